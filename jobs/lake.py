@@ -1,0 +1,130 @@
+"""Where everything is in the lake."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from jobs import storage
+from jobs.errors import JobError
+from schemas.documents import HistoryIndex, Ledger, Plan, RawManifest, RunManifest, Validation
+
+
+def check_day(ds: str) -> str:
+    """Return `ds`. Raises JobError where it is no day written YYYY-MM-DD."""
+    try:
+        if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", ds):
+            raise ValueError
+        date.fromisoformat(ds)
+    except ValueError:
+        raise JobError(f"--ds {ds!r} is not a day; write it as 2026-11-20") from None
+    return ds
+
+
+def check_run(run_id: str) -> str:
+    """Return `run_id`. Raises JobError where it could name anything but a run."""
+    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}-[a-z]*-?[0-9a-f]{8}", run_id):
+        raise JobError(f"--run {run_id!r} is not a run id; `python -m jobs plan` prints it, e.g. 2026-11-20-1f3a09bc")
+    return run_id
+
+
+@dataclass(frozen=True, slots=True)
+class Lake:
+    """Paths of the zones and readers of the documents in them."""
+
+    root: Path
+
+    # catalog
+    def raw(self, ds: str) -> Path:
+        return self.root / "catalog" / "raw" / f"ds={ds}"
+
+    @property
+    def pictures(self) -> Path:
+        return self.root / "catalog" / "pictures"
+
+    def valid(self, ds: str) -> Path:
+        return self.root / "catalog" / "valid" / f"ds={ds}"
+
+    def quarantine(self, ds: str) -> Path:
+        return self.root / "catalog" / "quarantine" / f"ds={ds}"
+
+    # plans, examples, predictions
+    def plan(self, run_id: str) -> Path:
+        return self.root / "plans" / f"ds={run_id[:10]}" / f"run={run_id}"
+
+    def examples(self, run_id: str) -> Path:
+        return self.root / "examples" / f"ds={run_id[:10]}" / f"run={run_id}"
+
+    def predictions(self, run_id: str) -> Path:
+        return self.root / "predictions" / f"run={run_id}"
+
+    def prediction_file(self, run_id: str, shard: int) -> Path:
+        return self.predictions(run_id) / f"shard={shard:05d}.parquet"
+
+    # published
+    @property
+    def current(self) -> Path:
+        """The pointer: one line for each Parquet file of the live run."""
+        return self.root / "attribute_tables" / "current"
+
+    def run(self, run_id: str) -> Path:
+        return self.root / "attribute_tables" / "runs" / run_id
+
+    @property
+    def history(self) -> Path:
+        return self.root / "attribute_history"
+
+    @property
+    def history_index(self) -> Path:
+        return self.history / "index.json"
+
+    # models, reports
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    def reports(self, run_id: str) -> Path:
+        return self.root / "reports" / f"ds={run_id[:10]}" / f"run={run_id}"
+
+    def relative(self, path: Path) -> str:
+        """Return `path` as documents name it: relative to the lake."""
+        return str(path.relative_to(self.root))
+
+    # documents
+    def read_raw_manifest(self, ds: str) -> RawManifest | None:
+        return storage.read_document(self.raw(ds) / "_manifest.json", RawManifest)
+
+    def read_validation(self, ds: str) -> Validation:
+        found = storage.read_document(self.valid(ds) / "current.json", Validation)
+        if found is None:
+            raise JobError(f"{self.valid(ds)}: the day is not validated; run `python -m jobs validate --ds {ds}`")
+        return found
+
+    def read_plan(self, run_id: str) -> Plan:
+        found = storage.read_document(self.plan(check_run(run_id)) / "plan.json", Plan)
+        if found is None:
+            raise JobError(f"{self.plan(run_id)}: there is no such plan; run `python -m jobs plan --ds {run_id[:10]}`")
+        return found
+
+    def read_manifest(self, run_id: str) -> RunManifest | None:
+        return storage.read_document(self.run(run_id) / "manifest.json", RunManifest)
+
+    def read_ledger(self, run_id: str) -> Ledger | None:
+        return storage.read_document(self.reports(run_id) / "ledger.json", Ledger)
+
+    def read_history_index(self) -> HistoryIndex:
+        return storage.read_document(self.history_index, HistoryIndex) or HistoryIndex()
+
+    def current_lines(self) -> list[str]:
+        """Return the paths of the live run's attribute files; empty where nothing is published."""
+        try:
+            return self.current.read_text().split("\n")[:-1]
+        except FileNotFoundError:
+            return []
+
+    def current_run(self) -> str | None:
+        """Return the id of the live run, or None where nothing is published."""
+        lines = self.current_lines()
+        return Path(lines[0]).relative_to(self.root / "attribute_tables" / "runs").parts[0] if lines else None

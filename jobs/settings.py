@@ -1,0 +1,53 @@
+"""Settings of every job: defaults, ``TAGGING_*`` environment variables, then command-line flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """All settings. ``TAGGING_ROOT=/data/lake`` sets `root`, and so on."""
+
+    model_config = SettingsConfigDict(env_prefix="TAGGING_", frozen=True)
+
+    root: Path = Field(default=Path("lake"), description="folder of the lake")
+    picture_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(), description="folders pictures may be read from, comma-separated; the lake's own is always one"
+    )
+    taxonomy: str = Field(default="sample", description="taxonomy to train with: a shipped name or a YAML file")
+    rules: str = Field(default="default", description="data-quality rules: a shipped name or a YAML file")
+    model_config_name: str = Field(default="sample", description="model to train: a shipped name or a YAML file")
+    shard_rows: int = Field(default=20_000, ge=1, description="most products in a shard")
+    batch_size: int = Field(default=256, ge=1, description="products in a forward pass")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="cuda fails where there is no GPU")
+    spark_master: str = Field(default="local[*]", description="where Spark runs")
+    spark_memory: str = Field(default="1g", description="heap of Spark's driver")
+    progress: bool = Field(default=True, description="show progress bars")
+
+    @field_validator("root", mode="before")
+    @classmethod
+    def _local(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = value.removeprefix("file://")
+            if "://" in value:
+                raise ValueError(f"{value!r}: the lake must be a local folder; object stores are not supported yet")
+        return value
+
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @field_validator("picture_roots", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+    @field_validator("picture_roots")
+    @classmethod
+    def _absolute_all(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+        return tuple(path.expanduser().resolve() for path in value)

@@ -1,0 +1,52 @@
+"""What every step does around its work: logging, timing, peak memory, and the metrics file of the report."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jobs import storage
+from schemas.documents import StepMetrics
+
+log = logging.getLogger("jobs")
+
+
+def set_up_logging() -> None:
+    """Log to standard error, so that standard output carries a step's result alone."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("py4j", "great_expectations", "matplotlib", "fontTools", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@dataclass(slots=True)
+class Measured:
+    """What a step fills in while it runs."""
+
+    rows: int = 0
+    details: dict[str, float | int | str] = field(default_factory=dict)
+    folder: Path | None = None  # the run's report folder, once the step knows it
+
+
+@contextlib.contextmanager
+def measure(step: str, folder: Path | None = None, *, name: str = "") -> Iterator[Measured]:
+    """Time a step, log its rate, and write ``<folder>/steps/<name or step>.json`` when it ends well."""
+    measured = Measured(folder=folder)
+    started_at, start = datetime.now(UTC), time.perf_counter()
+    log.info("%s: started", name or step)
+    yield measured
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    rate = f", {measured.rows / seconds:,.0f} rows/s" if measured.rows else ""
+    log.info("%s: done in %.1f s, %s rows%s, peak %.0f MB", name or step, seconds, f"{measured.rows:,}", rate, peak / 1e6)
+    if measured.folder is not None:
+        metrics = StepMetrics(
+            step=step, seconds=seconds, rows=measured.rows, peak_rss_bytes=peak, started_at=started_at, details=measured.details
+        )
+        storage.write_document(measured.folder / "steps" / f"{name or step}.json", metrics)

@@ -1,0 +1,188 @@
+"""The JSON documents of the lake: what one step tells the next beside its tables. Paths are relative to the lake."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from schemas.loading import Strict
+
+Day = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+
+
+class RawFile(Strict):
+    """One file of a day's raw records."""
+
+    name: str
+    bytes: int
+    rows: int = Field(description="lines in the file, blank ones left out")
+    sha256: str
+
+
+class RawManifest(Strict):
+    """``catalog/raw/ds=D/_manifest.json``, written last: a day without it is not complete."""
+
+    ds: Day
+    source: str = Field(description="the folder it was imported from")
+    files: tuple[RawFile, ...]
+    rows: int
+    created_at: datetime
+
+
+class Validation(Strict):
+    """``catalog/valid/ds=D/current.json``: names the day's valid and quarantined records. Swapped whole."""
+
+    ds: Day
+    version: str = Field(description="fingerprint of the raw files, the rules and the picture roots")
+    passed: bool = Field(description="False: a critical rule failed; nothing may be published from this day")
+    failures: tuple[str, ...] = Field(description="each failed critical rule, with what was seen")
+    raw: int
+    unparsable: int
+    quarantined: int
+    superseded: int
+    valid: int
+    reasons: dict[str, int] = Field(description="rows by the rule that failed; a row may fail several")
+    quarantined_products: int = Field(default=0, description="distinct ids quarantined and not in valid")
+    valid_path: str
+    quarantine_path: str
+    data_docs_path: str
+    created_at: datetime
+
+
+class Shard(Strict):
+    """A part of a run's work, tagged by one task into one file."""
+
+    id: int
+    rows: int
+    example_paths: tuple[str, ...] = Field(description="folders that hold the shard's examples")
+
+
+class Plan(Strict):
+    """``plans/ds=D/run=R/plan.json``: the frozen plan of a run; written last, never changed."""
+
+    run_id: str
+    ds: Day
+    base_run: str | None = Field(description="the live run the catalog was compared with; None: nothing is published")
+    backfill: bool = Field(description="True: a later day is published, so this run changes history only")
+    prepare_only: bool = Field(description="True: makes examples to train on; nothing is tagged or published")
+    model_version: str | None
+    taxonomy_path: str = Field(description="the taxonomy labels are read by: the model's, or for training the settings'")
+    taxonomy_fingerprint: str
+    picture_height: int = Field(description="pixels")
+    picture_width: int = Field(description="pixels")
+    validation: Validation
+    shards: tuple[Shard, ...]
+    new: int
+    changed: int
+    model_changed: int
+    unchanged: int
+    removed: int
+    held: int = Field(description="published products kept as they are because today's record is quarantined")
+    to_preprocess: int
+    created_at: datetime
+
+    @property
+    def example_spec(self) -> str:
+        """What an example depends on beside its record: two equal specs, one example serves both."""
+        return f"{self.picture_height}x{self.picture_width}-{self.taxonomy_fingerprint}"
+
+    @property
+    def to_tag(self) -> int:
+        """Products in the shards."""
+        return self.new + self.changed + self.model_changed
+
+
+class PublishedFile(Strict):
+    """One Parquet file of a published run."""
+
+    path: str
+    attribute: str = Field(description="attribute name, or '_products' for the state of the products")
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class RunManifest(Strict):
+    """``manifest.json`` of a run: in ``attribute_tables/runs/R`` for the tables, written last."""
+
+    run_id: str
+    ds: Day
+    parent: str | None
+    model_version: str
+    taxonomy_fingerprint: str
+    files: tuple[PublishedFile, ...]
+    rows: int = Field(description="rows of all attributes")
+    products: int
+    created_at: datetime
+
+
+class HistoryIndex(Strict):
+    """``attribute_history/index.json``: for each day, the folder that holds its changes. Swapped whole."""
+
+    days: dict[Day, HistoryDay] = Field(default_factory=dict)
+
+
+class HistoryDay(Strict):
+    """Where one day's changes are."""
+
+    run_id: str
+    path: str
+    rows: int
+
+
+class StepMetrics(Strict):
+    """``reports/ds=D/run=R/steps/<step>.json``: what a step cost."""
+
+    step: str
+    seconds: float
+    rows: int = Field(description="rows the step worked on")
+    peak_rss_bytes: int = Field(description="largest resident memory of this process")
+    started_at: datetime
+    details: dict[str, float | int | str] = Field(default_factory=dict)
+
+
+class Ledger(Strict):
+    """``reports/ds=D/run=R/ledger.json``: every row accounted for; written last, so it marks the run as finished."""
+
+    run_id: str
+    ds: Day
+    model_version: str
+    backfill: bool
+    raw: int
+    unparsable: int
+    quarantined: int
+    superseded: int
+    valid: int
+    unchanged: int
+    tagged_both: int
+    tagged_text: int
+    tagged_image: int
+    untaggable: int
+    new: int
+    changed: int
+    model_changed: int
+    removed: int
+    held: int
+    published_products: int
+    published_rows: int
+    created_at: datetime
+
+    def differences(self) -> list[str]:
+        """Return each equation that does not hold, in words; an empty list means the ledger adds up."""
+        seen = self.unparsable + self.quarantined + self.superseded + self.valid
+        tagged = self.tagged_both + self.tagged_text + self.tagged_image + self.untaggable
+        found = []
+        if self.raw != seen:
+            found.append(f"raw lines {self.raw} != unparsable + quarantined + superseded + valid = {seen}")
+        if self.valid != self.unchanged + tagged:
+            found.append(f"valid {self.valid} != unchanged {self.unchanged} + tagged and untaggable {tagged}")
+        if self.new + self.changed + self.model_changed != tagged:
+            found.append(f"planned {self.new + self.changed + self.model_changed} != tagged and untaggable {tagged}")
+        if not self.backfill and self.published_products != self.valid + self.held:
+            found.append(f"published products {self.published_products} != valid {self.valid} + held {self.held}")
+        return found
+
+
+HistoryIndex.model_rebuild()

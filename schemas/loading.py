@@ -1,0 +1,61 @@
+"""Read a YAML file into a pydantic model, with an error that names the file, the place and the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class ContractError(ValueError):
+    """A contract file (taxonomy, rules, mapping) is wrong; the message says where and why."""
+
+
+class Strict(BaseModel):
+    """Base of every contract: unknown keys are errors, so that a typing mistake is never ignored; immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def place(document: Any, location: tuple[int | str, ...]) -> str:
+    """Return `location` as people write it, with the names of list items: ``attributes[3 'neck'].values[2]``."""
+    text, node = "", document
+    for step in location:
+        if isinstance(step, int):
+            node = node[step] if isinstance(node, list) and step < len(node) else None
+            name = node.get("name") if isinstance(node, dict) else None
+            text += f"[{step}{f' {name!r}' if name else ''}]"
+        else:
+            node = node.get(step) if isinstance(node, dict) else None
+            text += f".{step}" if text else str(step)
+    return text or "the whole file"
+
+
+def load_yaml(path: str | Path, model: type[Model]) -> Model:
+    """Return the YAML file at `path` as a `model`.
+
+    Raises:
+        ContractError: the file is missing, is no YAML, or breaks the contract; every broken place is listed.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ContractError(f"{path}: cannot be read: {error}") from error
+    return parse_yaml(text, model, str(path))
+
+
+def parse_yaml(text: str, model: type[Model], name: str) -> Model:
+    """Return YAML `text` as a `model`; `name` stands for it in errors. Raises ContractError."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ContractError(f"{name}: not valid YAML: {error}") from error
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        lines = [f"  {place(document, e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        raise ContractError("\n".join([f"{name}: not a valid {model.__name__}:", *lines])) from error

@@ -1,0 +1,187 @@
+"""Every table of the lake, defined once, as an Arrow schema.
+
+A field carries its meaning under the metadata key ``comment`` and, where it has one, its unit under ``unit``; Spark
+shows the comment in ``DESCRIBE``. `spark_schema` derives the Spark schema by PySpark's own converter, so there is no
+second definition to keep in step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from pyspark.sql.types import StructType
+
+LABELS: Final = pa.map_(pa.string(), pa.list_(pa.string()))
+TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
+
+
+def _field(name: str, dtype: pa.DataType, comment: str, *, unit: str = "", null: bool = True) -> pa.Field:
+    metadata = {"comment": comment} | ({"unit": unit} if unit else {})
+    return pa.field(name, dtype, nullable=null, metadata=metadata)
+
+
+def _schema(description: str, *fields: pa.Field) -> pa.Schema:
+    return pa.schema(fields, metadata={"description": description})
+
+
+_PRODUCT_ID = _field("product_id", pa.string(), "the shop's id of the product", null=False)
+_SOURCE_HASH = _field(
+    "source_hash", pa.string(), "hash of all that a prediction depends on: texts, picture identity, labels", null=False
+)
+_RUN = _field("run_id", pa.string(), "the run that wrote this row", null=False)
+_DS = _field("ds", pa.string(), "day of the catalog this row was made from", unit="YYYY-MM-DD", null=False)
+
+RECORD: Final = _schema(
+    "A product as the shop gives it: one JSON object a line in catalog/raw",
+    _PRODUCT_ID,
+    _field("title", pa.string(), "short name of the product"),
+    _field("brand", pa.string(), "maker or label of the product"),
+    _field("description", pa.string(), "long text, in the shop's words"),
+    _field("price", pa.float64(), "price", unit="the shop's currency"),
+    _field("image_uri", pa.string(), "picture: a path relative to a picture root, or a URI inside one"),
+    _field("image_version", pa.string(), "identity of the picture's content: a hash, ETag, or size and mtime"),
+    _field("updated_at", pa.string(), "when the shop last changed the record; of two with one id the later wins", unit="ISO 8601"),
+    _field("attributes", LABELS, "the catalog's own labels by source field name, in the shop's words"),
+)
+
+VALID: Final = _schema(
+    "Records that pass every row rule, one for a product_id",
+    *[f for f in RECORD if f.name != "attributes"],
+    _field("labels", LABELS, "the catalog's own labels by source field name, in the shop's words"),
+    _field("mistyped_labels", pa.map_(pa.string(), pa.string()), "labels that are no text: field name to the JSON found"),
+    _SOURCE_HASH,
+    _DS,
+)
+
+QUARANTINE: Final = _schema(
+    "Records that are not in `valid`, each with why, and its raw text",
+    _field("kind", pa.string(), "unparsable | quarantined | superseded (a newer record has this id)", null=False),
+    _field("reasons", pa.list_(pa.string()), "names of the rules that failed", null=False),
+    _field("product_id", pa.string(), "the record's id where one could be read"),
+    _field("raw", pa.binary(), "the raw line, byte for byte", null=False),
+    _field("source_file", pa.string(), "the raw file the line is from", null=False),
+    _DS,
+)
+
+PLAN: Final = _schema(
+    "What a run must do: one row for each product to tag",
+    _PRODUCT_ID,
+    _field("reason", pa.string(), "new | changed | model_changed", null=False),
+    _field("shard", pa.int32(), "the shard this product is tagged in", null=False),
+    _field("example_path", pa.string(), "folder, relative to the lake, of an example that can be used again; null: make one"),
+    _SOURCE_HASH,
+)
+
+EXAMPLES: Final = _schema(
+    "Model inputs, made once for each new or changed product",
+    _PRODUCT_ID,
+    _SOURCE_HASH,
+    _field("title", pa.string(), "clean title, '' where absent", null=False),
+    _field("brand", pa.string(), "clean brand, '' where absent", null=False),
+    _field("description", pa.string(), "clean description, '' where absent", null=False),
+    _field("image", pa.binary(), "uint8 pixels, height x width x 3, RGB, row by row, of the size in picture_spec; null: no picture"),
+    _field("image_status", pa.string(), "ok, or why there is no picture: absent | missing | empty | forbidden | too_large | broken", null=False),
+    _field("image_detail", pa.string(), "the decoder's own words where the picture is not ok"),
+    _field("labels", LABELS, "the catalog's labels, in the taxonomy's words, by attribute name", null=False),
+    _field("unknown_labels", LABELS, "the catalog's labels outside the taxonomy, in the shop's words, by attribute name", null=False),
+)
+
+_PREDICTION = pa.struct(
+    [
+        _field("attribute", pa.string(), "attribute name", null=False),
+        _field("value", pa.string(), "a value of the attribute", null=False),
+        _field("confidence", pa.float32(), "the model's probability of this value", unit="0 to 1", null=False),
+        _field("accepted", pa.bool_(), "confidence reaches the threshold of the promised precision", null=False),
+        _field("text_weight", pa.float32(), "modality-wise attention on the text", unit="0 to 1", null=False),
+        _field("image_weight", pa.float32(), "modality-wise attention on the picture", unit="0 to 1", null=False),
+    ]
+)
+
+PREDICTIONS: Final = _schema(
+    "What the model says: one row for each product of a shard",
+    _PRODUCT_ID,
+    _SOURCE_HASH,
+    _field("modality", pa.string(), "what the model saw: both | text | image | none (untaggable)", null=False),
+    _field("image_status", pa.string(), "as in the example", null=False),
+    _field("labels", LABELS, "the catalog's labels, in the taxonomy's words, as in the example", null=False),
+    _field("applicable", pa.list_(pa.string()), "attributes that apply to this product", null=False),
+    _field("predictions", pa.list_(_PREDICTION), "of applicable attributes: the best value, and for a multi-valued one each likely value", null=False),
+    _field("tagged_at", TIMESTAMP, "when the model saw the product", null=False),
+)
+
+ATTRIBUTES: Final = _schema(
+    "The attribute table: one row for a product, an attribute that applies to it and, where multi-valued, a value",
+    _PRODUCT_ID,
+    _field("attribute", pa.string(), "attribute name", null=False),
+    _field("value", pa.string(), "what to use: the catalog's own value, else the model's where accepted, else null"),
+    _field("source", pa.string(), "where `value` is from: catalog | model; null where there is none"),
+    _field("catalog_value", pa.string(), "the catalog's own value, in the taxonomy's words"),
+    _field("model_value", pa.string(), "the model's best value; null where the model saw neither text nor picture"),
+    _field("confidence", pa.float32(), "the model's probability of model_value", unit="0 to 1"),
+    _field("accepted", pa.bool_(), "confidence reaches the threshold of the promised precision", null=False),
+    _field("conflict", pa.bool_(), "an accepted model value differs from the catalog's: a suspected wrong label", null=False),
+    _field("text_weight", pa.float32(), "modality-wise attention on the text", unit="0 to 1"),
+    _field("image_weight", pa.float32(), "modality-wise attention on the picture", unit="0 to 1"),
+    _field("model_version", pa.string(), "the model that made model_value", null=False),
+    _SOURCE_HASH,
+    _DS,
+    _RUN,
+    _field("tagged_at", TIMESTAMP, "when the model saw the product", null=False),
+)
+
+PRODUCTS: Final = _schema(
+    "The state of each published product: what a later plan compares with",
+    _PRODUCT_ID,
+    _SOURCE_HASH,
+    _field("model_version", pa.string(), "the model that tagged it", null=False),
+    _field("modality", pa.string(), "what the model saw: both | text | image | none (untaggable)", null=False),
+    _field("image_status", pa.string(), "as in the example", null=False),
+    _field("example_path", pa.string(), "folder of its example, relative to the lake", null=False),
+    _field("example_spec", pa.string(), "picture size and taxonomy its example was made for", null=False),
+    _DS,
+    _RUN,
+    _field("tagged_at", TIMESTAMP, "when the model saw the product", null=False),
+)
+
+_CHANGE = (
+    _field("change", pa.string(), "upsert | remove", null=False),
+    _field("change_ds", pa.string(), "the day this change belongs to", unit="YYYY-MM-DD", null=False),
+)
+
+
+def history_of(table: pa.Schema, key: tuple[str, ...]) -> pa.Schema:
+    """Return the history schema of `table`: its columns, null but for `key` on removal, and the change's kind and day."""
+    fields = [f.with_nullable(f.nullable or f.name not in key) for f in table]
+    return pa.schema([*fields, *_CHANGE], metadata={"description": "What changed on each day"})
+
+
+ATTRIBUTE_HISTORY: Final = history_of(ATTRIBUTES, ("product_id", "attribute"))
+PRODUCT_HISTORY: Final = history_of(PRODUCTS, ("product_id",))
+
+TABLES: Final[dict[str, pa.Schema]] = {
+    "record": RECORD,
+    "valid": VALID,
+    "quarantine": QUARANTINE,
+    "plan": PLAN,
+    "examples": EXAMPLES,
+    "predictions": PREDICTIONS,
+    "attributes": ATTRIBUTES,
+    "products": PRODUCTS,
+    "attribute_history": ATTRIBUTE_HISTORY,
+    "product_history": PRODUCT_HISTORY,
+}
+
+
+def spark_schema(table: pa.Schema) -> StructType:
+    """Return the Spark schema of `table`, comments and all, by PySpark's own Arrow conversion."""
+    from pyspark.sql.pandas.types import from_arrow_schema
+    from pyspark.sql.types import StructField, StructType
+
+    converted = from_arrow_schema(table)
+    comments = {f.name: (f.metadata or {}).get(b"comment", b"").decode() for f in table}
+    return StructType(
+        [StructField(f.name, f.dataType, f.nullable, {"comment": comments[f.name]}) for f in converted.fields]
+    )

@@ -1,0 +1,213 @@
+"""The attribute taxonomy: which attributes there are, their values, where they apply, and the precision promised.
+
+A taxonomy is a YAML file; adding an attribute or a value is an edit of that file and a training run, never code.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from schemas.loading import ContractError, Strict, load_yaml
+
+BUILT_IN = Path(__file__).parent / "taxonomies"
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+
+
+def fold(text: str) -> str:
+    """Return `text` as it is compared: case folded, spaces collapsed, ends trimmed."""
+    return re.sub(r"\s+", " ", text).strip().casefold()
+
+
+class Value(Strict):
+    """One value of an attribute. In YAML a bare string will do where there are no aliases."""
+
+    name: Text
+    aliases: tuple[Text, ...] = ()
+
+
+class Attribute(Strict):
+    """One attribute and all that the pipeline needs to know of it."""
+
+    name: Name = Field(description="snake_case: used in folders, columns and queries")
+    label: Text = Field(description="for people")
+    field: Text = Field(description="key of the record's `attributes` that holds the catalog's own value")
+    values: tuple[Value, ...] = Field(min_length=2)
+    multi_valued: bool = False
+    target_precision: float = Field(default=0.9, gt=0, lt=1, description="share of accepted values that must be right")
+    applies_to: Literal["all"] | tuple[Text, ...] = Field(default="all", description="article types, or names of groups")
+    ignore: tuple[Text, ...] = Field(default=(), description="labels that say nothing, such as NA: dropped, not reported")
+    prompts: tuple[Text, ...] = Field(default=("a photo of a product, {value}",), description="zero-shot templates")
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _bare_values(cls, values: Any) -> Any:
+        if isinstance(values, list):
+            return [{"name": v} if isinstance(v, str) else v for v in values]
+        return values
+
+    @field_validator("prompts")
+    @classmethod
+    def _prompt_names_value(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
+        for prompt in prompts:
+            if "{value}" not in prompt:
+                raise ValueError(f"the prompt {prompt!r} has no {{value}}")
+        return prompts
+
+    @model_validator(mode="after")
+    def _unambiguous(self) -> Attribute:
+        owner: dict[str, str] = {}
+        for value in self.values:
+            for word in (value.name, *value.aliases):
+                other = owner.setdefault(fold(word), value.name)
+                if other != value.name or (word == value.name and [v.name for v in self.values].count(word) > 1):
+                    raise ValueError(f"attribute {self.name!r}: {word!r} stands for both {other!r} and {value.name!r}")
+        for word in self.ignore:
+            if fold(word) in owner:
+                raise ValueError(f"attribute {self.name!r}: {word!r} is both ignored and a name of {owner[fold(word)]!r}")
+        return self
+
+    @functools.cached_property
+    def value_names(self) -> tuple[str, ...]:
+        """The values' names, in class order: index i is the model's class i."""
+        return tuple(v.name for v in self.values)
+
+    @functools.cached_property
+    def index(self) -> dict[str, int]:
+        """Value name to class index."""
+        return {name: i for i, name in enumerate(self.value_names)}
+
+    @functools.cached_property
+    def _lookup(self) -> dict[str, str]:
+        return {fold(word): v.name for v in self.values for word in (v.name, *v.aliases)}
+
+    @functools.cached_property
+    def _ignored(self) -> frozenset[str]:
+        return frozenset(fold(word) for word in self.ignore)
+
+    def normalise(self, raw: str) -> str | None:
+        """Return the value that `raw` names (by its name or an alias, case and spaces aside), or None."""
+        return self._lookup.get(fold(raw))
+
+    def ignores(self, raw: str) -> bool:
+        """Whether `raw` is a label that says nothing."""
+        return not raw.strip() or fold(raw) in self._ignored
+
+
+class Taxonomy(Strict):
+    """All attributes of a catalog."""
+
+    name: Name
+    article_type: Name = Field(description="the attribute that says what kind of thing a product is")
+    groups: dict[str, tuple[Text, ...]] = Field(default_factory=dict, description="named sets of article types")
+    attributes: tuple[Attribute, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Taxonomy:
+        names = [a.name for a in self.attributes]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise ValueError(f"attributes[{i}]: the name {name!r} is taken by attributes[{names.index(name)}]")
+        if self.article_type not in names:
+            raise ValueError(f"article_type: {self.article_type!r} is none of the attributes {names}")
+        types = self[self.article_type]
+        if types.applies_to != "all" or types.multi_valued:
+            raise ValueError(f"article_type: {self.article_type!r} must be single-valued and apply to all products")
+        for group, members in self.groups.items():
+            for member in members:
+                if member not in types.index:
+                    raise ValueError(f"groups.{group}: {member!r} is no value of {self.article_type!r}")
+        for i, attribute in enumerate(self.attributes):
+            for member in () if attribute.applies_to == "all" else attribute.applies_to:
+                if member not in self.groups and member not in types.index:
+                    raise ValueError(
+                        f"attributes[{i} {attribute.name!r}].applies_to: {member!r} is neither a group nor a value of "
+                        f"{self.article_type!r}"
+                    )
+        return self
+
+    def __getitem__(self, name: str) -> Attribute:
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise KeyError(f"no attribute {name!r} in taxonomy {self.name!r}; it has {sorted(self._by_name)}") from None
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Attribute]:
+        return {a.name: a for a in self.attributes}
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The attributes' names, in order."""
+        return tuple(a.name for a in self.attributes)
+
+    @functools.cached_property
+    def _applicable(self) -> dict[str, tuple[str, ...]]:
+        def applies(attribute: Attribute, article_type: str) -> bool:
+            if attribute.applies_to == "all":
+                return True
+            return any(article_type == m or article_type in self.groups.get(m, ()) for m in attribute.applies_to)
+
+        return {
+            article_type: tuple(a.name for a in self.attributes if applies(a, article_type))
+            for article_type in self[self.article_type].value_names
+        }
+
+    def applicable(self, article_type: str | None) -> tuple[str, ...]:
+        """Return the names of the attributes that apply to `article_type`; of an unknown one, those that apply to all."""
+        if article_type in self._applicable:
+            return self._applicable[article_type]
+        return tuple(a.name for a in self.attributes if a.applies_to == "all")
+
+    def normalise(
+        self, labels: Mapping[str, Iterable[str]]
+    ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Split the catalog's `labels` (source field to raw values) into known and unknown ones.
+
+        Returns:
+            known labels, by attribute name, in the taxonomy's words, in class order; of a single-valued attribute the
+            first; and unknown labels, by attribute name, in the shop's words. Ignored labels are in neither.
+        """
+        known: dict[str, list[str]] = {}
+        unknown: dict[str, list[str]] = {}
+        for attribute in self.attributes:
+            found: list[str] = []
+            for raw in labels.get(attribute.field) or ():
+                if raw is None or attribute.ignores(raw):
+                    continue
+                value = attribute.normalise(raw)
+                if value is None:
+                    unknown.setdefault(attribute.name, []).append(raw)
+                elif value not in found:
+                    found.append(value)
+            if found:
+                known[attribute.name] = sorted(found, key=attribute.index.__getitem__) if attribute.multi_valued else found[:1]
+        return known, unknown
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change when anything in the taxonomy does."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+def load_taxonomy(path: str | Path) -> Taxonomy:
+    """Return the taxonomy at `path`, or the shipped one of that name (``sample``, ``fashion``).
+
+    Raises:
+        ContractError: it is missing or wrong; the message says where and why.
+    """
+    shipped = BUILT_IN / f"{path}.yaml"
+    if "/" not in str(path) and shipped.exists():
+        return load_yaml(shipped, Taxonomy)
+    if not Path(path).exists():
+        names = sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
+        raise ContractError(f"{path}: no such taxonomy file; the shipped ones are {names}")
+    return load_yaml(path, Taxonomy)
