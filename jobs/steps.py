@@ -20,7 +20,9 @@ log = logging.getLogger("jobs")
 
 def set_up_logging() -> None:
     """Log to standard error, so that standard output carries a step's result alone."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
     for noisy in ("py4j", "great_expectations", "matplotlib", "fontTools", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -44,9 +46,16 @@ def measure(step: str, folder: Path | None = None, *, name: str = "") -> Iterato
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     rate = f", {measured.rows / seconds:,.0f} rows/s" if measured.rows else ""
-    log.info("%s: done in %.1f s, %s rows%s, peak %.0f MB", name or step, seconds, f"{measured.rows:,}", rate, peak / 1e6)
+    log.info(
+        "%s: done in %.1f s, %s rows%s, peak %.0f MB", name or step, seconds, f"{measured.rows:,}", rate, peak / 1e6
+    )
     if measured.folder is not None:
         metrics = StepMetrics(
-            step=step, seconds=seconds, rows=measured.rows, peak_rss_bytes=peak, started_at=started_at, details=measured.details
+            step=step,
+            seconds=seconds,
+            rows=measured.rows,
+            peak_rss_bytes=peak,
+            started_at=started_at,
+            details=measured.details,
         )
         storage.write_document(measured.folder / "steps" / f"{name or step}.json", metrics)

@@ -64,7 +64,9 @@ def read_document(path: Path, model: type[Document]) -> Document | None:
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        raise JobError(f"{path}: not a {model.__name__}; remove it and run the step that writes it again\n{error}") from error
+        raise JobError(
+            f"{path}: not a {model.__name__}; remove it and run the step that writes it again\n{error}"
+        ) from error
 
 
 def compare_and_swap(path: Path, expected: bytes | None, new: bytes) -> None:

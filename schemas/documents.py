@@ -68,7 +68,9 @@ class Plan(Strict):
     backfill: bool = Field(description="True: a later day is published, so this run changes history only")
     prepare_only: bool = Field(description="True: makes examples to train on; nothing is tagged or published")
     model_version: str | None
-    taxonomy_path: str = Field(description="the taxonomy labels are read by: the model's, or for training the settings'")
+    taxonomy_path: str = Field(
+        description="the taxonomy labels are read by: the model's, or for training the settings'"
+    )
     taxonomy_fingerprint: str
     picture_height: int = Field(description="pixels")
     picture_width: int = Field(description="pixels")

@@ -21,7 +21,9 @@ class Mapping(Strict):
     records: tuple[str, ...] = Field(description="file names or globs, tried in order: the first that exists is read")
     format: Literal["auto", "jsonl", "csv"] = Field(default="auto", description="auto: by the file's ending")
     pictures: tuple[str, ...] = Field(default=(), description="zips or folders of pictures, tried in order")
-    picture_name: str = Field(default="", description="path in the zip or folder, e.g. images/{id}.jpg; columns in braces")
+    picture_name: str = Field(
+        default="", description="path in the zip or folder, e.g. images/{id}.jpg; columns in braces"
+    )
     product_id: str
     title: str = ""
     brand: str = ""

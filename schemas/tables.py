@@ -43,7 +43,12 @@ RECORD: Final = _schema(
     _field("price", pa.float64(), "price", unit="the shop's currency"),
     _field("image_uri", pa.string(), "picture: a path relative to a picture root, or a URI inside one"),
     _field("image_version", pa.string(), "identity of the picture's content: a hash, ETag, or size and mtime"),
-    _field("updated_at", pa.string(), "when the shop last changed the record; of two with one id the later wins", unit="ISO 8601"),
+    _field(
+        "updated_at",
+        pa.string(),
+        "when the shop last changed the record; of two with one id the later wins",
+        unit="ISO 8601",
+    ),
     _field("attributes", LABELS, "the catalog's own labels by source field name, in the shop's words"),
 )
 
@@ -51,7 +56,9 @@ VALID: Final = _schema(
     "Records that pass every row rule, one for a product_id",
     *[f for f in RECORD if f.name != "attributes"],
     _field("labels", LABELS, "the catalog's own labels by source field name, in the shop's words"),
-    _field("mistyped_labels", pa.map_(pa.string(), pa.string()), "labels that are no text: field name to the JSON found"),
+    _field(
+        "mistyped_labels", pa.map_(pa.string(), pa.string()), "labels that are no text: field name to the JSON found"
+    ),
     _SOURCE_HASH,
     _DS,
 )
@@ -71,7 +78,11 @@ PLAN: Final = _schema(
     _PRODUCT_ID,
     _field("reason", pa.string(), "new | changed | model_changed", null=False),
     _field("shard", pa.int32(), "the shard this product is tagged in", null=False),
-    _field("example_path", pa.string(), "folder, relative to the lake, of an example that can be used again; null: make one"),
+    _field(
+        "example_path",
+        pa.string(),
+        "folder, relative to the lake, of an example that can be used again; null: make one",
+    ),
     _SOURCE_HASH,
 )
 
@@ -82,11 +93,25 @@ EXAMPLES: Final = _schema(
     _field("title", pa.string(), "clean title, '' where absent", null=False),
     _field("brand", pa.string(), "clean brand, '' where absent", null=False),
     _field("description", pa.string(), "clean description, '' where absent", null=False),
-    _field("image", pa.binary(), "uint8 pixels, height x width x 3, RGB, row by row, of the size in picture_spec; null: no picture"),
-    _field("image_status", pa.string(), "ok, or why there is no picture: absent | missing | empty | forbidden | too_large | broken", null=False),
+    _field(
+        "image",
+        pa.binary(),
+        "uint8 pixels, height x width x 3, RGB, row by row, of the size in picture_spec; null: no picture",
+    ),
+    _field(
+        "image_status",
+        pa.string(),
+        "ok, or why there is no picture: absent | missing | empty | forbidden | too_large | broken",
+        null=False,
+    ),
     _field("image_detail", pa.string(), "the decoder's own words where the picture is not ok"),
     _field("labels", LABELS, "the catalog's labels, in the taxonomy's words, by attribute name", null=False),
-    _field("unknown_labels", LABELS, "the catalog's labels outside the taxonomy, in the shop's words, by attribute name", null=False),
+    _field(
+        "unknown_labels",
+        LABELS,
+        "the catalog's labels outside the taxonomy, in the shop's words, by attribute name",
+        null=False,
+    ),
 )
 
 _PREDICTION = pa.struct(
@@ -108,7 +133,12 @@ PREDICTIONS: Final = _schema(
     _field("image_status", pa.string(), "as in the example", null=False),
     _field("labels", LABELS, "the catalog's labels, in the taxonomy's words, as in the example", null=False),
     _field("applicable", pa.list_(pa.string()), "attributes that apply to this product", null=False),
-    _field("predictions", pa.list_(_PREDICTION), "of applicable attributes: the best value, and for a multi-valued one each likely value", null=False),
+    _field(
+        "predictions",
+        pa.list_(_PREDICTION),
+        "of applicable attributes: the best value, and for a multi-valued one each likely value",
+        null=False,
+    ),
     _field("tagged_at", TIMESTAMP, "when the model saw the product", null=False),
 )
 
@@ -122,7 +152,12 @@ ATTRIBUTES: Final = _schema(
     _field("model_value", pa.string(), "the model's best value; null where the model saw neither text nor picture"),
     _field("confidence", pa.float32(), "the model's probability of model_value", unit="0 to 1"),
     _field("accepted", pa.bool_(), "confidence reaches the threshold of the promised precision", null=False),
-    _field("conflict", pa.bool_(), "an accepted model value differs from the catalog's: a suspected wrong label", null=False),
+    _field(
+        "conflict",
+        pa.bool_(),
+        "an accepted model value differs from the catalog's: a suspected wrong label",
+        null=False,
+    ),
     _field("text_weight", pa.float32(), "modality-wise attention on the text", unit="0 to 1"),
     _field("image_weight", pa.float32(), "modality-wise attention on the picture", unit="0 to 1"),
     _field("model_version", pa.string(), "the model that made model_value", null=False),

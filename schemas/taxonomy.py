@@ -43,8 +43,12 @@ class Attribute(Strict):
     values: tuple[Value, ...] = Field(min_length=2)
     multi_valued: bool = False
     target_precision: float = Field(default=0.9, gt=0, lt=1, description="share of accepted values that must be right")
-    applies_to: Literal["all"] | tuple[Text, ...] = Field(default="all", description="article types, or names of groups")
-    ignore: tuple[Text, ...] = Field(default=(), description="labels that say nothing, such as NA: dropped, not reported")
+    applies_to: Literal["all"] | tuple[Text, ...] = Field(
+        default="all", description="article types, or names of groups"
+    )
+    ignore: tuple[Text, ...] = Field(
+        default=(), description="labels that say nothing, such as NA: dropped, not reported"
+    )
     prompts: tuple[Text, ...] = Field(default=("a photo of a product, {value}",), description="zero-shot templates")
 
     @field_validator("values", mode="before")
@@ -72,7 +76,9 @@ class Attribute(Strict):
                     raise ValueError(f"attribute {self.name!r}: {word!r} stands for both {other!r} and {value.name!r}")
         for word in self.ignore:
             if fold(word) in owner:
-                raise ValueError(f"attribute {self.name!r}: {word!r} is both ignored and a name of {owner[fold(word)]!r}")
+                raise ValueError(
+                    f"attribute {self.name!r}: {word!r} is both ignored and a name of {owner[fold(word)]!r}"
+                )
         return self
 
     @functools.cached_property
@@ -167,9 +173,7 @@ class Taxonomy(Strict):
             return self._applicable[article_type]
         return tuple(a.name for a in self.attributes if a.applies_to == "all")
 
-    def normalise(
-        self, labels: Mapping[str, Iterable[str]]
-    ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    def normalise(self, labels: Mapping[str, Iterable[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         """Split the catalog's `labels` (source field to raw values) into known and unknown ones.
 
         Returns:
@@ -189,7 +193,9 @@ class Taxonomy(Strict):
                 elif value not in found:
                     found.append(value)
             if found:
-                known[attribute.name] = sorted(found, key=attribute.index.__getitem__) if attribute.multi_valued else found[:1]
+                known[attribute.name] = (
+                    sorted(found, key=attribute.index.__getitem__) if attribute.multi_valued else found[:1]
+                )
         return known, unknown
 
     @functools.cached_property

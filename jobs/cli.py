@@ -1,0 +1,291 @@
+"""The command line. Each step is imported only when it is called: ``--help`` loads neither Spark nor torch.
+
+Logs and progress go to standard error. Standard output carries the result: for the steps of a night one line of JSON,
+which is what Airflow hands to the next task.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from jobs.errors import JobError
+from jobs.lake import check_day, check_run
+from jobs.settings import Settings
+from schemas.loading import ContractError
+
+app = typer.Typer(
+    help="""Tags a shop's catalog: every product's attributes from its picture and its text.
+
+    A night is `validate`, `plan`, `preprocess`, `tag`, `publish`, `report`; `night` runs them all for one day.
+    Before the first night: `import-catalog` brings a day's export into the lake, `plan --prepare` and `preprocess`
+    make the examples, and `train` makes the model. Every step can be run again at any time: what is done is skipped.
+
+    Settings come from TAGGING_* environment variables or from the flags below, before the step's name:
+    `python -m jobs --root /data/lake night --ds 2026-11-20`.
+    """,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+tables_app = typer.Typer(
+    help="What is published: list it, read a past day, go back to an earlier run.", no_args_is_help=False
+)
+models_app = typer.Typer(help="The trained models: list them, name the champion.", no_args_is_help=True)
+app.add_typer(tables_app, name="tables")
+app.add_typer(models_app, name="models")
+
+Ds = Annotated[str, typer.Option("--ds", help="Day of the catalog, YYYY-MM-DD.", callback=lambda v: check_day(v))]
+Run = Annotated[str, typer.Option("--run", help="Run id, as `plan` prints it.", callback=lambda v: check_run(v))]
+
+
+def _settings(context: typer.Context) -> Settings:
+    settings = context.obj
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def _print(result: dict[str, Any]) -> None:
+    sys.stdout.flush()
+    print(json.dumps(result), flush=True)
+
+
+@app.callback()
+def _common(
+    context: typer.Context,
+    root: Annotated[str | None, typer.Option(help="Folder of the lake. [TAGGING_ROOT, default ./lake]")] = None,
+    picture_roots: Annotated[
+        str | None, typer.Option(help="Folders pictures may be read from, comma-separated. [TAGGING_PICTURE_ROOTS]")
+    ] = None,
+    taxonomy: Annotated[
+        str | None, typer.Option(help="Taxonomy to train with: sample, fashion, or a YAML file.")
+    ] = None,
+    rules: Annotated[str | None, typer.Option(help="Data-quality rules: default, or a YAML file.")] = None,
+    model_config: Annotated[
+        str | None, typer.Option("--model-config", help="Model to train: a shipped config's name, or a YAML file.")
+    ] = None,
+    shard_rows: Annotated[
+        int | None, typer.Option(help="Most products in a shard. [TAGGING_SHARD_ROWS, 20000]")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Products in a forward pass. [TAGGING_BATCH_SIZE, 256]")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, or cuda (fails without a GPU). [TAGGING_DEVICE]")
+    ] = None,
+    spark_master: Annotated[str | None, typer.Option(help="Where Spark runs. [TAGGING_SPARK_MASTER, local[*]]")] = None,
+    spark_memory: Annotated[str | None, typer.Option(help="Heap of Spark's driver. [TAGGING_SPARK_MEMORY, 1g]")] = None,
+    progress: Annotated[bool | None, typer.Option(help="Show progress bars. [TAGGING_PROGRESS]")] = None,
+) -> None:
+    from jobs.steps import set_up_logging
+
+    set_up_logging()
+    flags = {
+        "root": root, "picture_roots": picture_roots, "taxonomy": taxonomy, "rules": rules, "model_config_name": model_config,
+        "shard_rows": shard_rows, "batch_size": batch_size, "device": device, "spark_master": spark_master,
+        "spark_memory": spark_memory, "progress": progress,
+    }  # fmt: skip
+    context.obj = Settings(**{name: value for name, value in flags.items() if value is not None})
+
+
+@app.command("sample-catalog")
+def sample_catalog(
+    folder: Annotated[Path, typer.Argument(help="Folder to write; its second day goes to <folder>-day2.")],
+    products: Annotated[int, typer.Option(help="Clean products to draw.")] = 3000,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same catalog.")] = 7,
+) -> None:
+    """Draw a catalog of garment-like products, dirty records among them, and what it looks like a day later."""
+    from jobs.sample_catalog import generate, next_day
+
+    generate(folder, products=products, seed=seed)
+    next_day(folder, folder.with_name(f"{folder.name}-day2"), mapping="sample", seed=seed)
+
+
+@app.command("import-catalog")
+def import_catalog(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="The shop's export: records and pictures.")],
+    ds: Ds,
+    mapping: Annotated[str, typer.Option(help="Column mapping: sample, fashion-products, or a YAML file.")] = "sample",
+) -> None:
+    """Bring a shop's export into the lake as the raw catalog of one day."""
+    from jobs.import_catalog import import_catalog as step
+
+    manifest = step(_settings(context), folder, ds, mapping)
+    _print({"ds": ds, "rows": manifest.rows, "files": len(manifest.files)})
+
+
+@app.command()
+def validate(context: typer.Context, ds: Ds) -> None:
+    """Check a day's records: quarantine the bad ones with their reasons, stop where the batch is not to be trusted."""
+    from jobs.validate import validate as step
+
+    result = step(_settings(context), ds)
+    _print({"ds": ds, "valid": result.valid, "quarantined": result.quarantined, "unparsable": result.unparsable})
+
+
+@app.command()
+def plan(
+    context: typer.Context,
+    ds: Ds,
+    prepare: Annotated[bool, typer.Option(help="Plan only the making of examples, to train a first model on.")] = False,
+    retag: Annotated[bool, typer.Option(help="Tag every product again, changed or not.")] = False,
+) -> None:
+    """Freeze what this run must do: new and changed products, removed ones, those a new model must tag again."""
+    from jobs.plan import plan as step
+
+    result = step(_settings(context), ds, prepare=prepare, retag=retag)
+    _print(
+        {
+            "ds": ds,
+            "run_id": result.run_id,
+            "shards": [s.id for s in result.shards],
+            "to_preprocess": result.to_preprocess,
+        }
+    )
+
+
+@app.command()
+def preprocess(context: typer.Context, run: Run) -> None:
+    """Make the model inputs of new and changed products: clean text, decoded and resized picture, known labels."""
+    from jobs.preprocess import preprocess as step
+
+    _print({"run_id": run, "examples": step(_settings(context), run)})
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    ds: Annotated[
+        str,
+        typer.Option("--ds", help="Newest day whose examples are used, YYYY-MM-DD.", callback=lambda v: check_day(v)),
+    ],
+    promote: Annotated[bool, typer.Option(help="Make the new model the champion.")] = True,
+) -> None:
+    """Train CMA-CLIP on the catalog's own labels, choose thresholds, and write a model version."""
+    from jobs.train import train as step
+
+    _print({"model_version": step(_settings(context), ds, promote=promote)})
+
+
+@app.command()
+def tag(
+    context: typer.Context,
+    run: Run,
+    shard: Annotated[int | None, typer.Option(help="Shard to tag; all of the plan's where left out.", min=0)] = None,
+) -> None:
+    """Predict the attributes of a run's products, shard by shard; a finished shard is skipped."""
+    from jobs.tag import tag as step
+
+    _print({"run_id": run, "tagged": step(_settings(context), run, shard)})
+
+
+@app.command()
+def publish(context: typer.Context, run: Run) -> None:
+    """Merge a run's predictions into the attribute tables: write, audit, then one atomic swap; then history and ledger."""
+    from jobs.publish import publish as step
+
+    ledger = step(_settings(context), run)
+    _print({"run_id": run, "products": ledger.published_products, "rows": ledger.published_rows})
+
+
+@app.command()
+def report(context: typer.Context, run: Run) -> None:
+    """Write the run's report: one HTML page with the ledger, the quarantine, each attribute, and the time of each step."""
+    from jobs.report import report as step
+
+    _print({"run_id": run, "report": str(step(_settings(context), run))})
+
+
+@app.command()
+def night(
+    context: typer.Context,
+    ds: Ds,
+    retag: Annotated[bool, typer.Option(help="Tag every product again, changed or not.")] = False,
+) -> None:
+    """Run a whole night without Airflow: validate, plan, preprocess, tag, publish, report."""
+    from jobs.night import night as step
+
+    ledger, page = step(_settings(context), ds, retag=retag)
+    _print(
+        {
+            "run_id": ledger.run_id,
+            "products": ledger.published_products,
+            "rows": ledger.published_rows,
+            "report": str(page),
+        }
+    )
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Option(help="Where the demo's lake and Airflow live.")] = Path(".run"),
+    catalog: Annotated[Path | None, typer.Option(help="A real catalog instead of the drawn one.")] = None,
+    mapping: Annotated[str, typer.Option(help="Column mapping of that catalog.")] = "fashion-products",
+) -> None:
+    """What `make run` does: a catalog, a model, two nights through Airflow, and how to query the result."""
+    from jobs.demo import demo as step
+
+    step(_settings(context), folder, catalog, mapping)
+
+
+@tables_app.callback(invoke_without_command=True)
+def tables(
+    context: typer.Context,
+    as_of: Annotated[str | None, typer.Option(help="Write the tables as they were on this day, YYYY-MM-DD.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With --as-of: the Parquet file to write.")] = None,
+) -> None:
+    """List what is published, and print the line that reads it with DuckDB, pandas, Polars and Spark."""
+    if context.invoked_subcommand is None:
+        from jobs.tables import show, write_as_of
+
+        if as_of is None:
+            show(_settings(context))
+        else:
+            write_as_of(_settings(context), check_day(as_of), out)
+
+
+@tables_app.command()
+def rollback(context: typer.Context, run: Run) -> None:
+    """Point the tables at an earlier published run."""
+    from jobs.tables import rollback as step
+
+    _print({"live": step(_settings(context), run)})
+
+
+@models_app.command("list")
+def models_list(context: typer.Context) -> None:
+    """List the model versions, the champion marked."""
+    from jobs.train import list_models
+
+    list_models(_settings(context))
+
+
+@models_app.command("promote")
+def models_promote(context: typer.Context, version: Annotated[str, typer.Argument(help="Model version.")]) -> None:
+    """Make a model version the champion: the next night re-tags every product with it."""
+    from jobs.train import promote as step
+
+    step(_settings(context), version)
+
+
+def main() -> None:
+    """Run the command line; print an error that the user can act on without a traceback."""
+    try:
+        app(standalone_mode=True)
+    except (JobError, ContractError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        print("\n".join(["error: wrong settings:", *lines]), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
