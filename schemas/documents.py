@@ -96,6 +96,19 @@ class Plan(Strict):
         return self.new + self.changed + self.model_changed
 
 
+class ExamplesManifest(Strict):
+    """``examples/ds=D/run=R/_manifest.json``: a folder of examples, complete; written last."""
+
+    run_id: str
+    ds: Day
+    picture_height: int = Field(description="pixels")
+    picture_width: int = Field(description="pixels")
+    taxonomy_fingerprint: str
+    rows: int
+    image_statuses: dict[str, int] = Field(description="examples by image_status")
+    created_at: datetime
+
+
 class PublishedFile(Strict):
     """One Parquet file of a published run."""
 
