@@ -1,0 +1,40 @@
+SHELL := /bin/bash
+VENV ?= .venv
+STAMP := $(VENV)/.installed
+CATALOG ?=
+MAPPING ?= fashion-products
+TESTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint format lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Install everything into .venv (again only where requirements.lock changed)
+
+$(STAMP): requirements.lock pyproject.toml .ci/install
+	VENV=$(VENV) .ci/install
+	@touch $@
+
+run: $(STAMP) ## Tag a drawn catalog, two nights through Airflow; CATALOG=folder for your own, MAPPING=its columns
+	$(VENV)/bin/python -m jobs demo $(if $(CATALOG),--catalog '$(CATALOG)' --mapping '$(MAPPING)')
+
+test: $(STAMP) ## Run all tests; TESTS=tests/dags for some
+	$(VENV)/bin/python -m pytest $(TESTS)
+
+lint: $(STAMP) ## Check style, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP) ## Put style and format right
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+lock: ## Pin what pyproject.toml asks for; what is pinned stays where it can
+	$$(command -v uv || echo build/uv/bin/uv) pip compile -q --python-version 3.11 --extra dev --no-header pyproject.toml -o requirements.lock
+
+clean: ## Remove the demo, caches and build folders; the environment stays
+	rm -rf .run build .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

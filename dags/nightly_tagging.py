@@ -1,0 +1,218 @@
+"""Tags the day's catalog and publishes the attribute tables.
+
+Every night at 02:00 UTC the run takes the day that has just ended: it checks the day's records, freezes a plan of what
+is new, changed or removed, makes the examples, predicts them shard by shard on the GPU queue, publishes the attribute
+tables in one atomic swap, and writes a report.
+
+* **Another day**: trigger the DAG with `ds`, or use *Backfill* for a range. An old day changes the history alone; it
+  never replaces newer values in the tables.
+* **Everything again**: trigger it with `retag`. A new champion model does that by itself.
+* **A night that failed**: read the last lines of the failed task's log, put the cause right, and clear the task. What
+  is done is skipped. Exit code 2 of a step means that its input or its settings are wrong: it is not retried.
+
+Each task runs one step of the command line, `python -m jobs <step>`, with the worker's TAGGING_* settings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import Asset, BaseOperator, Context, CronDataIntervalTimetable, Param, TriggerRule, dag, task
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ATTRIBUTE_TABLES = Asset("attribute_tables")
+WRONG_INPUT = 2  # exit code of a step whose input or settings are wrong: to try again would change nothing
+GRACE_SECONDS = 10
+
+
+class JobOperator(BaseOperator):
+    """Run one step of the command line in its own process group and return the JSON that it prints.
+
+    The step is started from an argument list, so nothing in it can be read as shell. Its log, standard error, goes to
+    the task's log; its result is the last line of standard output.
+    """
+
+    template_fields: Sequence[str] = ("arguments", "shard")
+
+    def __init__(self, *, arguments: list[Any], shard: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.arguments = arguments
+        self.shard = shard  # of a mapped task
+        self._process: subprocess.Popen[str] | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Run the step. Raises AirflowFailException, which is not retried, where its input or settings are wrong."""
+        arguments = [str(argument) for argument in self.arguments]
+        if self.shard is not None:
+            arguments += ["--shard", str(self.shard)]
+        self.log.info("python -m jobs %s", " ".join(arguments))
+        self._process = process = subprocess.Popen(
+            [sys.executable, "-m", "jobs", *arguments],
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="backslashreplace",
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        assert process.stderr is not None
+        output: list[str] = []
+        reader = threading.Thread(target=output.extend, args=(process.stdout,), daemon=True)
+        reader.start()
+        last = ""
+        for line in process.stderr:
+            last = line.strip() or last
+            self.log.info("%s", line.rstrip())
+        code = process.wait()
+        reader.join()
+        if code == WRONG_INPUT:
+            raise AirflowFailException(last)
+        if code != 0:
+            raise AirflowException(f"{arguments[0]} ended with exit code {code}: {last}")
+        result: dict[str, Any] = json.loads(output[-1])
+        for asset in self.outlets:
+            context["outlet_events"][asset].extra = result
+        return result
+
+    def on_kill(self) -> None:
+        """End the step and all that it started (Spark's JVM, data loaders), by force where it does not end in time."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def partition_day(ds: str | None, interval_start: datetime | None) -> str:
+    """Return the day a run is for: the one asked for, else the day on which its data interval starts.
+
+    Raises:
+        AirflowFailException: where there is neither, or `ds` is no day.
+    """
+    if not ds and interval_start is None:
+        raise AirflowFailException(
+            "this run has no data interval, so its day is unknown: trigger it with ds=YYYY-MM-DD"
+        )
+    if not ds:
+        assert interval_start is not None
+        return interval_start.astimezone(UTC).date().isoformat()
+    try:
+        # fromisoformat also reads 20261120 and 2026-W47-5: a partition has one spelling
+        if datetime.fromisoformat(ds).date().isoformat() != ds:
+            raise ValueError
+    except ValueError:
+        raise AirflowFailException(f"ds={ds!r} is not a day; write it as 2026-11-20") from None
+    return ds
+
+
+@dag(
+    dag_id="nightly_tagging",
+    description="Checks the day's catalog, predicts product attributes, publishes the attribute tables.",
+    doc_md=__doc__,
+    schedule=CronDataIntervalTimetable("0 2 * * *", timezone="UTC"),
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    tags=["catalog", "tagging"],
+    params={
+        "ds": Param(
+            None,
+            type=["null", "string"],
+            format="date",
+            title="Day of the catalog",
+            description="Leave empty for the day of the run's data interval.",
+        ),
+        "retag": Param(
+            False, type="boolean", title="Tag every product again", description="Also those that did not change."
+        ),
+    },
+    default_args={
+        "owner": "catalog",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=float(os.environ.get("TAGGING_RETRY_DELAY", "60"))),
+        "retry_exponential_backoff": 2.0,
+        "max_retry_delay": timedelta(minutes=15),
+        "execution_timeout": timedelta(hours=2),
+    },
+)
+def nightly_tagging() -> None:
+    @task(doc_md="Settles the day once: `ds` where it is given, else the day on which the data interval starts.")
+    def resolve_day(params: dict[str, Any] | None = None, data_interval_start: datetime | None = None) -> str:
+        return partition_day((params or {}).get("ds"), data_interval_start)
+
+    @task(doc_md="The plan's shards, one mapped task each: Airflow maps over a task's return value alone.")
+    def list_shards(shards: list[int]) -> list[int]:
+        return shards
+
+    @task.branch(doc_md="Leaves out what the plan has no work for: the pictures, or the pictures and the model.")
+    def branch(to_preprocess: int, shards: list[int]) -> str:
+        if not shards:
+            return "publish"  # products were removed, or nothing changed
+        return "preprocess" if to_preprocess else "tag"
+
+    day = resolve_day()
+    validate = JobOperator(
+        task_id="validate",
+        arguments=["validate", "--ds", day],
+        doc_md="Quarantines bad records with their reasons; fails where the whole batch is not to be trusted.",
+    )
+    plan = JobOperator(
+        task_id="plan",
+        arguments=["plan", "--ds", day, "{{ '--retag' if params.retag else '--no-retag' }}"],
+        multiple_outputs=True,
+        doc_md="Compares the day with what is published and freezes the work, cut into shards. Its result is the run id.",
+    )
+    run_id = plan.output["run_id"]
+    shards = list_shards(plan.output["shards"])
+    branched = branch(plan.output["to_preprocess"], shards)
+    preprocess = JobOperator(
+        task_id="preprocess",
+        arguments=["preprocess", "--run", run_id],
+        execution_timeout=timedelta(hours=6),
+        doc_md="Makes the model's inputs of new and changed products: clean text, decoded and resized pictures.",
+    )
+    tag = JobOperator.partial(
+        task_id="tag",
+        arguments=["tag", "--run", run_id],
+        pool="gpu",
+        queue="gpu",
+        map_index_template="shard {{ task.shard }}",
+        trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
+        doc_md="Predicts one shard's attributes into one file. A finished shard is skipped.",
+    ).expand(shard=shards)
+    publish = JobOperator(
+        task_id="publish",
+        arguments=["publish", "--run", run_id],
+        outlets=[ATTRIBUTE_TABLES],
+        trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
+        doc_md="Writes and audits the new tables, then swaps them in; fails where a shard is missing or a row is lost.",
+    )
+    report = JobOperator(
+        task_id="report",
+        arguments=["report", "--run", run_id],
+        execution_timeout=timedelta(minutes=30),
+        doc_md="Writes the run's report: one HTML page. Its result is the page's path.",
+    )
+
+    validate >> plan
+    branched >> [preprocess, tag, publish]
+    preprocess >> tag >> publish >> report
+
+
+nightly_tagging()
