@@ -1,0 +1,245 @@
+"""Product pictures: from a URI in the catalog to pixels at model size. No torch: Spark's workers import this.
+
+Pictures are other people's files, so every bound is checked before the work it bounds, and each failure has one of the
+statuses of the examples table: missing | empty | forbidden | too_large | broken.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import numpy.typing as npt
+
+# Imported so that they are registered: otherwise the first WebP or TIFF makes Pillow load every plugin it has.
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
+
+Pixels = npt.NDArray[np.uint8]
+
+MAX_BYTES: Final = 32 * 2**20  # of a picture file
+MAX_PIXELS: Final = 50_000_000  # of a decoded picture: 200 MB in Pillow's four bytes a pixel
+FORMATS: Final = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+)  # Pillow's rarer decoders are never run on strangers' files
+
+_WHITE: Final = 255  # padding and what transparency shows
+_REDUCING_GAP: Final = 3.0  # Pillow: from this gap on, a fast first reduction is indistinguishable from fair resampling
+_ORIENTATION: Final = 0x0112
+_TURNS: Final = {  # EXIF orientation to what makes it upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_FORBIDDEN: Final = re.compile(r"[\x00-\x1f\x7f\\]")
+
+
+class PictureError(Exception):
+    """A picture cannot be used; the product is tagged by its text alone.
+
+    Attributes:
+        status: missing | empty | forbidden | too_large | broken.
+        detail: why, in the decoder's words where it is the decoder that refuses.
+    """
+
+    def __init__(self, status: str, detail: str) -> None:
+        super().__init__(status, detail)
+        self.status = status
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class PictureSpec:
+    """Size of the model's pictures."""
+
+    height: int  # pixels
+    width: int  # pixels
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"a picture of {self.height} x {self.width} pixels; both must be at least 1")
+
+
+def fetch(uri: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> bytes:
+    """Return the file that `uri` names, if it lies inside one of `roots`.
+
+    Args:
+        uri: a path relative to the first root, an absolute path, or a ``file://`` URI.
+        roots: folders that pictures may be read from; symlinks and ``..`` are resolved before the comparison.
+        max_bytes: largest file that is read, in bytes.
+
+    Raises:
+        PictureError: forbidden (another scheme, or outside the roots), missing, empty, too_large, or broken (no regular
+            file, or it cannot be read).
+    """
+    path = _resolve(uri, roots)
+    try:
+        # Asked before opening: to open a FIFO or a device can block or act.
+        _check_file(os.stat(path, follow_symlinks=False), max_bytes)  # noqa: PTH116
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(handle, "rb", buffering=0) as file:
+            _check_file(os.fstat(handle), max_bytes)
+            data = file.readall()
+    except (FileNotFoundError, NotADirectoryError):
+        raise PictureError("missing", "no such file") from None
+    except OSError as error:
+        raise PictureError("broken", error.strerror or type(error).__name__) from error
+    _check_size(len(data), max_bytes)
+    return data
+
+
+def _resolve(uri: str, roots: Sequence[Path]) -> str:
+    """Return the real path of `uri`. Raises PictureError (forbidden) where that is in none of `roots`."""
+    if not uri.strip():
+        raise PictureError("missing", "no URI")
+    path = uri
+    if scheme := _SCHEME.match(uri):
+        if scheme.group().lower() != "file:":
+            raise PictureError("forbidden", f"the scheme {scheme.group()[:20]!r} is not read; give a path")
+        try:
+            parts = urlsplit(uri)
+        except ValueError:
+            raise PictureError("forbidden", "not a valid URI") from None
+        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+            raise PictureError("forbidden", "a file URI must name an absolute path on this machine")
+        path = unquote(parts.path, errors="surrogateescape")
+    if _FORBIDDEN.search(path):
+        raise PictureError("forbidden", "a control character or a backslash in the URI")
+    if not roots:
+        raise PictureError("forbidden", "no picture root is allowed")
+    try:
+        real = os.path.realpath(os.path.join(roots[0], path))  # noqa: PTH118 (five times pathlib's speed)
+    except UnicodeEncodeError:
+        raise PictureError("forbidden", "not a valid path") from None
+    for root in roots:
+        if real.startswith(os.path.join(os.path.realpath(root), "")):  # noqa: PTH118
+            return real
+    raise PictureError("forbidden", "outside the picture roots")
+
+
+def _check_file(found: os.stat_result, max_bytes: int) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise PictureError("broken", "not a regular file")
+    _check_size(found.st_size, max_bytes)
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size == 0:
+        raise PictureError("empty", "the file has no bytes")
+    if size > max_bytes:
+        raise PictureError("too_large", f"{size:,} bytes; at most {max_bytes:,}")
+
+
+def decode(data: bytes, spec: PictureSpec) -> Pixels:
+    """Return the picture in `data` at the size of `spec`: uint8 (height, width, 3), RGB, row by row.
+
+    The whole picture is kept: it is scaled to fit, its aspect kept, and centred on white. EXIF orientation is applied,
+    transparency shows white, 16-bit channels are scaled to 8, of an animation the first frame is taken. The same bytes
+    give the same pixels.
+
+    Raises:
+        PictureError: empty, too_large (in bytes, or in pixels: judged by the header, before anything is decoded), or
+            broken (no picture of an allowed format, or truncated).
+    """
+    _check_size(len(data), MAX_BYTES)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise PictureError(
+                    "too_large", f"{picture.width:,} x {picture.height:,} pixels; at most {MAX_PIXELS:,}"
+                )
+            return _letterbox(_upright(picture, spec), spec)
+    except PictureError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError("too_large", str(error)) from error
+    except MemoryError as error:
+        raise PictureError("too_large", "not enough memory to decode it") from error
+    except UnidentifiedImageError as error:
+        raise PictureError("broken", f"not a picture of a known format ({', '.join(FORMATS)})") from error
+    # On hostile bytes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, zlib.error, ...
+    except Exception as error:
+        raise PictureError("broken", f"{type(error).__name__}: {error}"[:300]) from error
+
+
+def _upright(picture: ImageFile.ImageFile, spec: PictureSpec) -> Image.Image:
+    """Return `picture` decoded, in RGB or grey, turned as EXIF says."""
+    if picture.format in ("JPEG", "MPO"):
+        # The decoder leaves out the frequencies that `_letterbox` would throw away. The longer side of `spec` bounds
+        # both, since the picture is not turned yet.
+        side = int(max(spec.height, spec.width) * _REDUCING_GAP)
+        picture.draft(None, (side, side))
+    picture.load()
+    return _turned(_opaque(picture), picture)
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    """Return `picture` in RGB or 8-bit grey, what is transparent in it white."""
+    mode = picture.mode
+    if picture.has_transparency_data:
+        if mode not in ("RGBA", "LA"):
+            picture = picture.convert("RGBA")
+        opaque = Image.new("L" if mode == "LA" else "RGB", picture.size, "white")
+        opaque.paste(picture.convert(opaque.mode), mask=picture.getchannel("A"))
+        return opaque
+    if mode in ("RGB", "L"):
+        return picture
+    if mode[0] in "IF":  # I;16 and its byte orders, 32-bit integers, floats: Pillow's own conversion clips at 255
+        values = np.asarray(picture)
+        top = _white_level(mode, values)
+        return Image.fromarray(np.clip(np.rint(values * (_WHITE / top)), 0, _WHITE).astype(np.uint8))
+    return picture.convert("L" if mode == "1" else "RGB")
+
+
+def _white_level(mode: str, values: npt.NDArray[Any]) -> float:
+    """Return the value that means white: by depth where `mode` says it, else the first usual one that is reached."""
+    if mode.startswith("I;16"):
+        return 65_535.0
+    largest = float(np.nanmax(values))
+    return next((top for top in (1.0 if mode == "F" else 255.0, 255.0, 65_535.0) if largest <= top), largest)
+
+
+def _turned(picture: Image.Image, source: Image.Image) -> Image.Image:
+    """Return `picture` turned as the EXIF data of `source` say; broken EXIF data turn nothing."""
+    if source.format in ("JPEG", "MPO") and not source.info.keys() & {"exif", "xmp"}:
+        return picture  # the usual case, without building an Exif object
+    try:
+        turn = _TURNS.get(source.getexif().get(_ORIENTATION, 1))
+    except Exception:  # as for decode: anything can be raised, and a picture is worth more than its metadata
+        turn = None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _letterbox(picture: Image.Image, spec: PictureSpec) -> Pixels:
+    """Return `picture` scaled to fit `spec`, centred on white."""
+    scale = min(spec.width / picture.width, spec.height / picture.height)
+    width = min(spec.width, max(1, round(picture.width * scale)))
+    height = min(spec.height, max(1, round(picture.height * scale)))
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP)
+    if picture.mode != "RGB":
+        picture = picture.convert("RGB")
+    pixels = np.full((spec.height, spec.width, 3), _WHITE, dtype=np.uint8)
+    top, left = (spec.height - height) // 2, (spec.width - width) // 2
+    pixels[top : top + height, left : left + width] = np.asarray(picture)
+    return pixels
