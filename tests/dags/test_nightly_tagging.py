@@ -1,0 +1,210 @@
+"""The nightly DAG: it loads, keeps the house's rules, and runs its steps. `make test TESTS=tests/dags`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk import TriggerRule
+from airflow.sdk.definitions.mappedoperator import MappedOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DAGS = REPOSITORY / "dags"
+
+sys.path.insert(0, str(DAGS))
+import nightly_tagging as module  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def dagbag() -> DagBag:
+    return DagBag(DAGS)
+
+
+@pytest.fixture
+def nightly(dagbag: DagBag) -> Any:
+    return dagbag.dags["nightly_tagging"]
+
+
+# --- rules for every DAG ---------------------------------------------------------------------------------------------
+
+
+def test_all_dags_load(dagbag: DagBag) -> None:
+    assert dagbag.import_errors == {}
+    assert "nightly_tagging" in dagbag.dags
+
+
+def test_dags_keep_the_rules(dagbag: DagBag) -> None:
+    for dag in dagbag.dags.values():
+        assert dag.tags, f"{dag.dag_id} has no tags"
+        assert dag.doc_md, f"{dag.dag_id} has no doc_md"
+        assert dag.description, f"{dag.dag_id} has no description"
+        assert dag.catchup is False, f"{dag.dag_id} would catch up"
+        for task in dag.tasks:
+            name = f"{dag.dag_id}.{task.task_id}"
+            assert task.owner != "airflow", f"{name} has no owner"
+            assert task.doc_md, f"{name} has no doc_md"
+            assert task.retries >= 1, f"{name} has no retries"
+            assert task.retry_exponential_backoff > 1, f"{name} retries without backing off"
+            assert task.execution_timeout, f"{name} has no execution_timeout"
+
+
+def test_parsing_is_fast_and_loads_nothing_heavy() -> None:
+    code = f"""
+import sys, time, airflow.sdk
+sys.path.insert(0, {str(DAGS)!r})
+start = time.perf_counter()
+import nightly_tagging
+seconds = time.perf_counter() - start
+heavy = {{"torch", "pyspark", "great_expectations", "pandas", "pyarrow"}} & sys.modules.keys()
+import json; print(json.dumps([seconds, sorted(heavy)]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    seconds, heavy = json.loads(done.stdout.splitlines()[-1])
+    assert seconds < 1
+    assert heavy == []
+
+
+# --- the shape of the nightly DAG --------------------------------------------------------------------------------------
+
+
+def test_order(nightly: Any) -> None:
+    upstream = {task.task_id: task.upstream_task_ids for task in nightly.tasks}
+    assert upstream == {
+        "resolve_day": set(),
+        "validate": {"resolve_day"},
+        "plan": {"resolve_day", "validate"},
+        "list_shards": {"plan"},
+        "branch": {"plan", "list_shards"},
+        "preprocess": {"plan", "branch"},
+        "tag": {"plan", "list_shards", "branch", "preprocess"},
+        "publish": {"plan", "branch", "tag"},
+        "report": {"plan", "publish"},
+    }
+
+
+def test_one_run_at_a_time_on_a_daily_interval(nightly: Any) -> None:
+    assert nightly.max_active_runs == 1
+    assert type(nightly.timetable).__name__ == "CronDataIntervalTimetable"
+
+
+def test_tag_is_mapped_on_the_gpu(nightly: Any) -> None:
+    tag = nightly.get_task("tag")
+    assert isinstance(tag, MappedOperator)
+    assert (tag.pool, tag.queue) == ("gpu", "gpu")
+    assert all(t.pool == "default_pool" for t in nightly.tasks if t.task_id != "tag")
+
+
+def test_publish_runs_where_nothing_was_to_be_tagged(nightly: Any) -> None:
+    assert nightly.get_task("publish").trigger_rule == TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
+    assert [asset.name for asset in nightly.get_task("publish").outlets] == ["attribute_tables"]
+
+
+@pytest.mark.parametrize(
+    ("to_preprocess", "shards", "expected"),
+    [(3, [0, 1], "preprocess"), (0, [0], "tag"), (0, [], "publish")],
+)
+def test_branch(nightly: Any, to_preprocess: int, shards: list[int], expected: str) -> None:
+    assert nightly.get_task("branch").python_callable(to_preprocess, shards) == expected
+
+
+# --- the day of a run --------------------------------------------------------------------------------------------------
+
+INTERVAL_START = datetime(2026, 11, 20, 2, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("ds", "start", "expected"),
+    [
+        ("2026-11-02", INTERVAL_START, "2026-11-02"),
+        ("2026-11-02", None, "2026-11-02"),
+        (None, INTERVAL_START, "2026-11-20"),
+        ("", INTERVAL_START, "2026-11-20"),
+        (None, INTERVAL_START.astimezone(tz=None), "2026-11-20"),
+    ],
+)
+def test_partition_day(ds: str | None, start: datetime | None, expected: str) -> None:
+    assert module.partition_day(ds, start) == expected
+
+
+@pytest.mark.parametrize("ds", ["2026-02-30", "20261120", "2026-W47-5", "2026-11-20T02:00:00", "; rm -rf /", " "])
+def test_partition_day_refuses_what_is_no_day(ds: str) -> None:
+    with pytest.raises(AirflowFailException, match="is not a day"):
+        module.partition_day(ds, INTERVAL_START)
+
+
+def test_partition_day_is_never_guessed() -> None:
+    with pytest.raises(AirflowFailException, match="trigger it with ds=YYYY-MM-DD"):
+        module.partition_day(None, None)
+
+
+# --- running a step ----------------------------------------------------------------------------------------------------
+
+
+def test_wrong_input_is_not_retried() -> None:
+    operator = module.JobOperator(task_id="validate", arguments=["validate", "--ds", "no-day; touch /tmp/x"])
+    with pytest.raises(AirflowFailException, match="error: --ds 'no-day; touch /tmp/x' is not a day"):
+        operator.execute({})
+
+
+def test_any_other_failure_is_retried() -> None:
+    operator = module.JobOperator(task_id="sample", arguments=["sample-catalog", "/dev/null/folder"])
+    with pytest.raises(AirflowException, match="sample-catalog ended with exit code 1: NotADirectoryError") as caught:
+        operator.execute({})
+    assert not isinstance(caught.value, AirflowFailException)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_killing_the_task_ends_the_whole_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, stopped: bool
+) -> None:
+    monkeypatch.setattr(module, "GRACE_SECONDS", 2)
+    operator = module.JobOperator(
+        task_id="sample", arguments=["sample-catalog", tmp_path / "catalog", "--products", 1_000_000]
+    )
+    failures: list[BaseException] = []
+
+    def execute() -> None:
+        try:
+            operator.execute({})
+        except AirflowException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=execute, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "catalog").exists() and thread.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process = psutil.Process(operator._process.pid)
+    assert os.getpgid(process.pid) == process.pid != os.getpgid(0)
+    if stopped:  # a process that does not react to SIGTERM
+        os.kill(process.pid, signal.SIGSTOP)
+    operator.on_kill()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    assert f"ended with exit code -{signal.SIGKILL if stopped else signal.SIGTERM:d}" in str(failures[0])
+
+
+@pytest.mark.parametrize(("setting", "seconds"), [({}, "60.0"), ({"TAGGING_RETRY_DELAY": "7"}, "7.0")])
+def test_retry_delay_is_a_setting(setting: dict[str, str], seconds: str) -> None:
+    code = f"""
+import sys, airflow.sdk
+sys.path.insert(0, {str(DAGS)!r})
+import nightly_tagging
+print(nightly_tagging.nightly_tagging().get_task("validate").retry_delay.total_seconds())
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TAGGING_RETRY_DELAY"} | setting
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == seconds
