@@ -1,0 +1,158 @@
+"""Two nights, an empty one and a failing one, by Airflow, over a drawn catalog. `make test TESTS=tests/e2e`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from jobs.lake import Lake
+from schemas.documents import Ledger
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DAY1, DAY2, DAY3, NO_DAY = "2026-11-20", "2026-11-21", "2026-11-22", "2026-11-23"
+PRODUCTS = 150
+
+pytestmark = [pytest.mark.e2e, pytest.mark.spark]
+
+
+class Pipeline:
+    """Runs commands as a user does, each in its own process, with one lake and one Airflow."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.lake = Lake(folder / "lake")
+        airflow_home = folder / "airflow"
+        airflow_home.mkdir(parents=True)
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "TAGGING_"))}
+        self.environment = inherited | {
+            "AIRFLOW_HOME": str(airflow_home),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+            "TAGGING_ROOT": str(self.lake.root),
+            "TAGGING_MODEL_CONFIG_NAME": "tiny",
+            "TAGGING_SHARD_ROWS": "60",
+            "TAGGING_SPARK_MASTER": "local[2]",
+            "TAGGING_PROGRESS": "false",
+            "TAGGING_RETRY_DELAY": "0",
+        }
+
+    def run(self, *command: str, fails: bool = False) -> str:
+        """Run a command and return what it printed, standard error included; its exit code must be as expected."""
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=REPOSITORY,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        assert (done.returncode != 0) is fails, f"{' '.join(command)}: {done.returncode}\n{done.stdout[-6000:]}"
+        return done.stdout
+
+    def job(self, *arguments: str) -> dict[str, Any]:
+        """Run a step and return its result."""
+        printed = self.run("jobs", *arguments)
+        result: dict[str, Any] = json.loads(next(x for x in reversed(printed.splitlines()) if x.startswith("{")))
+        return result
+
+    def night(self, ds: str, *, fails: bool = False) -> str:
+        """Run the DAG for a day."""
+        return self.run("airflow", "dags", "test", "nightly_tagging", "--conf", json.dumps({"ds": ds}), fails=fails)
+
+    def ledger(self, ds: str) -> Ledger:
+        """Return the one ledger of a day."""
+        (page,) = (self.lake.root / "reports" / f"ds={ds}").glob("run=*/ledger.json")
+        return Ledger.model_validate_json(page.read_text())
+
+    def states(self, log: str) -> list[str]:
+        """Return the tasks started, in order; of a mapped one with its index."""
+        lines = [x.split("[DAG TEST] starting ")[1] for x in log.splitlines() if "[DAG TEST] starting " in x]
+        found = [(x.split()[0].removeprefix("task_id="), x.split()[1].removeprefix("map_index=")) for x in lines]
+        return [task if index == "-1" else f"{task}[{index}]" for task, index in found]
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Query the live attribute tables, as `t`, with an engine that has no code of ours."""
+        files = self.lake.current.read_text().splitlines()
+        return duckdb.sql(f"WITH t AS (FROM read_parquet({files!r})) {sql}").fetchall()
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """A lake with one day imported and a model trained on it, and an Airflow."""
+    folder = tmp_path_factory.mktemp("e2e")
+    made = Pipeline(folder)
+    made.run("airflow", "db", "migrate")
+    made.run("airflow", "pools", "set", "gpu", "1", "GPUs that tag")
+    made.run("jobs", "sample-catalog", str(folder / "catalog"), "--products", str(PRODUCTS))
+    made.job("import-catalog", str(folder / "catalog"), "--ds", DAY1)
+    made.job("validate", "--ds", DAY1)
+    prepared = made.job("plan", "--ds", DAY1, "--prepare")
+    assert made.job("preprocess", "--run", prepared["run_id"])["examples"] == prepared["to_preprocess"] > 0
+    made.job("train", "--ds", DAY1)
+    return made
+
+
+def test_nights(pipeline: Pipeline) -> None:
+    lake = pipeline.lake
+
+    # the first night tags everything, in more than one mapped task
+    started = pipeline.states(pipeline.night(DAY1))
+    ledger = pipeline.ledger(DAY1)
+    assert ledger.differences() == []
+    assert ledger.new == ledger.valid > 100
+    assert ledger.raw > ledger.valid, "the drawn catalog has dirty records"
+    shards = -(-ledger.valid // 60)
+    assert started == [
+        *("resolve_day", "validate", "plan", "list_shards", "branch", "tag[0]")[:5],
+        *started[5:-2],
+        "publish",
+        "report",
+    ]
+    assert {x for x in started if x.startswith("tag[")} == {f"tag[{i}]" for i in range(shards)}
+    first_run = lake.current_run()
+    assert first_run == ledger.run_id
+    assert pipeline.query("SELECT count(DISTINCT product_id), count(*) FROM t") == [
+        (ledger.published_products, ledger.published_rows)
+    ]
+    assert (lake.reports(first_run) / "index.html").exists() or list(lake.reports(first_run).glob("*.html"))
+
+    # the second night tags what changed, and nothing else
+    pipeline.job("import-catalog", str(pipeline.folder / "catalog-day2"), "--ds", DAY2)
+    pipeline.night(DAY2)
+    second = pipeline.ledger(DAY2)
+    assert second.differences() == []
+    assert 0 < second.new + second.changed < 30
+    assert second.unchanged > 100
+    assert lake.current_run() == second.run_id != first_run
+    assert pipeline.query("SELECT count(*) FROM t WHERE ds = '2026-11-20'")[0][0] > 0
+    assert pipeline.query("SELECT count(DISTINCT product_id) FROM t WHERE ds = '2026-11-21'") == [
+        (second.new + second.changed,)
+    ]
+
+    # an empty night: the same catalog again; neither pictures nor the model are touched
+    shutil.copytree(pipeline.folder / "catalog-day2", pipeline.folder / "catalog-day3")
+    pipeline.job("import-catalog", str(pipeline.folder / "catalog-day3"), "--ds", DAY3)
+    started = pipeline.states(pipeline.night(DAY3))
+    assert started == ["resolve_day", "validate", "plan", "list_shards", "branch", "publish", "report"]
+    third = pipeline.ledger(DAY3)
+    assert third.differences() == []
+    assert third.new == third.changed == third.removed == third.tagged_both == 0
+    assert third.published_products == second.published_products
+
+    # a night without its catalog fails at once, without a retry, and nothing is published
+    before = lake.current.read_bytes()
+    log = pipeline.night(NO_DAY, fails=True)
+    assert pipeline.states(log) == ["resolve_day", "validate"]
+    assert "AirflowFailException: error: " in log
+    assert lake.current.read_bytes() == before
+    assert not (lake.root / "reports" / f"ds={NO_DAY}").exists()
