@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +27,7 @@ class Mapping(Strict):
         default="", description="path in the zip or folder, e.g. images/{id}.jpg; columns in braces"
     )
     product_id: str
-    title: str = ""
+    title: tuple[str, ...] = Field(default=(), description="columns, the first that a record gives is taken")
     brand: str = ""
     description: tuple[str, ...] = Field(default=(), description="columns joined by a blank line")
     price: str = ""
@@ -35,12 +37,27 @@ class Mapping(Strict):
     labels: tuple[str, ...] = Field(default=(), description="columns that hold labels")
     label_objects: tuple[str, ...] = Field(default=(), description="columns that hold objects of labels")
     list_separator: str = Field(default="", description="splits a label into several values; empty: never")
+    optional: tuple[str, ...] = Field(
+        default=(), description="columns that an export may lack; to lack any other named here is an error"
+    )
     null_values: tuple[str, ...] = Field(default=("",), description="texts that mean: nothing given")
 
-    @field_validator("description", "records", "pictures", mode="before")
+    @field_validator("title", "description", "records", "pictures", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @functools.cached_property
+    def picture_columns(self) -> tuple[str, ...]:
+        """The columns in the braces of `picture_name`."""
+        return tuple(re.findall(r"\{([^{}]+)\}", self.picture_name))
+
+    @functools.cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that is named, in order, each once."""
+        single = (self.product_id, self.brand, self.price, self.image_uri, self.image_version, self.updated_at)
+        several = (*self.title, *self.description, *self.labels, *self.label_objects, *self.picture_columns)
+        return tuple(dict.fromkeys(column for column in (*single, *several) if column))
 
 
 def load_mapping(path: str | Path) -> Mapping:

@@ -1,0 +1,522 @@
+"""Bring a shop's export into the lake: its records as JSON lines in our names, its pictures by their content.
+
+Nothing is judged here. What a record says wrongly is kept as it is, and a line that cannot be read is passed on byte
+for byte, so that validate can quarantine it with its reason and its raw text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import gzip
+import hashlib
+import io
+import itertools
+import json
+import logging
+import os
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeAlias, cast
+
+from tqdm import tqdm
+
+from cma_clip_core.pictures import MAX_BYTES, PictureError, fetch
+from jobs import storage
+from jobs.errors import JobError
+from jobs.lake import Lake, check_day
+from jobs.settings import Settings
+from jobs.steps import measure
+from schemas.documents import RawFile, RawManifest
+from schemas.mapping import Mapping, load_mapping
+
+log = logging.getLogger(__name__)
+
+Json: TypeAlias = Any
+Row: TypeAlias = "dict[str, Json] | bytes"  # a record by the shop's column names, or a line that is none, verbatim
+
+PART_ROWS: Final = 10_000
+MAX_LINE: Final = 64 * 2**20  # bytes; a longer line is no record but a file without line ends
+MAX_FIELD: Final = 16 * 2**20  # characters of a CSV field; a longer one is a quote that is never closed
+MISSING: Final = "missing"  # no folder of the lake: preprocess reports what points into it as missing
+
+_NUMBER: Final = re.compile(r"\s*[+-]?(\d{1,300}(\.\d{0,300})?|\.\d{1,300})([eE][+-]?\d{1,3})?\s*")
+_BRACES: Final = re.compile(r"\{([^{}]+)\}")
+_UNSAFE: Final = re.compile(r"^/|^[A-Za-z][A-Za-z0-9+.-]*:|(^|/)\.\.(/|$)|[\x00-\x1f\x7f\\\ud800-\udfff]")
+_EXTENSION: Final = re.compile(r"\.([A-Za-z0-9]{1,5})$")
+
+
+def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> RawManifest:
+    """Write the export in `folder` as the raw catalog of the day `ds`, in place of what the day had before.
+
+    The day appears in one step, whole: a failure or a kill leaves the day as it was, or (in the instant of the swap)
+    absent. Pictures are added to ``catalog/pictures`` under the hash of their content.
+
+    Args:
+        settings: where the lake is.
+        folder: the shop's export, laid out as the mapping says.
+        ds: day of the catalog, YYYY-MM-DD.
+        mapping: a shipped mapping's name, or the path of a YAML file.
+
+    Returns:
+        The day's manifest; its `rows` counts the lines written, which are all of the export but blank ones.
+
+    Raises:
+        JobError: the export is missing or damaged, or its columns are not those of the mapping.
+        ContractError: the mapping is wrong.
+    """
+    lake = Lake(settings.root)
+    day, columns = lake.raw(check_day(ds)), load_mapping(mapping)
+    files, is_csv = _find_records(folder, columns)
+    with measure("import-catalog") as measured, _only_one(day), contextlib.ExitStack() as stack:
+        fresh, old = (day.with_name(f".{day.name}.{what}") for what in ("fresh", "old"))
+        scratch = lake.pictures / f".{day.name}"
+        for leftover in (fresh, old, scratch):
+            storage.remove_folder(leftover)  # of a killed import
+            stack.callback(storage.remove_folder, leftover)  # of this one, where it fails
+        pictures = None
+        if columns.pictures:
+            scratch.mkdir(parents=True)
+            pictures = PictureStore(lake.pictures, scratch, _open_sources(folder, columns, stack))
+        mapper = Mapper(columns, pictures, numbers_are_text=is_csv)
+        rows = itertools.chain.from_iterable(_read(file, is_csv, settings.progress) for file in files)
+        parts = write_parts(fresh, (line for row in rows if (line := mapper.line(row))))
+        mapper.check(files)
+        os.sync()  # the pictures, all at once: the day may name only what is on the disk
+        manifest = RawManifest(
+            ds=ds,
+            source=str(folder.resolve()),
+            files=parts,
+            rows=sum(part.rows for part in parts),
+            created_at=datetime.now(UTC),
+        )
+        storage.write_document(fresh / "_manifest.json", manifest)
+        if day.exists():
+            day.rename(old)
+        fresh.rename(day)
+        measured.rows = manifest.rows
+    if pictures is not None:
+        log.info("import-catalog: pictures %s", dict(pictures.counts))
+    return manifest
+
+
+@contextlib.contextmanager
+def _only_one(day: Path) -> Iterator[None]:
+    """Hold the day's lock. Raises JobError where another import of the day runs."""
+    day.parent.mkdir(parents=True, exist_ok=True)
+    with day.with_name(f".{day.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JobError(f"{day}: another import of this day is running; wait for it") from None
+        yield
+
+
+# --- reading
+
+
+def _find_records(folder: Path, mapping: Mapping) -> tuple[list[Path], bool]:
+    """Return the files of the first pattern that matches, and whether they are CSV. Raises JobError for none."""
+    if not folder.is_dir():
+        raise JobError(f"{folder}: no such folder; give the folder of the shop's export")
+    for pattern in mapping.records:
+        found = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if found:
+            by_name = found[0].name.removesuffix(".gz").endswith((".csv", ".tsv"))
+            return found, mapping.format == "csv" or (mapping.format == "auto" and by_name)
+    seen = sorted(path.name for path in folder.iterdir())[:20]
+    raise JobError(f"{folder}: no records; looked for {', '.join(mapping.records)}; the folder has {seen}")
+
+
+def _read(path: Path, is_csv: bool, progress: bool) -> Iterator[Row]:
+    """Yield the rows of the file at `path`, gzipped or not. Raises JobError where it is damaged."""
+    count = 0
+    with (
+        path.open("rb") as raw,
+        tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar,
+    ):
+        start = raw.read(2)
+        raw.seek(0)
+        if start in (b"\xff\xfe", b"\xfe\xff"):
+            raise JobError(f"{path}: UTF-16; export it as UTF-8")
+        file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if start == b"\x1f\x8b" else raw
+        try:
+            for count, row in enumerate(read_csv(file) if is_csv else read_json_lines(file), 1):
+                yield row
+                if count % 1_000 == 0:
+                    bar.update(raw.tell() - bar.n)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise JobError(
+                f"{path}: truncated or damaged gzip after {count:,} records ({error}); nothing was imported: "
+                "copy the file again, or export it again"
+            ) from error
+        except _StructureError as error:
+            raise JobError(f"{path}: after {count:,} records: {error}") from error
+        bar.update(raw.tell() - bar.n)
+
+
+class _StructureError(Exception):
+    """The file is not made of records; the message says what it looks like."""
+
+
+def read_json_lines(file: BinaryIO) -> Iterator[Row]:
+    """Yield each line's object; a line that is no JSON, no object, or no UTF-8, as it is. Blank lines are left out."""
+    first = True
+    while line := file.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise _StructureError(f"a line of more than {MAX_LINE:,} bytes; JSON lines have one object on each line")
+        if first:
+            line, first = line.removeprefix(b"\xef\xbb\xbf"), False
+        line = line.strip()
+        if line:
+            yield _parse(line)
+
+
+def _parse(line: bytes) -> Row:
+    try:
+        record = json.loads(line.decode(), parse_float=_finite, parse_constant=str)
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, numbers without end, brackets without end
+        return line
+    return record if isinstance(record, dict) else line
+
+
+def _finite(text: str) -> float | str:
+    """Return the number, or its text where it is too large for one: no JSON that we write may say Infinity."""
+    number = float(text)
+    return text if number in (float("inf"), float("-inf")) else number
+
+
+def read_csv(file: BinaryIO) -> Iterator[Row]:
+    """Yield each row by the header's names, every value a string.
+
+    A row of another length than the header becomes a JSON list, and one that is no UTF-8 its bytes on one line: neither
+    is a record, so validate quarantines it.
+    """
+    csv.field_size_limit(MAX_FIELD)  # of the process; the default refuses what is merely long
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    consumed: list[str] = []
+
+    def lines() -> Iterator[str]:
+        while line := text.readline(MAX_LINE):
+            if len(line) == MAX_LINE:
+                raise _StructureError(f"a line of more than {MAX_LINE:,} characters")
+            consumed.append(line)
+            yield line
+
+    source = lines()
+    heading = next(source, "")
+    delimiter = max(",;\t|", key=heading.count)
+    reader = csv.reader(itertools.chain([heading], source), delimiter=delimiter)
+    try:
+        header = next(reader, [])
+        consumed.clear()
+        for cells in reader:
+            raw = "".join(consumed)
+            consumed.clear()
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not _is_text(raw):
+                yield raw.rstrip("\r\n").replace("\r", "\\r").replace("\n", "\\n").encode(errors="surrogateescape")
+            elif len(cells) != len(header):
+                yield json.dumps(cells).encode()
+            else:
+                yield dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise _StructureError(f"{error}; is there a quote that is never closed?") from error
+    finally:
+        text.detach()
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# --- mapping
+
+
+class Mapper:
+    """Turns the shop's rows into lines of the raw catalog."""
+
+    def __init__(self, mapping: Mapping, pictures: PictureStore | None, *, numbers_are_text: bool) -> None:
+        self._mapping = mapping
+        self._pictures = pictures
+        self._numbers_are_text = numbers_are_text  # CSV
+        self._nulls = frozenset(text.strip() for text in mapping.null_values)
+        self._unseen = set(mapping.columns)  # columns that no record had so far
+        self._columns: dict[str, None] = {}  # columns that records had, for the error's message
+        self._records = self._lines = 0
+
+    def line(self, row: Row) -> bytes:
+        """Return `row` as a line of the raw catalog, its end included."""
+        self._lines += 1
+        if isinstance(row, bytes):
+            return row + b"\n"
+        self._records += 1
+        if self._unseen:
+            self._unseen = {column for column in self._unseen if _get(row, column) is _ABSENT}
+            if len(self._columns) < 200:
+                self._columns.update(dict.fromkeys(row))
+        # ASCII, with escapes: whatever characters the shop used, a line stays one line and is valid UTF-8.
+        return json.dumps(self.record(row), separators=(",", ":")).encode() + b"\n"
+
+    def record(self, row: dict[str, Json]) -> dict[str, Json]:
+        """Return `row` by our own names. Nothing is judged: values of a wrong type stay as they are."""
+        mapping = self._mapping
+        titles = (self._value(row, column) for column in mapping.title)
+        record = {
+            "product_id": _identity(self._value(row, mapping.product_id)),
+            "title": next((title for title in titles if title is not None), None),
+            "brand": self._value(row, mapping.brand),
+            "description": _joined([self._value(row, column) for column in mapping.description]),
+            "price": self._value(row, mapping.price),
+            "image_uri": self._value(row, mapping.image_uri),
+            "image_version": self._value(row, mapping.image_version),
+            "updated_at": self._value(row, mapping.updated_at),
+            "attributes": self._labels(row),
+        }
+        if self._numbers_are_text:
+            record["price"] = _number(record["price"])
+        if self._pictures is not None and not mapping.image_uri:
+            name = self._picture_name(row)
+            if isinstance(name, str):
+                record["image_uri"], record["image_version"] = self._pictures.add(name)
+            else:
+                record["image_uri"] = name
+        return record
+
+    def check(self, files: Sequence[Path]) -> None:
+        """Raise JobError where the files had no record at all, or lack columns that the mapping names."""
+        names = ", ".join(str(file) for file in files)
+        if not self._lines:
+            raise JobError(f"{names}: no records in it; nothing was imported")
+        if not self._records:
+            return  # not one line could be read: validate says so, with the lines
+        lacking = self._unseen - set(self._mapping.optional)
+        if not any(column not in self._unseen for column in (*self._mapping.title, *self._mapping.description)):
+            lacking |= {*self._mapping.title, *self._mapping.description}
+        if lacking:
+            raise JobError(
+                f"{names}: no record has the columns {sorted(lacking)} that the mapping names; the columns are "
+                f"{sorted(self._columns)}. Correct the mapping, or list them under `optional`"
+            )
+
+    def _value(self, row: dict[str, Json], column: str) -> Json:
+        value = _get(row, column) if column else None
+        return None if value is _ABSENT or self._is_null(value) else value
+
+    def _is_null(self, value: Json) -> bool:
+        return value is None or (isinstance(value, str) and value.strip() in self._nulls)
+
+    def _labels(self, row: dict[str, Json]) -> dict[str, Json]:
+        labels = {column: self._label(self._value(row, column)) for column in self._mapping.labels}
+        for column in self._mapping.label_objects:
+            found = self._value(row, column)
+            if self._numbers_are_text and isinstance(found, str):
+                with contextlib.suppress(ValueError, RecursionError):  # an object in a CSV cell
+                    found = json.loads(found)
+            if isinstance(found, dict):
+                for name, value in found.items():
+                    labels.setdefault(name, self._label(value))
+            else:
+                labels.setdefault(column, found)  # no object: kept under the column's name, for validate to report
+        return {name: value for name, value in labels.items() if value is not None}
+
+    def _label(self, value: Json) -> Json:
+        separator = self._mapping.list_separator
+        if isinstance(value, str) and separator and separator in value:
+            value = [part.strip() for part in value.split(separator)]
+        if isinstance(value, list):
+            value = [item for item in value if not self._is_null(item)] or None
+        return None if self._is_null(value) else value
+
+    def _picture_name(self, row: dict[str, Json]) -> Json:
+        """Return the name of the row's picture; None where it has none; a value that is no name as it is."""
+        parts = {column: self._value(row, column) for column in self._mapping.picture_columns}
+        for column, value in parts.items():
+            if value is None or not isinstance(value, str | int | float) or isinstance(value, bool):
+                return value
+            parts[column] = _identity(value)
+        return _BRACES.sub(lambda match: parts[match.group(1)], self._mapping.picture_name)
+
+
+_ABSENT: Final = object()
+
+
+def _get(row: dict[str, Json], column: str) -> Json:
+    """Return the value of `column`, through nested objects by dots; `_ABSENT` where there is none."""
+    if column in row:
+        return row[column]
+    node: Json = row
+    for step in column.split("."):
+        if not isinstance(node, dict) or step not in node:
+            return _ABSENT
+        node = node[step]
+    return node
+
+
+def _identity(value: Json) -> Json:
+    """Return a number as the text it is known by (1163.0, as spreadsheets write ids, as 1163); all else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return str(int(value)) if value == int(value) else str(value)
+
+
+def _joined(values: list[Json]) -> Json:
+    given = [value for value in values if value is not None]
+    if len(given) <= 1:
+        return given[0] if given else None
+    return "\n\n".join(given) if all(isinstance(value, str) for value in given) else given
+
+
+def _number(value: Json) -> Json:
+    """Return the number that a CSV cell writes, or the cell as it is where that is none."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        number = _finite(value.strip())
+        return int(number) if isinstance(number, float) and number.is_integer() and "." not in value else number
+    return value
+
+
+# --- pictures
+
+Source: TypeAlias = Callable[[str], "bytes | None"]  # name to bytes; None: not in it; raises PictureError
+
+
+def _open_sources(folder: Path, mapping: Mapping, stack: contextlib.ExitStack) -> list[Source]:
+    """Return the export's zips and folders of pictures. Raises JobError for none, or for a zip that is broken."""
+    sources: list[Source] = []
+    for name in mapping.pictures:
+        path = folder / name
+        if path.is_dir():
+            sources.append(_folder_source(path))
+        elif path.is_file():
+            try:
+                sources.append(_zip_source(stack.enter_context(zipfile.ZipFile(path))))
+            except (zipfile.BadZipFile, OSError, ValueError) as error:
+                raise JobError(
+                    f"{path}: not a zip, or a truncated one ({error}); nothing was imported: copy it again"
+                ) from error
+    if not sources:
+        raise JobError(f"{folder}: no pictures; looked for {', '.join(mapping.pictures)}")
+    return sources
+
+
+def _zip_source(archive: zipfile.ZipFile) -> Source:
+    def read(name: str) -> bytes | None:
+        try:
+            member = archive.getinfo(name)
+        except KeyError:
+            return None
+        if member.file_size > MAX_BYTES:  # what is read below is no more than this size says
+            raise PictureError("too_large", f"{member.file_size:,} bytes")
+        try:
+            with archive.open(member) as file:
+                return file.read()
+        # A wrong checksum, a damaged stream, a password, an unknown method.
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+            raise PictureError("broken", str(error)) from error
+
+    return read
+
+
+def _folder_source(folder: Path) -> Source:
+    def read(name: str) -> bytes | None:
+        # A zip of the folder `images` holds `images/1.jpg`, and so may the mapping name it.
+        for candidate in dict.fromkeys((name, name.removeprefix(f"{folder.name}/"))):
+            try:
+                return fetch(candidate, [folder])
+            except PictureError as error:
+                if error.status == "empty":
+                    return b""
+                if error.status != "missing":
+                    raise
+        return None
+
+    return read
+
+
+@dataclass(slots=True)
+class PictureStore:
+    """Pictures by the hash of their content: ``<two digits>/<SHA-1>.<ending>`` in `folder`."""
+
+    folder: Path
+    scratch: Path  # on the same disk, for pictures that are being written
+    sources: Sequence[Source]
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, name: str) -> tuple[str, str | None]:
+        """Copy the picture `name` into the store, if it is not there yet.
+
+        Returns:
+            its path relative to the store, and its hash. A name that leads out of the export is neither read nor
+            written but returned as it is, for validate to refuse; for a picture that cannot be had, a path that is
+            not there, for preprocess to report.
+        """
+        if _UNSAFE.search(name):
+            self.counts["forbidden"] += 1
+            return name, None
+        try:
+            data = next((data for source in self.sources if (data := source(name)) is not None), None)
+            status = "missing"
+        except PictureError as error:
+            data, status = None, error.status
+            if self.counts[status] < 10:
+                log.warning("import-catalog: picture %.200r: %s", name, error)
+        if data is None:
+            self.counts[status] += 1
+            return f"{MISSING}/{re.sub(r'[^A-Za-z0-9._/-]', '_', name)[-200:].lstrip('/')}", None
+        digest = hashlib.sha1(data, usedforsecurity=False).hexdigest()
+        ending = _EXTENSION.search(name)
+        path = f"{digest[:2]}/{digest}.{ending.group(1).lower() if ending else 'img'}"
+        known = self._has(path, len(data))
+        self.counts["known" if known else "added"] += 1
+        if not known:
+            self._write(self.folder / path, data)
+        return path, digest
+
+    def _has(self, path: str, size: int) -> bool:
+        try:
+            return (self.folder / path).stat().st_size == size
+        except FileNotFoundError:
+            return False
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """Write whole, by rename; without `storage.whole_file`, whose fsync for each picture takes minutes."""
+        temporary = self.scratch / path.name
+        temporary.write_bytes(data)
+        path.parent.mkdir(exist_ok=True)
+        temporary.replace(path)
+
+
+# --- writing
+
+
+def write_parts(folder: Path, lines: Iterable[bytes]) -> tuple[RawFile, ...]:
+    """Write `lines` to ``part-00000.jsonl.gz`` and so on in `folder`; the same lines give the same bytes."""
+    folder.mkdir(parents=True)
+    source = iter(lines)
+    parts: list[RawFile] = []
+    while (first := next(source, None)) is not None:
+        path, rows = folder / f"part-{len(parts):05d}.jsonl.gz", 0
+        with path.open("wb") as file:
+            with (
+                gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed,
+                io.BufferedWriter(cast(io.RawIOBase, packed), 2**18) as buffer,
+            ):
+                for line in itertools.chain([first], itertools.islice(source, PART_ROWS - 1)):
+                    buffer.write(line)
+                    rows += 1
+            file.flush()
+            os.fsync(file.fileno())
+        parts.append(RawFile(name=path.name, bytes=path.stat().st_size, rows=rows, sha256=storage.sha256(path)))
+    return tuple(parts)
