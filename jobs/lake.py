@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jobs import storage
 from jobs.errors import JobError
-from schemas.documents import HistoryIndex, Ledger, Plan, RawManifest, RunManifest, Validation
+from schemas.documents import ExamplesManifest, HistoryIndex, Ledger, Plan, RawManifest, RunManifest, Validation
 
 
 def check_day(ds: str) -> str:
@@ -76,6 +76,9 @@ class Lake:
     def history(self) -> Path:
         return self.root / "attribute_history"
 
+    def history_run(self, ds: str, run_id: str) -> Path:
+        return self.history / f"ds={ds}" / f"run={run_id}"
+
     @property
     def history_index(self) -> Path:
         return self.history / "index.json"
@@ -107,6 +110,9 @@ class Lake:
         if found is None:
             raise JobError(f"{self.plan(run_id)}: there is no such plan; run `python -m jobs plan --ds {run_id[:10]}`")
         return found
+
+    def read_examples_manifest(self, run_id: str) -> ExamplesManifest | None:
+        return storage.read_document(self.examples(run_id) / "_manifest.json", ExamplesManifest)
 
     def read_manifest(self, run_id: str) -> RunManifest | None:
         return storage.read_document(self.run(run_id) / "manifest.json", RunManifest)

@@ -44,7 +44,6 @@ class Validation(Strict):
     superseded: int
     valid: int
     reasons: dict[str, int] = Field(description="rows by the rule that failed; a row may fail several")
-    quarantined_products: int = Field(default=0, description="distinct ids quarantined and not in valid")
     valid_path: str
     quarantine_path: str
     data_docs_path: str
@@ -113,38 +112,42 @@ class PublishedFile(Strict):
     """One Parquet file of a published run."""
 
     path: str
-    attribute: str = Field(description="attribute name, or '_products' for the state of the products")
+    table: str = Field(description="attribute name, or '_products' for the state of the products")
     rows: int
     bytes: int
     sha256: str
 
 
-class RunManifest(Strict):
-    """``manifest.json`` of a run: in ``attribute_tables/runs/R`` for the tables, written last."""
+class HistoryDay(Strict):
+    """One day's changes, as one run left them."""
 
     run_id: str
-    ds: Day
-    parent: str | None
-    model_version: str
-    taxonomy_fingerprint: str
-    files: tuple[PublishedFile, ...]
-    rows: int = Field(description="rows of all attributes")
-    products: int
-    created_at: datetime
+    path: str = Field(description="folder of the changes; '' where the day changed nothing")
+    rows: int
 
 
 class HistoryIndex(Strict):
-    """``attribute_history/index.json``: for each day, the folder that holds its changes. Swapped whole."""
+    """``attribute_history/index.json``: for each day done, where its changes are. Swapped whole."""
 
     days: dict[Day, HistoryDay] = Field(default_factory=dict)
 
 
-class HistoryDay(Strict):
-    """Where one day's changes are."""
+class RunManifest(Strict):
+    """``attribute_tables/runs/R/manifest.json``: what a run wrote, written last. A backfill has no `files`."""
 
     run_id: str
-    path: str
-    rows: int
+    ds: Day
+    parent: str | None = Field(description="the live run this one was made from")
+    model_version: str
+    taxonomy_fingerprint: str
+    raw_version: str = Field(description="the validation of the day's raw catalog that this run is made from")
+    files: tuple[PublishedFile, ...]
+    rows: int = Field(description="rows of all attributes")
+    products: int
+    history: dict[Day, HistoryDay] = Field(description="the days of history this run writes")
+    history_files: tuple[PublishedFile, ...]
+    history_base: dict[Day, str | None] = Field(description="the run of each of those days when this one was made")
+    created_at: datetime
 
 
 class StepMetrics(Strict):
@@ -198,6 +201,3 @@ class Ledger(Strict):
         if not self.backfill and self.published_products != self.valid + self.held:
             found.append(f"published products {self.published_products} != valid {self.valid} + held {self.held}")
         return found
-
-
-HistoryIndex.model_rebuild()

@@ -1,0 +1,133 @@
+"""The rule table as a Great Expectations suite: the gate of a day's batch, and its document (Data Docs)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, assert_never
+
+from jobs.errors import JobError
+from jobs.row_filter import within_roots_pattern
+from schemas.rules import (
+    BatchRule,
+    Between,
+    IsNull,
+    Matches,
+    MaxLength,
+    NotNull,
+    NullShare,
+    RowCount,
+    RowRule,
+    RuleTable,
+    Unique,
+    WithinRoots,
+)
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What Great Expectations says of a batch."""
+
+    failures: tuple[str, ...]  # one sentence for each critical rule that failed
+    data_docs: Path  # index.html
+
+
+def row_count_bounds(rule: RowCount, last_days: Sequence[int]) -> tuple[int, int | None]:
+    """Return the smallest and largest plausible row count, given those of the last days (newest last)."""
+    days = last_days[-rule.last_days :]
+    if not days:
+        return rule.minimum, None
+    mean = sum(days) / len(days)
+    return max(rule.minimum, int(mean * rule.minimum_ratio)), int(mean * rule.maximum_ratio) + 1
+
+
+def _expectation(rule: RowRule | BatchRule, roots: Sequence[Path], last_days: Sequence[int]) -> Any:
+    import great_expectations.expectations as gxe
+
+    common: dict[str, Any] = {"meta": {"rule": rule.name}, "notes": rule.why, "severity": "critical"}
+    match rule:
+        case RowCount():
+            low, high = row_count_bounds(rule, last_days)
+            return gxe.ExpectTableRowCountToBeBetween(min_value=low, max_value=high, **common)
+        case NullShare():
+            return gxe.ExpectColumnValuesToNotBeNull(column=rule.column, mostly=1 - rule.maximum, **common)
+        case Unique():
+            return gxe.ExpectColumnValuesToBeUnique(column=rule.column, mostly=1 - rule.max_failed_share, **common)
+    common |= {"column": rule.column, "mostly": 1 - rule.max_failed_share}
+    match rule:
+        case IsNull():
+            return gxe.ExpectColumnValuesToBeNull(**common)
+        case NotNull():
+            return gxe.ExpectColumnValuesToNotBeNull(**common)
+        case Matches():
+            return gxe.ExpectColumnValuesToMatchRegex(regex=rule.pattern, **common)
+        case WithinRoots():
+            return gxe.ExpectColumnValuesToMatchRegex(regex=within_roots_pattern(roots), **common)
+        case MaxLength():
+            return gxe.ExpectColumnValueLengthsToBeBetween(max_value=rule.characters, **common)
+        case Between():
+            return gxe.ExpectColumnValuesToBeBetween(min_value=rule.minimum, max_value=rule.maximum, **common)
+    assert_never(rule)
+
+
+def check(
+    frame: DataFrame, table: RuleTable, roots: Sequence[Path], last_days: Sequence[int], docs: Path, *, ds: str
+) -> Gate:
+    """Validate `frame` by every rule of `table` and write Data Docs to the folder `docs`.
+
+    Args:
+        frame: the parsed records, with the columns the rules name; read several times, so better cached.
+        last_days: raw row counts of the days before, oldest first.
+
+    Raises:
+        JobError: Great Expectations could not evaluate a rule, or lost one.
+    """
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    rules: list[RowRule | BatchRule] = [*table.row_rules, *table.batch_rules]
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    source = context.data_sources.add_spark("catalog", persist=False)
+    batch = source.add_dataframe_asset(f"records of {ds}").add_batch_definition_whole_dataframe("day")
+    expectations = [_expectation(rule, roots, last_days) for rule in rules]
+    suite = context.suites.add(gx.ExpectationSuite(name="catalog rules", expectations=expectations))
+    definition = context.validation_definitions.add(gx.ValidationDefinition(name=ds, data=batch, suite=suite))
+    shutil.rmtree(docs, ignore_errors=True)
+    context.add_data_docs_site(
+        site_name="night",
+        site_config={
+            "class_name": "SiteBuilder",
+            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs)},
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        },
+    )
+    outcome = definition.run(batch_parameters={"dataframe": frame}, result_format="SUMMARY")
+    context.build_data_docs(site_names=["night"])
+    seen = {result.expectation_config.meta["rule"]: result for result in outcome.results}
+    missing = [rule.name for rule in rules if rule.name not in seen]
+    if missing:
+        raise JobError(f"Great Expectations gave no result for the rules {missing}; see {docs / 'index.html'}")
+    failures = []
+    for rule in rules:
+        result = seen[rule.name]
+        if result.exception_info.get("raised_exception"):
+            raise JobError(f"rule {rule.name!r} could not be checked: {result.exception_info['exception_message']}")
+        if not result.success:
+            failures.append(f"{rule.name}: {_observed(rule, result.result)}. {rule.why}")
+    return Gate(tuple(failures), docs / "index.html")
+
+
+def _observed(rule: RowRule | BatchRule, result: dict[str, Any]) -> str:
+    if isinstance(rule, RowCount):
+        return f"{result['observed_value']:,} rows"
+    share = (result.get("unexpected_count") or 0) / max(1, result.get("element_count") or 0)
+    allowed = rule.maximum if isinstance(rule, NullShare) else rule.max_failed_share
+    return f"{result.get('unexpected_count'):,} of {result.get('element_count'):,} rows ({share:.1%}; {allowed:.0%} allowed)"

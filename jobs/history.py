@@ -1,0 +1,78 @@
+"""The history of the tables: each day's changes, and the tables as they were on any past day.
+
+A day's folder holds what that day changed: rows that came or were replaced (``upsert``) and keys that went
+(``remove``). The table of a day is, for each key, the newest change up to that day. When a past day is done again, its
+changes and those of the next day done are written anew, so that every later day stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from jobs import parquet
+from jobs.lake import Lake
+from schemas import tables
+from schemas.documents import HistoryIndex
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+KEYS: Final = {"attributes": ("product_id", "attribute"), "products": ("product_id",)}
+SCHEMAS: Final = {"attributes": tables.ATTRIBUTE_HISTORY, "products": tables.PRODUCT_HISTORY}
+
+
+def as_of_query(table: str, source: str) -> str:
+    """Return the SQL, for Spark and DuckDB alike, of `table` as it was after the changes in `source`."""
+    columns = [name for name in SCHEMAS[table].names if name not in ("change", "change_ds")]
+    return (
+        f"select {', '.join(columns)} from (select *, max(change_ds) over (partition by {', '.join(KEYS[table])}) as newest "
+        f"from {source}) as changes where change_ds = newest and change = 'upsert'"
+    )
+
+
+def files_until(lake: Lake, index: HistoryIndex, table: str, ds: str) -> list[Path]:
+    """Return the files of changes to `table` of all days up to `ds`."""
+    days = [day for ds_, day in sorted(index.days.items()) if ds_ <= ds and day.path]
+    return [file for day in days for file in parquet.files(lake.root / day.path / table)]
+
+
+def latest_day(index: HistoryIndex) -> str | None:
+    """Return the newest day that was done, or None."""
+    return max(index.days, default=None)
+
+
+def next_day(index: HistoryIndex, ds: str) -> str | None:
+    """Return the first day after `ds` that was done and changed something, or None."""
+    return min((day for day, found in index.days.items() if day > ds and found.path), default=None)
+
+
+def as_of(session: SparkSession, lake: Lake, index: HistoryIndex, table: str, ds: str) -> DataFrame:
+    """Return `table` ("attributes" or "products") as it was at the end of the day `ds`."""
+    name = f"history_{table}_{ds.replace('-', '_')}"
+    parquet.read(session, files_until(lake, index, table, ds), SCHEMAS[table]).createOrReplaceTempView(name)
+    return session.sql(as_of_query(table, name))
+
+
+def changes(table: str, before: DataFrame, after: DataFrame, ds: str) -> DataFrame:
+    """Return the changes that turn `before` into `after`; both hold all rows of the products that were touched, alone."""
+    from pyspark.sql import functions as F
+
+    keys = list(KEYS[table])
+    gone = before.select(*keys).distinct().join(after.select(*keys).distinct(), keys, "left_anti")
+    upserts = after.withColumn("change", F.lit("upsert"))
+    removals = gone.withColumn("change", F.lit("remove"))
+    return upserts.unionByName(removals, allowMissingColumns=True).withColumn("change_ds", F.lit(ds))
+
+
+def merged(table: str, newer: DataFrame, older: DataFrame) -> DataFrame:
+    """Return a day's changes after a second run of that day: the newer ones, and the older ones of other keys."""
+    keys = list(KEYS[table])
+    return newer.unionByName(older.join(newer.select(*keys).distinct(), keys, "left_anti"))
+
+
+def day_files(lake: Lake, index: HistoryIndex, table: str, ds: str) -> Sequence[Path]:
+    """Return the files of the changes to `table` on the day `ds` alone."""
+    day = index.days.get(ds)
+    return parquet.files(lake.root / day.path / table) if day is not None and day.path else []

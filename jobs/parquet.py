@@ -1,0 +1,166 @@
+"""Parquet files of the lake: Spark shuffles and sorts, Arrow writes.
+
+Files that others read are written by Arrow inside Spark's tasks, one file a partition, whole or not at all. Spark's own
+writer can neither carry our field comments nor leave out dictionaries, and puts values into folder names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs import storage
+from schemas.tables import spark_schema
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+Batches = Iterator[pa.RecordBatch]
+
+# Values that hardly repeat: a dictionary of them costs space and look-up time.
+_NO_DICTIONARY: Final = frozenset(
+    {"product_id", "confidence", "text_weight", "image_weight", "source_hash", "image", "raw"}
+)
+_WRITTEN: Final = pa.schema(
+    [
+        ("target", pa.int32()),
+        ("rows", pa.int64()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("notes", pa.map_(pa.string(), pa.int64())),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One file that was written."""
+
+    target: int
+    rows: int
+    bytes: int
+    sha256: str
+    notes: dict[str, int]
+
+
+def write(frame: DataFrame, folder: Path, table: pa.Schema, *, partition_by: str | None = None) -> None:
+    """Write `frame` by Spark's writer as the only content of `folder`, in the columns and types of `table`.
+
+    A column of `partition_by` goes into the folders' names alone. For tables that only our own steps read.
+    """
+    from pyspark.sql import functions as F
+
+    fields = [f for f in spark_schema(table).fields if f.name != partition_by]
+    columns = [F.col(f.name).cast(f.dataType).alias(f.name) for f in fields]
+    if partition_by is None:
+        frame.select(*columns).write.mode("overwrite").parquet(str(folder))
+    else:
+        frame.select(*columns, partition_by).write.mode("overwrite").partitionBy(partition_by).parquet(str(folder))
+
+
+def read(spark: SparkSession, paths: Sequence[Path], table: pa.Schema) -> DataFrame:
+    """Return the Parquet files or folders `paths` with the columns of `table`; an empty frame where there are none."""
+    schema = spark_schema(table)
+    if not paths:
+        return spark.createDataFrame([], schema)
+    return spark.read.schema(schema).parquet(*[str(path) for path in paths])
+
+
+class FileWriter:
+    """Writes record batches to one Parquet file, in large row groups: zstd, statistics, page index."""
+
+    def __init__(self, path: Path, table: pa.Schema, *, row_group_bytes: int = 64 * 2**20) -> None:
+        self._table = table
+        self._limit = row_group_bytes
+        self._held: list[pa.RecordBatch] = []
+        self._held_bytes = 0
+        self.rows = 0
+        dictionary = [f.name for f in table if f.name not in _NO_DICTIONARY and not pa.types.is_nested(f.type)]
+        self._writer = pq.ParquetWriter(
+            path, table, compression="zstd", compression_level=1, use_dictionary=dictionary, write_page_index=True
+        )
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Add the rows of `batch`, whose columns are those of the table, in any order."""
+        self._held.append(batch)
+        self._held_bytes += batch.nbytes
+        self.rows += batch.num_rows
+        if self._held_bytes >= self._limit:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._held:
+            rows = pa.Table.from_batches(self._held).select(self._table.names).cast(self._table)
+            self._writer.write_table(rows, row_group_size=max(1, rows.num_rows))
+        self._held, self._held_bytes = [], 0
+
+    def close(self) -> None:
+        """Write what is held, and the footer."""
+        self._flush()
+        self._writer.close()
+
+
+def write_files(
+    frame: DataFrame,
+    targets: Sequence[Path],
+    table: pa.Schema,
+    *,
+    order: Sequence[str] = (),
+    transform: Callable[[Batches, dict[str, int]], Batches] | None = None,
+) -> list[Written]:
+    """Write the rows of `frame` to the files `targets`, each whole or not at all, and return what was written.
+
+    Args:
+        frame: rows with an integer column ``target``, the index of the file each belongs to; a file that no row
+            belongs to is written empty.
+        order: columns the rows of a file are sorted by.
+        transform: from the frame's batches (without ``target``) to the table's; may count what it sees in the dict.
+
+    The rows themselves never reach the driver.
+    """
+    from pyspark.sql import functions as F
+
+    placed = frame.repartitionById(len(targets), F.col("target"))
+    if order:
+        placed = placed.sortWithinPartitions(*order)
+    paths = [str(path) for path in targets]
+
+    def task(batches: Batches) -> Batches:
+        from pyspark import TaskContext
+
+        context = TaskContext.get()
+        if context is None:
+            raise RuntimeError("not inside a Spark task")
+        target, notes = context.partitionId(), dict[str, int]()
+        rows: Batches = (batch.drop_columns(["target"]) for batch in batches)
+        with storage.whole_file(Path(paths[target])) as temporary:
+            writer = FileWriter(temporary, table)
+            for batch in transform(rows, notes) if transform else rows:
+                writer.write(batch)
+            writer.close()
+            written = {
+                "target": target,
+                "rows": writer.rows,
+                "bytes": temporary.stat().st_size,
+                "notes": list(notes.items()),
+            }
+            written["sha256"] = storage.sha256(temporary)
+        yield pa.RecordBatch.from_pylist([written], schema=_WRITTEN)
+
+    found = placed.mapInArrow(task, spark_schema(_WRITTEN)).collect()
+    return sorted((Written(**row.asDict()) for row in found), key=lambda written: written.target)
+
+
+def files(folder: Path) -> list[Path]:
+    """Return the Parquet files in `folder` and below, in order."""
+    return sorted(p for p in folder.rglob("*.parquet") if not p.name.startswith((".", "_")))
+
+
+def count(paths: Iterable[Path]) -> int:
+    """Return the rows of the Parquet files `paths`, by their footers."""
+    return sum(pq.read_metadata(path).num_rows for path in paths)

@@ -1,0 +1,156 @@
+"""Step 3, preprocess: the model inputs of new and changed products.
+
+Pictures are fetched and decoded inside Spark's tasks, Arrow batch by Arrow batch, and written from there; none passes
+through the driver or the JVM. A missing or broken picture does not lose its product: the example says what is wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from cma_clip_core import pictures, text
+from jobs import parquet, spark, storage
+from jobs.lake import Lake
+from jobs.settings import Settings
+from jobs.steps import measure
+from jobs.validate import picture_roots
+from schemas import tables
+from schemas.documents import ExamplesManifest, Plan
+from schemas.taxonomy import Taxonomy, load_taxonomy
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+log = logging.getLogger(__name__)
+
+_ROWS_A_FILE = 2_500  # small enough for even work on a few cores, large enough for few files
+
+
+def preprocess(settings: Settings, run_id: str) -> int:
+    """Make the examples of a run that are not there yet; return how many. A finished run is not done again.
+
+    Raises:
+        JobError: there is no such plan.
+    """
+    lake = Lake(settings.root)
+    plan = lake.read_plan(run_id)
+    with measure("preprocess", lake.reports(run_id)) as measured:
+        found = lake.read_examples_manifest(run_id)
+        if found is not None or not plan.to_preprocess:
+            log.info("preprocess: nothing to do")
+            return found.rows if found else 0
+        with spark.session(settings) as session:
+            statuses = _preprocess(session, settings, lake, plan)
+        rows = sum(statuses.values())
+        if rows != plan.to_preprocess:
+            raise RuntimeError(f"{run_id}: {rows} examples where the plan says {plan.to_preprocess}")
+        manifest = ExamplesManifest(
+            run_id=run_id,
+            ds=plan.ds,
+            picture_height=plan.picture_height,
+            picture_width=plan.picture_width,
+            taxonomy_fingerprint=plan.taxonomy_fingerprint,
+            rows=rows,
+            image_statuses=statuses,
+            created_at=datetime.now(UTC),
+        )
+        storage.write_document(lake.examples(run_id) / "_manifest.json", manifest)
+        measured.rows = rows
+        measured.details |= {f"image_{status}": n for status, n in statuses.items()}
+    return rows
+
+
+def _preprocess(session: SparkSession, settings: Settings, lake: Lake, plan: Plan) -> dict[str, int]:
+    records, targets = _placed(session, lake, plan)
+    make = ExampleMaker(
+        spec=pictures.PictureSpec(plan.picture_height, plan.picture_width),
+        roots=picture_roots(settings, lake),
+        taxonomy=load_taxonomy(lake.root / plan.taxonomy_path),
+    )
+    # Half-written leftovers of a killed attempt are replaced file by file; a wider attempt's extra files go here.
+    storage.remove_folder(lake.examples(plan.run_id))
+    written = parquet.write_files(records, targets, tables.EXAMPLES, transform=make)
+    statuses: dict[str, int] = {}
+    for file in written:
+        for status, n in file.notes.items():
+            statuses[status] = statuses.get(status, 0) + n
+    return dict(sorted(statuses.items()))
+
+
+def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, list[Path]]:
+    """Return the records to preprocess, each with the index of its file, and the files."""
+    from pyspark.sql import functions as F
+
+    shards = session.read.option("basePath", str(lake.plan(plan.run_id) / "products")).parquet(
+        str(lake.plan(plan.run_id) / "products")
+    )
+    todo = shards.where("example_path is null").select("product_id", F.col("shard").cast("int"))
+    valid = parquet.read(session, [lake.root / plan.validation.valid_path], tables.VALID)
+    cores = session.sparkContext.defaultParallelism
+    sizes = {row["shard"]: row["count"] for row in todo.groupBy("shard").count().collect()}
+    # Of a night with few products the cores still share the work.
+    rows_a_file = min(_ROWS_A_FILE, max(64, math.ceil(sum(sizes.values()) / (2 * cores))))
+    targets: list[Path] = []
+    first, parts = {}, {}
+    for shard, size in sorted(sizes.items()):
+        first[shard], parts[shard] = len(targets), math.ceil(size / rows_a_file)
+        folder = lake.examples(plan.run_id) / f"shard={shard}"
+        targets += [folder / f"part-{part:05d}.parquet" for part in range(parts[shard])]
+    lookup = {
+        name: F.create_map(*[F.lit(x) for pair in d.items() for x in pair])
+        for name, d in (("first", first), ("parts", parts))
+    }
+    # xxhash64 with its own seed: the shard itself comes from a hash of the id, and the two must not go together.
+    part = F.pmod(F.xxhash64("product_id", F.lit("part")), lookup["parts"][F.col("shard")])
+    placed = todo.withColumn("target", (lookup["first"][F.col("shard")] + part).cast("int"))
+    columns = ["product_id", "source_hash", "title", "brand", "description", "image_uri", "labels"]
+    return valid.select(*columns).join(placed.select("product_id", "target"), "product_id"), targets
+
+
+class ExampleMaker:
+    """Records to examples, batch by batch. Sent to Spark's workers."""
+
+    def __init__(self, spec: pictures.PictureSpec, roots: tuple[Path, ...], taxonomy: Taxonomy) -> None:
+        self._spec = spec
+        self._roots = roots
+        self._taxonomy = taxonomy
+
+    def __call__(self, batches: Iterator[pa.RecordBatch], statuses: dict[str, int]) -> Iterator[pa.RecordBatch]:
+        """Yield a batch with the columns of EXAMPLES for each batch of records; count pictures by status."""
+        for batch in batches:
+            if not batch.num_rows:
+                continue
+            images = [self._picture(uri) for uri in batch.column("image_uri").to_pylist()]
+            labels = [self._taxonomy.normalise(dict(found or ())) for found in batch.column("labels").to_pylist()]
+            for _, status, _ in images:
+                statuses[status] = statuses.get(status, 0) + 1
+            columns: dict[str, object] = {
+                "product_id": batch.column("product_id"),
+                "source_hash": batch.column("source_hash"),
+                "image": pa.array((pixels for pixels, _, _ in images), pa.binary()),
+                "image_status": [status for _, status, _ in images],
+                "image_detail": [detail for _, _, detail in images],
+                "labels": pa.array([list(known.items()) for known, _ in labels], tables.LABELS),
+                "unknown_labels": pa.array([list(unknown.items()) for _, unknown in labels], tables.LABELS),
+            }
+            for name in ("title", "brand", "description"):
+                columns[name] = [text.clean(value) for value in batch.column(name).to_pylist()]
+            yield pa.RecordBatch.from_pydict(
+                {name: columns[name] for name in tables.EXAMPLES.names}, schema=tables.EXAMPLES
+            )
+
+    def _picture(self, uri: str | None) -> tuple[bytes | None, str, str | None]:
+        """Return the pixels, the status and the detail of the picture at `uri`."""
+        if uri is None:
+            return None, "absent", None
+        try:
+            return pictures.decode(pictures.fetch(uri, self._roots), self._spec).tobytes(), "ok", None
+        except pictures.PictureError as error:
+            return None, error.status, error.detail

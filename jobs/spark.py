@@ -1,0 +1,54 @@
+"""The Spark session of a job."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from functools import reduce
+from typing import TYPE_CHECKING
+
+from jobs.settings import Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+@contextlib.contextmanager
+def session(settings: Settings) -> Iterator[SparkSession]:
+    """Yield the process's Spark session, started if there is none; who starts it, stops it."""
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        yield active
+        return
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    # Without a hostname look-up, so that it starts where the machine's own name does not resolve.
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    scratch = settings.root / "scratch"
+    options = {
+        "spark.driver.memory": settings.spark_memory,
+        "spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=4 -Djava.net.preferIPv4Stack=true",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "ERROR",
+        "spark.local.dir": str(scratch),
+        "spark.sql.warehouse.dir": str(scratch / "warehouse"),
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.shuffle.partitions": "16",  # adaptive execution joins small ones
+        "spark.sql.adaptive.coalescePartitions.minPartitionSize": "4m",
+        "spark.sql.parquet.compression.codec": "zstd",
+        "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "512",
+        "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
+    }
+    builder = SparkSession.builder.master(settings.spark_master).appName("catalog-attribute-tagger")
+    builder = reduce(lambda b, option: b.config(*option), options.items(), builder)
+    spark = builder.getOrCreate()
+    try:
+        yield spark
+    finally:
+        spark.stop()

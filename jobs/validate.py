@@ -1,0 +1,201 @@
+"""Step 1, validate: a day's raw records to `valid` and `quarantine`; a batch that is not to be trusted stops the night.
+
+Text only: no picture is touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyarrow import dataset
+
+from jobs import expectations, parquet, records, row_filter, spark, storage
+from jobs.errors import CriticalDataError, JobError
+from jobs.lake import Lake
+from jobs.settings import Settings
+from jobs.steps import measure
+from schemas import tables
+from schemas.documents import RawManifest, Validation
+from schemas.rules import RuleTable, load_rules
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+log = logging.getLogger(__name__)
+
+# Part of a validation's version: raise it when the parser or the filter changes what comes out.
+_LOGIC = "1"
+
+
+def picture_roots(settings: Settings, lake: Lake) -> tuple[Path, ...]:
+    """Return the folders pictures may be read from; relative URIs are under the first, the lake's own."""
+    return (lake.pictures, *settings.picture_roots)
+
+
+def validate(settings: Settings, ds: str) -> Validation:
+    """Validate the raw catalog of `ds`. A day already validated, with the same rules, is not validated again.
+
+    Raises:
+        JobError: the day is missing, incomplete or broken.
+        CriticalDataError: the batch breaks a critical rule.
+    """
+    lake, table = Lake(settings.root), load_rules(settings.rules)
+    roots = picture_roots(settings, lake)
+    manifest = check_raw(lake, ds)
+    version = _version(manifest, table, roots)
+    docs = lake.root / "reports" / f"ds={ds}" / f"validation-{version}"
+    with measure("validate", docs) as measured:
+        found = storage.read_document(lake.valid(ds) / "current.json", Validation)
+        if found is None or found.version != version or not (lake.root / found.valid_path).is_dir():
+            with spark.session(settings) as session:
+                found = _validate(session, lake, manifest, table, roots, version, docs)
+        else:
+            log.info("validate: %s is validated already, by the same rules", ds)
+        measured.rows = found.raw
+    log.info(
+        "validate: %s raw = %s unparsable + %s quarantined + %s superseded + %s valid; Data Docs: %s",
+        *(f"{n:,}" for n in (found.raw, found.unparsable, found.quarantined, found.superseded, found.valid)),
+        lake.root / found.data_docs_path,
+    )
+    if not found.passed:
+        raise CriticalDataError(
+            "\n  ".join(
+                [
+                    f"the catalog of {ds} breaks critical rules; nothing is published from it:",
+                    *found.failures,
+                    f"See {lake.root / found.data_docs_path}. Repair the export and import it again, or change the "
+                    f"rules ({settings.rules}).",
+                ]
+            )
+        )
+    return found
+
+
+def check_raw(lake: Lake, ds: str) -> RawManifest:
+    """Return the manifest of a day's raw catalog, each of its files checked byte for byte.
+
+    Raises:
+        JobError: the day is missing, or a file of it is missing or not what was written.
+    """
+    folder = lake.raw(ds)
+    manifest = lake.read_raw_manifest(ds)
+    if manifest is None:
+        what = "is not complete (no _manifest.json)" if folder.is_dir() else "does not exist"
+        raise JobError(f"{folder} {what}: run `python -m jobs import-catalog FOLDER --ds {ds}`")
+    for file in manifest.files:
+        path = folder / file.name
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            problem = "is missing"
+        elif size != file.bytes:
+            problem = f"has {size:,} bytes, {file.bytes:,} were written: it is half-written or was changed"
+        elif storage.sha256(path) != file.sha256:
+            problem = "is not what was written (its SHA-256 differs)"
+        else:
+            continue
+        raise JobError(f"{path} {problem}; import the day again: `python -m jobs import-catalog FOLDER --ds {ds}`")
+    return manifest
+
+
+def _version(manifest: RawManifest, table: RuleTable, roots: Sequence[Path]) -> str:
+    parts = [
+        _LOGIC,
+        table.model_dump_json(),
+        *(str(r) for r in roots),
+        *(f"{f.name} {f.sha256}" for f in manifest.files),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def last_days(lake: Lake, ds: str) -> list[int]:
+    """Return the raw row counts of the validated days before `ds`, oldest first."""
+    days = sorted(p.parent.name for p in (lake.root / "catalog" / "valid").glob("ds=*/current.json"))
+    counts = (lake.read_validation(day.removeprefix("ds=")) for day in days if day < f"ds={ds}")
+    return [found.raw for found in counts if found.passed]
+
+
+def _validate(
+    session: SparkSession,
+    lake: Lake,
+    manifest: RawManifest,
+    table: RuleTable,
+    roots: Sequence[Path],
+    version: str,
+    docs: Path,
+) -> Validation:
+    from pyspark import StorageLevel
+    from pyspark.sql import functions as F
+
+    ds = manifest.ds
+    if manifest.rows == 0:
+        raise CriticalDataError(
+            f"{lake.raw(ds)}: the catalog of {ds} is empty. Publishing it would remove every product; nothing is done."
+        )
+    lines = records.read_lines(session, [lake.raw(ds) / file.name for file in manifest.files])
+    parsed = records.parse(lines).withColumn("reasons", row_filter.reasons(table, roots))
+    parsed = parsed.persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        gate = expectations.check(parsed, table, roots, last_days(lake, ds), docs, ds=ds)
+        valid_path, quarantine_path = lake.valid(ds) / version, lake.quarantine(ds) / version
+        marked = _mark_superseded(parsed).withColumn("ds", F.lit(ds))
+        valid = marked.where("kind is null").withColumn("source_hash", records.source_hash())
+        parquet.write(valid, valid_path, tables.VALID)
+        rejected = marked.where("kind is not null")
+        parquet.write(rejected, quarantine_path, tables.QUARANTINE)
+        reasons = parsed.select(F.explode("reasons").alias("reason")).groupBy("reason").count().collect()
+        kinds = _count_kinds(quarantine_path)
+    finally:
+        parsed.unpersist()
+    counts = {kind: kinds.get(kind, 0) for kind in ("unparsable", "quarantined", "superseded")}
+    n_valid = parquet.count(parquet.files(valid_path))
+    if manifest.rows != n_valid + sum(counts.values()):
+        raise JobError(
+            f"{lake.raw(ds)}: {manifest.rows:,} lines were imported, but {n_valid:,} valid and {counts} came out; "
+            "this is a bug of the validation, nothing is published"
+        )
+    result = Validation(
+        ds=ds,
+        version=version,
+        passed=not gate.failures,
+        failures=gate.failures,
+        raw=manifest.rows,
+        valid=n_valid,
+        **counts,
+        reasons={r["reason"]: r["count"] for r in sorted(reasons, key=lambda r: (-r["count"], r["reason"]))},
+        valid_path=lake.relative(valid_path),
+        quarantine_path=lake.relative(quarantine_path),
+        data_docs_path=lake.relative(gate.data_docs),
+        created_at=datetime.now(UTC),
+    )
+    storage.write_document(lake.valid(ds) / "current.json", result)
+    return result
+
+
+def _mark_superseded(parsed: DataFrame) -> DataFrame:
+    """Add `kind`: null where valid. Of the valid records with one id the newest wins, of equally new ones the last."""
+    from pyspark.sql import functions as F
+
+    order = F.struct(F.try_to_timestamp(F.col("updated_at")), "source_file", "block", "position")
+    candidates = parsed.where(F.size("reasons") == 0).select("product_id", order.alias("order"))
+    doubled = (
+        candidates.groupBy("product_id").agg(F.max("order").alias("newest"), F.count("*").alias("n")).where("n > 1")
+    )
+    joined = parsed.join(doubled.select("product_id", "newest"), "product_id", "left")
+    superseded = F.col("newest").isNotNull() & (order != F.col("newest"))
+    kind = (
+        F.when(F.col("line_error").isNotNull(), "unparsable")
+        .when(F.size("reasons") > 0, "quarantined")
+        .when(superseded, "superseded")
+    )
+    reasons = F.when(kind == "superseded", F.array(F.lit("newer_record_with_this_id"))).otherwise(F.col("reasons"))
+    return joined.withColumn("kind", kind).withColumn("reasons", reasons)
+
+
+def _count_kinds(quarantine: Path) -> dict[str, int]:
+    kinds = dataset.dataset(quarantine, format="parquet").to_table(columns=["kind"])["kind"]
+    return {item["values"]: item["counts"] for item in kinds.value_counts().to_pylist()}
