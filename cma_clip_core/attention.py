@@ -1,0 +1,128 @@
+"""The two attentions of CMA-CLIP: sequence-wise (SA) and modality-wise (MA).
+
+Letters of shapes: B batch, N tokens of a sequence, Q queries, W width, K attributes, M modalities (0 text, 1 image).
+
+Sources: CMA-CLIP, arXiv 2112.03562, "sequence-wise attention" and "modality-wise attention"; keyless attention: Long
+et al., "Multimodal Keyless Attention Fusion for Video Classification", AAAI 2018. Depth, heads, the pre-norm form, the
+dropout and all masking are our choice: the paper is silent on them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class AttentionBlock(nn.Module):
+    """A pre-norm transformer encoder block with a key padding mask."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.norm_attention = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        inner = int(width * mlp_ratio)
+        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, width))
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None, queries: Tensor | None = None) -> Tensor:
+        """Return the block's output at every token, or only at some.
+
+        Args:
+            x: [B, N, W].
+            mask: [B, N] bool, False where a token must not be attended to; None: all are.
+            queries: [Q] indices of the tokens wanted; None: all. What is returned at a token does not depend on which
+                others are wanted, so that the last block need not compute what nobody reads.
+
+        Returns:
+            [B, Q, W], with Q = N where `queries` is None.
+        """
+        normed = self.norm_attention(x)
+        if queries is None:
+            wanted, residual = normed, x
+        else:
+            wanted, residual = normed.index_select(1, queries), x.index_select(1, queries)
+        q = self._split(self.query(wanted))
+        k, v = (self._split(part) for part in self.key_value(normed).chunk(2, dim=-1))
+        mixed = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=None if mask is None else mask[:, None, None, :],
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        y = residual + self.drop(self.out(mixed.transpose(1, 2).flatten(2)))
+        return y + self.drop(self.mlp(self.norm_mlp(y)))  # type: ignore[no-any-return]
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[B, N, W] -> [B, heads, N, W / heads]."""
+        rows, tokens, width = x.shape
+        return x.view(rows, tokens, self.heads, width // self.heads).transpose(1, 2)
+
+
+class SequenceAttention(nn.Module):
+    """SA: a transformer encoder over both sequences, so that every patch attends to every text token and the reverse."""
+
+    def __init__(self, width: int, layers: int, heads: int, mlp_ratio: float, dropout: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(AttentionBlock(width, heads, mlp_ratio, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, mask: Tensor | None, queries: Tensor | None = None) -> Tensor:
+        """[B, N, W] and [B, N] bool -> [B, N, W], or at `queries` [Q] alone [B, Q, W]."""
+        for block in self.blocks[:-1]:
+            x = block(x, mask)
+        return self.norm(self.blocks[-1](x, mask, queries))  # type: ignore[no-any-return]
+
+
+class ModalityAttention(nn.Module):
+    """MA of all attributes: keyless attention, one learned vector w_k for each attribute.
+
+    e_m = w_k . h_m;  (lambda_text, lambda_image) = softmax(e_text, e_image);  output = sum of lambda_m h_m.
+    """
+
+    def __init__(self, attributes: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(attributes, width))  # [K, W]: row k is w_k
+        nn.init.normal_(self.weight, std=width**-0.5)
+
+    def forward(self, h: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each attribute's mixture of the modalities, and its weights.
+
+        Args:
+            h: [B, M, W], T'_cls and I'_cls.
+            present: [B, M] bool. An absent modality gets a weight of exactly 0 and the other exactly 1; where both are
+                absent, both get 0.
+
+        Returns:
+            mixtures [B, K, W] and lambdas [B, K, M].
+        """
+        energies = torch.einsum("bmw,kw->bkm", h, self.weight)
+        lambdas = masked_softmax(energies, present[:, None, :])
+        return torch.einsum("bkm,bmw->bkw", lambdas, h), lambdas
+
+
+class ModalityMean(nn.Module):
+    """The ablation without MA: every attribute takes the mean of the modalities that are present."""
+
+    def __init__(self, attributes: int) -> None:
+        super().__init__()
+        self.attributes = attributes
+
+    def forward(self, h: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """As in `ModalityAttention`."""
+        energies = h.new_zeros(h.shape[0], self.attributes, h.shape[1])
+        lambdas = masked_softmax(energies, present[:, None, :])
+        return torch.einsum("bkm,bmw->bkw", lambdas, h), lambdas
+
+
+def masked_softmax(energies: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the last axis where `mask` is True, exactly 0 elsewhere; all 0 where nothing is True."""
+    # A finite floor, not -inf: a row without any True would be NaN, and its gradient too.
+    weights = torch.softmax(energies.masked_fill(~mask, torch.finfo(energies.dtype).min), dim=-1)
+    return weights * mask

@@ -1,0 +1,237 @@
+"""Examples to model inputs: the one code path of training, evaluation and tagging.
+
+Letters of shapes: B batch, T text tokens, K attributes, C classes of all attributes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from cma_clip_core.classes import ClassLayout
+from cma_clip_core.config import ModelConfig, PictureConfig, TrainingConfig
+from cma_clip_core.errors import DataError
+from cma_clip_core.tokens import Tokenizer, compose
+
+Item = TypeVar("Item")
+Bools = npt.NDArray[np.bool_]
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class Inputs:
+    """What the model sees of some products; the arguments of `CmaClip.forward`."""
+
+    ids: Tensor  # [B, T] int64
+    lengths: Tensor  # [B] int64
+    text_present: Tensor  # [B] bool
+    pixels: Tensor  # [B, H, W, 3] uint8
+    image_present: Tensor  # [B] bool
+
+    def to(self, device: torch.device) -> Inputs:
+        """Return the inputs on `device`."""
+        return Inputs(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (getattr(self, f.name) for f in fields(self))
+
+
+@dataclass(slots=True)
+class Labels:
+    """What the catalog says of some products."""
+
+    targets: Tensor  # [B, C] float32, 1 at the values a product has
+    labelled: Tensor  # [B, K] bool, False where the catalog gives no value
+
+    def to(self, device: torch.device) -> Labels:
+        """Return the labels on `device`."""
+        return Labels(self.targets.to(device), self.labelled.to(device))
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Some products, tokenised and decoded, before they are cut into batches."""
+
+    texts: list[list[int]]  # token ids of each
+    text_present: Bools  # [B]
+    pixels: Pixels  # [B, H, W, 3]; zeros where there is no picture
+    image_present: Bools  # [B]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def inputs(self, rows: npt.NDArray[np.int64], tokenizer: Tokenizer) -> Inputs:
+        """Return some of the products as model inputs."""
+        ids, lengths = tokenizer.pad([self.texts[row] for row in rows])
+        return Inputs(
+            torch.from_numpy(ids),
+            torch.from_numpy(lengths),
+            torch.from_numpy(self.text_present[rows]),
+            torch.from_numpy(self.pixels[rows]),
+            torch.from_numpy(self.image_present[rows]),
+        )
+
+    def by_length(self, batch_size: int) -> list[npt.NDArray[np.int64]]:
+        """Cut the products into batches of like length, so that little is spent on padding. Stable: no randomness."""
+        order = np.argsort([len(text) for text in self.texts], kind="stable")
+        return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+
+
+def prepare(examples: pa.RecordBatch, config: ModelConfig, tokenizer: Tokenizer) -> Prepared:
+    """Return examples (columns product_id, title, brand, description, image) as tokens and pixels.
+
+    Raises:
+        DataError: a picture is not of the model's size.
+    """
+    columns = (examples.column(name).to_pylist() for name in ("title", "brand", "description"))
+    texts = [
+        compose(title, brand, description, config.text) for title, brand, description in zip(*columns, strict=True)
+    ]
+    pixels, image_present = read_pixels(examples, config.picture)
+    text_present = np.array([bool(text) for text in texts], dtype=np.bool_)
+    return Prepared([tokenizer.encode(text) for text in texts], text_present, pixels, image_present)
+
+
+def read_pixels(examples: pa.RecordBatch, picture: PictureConfig) -> tuple[Pixels, Bools]:
+    """Return the pictures of `examples` as pixels [B, H, W, 3], zeros where there is none, and which there are [B].
+
+    Raises:
+        DataError: a picture is not of the size `picture`; names the product.
+    """
+    images = examples.column("image")
+    present: Bools = np.asarray(images.is_valid())
+    pixels = np.zeros((len(images), picture.height, picture.width, 3), dtype=np.uint8)
+    if not present.any():
+        return pixels, present
+    size = pixels[0].nbytes
+    _, offsets_buffer, data = images.buffers()
+    offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[images.offset : images.offset + len(images) + 1]
+    wrong = np.flatnonzero(present & (np.diff(offsets) != size))
+    if len(wrong):
+        product = examples.column("product_id")[int(wrong[0])].as_py()
+        raise DataError(
+            f"product {product!r}: its picture has {int(np.diff(offsets)[wrong[0]])} bytes where the model needs "
+            f"{picture.height} x {picture.width} x 3 = {size}; make the examples again for this model's picture size"
+        )
+    flat = pixels.reshape(len(pixels), size)
+    values = np.frombuffer(data, dtype=np.uint8)
+    if present.all():
+        flat[:] = values[offsets[0] : offsets[-1]].reshape(len(pixels), size)
+    else:
+        for row in np.flatnonzero(present):
+            flat[row] = values[offsets[row] : offsets[row + 1]]
+    return pixels, present
+
+
+class LabelEncoder:
+    """The catalog's labels as targets of the model."""
+
+    def __init__(self, layout: ClassLayout) -> None:
+        self.classes = layout.classes
+        self._attributes = {
+            a.name: (k, part.start, a) for k, (a, part) in enumerate(zip(layout.attributes, layout.slices, strict=True))
+        }
+
+    def encode(self, labels: Iterable[Iterable[tuple[str, list[str]]]]) -> Labels:
+        """Return labels, for each product its attribute names with their values, as tensors.
+
+        Raises:
+            DataError: a label is not in the taxonomy.
+        """
+        rows = list(labels)
+        targets = np.zeros((len(rows), self.classes), dtype=np.float32)
+        labelled = np.zeros((len(rows), len(self._attributes)), dtype=np.bool_)
+        for row, given in enumerate(rows):
+            for name, values in given:
+                if name not in self._attributes:
+                    raise DataError(f"an example has a label of {name!r}, which is no attribute of this taxonomy")
+                k, start, attribute = self._attributes[name]
+                for value in values:
+                    if value not in attribute.index:
+                        raise DataError(f"an example has the label {name} = {value!r}, which is not in this taxonomy")
+                    targets[row, start + attribute.index[value]] = 1
+                labelled[row, k] = bool(values)
+        return Labels(torch.from_numpy(targets), torch.from_numpy(labelled))
+
+
+def augment(prepared: Prepared, config: TrainingConfig, rng: np.random.Generator) -> None:
+    """Vary `prepared` in place as training asks: words, modalities, mirrored and moved pictures. Our choice."""
+    rows = len(prepared)
+    if config.text_dropout or config.image_dropout:
+        both = prepared.text_present & prepared.image_present  # nobody loses their only modality
+        draw = rng.random(rows)
+        prepared.text_present = prepared.text_present & ~(both & (draw < config.text_dropout))
+        prepared.image_present = prepared.image_present & ~(both & (draw > 1 - config.image_dropout))
+    if config.word_dropout:
+        prepared.texts = [_drop_words(text, config.word_dropout, rng) for text in prepared.texts]
+    pixels = prepared.pixels
+    if config.flip:
+        chosen = rng.random(rows) < 0.5
+        pixels[chosen] = pixels[chosen, :, ::-1]
+    if config.shift:
+        moves = rng.integers(-config.shift, config.shift + 1, size=(rows, 2))
+        for row in np.flatnonzero(prepared.image_present & moves.any(axis=1)):
+            pixels[row] = _move(pixels[row], int(moves[row, 0]), int(moves[row, 1]))
+
+
+def _drop_words(text: list[int], share: float, rng: np.random.Generator) -> list[int]:
+    keep = rng.random(len(text)) >= share
+    keep[0] = keep[-1] = True  # start and end tokens
+    return [token for token, kept in zip(text, keep, strict=True) if kept]
+
+
+def _move(pixels: Pixels, down: int, right: int) -> Pixels:
+    """Return the picture moved, its edge repeated into what is uncovered."""
+    height, width = pixels.shape[:2]
+    rows = np.clip(np.arange(height) - down, 0, height - 1)
+    columns = np.clip(np.arange(width) - right, 0, width - 1)
+    moved: Pixels = pixels[rows[:, None], columns]
+    return moved
+
+
+def prefetch(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
+    """Yield `items`, which a thread makes ahead, at most `depth` of them: the forward pass leaves the interpreter free.
+
+    An error in the thread is raised here. Closing the iterator ends the thread.
+    """
+    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+    end = object()
+
+    def offer(item: object) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not offer(item):
+                    return
+            offer(end)
+        except BaseException as error:
+            offer(error)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not end:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

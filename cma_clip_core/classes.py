@@ -1,0 +1,64 @@
+"""How the classes of all attributes lie side by side in the model's output.
+
+Letters of shapes: B batch, K attributes, C classes of all attributes.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from schemas.taxonomy import Taxonomy
+
+
+class ClassLayout:
+    """Attribute by attribute, in the taxonomy's order; within each, its values in class order."""
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        self.attributes = taxonomy.attributes
+        starts = np.cumsum([0, *(len(a.values) for a in self.attributes)]).tolist()
+        self.slices = [slice(start, end) for start, end in itertools.pairwise(starts)]
+        self.classes: int = starts[-1]
+        self.position = {a.name: k for k, a in enumerate(self.attributes)}
+        self.attribute_of = np.repeat(np.arange(len(self.attributes)), [len(a.values) for a in self.attributes])  # [C]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return each value's probability [B, C] float32: softmax where one value holds, sigmoid where several may."""
+        logits = logits.float()
+        return torch.cat(
+            [
+                torch.sigmoid(logits[:, part]) if attribute.multi_valued else torch.softmax(logits[:, part], dim=1)
+                for attribute, part in zip(self.attributes, self.slices, strict=True)
+            ],
+            dim=1,
+        )
+
+    def loss(self, logits: Tensor, targets: Tensor, labelled: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Return the multi-task loss: the mean over all labels of the batch. A missing label adds nothing.
+
+        Single-valued attributes: cross entropy over the values. Multi-valued: binary cross entropy, summed over the
+        values. That each label counts the same is our choice; the paper only says that a record may carry labels of
+        some tasks.
+
+        Args:
+            logits: [B, C].
+            targets: [B, C], 1 at the values a product has.
+            labelled: [B, K] bool.
+            smoothing: label smoothing of single-valued attributes.
+        """
+        logits = logits.float()
+        total = logits.new_zeros(())
+        for k, (attribute, part) in enumerate(zip(self.attributes, self.slices, strict=True)):
+            rows = labelled[:, k].nonzero().squeeze(1)
+            if not len(rows):
+                continue
+            found, wanted = logits[rows, part], targets[rows, part]
+            if attribute.multi_valued:
+                total = total + F.binary_cross_entropy_with_logits(found, wanted, reduction="sum")
+            else:
+                total = total + F.cross_entropy(found, wanted, reduction="sum", label_smoothing=smoothing)
+        return total / labelled.sum().clamp(min=1)

@@ -1,0 +1,167 @@
+"""The configuration of a model: what it sees, how it is built, how it is trained. A YAML file; loads no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from schemas.loading import ContractError, Strict, load_yaml
+
+BUILT_IN = Path(__file__).parent / "configs"
+
+
+class PictureConfig(Strict):
+    """The size every picture is brought to before the model sees it."""
+
+    height: int = Field(ge=8, le=1024, description="pixels")
+    width: int = Field(ge=8, le=1024, description="pixels")
+
+
+class TextConfig(Strict):
+    """Which texts the model reads, in which order, and how much of them."""
+
+    fields: tuple[Literal["title", "brand", "description"], ...] = Field(
+        default=("title", "brand", "description"), min_length=1
+    )
+    context_length: int = Field(default=77, ge=4, le=512, description="tokens, start and end tokens included")
+
+
+class VisionTower(Strict):
+    """Our own image tower: open_clip's VisionTransformer at any size."""
+
+    patch_size: int = Field(ge=2, description="pixels, the side of a square patch")
+    width: int
+    layers: int = Field(ge=1)
+    head_width: int = 32
+    mlp_ratio: float = 4.0
+
+
+class TextTower(Strict):
+    """Our own text tower: open_clip's causal text transformer with CLIP's vocabulary."""
+
+    width: int
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    mlp_ratio: float = 4.0
+
+
+class CustomTowers(Strict):
+    """Towers of our own size, trained from scratch: for demonstrations, tests, and machines without a GPU."""
+
+    vision: VisionTower
+    text: TextTower
+
+
+class BackboneConfig(Strict):
+    """The two CLIP towers: an open_clip architecture by name, or towers of our own size."""
+
+    architecture: str | None = Field(default=None, description="open_clip name, such as ViT-B-32")
+    pretrained: str | None = Field(
+        default=None, description="open_clip tag, or path of a checkpoint; used in training only"
+    )
+    custom: CustomTowers | None = None
+    patch_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of patches left out in training")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> BackboneConfig:
+        if (self.architecture is None) == (self.custom is None):
+            raise ValueError("give either `architecture` (an open_clip name) or `custom` (towers of our own), not both")
+        if self.pretrained is not None and self.architecture is None:
+            raise ValueError("`pretrained` needs `architecture`: custom towers are trained from scratch")
+        return self
+
+
+class FusionConfig(Strict):
+    """Sequence-wise attention (SA), modality-wise attention (MA) and the heads. All sizes are our choice."""
+
+    width: int = Field(ge=8, description="width both sequences are brought to")
+    layers: int = Field(default=2, ge=1, description="depth of SA")
+    heads: int = Field(default=4, ge=1, description="attention heads of SA")
+    mlp_ratio: float = Field(default=4.0, gt=0, description="inner width of SA's MLPs over `width`")
+    hidden: int = Field(default=128, ge=1, description="inner width of each attribute's MLP")
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    sequence_attention: bool = Field(default=True, description="False: an ablation without SA")
+    modality_attention: bool = Field(default=True, description="False: an ablation, the mean of both modalities")
+
+    @model_validator(mode="after")
+    def _divides(self) -> FusionConfig:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        return self
+
+
+class TrainingConfig(Strict):
+    """How the model is trained."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(default=128, ge=2, description="products")
+    learning_rate: float = Field(default=1e-3, gt=0, description="of the new layers, at its peak")
+    backbone_learning_rate: float = Field(
+        default=1e-3, gt=0, description="of the towers; for pretrained ones 10 to 100 times less than the new layers'"
+    )
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of all steps; then a cosine down to zero")
+    weight_decay: float = Field(default=0.05, ge=0, description="of matrices; never of biases, norms, embeddings")
+    clip_norm: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    word_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of text tokens left out in training")
+    text_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of products trained without their text")
+    image_dropout: float = Field(default=0.0, ge=0, lt=1, description="share trained without their picture")
+    flip: bool = Field(default=True, description="mirror half of the pictures in training")
+    shift: int = Field(default=0, ge=0, description="pixels a picture is moved at most in training, each way")
+    shuffle_buffer: int = Field(default=4096, ge=1, description="examples held in memory to draw batches from")
+    seed: int = 0
+
+
+class SelectionConfig(Strict):
+    """How a model is judged and its thresholds are chosen."""
+
+    validation_share: float = Field(default=0.1, gt=0, lt=1, description="of product families")
+    test_share: float = Field(default=0.2, gt=0, lt=1, description="of product families")
+    min_accepted: int = Field(
+        default=20, ge=1, description="fewest validation rows above a threshold for its precision to mean something"
+    )
+
+    @model_validator(mode="after")
+    def _leaves_training(self) -> SelectionConfig:
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError("validation_share and test_share leave nothing to train on")
+        return self
+
+
+class ModelConfig(Strict):
+    """All of a model's configuration."""
+
+    name: str
+    picture: PictureConfig
+    text: TextConfig = TextConfig()
+    backbone: BackboneConfig
+    fusion: FusionConfig
+    training: TrainingConfig
+    selection: SelectionConfig = SelectionConfig()
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> ModelConfig:
+        if self.backbone.custom is not None:
+            side = self.backbone.custom.vision.patch_size
+            if self.picture.height % side or self.picture.width % side:
+                raise ValueError(
+                    f"picture {self.picture.height}x{self.picture.width} is no whole number of patches of {side} pixels"
+                )
+        return self
+
+
+def load_config(path: str | Path) -> ModelConfig:
+    """Return the model configuration at `path`, or the shipped one of that name (``sample``, ``fashion``, ``tiny``).
+
+    Raises:
+        ContractError: it is missing or wrong; the message says where and why.
+    """
+    shipped = BUILT_IN / f"{path}.yaml"
+    if "/" not in str(path) and shipped.exists():
+        return load_yaml(shipped, ModelConfig)
+    if not Path(path).exists():
+        names = sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
+        raise ContractError(f"{path}: no such model configuration; the shipped ones are {names}")
+    return load_yaml(path, ModelConfig)

@@ -1,0 +1,38 @@
+"""Where the model runs, and in which precision."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from contextlib import AbstractContextManager
+
+import torch
+
+from cma_clip_core.errors import DeviceError
+
+log = logging.getLogger(__name__)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device `name`: auto (a GPU where there is one), cpu, or cuda; and log what it is.
+
+    Raises:
+        DeviceError: cuda was asked for and there is no GPU, or the name is another.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise DeviceError(f"device {name!r}: it must be auto, cpu or cuda")
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise DeviceError("device cuda was asked for, but torch finds no GPU here; use --device cpu, or auto")
+    if available and name != "cpu":
+        log.info("device: cuda, %s, bfloat16", torch.cuda.get_device_name())
+        return torch.device("cuda")
+    log.info("device: cpu, %d threads, float32", torch.get_num_threads())
+    return torch.device("cpu")
+
+
+def precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return the context the model runs in: bfloat16 on a GPU; float32 on a CPU, where bfloat16 is slower."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return contextlib.nullcontext()

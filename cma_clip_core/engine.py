@@ -1,0 +1,223 @@
+"""Bulk inference: example batches in, prediction batches (schema PREDICTIONS) out.
+
+Letters of shapes: B products, K attributes, C classes of all attributes, M modalities (0 text, 1 image).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from cma_clip_core.batches import Inputs, prefetch, prepare
+from cma_clip_core.classes import ClassLayout
+from cma_clip_core.config import ModelConfig
+from cma_clip_core.devices import precision
+from cma_clip_core.metrics import Threshold
+from cma_clip_core.model import CmaClip
+from cma_clip_core.tokens import Tokenizer
+from schemas.tables import PREDICTIONS
+from schemas.taxonomy import Taxonomy
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+Part = tuple[npt.NDArray[np.int64], Inputs]  # which products of a batch, and what the model sees of them
+Item = TypeVar("Item")
+
+LIKELY = 0.5  # a value of a multi-valued attribute is reported from this probability on, accepted or not
+
+
+@dataclass(slots=True)
+class Timings:
+    """Where the time of bulk inference went. Reading and preparing run beside the rest, in a thread of their own."""
+
+    rows: int = 0
+    read: float = 0.0  # seconds, reading example files
+    prepare: float = 0.0  # seconds, tokenising and laying out pixels
+    wait: float = 0.0  # seconds the forward pass stood still for want of input
+    forward: float = 0.0  # seconds in the model
+    assemble: float = 0.0  # seconds turning scores into rows
+
+    def as_dict(self) -> dict[str, float | int]:
+        """Return the numbers by name, rounded."""
+        return {name: round(value, 3) for name, value in asdict(self).items()}
+
+
+class Engine:
+    """A model ready to tag."""
+
+    def __init__(
+        self,
+        model: CmaClip,
+        config: ModelConfig,
+        taxonomy: Taxonomy,
+        thresholds: Mapping[str, Threshold],
+        device: torch.device,
+        batch_size: int = 256,
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.config, self.taxonomy, self.device, self.batch_size = config, taxonomy, device, batch_size
+        self.layout, self.tokenizer = ClassLayout(taxonomy), Tokenizer(config)
+        self._rows = _RowBuilder(taxonomy, self.layout, thresholds)
+
+    def predict(
+        self, examples: Iterable[pa.RecordBatch], tagged_at: datetime, timings: Timings | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the predictions for `examples` (schema EXAMPLES), a batch for a batch, rows in the same order.
+
+        Within a batch of examples, texts of like length go through the model together. Nothing is random: the same
+        batches give the same bytes on the same machine. What else is in a batch changes a score by rounding alone.
+
+        Raises:
+            DataError: a picture is not of the model's size.
+        """
+        timings = timings if timings is not None else Timings()
+        inputs = prefetch(self._prepared(examples, timings))
+        while (item := _timed_next(inputs, timings, "wait")) is not None:
+            batch, seen, parts = item
+            probabilities, lambdas = self._forward(batch.num_rows, parts, timings)
+            start = time.perf_counter()
+            rows = self._rows.build(batch, seen, probabilities, lambdas, tagged_at)
+            timings.assemble += time.perf_counter() - start
+            timings.rows += batch.num_rows
+            yield rows
+
+    def _prepared(
+        self, examples: Iterable[pa.RecordBatch], timings: Timings
+    ) -> Iterator[tuple[pa.RecordBatch, Bools, list[Part]]]:
+        source = iter(examples)
+        while (batch := _timed_next(source, timings, "read")) is not None:
+            start = time.perf_counter()
+            prepared = prepare(batch, self.config, self.tokenizer)
+            parts = [(at, prepared.inputs(at, self.tokenizer)) for at in prepared.by_length(self.batch_size)]
+            seen = np.stack([prepared.text_present, prepared.image_present], axis=1)
+            timings.prepare += time.perf_counter() - start
+            yield batch, seen, parts
+
+    @torch.inference_mode()
+    def _forward(self, rows: int, parts: list[Part], timings: Timings) -> tuple[Floats, Floats]:
+        """Return probabilities [B, C] and lambdas [B, K, M] of all parts, in the order of the examples."""
+        start = time.perf_counter()
+        probabilities = np.zeros((rows, self.layout.classes), dtype=np.float32)
+        lambdas = np.zeros((rows, len(self.layout.attributes), 2), dtype=np.float32)
+        for at, inputs in parts:
+            with precision(self.device):
+                output = self.model(*inputs.to(self.device))
+            probabilities[at] = self.layout.probabilities(output.logits).cpu().numpy()
+            lambdas[at] = output.lambdas.float().cpu().numpy()
+        timings.forward += time.perf_counter() - start
+        return probabilities, lambdas
+
+
+def _timed_next(source: Iterator[Item], timings: Timings, name: str) -> Item | None:
+    start = time.perf_counter()
+    item = next(source, None)
+    setattr(timings, name, getattr(timings, name) + time.perf_counter() - start)
+    return item
+
+
+class _RowBuilder:
+    """Turns scores into rows of PREDICTIONS, column by column."""
+
+    def __init__(self, taxonomy: Taxonomy, layout: ClassLayout, thresholds: Mapping[str, Threshold]) -> None:
+        self.taxonomy, self.layout = taxonomy, layout
+        types = taxonomy[taxonomy.article_type]
+        self.type_slice = layout.slices[layout.position[types.name]]
+        self.type_index = types.index
+        # Row i: which attributes apply to article type i; the last row: to an unknown one.
+        self.applies = np.array(
+            [
+                [a.name in taxonomy.applicable(article_type) for a in layout.attributes]
+                for article_type in (*types.value_names, None)
+            ]
+        )
+        chosen = [thresholds[a.name].threshold if a.name in thresholds else None for a in layout.attributes]
+        limits = np.array([np.inf if t is None else t for t in chosen], dtype=np.float32)
+        self.limits = limits[layout.attribute_of]  # [C]
+        self.multi_valued = np.array([a.multi_valued for a in layout.attributes])[layout.attribute_of]  # [C]
+        self.names = pa.array([a.name for a in layout.attributes], pa.string())
+        self.values = pa.array([v for a in layout.attributes for v in a.value_names], pa.string())
+
+    def build(
+        self, batch: pa.RecordBatch, seen: Bools, probabilities: Floats, lambdas: Floats, tagged_at: datetime
+    ) -> pa.RecordBatch:
+        """Return the rows of a batch of examples.
+
+        Args:
+            batch: [B] examples.
+            seen: [B, M], which modalities the model saw.
+            probabilities: [B, C].
+            lambdas: [B, K, M].
+            tagged_at: when.
+        """
+        any_seen: Bools = np.asarray(seen.any(axis=1))
+        applicable = self.applies[self._article_types(batch, probabilities, any_seen)]  # [B, K]
+        accepted = probabilities >= self.limits
+        chosen = self._best(probabilities) | (self.multi_valued & ((probabilities >= LIKELY) | accepted))
+        chosen &= applicable[:, self.layout.attribute_of] & any_seen[:, None]
+        rows, classes = np.nonzero(chosen)  # products in order; within one, attributes and values in class order
+        attributes = self.layout.attribute_of[classes]
+        struct = PREDICTIONS.field("predictions").type.value_type
+        predictions = pa.StructArray.from_arrays(
+            [
+                self.names.take(pa.array(attributes)),
+                self.values.take(pa.array(classes)),
+                pa.array(probabilities[rows, classes], pa.float32()),
+                pa.array(accepted[rows, classes], pa.bool_()),
+                pa.array(lambdas[rows, attributes, 0], pa.float32()),
+                pa.array(lambdas[rows, attributes, 1], pa.float32()),
+            ],
+            fields=list(struct),
+        )
+        modality = np.select(
+            [seen.all(axis=1), seen[:, 0], seen[:, 1]], ["both", "text", "image"], default="none"
+        ).astype(object)
+        columns = {
+            "product_id": batch.column("product_id"),
+            "source_hash": batch.column("source_hash"),
+            "modality": pa.array(modality, pa.string()),
+            "image_status": batch.column("image_status"),
+            "labels": _as_type(batch.column("labels"), PREDICTIONS.field("labels").type),
+            "applicable": _lists(applicable, self.names.take(pa.array(np.nonzero(applicable)[1])), "applicable"),
+            "predictions": _lists(chosen, predictions, "predictions"),
+            "tagged_at": pa.array([tagged_at] * batch.num_rows, PREDICTIONS.field("tagged_at").type),
+        }
+        return pa.RecordBatch.from_arrays([columns[f.name] for f in PREDICTIONS], schema=PREDICTIONS)
+
+    def _best(self, probabilities: Floats) -> Bools:
+        """Return where each attribute's best value is, [B, C]; of equals the first."""
+        best = np.zeros(probabilities.shape, dtype=np.bool_)
+        rows = np.arange(len(probabilities))
+        for part in self.layout.slices:
+            best[rows, part.start + probabilities[:, part].argmax(axis=1)] = True
+        return best
+
+    def _article_types(self, batch: pa.RecordBatch, probabilities: Floats, any_seen: Bools) -> npt.NDArray[np.int64]:
+        """Return each product's article type [B]: the catalog's, else the model's best, else (nothing seen) unknown."""
+        unknown = len(self.type_index)
+        found = np.where(any_seen, probabilities[:, self.type_slice].argmax(axis=1), unknown)
+        given = pc.map_lookup(
+            batch.column("labels"), query_key=pa.scalar(self.taxonomy.article_type), occurrence="first"
+        )
+        for row, values in enumerate(given.to_pylist()):
+            if values:
+                found[row] = self.type_index.get(values[0], found[row])
+        return np.asarray(found, dtype=np.int64)
+
+
+def _lists(chosen: Bools, values: pa.Array, name: str) -> pa.Array:
+    offsets = np.concatenate([[0], chosen.sum(axis=1).cumsum()]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=PREDICTIONS.field(name).type)
+
+
+def _as_type(column: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """Return a map column under the names its contract gives to nested fields: writers differ in these."""
+    return column if column.type.equals(wanted) else column.cast(wanted)

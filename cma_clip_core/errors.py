@@ -1,0 +1,17 @@
+"""Errors that a user can act on; the message says what, where, and what to do."""
+
+
+class CoreError(Exception):
+    """The model, its configuration or its data is not what it must be."""
+
+
+class ModelError(CoreError):
+    """A model cannot be built, saved or loaded."""
+
+
+class DataError(CoreError):
+    """Examples are missing, or are not what the model expects."""
+
+
+class DeviceError(CoreError):
+    """The device that was asked for is not there."""

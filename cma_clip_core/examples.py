@@ -1,0 +1,207 @@
+"""Example files (schema EXAMPLES): read in a stream, and drawn from for training with bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cma_clip_core.config import SelectionConfig
+from cma_clip_core.errors import DataError
+from cma_clip_core.splits import SIDES, Side, family_key, side_of
+from schemas.tables import EXAMPLES
+
+log = logging.getLogger(__name__)
+
+READ_ROWS = 2048  # rows decoded at a time: at 80 x 64 pixels 31 MB of pictures
+
+Rows = npt.NDArray[np.int64]
+
+
+def example_files(folders: Iterable[Path]) -> list[Path]:
+    """Return the Parquet files in `folders` and below, in a fixed order. Raises DataError where a folder is missing."""
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: there is no such folder of examples")
+        found += sorted(
+            path for path in folder.rglob("*.parquet") if not path.name.startswith((".", "_")) and path.stat().st_size
+        )
+    return found
+
+
+def read_examples(
+    files: Iterable[Path],
+    wanted: Mapping[str, str] | None = None,
+    columns: Sequence[str] | None = None,
+    rows: int = READ_ROWS,
+) -> Iterator[pa.RecordBatch]:
+    """Yield the examples in `files`, in order, a batch at a time.
+
+    Args:
+        files: Parquet files of schema EXAMPLES.
+        wanted: product id to source hash; examples of other products, or of another state of them, are left out.
+        columns: the columns to read; None: all of them.
+        rows: most rows of a batch.
+
+    Raises:
+        DataError: a file cannot be read, or is not of this schema.
+    """
+    ids = None if wanted is None else pa.array(wanted.keys(), pa.string())
+    hashes = None if wanted is None else pa.array(wanted.values(), pa.string())
+    for path in files:
+        with open_examples(path) as file:
+            for batch in file.iter_batches(batch_size=rows, columns=None if columns is None else list(columns)):
+                if ids is not None:
+                    batch = _select(batch, ids, hashes)
+                if batch.num_rows:
+                    yield batch
+
+
+def _select(batch: pa.RecordBatch, ids: pa.Array, hashes: pa.Array) -> pa.RecordBatch:
+    place = pc.index_in(batch.column("product_id"), value_set=ids)  # null where the product is not wanted
+    keep = pc.fill_null(pc.equal(batch.column("source_hash"), pc.take(hashes, place)), False)
+    return batch.filter(keep)
+
+
+def open_examples(path: Path) -> pq.ParquetFile:
+    """Open an example file. Raises DataError where it is broken or has not the columns of EXAMPLES."""
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}; run the step `preprocess` again") from error
+    schema = file.schema_arrow
+    for field in EXAMPLES:
+        at = schema.get_field_index(field.name)
+        if at < 0 or not _same_type(schema.field(at).type, field.type):
+            found = "missing" if at < 0 else f"of type {schema.field(at).type}"
+            file.close()
+            raise DataError(f"{path}: not an example file: column {field.name!r} is {found}, not {field.type}")
+    return file
+
+
+def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
+    """Whether the types are equal, the names and nullability of nested fields aside: writers differ in these."""
+    if pa.types.is_map(expected):
+        return pa.types.is_map(found) and all(
+            _same_type(f, e) for f, e in ((found.key_type, expected.key_type), (found.item_type, expected.item_type))
+        )
+    if pa.types.is_list(expected):
+        return pa.types.is_list(found) and _same_type(found.value_type, expected.value_type)
+    return bool(found.equals(expected))
+
+
+@dataclass(slots=True)
+class ExampleIndex:
+    """Where each labelled example is, and which side of the split it is on: 13 bytes an example, whatever their size."""
+
+    files: list[Path]
+    file: npt.NDArray[np.int32]  # [N] index into `files`
+    row: Rows  # [N] row within the file
+    side: npt.NDArray[np.int8]  # [N] index into SIDES
+    families: int
+
+    def count(self, side: Side) -> int:
+        """Return the number of examples on a side."""
+        return int((self.side == SIDES.index(side)).sum())
+
+    def rows_of(self, file: int, side: Side) -> Rows:
+        """Return the rows of a file that are on a side, in order."""
+        rows: Rows = self.row[(self.file == file) & (self.side == SIDES.index(side))]
+        return rows
+
+
+def index_examples(folders: Sequence[Path], selection: SelectionConfig) -> ExampleIndex:
+    """Scan the texts and labels of `folders`, newest first: the first example of a product wins.
+
+    Examples without any label, or with neither text nor picture, teach nothing and are left out.
+
+    Raises:
+        DataError: a folder is missing, or a file is broken.
+    """
+    files = [path for folder in folders for path in example_files([folder])]
+    seen: set[bytes] = set()
+    families: set[bytes] = set()
+    where: list[tuple[int, int, int]] = []
+    columns = ("product_id", "title", "brand", "description", "labels", "image_status")
+    for number, path in enumerate(files):
+        row = -1
+        for batch in read_examples([path], columns=columns):
+            for product, title, brand, description, labels, status in zip(
+                *(batch.column(name).to_pylist() for name in columns), strict=True
+            ):
+                row += 1
+                key = hashlib.blake2b(product.encode(), digest_size=12).digest()
+                if key in seen:
+                    continue
+                seen.add(key)
+                if not labels or not (title or brand or description or status == "ok"):
+                    continue
+                family = family_key(title, brand, description)
+                families.add(hashlib.blake2b(family.encode(), digest_size=12).digest())
+                where.append((number, row, SIDES.index(side_of(family, selection))))
+    table = np.array(where, dtype=np.int64).reshape(-1, 3)
+    return ExampleIndex(
+        files, table[:, 0].astype(np.int32), table[:, 1], table[:, 2].astype(np.int8), families=len(families)
+    )
+
+
+MODEL_COLUMNS = ("product_id", "title", "brand", "description", "image", "labels")
+
+
+def stream_side(index: ExampleIndex, side: Side, rows: int = READ_ROWS) -> Iterator[pa.RecordBatch]:
+    """Yield the examples of a side in file order."""
+    for number, path in enumerate(index.files):
+        keep = index.rows_of(number, side)
+        if len(keep):
+            with open_examples(path) as file:
+                yield from _rows_of(file, list(range(file.num_row_groups)), keep, 0, rows)
+
+
+def stream_shuffled(index: ExampleIndex, side: Side, buffer: int, rng: np.random.Generator) -> Iterator[pa.RecordBatch]:
+    """Yield the examples of a side in random order, in batches of about `buffer` examples.
+
+    Files and their row groups are read in random order into a buffer, which is shuffled before it is given out: what is
+    held in memory does not grow with the number of examples. The order follows from `rng` alone.
+    """
+    groups: list[tuple[int, int, int]] = []  # file, row group, its first row
+    for number, path in enumerate(index.files):
+        if len(index.rows_of(number, side)):
+            metadata = pq.read_metadata(path)
+            first = 0
+            for group in range(metadata.num_row_groups):
+                groups.append((number, group, first))
+                first += metadata.row_group(group).num_rows
+    held: list[pa.RecordBatch] = []
+    for at in rng.permutation(len(groups)):
+        number, group, first = groups[at]
+        with open_examples(index.files[number]) as file:
+            for batch in _rows_of(file, [group], index.rows_of(number, side), first, READ_ROWS):
+                held.append(batch)
+                if sum(b.num_rows for b in held) >= buffer:
+                    yield _shuffled(held, rng)
+                    held = []
+    if held:
+        yield _shuffled(held, rng)
+
+
+def _rows_of(file: pq.ParquetFile, groups: list[int], keep: Rows, first: int, rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows `keep` (counted in the file) of some row groups, the first of which starts at row `first`."""
+    for batch in file.iter_batches(batch_size=rows, row_groups=groups, columns=list(MODEL_COLUMNS)):
+        inside = keep[(keep >= first) & (keep < first + batch.num_rows)] - first
+        first += batch.num_rows
+        if len(inside):
+            yield batch if len(inside) == batch.num_rows else batch.take(pa.array(inside))
+
+
+def _shuffled(batches: list[pa.RecordBatch], rng: np.random.Generator) -> pa.RecordBatch:
+    joined = pa.concat_batches(batches)
+    return joined.take(pa.array(rng.permutation(joined.num_rows)))

@@ -1,0 +1,135 @@
+"""CMA-CLIP: two CLIP towers, sequence-wise attention, and modality-wise attention with an MLP for each attribute.
+
+Letters of shapes: B batch, T text tokens, P patches, W width, K attributes, C classes of all attributes, M modalities
+(0 text, 1 image), H x W pixels.
+
+Source: "CMA-CLIP: Cross-Modality Attention CLIP for Image-Text Classification", arXiv 2112.03562. Ours to choose, the
+paper being silent: the projections to one width, a learned embedding for each kind of token (the towers' outputs
+already carry positions, so no others are added), the MLPs' form, dropout, and how an absent modality is masked out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cma_clip_core.attention import ModalityAttention, ModalityMean, SequenceAttention
+from cma_clip_core.backbone import Backbone, Sequence
+from cma_clip_core.config import ModelConfig
+from schemas.taxonomy import Taxonomy
+
+
+class Output(NamedTuple):
+    """What the model says."""
+
+    logits: Tensor  # [B, C]: attribute by attribute, in the taxonomy's order, a class for each of its values
+    lambdas: Tensor  # [B, K, M]: MA's weights; 0 for an absent modality, so both 0 where nothing was seen
+
+
+class CmaClip(nn.Module):
+    """The model of one taxonomy."""
+
+    def __init__(self, config: ModelConfig, taxonomy: Taxonomy, *, pretrained: bool = False) -> None:
+        """Build the model; with `pretrained` False, no weights are read or downloaded. Raises ModelError."""
+        super().__init__()
+        fusion = config.fusion
+        attributes = taxonomy.attributes
+        self.backbone = Backbone(config, pretrained=pretrained)
+        text, image = self.backbone.text, self.backbone.image
+        self.text_projection = nn.Linear(text.width, fusion.width)
+        self.image_projection = nn.Linear(image.width, fusion.width)
+        # A feature-map tower's pooled vector has another width than its tokens.
+        self.image_cls_projection = None if image.cls_width == image.width else nn.Linear(image.cls_width, fusion.width)
+        self.kind = nn.Parameter(torch.empty(4, fusion.width))  # T_cls, T_i, I_cls, I_i
+        nn.init.normal_(self.kind, std=0.02)
+        self.norm = nn.LayerNorm(fusion.width)
+        self.sequence_attention = (
+            SequenceAttention(fusion.width, fusion.layers, fusion.heads, fusion.mlp_ratio, fusion.dropout)
+            if fusion.sequence_attention
+            else None
+        )
+        self.modality_attention: nn.Module = (
+            ModalityAttention(len(attributes), fusion.width)
+            if fusion.modality_attention
+            else ModalityMean(len(attributes))
+        )
+        self.heads = nn.ModuleDict(
+            {
+                a.name: nn.Sequential(
+                    nn.Linear(fusion.width, fusion.hidden),
+                    nn.GELU(),
+                    nn.Dropout(fusion.dropout),
+                    nn.Linear(fusion.hidden, len(a.values)),
+                )
+                for a in attributes
+            }
+        )
+
+    def forward(
+        self, ids: Tensor, lengths: Tensor, text_present: Tensor, pixels: Tensor, image_present: Tensor
+    ) -> Output:
+        """Classify a batch.
+
+        Args:
+            ids: [B, T] int64, token ids; what follows a text's end is never looked at.
+            lengths: [B] int64, tokens of each text, start and end tokens included.
+            text_present: [B] bool; False: the text is empty and is masked out of SA and MA.
+            pixels: [B, H, W, 3] uint8, RGB; whatever stands there where there is no picture is never looked at.
+            image_present: [B] bool; False: there is no picture, and it is masked out of SA and MA.
+        """
+        h = self._cls(ids, lengths, text_present, pixels, image_present)
+        mixtures, lambdas = self.modality_attention(h, torch.stack([text_present, image_present], dim=1))
+        logits = [head(mixtures[:, k]) for k, head in enumerate(self.heads.values())]
+        return Output(torch.cat(logits, dim=1), lambdas)
+
+    def _cls(self, ids: Tensor, lengths: Tensor, text_present: Tensor, pixels: Tensor, image_present: Tensor) -> Tensor:
+        """Return T'_cls and I'_cls, [B, M, W]; zeros for a modality that is nowhere in the batch."""
+        rows = len(ids)
+        has_text, has_image = bool(text_present.any()), bool(image_present.any())
+        parts: list[Tensor] = []
+        masks: list[Tensor] = []
+        if has_text:
+            text = self.backbone.encode_text(ids, lengths)
+            parts += [self.text_projection(text.cls)[:, None] + self.kind[0]]
+            parts += [self.text_projection(text.tokens) + self.kind[1]]
+            masks += _masks(text, text_present)
+        image_at = sum(part.shape[1] for part in parts)
+        if has_image:
+            image = self._encode_images(pixels, image_present)
+            project_cls = self.image_cls_projection or self.image_projection
+            parts += [project_cls(image.cls)[:, None] + self.kind[2]]
+            parts += [self.image_projection(image.tokens) + self.kind[3]]
+            masks += _masks(image, image_present)
+        if not parts:
+            return self.kind.new_zeros(rows, 2, self.kind.shape[1])
+        x, mask = self.norm(torch.cat(parts, dim=1)), torch.cat(masks, dim=1)
+        at = torch.tensor([0] * has_text + [image_at] * has_image, device=x.device)
+        h: Tensor
+        if self.sequence_attention is None:
+            h = x.index_select(1, at)
+        else:
+            # A row with nothing to attend to would be NaN: let it see everything, since MA gives it no weight.
+            mask = mask | ~mask.any(dim=1, keepdim=True)
+            h = self.sequence_attention(x, None if bool(mask.all()) else mask, at)
+        if has_text and has_image:
+            return h
+        zeros = torch.zeros_like(h)
+        return torch.cat([h, zeros] if has_text else [zeros, h], dim=1)
+
+    def _encode_images(self, pixels: Tensor, present: Tensor) -> Sequence:
+        """Run the image tower on the pictures that are there; the rest of the sequence is zeros, which SA masks out."""
+        if bool(present.all()):
+            return self.backbone.encode_image(pixels)
+        rows = present.nonzero().squeeze(1)
+        found = self.backbone.encode_image(pixels.index_select(0, rows))
+        cls = found.cls.new_zeros(len(pixels), found.cls.shape[1]).index_copy(0, rows, found.cls)
+        tokens = found.tokens.new_zeros(len(pixels), *found.tokens.shape[1:]).index_copy(0, rows, found.tokens)
+        return Sequence(cls, tokens, None)
+
+
+def _masks(sequence: Sequence, present: Tensor) -> list[Tensor]:
+    """Return which of cls and tokens may be attended to: [B, 1] and [B, N] bool."""
+    tokens = present[:, None].expand(-1, sequence.tokens.shape[1])
+    return [present[:, None], tokens if sequence.mask is None else tokens & sequence.mask]

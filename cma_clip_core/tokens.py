@@ -1,0 +1,91 @@
+"""Text to tokens: the same composition and tokenisation in training, evaluation and tagging.
+
+Letters of shapes: B batch, T tokens of the longest text of the batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+
+from cma_clip_core.backbone import text_settings
+from cma_clip_core.config import ModelConfig, TextConfig
+
+Ids = npt.NDArray[np.int64]
+
+
+def compose(title: str, brand: str, description: str, config: TextConfig) -> str:
+    """Return the text the model reads, '' where there is none: the configured fields, in their order.
+
+    A brand that the title already names is left out, since tokens are scarce (our choice).
+    """
+    texts = {"title": title, "brand": brand, "description": description}
+    if "title" in config.fields and brand and brand.casefold() in title.casefold():
+        texts["brand"] = ""
+    return ". ".join(text for name in config.fields if (text := texts[name]))
+
+
+class Tokenizer:
+    """open_clip's tokenizer of an architecture, giving each text at its true length."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Make the tokenizer of `config`'s text tower. Raises ModelError where there is no such architecture."""
+        architecture = config.backbone.architecture
+        self.context_length = config.text.context_length
+        settings: dict[str, Any] = {} if architecture is None else text_settings(architecture)
+        if architecture is None:
+            self._tokenizer: Any = open_clip.SimpleTokenizer(context_length=self.context_length)
+        else:
+            self._tokenizer = open_clip.get_tokenizer(architecture, context_length=self.context_length)
+        # In a causal tower nothing that follows the end-of-text token can change it, so padding beyond the batch's
+        # longest text is wasted work. Other towers were trained with all of it.
+        self.trims = not (settings.get("no_causal_mask") or settings.get("embed_cls"))
+        self.pad_id = int(settings.get("pad_id", 0))
+        tokenizer = self._tokenizer
+        self._is_simple = type(tokenizer) is open_clip.SimpleTokenizer and tokenizer.reduction_fn is None
+        self._words: dict[str, tuple[int, ...]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of `text`, start and end tokens included, at most `context_length` of them."""
+        if not self._is_simple:
+            row = self._tokenizer([text], context_length=self.context_length)[0].tolist()
+            while len(row) > 1 and row[-1] == self.pad_id:
+                row.pop()
+            return [int(i) for i in row]
+        # SimpleTokenizer's own steps, but word by word with a memory, and no further than the context reaches: a
+        # description of thousands of characters costs what its first words cost. A test holds that the ids are its own.
+        tokenizer, room = self._tokenizer, self.context_length - 2
+        if not (text.isascii() and text.isprintable() and "&" not in text):
+            text = tokenizer.clean_fn(text)  # repairs encoding and HTML, which plain ASCII without '&' has no need of
+        else:
+            text = text.lower()
+        ids: list[int] = []
+        for match in itertools.islice(tokenizer.pat.finditer(text), room):
+            ids.extend(self._word(match.group()))
+            if len(ids) >= room:
+                break
+        return [tokenizer.sot_token_id, *ids[:room], tokenizer.eot_token_id]
+
+    def _word(self, word: str) -> tuple[int, ...]:
+        found = self._words.get(word)
+        if found is None:
+            tokenizer = self._tokenizer
+            token = "".join(tokenizer.byte_encoder[b] for b in word.encode())
+            found = tuple(tokenizer.encoder[part] for part in tokenizer.bpe(token).split(" "))
+            if len(self._words) < 200_000:  # bounded: a catalog's ids and typing errors never end
+                self._words[word] = found
+        return found
+
+    def pad(self, texts: Sequence[Sequence[int]]) -> tuple[Ids, Ids]:
+        """Return the texts as one array of ids [B, T], and their lengths [B]."""
+        lengths = np.fromiter((len(ids) for ids in texts), dtype=np.int64, count=len(texts))
+        width = int(lengths.max(initial=1)) if self.trims else self.context_length
+        out = np.full((len(texts), width), self.pad_id, dtype=np.int64)
+        for row, ids in zip(out, texts, strict=True):
+            row[: len(ids)] = ids
+        return out, lengths

@@ -1,0 +1,177 @@
+"""Predict the attributes of a run's products, shard by shard. A shard is one file, written whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from cma_clip_core.errors import CoreError
+from jobs import storage
+from jobs.errors import JobError
+from jobs.lake import Lake
+from jobs.settings import Settings
+from jobs.steps import measure
+from schemas.documents import Plan, Shard
+from schemas.tables import PREDICTIONS
+
+if TYPE_CHECKING:
+    from cma_clip_core.engine import Engine, Timings
+
+log = logging.getLogger(__name__)
+
+Wanted = dict[Path, dict[str, str]]  # folder of examples -> product id -> source hash
+
+
+def tag(settings: Settings, run_id: str, shard: int | None = None) -> int:
+    """Tag a run's shards, or one of them, and return the number of products in the files; finished ones are skipped.
+
+    Raises:
+        JobError: there is no such plan or shard, it is not for tagging, its model or an example is missing, or the
+            device is absent.
+    """
+    lake = Lake(settings.root)
+    plan = lake.read_plan(run_id)
+    if plan.prepare_only or plan.model_version is None:
+        raise JobError(f"{run_id}: this plan only makes examples to train on; plan a night: `python -m jobs plan`")
+    shards = [s for s in plan.shards if shard is None or s.id == shard]
+    if shard is not None and not shards:
+        raise JobError(f"{run_id}: the plan has no shard {shard}; it has {[s.id for s in plan.shards]}")
+    todo = [s for s in shards if not finished(lake.prediction_file(run_id, s.id), plan, s)]
+    for done in shards:
+        if done not in todo:
+            log.info("tag-%05d: already done, skipped", done.id)
+    if todo:
+        try:
+            engine = _engine(settings, lake.models / plan.model_version)
+            for each in todo:
+                _tag_shard(lake, plan, each, engine, settings.progress)
+        except CoreError as error:
+            raise JobError(str(error)) from error
+    return sum(s.rows for s in shards)
+
+
+def _engine(settings: Settings, folder: Path) -> Engine:
+    from cma_clip_core.tagger import load_engine
+
+    return load_engine(folder, settings.device, settings.batch_size)
+
+
+def finished(path: Path, plan: Plan, shard: Shard) -> bool:
+    """Whether `path` holds the predictions of `shard`, whole: readable, of this run and model, with all rows."""
+    try:
+        with pq.ParquetFile(path) as file:
+            metadata, rows = file.schema_arrow.metadata or {}, file.metadata.num_rows
+    except FileNotFoundError:
+        return False
+    except (OSError, pa.ArrowInvalid) as error:
+        log.warning("%s: broken, tagged again: %s", path, error)
+        return False
+    expected = _metadata(plan, shard)
+    if rows != shard.rows or any(metadata.get(key.encode()) != value.encode() for key, value in expected.items()):
+        log.warning("%s: not of this run, model and number of rows; tagged again", path)
+        return False
+    return True
+
+
+def _metadata(plan: Plan, shard: Shard) -> dict[str, str]:
+    return {
+        "run_id": plan.run_id,
+        "shard": str(shard.id),
+        "model_version": str(plan.model_version),
+        "rows": str(shard.rows),
+    }
+
+
+def _tag_shard(lake: Lake, plan: Plan, shard: Shard, engine: Engine, progress: bool) -> None:
+    from cma_clip_core.engine import Timings
+
+    name = f"tag-{shard.id:05d}"
+    with measure("tag", lake.reports(plan.run_id), name=name) as measured:
+        wanted = _wanted(lake, plan, shard)
+        timings, modalities = Timings(), Counter[str]()
+        write = 0.0
+        schema = PREDICTIONS.with_metadata({**(PREDICTIONS.metadata or {}), **_metadata(plan, shard)})
+        with (
+            storage.whole_file(lake.prediction_file(plan.run_id, shard.id)) as path,
+            pq.ParquetWriter(path, schema, compression="zstd", write_page_index=True) as writer,
+            tqdm(total=shard.rows, desc=name, unit="product", disable=not progress) as bar,
+        ):
+            for batch in engine.predict(_examples(lake, shard, wanted), datetime.now(UTC), timings):
+                start = time.perf_counter()
+                writer.write_batch(batch)
+                write += time.perf_counter() - start
+                modalities.update(batch.column("modality").to_pylist())
+                bar.update(batch.num_rows)
+        measured.rows = timings.rows
+        measured.details |= {"device": str(engine.device), "model_version": str(plan.model_version)}
+        measured.details |= {**timings.as_dict(), "write": round(write, 3), **modalities}
+        _log_rates(name, engine, timings, write)
+
+
+def _log_rates(name: str, engine: Engine, timings: Timings, write: float) -> None:
+    def rate(seconds: float) -> str:
+        return f"{timings.rows / seconds:,.0f}/s" if seconds else "-"
+
+    log.info(
+        "%s: on %s, products a second: read %s, prepare %s, forward %s, assemble %s, write %s; waited %.1f s for input",
+        name, engine.device, rate(timings.read), rate(timings.prepare), rate(timings.forward), rate(timings.assemble),
+        rate(write), timings.wait,
+    )  # fmt: skip
+
+
+def _wanted(lake: Lake, plan: Plan, shard: Shard) -> Wanted:
+    """Return the products of a shard by the folder their example is in. Raises JobError where the plan is not whole."""
+    folder = lake.plan(plan.run_id) / "products" / f"shard={shard.id}"
+    wanted: Wanted = {}
+    rows = 0
+    for path in sorted(folder.glob("*.parquet")):
+        table = pq.read_table(path, columns=["product_id", "source_hash", "example_path"], partitioning=None)
+        rows += table.num_rows
+        for product, source_hash, example in zip(*(c.to_pylist() for c in table.columns), strict=True):
+            source = lake.examples(plan.run_id) if example is None else lake.root / example
+            wanted.setdefault(source, {})[product] = source_hash
+    if rows != shard.rows or sum(map(len, wanted.values())) != rows:
+        raise JobError(
+            f"{folder}: {rows} rows of {sum(map(len, wanted.values()))} products where the plan says {shard.rows}; the "
+            "plan was changed or half copied: plan the day again"
+        )
+    return wanted
+
+
+def _examples(lake: Lake, shard: Shard, wanted: Wanted) -> Iterator[pa.RecordBatch]:
+    """Yield the example of each wanted product, exactly once. Raises JobError where one is missing or there twice."""
+    from cma_clip_core.examples import example_files, read_examples
+
+    files = example_files(dict.fromkeys(lake.root / path for path in shard.example_paths))
+    found: dict[Path, set[str]] = {source: set() for source in wanted}
+    for path in files:
+        for source, products in wanted.items():
+            # A folder may hold more than the shard asks for, and an older state of a product may be in another.
+            if path.is_relative_to(source):
+                for batch in read_examples([path], products):
+                    ids = batch.column("product_id").to_pylist()
+                    if len(set(ids)) < len(ids) or not found[source].isdisjoint(ids):
+                        twice = next(p for p, n in Counter([*ids, *(found[source] & set(ids))]).items() if n > 1)
+                        raise JobError(f"{path}: there are two examples of product {twice!r}")
+                    found[source].update(ids)
+                    yield batch
+    missing = [product for source, products in wanted.items() for product in products.keys() - found[source]]
+    if missing:
+        raise JobError(
+            f"shard {shard.id}: no example of {len(missing)} of {shard.rows} products, such as {_few(sorted(missing))}, "
+            f"in {_few(shard.example_paths)}; run `python -m jobs preprocess` for this run first"
+        )
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

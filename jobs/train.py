@@ -1,0 +1,150 @@
+"""Train a model on the examples of the lake, and keep the versions: list, promote.
+
+torch is imported when a model is trained, not before, so that listing and promoting are instant.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cma_clip_core import registry
+from cma_clip_core.config import ModelConfig, load_config
+from cma_clip_core.errors import CoreError
+from jobs import storage
+from jobs.errors import JobError
+from jobs.lake import Lake
+from jobs.models import champion, promote
+from jobs.settings import Settings
+from jobs.steps import measure
+from schemas.documents import ExamplesManifest
+from schemas.taxonomy import Taxonomy, load_taxonomy
+
+__all__ = ["champion", "list_models", "promote", "train"]
+
+log = logging.getLogger(__name__)
+
+
+def train(settings: Settings, ds: str, promote: bool = True) -> str:
+    """Train on the examples made up to the day `ds`, write a model version, and return its name.
+
+    Args:
+        settings: names the model configuration, the taxonomy and the device.
+        ds: newest day whose examples are used.
+        promote: make the new version the champion.
+
+    Raises:
+        JobError: there are no examples for this configuration and taxonomy, too few, or no such device.
+    """
+    lake = Lake(settings.root)
+    config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
+    folders = training_folders(lake, ds, config, taxonomy)
+    with measure("train") as measured:
+        try:
+            version = _train(settings, lake, config, taxonomy, folders, measured.details)
+        except CoreError as error:
+            raise JobError(str(error)) from error
+        measured.rows = int(measured.details["examples"])
+        measured.folder = lake.root / "reports" / f"ds={ds}" / f"model={version}"
+    if promote:
+        _promote(settings, version)
+        log.info("%s is the champion", version)
+    return version
+
+
+_promote = promote  # the parameter of `train` is called the same
+
+
+def _train(
+    settings: Settings,
+    lake: Lake,
+    config: ModelConfig,
+    taxonomy: Taxonomy,
+    folders: list[Path],
+    details: dict[str, float | int | str],
+) -> str:
+    from cma_clip_core import training
+    from cma_clip_core.devices import resolve_device
+    from cma_clip_core.examples import index_examples
+
+    device = resolve_device(settings.device)
+    index = index_examples(folders, config.selection)
+    log.info(
+        "train: %d examples of %d families in %d folders: %d to train on, %d to validate, %d to test",
+        len(index.row), index.families, len(folders), index.count("train"), index.count("validation"),
+        index.count("test"),
+    )  # fmt: skip
+    trained = training.train(config, taxonomy, index, device, progress=settings.progress)
+    version = registry.save(trained, config, taxonomy, lake.models, datetime.now(UTC))
+    metrics = trained.metrics
+    for name, m in metrics.test.items():
+        log.info(
+            "test %s: n %d, accuracy %s, recall at %.2f precision %s, text %.2f, image %.2f",
+            name, m.n, _percent(m.accuracy), m.target_precision, _percent(m.recall_at_target), m.text_weight,
+            m.image_weight,
+        )  # fmt: skip
+    details |= {
+        "model_version": version,
+        "examples": len(index.row),
+        "epochs": len(metrics.epochs),
+        "device": metrics.device,
+        "mean_recall_at_target": round(training.mean_recall(metrics), 4),
+    }
+    return version
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def training_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy) -> list[Path]:
+    """Return the complete example folders that fit the configuration and the taxonomy, newest first.
+
+    Raises:
+        JobError: there is none; says what there is, and the commands that make one.
+    """
+    picture = config.picture
+    found: list[tuple[str, datetime, Path]] = []
+    others: set[str] = set()
+    for path in sorted(lake.root.glob("examples/ds=*/run=*/_manifest.json")):
+        manifest = storage.read_document(path, ExamplesManifest)
+        if manifest is None or manifest.ds > ds:
+            continue
+        if (manifest.picture_height, manifest.picture_width, manifest.taxonomy_fingerprint) == (
+            picture.height,
+            picture.width,
+            taxonomy.fingerprint,
+        ):
+            found.append((manifest.ds, manifest.created_at, path.parent))
+        else:
+            size = f"{manifest.picture_height}x{manifest.picture_width}"
+            others.add(f"{size} pixels, taxonomy {manifest.taxonomy_fingerprint}")
+    if found:
+        return [folder for _, _, folder in sorted(found, reverse=True)]
+    wanted = f"{picture.height}x{picture.width} pixels, taxonomy {taxonomy.name!r} ({taxonomy.fingerprint})"
+    there = f"; there are only others: {'; '.join(sorted(others))}" if others else ""
+    raise JobError(
+        f"{lake.root}: no examples up to {ds} for {wanted}{there}. Make them: `python -m jobs plan --ds {ds} --prepare`, "
+        "then `python -m jobs preprocess --run <the run it prints>`"
+    )
+
+
+def list_models(settings: Settings) -> None:
+    """Print the model versions, oldest first, the champion marked."""
+    from cma_clip_core.metrics import mean_of
+    from cma_clip_core.training import Metrics
+
+    lake = Lake(settings.root)
+    versions, live = registry.list_versions(lake.models), champion(settings)
+    if not versions:
+        print(f"no models in {lake.models}; run `python -m jobs train`")
+        return
+    print(f"  {'version':<18} {'configuration':<14} {'taxonomy':<12} {'recall at target':>16} {'accuracy':>9}")
+    for version in versions:
+        folder = lake.models / version
+        config, taxonomy = registry.read_config(folder), registry.read_taxonomy(folder)
+        test = registry.read_json(folder / registry.METRICS, Metrics).test
+        recall, accuracy = mean_of(test, "recall_at_target"), mean_of(test, "accuracy")
+        mark = "*" if version == live else " "
+        print(f"{mark} {version:<18} {config.name:<14} {taxonomy.name:<12} {recall:>16.3f} {accuracy:>9.3f}")
