@@ -74,7 +74,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
     """
     lake = Lake(settings.root)
     day, columns = lake.raw(check_day(ds)), load_mapping(mapping)
-    files, is_csv = _find_records(folder, columns)
+    files, is_csv = find_records(folder, columns)
     with measure("import-catalog") as measured, _only_one(day), contextlib.ExitStack() as stack:
         fresh, old = (day.with_name(f".{day.name}.{what}") for what in ("fresh", "old"))
         scratch = lake.pictures / f".{day.name}"
@@ -84,7 +84,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
         pictures = None
         if columns.pictures:
             scratch.mkdir(parents=True)
-            pictures = PictureStore(lake.pictures, scratch, _open_sources(folder, columns, stack))
+            pictures = PictureStore(lake.pictures, scratch, open_sources(folder, columns, stack))
         mapper = Mapper(columns, pictures, numbers_are_text=is_csv)
         rows = itertools.chain.from_iterable(_read(file, is_csv, settings.progress) for file in files)
         parts = write_parts(fresh, (line for row in rows if (line := mapper.line(row))))
@@ -122,7 +122,7 @@ def _only_one(day: Path) -> Iterator[None]:
 # --- reading
 
 
-def _find_records(folder: Path, mapping: Mapping) -> tuple[list[Path], bool]:
+def find_records(folder: Path, mapping: Mapping) -> tuple[list[Path], bool]:
     """Return the files of the first pattern that matches, and whether they are CSV. Raises JobError for none."""
     if not folder.is_dir():
         raise JobError(f"{folder}: no such folder; give the folder of the shop's export")
@@ -142,11 +142,7 @@ def _read(path: Path, is_csv: bool, progress: bool) -> Iterator[Row]:
         path.open("rb") as raw,
         tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar,
     ):
-        start = raw.read(2)
-        raw.seek(0)
-        if start in (b"\xff\xfe", b"\xfe\xff"):
-            raise JobError(f"{path}: UTF-16; export it as UTF-8")
-        file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if start == b"\x1f\x8b" else raw
+        file = _unpacked(raw)
         try:
             for count, row in enumerate(read_csv(file) if is_csv else read_json_lines(file), 1):
                 yield row
@@ -160,6 +156,22 @@ def _read(path: Path, is_csv: bool, progress: bool) -> Iterator[Row]:
         except _StructureError as error:
             raise JobError(f"{path}: after {count:,} records: {error}") from error
         bar.update(raw.tell() - bar.n)
+
+
+def _unpacked(raw: BinaryIO) -> BinaryIO:
+    """Return `raw`, or what is packed in it where it starts as a gzip does, whatever its name."""
+    start = raw.read(2)
+    raw.seek(0)
+    if start in (b"\xff\xfe", b"\xfe\xff"):
+        raise JobError(f"{raw.name}: UTF-16; export it as UTF-8")
+    return cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if start == b"\x1f\x8b" else raw
+
+
+@contextlib.contextmanager
+def open_records(path: Path) -> Iterator[BinaryIO]:
+    """Open the file of records at `path` for reading, gzipped or not."""
+    with path.open("rb") as raw:
+        yield _unpacked(raw)
 
 
 class _StructureError(Exception):
@@ -261,10 +273,11 @@ class Mapper:
         """Return `row` as a line of the raw catalog, its end included."""
         self._lines += 1
         if isinstance(row, bytes):
-            return row + b"\n"
+            # The one change to a line that cannot be read: many readers take a lone carriage return for a line end.
+            return row.replace(b"\r", b" ") + b"\n"
         self._records += 1
         if self._unseen:
-            self._unseen = {column for column in self._unseen if _get(row, column) is _ABSENT}
+            self._unseen = {column for column in self._unseen if get_column(row, column) is ABSENT}
             if len(self._columns) < 200:
                 self._columns.update(dict.fromkeys(row))
         # ASCII, with escapes: whatever characters the shop used, a line stays one line and is valid UTF-8.
@@ -288,7 +301,7 @@ class Mapper:
         if self._numbers_are_text:
             record["price"] = _number(record["price"])
         if self._pictures is not None and not mapping.image_uri:
-            name = self._picture_name(row)
+            name = self.picture_name(row)
             if isinstance(name, str):
                 record["image_uri"], record["image_version"] = self._pictures.add(name)
             else:
@@ -312,8 +325,8 @@ class Mapper:
             )
 
     def _value(self, row: dict[str, Json], column: str) -> Json:
-        value = _get(row, column) if column else None
-        return None if value is _ABSENT or self._is_null(value) else value
+        value = get_column(row, column) if column else None
+        return None if value is ABSENT or self._is_null(value) else value
 
     def _is_null(self, value: Json) -> bool:
         return value is None or (isinstance(value, str) and value.strip() in self._nulls)
@@ -340,7 +353,7 @@ class Mapper:
             value = [item for item in value if not self._is_null(item)] or None
         return None if self._is_null(value) else value
 
-    def _picture_name(self, row: dict[str, Json]) -> Json:
+    def picture_name(self, row: dict[str, Json]) -> Json:
         """Return the name of the row's picture; None where it has none; a value that is no name as it is."""
         parts = {column: self._value(row, column) for column in self._mapping.picture_columns}
         for column, value in parts.items():
@@ -350,17 +363,22 @@ class Mapper:
         return _BRACES.sub(lambda match: parts[match.group(1)], self._mapping.picture_name)
 
 
-_ABSENT: Final = object()
+ABSENT: Final = object()
 
 
-def _get(row: dict[str, Json], column: str) -> Json:
-    """Return the value of `column`, through nested objects by dots; `_ABSENT` where there is none."""
+def is_unsafe(name: str) -> bool:
+    """Whether the picture name could lead out of a folder: it is neither read nor written, wherever it leads."""
+    return _UNSAFE.search(name) is not None
+
+
+def get_column(row: dict[str, Json], column: str) -> Json:
+    """Return the value of `column`, through nested objects by dots; `ABSENT` where there is none."""
     if column in row:
         return row[column]
     node: Json = row
     for step in column.split("."):
         if not isinstance(node, dict) or step not in node:
-            return _ABSENT
+            return ABSENT
         node = node[step]
     return node
 
@@ -392,7 +410,7 @@ def _number(value: Json) -> Json:
 Source: TypeAlias = Callable[[str], "bytes | None"]  # name to bytes; None: not in it; raises PictureError
 
 
-def _open_sources(folder: Path, mapping: Mapping, stack: contextlib.ExitStack) -> list[Source]:
+def open_sources(folder: Path, mapping: Mapping, stack: contextlib.ExitStack) -> list[Source]:
     """Return the export's zips and folders of pictures. Raises JobError for none, or for a zip that is broken."""
     sources: list[Source] = []
     for name in mapping.pictures:
@@ -430,17 +448,20 @@ def _zip_source(archive: zipfile.ZipFile) -> Source:
 
 
 def _folder_source(folder: Path) -> Source:
+    prefix = str(folder)
+
     def read(name: str) -> bytes | None:
         # A zip of the folder `images` holds `images/1.jpg`, and so may the mapping name it.
-        for candidate in dict.fromkeys((name, name.removeprefix(f"{folder.name}/"))):
-            try:
-                return fetch(candidate, [folder])
-            except PictureError as error:
-                if error.status == "empty":
-                    return b""
-                if error.status != "missing":
-                    raise
-        return None
+        names = dict.fromkeys((name, name.removeprefix(f"{folder.name}/")))
+        found = next((each for each in names if os.path.lexists(f"{prefix}/{each}")), None)
+        if found is None:
+            return None
+        try:
+            return fetch(found, [folder])
+        except PictureError as error:
+            if error.status != "empty":
+                raise
+            return b""
 
     return read
 
@@ -462,7 +483,7 @@ class PictureStore:
             written but returned as it is, for validate to refuse; for a picture that cannot be had, a path that is
             not there, for preprocess to report.
         """
-        if _UNSAFE.search(name):
+        if is_unsafe(name):
             self.counts["forbidden"] += 1
             return name, None
         try:
