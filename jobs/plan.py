@@ -1,0 +1,324 @@
+"""Step 2, plan: what a run must do, frozen once, so that every later step and every retry does the same.
+
+A night costs what changed, not what exists: each valid product of the day is compared with what is published, and only
+new and changed products, and those a new model must see, are planned, cut into shards of even work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from cma_clip_core import registry
+from cma_clip_core.config import PictureConfig, load_config
+from jobs import history, models, parquet, spark, storage
+from jobs.errors import CriticalDataError, JobError
+from jobs.lake import Lake
+from jobs.settings import Settings
+from jobs.steps import measure
+from schemas import tables
+from schemas.documents import HistoryIndex, Plan, Shard, Validation
+from schemas.taxonomy import Taxonomy, load_taxonomy
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame, SparkSession
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """All that a plan is made from. Its key names the run: the same inputs are the same run."""
+
+    ds: str
+    validation: Validation
+    index: HistoryIndex
+    base_run: str | None
+    backfill: bool
+    prepare: bool
+    retag: bool
+    model_version: str | None
+    taxonomy: Taxonomy
+    picture: PictureConfig
+
+    @property
+    def spec(self) -> str:
+        return f"{self.picture.height}x{self.picture.width}-{self.taxonomy.fingerprint}"
+
+    @property
+    def run_id(self) -> str:
+        base = sorted((d, h.run_id) for d, h in self.index.days.items()) if self.backfill else self.base_run
+        inputs = (self.validation.version, base, self.backfill, self.retag, self.model_version, self.spec)
+        key = hashlib.sha256(repr(inputs).encode()).hexdigest()[:8]
+        return f"{self.ds}-{'prepare-' if self.prepare else ''}{key}"
+
+
+def plan(settings: Settings, ds: str, *, prepare: bool = False, retag: bool = False) -> Plan:
+    """Return the plan of the day `ds`, made now or, where the same run is planned already, as it was frozen.
+
+    Args:
+        prepare: plan only examples to train on: no model is needed, nothing will be tagged or published.
+        retag: tag every product again with the champion, changed or not.
+
+    Raises:
+        JobError: the day is not validated, or there is no champion.
+        CriticalDataError: the day's batch broke a critical rule.
+    """
+    lake = Lake(settings.root)
+    validation = lake.read_validation(ds)
+    if not validation.passed:
+        raise CriticalDataError(f"the catalog of {ds} broke critical rules: {'; '.join(validation.failures)}")
+    index = lake.read_history_index()
+    unfinished = None if prepare else _unfinished(lake, index, ds)
+    if unfinished is not None:
+        log.info("plan: run %s is published but not finished; it is taken up again", unfinished.run_id)
+        return unfinished
+    inputs = _inputs(settings, lake, ds, validation, index, prepare=prepare, retag=retag)
+    run_id = inputs.run_id
+    found = storage.read_document(lake.plan(run_id) / "plan.json", Plan)
+    if found is not None:
+        log.info("plan: run %s is planned already", run_id)
+        return found
+    with measure("plan", lake.reports(run_id)) as measured, spark.session(settings) as session:
+        made = _plan(session, settings, lake, inputs)
+        measured.rows = validation.valid
+    log.info(
+        "plan: run %s: %s new, %s changed, %s for a new model, %s unchanged, %s removed, %s held; %s shards",
+        run_id,
+        *(f"{n:,}" for n in (made.new, made.changed, made.model_changed, made.unchanged, made.removed, made.held)),
+        len(made.shards),
+    )
+    return made
+
+
+def _unfinished(lake: Lake, index: HistoryIndex, ds: str) -> Plan | None:
+    """Return the plan of a run of `ds` that was killed after it was published and before its ledger was written."""
+    day = index.days.get(ds)
+    for run_id in (lake.current_run(), day.run_id if day else None):
+        if run_id is not None and run_id.startswith(ds) and lake.read_ledger(run_id) is None:
+            return lake.read_plan(run_id)
+    return None
+
+
+def _inputs(
+    settings: Settings, lake: Lake, ds: str, validation: Validation, index: HistoryIndex, *, prepare: bool, retag: bool
+) -> _Inputs:
+    if prepare:
+        version, taxonomy = None, load_taxonomy(settings.taxonomy)
+        picture = load_config(settings.model_config_name).picture
+    else:
+        version = models.champion(settings)
+        if version is None:
+            raise JobError(
+                f"{lake.models}: there is no model yet. Make examples with `python -m jobs plan --ds {ds} --prepare` and "
+                f"`python -m jobs preprocess --run RUN`, then train one: `python -m jobs train --ds {ds}`"
+            )
+        taxonomy = registry.read_taxonomy(lake.models / version)
+        picture = registry.read_config(lake.models / version).picture
+    latest = history.latest_day(index)
+    return _Inputs(
+        ds=ds,
+        validation=validation,
+        index=index,
+        base_run=None if prepare else lake.current_run(),
+        backfill=not prepare and latest is not None and ds < latest,
+        prepare=prepare,
+        retag=retag,
+        model_version=version,
+        taxonomy=taxonomy,
+        picture=picture,
+    )
+
+
+def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs) -> Plan:
+    from pyspark import StorageLevel
+    from pyspark.sql import functions as F
+
+    folder = lake.plan(inputs.run_id)
+    classified = _classify(session, lake, inputs).persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        rows = classified.groupBy("reason", F.col("example_path").isNull().alias("fresh")).count().collect()
+        counts: dict[str, int] = {}
+        for row in rows:
+            counts[row["reason"]] = counts.get(row["reason"], 0) + row["count"]
+        to_tag = classified.where(F.col("reason").isin("new", "changed", "model_changed"))
+        if inputs.prepare:
+            to_tag = to_tag.where("example_path is null")
+        fresh = sum(r["count"] for r in rows if r["fresh"] and r["reason"] in ("new", "changed", "model_changed"))
+        reused = to_tag.where("example_path is not null").groupBy("example_path").count().collect()
+        folders, places = _cut(
+            lake.relative(lake.examples(inputs.run_id)),
+            fresh,
+            {r["example_path"]: r["count"] for r in reused},
+            settings.shard_rows,
+        )
+        sharded = to_tag.withColumn("shard", _shard(places, fresh, settings.shard_rows))
+        parquet.write(sharded, folder / "products", tables.PLAN, partition_by="shard")
+        removed = classified.where("reason = 'removed'").select("product_id")
+        removed.coalesce(1).write.mode("overwrite").parquet(str(folder / "removed"))
+    finally:
+        classified.unpersist()
+    sizes = _rows_by_shard(folder / "products")
+    shards = tuple(
+        Shard(id=s, rows=sizes[s], example_paths=tuple(paths)) for s, paths in enumerate(folders) if s in sizes
+    )
+    taxonomy_path = _freeze_taxonomy(lake, inputs)
+    made = Plan(
+        run_id=inputs.run_id,
+        ds=inputs.ds,
+        base_run=inputs.base_run,
+        backfill=inputs.backfill,
+        prepare_only=inputs.prepare,
+        model_version=inputs.model_version,
+        taxonomy_path=taxonomy_path,
+        taxonomy_fingerprint=inputs.taxonomy.fingerprint,
+        picture_height=inputs.picture.height,
+        picture_width=inputs.picture.width,
+        validation=inputs.validation,
+        shards=shards,
+        **{
+            reason: counts.get(reason, 0)
+            for reason in ("new", "changed", "model_changed", "unchanged", "removed", "held")
+        },
+        to_preprocess=fresh,
+        created_at=datetime.now(UTC),
+    )
+    storage.write_document(folder / "plan.json", made)
+    return made
+
+
+def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
+    """Return product_id, source_hash, reason, example_path: one row for each product of today or of what is published."""
+    from pyspark.sql import functions as F
+
+    valid = parquet.read(session, [lake.root / inputs.validation.valid_path], tables.VALID)
+    today = valid.select("product_id", "source_hash")
+    base = _published(session, lake, inputs).select(
+        "product_id",
+        F.col("source_hash").alias("base_hash"),
+        F.col("example_path").alias("base_example"),
+        F.col("example_spec").alias("base_spec"),
+        F.col("model_version").alias("base_model"),
+    )
+    # A product whose record of today is in quarantine is kept as it is, not taken for removed.
+    rejected = parquet.read(session, [lake.root / inputs.validation.quarantine_path], tables.QUARANTINE)
+    bad = rejected.where("product_id is not null").select("product_id").distinct().withColumn("bad", F.lit(True))
+    made_today = _examples_of(session, lake, inputs)
+    joined = (
+        today.join(base, "product_id", "full_outer")
+        .join(bad, "product_id", "left")
+        .join(made_today, ["product_id", "source_hash"], "left")
+    )
+    same_spec = F.col("base_spec") == inputs.spec
+    same_record = F.col("source_hash") == F.col("base_hash")
+    same_model = F.lit(not inputs.retag) & (F.col("base_model") == F.lit(inputs.model_version))
+    reason = (
+        F.when(F.col("source_hash").isNull() & F.col("bad"), "held")
+        .when(F.col("source_hash").isNull(), "removed")
+        .when(F.col("base_hash").isNull(), "new")
+        .when(~same_record, "changed")
+        .when(~same_spec | ~same_model, "model_changed")
+        .otherwise("unchanged")
+    )
+    usable = F.when(same_record & same_spec, F.col("base_example"))
+    return joined.select(
+        "product_id", "source_hash", reason.alias("reason"), F.coalesce("made_example", usable).alias("example_path")
+    )
+
+
+def _published(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
+    """Return the state of the published products this day is compared with."""
+    if inputs.backfill:
+        return history.as_of(session, lake, inputs.index, "products", inputs.ds)
+    files = []
+    if inputs.base_run is not None:
+        manifest = lake.read_manifest(inputs.base_run)
+        if manifest is None:
+            raise JobError(
+                f"{lake.run(inputs.base_run)}: the live run has no manifest; go back to another: `jobs tables`"
+            )
+        files = [lake.root / file.path for file in manifest.files if file.table == "_products"]
+    return parquet.read(session, files, tables.PRODUCTS)
+
+
+def _examples_of(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
+    """Return product_id, source_hash, made_example: examples that other runs of this day have made already."""
+    from pyspark.sql import functions as F
+
+    folders = []
+    for path in sorted((lake.root / "examples" / f"ds={inputs.ds}").glob("run=*")):
+        run_id = path.name.removeprefix("run=")
+        found = lake.read_examples_manifest(run_id) if run_id != inputs.run_id else None
+        if found and f"{found.picture_height}x{found.picture_width}-{found.taxonomy_fingerprint}" == inputs.spec:
+            folders += sorted(path.glob("shard=*"))
+    examples = [
+        parquet.read(session, [folder], tables.EXAMPLES).select(
+            "product_id", "source_hash", F.lit(lake.relative(folder)).alias("made_example")
+        )
+        for folder in folders
+    ]
+    if not examples:
+        return session.createDataFrame([], "product_id string, source_hash string, made_example string")
+    united = examples[0]
+    for other in examples[1:]:
+        united = united.unionByName(other)
+    return united.groupBy("product_id", "source_hash").agg(F.min("made_example").alias("made_example"))
+
+
+def _cut(
+    examples: str, fresh: int, reused: Mapping[str, int], shard_rows: int
+) -> tuple[list[list[str]], dict[str, int]]:
+    """Cut the work into shards.
+
+    Fresh examples are spread by a hash over as few shards as hold them. Examples that exist stay together with their
+    folder, so that a shard opens few files; small folders share a shard.
+
+    Returns:
+        the example folders of each shard, and the shard of each folder that exists already.
+    """
+    shards = [[f"{examples}/shard={s}"] for s in range(math.ceil(fresh / shard_rows))]
+    places: dict[str, int] = {}
+    room = 0
+    for path, rows in sorted(reused.items()):
+        if rows > room:
+            shards.append([])
+            room = max(shard_rows, rows)
+        shards[-1].append(path)
+        places[path] = len(shards) - 1
+        room -= rows
+    return shards, places
+
+
+def _shard(places: Mapping[str, int], fresh: int, shard_rows: int) -> Column:
+    from pyspark.sql import functions as F
+
+    spread = F.pmod(F.xxhash64("product_id"), F.lit(max(1, math.ceil(fresh / shard_rows))))
+    if not places:
+        return spread.cast("int")
+    lookup = F.create_map(*[F.lit(x) for pair in places.items() for x in pair])
+    return F.when(F.col("example_path").isNull(), spread).otherwise(lookup[F.col("example_path")]).cast("int")
+
+
+def _rows_by_shard(products: Path) -> dict[int, int]:
+    return {
+        int(folder.name.removeprefix("shard=")): parquet.count(parquet.files(folder))
+        for folder in products.glob("shard=*")
+    }
+
+
+def _freeze_taxonomy(lake: Lake, inputs: _Inputs) -> str:
+    """Return the path of the taxonomy labels are read by: the model's own, or a copy of what training will use."""
+    if inputs.model_version is not None:
+        return lake.relative(lake.models / inputs.model_version / registry.TAXONOMY)
+    path = lake.plan(inputs.run_id) / "taxonomy.yaml"
+    document = yaml.safe_dump(inputs.taxonomy.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    storage.write_bytes(path, document.encode())
+    return lake.relative(path)
