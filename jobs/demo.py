@@ -183,7 +183,7 @@ def _night(console: Console, ds: str) -> None:
 
 
 def _draw_next_day(folder: Path, out: Path, mapping: str) -> None:
-    from jobs.sample_catalog import next_day
+    from jobs.next_day import next_day
 
     print(f"\nThe second day: {folder} with 1% of its products changed, some new, some removed -> {out}", flush=True)
     next_day(folder, out, mapping=mapping, seed=7)
