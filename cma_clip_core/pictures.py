@@ -6,6 +6,7 @@ statuses of the examples table: missing | empty | forbidden | too_large | broken
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -103,6 +104,8 @@ def fetch(uri: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise PictureError("missing", "no such file") from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # no file can have this name
+            raise PictureError("missing", "no such file") from None
         raise PictureError("broken", error.strerror or type(error).__name__) from error
     _check_size(len(data), max_bytes)
     return data

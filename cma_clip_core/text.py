@@ -33,6 +33,7 @@ _MOJIBAKE: Final = re.compile("[ÂÃ][\u0080-\u00bf\u2018-\u2026€™œž]|â�
 # Controls that are no white space; soft hyphen; zero-width, bidirectional and invisible marks; variation selectors;
 # byte order mark, tags; lone surrogates, which no file can hold.
 _INVISIBLE: Final = re.compile(
+    "\x1b\\[[0-9;]{0,20}[A-Za-z]|"  # colours of a terminal
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
     "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffd\U000e0000-\U000e0fff\ud800-\udfff]"
 )

@@ -186,9 +186,8 @@ def read_json_lines(file: BinaryIO) -> Iterator[Row]:
             raise _StructureError(f"a line of more than {MAX_LINE:,} bytes; JSON lines have one object on each line")
         if first:
             line, first = line.removeprefix(b"\xef\xbb\xbf"), False
-        line = line.strip()
-        if line:
-            yield _parse(line)
+        if line.strip():
+            yield _parse(line.rstrip(b"\r\n"))
 
 
 def _parse(line: bytes) -> Row:
@@ -332,7 +331,10 @@ class Mapper:
         return value is None or (isinstance(value, str) and value.strip() in self._nulls)
 
     def _labels(self, row: dict[str, Json]) -> dict[str, Json]:
-        labels = {column: self._label(self._value(row, column)) for column in self._mapping.labels}
+        labels: dict[str, Json] = {}
+        for column in self._mapping.labels:
+            if (label := self._label(self._value(row, column))) is not None:
+                labels[column] = label
         for column in self._mapping.label_objects:
             found = self._value(row, column)
             if self._numbers_are_text and isinstance(found, str):

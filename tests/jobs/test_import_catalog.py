@@ -1,0 +1,493 @@
+"""`make test TESTS=tests/jobs/test_import_catalog.py`."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import signal
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cma_clip_core.pictures import PictureError, fetch
+from jobs import import_catalog as module
+from jobs import storage
+from jobs.errors import JobError
+from jobs.import_catalog import import_catalog
+from jobs.lake import Lake
+from jobs.settings import Settings
+from schemas.documents import RawManifest
+from schemas.loading import ContractError
+from schemas.tables import RECORD
+
+DS = "2026-11-20"
+JPEG = b"\xff\xd8 not really"
+MAPPING = """
+records: [items.jsonl, items.jsonl.gz, items.csv]
+pictures: [pics, pics.zip]
+picture_name: "{photo}"
+product_id: id
+title: [name, label]
+brand: maker.name
+description: [text, care]
+price: price
+updated_at: changed
+labels: [kind, season]
+label_objects: [facts]
+list_separator: "|"
+optional: [label, maker.name, care, changed, season, facts, text, price, kind]
+null_values: ["", NA]
+"""
+
+
+class Shop:
+    """A shop's export, and the lake it is imported into."""
+
+    def __init__(self, folder: Path) -> None:
+        self.export = folder / "export"
+        (self.export / "pics").mkdir(parents=True)
+        self.mapping = folder / "mapping.yaml"
+        self.mapping.write_text(MAPPING)
+        self.settings = Settings(root=folder / "lake", progress=False)
+        self.lake = Lake(self.settings.root)
+
+    def write(self, *rows: Any, name: str = "items.jsonl") -> None:
+        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+        data = b"\n".join(lines) + b"\n"
+        (self.export / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+
+    def run(self) -> RawManifest:
+        return import_catalog(self.settings, self.export, DS, str(self.mapping))
+
+    def lines(self) -> list[bytes]:
+        manifest = self.lake.read_raw_manifest(DS)
+        assert manifest is not None
+        data = b"".join(gzip.decompress((self.lake.raw(DS) / file.name).read_bytes()) for file in manifest.files)
+        assert data.count(b"\n") == manifest.rows
+        return data.split(b"\n")[:-1]
+
+    def import_one(self, **row: Any) -> dict[str, Any]:
+        self.write({"id": "1", "name": "Shirt", "photo": None} | row)
+        self.run()
+        record: dict[str, Any] = json.loads(self.lines()[0])
+        return record
+
+    def pictures(self) -> list[str]:
+        root = self.lake.pictures
+        return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path)
+
+
+# --- records
+
+
+def test_a_record_in_our_names(shop: Shop) -> None:
+    record = shop.import_one(
+        id=1163, maker={"name": "Maker"}, text="Soft.", care="Wash.", price=9.5, changed="2026-11-01", kind="Shirt",
+        facts={"Colour": "Blue", "Details": "Belt|Logo", "Sizes": ["S", "NA", "M"], "Neck": "NA"},
+    )  # fmt: skip
+    assert record == {
+        "product_id": "1163", "title": "Shirt", "brand": "Maker", "description": "Soft.\n\nWash.", "price": 9.5,
+        "image_uri": None, "image_version": None, "updated_at": "2026-11-01",
+        "attributes": {"kind": "Shirt", "Colour": "Blue", "Details": ["Belt", "Logo"], "Sizes": ["S", "M"]},
+    }  # fmt: skip
+    assert list(record) == RECORD.names
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "field", "kept"),
+    [
+        ("name", 5, "title", 5),
+        ("name", {"en": "Shirt"}, "title", {"en": "Shirt"}),
+        ("name", False, "title", False),
+        ("price", "on request", "price", "on request"),
+        ("price", "12.5", "price", "12.5"),  # in JSON the shop chose to write text
+        ("id", None, "product_id", None),
+        ("id", 7.0, "product_id", "7"),
+        ("id", 2.5, "product_id", "2.5"),
+        ("id", True, "product_id", True),
+        ("id", ["1"], "product_id", ["1"]),
+        ("id", " 1 ", "product_id", " 1 "),
+        ("name", " NA ", "title", None),
+        ("text", 7, "description", 7),
+        ("photo", ["a.jpg"], "image_uri", ["a.jpg"]),
+        ("kind", 3, "attributes", {"kind": 3}),
+        ("kind", {"a": 1}, "attributes", {"kind": {"a": 1}}),
+        ("facts", {"Colour": [1, "Blue"]}, "attributes", {"Colour": [1, "Blue"]}),
+        ("facts", [1], "attributes", {"facts": [1]}),
+        ("facts", "Blue", "attributes", {"facts": "Blue"}),
+        ("facts", {"kind": "Hat"}, "attributes", {"kind": "Hat"}),
+        ("name", "a\u2028b\x00\ud800\n", "title", "a\u2028b\x00\ud800\n"),
+    ],
+)
+def test_nothing_is_judged(shop: Shop, column: str, value: Any, field: str, kept: Any) -> None:
+    assert shop.import_one(**{column: value})[field] == kept
+
+
+def test_the_first_title_given_is_taken_and_texts_of_wrong_types_are_kept_apart(shop: Shop) -> None:
+    record = shop.import_one(name="", label="Other", text="Soft.", care=5)
+    assert record["title"] == "Other"
+    assert record["description"] == ["Soft.", 5]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"id": "1", "name": ', b'["a", "list"]', b'"text"', b"17", b"null", b'{"id": "1", "name": "\xff\xfe"}', b"\x00\x01",
+     b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"plain words"],
+)  # fmt: skip
+def test_what_cannot_be_read_is_passed_on_byte_for_byte(shop: Shop, line: bytes) -> None:
+    shop.write({"id": "0", "name": "Shirt", "photo": None}, line)
+    assert shop.run().rows == 2
+    assert shop.lines()[1] == line
+
+
+def test_a_line_is_one_line_to_every_reader(shop: Shop) -> None:
+    shop.write({"id": "0", "name": "a\rb\x85c\u2028d", "photo": None}, b"broken\rline")
+    shop.run()
+    assert [len(line.decode().splitlines()) for line in shop.lines()] == [1, 1]
+
+
+def test_numbers_that_json_does_not_have_become_words(shop: Shop) -> None:
+    shop.write(b'{"id": "1", "name": "x", "photo": null, "price": NaN}', b'{"id": "2", "name": "x", "price": 1e999}')
+    shop.run()
+    assert [json.loads(line)["price"] for line in shop.lines()] == ["NaN", "1e999"]
+
+
+def test_blank_lines_mark_and_line_ends(shop: Shop) -> None:
+    (shop.export / "items.jsonl").write_bytes(
+        b'\xef\xbb\xbf{"id":"1","name":"a","photo":null}\r\n\r\n   \n{"id":"2","id":"3","name":"b"}'
+    )
+    assert shop.run().rows == 2
+    assert [json.loads(line)["product_id"] for line in shop.lines()] == ["1", "3"]  # of a doubled key the last
+
+
+def test_a_line_of_eight_megabytes(shop: Shop) -> None:
+    assert len(shop.import_one(text="x" * 8_000_000)["description"]) == 8_000_000
+
+
+def test_many_rows_make_many_parts_always_the_same(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART_ROWS", 10)
+    rows = [{"id": str(i), "name": "Shirt", "photo": None} for i in range(25)]
+    shop.write(*rows, name="items.jsonl.gz")
+    first = shop.run()
+    assert [(f.name, f.rows) for f in first.files] == [
+        ("part-00000.jsonl.gz", 10), ("part-00001.jsonl.gz", 10), ("part-00002.jsonl.gz", 5),
+    ]  # fmt: skip
+    for file in first.files:
+        data = (shop.lake.raw(DS) / file.name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (file.bytes, file.sha256)
+    assert [json.loads(line)["product_id"] for line in shop.lines()] == [row["id"] for row in rows]
+    time.sleep(1.1)  # gzip's own time stamp has seconds
+    assert shop.run().files == first.files
+
+
+# --- CSV
+
+
+def csv_lines(shop: Shop, data: bytes) -> list[Any]:
+    (shop.export / "items.csv").write_bytes(data)
+    shop.run()
+    return [json.loads(line) for line in shop.lines()]
+
+
+def test_csv(shop: Shop) -> None:
+    rows = csv_lines(
+        shop,
+        b'\xef\xbb\xbfid,name,photo,price,facts,text\r\n1,"A ""fine"" shirt",,895,"{""Colour"": ""Blue""}","two\r\nlines"\r\n'
+        b"2,Bag,,19.50,Blue,NA\r\n\r\n3,Hat,,on request,,\r\n4,Cap,,1e999,,a\x00b\r\n5,Cap,,1_000,,\r\n",
+    )
+    assert [row["product_id"] for row in rows] == ["1", "2", "3", "4", "5"]
+    assert [row["price"] for row in rows] == [895, 19.5, "on request", "1e999", "1_000"]
+    assert rows[0]["title"] == 'A "fine" shirt'
+    assert rows[0]["description"] == "two\r\nlines"
+    assert rows[0]["attributes"] == {"Colour": "Blue"}
+    assert rows[1]["attributes"] == {"facts": "Blue"}
+    assert rows[1]["description"] is None
+    assert rows[3]["description"] == "a\x00b"
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_csv_with_other_delimiters(shop: Shop, delimiter: str) -> None:
+    rows = csv_lines(
+        shop, delimiter.join(["id", "name", "photo"]).encode() + f"\n1{delimiter}A, b{delimiter}\n".encode()
+    )
+    assert (rows[0]["product_id"], rows[0]["title"]) == ("1", "A, b")
+
+
+def test_csv_rows_that_do_not_fit_are_kept_and_are_no_records(shop: Shop) -> None:
+    rows = csv_lines(shop, b"id,name,photo\n1,a,\n2,b\n3,c,,,extra\n4,d,\n")
+    assert rows[1:3] == [["2", "b"], ["3", "c", "", "", "extra"]]
+    assert [rows[0]["product_id"], rows[3]["product_id"]] == ["1", "4"]
+
+
+def test_csv_that_is_no_utf_8_is_kept_on_one_line(shop: Shop) -> None:
+    (shop.export / "items.csv").write_bytes(b'id,name,photo\n1,"Cr\xeape\nblue",\n2,b,\n')
+    assert shop.run().rows == 2
+    assert shop.lines()[0] == b'1,"Cr\xeape\\nblue",'
+
+
+def test_a_csv_field_of_eight_megabytes_and_a_quote_never_closed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b"x" * 8_000_000
+    assert len(csv_lines(shop, b"id,name,photo\n1," + text + b",\n")[0]["title"]) == 8_000_000
+    monkeypatch.setattr(module, "MAX_FIELD", 1000)
+    (shop.export / "items.csv").write_bytes(b'id,name,photo\n1,"never closed,\n' + b"2,b,\n" * 1000)
+    with pytest.raises(JobError, match=r"items\.csv: after 0 records: .*quote that is never closed"):
+        shop.run()
+
+
+# --- pictures
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest()
+
+
+def zipped(shop: Shop, **members: bytes) -> None:
+    with zipfile.ZipFile(shop.export / "pics.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+
+
+def test_pictures_lie_under_the_hash_of_their_content(shop: Shop) -> None:
+    zipped(shop, **{"a.jpg": JPEG, "b.JPG": JPEG, "c": b"other"})
+    shop.write(*({"id": name, "name": "x", "photo": name} for name in ("a.jpg", "b.JPG", "c")))
+    shop.run()
+    records = [json.loads(line) for line in shop.lines()]
+    same = f"{digest(JPEG)[:2]}/{digest(JPEG)}.jpg"
+    assert [r["image_uri"] for r in records] == [same, same, f"{digest(b'other')[:2]}/{digest(b'other')}.img"]
+    assert [r["image_version"] for r in records] == [digest(JPEG), digest(JPEG), digest(b"other")]
+    assert shop.pictures() == sorted({r["image_uri"] for r in records})
+    assert fetch(same, [shop.lake.pictures]) == JPEG
+    kept = (shop.lake.pictures / same).stat().st_mtime_ns
+    shop.run()
+    assert (shop.lake.pictures / same).stat().st_mtime_ns == kept  # not written again
+
+
+def test_a_picture_cut_short_by_a_power_loss_is_written_again(shop: Shop) -> None:
+    zipped(shop, **{"a.jpg": JPEG})
+    uri = shop.import_one(photo="a.jpg")["image_uri"]
+    (shop.lake.pictures / uri).write_bytes(b"")
+    assert fetch(shop.import_one(photo="a.jpg")["image_uri"], [shop.lake.pictures]) == JPEG
+
+
+def test_a_folder_of_pictures_comes_first_and_may_be_named_in_the_path(shop: Shop) -> None:
+    zipped(shop, **{"a.jpg": b"zipped", "b.jpg": b"zipped b"})
+    (shop.export / "pics" / "a.jpg").write_bytes(b"loose")
+    assert shop.import_one(photo="a.jpg")["image_version"] == digest(b"loose")
+    assert shop.import_one(photo="pics/a.jpg")["image_version"] == digest(b"loose")
+    assert shop.import_one(photo="b.jpg")["image_version"] == digest(b"zipped b")
+
+
+def test_a_picture_that_is_not_there_loses_nothing(shop: Shop) -> None:
+    record = shop.import_one(photo="no where.jpg")
+    assert (record["image_uri"], record["image_version"]) == ("missing/no_where.jpg", None)
+    with pytest.raises(PictureError, match="missing"):
+        fetch(record["image_uri"], [shop.lake.pictures])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../secret.jpg", "a/../../secret.jpg", "/etc/passwd", "file:///etc/passwd", "http://169.254.169.254/x", "a\\b.jpg",
+     "a\x00.jpg", "..", "C:x.jpg"],
+)  # fmt: skip
+def test_a_name_that_escapes_is_kept_and_never_followed(shop: Shop, name: str) -> None:
+    (shop.export.parent / "secret.jpg").write_bytes(b"secret")
+    with zipfile.ZipFile(shop.export / "pics.zip", "w") as archive:
+        archive.writestr("../secret.jpg", b"secret too")
+    assert shop.import_one(photo=name)["image_uri"] == name
+    assert shop.pictures() == []
+    assert sorted(p.name for p in shop.export.parent.iterdir()) == ["export", "lake", "mapping.yaml", "secret.jpg"]
+
+
+def test_symlinks_out_of_the_folder_are_not_followed(shop: Shop) -> None:
+    (shop.export.parent / "secret.jpg").write_bytes(b"secret")
+    (shop.export / "pics" / "link.jpg").symlink_to(shop.export.parent / "secret.jpg")
+    (shop.export / "pics" / "up").symlink_to(shop.export.parent)
+    for name in ("link.jpg", "up/secret.jpg"):
+        assert shop.import_one(photo=name)["image_uri"] == f"missing/{name}"
+    assert shop.pictures() == []
+
+
+def test_a_folder_and_a_pipe_are_no_pictures(shop: Shop) -> None:
+    (shop.export / "pics" / "folder.jpg").mkdir()
+    os.mkfifo(shop.export / "pics" / "pipe.jpg")
+    for name in ("folder.jpg", "pipe.jpg"):
+        assert shop.import_one(photo=name)["image_uri"] == f"missing/{name}"
+
+
+def test_an_empty_picture_is_kept_as_empty(shop: Shop) -> None:
+    (shop.export / "pics" / "e.jpg").touch()
+    uri = shop.import_one(photo="e.jpg")["image_uri"]
+    with pytest.raises(PictureError, match="empty"):
+        fetch(uri, [shop.lake.pictures])
+
+
+def test_bad_members_of_a_zip_cost_only_their_picture(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(shop.export / "pics.zip", "w") as archive:
+        archive.writestr("crc.jpg", b"checked content")
+        archive.writestr("huge.jpg", b"0" * 5000)
+        archive.writestr("good.jpg", JPEG)
+    data = (shop.export / "pics.zip").read_bytes()
+    (shop.export / "pics.zip").write_bytes(data.replace(b"checked content", b"chacked content"))
+    monkeypatch.setattr(module, "MAX_BYTES", 4999)
+    shop.write(*({"id": name, "name": "x", "photo": f"{name}.jpg"} for name in ("crc", "huge", "good")))
+    assert shop.run().rows == 3
+    uris = [json.loads(line)["image_uri"] for line in shop.lines()]
+    assert uris[:2] == ["missing/crc.jpg", "missing/huge.jpg"]
+    assert shop.pictures() == uris[2:]
+
+
+def test_uris_pass_through_where_pictures_are_not_imported(shop: Shop) -> None:
+    shop.mapping.write_text("{records: items.jsonl, product_id: id, title: name, image_uri: url, image_version: etag}")
+    shop.write({"id": 1, "name": "x", "url": "s3://b/1.jpg", "etag": "e"}, {"id": 2, "name": "x", "url": 5})
+    shop.run()
+    records = [json.loads(line) for line in shop.lines()]
+    assert [(r["image_uri"], r["image_version"]) for r in records] == [("s3://b/1.jpg", "e"), (5, None)]
+    assert not shop.lake.pictures.exists()
+
+
+# --- errors
+
+
+def fails(shop: Shop, words: str) -> None:
+    with pytest.raises(JobError, match=words):
+        shop.run()
+    assert not list(shop.lake.raw(DS).parent.glob(".*fresh")), "half a day was left"
+
+
+def test_errors_say_what_to_do(shop: Shop) -> None:
+    fails(shop, r"no records; looked for items\.jsonl, items\.jsonl\.gz, items\.csv; the folder has \['pics'\]")
+    shop.write(b"")
+    fails(shop, r"items\.jsonl: no records in it")
+    shop.write({"id": 1, "titel": "x"})
+    fails(
+        shop,
+        r"no record has the columns \['care', 'label', 'name', 'photo', 'text'\].*columns are \['id', 'titel'\].*optional",
+    )
+    (shop.export / "items.jsonl").write_bytes('{"id": 1}'.encode("utf-16"))
+    fails(shop, r"items\.jsonl: UTF-16")
+    with pytest.raises(JobError, match="no such folder"):
+        import_catalog(shop.settings, shop.export / "nowhere", DS, str(shop.mapping))
+    with pytest.raises(JobError, match="not a day"):
+        import_catalog(shop.settings, shop.export, "20.11.2026", str(shop.mapping))
+    with pytest.raises(ContractError, match="no such mapping"):
+        import_catalog(shop.settings, shop.export, DS, "nowhere.yaml")
+
+
+@pytest.mark.parametrize("cut", [-9, 20, 200])
+def test_a_truncated_gzip_is_named(shop: Shop, cut: int) -> None:
+    shop.write(*({"id": i, "name": os.urandom(9).hex(), "photo": None} for i in range(500)), name="items.jsonl.gz")
+    path = shop.export / "items.jsonl.gz"
+    path.write_bytes(path.read_bytes()[:cut])
+    fails(shop, r"items\.jsonl\.gz: truncated or damaged gzip after \d+ records .*copy the file again")
+    assert shop.lake.read_raw_manifest(DS) is None
+
+
+def test_a_damaged_zip_and_absent_pictures_are_named(shop: Shop) -> None:
+    shop.write({"id": 1, "name": "x", "photo": "a.jpg"})
+    zipped(shop, **{"a.jpg": JPEG})
+    data = (shop.export / "pics.zip").read_bytes()
+    (shop.export / "pics.zip").write_bytes(data[: len(data) // 2])
+    fails(shop, r"pics\.zip: not a zip, or a truncated one")
+    (shop.export / "pics.zip").unlink()
+    (shop.export / "pics").rmdir()
+    fails(shop, r"no pictures; looked for pics, pics\.zip")
+
+
+def test_a_file_without_line_ends(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_LINE", 100)
+    shop.write(b'[{"id": 1}' + b', {"id": 2}' * 50 + b"]")
+    fails(shop, "a line of more than 100 bytes; JSON lines have one object on each line")
+
+
+# --- replacing a day
+
+
+def test_a_second_import_replaces_the_day(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART_ROWS", 1)
+    shop.write(*({"id": i, "name": "x", "photo": None} for i in range(3)))
+    shop.run()
+    shop.write({"id": "new", "name": "x", "photo": None})
+    shop.run()
+    assert sorted(p.name for p in shop.lake.raw(DS).iterdir()) == ["_manifest.json", "part-00000.jsonl.gz"]
+    assert [json.loads(line)["product_id"] for line in shop.lines()] == ["new"]
+
+
+def test_a_failed_import_leaves_the_day_as_it_was(shop: Shop) -> None:
+    shop.write({"id": "old", "name": "x", "photo": None})
+    before = shop.run()
+    shop.write({"wrong": "columns"})
+    fails(shop, "no record has the columns")
+    assert shop.lake.read_raw_manifest(DS) == before
+    assert [json.loads(line)["product_id"] for line in shop.lines()] == ["old"]
+
+
+def test_two_imports_of_a_day_at_once(shop: Shop) -> None:
+    shop.write({"id": 1, "name": "x", "photo": None})
+    with module._only_one(shop.lake.raw(DS)):
+        fails(shop, "another import of this day is running")
+    shop.run()
+
+
+def import_killed_at(step: int, shop: Shop) -> int:
+    """Import in a process of its own that is killed at the `step`-th change of the disk; return its exit status."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    count = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **named)
+
+        return call
+
+    try:
+        for owner, name in (
+            (Path, "rename"), (Path, "replace"), (Path, "mkdir"), (os, "fsync"), (os, "unlink"), (os, "rmdir"),
+            (storage, "remove_folder"),
+        ):  # fmt: skip
+            setattr(owner, name, counted(getattr(owner, name)))
+        shop.run()
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+
+def test_killed_at_any_step_a_day_is_whole_or_absent(shop: Shop) -> None:
+    shop.write({"id": "old", "name": "x", "photo": None})
+    shop.run()
+    zipped(shop, **{"a.jpg": JPEG})
+    shop.write({"id": "new", "name": "x", "photo": "a.jpg"})
+    seen = set()
+    for step in range(1, 60):
+        status = import_killed_at(step, shop)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        if shop.lake.read_raw_manifest(DS) is None:
+            assert not shop.lake.raw(DS).exists()
+            seen.add("absent")
+        else:
+            seen.add(json.loads(shop.lines()[0])["product_id"])
+        for uri in shop.pictures():
+            assert uri.startswith(".") or (shop.lake.pictures / uri).read_bytes() == JPEG
+    assert status == 0
+    assert {"old", "absent"} <= seen
+    assert json.loads(shop.lines()[0])["product_id"] == "new"
+    assert sorted(p.name for p in shop.lake.raw(DS).parent.iterdir()) == [f".ds={DS}.lock", f"ds={DS}"]
+    assert len(shop.pictures()) == 1

@@ -1,0 +1,34 @@
+"""`make test TESTS=tests/schemas`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from schemas.loading import ContractError, parse_yaml
+from schemas.mapping import Mapping, load_mapping
+
+
+def test_shipped_mappings_load_by_name() -> None:
+    assert load_mapping("sample").product_id == "sku"
+    fashion = load_mapping("fashion-products")
+    assert fashion.records[0] == "products.jsonl.gz"
+    assert fashion.description == ("description", "style_note")
+    assert fashion.picture_columns == ("id",)
+
+
+def test_one_column_may_be_written_without_a_list() -> None:
+    mapping = parse_yaml("{records: a.jsonl, product_id: id, title: name, description: text}", Mapping, "m.yaml")
+    assert (mapping.records, mapping.title, mapping.description) == (("a.jsonl",), ("name",), ("text",))
+    assert mapping.columns == ("id", "name", "text")
+
+
+def test_a_typing_mistake_is_an_error_with_its_place() -> None:
+    with pytest.raises(ContractError, match=r"m\.yaml(?s:.*)titel: Extra inputs"):
+        parse_yaml("{records: a.jsonl, product_id: id, titel: name}", Mapping, "m.yaml")
+
+
+def test_a_missing_mapping_names_the_shipped_ones(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"\['fashion-products', 'sample'\]"):
+        load_mapping(tmp_path / "none.yaml")
