@@ -200,8 +200,9 @@ class _Editor:
             self._pictures.write(before[0], self._other)
         else:
             for column in self._layout.title:
-                if isinstance(title := get_column(row, column), str):
-                    _set_column(row, column, f"{title} {self._choose.choice(_NEWS)}".strip())
+                title = get_column(row, column)
+                if title is None or isinstance(title, str):
+                    _set_column(row, column, f"{title or ''} {self._choose.choice(_NEWS)}".strip())
                     break
         self._other = before[1] if before else self._other
         return row
@@ -230,5 +231,7 @@ def _set_column(row: dict[str, Json], column: str, value: Json) -> None:
     if column not in row:
         *path, column = column.split(".")
         for step in path:
-            row = row[step]
+            row = row.setdefault(step, {})
+            if not isinstance(row, dict):
+                return  # a dirty record: left as it is
     row[column] = value
