@@ -228,10 +228,11 @@ def _csv_line(cells: Sequence[str]) -> bytes:
 
 
 def _set_column(row: dict[str, Json], column: str, value: Json) -> None:
+    node: Json = row
     if column not in row:
         *path, column = column.split(".")
         for step in path:
-            row = row.setdefault(step, {})
-            if not isinstance(row, dict):
+            node = node.setdefault(step, {})
+            if not isinstance(node, dict):
                 return  # a dirty record: left as it is
-    row[column] = value
+    node[column] = value

@@ -60,9 +60,9 @@ def test_long_text_is_cut_at_a_word() -> None:
 )  # fmt: skip
 def test_eight_megabytes_of_anything_are_quick(piece: str) -> None:
     text = piece * (8_000_000 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     result = clean(text)
-    assert time.perf_counter() - start < 0.8
+    assert time.process_time() - start < 0.8
     assert len(result) <= LIMIT
     result.encode()
 
@@ -73,10 +73,10 @@ def test_one_reference_of_eight_million_digits() -> None:
 
 def test_ordinary_descriptions_are_fast() -> None:
     text = "Blue cotton piqué shirt, with a collar & buttons. Machine wash at 30°.\n" * 8  # 570 characters
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(3_700):
         clean(text)
-    assert time.perf_counter() - start < 1.0  # a tenth of the catalog; measured: 0.05 s
+    assert time.process_time() - start < 1.0  # a tenth of the catalog; measured: 0.05 s
 
 
 def test_workers_that_import_it_load_no_torch() -> None:
