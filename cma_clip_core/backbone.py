@@ -180,7 +180,8 @@ def _create(config: ModelConfig, *, pretrained: bool) -> Any:
             backbone.architecture,
             pretrained=weights,
             pretrained_text=False,
-            force_image_size=size,
+            # open_clip's ResNets know square pictures alone, and only as one number.
+            force_image_size=size[0] if size[0] == size[1] else size,
             force_context_length=config.text.context_length,
             force_patch_dropout=backbone.patch_dropout,
         )

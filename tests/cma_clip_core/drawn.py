@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ COLOURS = {"Red": (200, 30, 30), "Green": (30, 180, 60), "Blue": (40, 60, 200)}
 PATTERNS = ("Solid", "Striped", "Checked")
 MATERIALS = ("Cotton", "Linen", "Wool")
 TYPES = ("Shirt", "Watch")
+NOW = datetime(2026, 11, 20, 3, tzinfo=UTC)
 WORDS = ("classic", "light", "modern", "everyday", "soft", "new", "fine", "warm", "smart", "pure")
 
 

@@ -1,0 +1,231 @@
+"""Example files, tokens and batches: `pytest tests/cma_clip_core/test_data.py`"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import torch
+from PIL import Image
+
+from cma_clip_core import training
+from cma_clip_core.batches import LabelEncoder, augment, prefetch, prepare
+from cma_clip_core.classes import ClassLayout
+from cma_clip_core.config import PictureConfig, SelectionConfig, TextConfig
+from cma_clip_core.devices import resolve_device
+from cma_clip_core.engine import Engine, Timings
+from cma_clip_core.errors import DataError
+from cma_clip_core.examples import (
+    MODEL_COLUMNS,
+    example_files,
+    index_examples,
+    read_examples,
+    stream_shuffled,
+    stream_side,
+)
+from cma_clip_core.model import CmaClip
+from cma_clip_core.pictures import PictureSpec, decode
+from cma_clip_core.splits import SIDES, family_key
+from cma_clip_core.tagger import Tagger
+from cma_clip_core.text import clean
+from cma_clip_core.tokens import Tokenizer, compose
+from tests.cma_clip_core import drawn
+
+CONFIG = drawn.config()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Turtle Check Men Navy Blue Shirt",
+        "it's 100% cotton, size 42/44; machine-wash -- don't bleach!",
+        "Café Crème déjà vu",
+        "black &amp; white, 5 &lt; 6",
+        "schÃ¶n",
+        "人のシャツ",
+        "<start_of_text> odd <end_of_text>",
+        "x" * 500 + " " + "a1b2c3 " * 100,
+        "",
+        "   ",
+    ],
+)
+def test_tokens_are_open_clips(text: str) -> None:
+    """The word memory and the early end give exactly the ids that open_clip's own tokenizer gives."""
+    tokenizer = Tokenizer(CONFIG)
+    expected = open_clip.SimpleTokenizer(context_length=16)([text])[0]
+    ids, lengths = tokenizer.pad([tokenizer.encode(text), tokenizer.encode(text)])
+    assert ids[1].tolist() == expected[: lengths[1]].tolist()
+    assert not expected[lengths[1] :].any()
+
+
+def test_composed_text() -> None:
+    assert compose("Turtle Shirt", "Roadster", "Of cotton", TextConfig()) == "Turtle Shirt. Roadster. Of cotton"
+    assert compose("Turtle Shirt", "turtle", "", TextConfig()) == "Turtle Shirt"
+    assert compose("Shirt", "Turtle", "Of cotton", TextConfig(fields=("description",))) == "Of cotton"
+    assert compose("", "", "", TextConfig()) == ""
+
+
+def test_training_and_tagging_see_the_same(tmp_path: Path) -> None:
+    """Golden: a product's record as the pipeline prepares it, trains on it, tags it, and as the library tags it."""
+    drawing = Image.new("RGB", (50, 90), (200, 30, 30))
+    drawing.paste((10, 20, 240), (10, 10, 30, 60))
+    file = io.BytesIO()
+    drawing.save(file, format="JPEG")
+    record = {"title": " Turtle &amp; Co  Red <b>Shirt</b>", "brand": "NA", "description": "Cotton\u200b and wool"}
+    example = drawn.example(0, np.random.default_rng(0)) | {
+        **{name: clean(text) for name, text in record.items()},
+        "image": decode(file.getvalue(), PictureSpec(32, 24)).tobytes(),
+    }
+    table = pa.Table.from_pylist([example], schema=drawn.examples(1).schema)
+    folder = drawn.write(tmp_path, table)
+    plain = drawn.config(text_dropout=0.0, image_dropout=0.0)
+    layout, tokenizer = ClassLayout(drawn.taxonomy()), Tokenizer(plain)
+    selection = SelectionConfig()
+    index = index_examples([folder], selection)
+    index.side[:] = SIDES.index("train")
+    (trained, _), *rest = training._batches(index, plain, layout, tokenizer, np.random.default_rng(0))
+    assert not rest
+
+    seen = []
+
+    class Spy(CmaClip):
+        def forward(self, *inputs: torch.Tensor) -> object:  # type: ignore[override]
+            seen.append(inputs)
+            return super().forward(*inputs)
+
+    engine = Engine(Spy(plain, drawn.taxonomy()), plain, drawn.taxonomy(), {}, torch.device("cpu"))
+    list(engine.predict(read_examples([folder / "part-0.parquet"]), drawn.NOW))
+    Tagger(engine).tag([{**record, "image": file.getvalue()}])
+    assert len(seen) == 2
+    for inputs in seen:
+        for found, expected in zip(inputs, trained, strict=True):
+            assert torch.equal(found, expected)
+    assert bool(trained.text_present[0])
+    assert bool(trained.image_present[0])
+
+
+def test_pictures_of_another_size_are_refused() -> None:
+    other = PictureConfig(height=32, width=32)
+    config = CONFIG.model_copy(update={"picture": other})
+    with pytest.raises(DataError, match=r"p00000.*2304 bytes.*32 x 32 x 3 = 3072"):
+        prepare(drawn.batch(3), config, Tokenizer(CONFIG))
+
+
+def test_pixels_of_a_slice_are_its_own() -> None:
+    batch, tokenizer = drawn.batch(30), Tokenizer(CONFIG)
+    whole, part = prepare(batch, CONFIG, tokenizer), prepare(batch.slice(7, 6), CONFIG, tokenizer)
+    assert np.array_equal(whole.pixels[7:13], part.pixels)
+    assert part.image_present.tolist() == [True, True, False, True, True, True]
+    assert not part.pixels[2].any()
+    assert part.pixels[0].tobytes() == batch.column("image")[7].as_py()
+
+
+def test_labels_outside_the_taxonomy_are_refused() -> None:
+    encoder = LabelEncoder(ClassLayout(drawn.taxonomy()))
+    with pytest.raises(DataError, match="colour = 'Mauve'"):
+        encoder.encode([[("colour", ["Mauve"])]])
+    with pytest.raises(DataError, match="no attribute"):
+        encoder.encode([[("shade", ["Red"])]])
+
+
+def test_only_wanted_products_in_the_wanted_state(tmp_path: Path) -> None:
+    files = example_files([drawn.write(tmp_path, drawn.examples(50))])
+    wanted = {"p00003": "h3", "p00040": "h40", "p00007": "another state", "p99999": "h99999"}
+    found = [row for batch in read_examples(files, wanted, rows=10) for row in batch.column("product_id").to_pylist()]
+    assert found == ["p00003", "p00040"]
+
+
+def test_a_broken_file_and_a_file_of_another_table_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(DataError, match=r"a\.parquet.*not a readable Parquet file"):
+        list(read_examples([tmp_path / "a.parquet"]))
+    drawn.write(tmp_path, drawn.examples(3).drop_columns(["labels"]), "b.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet.*'labels' is missing"):
+        list(read_examples([tmp_path / "b.parquet"]))
+    with pytest.raises(DataError, match="no such folder"):
+        example_files([tmp_path / "none"])
+
+
+def test_index_takes_the_newest_example_and_keeps_families_together(tmp_path: Path) -> None:
+    table = drawn.examples(300)
+    new, old = drawn.write(tmp_path / "new", table.slice(0, 100)), drawn.write(tmp_path / "old", table)
+    index = index_examples([new, old], SelectionConfig())
+    assert len(index.row) == len(set(zip(index.file.tolist(), index.row.tolist(), strict=True)))
+    rows = [(side, row) for side in SIDES for batch in stream_side(index, side) for row in batch.to_pylist()]
+    taught = table.filter(pc.or_(pc.not_equal(table["title"], ""), pc.equal(table["image_status"], "ok")))
+    assert sorted(row["product_id"] for _, row in rows) == sorted(taught["product_id"].to_pylist())
+    in_new = set(table["product_id"].slice(0, 100).to_pylist())
+    assert int((index.file == 0).sum()) == len(in_new & set(taught["product_id"].to_pylist()))
+    families: dict[str, str] = {}
+    for side, row in rows:
+        assert families.setdefault(family_key(row["title"], row["brand"], row["description"]), side) == side
+    assert set(families.values()) == set(SIDES)
+    assert len(families) == index.families < len(rows)
+
+
+def test_shuffled_stream_gives_every_example_once_in_an_order_of_its_seed(tmp_path: Path) -> None:
+    table = drawn.examples(500)
+    drawn.write(tmp_path, table.slice(0, 250), "a.parquet", row_group_size=60)
+    drawn.write(tmp_path, table.slice(250), "b.parquet", row_group_size=60)
+    index = index_examples([tmp_path], SelectionConfig())
+
+    def ids(seed: int) -> list[str]:
+        stream = stream_shuffled(index, "train", 64, np.random.default_rng(seed))
+        return [product for batch in stream for product in batch.column("product_id").to_pylist()]
+
+    ordered = [p for batch in stream_side(index, "train") for p in batch.column("product_id").to_pylist()]
+    assert ids(1) == ids(1) != ids(2)
+    assert sorted(ids(1)) == sorted(ordered) != ids(1)
+    assert len(ordered) == index.count("train")
+    sizes = [b.num_rows for b in stream_shuffled(index, "train", 64, np.random.default_rng(0))]
+    assert max(sizes) < 64 + 60
+    assert set(next(stream_side(index, "train")).schema.names) == set(MODEL_COLUMNS)
+
+
+def test_augmentation_never_takes_the_only_modality_and_follows_its_seed() -> None:
+    tokenizer, config = Tokenizer(CONFIG), drawn.config(
+        text_dropout=0.5, image_dropout=0.5, word_dropout=0.5, flip=True, shift=3
+    ).training  # fmt: skip
+    plain = prepare(drawn.batch(200), CONFIG, tokenizer)
+    first, second = (prepare(drawn.batch(200), CONFIG, tokenizer) for _ in range(2))
+    augment(first, config, np.random.default_rng(3))
+    augment(second, config, np.random.default_rng(3))
+    assert first.texts == second.texts
+    assert np.array_equal(first.pixels, second.pixels)
+    assert ((first.text_present | first.image_present) == (plain.text_present | plain.image_present)).all()
+    both = plain.text_present & plain.image_present
+    assert 0.3 < (both & ~first.text_present).sum() / both.sum() < 0.7
+    assert all(new[0] == old[0] and new[-1] == old[-1] for new, old in zip(first.texts, plain.texts, strict=True))
+    assert sum(map(len, first.texts)) < sum(map(len, plain.texts))
+    assert not np.array_equal(first.pixels, plain.pixels)
+
+
+def test_prefetch_passes_on_items_errors_and_the_end() -> None:
+    def failing() -> Iterator[int]:
+        yield 1
+        raise DataError("broken on the way")
+
+    assert list(prefetch(range(10))) == list(range(10))
+    stream = prefetch(failing())
+    assert next(stream) == 1
+    with pytest.raises(DataError, match="on the way"):
+        next(stream)
+    endless = prefetch(iter(int, 1))
+    next(endless)
+    endless.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name == "prefetch"]
+
+
+def test_timings_account_for_the_rows() -> None:
+    model = CmaClip(CONFIG, drawn.taxonomy())
+    engine, timings = Engine(model, CONFIG, drawn.taxonomy(), {}, resolve_device("cpu")), Timings()
+    list(engine.predict([drawn.batch(20), drawn.batch(5)], drawn.NOW, timings))
+    assert timings.rows == 25
+    assert min(timings.prepare, timings.forward, timings.assemble) > 0
