@@ -54,6 +54,12 @@ class Lake:
     def plan(self, run_id: str) -> Path:
         return self.root / "plans" / f"ds={run_id[:10]}" / f"run={run_id}"
 
+    def plan_file(self, run_id: str, shard: int) -> Path:
+        return self.plan(run_id) / "products" / f"shard={shard}" / "part-00000.parquet"
+
+    def removed(self, run_id: str) -> Path:
+        return self.plan(run_id) / "removed"
+
     def examples(self, run_id: str) -> Path:
         return self.root / "examples" / f"ds={run_id[:10]}" / f"run={run_id}"
 

@@ -48,19 +48,17 @@ class Written:
     notes: dict[str, int]
 
 
-def write(frame: DataFrame, folder: Path, table: pa.Schema, *, partition_by: str | None = None) -> None:
+def write(frame: DataFrame, folder: Path, table: pa.Schema) -> None:
     """Write `frame` by Spark's writer as the only content of `folder`, in the columns and types of `table`.
 
-    A column of `partition_by` goes into the folders' names alone. For tables that only our own steps read.
+    For tables that only our own steps read, of any number of files.
     """
     from pyspark.sql import functions as F
 
-    fields = [f for f in spark_schema(table).fields if f.name != partition_by]
-    columns = [F.col(f.name).cast(f.dataType).alias(f.name) for f in fields]
-    if partition_by is None:
-        frame.select(*columns).write.mode("overwrite").parquet(str(folder))
-    else:
-        frame.select(*columns, partition_by).write.mode("overwrite").partitionBy(partition_by).parquet(str(folder))
+    fields = spark_schema(table).fields
+    frame.select(*[F.col(f.name).cast(f.dataType).alias(f.name) for f in fields]).write.mode("overwrite").parquet(
+        str(folder)
+    )
 
 
 def read(spark: SparkSession, paths: Sequence[Path], table: pa.Schema) -> DataFrame:

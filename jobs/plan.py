@@ -12,7 +12,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
@@ -161,15 +160,16 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
             settings.shard_rows,
         )
         sharded = to_tag.withColumn("shard", _shard(places, fresh, settings.shard_rows))
-        parquet.write(sharded, folder / "products", tables.PLAN, partition_by="shard")
+        targets = [lake.plan_file(inputs.run_id, s) for s in range(len(folders))]
+        storage.remove_folder(folder)
+        written = (
+            parquet.write_files(sharded.withColumn("target", F.col("shard")), targets, tables.PLAN) if targets else []
+        )
         removed = classified.where("reason = 'removed'").select("product_id")
-        removed.coalesce(1).write.mode("overwrite").parquet(str(folder / "removed"))
+        parquet.write(removed.coalesce(1), lake.removed(inputs.run_id), tables.REMOVED)
     finally:
         classified.unpersist()
-    sizes = _rows_by_shard(folder / "products")
-    shards = tuple(
-        Shard(id=s, rows=sizes[s], example_paths=tuple(paths)) for s, paths in enumerate(folders) if s in sizes
-    )
+    shards = tuple(Shard(id=w.target, rows=w.rows, example_paths=tuple(folders[w.target])) for w in written if w.rows)
     taxonomy_path = _freeze_taxonomy(lake, inputs)
     made = Plan(
         run_id=inputs.run_id,
@@ -305,13 +305,6 @@ def _shard(places: Mapping[str, int], fresh: int, shard_rows: int) -> Column:
         return spread.cast("int")
     lookup = F.create_map(*[F.lit(x) for pair in places.items() for x in pair])
     return F.when(F.col("example_path").isNull(), spread).otherwise(lookup[F.col("example_path")]).cast("int")
-
-
-def _rows_by_shard(products: Path) -> dict[int, int]:
-    return {
-        int(folder.name.removeprefix("shard=")): parquet.count(parquet.files(folder))
-        for folder in products.glob("shard=*")
-    }
 
 
 def _freeze_taxonomy(lake: Lake, inputs: _Inputs) -> str:

@@ -88,10 +88,8 @@ def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, l
     """Return the records to preprocess, each with the index of its file, and the files."""
     from pyspark.sql import functions as F
 
-    shards = session.read.option("basePath", str(lake.plan(plan.run_id) / "products")).parquet(
-        str(lake.plan(plan.run_id) / "products")
-    )
-    todo = shards.where("example_path is null").select("product_id", F.col("shard").cast("int"))
+    planned = parquet.read(session, [lake.plan_file(plan.run_id, shard.id) for shard in plan.shards], tables.PLAN)
+    todo = planned.where("example_path is null").select("product_id", "shard")
     valid = parquet.read(session, [lake.root / plan.validation.valid_path], tables.VALID)
     cores = session.sparkContext.defaultParallelism
     sizes = {row["shard"]: row["count"] for row in todo.groupBy("shard").count().collect()}

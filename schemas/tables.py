@@ -86,6 +86,8 @@ PLAN: Final = _schema(
     _SOURCE_HASH,
 )
 
+REMOVED: Final = _schema("Products a run takes out of the tables", _PRODUCT_ID)
+
 EXAMPLES: Final = _schema(
     "Model inputs, made once for each new or changed product",
     _PRODUCT_ID,
@@ -201,6 +203,7 @@ TABLES: Final[dict[str, pa.Schema]] = {
     "valid": VALID,
     "quarantine": QUARANTINE,
     "plan": PLAN,
+    "removed": REMOVED,
     "examples": EXAMPLES,
     "predictions": PREDICTIONS,
     "attributes": ATTRIBUTES,

@@ -1,0 +1,26 @@
+"""A whole night in one process: what the Airflow DAG does, without Airflow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs import plan as plan_step
+from jobs import preprocess, publish, report, spark, tag, validate
+from jobs.settings import Settings
+from schemas.documents import Ledger
+
+
+def night(settings: Settings, ds: str, *, retag: bool = False) -> tuple[Ledger, Path]:
+    """Run every step for the catalog of `ds`; return the ledger and the report's path. Safe to run again at any time.
+
+    Raises:
+        JobError: what any step raises; the steps before it are kept.
+    """
+    with spark.session(settings):  # one JVM for all steps
+        validate.validate(settings, ds)
+        plan = plan_step.plan(settings, ds, retag=retag)
+        preprocess.preprocess(settings, plan.run_id)
+        if plan.shards:
+            tag.tag(settings, plan.run_id)
+        ledger = publish.publish(settings, plan.run_id)
+    return ledger, report.report(settings, plan.run_id)

@@ -1,0 +1,398 @@
+"""Step 5, publish: a run's predictions become the tables. Write, audit, publish.
+
+The new tables are written whole into the run's own folder, re-read and counted; a manifest is written last; then one
+small file, ``attribute_tables/current``, is swapped if it still names the run this one was made from. A reader at any
+instant sees the old tables or the new ones. History and ledger follow, and can be caught up with after a kill.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jobs import attribute_rows, history, parquet, spark, storage
+from jobs.errors import JobError, LedgerError, StalePlanError
+from jobs.lake import Lake
+from jobs.settings import Settings
+from jobs.steps import measure
+from schemas import tables
+from schemas.documents import HistoryDay, HistoryIndex, Ledger, Plan, PublishedFile, RunManifest
+from schemas.taxonomy import Taxonomy, load_taxonomy
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+log = logging.getLogger(__name__)
+
+PRODUCTS = "_products"
+_ROWS_A_FILE = 5_000_000  # of one attribute: 64 to 256 MB
+
+
+def publish(settings: Settings, run_id: str) -> Ledger:
+    """Publish a run whose shards are all tagged; return its ledger. Run again, it catches up with what is missing.
+
+    Raises:
+        JobError: a shard is not tagged, or what was written is not what was meant.
+        LedgerError: the rows do not add up; nothing is published.
+        StalePlanError: another run was published since the plan was made; plan the day again.
+    """
+    lake = Lake(settings.root)
+    plan = lake.read_plan(run_id)
+    if plan.prepare_only or plan.model_version is None:
+        raise JobError(f"{run_id} was planned to make examples only; plan the day without --prepare")
+    ledger = lake.read_ledger(run_id)
+    if ledger is not None:
+        log.info("publish: run %s is finished already", run_id)
+        return ledger
+    with measure("publish", lake.reports(run_id)) as measured:
+        modalities = check_predictions(lake, plan)
+        manifest = lake.read_manifest(run_id)
+        if manifest is None and plan.to_tag + plan.removed:
+            manifest = _write(settings, lake, plan)
+        ledger = _ledger(lake, plan, modalities, manifest)
+        if differences := ledger.differences():
+            raise LedgerError(f"run {run_id} does not add up; nothing is published:\n  " + "\n  ".join(differences))
+        if manifest is None:
+            log.info("publish: nothing changed; the tables stay as they are")
+            _enter_quiet_day(lake, plan)
+        else:
+            if not plan.backfill:
+                _swap_current(lake, plan, manifest)
+            _swap_history(lake, manifest)
+        storage.write_document(lake.reports(run_id) / "ledger.json", ledger)
+        measured.rows = plan.to_tag
+        measured.details |= {"published_rows": ledger.published_rows, "published_products": ledger.published_products}
+    log.info("publish: %s products, %s rows are live", f"{ledger.published_products:,}", f"{ledger.published_rows:,}")
+    return ledger
+
+
+def check_predictions(lake: Lake, plan: Plan) -> Counter[str]:
+    """Return the products of a run by what the model saw of them.
+
+    Raises:
+        JobError: a shard's file is missing, unreadable, or not of this run.
+    """
+    modalities = Counter[str]()
+    for shard in plan.shards:
+        path = lake.prediction_file(plan.run_id, shard.id)
+        try:
+            with pq.ParquetFile(path) as file:
+                rows = file.metadata.num_rows
+                metadata = {k.decode(): v.decode() for k, v in (file.schema_arrow.metadata or {}).items()}
+                column = file.read(columns=["modality"])["modality"].to_pylist()
+        except (OSError, ValueError) as error:
+            raise JobError(
+                f"{path}: shard {shard.id} is not tagged ({error}); run `python -m jobs tag --run {plan.run_id} "
+                f"--shard {shard.id}`"
+            ) from error
+        if rows != shard.rows or metadata.get("model_version") != plan.model_version:
+            raise JobError(
+                f"{path}: {rows} rows by model {metadata.get('model_version')}, where the plan says {shard.rows} by "
+                f"{plan.model_version}; remove the file and tag the shard again"
+            )
+        modalities.update(column)
+    return modalities
+
+
+@dataclass(frozen=True, slots=True)
+class _Frames:
+    """One table as publish works on it."""
+
+    kind: str  # "attributes" or "products"
+    before: DataFrame  # the table this run is based on, whole
+    fresh: DataFrame  # the rows of the products tagged in this run
+    touched: DataFrame  # product_id of all products tagged or removed
+
+    @property
+    def after(self) -> DataFrame:
+        """The whole table after this run."""
+        return self.before.join(self.touched, "product_id", "left_anti").unionByName(self.fresh)
+
+    @property
+    def before_touched(self) -> DataFrame:
+        """The rows before this run of the products it touches."""
+        return self.before.join(self.touched, "product_id", "left_semi")
+
+
+def _write(settings: Settings, lake: Lake, plan: Plan) -> RunManifest:
+    """Write the run's tables and history, audit them, and write the manifest."""
+    taxonomy = load_taxonomy(lake.root / plan.taxonomy_path)
+    index = lake.read_history_index()
+    with spark.session(settings) as session:
+        frames = _frames(session, lake, plan, index, taxonomy)
+        folder = lake.run(plan.run_id)
+        storage.remove_folder(folder)
+        files: list[PublishedFile] = []
+        if not plan.backfill:
+            attributes, products = frames
+            names = _attribute_names(lake, plan, taxonomy)
+            files += _write_by_attribute(lake, attributes.after, folder, tables.ATTRIBUTES, names)
+            files += _write_one(lake, products.after, folder / PRODUCTS, tables.PRODUCTS, PRODUCTS)
+        days, history_files = _write_history(session, lake, plan, index, frames)
+    audit(lake, files, unique=True)
+    audit(lake, history_files, unique=False)
+    manifest = RunManifest(
+        run_id=plan.run_id,
+        ds=plan.ds,
+        parent=plan.base_run,
+        model_version=str(plan.model_version),
+        taxonomy_fingerprint=plan.taxonomy_fingerprint,
+        raw_version=plan.validation.version,
+        files=tuple(files),
+        rows=sum(f.rows for f in files if f.table != PRODUCTS),
+        products=sum(f.rows for f in files if f.table == PRODUCTS),
+        history=days,
+        history_files=tuple(history_files),
+        history_base={day: _run_of(index, day) for day in days},
+        created_at=datetime.now(UTC),
+    )
+    storage.write_document(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _frames(
+    session: SparkSession, lake: Lake, plan: Plan, index: HistoryIndex, taxonomy: Taxonomy
+) -> tuple[_Frames, _Frames]:
+    paths = [lake.prediction_file(plan.run_id, shard.id) for shard in plan.shards]
+    predictions = parquet.read(session, paths, tables.PREDICTIONS)
+    planned = attribute_rows.read_plan(session, lake, plan)
+    attributes = attribute_rows.attributes(predictions, plan, taxonomy)
+    products = attribute_rows.products(predictions, planned, plan)
+    removed = parquet.read(session, [lake.removed(plan.run_id)], tables.REMOVED)
+    touched = predictions.select("product_id").unionByName(removed)
+    if plan.backfill:
+        before_attributes = history.as_of(session, lake, index, "attributes", plan.ds)
+        before_products = history.as_of(session, lake, index, "products", plan.ds)
+    else:
+        base = lake.read_manifest(plan.base_run) if plan.base_run else None
+        found = base.files if base else ()
+        before_attributes = parquet.read(
+            session, [lake.root / f.path for f in found if f.table != PRODUCTS], tables.ATTRIBUTES
+        )
+        before_products = parquet.read(
+            session, [lake.root / f.path for f in found if f.table == PRODUCTS], tables.PRODUCTS
+        )
+    return (
+        _Frames("attributes", before_attributes, attributes, touched),
+        _Frames("products", before_products, products, touched),
+    )
+
+
+def _attribute_names(lake: Lake, plan: Plan, taxonomy: Taxonomy) -> list[str]:
+    """Return the attributes that get a file: the taxonomy's, and those of earlier models that products still have."""
+    base = lake.read_manifest(plan.base_run) if plan.base_run else None
+    earlier = {f.table for f in base.files if f.table != PRODUCTS and f.rows} if base else set()
+    return [*taxonomy.names, *sorted(earlier - set(taxonomy.names))]
+
+
+def _write_by_attribute(
+    lake: Lake, frame: DataFrame, folder: Path, table: pa.Schema, names: Sequence[str]
+) -> list[PublishedFile]:
+    """Write one file for each attribute, or several by ranges of product_id where there are very many products."""
+    from pyspark.sql import functions as F
+
+    position = F.create_map(*[x for i, name in enumerate(names) for x in (F.lit(name), F.lit(i))])
+    bounds = _bounds(frame)
+    parts = len(bounds) + 1
+    part = (
+        F.size(F.filter(F.array(*[F.lit(b) for b in bounds]), lambda b: b <= F.col("product_id")))
+        if bounds
+        else F.lit(0)
+    )
+    placed = frame.withColumn("target", (position[F.col("attribute")] * parts + part).cast("int"))
+    targets = [folder / name / f"part-{part:05d}.parquet" for name in names for part in range(parts)]
+    order = ["product_id", "value", "model_value"]
+    written = parquet.write_files(placed, targets, table, order=order)
+    return [
+        PublishedFile(
+            path=lake.relative(targets[w.target]),
+            table=names[w.target // parts],
+            rows=w.rows,
+            bytes=w.bytes,
+            sha256=w.sha256,
+        )
+        for w in written
+    ]
+
+
+def _bounds(frame: DataFrame) -> list[str]:
+    """Return the product ids that cut the table into files of at most about `_ROWS_A_FILE` rows an attribute."""
+    from pyspark.sql import functions as F
+
+    largest = frame.groupBy("attribute").count().agg(F.max("count")).first()
+    rows = largest[0] or 0 if largest else 0
+    if rows <= _ROWS_A_FILE:
+        return []
+    n = -(-rows // _ROWS_A_FILE)
+    sample = (
+        frame.select("product_id").sample(min(1.0, 100_000 / rows), seed=0).distinct().orderBy("product_id").collect()
+    )
+    return [sample[len(sample) * i // n]["product_id"] for i in range(1, n)]
+
+
+def _write_one(lake: Lake, frame: DataFrame, folder: Path, table: pa.Schema, name: str) -> list[PublishedFile]:
+    from pyspark.sql import functions as F
+
+    targets = [folder / "part-00000.parquet"]
+    written = parquet.write_files(frame.withColumn("target", F.lit(0)), targets, table, order=["product_id"])
+    return [
+        PublishedFile(path=lake.relative(targets[0]), table=name, rows=w.rows, bytes=w.bytes, sha256=w.sha256)
+        for w in written
+    ]
+
+
+def _write_history(
+    session: SparkSession,
+    lake: Lake,
+    plan: Plan,
+    index: HistoryIndex,
+    frames: Sequence[_Frames],
+) -> tuple[dict[str, HistoryDay], list[PublishedFile]]:
+    """Write the changes of this day and, of a backfill, those of the next day done, so that all later days stay."""
+    changes: dict[str, dict[str, DataFrame]] = {plan.ds: {}}
+    following = history.next_day(index, plan.ds)
+    if following is not None:
+        changes[following] = {}
+    for table in frames:
+        own = history.changes(table.kind, table.before_touched, table.fresh, plan.ds)
+        changes[plan.ds][table.kind] = _merged(session, lake, index, table.kind, own, plan.ds)
+        if following is not None:
+            later = history.as_of(session, lake, index, table.kind, following)
+            kept = later.join(table.touched, "product_id", "left_semi")
+            repair = history.changes(table.kind, table.fresh, kept, following)
+            changes[following][table.kind] = _merged(session, lake, index, table.kind, repair, following)
+    days, files = {}, []
+    for ds, by_table in changes.items():
+        folder = lake.history_run(ds, plan.run_id)
+        storage.remove_folder(folder)
+        for kind, frame in by_table.items():
+            files += _write_one(lake, frame, folder / kind, history.SCHEMAS[kind], kind)
+        rows = sum(f.rows for f in files if Path(f.path).is_relative_to(lake.relative(folder)))
+        days[ds] = HistoryDay(run_id=plan.run_id, path=lake.relative(folder), rows=rows)
+    return days, files
+
+
+def _merged(session: SparkSession, lake: Lake, index: HistoryIndex, kind: str, newer: DataFrame, ds: str) -> DataFrame:
+    older = history.day_files(lake, index, kind, ds)
+    return history.merged(kind, newer, parquet.read(session, older, history.SCHEMAS[kind])) if older else newer
+
+
+def audit(lake: Lake, files: Sequence[PublishedFile], *, unique: bool) -> None:
+    """Re-read what was written: every file's footer, size and, with `unique`, that no key is there twice.
+
+    Raises:
+        JobError: a file is not what was written. Nothing is published.
+    """
+    for file in files:
+        path = lake.root / file.path
+        metadata = pq.read_metadata(path)
+        if metadata.num_rows != file.rows or path.stat().st_size != file.bytes:
+            raise JobError(
+                f"{path}: {metadata.num_rows} rows, {path.stat().st_size} bytes; {file.rows}, {file.bytes} were written"
+            )
+        if unique:
+            _check_keys(path)
+
+
+def _check_keys(path: Path) -> None:
+    """Check that a table's file is sorted by product_id and no (product, value) is there twice, in bounded memory."""
+    previous, seen = "", set[tuple[str | None, str | None]]()
+    with pq.ParquetFile(path) as file:
+        values = [n for n in ("catalog_value", "model_value") if n in file.schema_arrow.names]
+        for batch in file.iter_batches(columns=["product_id", *values]):
+            columns = [batch.column(name).to_pylist() for name in values]
+            pairs = zip(*columns, strict=True) if columns else iter([(None, None)] * batch.num_rows)
+            for product, pair in zip(batch.column("product_id").to_pylist(), pairs, strict=True):
+                if product < previous:
+                    raise JobError(f"{path}: not sorted: {product!r} comes after {previous!r}")
+                if product != previous:
+                    previous, seen = product, set()
+                key = (pair[0], pair[-1])
+                if key in seen:
+                    raise JobError(f"{path}: product {product!r} is there twice with {pair}")
+                seen.add(key)
+
+
+def _ledger(lake: Lake, plan: Plan, modalities: Mapping[str, int], manifest: RunManifest | None) -> Ledger:
+    live = manifest if manifest is not None and not plan.backfill else None
+    if live is None and plan.base_run is not None:
+        live = lake.read_manifest(plan.base_run)
+    validation = plan.validation
+    return Ledger(
+        run_id=plan.run_id,
+        ds=plan.ds,
+        model_version=str(plan.model_version),
+        backfill=plan.backfill,
+        raw=validation.raw,
+        unparsable=validation.unparsable,
+        quarantined=validation.quarantined,
+        superseded=validation.superseded,
+        valid=validation.valid,
+        unchanged=plan.unchanged,
+        tagged_both=modalities.get("both", 0),
+        tagged_text=modalities.get("text", 0),
+        tagged_image=modalities.get("image", 0),
+        untaggable=modalities.get("none", 0),
+        new=plan.new,
+        changed=plan.changed,
+        model_changed=plan.model_changed,
+        removed=plan.removed,
+        held=plan.held,
+        published_products=live.products if live else 0,
+        published_rows=live.rows if live else 0,
+        created_at=datetime.now(UTC),
+    )
+
+
+def _swap_current(lake: Lake, plan: Plan, manifest: RunManifest) -> None:
+    before = lake.current.read_bytes() if lake.current.exists() else None
+    live = lake.current_run()
+    if live == plan.run_id:
+        return
+    if live != plan.base_run:
+        raise StalePlanError(
+            f"run {plan.run_id} was planned on {plan.base_run}, but {live} is live now; nothing is published. "
+            f"Start the night of {plan.ds} again: it plans anew, and what is tagged already is not tagged twice"
+        )
+    storage.compare_and_swap(lake.current, before, pointer(lake, manifest))
+
+
+def pointer(lake: Lake, manifest: RunManifest) -> bytes:
+    """Return the content of ``attribute_tables/current`` for a run: its attribute files, one a line."""
+    return "".join(f"{lake.root / file.path}\n" for file in manifest.files if file.table != PRODUCTS).encode()
+
+
+def _swap_history(lake: Lake, manifest: RunManifest) -> None:
+    def change(index: HistoryIndex | None) -> HistoryIndex:
+        days = dict(index.days) if index else {}
+        for day, base in manifest.history_base.items():
+            if _run_of(index, day) not in (base, manifest.run_id):
+                raise StalePlanError(
+                    f"the history of {day} was changed by run {_run_of(index, day)} meanwhile; start the day again"
+                )
+        return HistoryIndex(days=dict(sorted((days | manifest.history).items())))
+
+    storage.update_document(lake.history_index, HistoryIndex, change)
+
+
+def _enter_quiet_day(lake: Lake, plan: Plan) -> None:
+    """Enter a day that changed nothing, so that an older day is known for a backfill."""
+
+    def change(index: HistoryIndex | None) -> HistoryIndex:
+        days = {plan.ds: HistoryDay(run_id=plan.run_id, path="", rows=0)} | (index.days if index else {})
+        return HistoryIndex(days=dict(sorted(days.items())))
+
+    storage.update_document(lake.history_index, HistoryIndex, change)
+
+
+def _run_of(index: HistoryIndex | None, ds: str) -> str | None:
+    day = index.days.get(ds) if index else None
+    return day.run_id if day else None

@@ -1,0 +1,50 @@
+"""Step 6, report: one HTML page that says how the night went. It stands alone: styles, plots and pictures are in it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from jobs import storage
+from jobs.lake import Lake
+from jobs.report.costs import read_costs
+from jobs.report.gather import gather
+from jobs.report.page import render_index, render_night
+from jobs.settings import Settings
+from jobs.steps import measure
+from schemas.documents import Ledger
+from schemas.rules import load_rules
+
+log = logging.getLogger(__name__)
+
+_NIGHTS = 120  # that the list of nights goes back
+
+
+def report(settings: Settings, run_id: str) -> Path:
+    """Write a finished run's page ``report.html`` and the list of nights ``reports/index.html``; return the page's path.
+
+    Raises:
+        JobError: the run is not published, or its model is gone.
+    """
+    lake = Lake(settings.root)
+    start = time.perf_counter()
+    with measure("report", lake.reports(run_id)) as measured:
+        night = gather(lake, run_id, load_rules(settings.rules))
+        folder = lake.reports(run_id)
+        page = render_night(night, read_costs(lake, night.plan), folder, time.perf_counter() - start)
+        storage.write_bytes(folder / "report.html", page.encode())
+        _write_index(lake)
+        measured.rows = night.ledger.published_rows
+        measured.details["bytes"] = len(page)
+    log.info("report: %s", folder / "report.html")
+    return folder / "report.html"
+
+
+def _write_index(lake: Lake) -> None:
+    reports = lake.root / "reports"
+    paths = sorted(reports.glob("ds=*/run=*/ledger.json"), reverse=True)[:_NIGHTS]
+    ledgers = [found for path in paths if (found := storage.read_document(path, Ledger)) is not None]
+    ledgers.sort(key=lambda found: (found.ds, found.created_at), reverse=True)
+    reported = frozenset(found.run_id for found in ledgers if (lake.reports(found.run_id) / "report.html").exists())
+    storage.write_bytes(reports / "index.html", render_index(ledgers, reported, lake.current_run()).encode())

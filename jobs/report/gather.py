@@ -1,0 +1,576 @@
+"""The facts of a night, read from the lake. Tables are aggregated by DuckDB where they lie; none is loaded whole."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import pyarrow as pa
+
+from cma_clip_core.errors import CoreError
+from cma_clip_core.metrics import Threshold
+from cma_clip_core.registry import read_thresholds
+from jobs import history, parquet
+from jobs.errors import JobError
+from jobs.lake import Lake
+from jobs.report.pictures import Place, thumbnails
+from schemas import tables
+from schemas.documents import Ledger, Plan, RunManifest
+from schemas.rules import RuleTable
+from schemas.taxonomy import Taxonomy, load_taxonomy
+
+PRODUCTS: Final = "_products"
+BINS: Final = 40  # of a confidence histogram
+SUPERSEDED: Final = "newer_record_with_this_id"
+
+_RAW_BYTES = 600  # of a quarantined line that leave the file; the page shows fewer characters
+_TEXT = 300  # characters of any other text that leave a file
+_EXAMPLES = 3  # of each reason, status or label
+_UNKNOWN = 12  # unknown labels an attribute
+_CONFLICTS, _CONFLICTS_AN_ATTRIBUTE = 18, 4
+_TAGGED = {"both": 12, "text": 4, "image": 2}  # products shown, by what the model saw
+_MEMORY = "1GB"  # DuckDB's; beyond it goes to disk
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A quarantined line."""
+
+    kind: str
+    product_id: str | None
+    raw: bytes  # its start
+    size: int  # bytes of all of it
+    source: str  # raw file
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why lines were quarantined."""
+
+    name: str
+    why: str
+    lines: int
+    examples: tuple[Rejected, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A text of the shop that occurs `n` times under `name`, with a product that has it."""
+
+    name: str
+    text: str
+    n: int
+    product_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PictureProblem:
+    """Why products of this run have no picture."""
+
+    status: str
+    products: int
+    examples: tuple[tuple[str, str], ...]  # product id, the decoder's words
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A value's share of an attribute's values, now and in the tables before (None: there are none)."""
+
+    attribute: str
+    value: str
+    n: int
+    now: float
+    before: float | None
+
+    @property
+    def shift(self) -> float:
+        """Change of the share; 0 where there is nothing to compare with."""
+        return self.now - self.before if self.before is not None else 0.0
+
+
+@dataclass(slots=True)
+class AttributeFacts:
+    """One attribute in the tables."""
+
+    name: str
+    label: str
+    threshold: Threshold | None  # None: the run's model does not predict it
+    products: int = 0  # it applies to
+    from_catalog: int = 0
+    from_model: int = 0
+    predicted: int = 0  # rows with a model value
+    accepted: int = 0
+    histogram: tuple[tuple[int, int], ...] = ()  # accepted and other predictions by confidence, BINS of 0 to 1
+    image_weight: float | None = None  # mean over products of which the model saw both; None: there are none
+    image_quartiles: tuple[float, float] = (0.0, 0.0)
+    conflicts: int = 0
+    new_conflicts: int = 0
+    shares: tuple[Share, ...] = ()  # most frequent first
+
+    @property
+    def missing(self) -> int:
+        """Products it applies to that have no value."""
+        return self.products - self.from_catalog - self.from_model
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """An attribute of one product."""
+
+    attribute: str
+    label: str
+    value: str | None
+    source: str | None
+    catalog: tuple[str, ...]
+    model: str | None
+    confidence: float | None
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A product on the page."""
+
+    product_id: str
+    title: str
+    modality: str
+    image_status: str
+    picture: str | None  # a data: URI
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A suspected wrong label of the catalog."""
+
+    product: Shown
+    value: Value
+    tonight: bool  # tagged in this run
+
+
+@dataclass(frozen=True, slots=True)
+class Night:
+    """All that the page shows but the steps' cost."""
+
+    ledger: Ledger
+    plan: Plan
+    manifest: RunManifest | None  # None: nothing changed
+    live_run: str | None
+    before_run: str | None  # what shares are compared with
+    data_docs: Path
+    reasons: tuple[Reason, ...]
+    unknown_labels: tuple[Counted, ...]
+    unknown_total: int
+    mistyped_labels: tuple[Counted, ...]
+    picture_problems: tuple[PictureProblem, ...]
+    attributes: tuple[AttributeFacts, ...]
+    conflicts: tuple[Conflict, ...]
+    tagged: tuple[Shown, ...]
+
+    @property
+    def shifts(self) -> list[Share]:
+        """All shares, those that moved most first."""
+        return sorted((s for a in self.attributes for s in a.shares), key=lambda s: -abs(s.shift))
+
+
+def gather(lake: Lake, run_id: str, rules: RuleTable) -> Night:
+    """Return the facts of a finished run.
+
+    Raises:
+        JobError: the run is not finished, or its model is gone.
+    """
+    plan = lake.read_plan(run_id)
+    ledger = lake.read_ledger(run_id)
+    if ledger is None:
+        raise JobError(
+            f"{lake.reports(run_id) / 'ledger.json'} is missing: run {run_id} is not published; "
+            f"run `python -m jobs publish --run {run_id}` first"
+        )
+    try:
+        thresholds = read_thresholds(lake.models / ledger.model_version)
+    except CoreError as error:
+        raise JobError(str(error)) from error
+    with _database() as db:
+        query = Query(db, lake, plan, load_taxonomy(lake.root / plan.taxonomy_path))
+        manifest = lake.read_manifest(run_id)
+        before_run = query.open_tables(manifest)
+        attributes = query.attributes(thresholds, before=before_run is not None)
+        unknown, unknown_total = query.unknown_labels()
+        conflicts, tagged = query.products_to_show()
+        return Night(
+            ledger=ledger,
+            plan=plan,
+            manifest=manifest,
+            live_run=lake.current_run(),
+            before_run=before_run,
+            data_docs=lake.root / plan.validation.data_docs_path,
+            reasons=query.reasons(rules),
+            unknown_labels=unknown,
+            unknown_total=unknown_total,
+            mistyped_labels=query.mistyped_labels(),
+            picture_problems=query.picture_problems(),
+            attributes=attributes,
+            conflicts=conflicts,
+            tagged=tagged,
+        )
+
+
+@contextmanager
+def _database() -> Iterator[duckdb.DuckDBPyConnection]:
+    """Yield an empty DuckDB that goes to disk instead of beyond `_MEMORY`, and never to the network."""
+    with tempfile.TemporaryDirectory(prefix="report-") as spill:
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": _MEMORY,
+            "temp_directory": spill,
+            "preserve_insertion_order": False,
+            "autoinstall_known_extensions": False,
+        }
+        db = duckdb.connect(":memory:", config=config)
+        try:
+            yield db
+        finally:
+            db.close()
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _scan(db: duckdb.DuckDBPyConnection, files: Iterable[Path], table: pa.Schema, *options: str) -> str:
+    """Return the SQL that reads `files`; of none, an empty relation with the columns of `table`."""
+    # DuckDB takes * ? [ in a path for a pattern: a class of one character stands for itself.
+    names = [_quoted(re.sub(r"([*?\[])", r"[\1]", str(file))) for file in files]
+    if names:
+        return f"read_parquet([{', '.join(names)}], {', '.join(('hive_partitioning = false', *options))})"
+    name = f"empty_{abs(hash(tuple(table.names)))}"
+    db.register(name, table.empty_table())
+    return name
+
+
+class Query:
+    """Queries on the tables of one run. Every result is bounded: counts by attribute, value or reason, or a few rows."""
+
+    def __init__(self, db: duckdb.DuckDBPyConnection, lake: Lake, plan: Plan, taxonomy: Taxonomy) -> None:
+        self._db, self._lake, self._plan, self._taxonomy = db, lake, plan, taxonomy
+
+    def _rows(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        return self._db.execute(sql, list(parameters)).fetchall()
+
+    def _label(self, attribute: str) -> str:
+        return self._taxonomy[attribute].label if attribute in self._taxonomy.names else attribute
+
+    def _in_order(self, attribute: str) -> tuple[int, str]:
+        names = self._taxonomy.names
+        return (names.index(attribute) if attribute in names else len(names), attribute)
+
+    # the tables
+
+    def open_tables(self, manifest: RunManifest | None) -> str | None:
+        """Name the run's tables ``attributes`` and ``products``, and the ones before ``attributes_before``.
+
+        Of a night that changed nothing they are the live ones; of a backfill, the tables as they were on its day.
+
+        Returns:
+            what the tables before are called (a run, a day), or None where there are none.
+        """
+        if self._plan.backfill:
+            return self._open_past()
+        if manifest is None:
+            manifest = self._lake.read_manifest(self._plan.base_run) if self._plan.base_run else None
+            parent = None
+        else:
+            parent = self._lake.read_manifest(manifest.parent) if manifest.parent else None
+        for name, schema in (("attributes", tables.ATTRIBUTES), ("products", tables.PRODUCTS)):
+            self._view(name, _scan(self._db, self._files(manifest, name), schema))
+        found = self._files(parent, "attributes")
+        if parent is None or not all(file.exists() for file in found):
+            return None
+        self._view("attributes_before", _scan(self._db, found, tables.ATTRIBUTES))
+        return parent.run_id
+
+    def _open_past(self) -> str | None:
+        ds, index = self._plan.ds, self._lake.read_history_index()
+        for name in ("attributes", "products"):
+            files = history.files_until(self._lake, index, name, ds)
+            source = _scan(self._db, files, history.SCHEMAS[name])
+            self._db.execute(f"create table {name} as {history.as_of_query(name, source)}")
+        earlier = max((day for day in index.days if day < ds), default=None)
+        if earlier is None:
+            return None
+        files = history.files_until(self._lake, index, "attributes", earlier)
+        source = _scan(self._db, files, history.SCHEMAS["attributes"])
+        self._view("attributes_before", f"({history.as_of_query('attributes', source)})")
+        return earlier
+
+    def _view(self, name: str, source: str) -> None:
+        self._db.execute(f"create view {name} as select * from {source}")
+
+    def _files(self, manifest: RunManifest | None, name: str) -> list[Path]:
+        files = manifest.files if manifest else ()
+        return [self._lake.root / f.path for f in files if (f.table == PRODUCTS) == (name == "products") and f.rows]
+
+    # attributes
+
+    def attributes(self, thresholds: Mapping[str, Threshold], *, before: bool) -> tuple[AttributeFacts, ...]:
+        """Return the facts of each attribute, in the taxonomy's order, those of earlier models last."""
+        names = {name for (name,) in self._rows("select distinct attribute from attributes")}
+        facts = {
+            name: AttributeFacts(name, self._label(name), thresholds.get(name))
+            for name in sorted({*names, *self._taxonomy.names}, key=self._in_order)
+        }
+        self._coverage(facts)
+        self._confidences(facts)
+        for name, mean, low, high in self._rows(
+            """select attribute, avg(image_weight), approx_quantile(image_weight, 0.25),
+                   approx_quantile(image_weight, 0.75)
+               from attributes where text_weight > 0 and image_weight > 0 group by attribute"""
+        ):
+            facts[name].image_weight, facts[name].image_quartiles = mean, (low, high)
+        for name, n, new in self._rows(
+            """select attribute, count(*), count(*) filter (run_id = ?) from attributes where conflict
+               group by attribute""",
+            self._plan.run_id,
+        ):
+            facts[name].conflicts, facts[name].new_conflicts = n, new
+        self._shares(facts, before=before)
+        return tuple(facts.values())
+
+    def _coverage(self, facts: Mapping[str, AttributeFacts]) -> None:
+        # A single-valued attribute has one row a product; only of the others must rows be brought together.
+        single = [a.name for a in self._taxonomy.attributes if not a.multi_valued]
+        for name, products, catalog, model in self._rows(
+            """select attribute, count(*), count(*) filter (source = 'catalog'), count(*) filter (source = 'model')
+               from attributes where list_contains($1, attribute) group by attribute
+               union all
+               select attribute, count(*), count(*) filter (catalog), count(*) filter (model and not catalog)
+               from (select attribute, coalesce(bool_or(source = 'catalog'), false) as catalog,
+                         coalesce(bool_or(source = 'model'), false) as model
+                     from attributes where not list_contains($1, attribute) group by attribute, product_id)
+               group by attribute""",
+            single,
+        ):
+            found = facts[name]
+            found.products, found.from_catalog, found.from_model = products, catalog, model
+
+    def _confidences(self, facts: Mapping[str, AttributeFacts]) -> None:
+        histograms = {name: [(0, 0)] * BINS for name in facts}
+        for name, place, accepted, others in self._rows(
+            f"""select attribute, least(floor(confidence * {BINS}), {BINS - 1})::int,
+                    count(*) filter (accepted), count(*) filter (not accepted)
+                from attributes where model_value is not null group by all"""
+        ):
+            histograms[name][place] = (accepted, others)
+            facts[name].predicted += accepted + others
+            facts[name].accepted += accepted
+        for name, histogram in histograms.items():
+            facts[name].histogram = tuple(histogram)
+
+    def _shares(self, facts: Mapping[str, AttributeFacts], *, before: bool) -> None:
+        counts = "select attribute, value, count(*) as n from {} where value is not null group by attribute, value"
+        empty = "select null::varchar as attribute, null::varchar as value, 0 as n where false"
+        shares: dict[str, list[Share]] = {name: [] for name in facts}
+        for name, value, n, now, then, known in self._rows(
+            f"""with now as ({counts.format("attributes")}),
+                    then_ as ({counts.format("attributes_before") if before else empty})
+                select coalesce(now.attribute, then_.attribute), coalesce(now.value, then_.value), coalesce(now.n, 0),
+                    coalesce(now.n / (select sum(n) from now as x where x.attribute = now.attribute), 0),
+                    coalesce(then_.n / (select sum(n) from then_ as x where x.attribute = then_.attribute), 0),
+                    coalesce(now.attribute, then_.attribute) in (select attribute from then_)
+                from now full join then_ on now.attribute = then_.attribute and now.value = then_.value
+                order by 3 desc, 2"""
+        ):
+            # An attribute that the tables before did not have has not shifted: it is new.
+            if name in facts:
+                shares[name].append(Share(name, value, n, now, then if known else None))
+        for name, found in shares.items():
+            facts[name].shares = tuple(found)
+
+    # quarantine, labels, pictures
+
+    def reasons(self, rules: RuleTable) -> tuple[Reason, ...]:
+        """Return why lines were quarantined, the most frequent first, each with a few lines."""
+        validation = self._plan.validation
+        counts = dict(validation.reasons)
+        if validation.superseded:
+            counts[SUPERSEDED] = validation.superseded
+        why = {rule.name: rule.why for rule in rules.row_rules}
+        why[SUPERSEDED] = "The day has a newer record with this id, which is used instead."
+        files = parquet.files(self._lake.root / validation.quarantine_path)
+        examples: dict[str, list[Rejected]] = {}
+        for reason, *columns in self._rows(
+            f"""select reason, kind, product_id, start, size, source_file
+                from (select unnest(reasons) as reason, kind, left(product_id, {_TEXT}) as product_id,
+                          array_slice(raw, 1, {_RAW_BYTES}) as start, octet_length(raw) as size, source_file
+                      from {_scan(self._db, files, tables.QUARANTINE)})
+                qualify row_number() over (partition by reason order by start, source_file) <= {_EXAMPLES}
+                order by start"""
+        ):
+            examples.setdefault(reason, []).append(Rejected(*columns))
+        return tuple(
+            Reason(name, why.get(name, ""), lines, tuple(examples.get(name, ())))
+            for name, lines in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        )
+
+    def _examples(self) -> str:
+        """Return the SQL of the examples this run tags, made now or earlier."""
+        lake, plan = self._lake, self._plan
+        folders = dict.fromkeys(path for shard in plan.shards for path in shard.example_paths)
+        files = dict.fromkeys(file for path in folders for file in parquet.files(lake.root / path))
+        planned = parquet.files(lake.plan(plan.run_id) / "products")
+        return f"""(select * from {_scan(self._db, files, tables.EXAMPLES)}
+            where (product_id, source_hash) in
+                (select (product_id, source_hash) from {_scan(self._db, planned, tables.PLAN)}))"""
+
+    def unknown_labels(self) -> tuple[tuple[Counted, ...], int]:
+        """Return the labels outside the taxonomy of the products tagged: the most frequent ones, and how many in all."""
+        rows = self._rows(
+            f"""with found as (
+                    select label.key as attribute, left(unnest(label.value), {_TEXT}) as text, product_id
+                    from (select unnest(map_entries(unknown_labels)) as label, product_id from {self._examples()})
+                )
+                select attribute, text, count(*) as n, min(product_id), sum(count(*)) over ()
+                from found group by attribute, text
+                qualify row_number() over (partition by attribute order by count(*) desc, text) <= {_UNKNOWN}
+                order by n desc, text"""
+        )
+        return tuple(Counted(self._label(r[0]), *r[1:4]) for r in rows), int(rows[0][4]) if rows else 0
+
+    def mistyped_labels(self) -> tuple[Counted, ...]:
+        """Return the fields whose labels are no text, among the day's valid records, each with what was found once."""
+        files = parquet.files(self._lake.root / self._plan.validation.valid_path)
+        rows = self._rows(
+            f"""select left(label.key, {_TEXT}) as field, left(arg_min(label.value, product_id), {_TEXT}),
+                    count(*) as n, min(product_id)
+                from (select unnest(map_entries(mistyped_labels)) as label, product_id
+                      from {_scan(self._db, files, tables.VALID)})
+                group by field order by n desc, field limit {_UNKNOWN}"""
+        )
+        return tuple(Counted(*row) for row in rows)
+
+    def picture_problems(self) -> tuple[PictureProblem, ...]:
+        """Return why products of this run have no picture, the most frequent first."""
+        rows = self._rows(
+            f"""select image_status, count(*) over (partition by image_status) as n, product_id,
+                    left(coalesce(image_detail, ''), {_TEXT})
+                from {self._examples()} where image_status <> 'ok'
+                qualify row_number() over (partition by image_status order by image_detail is null, product_id)
+                    <= {_EXAMPLES}
+                order by n desc, image_status, product_id"""
+        )
+        problems: dict[str, tuple[int, list[tuple[str, str]]]] = {}
+        for status, n, product, detail in rows:
+            problems.setdefault(status, (n, []))[1].append((product, detail))
+        return tuple(PictureProblem(status, n, tuple(found)) for status, (n, found) in problems.items())
+
+    # products
+
+    def products_to_show(self) -> tuple[tuple[Conflict, ...], tuple[Shown, ...]]:
+        """Return the most confident conflicts with the catalog, and some of the products tagged, with pictures."""
+        found, per_attribute = {}, dict.fromkeys(self._taxonomy.names, 0)
+        for row in self._rows(
+            f"""select product_id, attribute, model_value, confidence, run_id = ? from attributes
+                where conflict
+                qualify row_number() over (partition by attribute order by confidence desc, product_id)
+                    <= {_CONFLICTS + _CONFLICTS_AN_ATTRIBUTE}
+                order by confidence desc, product_id""",
+            self._plan.run_id,
+        ):
+            # One card a product, and no attribute crowds out the others.
+            if row[0] not in found and per_attribute.setdefault(row[1], 0) < _CONFLICTS_AN_ATTRIBUTE:
+                found[row[0]] = row
+                per_attribute[row[1]] += 1
+        chosen = dict(list(found.items())[:_CONFLICTS])
+        tagged = self._choose_tagged()
+        products = self._products([*chosen, *tagged])
+        conflicts = []
+        for product_id, attribute, model, confidence, tonight in chosen.values():
+            product = products[product_id]
+            value = next(
+                v
+                for v in product.values
+                if v.attribute == attribute and v.model == model and v.confidence == confidence
+            )
+            conflicts.append(Conflict(product, value, tonight))
+        return tuple(conflicts), tuple(products[product_id] for product_id in tagged)
+
+    def _choose_tagged(self) -> list[str]:
+        """Return some products tagged in this run (of the tables, where none was), the same ones every time."""
+        shards = self._plan.shards
+        files = [self._lake.prediction_file(self._plan.run_id, s.id) for s in shards]
+        source = _scan(self._db, files, tables.PREDICTIONS) if files else "products"
+        chosen: list[str] = []
+        for modality, n in _TAGGED.items():
+            sql = f"select product_id from {source} where modality = ? order by hash(product_id), product_id limit {n}"
+            chosen += [product for (product,) in self._rows(sql, modality)]
+        return chosen
+
+    def _products(self, chosen: Sequence[str]) -> dict[str, Shown]:
+        """Return the products `chosen`, each with its picture, title and values."""
+        wanted = list(dict.fromkeys(chosen))
+        values: dict[str, list[Value]] = {product: [] for product in wanted}
+        for product, attribute, catalog, *columns in self._rows(
+            """select product_id, attribute, list(catalog_value) filter (catalog_value is not null)
+                   over (partition by product_id, attribute) as catalog,
+                   value, source, model_value, confidence, accepted
+               from attributes where product_id in (select unnest(?))""",
+            wanted,
+        ):
+            value, source, model, confidence, accepted = columns
+            values[product].append(
+                Value(
+                    attribute=attribute,
+                    label=self._label(attribute),
+                    value=value,
+                    source=source,
+                    catalog=tuple(sorted(catalog or ())),
+                    model=model,
+                    confidence=confidence,
+                    accepted=accepted,
+                )
+            )
+        states = {row[0]: row[1:] for row in self._rows(
+            """select product_id, source_hash, modality, image_status, example_path from products
+               where product_id in (select unnest(?))""",
+            wanted,
+        )}  # fmt: skip
+        titles, places = self._places({p: (s[0], s[3]) for p, s in states.items()})
+        pictures = thumbnails(places, self._plan.picture_height, self._plan.picture_width)
+        return {
+            product: Shown(
+                product_id=product,
+                title=titles.get(product, ""),
+                modality=states[product][1] if product in states else "",
+                image_status=states[product][2] if product in states else "",
+                picture=pictures.get(product),
+                values=tuple(sorted(values[product], key=lambda v: (self._in_order(v.attribute), v.value or "~"))),
+            )
+            for product in wanted
+        }
+
+    def _places(self, wanted: Mapping[str, tuple[str, str]]) -> tuple[dict[str, str], dict[str, Place]]:
+        """Return the titles of products, and where their pictures are, by source hash and folder of their example."""
+        folders = dict.fromkeys(path for _, path in wanted.values())
+        files = [file for path in folders for file in parquet.files(self._lake.root / path)]
+        rows = self._rows(
+            f"""select product_id, source_hash, left(title, {_TEXT}), image_status, filename, file_row_number
+                from {_scan(self._db, files, tables.EXAMPLES, "filename = true", "file_row_number = true")}
+                where product_id in (select unnest(?))"""
+            if files
+            else "select null, null, null, null, null, null where ? is null",
+            list(wanted),
+        )
+        titles: dict[str, str] = {}
+        places: dict[str, Place] = {}
+        for product, source_hash, title, status, file, row in rows:
+            expected_hash, folder = wanted[product]
+            if source_hash == expected_hash and Path(file).is_relative_to(self._lake.root / folder):
+                titles[product] = title
+                if status == "ok":
+                    places[product] = Place(Path(file), row)
+        return titles, places

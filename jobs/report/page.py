@@ -1,0 +1,143 @@
+"""The pages: a night's report, and the list of nights."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from jobs.report import plots, text
+from jobs.report.costs import Costs, total
+from jobs.report.findings import findings
+from jobs.report.gather import BINS, AttributeFacts, Night
+from schemas.documents import Ledger
+
+_SHARES = 8  # values of an attribute that are drawn
+_UNKNOWN = 14  # unknown labels that are listed
+_SHIFTS = 8  # that are listed on top
+_LEAST_SHIFT = 0.002
+
+
+def render_night(night: Night, costs: Costs, folder: Path, spent: float) -> str:
+    """Return the page of a night, to be written into `folder`; `spent` are the seconds the report took so far."""
+    ledger = night.ledger
+    shifts = [s for s in night.shifts if abs(s.shift) >= _LEAST_SHIFT][:_SHIFTS]
+    return _environment().get_template("night.html.j2").render(
+        night=night,
+        ledger=ledger,
+        plan=night.plan,
+        costs=costs,
+        total=total(costs.steps),
+        spent=spent,
+        findings=findings(night),
+        equations=equations(ledger),
+        tagged=ledger.tagged_both + ledger.tagged_text + ledger.tagged_image,
+        rejected=ledger.unparsable + ledger.quarantined + ledger.superseded,
+        coverage=_coverage(night.attributes),
+        gaps=_gaps(night.attributes),
+        conflicts=sum(a.conflicts for a in night.attributes),
+        shifts=shifts,
+        widest=max((abs(s.shift) for s in shifts), default=1.0),
+        labels={a.name: a.label for a in night.attributes},
+        shown_shares=_SHARES,
+        shown_unknown=_UNKNOWN,
+        bins=BINS,
+        data_docs=_link(night.data_docs / "index.html" if night.data_docs.is_dir() else night.data_docs, folder),
+        index=_link(folder.parents[1] / "index.html", folder),
+    )  # fmt: skip
+
+
+def render_index(ledgers: Sequence[Ledger], reported: frozenset[str], live: str | None) -> str:
+    """Return the page that lists the nights of `ledgers`; those in `reported` have a page of their own."""
+    return (
+        _environment()
+        .get_template("index.html.j2")
+        .render(ledgers=ledgers, reported=reported, live=live, largest=max((n.raw for n in ledgers), default=1) or 1)
+    )
+
+
+def equations(ledger: Ledger) -> list[tuple[str, int, list[tuple[str, int]], bool]]:
+    """Return the ledger's equations: name and number of the whole, its parts, and whether they add up."""
+    tagged: list[tuple[str, int]] = [
+        ("tagged by both", ledger.tagged_both),
+        ("by text", ledger.tagged_text),
+        ("by picture", ledger.tagged_image),
+        ("untaggable", ledger.untaggable),
+    ]
+    lines: list[tuple[str, int, list[tuple[str, int]]]] = [
+        (
+            "raw lines",
+            ledger.raw,
+            [
+                ("unparsable", ledger.unparsable),
+                ("quarantined", ledger.quarantined),
+                ("superseded", ledger.superseded),
+                ("valid", ledger.valid),
+            ],
+        ),
+        ("valid", ledger.valid, [("unchanged", ledger.unchanged), *tagged]),
+        (
+            "tagged or untaggable",
+            sum(n for _, n in tagged),
+            [("new", ledger.new), ("changed", ledger.changed), ("model changed", ledger.model_changed)],
+        ),
+    ]
+    if not ledger.backfill:
+        lines.append(
+            ("products published", ledger.published_products, [("valid", ledger.valid), ("held", ledger.held)])
+        )
+    return [(name, whole, parts, whole == sum(n for _, n in parts)) for name, whole, parts in lines]
+
+
+def _coverage(attributes: Sequence[AttributeFacts]) -> float | None:
+    products = sum(a.products for a in attributes)
+    return sum(a.from_catalog + a.from_model for a in attributes) / products if products else None
+
+
+def _gaps(attributes: Sequence[AttributeFacts]) -> tuple[int, int]:
+    """Return how many values the catalog lacks, and how many of them the model gave."""
+    filled = sum(a.from_model for a in attributes)
+    return filled + sum(a.missing for a in attributes), filled
+
+
+def _link(target: Path, folder: Path) -> str:
+    return quote(os.path.relpath(target, folder), safe="/=")
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # whatever the template's name ends in
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "n": lambda value: f"{value:,}",
+        "percent": text.percent,
+        "points": text.points,
+        "seconds": text.seconds,
+        "bytes": text.human_bytes,
+        "visible": text.visible,
+        "width": _width,
+        "count": text.count,
+    }
+    environment.globals |= {
+        "flow": plots.flow,
+        "histogram": plots.histogram,
+        "modality": plots.modality,
+        "rate": text.rate,
+    }
+    return environment
+
+
+def _width(part: float, whole: float, least: float = 0.4) -> Markup:
+    """Return a bar's width as CSS; what is more than nothing is seen."""
+    share = 100 * part / whole if whole else 0.0
+    return Markup(f"width:{max(share, least) if part else 0:.2f}%")

@@ -1,0 +1,86 @@
+"""Numbers and the shop's texts as people read them."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Final
+
+from markupsafe import Markup, escape
+
+# Characters that are not seen or that move others: controls, formats (bidi, zero width), surrogates, unassigned ones.
+_UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_MARKS: Final = 2  # combining marks in a row; more are drawn over the lines above and below
+_SIGNS: Final = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\0": "␀"}
+
+
+def visible(text: str | bytes | None, limit: int = 140, size: int | None = None) -> Markup:
+    """Return a text of the shop as HTML: escaped, cut at `limit` characters, what is unseen written out.
+
+    Args:
+        size: length of the whole text where `text` is only its start.
+    """
+    if text is None:
+        return Markup('<span class="none">none</span>')
+    whole = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else text
+    parts, marks = [], 0
+    for character in whole[:limit]:
+        category = unicodedata.category(character)
+        marks = marks + 1 if category in ("Mn", "Me") else 0
+        if category in _UNSEEN or marks > _MARKS:
+            sign = _SIGNS.get(character, f"U+{ord(character):04X}")
+            parts.append(f'<span class="ctl">{sign}</span>')
+        else:
+            parts.append(str(escape(character)))
+    if len(whole) > limit or (size is not None and size > len(text)):
+        of = f" of {human_bytes(size)}" if size is not None and size > len(text) else ""
+        parts.append(f'<span class="cut">…{of}</span>')
+    return Markup("<bdi>{}</bdi>").format(Markup("".join(parts)))
+
+
+def count(n: int, singular: str, plural: str | None = None) -> str:
+    """Return `n` with its noun: ``1 product``, ``37,507 products``."""
+    return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
+
+
+def percent(share: float | None) -> str:
+    """Return a share as percent; neither none nor all is claimed where it is only nearly so."""
+    if share is None:
+        return "–"
+    if 0 < share < 0.001:
+        return "<0.1%"
+    if 0.999 < share < 1:
+        return ">99.9%"
+    return f"{share:.0%}" if share in (0.0, 1.0) else f"{share:.1%}"
+
+
+def points(shift: float) -> str:
+    """Return a change of a share in percentage points, signed."""
+    return f"{shift * 100:+.1f} pp".replace("-", "−")
+
+
+def seconds(value: float) -> str:
+    """Return a duration: ``320 ms``, ``4.1 s``, ``12 min 5 s``, ``3 h 20 min``."""
+    if value < 1:
+        return f"{value * 1000:.0f} ms"
+    if value < 100:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def rate(rows: int, duration: float) -> str:
+    """Return rows a second; a dash where there is none."""
+    if not rows or not duration:
+        return "–"
+    value = rows / duration
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def human_bytes(n: int) -> str:
+    """Return a size: ``312 B``, ``4.2 kB``, ``8.0 MB``."""
+    value, units = float(n), ["B", "kB", "MB", "GB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
