@@ -86,7 +86,7 @@ def _common(
     from jobs.steps import set_up_logging
 
     set_up_logging()
-    flags = {
+    flags: dict[str, Any] = {
         "root": root, "picture_roots": picture_roots, "taxonomy": taxonomy, "rules": rules, "model_config_name": model_config,
         "shard_rows": shard_rows, "batch_size": batch_size, "device": device, "spark_master": spark_master,
         "spark_memory": spark_memory, "progress": progress,

@@ -1,0 +1,152 @@
+"""What is published: list it, read a past day, go back to an earlier run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs import history, publish, storage
+from jobs.errors import JobError
+from jobs.lake import Lake
+from jobs.settings import Settings
+from schemas.documents import HistoryIndex, RunManifest
+
+if TYPE_CHECKING:
+    import duckdb
+
+log = logging.getLogger(__name__)
+
+
+def reader_lines(lake: Lake) -> dict[str, str]:
+    """Return, for each engine, the line that reads the live tables with no code of ours."""
+    files = f"open({str(lake.current)!r}).read().splitlines()"
+    return {
+        "DuckDB": (
+            f"SET VARIABLE files = (SELECT string_split(trim(content, chr(10)), chr(10)) FROM read_text('{lake.current}')); "
+            "SELECT * FROM read_parquet(getvariable('files'));"
+        ),
+        "pandas": f"pandas.read_parquet({files})",
+        "Polars": f"polars.read_parquet({files})",
+        "Spark": f"spark.read.parquet(*{files})",
+    }
+
+
+def runs(lake: Lake) -> list[RunManifest]:
+    """Return the manifests of all runs that wrote tables, newest last."""
+    folders = (lake.root / "attribute_tables" / "runs").glob("*")
+    found = (lake.read_manifest(folder.name) for folder in folders)
+    return sorted((m for m in found if m is not None and m.files), key=lambda m: m.created_at)
+
+
+def show(settings: Settings) -> None:
+    """Print the live tables, the runs one can go back to, the days of history, and how to read them."""
+    lake = Lake(settings.root)
+    live = lake.current_run()
+    manifest = lake.read_manifest(live) if live else None
+    if manifest is None:
+        raise JobError(f"{lake.root}: nothing is published yet; run `python -m jobs night --ds DAY`")
+    print(f"live: run {live}, catalog of {manifest.ds}, model {manifest.model_version}")
+    print(f"      {manifest.products:,} products, {manifest.rows:,} rows\n")
+    print(f"{'attribute':<24}{'rows':>12}{'bytes':>14}  files")
+    by_table: dict[str, list[int]] = {}
+    for file in manifest.files:
+        sums = by_table.setdefault(file.table, [0, 0, 0])
+        for i, n in enumerate((file.rows, file.bytes, 1)):
+            sums[i] += n
+    for name, (rows, size, files) in by_table.items():
+        if name != publish.PRODUCTS:
+            print(f"{name:<24}{rows:>12,}{size:>14,}  {files}")
+    print("\nruns (go back with `python -m jobs tables rollback --run RUN`):")
+    for run in runs(lake)[-20:]:
+        mark = "* live" if run.run_id == live else ""
+        print(
+            f"  {run.run_id}  {run.created_at:%Y-%m-%d %H:%M}  {run.products:>12,} products  {run.model_version}  {mark}"
+        )
+    days = sorted(lake.read_history_index().days)
+    print(
+        f"\nhistory: {len(days)} days, {days[0]} to {days[-1]} (read one with `python -m jobs tables --as-of DAY`)"
+        if days
+        else ""
+    )
+    print("\nread the live tables with")
+    for engine, line in reader_lines(lake).items():
+        print(f"  {engine}:\n    {line}")
+
+
+def as_of(connection: duckdb.DuckDBPyConnection, settings: Settings, ds: str) -> duckdb.DuckDBPyRelation:
+    """Return the attribute table as it was at the end of the day `ds`; nothing is read yet.
+
+    Raises:
+        JobError: history begins later.
+    """
+    lake = Lake(settings.root)
+    index = lake.read_history_index()
+    files = history.files_until(lake, index, "attributes", ds)
+    if not files:
+        first = min(index.days, default=None)
+        raise JobError(
+            f"there is no history up to {ds}: " + (f"it begins on {first}" if first else "nothing is published")
+        )
+    listed = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
+    source = f"read_parquet([{listed}], hive_partitioning = false)"
+    return connection.sql(
+        f"{history.as_of_query('attributes', source)} order by attribute, product_id, value, model_value"
+    )
+
+
+def write_as_of(settings: Settings, ds: str, out: Path | None) -> None:
+    """Print the tables as they were on `ds` in short, or write them whole to the Parquet file `out`."""
+    import duckdb
+
+    with duckdb.connect() as connection:
+        connection.execute("set timezone = 'UTC'")
+        found = as_of(connection, settings, ds)
+        if out is not None:
+            with storage.whole_file(out) as temporary:
+                found.write_parquet(str(temporary), compression="zstd")
+            print(f"{out}: the attribute table as it was on {ds}")
+            return
+        summary = found.aggregate(
+            "attribute, count(*) as rows, count(value) as with_value, sum(conflict::int) as conflicts, max(ds) as newest_change"
+        )
+        print(f"the attribute table as it was on {ds} (write it whole with --out FILE.parquet):")
+        summary.order("attribute").show(max_rows=1000)
+
+
+def rollback(settings: Settings, run_id: str) -> str:
+    """Make an earlier run the live one again, in the tables and in the history; return its id. Nothing is deleted.
+
+    Days after that run's are taken out of the history, so that they can be run again; rolling forward to a later run
+    brings them back.
+
+    Raises:
+        JobError: there is no such run, or its files are not what it wrote.
+        SwapLostError: another run was published in the same instant.
+    """
+    lake = Lake(settings.root)
+    manifest = lake.read_manifest(run_id)
+    if manifest is None or not manifest.files:
+        raise JobError(f"{run_id} wrote no tables; there are {[m.run_id for m in runs(lake)] or 'none'}")
+    publish.audit(lake, manifest.files, unique=False)
+    before = lake.current.read_bytes() if lake.current.exists() else None
+    storage.compare_and_swap(lake.current, before, publish.pointer(lake, manifest))
+    chain = _chain(lake, manifest)
+
+    def change(index: HistoryIndex | None) -> HistoryIndex:
+        earlier = {day: entry for day, entry in (index.days if index else {}).items() if day < manifest.ds}
+        return HistoryIndex(days=dict(sorted((chain.days | earlier | manifest.history).items())))
+
+    storage.update_document(lake.history_index, HistoryIndex, change)
+    log.info("rollback: %s is live; a later night starts from it. Its model was %s", run_id, manifest.model_version)
+    return run_id
+
+
+def _chain(lake: Lake, manifest: RunManifest) -> HistoryIndex:
+    """Return the days of history as the runs up to `manifest` left them."""
+    days = dict(manifest.history)
+    parent = manifest.parent
+    while parent is not None and (found := lake.read_manifest(parent)) is not None:
+        days = found.history | days
+        parent = found.parent
+    return HistoryIndex(days=days)
