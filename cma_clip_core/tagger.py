@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from PIL import ImageOps
 from PIL.Image import Image
 
 from cma_clip_core import registry
@@ -95,9 +96,7 @@ class Tagger:
             return None, "absent", None
         try:
             if isinstance(image, Image):
-                buffer = io.BytesIO()
-                image.save(buffer, format="PNG")  # lossless, so that there is one way in: a picture file
-                data = buffer.getvalue()
+                data = _as_file(image)
             else:
                 data = image if isinstance(image, bytes) else Path(image).read_bytes()
             return decode(data, PictureSpec(picture.height, picture.width)).tobytes(), "ok", None
@@ -105,3 +104,13 @@ class Tagger:
             return None, "missing", str(error)
         except PictureError as error:
             return None, error.status, error.detail
+
+
+def _as_file(image: Image) -> bytes:
+    """Return a PIL image as a PNG file: lossless, so that there is one way in, a picture file."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode not in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"):
+        upright = upright.convert("RGB")  # PNG has no CMYK
+    buffer = io.BytesIO()
+    upright.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,110 @@
+"""`pytest tests/jobs/test_train.py`"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from cma_clip_core import registry
+from cma_clip_core.config import load_config
+from jobs import storage
+from jobs.errors import JobError
+from jobs.lake import Lake
+from jobs.settings import Settings
+from jobs.train import champion, list_models, promote, train, training_folders
+from schemas.documents import ExamplesManifest, StepMetrics
+from tests.cma_clip_core import drawn
+
+RUN = "2026-11-20-prepare-0123abcd"
+
+
+def settings_of(root: Path) -> Settings:
+    taxonomy = root / "taxonomy.yaml"
+    taxonomy.write_text(yaml.safe_dump(drawn.taxonomy().model_dump(mode="json")))
+    return Settings(
+        root=root / "lake", taxonomy=str(taxonomy), model_config_name="tiny", device="cpu", progress=False
+    )  # fmt: skip
+
+
+def add_examples(
+    lake: Lake, run_id: str, table: pa.Table, *, complete: bool = True, height: int = 32, fingerprint: str = ""
+) -> Path:
+    folder = lake.examples(run_id)
+    half = table.num_rows // 2
+    drawn.write(folder / "shard=0", table.slice(0, half))
+    drawn.write(folder / "shard=1", table.slice(half))
+    manifest = ExamplesManifest(
+        run_id=run_id,
+        ds=run_id[:10],
+        picture_height=height,
+        picture_width=24,
+        taxonomy_fingerprint=fingerprint or drawn.taxonomy().fingerprint,
+        rows=table.num_rows,
+        image_statuses={},
+        created_at=datetime.now(UTC),
+    )
+    if complete:
+        storage.write_document(folder / "_manifest.json", manifest)
+    return folder
+
+
+def test_train_promote_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = settings_of(tmp_path)
+    lake = Lake(settings.root)
+    assert champion(settings) is None
+    add_examples(lake, RUN, drawn.examples(400))
+    first = train(settings, "2026-11-20", promote=False)
+    assert champion(settings) is None
+    promote(settings, first)
+    assert champion(settings) == first
+    assert (lake.models / "champion").read_text() == f"{first}\n"
+    add_examples(lake, "2026-11-21-89abcdef", drawn.examples(200, seed=1))
+    second = train(settings, "2026-11-21")
+    assert champion(settings) == second != first
+    capsys.readouterr()
+    list_models(settings)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:2] + line[2:19] for line in lines[1:]] == [
+        f"{'*' if version == second else ' '} {version}" for version in sorted([first, second])
+    ]
+    step = storage.read_document(
+        lake.root / "reports" / "ds=2026-11-21" / f"model={second}" / "steps" / "train.json", StepMetrics
+    )
+    assert step is not None
+    # 400 products in all, the newer example of 200 of them; those with neither text nor picture teach nothing.
+    assert 390 <= step.rows <= 400
+    with pytest.raises(JobError, match="no model version"):
+        promote(settings, "20260101-00000000")
+    assert champion(settings) == second
+
+
+def test_only_complete_folders_of_the_day_size_and_taxonomy_newest_first(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    lake, table = Lake(settings.root), drawn.examples(4)
+    older, newer = (add_examples(lake, f"2026-11-{day}-0123abcd", table) for day in (18, 20))
+    add_examples(lake, "2026-11-19-0123abcd", table, complete=False)
+    add_examples(lake, "2026-11-19-1123abcd", table, height=64)
+    add_examples(lake, "2026-11-19-2123abcd", table, fingerprint="another")
+    add_examples(lake, "2026-11-21-0123abcd", table)
+    assert training_folders(lake, "2026-11-20", load_config("tiny"), drawn.taxonomy()) == [newer, older]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words"),
+    [
+        (lambda _: None, "plan --ds 2026-11-20 --prepare.*preprocess"),
+        (lambda lake: add_examples(lake, RUN, drawn.examples(4), height=64), "only others: 64x24 pixels"),
+        (lambda lake: add_examples(lake, RUN, drawn.examples(2)), "needs more products"),
+    ],
+)
+def test_nothing_to_train_on(tmp_path: Path, prepare: Callable[[Lake], object], words: str) -> None:
+    settings = settings_of(tmp_path)
+    prepare(Lake(settings.root))
+    with pytest.raises(JobError, match=words):
+        train(settings, "2026-11-20")
+    assert registry.list_versions(Lake(settings.root).models) == []
