@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from jobs.report.gather import Night
+from jobs.report.facts import Night
 from jobs.report.text import count, percent, points
 
 Level = Literal["wrong", "look", "note"]
@@ -84,7 +84,7 @@ def _records(night: Night) -> list[Finding]:
         )
     if night.mistyped_labels:
         labels = sum(c.n for c in night.mistyped_labels)
-        found.append(Finding("look", f"{count(labels, 'label is', 'labels are')} no text.", "labels"))
+        found.append(Finding("look", f"{count(labels, 'label is', 'labels are')} not text.", "labels"))
     if night.unknown_total:
         found.append(
             Finding("note", f"{count(night.unknown_total, 'label is', 'labels are')} outside the taxonomy.", "labels")

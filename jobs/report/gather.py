@@ -6,7 +6,6 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,14 +18,26 @@ from cma_clip_core.registry import read_thresholds
 from jobs import history, parquet
 from jobs.errors import JobError
 from jobs.lake import Lake
+from jobs.report.facts import (
+    BINS,
+    AttributeFacts,
+    Conflict,
+    Counted,
+    Night,
+    PictureProblem,
+    Reason,
+    Rejected,
+    Share,
+    Shown,
+    Value,
+)
 from jobs.report.pictures import Place, thumbnails
 from schemas import tables
-from schemas.documents import Ledger, Plan, RunManifest
+from schemas.documents import Plan, RunManifest
 from schemas.rules import RuleTable
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
 PRODUCTS: Final = "_products"
-BINS: Final = 40  # of a confidence histogram
 SUPERSEDED: Final = "newer_record_with_this_id"
 
 _RAW_BYTES = 600  # of a quarantined line that leave the file; the page shows fewer characters
@@ -36,147 +47,6 @@ _UNKNOWN = 12  # unknown labels an attribute
 _CONFLICTS, _CONFLICTS_AN_ATTRIBUTE = 18, 4
 _TAGGED = {"both": 12, "text": 4, "image": 2}  # products shown, by what the model saw
 _MEMORY = "1GB"  # DuckDB's; beyond it goes to disk
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A quarantined line."""
-
-    kind: str
-    product_id: str | None
-    raw: bytes  # its start
-    size: int  # bytes of all of it
-    source: str  # raw file
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why lines were quarantined."""
-
-    name: str
-    why: str
-    lines: int
-    examples: tuple[Rejected, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """A text of the shop that occurs `n` times under `name`, with a product that has it."""
-
-    name: str
-    text: str
-    n: int
-    product_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class PictureProblem:
-    """Why products of this run have no picture."""
-
-    status: str
-    products: int
-    examples: tuple[tuple[str, str], ...]  # product id, the decoder's words
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A value's share of an attribute's values, now and in the tables before (None: there are none)."""
-
-    attribute: str
-    value: str
-    n: int
-    now: float
-    before: float | None
-
-    @property
-    def shift(self) -> float:
-        """Change of the share; 0 where there is nothing to compare with."""
-        return self.now - self.before if self.before is not None else 0.0
-
-
-@dataclass(slots=True)
-class AttributeFacts:
-    """One attribute in the tables."""
-
-    name: str
-    label: str
-    threshold: Threshold | None  # None: the run's model does not predict it
-    products: int = 0  # it applies to
-    from_catalog: int = 0
-    from_model: int = 0
-    predicted: int = 0  # rows with a model value
-    accepted: int = 0
-    histogram: tuple[tuple[int, int], ...] = ()  # accepted and other predictions by confidence, BINS of 0 to 1
-    image_weight: float | None = None  # mean over products of which the model saw both; None: there are none
-    image_quartiles: tuple[float, float] = (0.0, 0.0)
-    conflicts: int = 0
-    new_conflicts: int = 0
-    shares: tuple[Share, ...] = ()  # most frequent first
-
-    @property
-    def missing(self) -> int:
-        """Products it applies to that have no value."""
-        return self.products - self.from_catalog - self.from_model
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """An attribute of one product."""
-
-    attribute: str
-    label: str
-    value: str | None
-    source: str | None
-    catalog: tuple[str, ...]
-    model: str | None
-    confidence: float | None
-    accepted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A product on the page."""
-
-    product_id: str
-    title: str
-    modality: str
-    image_status: str
-    picture: str | None  # a data: URI
-    values: tuple[Value, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """A suspected wrong label of the catalog."""
-
-    product: Shown
-    value: Value
-    tonight: bool  # tagged in this run
-
-
-@dataclass(frozen=True, slots=True)
-class Night:
-    """All that the page shows but the steps' cost."""
-
-    ledger: Ledger
-    plan: Plan
-    manifest: RunManifest | None  # None: nothing changed
-    live_run: str | None
-    before_run: str | None  # what shares are compared with
-    data_docs: Path
-    reasons: tuple[Reason, ...]
-    unknown_labels: tuple[Counted, ...]
-    unknown_total: int
-    mistyped_labels: tuple[Counted, ...]
-    picture_problems: tuple[PictureProblem, ...]
-    attributes: tuple[AttributeFacts, ...]
-    conflicts: tuple[Conflict, ...]
-    tagged: tuple[Shown, ...]
-
-    @property
-    def shifts(self) -> list[Share]:
-        """All shares, those that moved most first."""
-        return sorted((s for a in self.attributes for s in a.shares), key=lambda s: -abs(s.shift))
 
 
 def gather(lake: Lake, run_id: str, rules: RuleTable) -> Night:
@@ -248,7 +118,7 @@ def _scan(db: duckdb.DuckDBPyConnection, files: Iterable[Path], table: pa.Schema
     names = [_quoted(re.sub(r"([*?\[])", r"[\1]", str(file))) for file in files]
     if names:
         return f"read_parquet([{', '.join(names)}], {', '.join(('hive_partitioning = false', *options))})"
-    name = f"empty_{abs(hash(tuple(table.names)))}"
+    name = next(f"empty_{name}" for name, found in tables.TABLES.items() if found is table)
     db.register(name, table.empty_table())
     return name
 
@@ -472,24 +342,21 @@ class Query:
 
     def products_to_show(self) -> tuple[tuple[Conflict, ...], tuple[Shown, ...]]:
         """Return the most confident conflicts with the catalog, and some of the products tagged, with pictures."""
-        found, per_attribute = {}, dict.fromkeys(self._taxonomy.names, 0)
-        for row in self._rows(
-            f"""select product_id, attribute, model_value, confidence, run_id = ? from attributes
-                where conflict
-                qualify row_number() over (partition by attribute order by confidence desc, product_id)
-                    <= {_CONFLICTS + _CONFLICTS_AN_ATTRIBUTE}
-                order by confidence desc, product_id""",
+        rows = self._rows(
+            f"""select product_id, attribute, model_value, confidence, run_id = ?,
+                    row_number() over (partition by attribute order by confidence desc, product_id) as place
+                from attributes where conflict qualify place <= {2 * _CONFLICTS}
+                order by place > {_CONFLICTS_AN_ATTRIBUTE}, confidence desc, product_id""",
             self._plan.run_id,
-        ):
-            # One card a product, and no attribute crowds out the others.
-            if row[0] not in found and per_attribute.setdefault(row[1], 0) < _CONFLICTS_AN_ATTRIBUTE:
-                found[row[0]] = row
-                per_attribute[row[1]] += 1
-        chosen = dict(list(found.items())[:_CONFLICTS])
+        )
+        # One card a product; an attribute crowds out the others only where they leave room.
+        one_each = {row[0]: row for row in reversed(rows)}
+        first = sorted(one_each.values(), key=lambda r: (r[5] > _CONFLICTS_AN_ATTRIBUTE, -r[3], r[0]))[:_CONFLICTS]
+        chosen = {row[0]: row for row in sorted(first, key=lambda r: (-r[3], r[0]))}
         tagged = self._choose_tagged()
         products = self._products([*chosen, *tagged])
         conflicts = []
-        for product_id, attribute, model, confidence, tonight in chosen.values():
+        for product_id, attribute, model, confidence, tonight, _ in chosen.values():
             product = products[product_id]
             value = next(
                 v

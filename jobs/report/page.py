@@ -13,14 +13,15 @@ from markupsafe import Markup
 
 from jobs.report import plots, text
 from jobs.report.costs import Costs, total
+from jobs.report.facts import BINS, AttributeFacts, Night
 from jobs.report.findings import findings
-from jobs.report.gather import BINS, AttributeFacts, Night
 from schemas.documents import Ledger
 
 _SHARES = 8  # values of an attribute that are drawn
 _UNKNOWN = 14  # unknown labels that are listed
 _SHIFTS = 8  # that are listed on top
 _LEAST_SHIFT = 0.002
+_LEAST_SCALE = 0.02  # so that a small shift looks small
 
 
 def render_night(night: Night, costs: Costs, folder: Path, spent: float) -> str:
@@ -42,7 +43,7 @@ def render_night(night: Night, costs: Costs, folder: Path, spent: float) -> str:
         gaps=_gaps(night.attributes),
         conflicts=sum(a.conflicts for a in night.attributes),
         shifts=shifts,
-        widest=max((abs(s.shift) for s in shifts), default=1.0),
+        widest=max((_LEAST_SCALE, *(abs(s.shift) for s in shifts))),
         labels={a.name: a.label for a in night.attributes},
         shown_shares=_SHARES,
         shown_unknown=_UNKNOWN,

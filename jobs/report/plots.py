@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from jobs.report.gather import BINS, AttributeFacts
+from jobs.report.facts import BINS, AttributeFacts
 from jobs.report.text import percent
 from schemas.documents import Ledger
 
-_WIDTH, _HEIGHT = 1240, 330  # of the flow
+_WIDTH, _HEIGHT = 1240, 350  # of the flow
 _NODE, _PITCH, _TOP = 14, 40, 26  # node's width; least distance of nodes, so that labels do not meet; room for headings
 
 
@@ -50,11 +50,11 @@ def flow(ledger: Ledger) -> Markup:
     headings = ["catalog of the day", "checked", "tagged"]
     if not ledger.backfill:
         held = _Node("held as they were", ledger.held, "held")
-        tables = _Node("products in the tables", ledger.published_products, "valid")
+        tables = _Node("in the tables", ledger.published_products, "valid")
         columns = [[raw], [valid, *rejected], [*done, *([held] if held.n else [])], [tables]]
         links += [(node, tables, node.n) for node in columns[2]]
         headings.append("published")
-    columns = [[node for node in column if node.n or node is column[0]] for column in columns]
+    columns = [[node for node in column if node.n] or [column[0]] for column in columns]
     return _sankey(columns, [link for link in links if link[2]], headings)
 
 
@@ -103,7 +103,7 @@ def _sankey(
     )
 
 
-_BAR, _PLOT, _AXIS = 7, 54, 14  # a bin's width, the plot's height, room for the axis
+_BAR, _PLOT, _AXIS = 7, 60, 14  # a bin's width, the plot's height, room for the axis
 
 
 def histogram(facts: AttributeFacts) -> Markup:
@@ -115,7 +115,7 @@ def histogram(facts: AttributeFacts) -> Markup:
         y = float(_PLOT)
         for n, colour in ((accepted, "model"), (others, "rest")):
             if n:
-                height = max(1.0, n / tallest * (_PLOT - 6))
+                height = max(1.0, n / tallest * (_PLOT - 14))
                 y -= height
                 bars.append(f'<rect class="f-{colour}" x="{i * _BAR}" y="{y:.1f}" width="{_BAR - 1}" height="{height:.1f}">'
                             f"<title>{i / BINS:.3f} to {(i + 1) / BINS:.3f}: {n:,} "
@@ -127,7 +127,7 @@ def histogram(facts: AttributeFacts) -> Markup:
         anchor, shift = ("end", -4) if threshold > 0.5 else ("start", 4)
         mark = (
             f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{_PLOT}"/>'
-            f'<text class="small" x="{x + shift:.1f}" y="9" text-anchor="{anchor}">≥ {threshold:.3f}</text>'
+            f'<text class="small halo" x="{x + shift:.1f}" y="9" text-anchor="{anchor}">≥ {threshold:.3f}</text>'
         )
     return Markup(
         f'<svg class="histogram" viewBox="0 0 {width} {_PLOT + _AXIS}" width="{width}" height="{_PLOT + _AXIS}" '

@@ -1,0 +1,153 @@
+"""What a night's page is made of: plain records, filled by `jobs.report.gather` and drawn by `jobs.report.page`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cma_clip_core.metrics import Threshold
+from schemas.documents import Ledger, Plan, RunManifest
+
+BINS: Final = 40  # of a confidence histogram
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A quarantined line."""
+
+    kind: str
+    product_id: str | None
+    raw: bytes  # its start
+    size: int  # bytes of all of it
+    source: str  # raw file
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why lines were quarantined."""
+
+    name: str
+    why: str
+    lines: int
+    examples: tuple[Rejected, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A text of the shop that occurs `n` times under `name`, with a product that has it."""
+
+    name: str
+    text: str
+    n: int
+    product_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PictureProblem:
+    """Why products of this run have no picture."""
+
+    status: str
+    products: int
+    examples: tuple[tuple[str, str], ...]  # product id, the decoder's words
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A value's share of an attribute's values, now and in the tables before (None: there are none)."""
+
+    attribute: str
+    value: str
+    n: int
+    now: float
+    before: float | None
+
+    @property
+    def shift(self) -> float:
+        """Change of the share; 0 where there is nothing to compare with."""
+        return self.now - self.before if self.before is not None else 0.0
+
+
+@dataclass(slots=True)
+class AttributeFacts:
+    """One attribute in the tables."""
+
+    name: str
+    label: str
+    threshold: Threshold | None  # None: the run's model does not predict it
+    products: int = 0  # it applies to
+    from_catalog: int = 0
+    from_model: int = 0
+    predicted: int = 0  # rows with a model value
+    accepted: int = 0
+    histogram: tuple[tuple[int, int], ...] = ()  # accepted and other predictions by confidence, BINS of 0 to 1
+    image_weight: float | None = None  # mean over products of which the model saw both; None: there are none
+    image_quartiles: tuple[float, float] = (0.0, 0.0)
+    conflicts: int = 0
+    new_conflicts: int = 0
+    shares: tuple[Share, ...] = ()  # most frequent first
+
+    @property
+    def missing(self) -> int:
+        """Products it applies to that have no value."""
+        return self.products - self.from_catalog - self.from_model
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """An attribute of one product."""
+
+    attribute: str
+    label: str
+    value: str | None
+    source: str | None
+    catalog: tuple[str, ...]
+    model: str | None
+    confidence: float | None
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A product on the page."""
+
+    product_id: str
+    title: str
+    modality: str
+    image_status: str
+    picture: str | None  # a data: URI
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A suspected wrong label of the catalog."""
+
+    product: Shown
+    value: Value
+    tonight: bool  # tagged in this run
+
+
+@dataclass(frozen=True, slots=True)
+class Night:
+    """All that the page shows but the steps' cost."""
+
+    ledger: Ledger
+    plan: Plan
+    manifest: RunManifest | None  # None: nothing changed
+    live_run: str | None
+    before_run: str | None  # what shares are compared with
+    data_docs: Path
+    reasons: tuple[Reason, ...]
+    unknown_labels: tuple[Counted, ...]
+    unknown_total: int
+    mistyped_labels: tuple[Counted, ...]
+    picture_problems: tuple[PictureProblem, ...]
+    attributes: tuple[AttributeFacts, ...]
+    conflicts: tuple[Conflict, ...]
+    tagged: tuple[Shown, ...]
+
+    @property
+    def shifts(self) -> list[Share]:
+        """All shares, those that moved most first."""
+        return sorted((s for a in self.attributes for s in a.shares), key=lambda s: -abs(s.shift))
