@@ -1,0 +1,180 @@
+"""Nights in one process: what changes from day to day, and that a run killed anywhere gives the same tables.
+
+Run with ``make test TESTS=tests/jobs/test_night.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import duckdb
+import pytest
+
+from jobs import night, storage, tables
+from jobs.lake import Lake
+from jobs.plan import plan
+from jobs.preprocess import preprocess
+from jobs.publish import publish
+from jobs.settings import Settings
+from jobs.tag import tag
+from jobs.validate import validate
+from tests.conftest import DAY1, DAY2, read_raw, write_raw
+
+pytestmark = pytest.mark.spark
+
+VOLATILE = ("run_id", "tagged_at")
+
+
+def rows(paths: list[str]) -> list[tuple[Any, ...]]:
+    """Return the rows of attribute files, without what differs from run to run, in one order."""
+    with duckdb.connect() as connection:
+        return connection.execute(
+            f"select * exclude ({', '.join(VOLATILE)}) from read_parquet($1, hive_partitioning = false) order by all", [paths]
+        ).fetchall()
+
+
+def live(lake: Lake) -> list[tuple[Any, ...]]:
+    return rows(lake.current_lines())
+
+
+def as_of(settings: Settings, ds: str) -> list[tuple[Any, ...]]:
+    with duckdb.connect() as connection:
+        found = tables.as_of(connection, settings, ds)
+        assert found.columns
+        return connection.sql(f"select * exclude ({', '.join(VOLATILE)}) from found order by all").fetchall()
+
+
+def steps_to(step: str, settings: Settings, ds: str) -> str:
+    """Run a night up to, and with, `step`; return its run id."""
+    validate(settings, ds)
+    run_id = plan(settings, ds).run_id
+    for name, job in (("preprocess", preprocess), ("tag", tag), ("publish", publish)):
+        job(settings, run_id)
+        if name == step:
+            break
+    return run_id
+
+
+def second_day(lake: Lake) -> dict[str, list[str]]:
+    """Write the raw catalog of DAY2: of DAY1's products some changed, some new, some removed, one broken."""
+    records = read_raw(lake, DAY1)
+    ids = [r["product_id"] for r in records]
+    changed, removed, broken = records[0:3], records[3:5], records[5]
+    for record in changed:
+        record["title"] = f"{record['title'] or ''} now with a hood"
+    broken["price"] = "a lot"
+    new = [records[6] | {"product_id": "brand-new-1"}, records[7] | {"product_id": "brand-new-2", "image_uri": None}]
+    write_raw(lake, DAY2, [*records[0:3], *records[5:], *new])
+    return {
+        "changed": ids[0:3],
+        "removed": [r["product_id"] for r in removed],
+        "held": [broken["product_id"]],
+        "new": ["brand-new-1", "brand-new-2"],
+    }
+
+
+def products_of(found: list[tuple[Any, ...]]) -> set[str]:
+    return {row[0] for row in found}
+
+
+def test_two_nights(lake: Lake, settings: Settings) -> None:
+    first, page = night.night(settings, DAY1)
+    assert first.differences() == []
+    assert first.new == first.valid == first.published_products == 100
+    assert page.exists()
+    before = live(lake)
+    assert as_of(settings, DAY1) == before
+
+    expected = second_day(lake)
+    second, _ = night.night(settings, DAY2)
+    assert second.differences() == []
+    assert (second.changed, second.removed, second.new, second.held) == (3, 2, 2, 1)
+    assert second.unchanged == 100 - 3 - 2 - 1
+    assert second.quarantined == 1
+    after = live(lake)
+    touched = {*expected["changed"], *expected["removed"], *expected["new"]}
+    assert [r for r in before if r[0] not in touched] == [r for r in after if r[0] not in touched]
+    assert products_of(after) == products_of(before) - set(expected["removed"]) | set(expected["new"])
+    # The day of a row is the day its product was last tagged.
+    day = {row[0]: row[-1] for row in after}
+    assert {day[p] for p in (*expected["changed"], *expected["new"])} == {DAY2}
+    assert day[expected["held"][0]] == DAY1
+    # History knows both days.
+    assert as_of(settings, DAY1) == before
+    assert as_of(settings, DAY2) == after
+
+
+def test_finished_night_run_again_changes_nothing(lake: Lake, settings: Settings) -> None:
+    night.night(settings, DAY1)
+    pointer, before = lake.current.read_bytes(), live(lake)
+    again, _ = night.night(settings, DAY1)
+    assert (again.unchanged, again.new, again.changed, again.removed) == (100, 0, 0, 0)
+    assert lake.current.read_bytes() == pointer
+    assert live(lake) == before
+
+
+def test_new_model_tags_all_products_with_the_examples_there_are(lake: Lake, settings: Settings) -> None:
+    night.night(settings, DAY1)
+    before = live(lake)
+    run_id = plan(settings, DAY1, retag=True).run_id
+    found = lake.read_plan(run_id)
+    assert (found.model_changed, found.to_preprocess) == (100, 0)
+    assert not lake.examples(run_id).exists()
+    tag(settings, run_id)
+    publish(settings, run_id)
+    assert live(lake) == before  # the same model says the same
+
+
+def test_plan_is_frozen(lake: Lake, settings: Settings) -> None:
+    validate(settings, DAY1)
+    first = plan(settings, DAY1)
+    assert plan(settings, DAY1) == first
+    assert [s.id for s in first.shards] == list(range(len(first.shards)))
+    assert sum(s.rows for s in first.shards) == 100
+    assert len(first.shards) == 3  # 100 products whose examples are there, in shards of at most about 40
+
+
+class _Killed(BaseException):
+    """Stands for a process that dies: nothing in the jobs catches it."""
+
+
+@pytest.mark.parametrize("step", ["plan", "publish"])
+def test_killed_before_any_write_and_started_again(
+    step: str, lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let the process die before its first, second, ... write of a step: a second start always ends the same."""
+    whole = Lake(lake.root)
+    second_day(lake)
+    run_id = steps_to("tag", settings, DAY1)
+    publish(settings, run_id)
+    if step == "publish":
+        run_id = steps_to("tag", settings, DAY2)
+    write = storage.write_bytes
+    for n in range(100):
+        count = 0
+
+        def dying(path: Any, data: bytes, n: int = n) -> None:
+            nonlocal count
+            count += 1
+            if count > n:
+                raise _Killed
+            write(path, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "write_bytes", dying)
+            try:
+                if step == "publish":
+                    publish(settings, run_id)
+                else:
+                    validate(settings, DAY2)
+                    plan(settings, DAY2)
+            except _Killed:
+                continue
+        break
+    else:
+        pytest.fail("never got through")
+    assert n >= (3 if step == "publish" else 2)  # it did die several times
+    ledger, _ = night.night(settings, DAY2)
+    assert ledger.differences() == []
+    assert products_of(live(whole)) >= {"brand-new-1", "brand-new-2"}
+    assert as_of(settings, DAY2) == live(lake)
