@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs import storage
 from jobs.lake import Lake
 from jobs.report.costs import read_costs
-from jobs.report.gather import gather
+from jobs.report.gather import gather_night
 from jobs.report.page import render_index, render_night
 from jobs.settings import Settings
 from jobs.steps import measure
@@ -30,7 +30,7 @@ def report(settings: Settings, run_id: str) -> Path:
     lake = Lake(settings.root)
     start = time.perf_counter()
     with measure("report", lake.reports(run_id)) as measured:
-        night = gather(lake, run_id, load_rules(settings.rules))
+        night = gather_night(lake, run_id, load_rules(settings.rules))
         folder = lake.reports(run_id)
         page = render_night(night, read_costs(lake, night.plan), folder, time.perf_counter() - start)
         storage.write_bytes(folder / "report.html", page.encode())

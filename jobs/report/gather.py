@@ -49,7 +49,7 @@ _TAGGED = {"both": 12, "text": 4, "image": 2}  # products shown, by what the mod
 _MEMORY = "1GB"  # DuckDB's; beyond it goes to disk
 
 
-def gather(lake: Lake, run_id: str, rules: RuleTable) -> Night:
+def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
     """Return the facts of a finished run.
 
     Raises:
