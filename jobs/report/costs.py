@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,10 +16,9 @@ from jobs.errors import JobError
 from jobs.lake import Lake
 from schemas.documents import Plan, StepMetrics
 
-ORDER: Final = ("validate", "plan", "preprocess", "tag", "publish")
-
-_NIGHTS = 14  # that a fit looks at
-_SPREAD = 1.5  # the most rows must be this many times the fewest for a fit to mean anything
+_SHARDS: Final = 8  # that are drawn apart
+_NIGHTS: Final = 14  # that a fit looks at
+_SPREAD: Final = 1.5  # the most rows must be this many times the fewest for a fit to mean anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,29 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True)
+class Bar:
+    """When a step, or one shard of it, was at work: seconds after the first step's start, pauses cut out."""
+
+    offset: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Cost:
-    """One step, or one shard of `tag`, on the timeline."""
+    """One step on the timeline. Shards are apart where they are few, else one step together."""
 
     name: str
-    metrics: StepMetrics
-    offset: float  # seconds after the first step's start, pauses cut out
+    bars: tuple[Bar, ...]
+    rows: int
+    peak_rss_bytes: int
+    device: str
+    parts: dict[str, float]  # of the time: seconds by what they went to, where the step says so
     fit: Fit | None
+
+    @property
+    def seconds(self) -> float:
+        """Time at work, that of parallel shards counted each."""
+        return sum(bar.seconds for bar in self.bars)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +71,47 @@ def read_costs(lake: Lake, plan: Plan) -> Costs:
     found = {**_read(validation), **_read(lake.reports(plan.run_id))}
     found.pop("report", None)
     started = sorted(found.items(), key=lambda item: (item[1].started_at, item[0]))
-    fits = {step: fit(points) for step, points in _points(lake).items()}
     if not started:
         return Costs((), 0.0, 0.0)
-    steps, busy, paused = [], 0.0, 0.0
+    bars, busy, paused = {}, 0.0, 0.0
     end = started[0][1].started_at
     for name, metrics in started:
-        pause = max(0.0, (metrics.started_at - end).total_seconds())
-        paused += pause
+        paused += max(0.0, (metrics.started_at - end).total_seconds())
         end = max(end, metrics.started_at + timedelta(seconds=metrics.seconds))
         offset = (metrics.started_at - started[0][1].started_at).total_seconds() - paused
         busy = max(busy, offset + metrics.seconds)
-        steps.append(Cost(name, metrics, offset, fits.get(metrics.step)))
+        bars[name] = Bar(offset, metrics.seconds)
+    fits = {step: fit(points) for step, points in _points(lake).items()}
+    shards = Counter(metrics.step for _, metrics in started)
+    groups: dict[str, list[str]] = {}
+    for name, metrics in started:
+        groups.setdefault(name if shards[metrics.step] <= _SHARDS else metrics.step, []).append(name)
+    steps = []
+    for group, names in groups.items():
+        members = [found[name] for name in names]
+        title = group if len(names) == 1 else f"{group}, {len(names)} shards"
+        steps.append(
+            Cost(
+                name=title,
+                bars=tuple(bars[name] for name in names),
+                rows=sum(m.rows for m in members),
+                peak_rss_bytes=max(m.peak_rss_bytes for m in members),
+                device=str(members[0].details.get("device", "")),
+                parts=_parts(members),
+                fit=fits.get(members[0].step),
+            )
+        )
     return Costs(tuple(steps), busy, paused)
+
+
+def _parts(members: Sequence[StepMetrics]) -> dict[str, float]:
+    """Return the seconds of what ran one after the other in `tag`; reading and preparing run beside it."""
+    parts: dict[str, float] = {}
+    for name, key in (("model", "forward"), ("waiting for input", "wait"), ("rows", "assemble"), ("writing", "write")):
+        seconds = sum(v for m in members if isinstance(v := m.details.get(key), int | float))
+        if seconds:
+            parts[name] = seconds
+    return parts
 
 
 def _read(folder: Path) -> dict[str, StepMetrics]:
@@ -102,8 +146,3 @@ def fit(points: Sequence[tuple[int, float]]) -> Fit | None:
     if per_row <= 0 or fixed <= 0:
         return None
     return Fit(float(fixed), float(per_row), len(points))
-
-
-def total(steps: Iterable[Cost]) -> float:
-    """Return the seconds of all steps together, parallel ones counted each."""
-    return sum(step.metrics.seconds for step in steps)

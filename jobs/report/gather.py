@@ -44,8 +44,8 @@ _RAW_BYTES = 600  # of a quarantined line that leave the file; the page shows fe
 _TEXT = 300  # characters of any other text that leave a file
 _EXAMPLES = 3  # of each reason, status or label
 _UNKNOWN = 12  # unknown labels an attribute
-_CONFLICTS, _CONFLICTS_AN_ATTRIBUTE = 18, 4
-_TAGGED = {"both": 12, "text": 4, "image": 2}  # products shown, by what the model saw
+_CONFLICTS, _CONFLICTS_AN_ATTRIBUTE = 20, 4
+_TAGGED = {"both": 15, "text": 3, "image": 2}  # products shown, by what the model saw
 _MEMORY = "1GB"  # DuckDB's; beyond it goes to disk
 
 

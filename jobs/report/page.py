@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from jobs.report import plots, text
-from jobs.report.costs import Costs, total
+from jobs.report.costs import Costs
 from jobs.report.facts import BINS, AttributeFacts, Night
 from jobs.report.findings import findings
 from schemas.documents import Ledger
@@ -33,7 +33,6 @@ def render_night(night: Night, costs: Costs, folder: Path, spent: float) -> str:
         ledger=ledger,
         plan=night.plan,
         costs=costs,
-        total=total(costs.steps),
         spent=spent,
         findings=findings(night),
         equations=equations(ledger),

@@ -502,7 +502,7 @@ def test_conflicts_are_the_surest_with_their_own_pictures(shop: Shop) -> None:
     night = gather_night(shop.lake, FIRST, load_rules("default"))
     ids = [c.product.product_id for c in night.conflicts]
     # The surest first; one attribute does not keep another out.
-    assert ids == [f"k{i}" for i in range(24, 7, -1)] + ["c1"]
+    assert ids == [f"k{i}" for i in range(24, 5, -1)] + ["c1"]
     green = night.conflicts[-1]
     assert (green.value.catalog, green.value.model, green.product.title) == (("Blue",), "Green", "The green one")
     for conflict, expected in ((green, (0, 220, 0)), (night.conflicts[0], (240, 0, 0))):
@@ -594,7 +594,7 @@ def test_only_the_pictures_shown_are_read(shop: Shop, monkeypatch: pytest.Monkey
     shown = gather_night(shop.lake, FIRST, load_rules("default"))
     wanted = {c.product.product_id for c in shown.conflicts} | {p.product_id for p in shown.tagged}
     assert set(asked) == wanted
-    assert len(wanted) <= 36
+    assert len(wanted) <= 40
     file = shop.examples_file(FIRST)
     spoilt = _spoil_pictures(file, keep={int(name[1:]) // 20 for name in wanted})
     assert spoilt >= 1
@@ -632,7 +632,7 @@ def test_time_of_each_step(shop: Shop) -> None:
     shop.step(FIRST, "tag-00001", seconds=3.0, rows=60, started_at=NOW + timedelta(hours=2, seconds=6))
     shop.step(FIRST, "report", seconds=99.0)  # an earlier page of the same run
     found = costs.read_costs(shop.lake, shop.lake.read_plan(FIRST))
-    assert [(c.name, c.offset) for c in found.steps] == [
+    assert [(c.name, c.bars[0].offset) for c in found.steps] == [
         ("validate", 0.0), ("plan", 10.0), ("tag-00000", 15.0), ("tag-00001", 16.0),
     ]  # fmt: skip
     assert (found.busy, found.paused) == (19.0, 7190.0)
@@ -640,6 +640,19 @@ def test_time_of_each_step(shop: Shop) -> None:
     assert "19.0 s at work, and 1 h 59 min between steps" in text.replace("119 min 50 s", "1 h 59 min")
     assert "validate 10.0 s 1,000 100 300.0 MB" in text
     assert "99.0 s" not in text
+
+
+def test_many_shards_are_one_step(shop: Shop) -> None:
+    shop.night(FIRST, catalog())
+    for i in range(20):
+        at = NOW + timedelta(seconds=i)
+        details = {"forward": 1.5, "wait": 0.5, "device": "cpu"}
+        shop.step(FIRST, f"tag-{i:05}", seconds=2.0, rows=10, started_at=at, details=details, peak_rss_bytes=i * 10**6)
+    (step,) = costs.read_costs(shop.lake, shop.lake.read_plan(FIRST)).steps
+    assert (step.name, len(step.bars), step.seconds, step.rows) == ("tag, 20 shards", 20, 40.0, 200)
+    text = section(shop.page(FIRST), "time")
+    assert "21.0 s at work" in text
+    assert "tag, 20 shards cpu model 75.0% · waiting for input 25.0% 40.0 s 200 5.0 19.0 MB" in text
 
 
 def test_fixed_part_of_a_step() -> None:
