@@ -128,6 +128,7 @@ def check(
 def _observed(rule: RowRule | BatchRule, result: dict[str, Any]) -> str:
     if isinstance(rule, RowCount):
         return f"{result['observed_value']:,} rows"
-    share = (result.get("unexpected_count") or 0) / max(1, result.get("element_count") or 0)
+    failed = result["unexpected_count"]
+    rows = result["element_count"] - result.get("missing_count", 0)
     allowed = rule.maximum if isinstance(rule, NullShare) else rule.max_failed_share
-    return f"{result.get('unexpected_count'):,} of {result.get('element_count'):,} rows ({share:.1%}; {allowed:.0%} allowed)"
+    return f"{failed:,} of {rows:,} rows ({failed / max(1, rows):.1%}; {allowed:.0%} allowed)"

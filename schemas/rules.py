@@ -24,7 +24,9 @@ class _RowRule(Strict):
     name: Name = Field(description="the reason written beside a quarantined record")
     column: Name
     why: Text = Field(description="for people: what is wrong with such a record, and what to do")
-    max_failed_share: Share = Field(description="a larger share of failing rows stops the night")
+    max_failed_share: Share = Field(
+        description="a larger share of failing rows, of those that have a value where the rule is about values, stops the night"
+    )
 
 
 class IsNull(_RowRule):

@@ -29,7 +29,8 @@ def rows(paths: list[str]) -> list[tuple[Any, ...]]:
     """Return the rows of attribute files, without what differs from run to run, in one order."""
     with duckdb.connect() as connection:
         return connection.execute(
-            f"select * exclude ({', '.join(VOLATILE)}) from read_parquet($1, hive_partitioning = false) order by all", [paths]
+            f"select * exclude ({', '.join(VOLATILE)}) from read_parquet($1, hive_partitioning = false) order by all",
+            [paths],
         ).fetchall()
 
 
@@ -125,7 +126,7 @@ def test_new_model_tags_all_products_with_the_examples_there_are(lake: Lake, set
     assert live(lake) == before  # the same model says the same
 
 
-def test_plan_is_frozen(lake: Lake, settings: Settings) -> None:
+def test_plan_is_frozen(settings: Settings) -> None:
     validate(settings, DAY1)
     first = plan(settings, DAY1)
     assert plan(settings, DAY1) == first

@@ -1,0 +1,70 @@
+"""The rule table: wrong ones are refused with the place; the pattern of picture URIs lets nothing out of the roots."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from jobs.row_filter import within_roots_pattern
+from schemas.loading import ContractError
+from schemas.rules import load_rules
+
+ROOTS = (Path("/lake/catalog/pictures"), Path("/shop (old)/pics"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "allowed"),
+    [
+        ("ab/1234.jpg", True),
+        ("a..b/..c/1.jpg", True),
+        ("/lake/catalog/pictures/1.jpg", True),
+        ("file:///shop (old)/pics/1.jpg", True),
+        ("/shop (old)/pics/deep/1.jpg", True),
+        ("..", False),
+        ("../1.jpg", False),
+        ("a/../../1.jpg", False),
+        ("a/..", False),
+        ("/lake/catalog/pictures/../../secret", False),
+        ("/lake/catalog/pictures", False),
+        ("/lake/catalog/pictures-of-others/1.jpg", False),
+        ("/etc/passwd", False),
+        ("//host/share", False),
+        ("file:///etc/passwd", False),
+        ("http://169.254.169.254/", False),
+        ("HTTPS://host/1.jpg", False),
+        ("javascript:x", False),
+        ("a\\..\\b", False),
+        ("a\x00.jpg", False),
+        ("a\n../b", False),
+        ("", False),
+    ],
+)
+def test_within_roots(uri: str, allowed: bool) -> None:
+    assert bool(re.search(within_roots_pattern(ROOTS), uri)) is allowed
+
+
+def test_wrong_rule_is_refused_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(
+        "row_rules:\n- {name: a, check: not_null, column: title, why: w, max_failed_share: 2}\n"
+        "batch_rules:\n- {name: b, check: row_count, minimum: 1, why: w}\n"
+    )
+    with pytest.raises(ContractError, match=r"row_rules\[0 'a'\].*max_failed_share"):
+        load_rules(path)
+
+
+def test_same_name_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(
+        "row_rules:\n- {name: a, check: not_null, column: title, why: w, max_failed_share: 0.1}\n"
+        "batch_rules:\n- {name: a, check: row_count, minimum: 1, why: w}\n"
+    )
+    with pytest.raises(ContractError, match="names must differ"):
+        load_rules(path)
+
+
+def test_unknown_rules_name_lists_the_shipped_ones() -> None:
+    with pytest.raises(ContractError, match=r"\['default'\]"):
+        load_rules("nonesuch")
