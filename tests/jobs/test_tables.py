@@ -1,0 +1,256 @@
+"""Published tables: each engine's line reads them; a reader in the middle of a swap sees one whole version; rollback;
+backfill.
+
+Run with ``make test TESTS=tests/jobs/test_tables.py``.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas
+import polars
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import night, publish, storage, tables
+from jobs.errors import JobError, LedgerError, StalePlanError
+from jobs.lake import Lake
+from jobs.plan import plan
+from jobs.settings import Settings
+from schemas.tables import ATTRIBUTES
+from tests.conftest import DAY1, DAY2, DAY3, DAY4, read_raw, settings_for, write_raw
+from tests.jobs.test_night import as_of, live, products_of, second_day, steps_to
+
+pytestmark = pytest.mark.spark
+
+
+@pytest.fixture(scope="module")
+def published(trained: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """A lake after the nights of DAY1 and DAY2. Copy it, or only read it."""
+    root = tmp_path_factory.mktemp("published") / "lake"
+    shutil.copytree(trained.root, root, ignore=shutil.ignore_patterns("scratch"))
+    shutil.rmtree(root / "catalog" / "valid")
+    lake, settings = Lake(root), settings_for(root)
+    night.night(settings, DAY1)
+    second_day(lake)
+    night.night(settings, DAY2)
+    return lake
+
+
+@pytest.fixture
+def two_nights(published: Lake) -> Any:
+    """The same lake, with its pointer and history put back after the test. Paths in the pointer are absolute."""
+    kept = {path: path.read_bytes() for path in (published.current, published.history_index)}
+    yield published
+    for path, data in kept.items():
+        storage.write_bytes(path, data)
+
+
+def test_each_engine_reads_the_tables_by_its_line(published: Lake, spark_session: Any) -> None:
+    lines = tables.reader_lines(published)
+    manifest = published.read_manifest(published.current_run() or "")
+    assert manifest is not None
+    expected = manifest.rows
+    assert expected > 500
+    names = set(ATTRIBUTES.names)
+    with duckdb.connect() as connection:
+        for statement in lines["DuckDB"].split("; "):
+            found = connection.execute(statement)
+        by_duckdb = found.to_arrow_table()
+    assert by_duckdb.num_rows == expected
+    assert set(by_duckdb.column_names) == names
+    for engine, scope in (("pandas", {"pandas": pandas}), ("Polars", {"polars": polars})):
+        frame = eval(lines[engine], scope)
+        assert len(frame) == expected, engine
+        assert set(frame.columns) == names, engine
+    by_spark = eval(lines["Spark"], {"spark": spark_session})
+    assert by_spark.count() == expected
+    assert set(by_spark.columns) == names
+
+
+def test_files_are_made_for_readers(published: Lake) -> None:
+    for line in published.current_lines():
+        with pq.ParquetFile(line) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+            assert schema.equals(ATTRIBUTES, check_metadata=False)
+            assert schema.field("conflict").metadata[b"comment"].startswith(b"an accepted model value differs")
+            ids = file.read(columns=["product_id"])["product_id"].to_pylist()
+            assert ids == sorted(ids)
+            column = metadata.row_group(0).column(0)
+            assert column.path_in_schema == "product_id"
+            assert column.has_column_index
+            assert column.has_offset_index
+            assert column.compression == "ZSTD"
+            assert column.statistics.min == ids[0]
+            assert column.statistics.max == ids[-1]
+
+
+def test_show_prints_the_runs_and_lines(published: Lake, capsys: pytest.CaptureFixture[str]) -> None:
+    tables.show(settings_for(published.root))
+    printed = capsys.readouterr().out
+    assert str(published.current_run()) in printed
+    assert tables.reader_lines(published)["DuckDB"] in printed
+    assert "2 days, 2026-11-20 to 2026-11-21" in printed
+
+
+def test_nothing_published_is_told(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="nothing is published"):
+        tables.show(settings_for(tmp_path))
+    with duckdb.connect() as connection, pytest.raises(JobError, match="no history up to 2026-11-20"):
+        tables.as_of(connection, settings_for(tmp_path), DAY1)
+
+
+def test_as_of_writes_a_file(published: Lake, tmp_path: Path) -> None:
+    tables.write_as_of(settings_for(published.root), DAY1, tmp_path / "then.parquet")
+    assert pq.read_metadata(tmp_path / "then.parquet").num_rows == len(as_of(settings_for(published.root), DAY1))
+
+
+def rows_by_run(lake: Lake) -> dict[str, int]:
+    """Read the live tables as an analyst does, and count the rows each run wrote."""
+    statements = tables.reader_lines(lake)["DuckDB"].split("; ")
+    with duckdb.connect() as connection:
+        connection.execute(statements[0])
+        return dict(
+            connection.execute(f"select run_id, count(*) from ({statements[1].rstrip(';')}) group by all").fetchall()
+        )
+
+
+def test_reader_in_the_middle_of_swaps_sees_one_whole_version(two_nights: Lake) -> None:
+    settings = settings_for(two_nights.root)
+    first, second = (m.run_id for m in tables.runs(two_nights))
+    versions = {}
+    for run_id in (second, first, second):  # and the second one is live again
+        tables.rollback(settings, run_id)
+        versions[run_id] = rows_by_run(two_nights)
+    assert versions[first] != versions[second]
+    stop, seen = threading.Event(), list[dict[str, int]]()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.append(rows_by_run(two_nights))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(20):
+        tables.rollback(settings, first)
+        tables.rollback(settings, second)
+    stop.set()
+    reader.join()
+    assert seen
+    assert all(found in versions.values() for found in seen)
+
+
+def test_rollback_and_forward(two_nights: Lake) -> None:
+    settings = settings_for(two_nights.root)
+    first, second = (m.run_id for m in tables.runs(two_nights))
+    after = live(two_nights)
+    tables.rollback(settings, first)
+    assert two_nights.current_run() == first
+    assert live(two_nights) == as_of(settings, DAY2) == as_of(settings, DAY1)
+    assert list(two_nights.read_history_index().days) == [DAY1]
+    tables.rollback(settings, second)
+    assert live(two_nights) == as_of(settings, DAY2) == after
+    with pytest.raises(JobError, match="wrote no tables"):
+        tables.rollback(settings, "2026-11-20-00000000")
+
+
+def test_rollback_to_damaged_files_is_refused(two_nights: Lake) -> None:
+    first = tables.runs(two_nights)[0]
+    path = two_nights.root / first.files[0].path
+    kept = path.read_bytes()
+    try:
+        path.write_bytes(kept[:100] + kept[-200:])
+        with pytest.raises(Exception, match=r"part-00000\.parquet|Parquet"):
+            tables.rollback(settings_for(two_nights.root), first.run_id)
+    finally:
+        path.write_bytes(kept)
+    assert two_nights.current_run() != first.run_id
+
+
+def test_backfill_changes_history_alone(two_nights: Lake) -> None:
+    """A day between two that are done: its own products appear as of that day, later days stay to the row."""
+    settings = settings_for(two_nights.root)
+    # Night of DAY4 = DAY2 with one more change; then DAY3, which lies between, is done late.
+    records = read_raw(two_nights, DAY2)
+    records[8]["title"] = "Green dress of another kind"
+    write_raw(two_nights, DAY4, records)
+    night.night(settings, DAY4)
+    newest, pointer = live(two_nights), two_nights.current.read_bytes()
+    before = {day: as_of(settings, day) for day in (DAY1, DAY2, DAY4)}
+    records = read_raw(two_nights, DAY2)
+    late = records[9] | {"product_id": "only-on-day-3"}
+    gone = records.pop(10)
+    records[11]["title"] = "Red bag"
+    write_raw(two_nights, DAY3, [*records, late])
+    ledger, page = night.night(settings, DAY3)
+    assert ledger.backfill
+    assert (ledger.new, ledger.changed, ledger.removed) == (1, 1, 1)
+    assert page.exists()
+    assert two_nights.current.read_bytes() == pointer
+    assert live(two_nights) == newest
+    for day, rows in before.items():
+        assert as_of(settings, day) == rows, day
+    then = as_of(settings, DAY3)
+    assert products_of(then) == products_of(before[DAY2]) - {gone["product_id"]} | {"only-on-day-3"}
+    # Done again, it finds nothing to do.
+    again, _ = night.night(settings, DAY3)
+    assert (again.new, again.changed, again.removed) == (0, 0, 0)
+    assert as_of(settings, DAY3) == then
+
+
+def test_stale_plan_is_refused(lake: Lake, settings: Settings) -> None:
+    run_id = steps_to("tag", settings, DAY1)
+    # Someone else publishes the same day under other settings in the meantime.
+    other = plan(settings, DAY1, retag=True).run_id
+    assert other != run_id
+    from jobs.tag import tag
+
+    tag(settings, other)
+    publish.publish(settings, other)
+    with pytest.raises(StalePlanError, match="is live now"):
+        publish.publish(settings, run_id)
+    assert lake.current_run() == other
+
+
+def test_ledger_that_does_not_add_up_publishes_nothing(lake: Lake, settings: Settings) -> None:
+    run_id = steps_to("tag", settings, DAY1)
+    path = lake.plan(run_id) / "plan.json"
+    found = lake.read_plan(run_id)
+    storage.write_document(path, found.model_copy(update={"unchanged": found.unchanged + 1}))
+    with pytest.raises(LedgerError, match="valid 100 != unchanged 1 "):
+        publish.publish(settings, run_id)
+    assert lake.current_run() is None
+
+
+def test_untagged_shard_is_named(lake: Lake, settings: Settings) -> None:
+    run_id = steps_to("tag", settings, DAY1)
+    lake.prediction_file(run_id, 1).unlink()
+    with pytest.raises(JobError, match=rf"shard 1 is not tagged.*--run {run_id} --shard 1"):
+        publish.publish(settings, run_id)
+    assert lake.current_run() is None
+
+
+def test_altered_published_file_fails_the_audit(lake: Lake, settings: Settings) -> None:
+    night.night(settings, DAY1)
+    manifest = lake.read_manifest(lake.current_run() or "")
+    assert manifest is not None
+    publish.audit(lake, manifest.files, unique=True)
+    path = lake.root / manifest.files[0].path
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, 1), path)
+    with pytest.raises(JobError, match="were written"):
+        publish.audit(lake, manifest.files, unique=True)
+
+
+@pytest.mark.parametrize("command", ["--run ../../etc", "--run 2026-11-20-XYZ"])
+def test_run_ids_cannot_name_anything_else(command: str) -> None:
+    from jobs.lake import check_run
+
+    with pytest.raises(JobError, match="is not a run id"):
+        check_run(shlex.split(command)[1])
