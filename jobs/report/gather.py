@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -114,8 +113,7 @@ def _quoted(text: str) -> str:
 
 def _scan(db: duckdb.DuckDBPyConnection, files: Iterable[Path], table: pa.Schema, *options: str) -> str:
     """Return the SQL that reads `files`; of none, an empty relation with the columns of `table`."""
-    # DuckDB takes * ? [ in a path for a pattern: a class of one character stands for itself.
-    names = [_quoted(re.sub(r"([*?\[])", r"[\1]", str(file))) for file in files]
+    names = [_quoted(str(file)) for file in files]
     if names:
         return f"read_parquet([{', '.join(names)}], {', '.join(('hive_partitioning = false', *options))})"
     name = next(f"empty_{name}" for name, found in tables.TABLES.items() if found is table)
@@ -292,10 +290,15 @@ class Query:
         lake, plan = self._lake, self._plan
         folders = dict.fromkeys(path for shard in plan.shards for path in shard.example_paths)
         files = dict.fromkeys(file for path in folders for file in parquet.files(lake.root / path))
+        if not files:
+            return _scan(self._db, (), tables.EXAMPLES)
         planned = parquet.files(lake.plan(plan.run_id) / "products")
-        return f"""(select * from {_scan(self._db, files, tables.EXAMPLES)}
-            where (product_id, source_hash) in
-                (select (product_id, source_hash) from {_scan(self._db, planned, tables.PLAN)}))"""
+        own = lake.relative(lake.examples(plan.run_id))
+        # A folder may hold more products than this run tags, and older states of them.
+        return f"""(select e.* from {_scan(self._db, files, tables.EXAMPLES, "filename = true")} as e
+            join {_scan(self._db, planned, tables.PLAN)} as p on e.product_id = p.product_id
+                and e.source_hash = p.source_hash
+                and starts_with(e.filename, {_quoted(f"{lake.root}/")} || coalesce(p.example_path, {_quoted(own)}) || '/'))"""
 
     def unknown_labels(self) -> tuple[tuple[Counted, ...], int]:
         """Return the labels outside the taxonomy of the products tagged: the most frequent ones, and how many in all."""

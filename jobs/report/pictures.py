@@ -44,7 +44,7 @@ def _pixels(file: Path, wanted: Mapping[int, str]) -> dict[str, bytes]:
             rows = parquet.metadata.row_group(group).num_rows
             here = sorted(row - first for row in wanted if first <= row < first + rows)
             start = 0
-            batches = parquet.iter_batches(_BATCH, row_groups=[group], columns=["image"]) if here else iter(())
+            batches = parquet.iter_batches(_BATCH, row_groups=[group], columns=["image"])
             while here:
                 column = next(batches).column("image")
                 while here and here[0] < start + len(column):

@@ -53,7 +53,7 @@ article_type: kind
 attributes:
   - {name: kind, label: Kind, field: kind, values: [Shirt, Dress]}
   - {name: colour, label: Colour, field: colour, values: [Red, Blue, Green]}
-  - {name: details, label: Details, field: details, multi_valued: true, values: [Pocket, Logo]}
+  - {name: details, label: Details <b>, field: details, multi_valued: true, values: [Pocket, Logo]}
 """
 THRESHOLDS: dict[str, dict[str, Any]] = {
     "kind": {"threshold": 0.625, "target_precision": 0.9, "precision": 0.93, "accepted": 8, "candidates": 10},
@@ -415,7 +415,8 @@ def test_hostile_texts_are_trimmed_and_do_nothing(shop: Shop) -> None:
     for name in ("quarantine", "labels", "pictures", "conflicts", "tagged"):
         assert "<script>alert('x')</script> U+202E ␀ U+200B" in section(page, name), name
     assert "… of 8.0 MB" in section(page, "quarantine")
-    assert "default-src 'none'" in page
+    assert "Details <b>" in section(page, "attributes")
+    assert """<meta http-equiv="Content-Security-Policy" content="default-src 'none'""" in page
 
 
 def test_the_page_stands_alone(shop: Shop) -> None:
@@ -458,13 +459,22 @@ def test_labels_and_pictures_that_cannot_be_used(shop: Shop) -> None:
 
 
 def test_labels_are_those_of_the_products_tagged(shop: Shop) -> None:
-    old, new = catalog(), catalog()
-    old[0].unknown, new[1].unknown = {"colour": ["Old"]}, {"colour": ["New"]}
-    shop.night(FIRST, old)
-    shop.night(SECOND, new, tagged=["p01"], parent=FIRST, unchanged=9)
-    text = section(shop.page(SECOND), "labels")
-    assert "Colour New 1 p01" in text
-    assert "Colour Old" not in text
+    products = catalog()
+    for product in products:
+        product.unknown = {"colour": [f"of {product.id}"]}
+    shop.night(FIRST, products)
+    shop.night(SECOND, products, tagged=["p01", "p02"], parent=FIRST, unchanged=8)
+    # p01's example is of the first night; the plan names the folder, which holds others too.
+    planned = shop.lake.plan(SECOND) / "products" / "shard=0" / "part-0.parquet"
+    rows = pq.read_table(planned, partitioning=None).to_pylist()
+    rows[0]["example_path"] = f"examples/ds=2026-11-20/run={FIRST}/shard=0"
+    write(planned, pa.schema([f for f in tables.PLAN if f.name != "shard"]), rows)
+    plan = shop.lake.read_plan(SECOND)
+    folders = (rows[0]["example_path"], *plan.shards[0].example_paths)
+    shards = (plan.shards[0].model_copy(update={"example_paths": folders}),)
+    storage.write_document(shop.lake.plan(SECOND) / "plan.json", plan.model_copy(update={"shards": shards}))
+    found = gather_night(shop.lake, SECOND, load_rules("default")).unknown_labels
+    assert [(c.text, c.n) for c in found] == [("of p01", 1), ("of p02", 1)]
 
 
 def test_coverage_confidence_and_attention(shop: Shop) -> None:
@@ -660,21 +670,33 @@ def test_fixed_part_of_a_step() -> None:
     assert fitted is not None
     assert [fitted.fixed, fitted.per_row] == pytest.approx([10.0, 0.01])
     assert costs.fit([(1000, 20.0)]) is None
-    assert costs.fit([(1000, 20.0), (1001, 15.0)]) is None  # too alike to tell
+    assert costs.fit([(1000, 20.0), (1001, 20.01)]) is None  # too alike to tell
     assert costs.fit([(100, 20.0), (1000, 2.0)]) is None  # something else made the difference
 
 
 def test_what_to_look_at_is_sorted(shop: Shop) -> None:
     lines = [{"kind": "quarantined", "reasons": ["wrong_type"], "raw": b"{}"}]
     shop.night(FIRST, catalog(20))
-    shop.night(SECOND, catalog(20), tagged=["p00"], parent=FIRST, unchanged=19, removed=5, held=2, quarantine=lines)
+    shop.night(
+        SECOND,
+        catalog(20),
+        tagged=["p00"],
+        parent=FIRST,
+        unchanged=19,
+        removed=5,
+        held=2,
+        quarantine=lines,
+        new=0,
+        model_changed=1,
+    )
     found = findings(gather_night(shop.lake, SECOND, load_rules("default")))
     levels = [f.level for f in found]
     assert levels == sorted(levels, key=("wrong", "look", "note").index)
     texts = " ".join(f.text for f in found)
     assert "2 products are kept as they were" in texts
     assert "4.8% of the raw lines are not usable" in texts
-    assert "19.2% of the products are gone" in texts
+    assert "18.5% of the products are gone" in texts
+    assert "2 held as they were" in section(shop.page(SECOND), "ledger")
 
 
 def test_the_list_of_nights(shop: Shop) -> None:
@@ -702,6 +724,7 @@ def test_the_report_is_measured_and_written_again(shop: Shop) -> None:
 
 def test_texts() -> None:
     assert str(visible("a<b")) == "<bdi>a&lt;b</bdi>"
+    assert str(visible("x" * 500, 10)) == '<bdi>xxxxxxxxxx<span class="cut">…</span></bdi>'
     assert "e\u0301" in visible("e\u0301")  # an accent is no attack
     assert visible("e" + "\u0301" * 50, 200).count("\u0301") == 2
     assert "none" in visible(None)
