@@ -1,0 +1,105 @@
+"""What a night costs: a full one, one with 1 % changed, one with nothing changed; time by step, memory by process.
+
+    python benchmarks/night.py LAKE CATALOG --mapping fashion-products     # LAKE has a champion; see docs/results.md
+    python benchmarks/night.py LAKE CATALOG --times 10                     # ids renamed: is memory flat?
+
+The lake's models are used; everything else is written to a temporary folder and removed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from watch import Cost, watch
+
+from jobs.import_catalog import write_parts
+from jobs.lake import Lake
+from jobs.next_day import next_day
+from jobs.storage import write_document
+
+DAYS = ("2026-11-20", "2026-11-21", "2026-11-22")
+
+
+def multiply(lake: Lake, ds: str, times: int) -> None:
+    """Give the day's records `times` over, with ids renamed; pictures are shared."""
+    manifest = lake.read_raw_manifest(ds)
+    assert manifest is not None
+    folder = lake.raw(ds)
+    kept = folder.with_name("kept")
+    folder.rename(kept)
+
+    def lines() -> Any:
+        for n in range(times):
+            for path in sorted(kept.glob("*.jsonl.gz")):
+                with gzip.open(path, "rb") as file:
+                    for line in file:
+                        record = json.loads(line)
+                        record["product_id"] = f"{record['product_id']}-{n}"
+                        yield json.dumps(record).encode()
+
+    files = write_parts(folder, lines())
+    shutil.rmtree(kept)
+    rows = sum(file.rows for file in files)
+    write_document(folder / "_manifest.json", manifest.model_copy(update={"files": files, "rows": rows}))
+
+
+def steps(lake: Lake, run_id: str, ds: str) -> dict[str, float]:
+    """Return the seconds of each step of a run."""
+    plan = lake.read_plan(run_id)
+    folders = [lake.root / "reports" / f"ds={ds}" / f"validation-{plan.validation.version}", lake.reports(run_id)]
+    found: dict[str, float] = {}
+    for folder in folders:
+        for path in sorted((folder / "steps").glob("*.json")):
+            metrics = json.loads(path.read_text())
+            found[metrics["step"]] = found.get(metrics["step"], 0.0) + metrics["seconds"]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lake", type=Path, help="a lake with a champion")
+    parser.add_argument("catalog", type=Path)
+    parser.add_argument("--mapping", default="fashion-products")
+    parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--scratch", type=Path, default=None, help="where the temporary folder is made")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        scratch = Path(folder)
+        lake = Lake(scratch / "lake")
+        shutil.copytree(options.lake / "models", lake.models)
+        environment = os.environ | {"TAGGING_ROOT": str(lake.root), "TAGGING_PROGRESS": "false"}
+        catalogs = {DAYS[0]: options.catalog, DAYS[1]: scratch / "next"}
+        next_day(options.catalog, catalogs[DAYS[1]], options.mapping, changed=0.01, new=0.0, removed=0.0)
+        costs: dict[str, tuple[Cost, dict[str, float]]] = {}
+        for name, ds in (("full", DAYS[0]), ("1 % changed", DAYS[1]), ("nothing changed", DAYS[2])):
+            catalog = catalogs.get(ds, catalogs[DAYS[1]])
+            watch(["jobs", "import-catalog", str(catalog), "--ds", ds, "--mapping", options.mapping], environment)
+            if options.times > 1:
+                multiply(lake, ds, options.times)
+            cost = watch(["jobs", "night", "--ds", ds], environment)
+            result = json.loads(cost.output.strip().splitlines()[-1])
+            costs[name] = cost, steps(lake, result["run_id"], ds)
+            print(
+                f"{name}: {cost.seconds:.1f} s, {result['products']:,} products, {result['rows']:,} rows; {cost.memory()}",
+                flush=True,
+            )
+        names = list(dict.fromkeys(step for _, by_step in costs.values() for step in by_step))
+        print(
+            f"\n| night | all in | ratio | {' | '.join(names)} | start and stop |\n|---|---|---|{'---|' * len(names)}---|"
+        )
+        full = costs["full"][0].seconds
+        for name, (cost, by_step) in costs.items():
+            rest = cost.seconds - sum(by_step.values())
+            cells = " | ".join(f"{by_step.get(step, 0.0):.1f}" for step in names)
+            print(f"| {name} | {cost.seconds:.1f} | {cost.seconds / full:.2f} | {cells} | {rest:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
