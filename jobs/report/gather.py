@@ -297,7 +297,6 @@ class Query:
         # A folder may hold more products than this run tags, and older states of them.
         return f"""(select e.* from {_scan(self._db, files, tables.EXAMPLES, "filename = true")} as e
             join {_scan(self._db, planned, tables.PLAN)} as p on e.product_id = p.product_id
-                and e.source_hash = p.source_hash
                 and starts_with(e.filename, {_quoted(f"{lake.root}/")} || coalesce(p.example_path, {_quoted(own)}) || '/'))"""
 
     def unknown_labels(self) -> tuple[tuple[Counted, ...], int]:
@@ -404,42 +403,42 @@ class Query:
                     accepted=accepted,
                 )
             )
-        states = {row[0]: row[1:] for row in self._rows(
-            """select product_id, source_hash, modality, image_status, example_path from products
+        found = self._rows(
+            """select product_id, modality, image_status, example_path from products
                where product_id in (select unnest(?))""",
             wanted,
-        )}  # fmt: skip
-        titles, places = self._places({p: (s[0], s[3]) for p, s in states.items()})
+        )
+        states = {product: (modality, status) for product, modality, status, _ in found}
+        titles, places = self._places({product: folder for product, _, _, folder in found})
         pictures = thumbnails(places, self._plan.picture_height, self._plan.picture_width)
         return {
             product: Shown(
                 product_id=product,
                 title=titles.get(product, ""),
-                modality=states[product][1] if product in states else "",
-                image_status=states[product][2] if product in states else "",
+                modality=states[product][0] if product in states else "",
+                image_status=states[product][1] if product in states else "",
                 picture=pictures.get(product),
                 values=tuple(sorted(values[product], key=lambda v: (self._in_order(v.attribute), v.value or "~"))),
             )
             for product in wanted
         }
 
-    def _places(self, wanted: Mapping[str, tuple[str, str]]) -> tuple[dict[str, str], dict[str, Place]]:
-        """Return the titles of products, and where their pictures are, by source hash and folder of their example."""
-        folders = dict.fromkeys(path for _, path in wanted.values())
+    def _places(self, wanted: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Place]]:
+        """Return the titles of products, and where their pictures are, by the folder of their example."""
+        folders = dict.fromkeys(wanted.values())
         files = [file for path in folders for file in parquet.files(self._lake.root / path)]
+        if not files:
+            return {}, {}
         rows = self._rows(
-            f"""select product_id, source_hash, left(title, {_TEXT}), image_status, filename, file_row_number
+            f"""select product_id, left(title, {_TEXT}), image_status, filename, file_row_number
                 from {_scan(self._db, files, tables.EXAMPLES, "filename = true", "file_row_number = true")}
-                where product_id in (select unnest(?))"""
-            if files
-            else "select null, null, null, null, null, null where ? is null",
+                where product_id in (select unnest(?))""",
             list(wanted),
         )
         titles: dict[str, str] = {}
         places: dict[str, Place] = {}
-        for product, source_hash, title, status, file, row in rows:
-            expected_hash, folder = wanted[product]
-            if source_hash == expected_hash and Path(file).is_relative_to(self._lake.root / folder):
+        for product, title, status, file, row in rows:
+            if Path(file).is_relative_to(self._lake.root / wanted[product]):  # not an older state in another folder
                 titles[product] = title
                 if status == "ok":
                     places[product] = Place(Path(file), row)

@@ -532,9 +532,9 @@ def test_conflicts_are_the_surest_with_their_own_pictures(shop: Shop) -> None:
 def test_first_night_has_nothing_to_compare_with(shop: Shop) -> None:
     shop.night(FIRST, catalog())
     page = shop.page(FIRST)
-    assert "The first night: there are no earlier tables" in section(page, "shares")
+    assert "There are no earlier tables to compare with: this is the first night." in section(page, "shares")
     assert "Colour Red 60.0% Blue 40.0%" in section(page, "shares")
-    assert "first night" in seen(page)
+    assert "nothing earlier to compare with" in seen(page)
     assert "tonight" not in section(page, "conflicts")
 
 
@@ -555,6 +555,18 @@ def test_shares_are_compared_with_the_parent(shop: Shop) -> None:
     assert "p00" not in section(page, "tagged")
 
 
+def test_a_changed_product_is_shown_as_it_is_now(shop: Shop) -> None:
+    old = Product("a", [Row("kind", "Shirt", "Dress", 0.9)], title="Old title")
+    new = Product("a", [Row("kind", "Shirt", "Dress", 0.9)], title="New title")
+    same = Product("b", [Row("kind", "Shirt", "Dress", 0.8)], title="Same title")  # its example is the first night's
+    shop.night(FIRST, [old, same])
+    shop.night(SECOND, [new, same], tagged=["a"], parent=FIRST, unchanged=1)
+    text = section(shop.page(SECOND), "conflicts")
+    assert "New title a tonight" in text
+    assert "Same title b Kind" in text
+    assert "Old title" not in text
+
+
 def test_an_attribute_that_is_new_has_not_shifted(shop: Shop) -> None:
     shop.night(FIRST, [Product("a", [Row("kind", "Shirt")])])
     shop.night(SECOND, [Product("a", [Row("kind", "Shirt"), Row("colour", "Red")])], parent=FIRST)
@@ -568,6 +580,8 @@ def test_a_night_that_changed_nothing(shop: Shop) -> None:
     assert shop.lake.read_manifest(SECOND) is None
     page = shop.page(SECOND)
     assert f"Nothing changed; the tables are those of {FIRST}." in seen(page)
+    assert f"tables of {FIRST}" in seen(page)
+    assert f"{SECOND} no change" in seen((shop.lake.root / "reports" / "index.html").read_text())
     assert "No product was tagged." in section(page, "pictures")
     assert "Kind 10 products 100% catalog" in section(page, "attributes")
     assert f"the shares are those of {FIRST}" in section(page, "shares")
@@ -580,6 +594,7 @@ def test_a_backfill_shows_its_own_day(shop: Shop) -> None:
     shop.night(PAST, catalog(10, red=3), parent=FIRST, backfill=True)
     page = shop.page(PAST)
     assert "Colour Blue 70.0% Red 30.0%" in section(page, "shares")
+    assert "this is the first day of the history" in section(page, "shares")
     assert "backfill: history only" in seen(page)
     assert "the history of 2026-11-19 is new" in section(page, "ledger")
     assert "in the tables" not in section(page, "ledger")
