@@ -45,6 +45,7 @@ def preprocess(settings: Settings, run_id: str) -> int:
         found = lake.read_examples_manifest(run_id)
         if found is not None or not plan.to_preprocess:
             log.info("preprocess: nothing to do")
+            measured.folder = None  # what it did cost stays on record
             return found.rows if found else 0
         with spark.session(settings) as session:
             statuses = _preprocess(session, settings, lake, plan)

@@ -23,7 +23,7 @@ def set_up_logging() -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    for noisy in ("py4j", "great_expectations", "matplotlib", "fontTools", "PIL"):
+    for noisy in ("py4j", "great_expectations", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

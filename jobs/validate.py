@@ -56,6 +56,7 @@ def validate(settings: Settings, ds: str) -> Validation:
                 found = _validate(session, lake, manifest, table, roots, version, docs)
         else:
             log.info("validate: %s is validated already, by the same rules", ds)
+            measured.folder = None  # what it did cost stays on record
         measured.rows = found.raw
     log.info(
         "validate: %s raw = %s unparsable + %s quarantined + %s superseded + %s valid; Data Docs: %s",
