@@ -45,8 +45,9 @@ TEN_PRODUCTS = """\
 WITH tagged AS (
     SELECT *, row_number() OVER (PARTITION BY product_id ORDER BY source = 'model' DESC, confidence DESC) AS place
     FROM read_parquet(getvariable('files')) WHERE value IS NOT NULL),
-ten AS (SELECT product_id FROM tagged WHERE source = 'model' GROUP BY ALL ORDER BY md5(product_id) LIMIT 10)
-SELECT valid.title, attribute, value, source, round(confidence, 2)
+ten AS (SELECT product_id FROM tagged WHERE source = 'model' GROUP BY product_id ORDER BY md5(product_id) LIMIT 10)
+SELECT product_id, coalesce(nullif(valid.title, ''), '(no title)'), attribute, value, source,
+       CASE source WHEN 'model' THEN format('{{:.2f}}', confidence) END
 FROM tagged JOIN ten USING (product_id) JOIN read_parquet('{valid}') AS valid USING (product_id)
 WHERE place <= 3 ORDER BY product_id, attribute"""
 
@@ -147,7 +148,7 @@ def demo(settings: Settings, folder: Path, catalog: Path | None, mapping: str) -
     _night(console, DAYS[1])
 
     ledgers = [_ledger(lake, ds) for ds in DAYS]
-    _show(lake, ledgers)
+    show(lake, ledgers)
     print(f"\nTotal: {time.perf_counter() - start:.0f} s. Everything is in {folder}; the whole log is {console.log}.")
 
 
@@ -202,7 +203,7 @@ def _ledger(lake: Lake, ds: str) -> Ledger:
     return max(ledgers, key=lambda ledger: ledger.created_at)
 
 
-def _show(lake: Lake, ledgers: Sequence[Ledger]) -> None:
+def show(lake: Lake, ledgers: Sequence[Ledger]) -> None:
     """Print the nights' ledgers, ten products, and a query of the tables."""
     print("\n== Two nights, every row accounted for ==\n")
     rows = [(field, *(_cell(getattr(ledger, field)) for ledger in ledgers)) for field in Ledger.model_fields]
@@ -226,12 +227,12 @@ def _show(lake: Lake, ledgers: Sequence[Ledger]) -> None:
 
 
 def _first_of_each(rows: Iterable[Sequence[object]]) -> list[Sequence[object]]:
-    """Blank a title that repeats the one above."""
+    """Drop the first column, the product's id, and blank a title below the first of its product."""
     shown: list[Sequence[object]] = []
     last: object = None
-    for title, *rest in rows:
-        shown.append(("" if title == last else title, *rest))
-        last = title
+    for product_id, title, *rest in rows:
+        shown.append(("" if product_id == last else title, *rest))
+        last = product_id
     return shown
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from jobs.demo import show
 from jobs.lake import Lake
 from jobs.next_day import next_day
 from schemas.documents import Ledger
@@ -105,7 +106,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     return made
 
 
-def test_nights(pipeline: Pipeline) -> None:
+def test_nights(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     lake = pipeline.lake
 
     # the first night tags everything, in more than one mapped task
@@ -143,6 +144,13 @@ def test_nights(pipeline: Pipeline) -> None:
     assert pipeline.query("SELECT count(DISTINCT product_id) FROM t WHERE ds = '2026-11-21'") == [
         (second.new + second.changed,)
     ]
+
+    # what `make run` shows at its end
+    show(lake, [ledger, second])
+    shown = capsys.readouterr().out
+    assert f"{ledger.run_id}  {second.run_id}" in shown
+    assert "article_type" in shown
+    assert shown.count("/report.html") == 2
 
     # an empty night: the same catalog again; neither pictures nor the model are touched
     pipeline.job("import-catalog", str(day2), "--ds", DAY3)
