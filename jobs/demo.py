@@ -131,6 +131,7 @@ def demo(settings: Settings, folder: Path, catalog: Path | None, mapping: str) -
         mapping, days = "sample", (folder / "catalog", folder / "catalog-day2")
         console.run("python", "-m", "jobs", "sample-catalog", str(days[0]))
     else:
+        mapping = str(Path(mapping).resolve()) if Path(mapping).is_file() else mapping
         days = (catalog.resolve(), folder / "catalog-day2")
 
     console.job("import-catalog", str(days[0]), "--ds", DAYS[0], "--mapping", mapping)
