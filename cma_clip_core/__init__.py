@@ -6,7 +6,12 @@ Importing this package loads no torch, so that Spark workers can use `pictures` 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# Before torch is loaded, which reads it once: its threads then sleep where they wait for each other. By default they
+# spin, and on a machine that has other work for its cores too (a scheduler, Spark) that is 5 to 8 times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from cma_clip_core.tagger import Tagger, load
