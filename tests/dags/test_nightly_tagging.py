@@ -190,6 +190,9 @@ def test_killing_the_task_ends_the_whole_step(
     assert os.getpgid(process.pid) == process.pid != os.getpgid(0)
     if stopped:  # a process that does not react to SIGTERM
         os.kill(process.pid, signal.SIGSTOP)
+        # signals reach it in the order of their numbers: not stopped yet, it would still take the SIGTERM
+        while process.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
+            time.sleep(0.01)
     operator.on_kill()
     thread.join(10)
     assert not thread.is_alive()
