@@ -44,8 +44,6 @@ class Pipeline:
             "TAGGING_SPARK_MASTER": "local[2]",
             "TAGGING_PROGRESS": "false",
             "TAGGING_RETRY_DELAY": "0",
-            # a JVM that lives for seconds is not worth optimising for: a third less processor time
-            "_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1",
         }
 
     def run(self, *command: str, fails: bool = False) -> str:
