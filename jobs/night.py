@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import threading
 from pathlib import Path
 
 from jobs import plan as plan_step
@@ -16,11 +18,19 @@ def night(settings: Settings, ds: str, *, retag: bool = False) -> tuple[Ledger, 
     Raises:
         JobError: what any step raises; the steps before it are kept.
     """
+    _preload("great_expectations.expectations")
     with spark.session(settings):  # one JVM for all steps
         validate.validate(settings, ds)
         plan = plan_step.plan(settings, ds, retag=retag)
+        if plan.shards:
+            _preload("cma_clip_core.tagger")
         preprocess.preprocess(settings, plan.run_id)
         if plan.shards:
             tag.tag(settings, plan.run_id)
         ledger = publish.publish(settings, plan.run_id)
     return ledger, report.report(settings, plan.run_id)
+
+
+def _preload(module: str) -> None:
+    """Import a module that takes seconds (Great Expectations, torch) while Spark's JVM works and Python waits for it."""
+    threading.Thread(target=importlib.import_module, args=(module,), daemon=True).start()
