@@ -139,4 +139,5 @@ class Lake:
     def current_run(self) -> str | None:
         """Return the id of the live run, or None where nothing is published."""
         lines = self.current_lines()
-        return Path(lines[0]).relative_to(self.root / "attribute_tables" / "runs").parts[0] if lines else None
+        # Of a lake that was moved too: its pointer still has the old place's paths until the next publication.
+        return Path(lines[0]).parent.parent.name if lines else None

@@ -18,12 +18,10 @@ def night(settings: Settings, ds: str, *, retag: bool = False) -> tuple[Ledger, 
     Raises:
         JobError: what any step raises; the steps before it are kept.
     """
-    _preload("great_expectations.expectations")
+    _preload("great_expectations.expectations", "cma_clip_core.tagger")
     with spark.session(settings):  # one JVM for all steps
         validate.validate(settings, ds)
         plan = plan_step.plan(settings, ds, retag=retag)
-        if plan.shards:
-            _preload("cma_clip_core.tagger")
         preprocess.preprocess(settings, plan.run_id)
         if plan.shards:
             tag.tag(settings, plan.run_id)
@@ -31,6 +29,6 @@ def night(settings: Settings, ds: str, *, retag: bool = False) -> tuple[Ledger, 
     return ledger, report.report(settings, plan.run_id)
 
 
-def _preload(module: str) -> None:
-    """Import a module that takes seconds (Great Expectations, torch) while Spark's JVM works and Python waits for it."""
-    threading.Thread(target=importlib.import_module, args=(module,), daemon=True).start()
+def _preload(*modules: str) -> None:
+    """Import what takes seconds (Great Expectations, torch) while Spark's JVM works and Python waits for it."""
+    threading.Thread(target=lambda: [importlib.import_module(module) for module in modules], daemon=True).start()
