@@ -1,7 +1,7 @@
 """Published tables: each engine's line reads them; a reader in the middle of a swap sees one whole version; rollback;
 backfill.
 
-Run with ``make test TESTS=tests/jobs/test_tables.py``.
+Run with ``make test TESTS=tests/jobs/test_published_tables.py``.
 """
 
 from __future__ import annotations

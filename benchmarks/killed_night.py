@@ -1,0 +1,94 @@
+"""Kill a night in each of its steps, start it again each time, and compare its tables with an undisturbed night's.
+
+    python benchmarks/killed_night.py LAKE --ds 2026-11-20
+
+LAKE has the day's raw catalog, a champion, and the night of that day published by that champion. A copy of its raw
+catalog, pictures and models is made; the night of the copy is killed (SIGKILL to the whole process group) shortly after
+each step's start, and once more between a tag shard's start and its end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import duckdb
+
+from jobs.lake import Lake
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STEPS = ("validate", "plan", "preprocess", "tag-00000", "tag-00001", "publish", "report")
+
+
+def killed_at(step: str, delay: float, command: list[str], environment: dict[str, str]) -> bool:
+    """Start the night and kill it `delay` seconds after `step` has started; False where it ended before."""
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if f"{step}: started" in line:
+            time.sleep(delay)
+            ended = process.poll() is not None
+            if not ended:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return not ended
+    process.wait()
+    return False
+
+
+def rows(lake: Lake, path: Path) -> None:
+    """Write the live table, without what differs from run to run, in one order, as CSV."""
+    with duckdb.connect() as connection:
+        connection.execute(
+            f"copy (select * exclude (run_id, tagged_at) from read_parquet($1, hive_partitioning = false) order by all) to '{path}'",
+            [lake.current_lines()],
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lake", type=Path)
+    parser.add_argument("--ds", required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    delays = random.Random(options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, lake = Lake(options.lake.resolve()), Lake(Path(folder) / "lake")
+        shutil.copytree(whole.raw(options.ds), lake.raw(options.ds))
+        shutil.copytree(whole.models, lake.models)
+        lake.pictures.symlink_to(whole.pictures)
+        environment = os.environ | {"TAGGING_ROOT": str(lake.root), "TAGGING_PROGRESS": "false"}
+        command = [sys.executable, "-m", "jobs", "night", "--ds", options.ds]
+        for step in STEPS:
+            delay = delays.uniform(0.05, 3.0)
+            what = "killed" if killed_at(step, delay, command, environment) else "ended before it could be killed"
+            print(f"{step}: {what} {delay:.1f} s after its start", flush=True)
+        subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, stdout=subprocess.DEVNULL)
+        tables = []
+        for name, of in (("undisturbed", whole), ("killed", lake)):
+            path = Path(folder) / f"{name}.csv"
+            rows(of, path)
+            tables.append(path.read_bytes())
+        same = tables[0] == tables[1]
+        print(f"{len(tables[1].splitlines()) - 1:,} rows; the tables are {'the same' if same else 'NOT the same'}")
+        sys.exit(0 if same else 1)
+
+
+if __name__ == "__main__":
+    main()
