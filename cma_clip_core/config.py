@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from schemas.loading import ContractError, Strict, load_yaml
+from schemas.loading import Strict, load_shipped
 
 BUILT_IN = Path(__file__).parent / "configs"
 
@@ -158,10 +158,4 @@ def load_config(path: str | Path) -> ModelConfig:
     Raises:
         ContractError: it is missing or wrong; the message says where and why.
     """
-    shipped = BUILT_IN / f"{path}.yaml"
-    if "/" not in str(path) and shipped.exists():
-        return load_yaml(shipped, ModelConfig)
-    if not Path(path).exists():
-        names = sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
-        raise ContractError(f"{path}: no such model configuration; the shipped ones are {names}")
-    return load_yaml(path, ModelConfig)
+    return load_shipped(path, ModelConfig, BUILT_IN, "model configuration")

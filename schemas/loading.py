@@ -59,3 +59,18 @@ def parse_yaml(text: str, model: type[Model], name: str) -> Model:
     except ValidationError as error:
         lines = [f"  {place(document, e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
         raise ContractError("\n".join([f"{name}: not a valid {model.__name__}:", *lines])) from error
+
+
+def load_shipped(name: str | Path, model: type[Model], folder: Path, what: str) -> Model:
+    """Return the shipped file `name` of `folder`, or the YAML file at the path `name`, as a `model`.
+
+    Raises:
+        ContractError: there is neither, or it is wrong; the message says what `what` there is, or where it is wrong.
+    """
+    shipped = folder / f"{name}.yaml"
+    if "/" not in str(name) and shipped.exists():
+        return load_yaml(shipped, model)
+    if not Path(name).exists():
+        names = sorted(path.stem for path in folder.glob("*.yaml"))
+        raise ContractError(f"{name}: no such {what}; the shipped ones are {names}")
+    return load_yaml(name, model)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from schemas.loading import ContractError, Strict, load_yaml
+from schemas.loading import Strict, load_shipped
 
 BUILT_IN = Path(__file__).parent / "mappings"
 
@@ -62,10 +62,4 @@ class Mapping(Strict):
 
 def load_mapping(path: str | Path) -> Mapping:
     """Return the mapping at `path`, or the shipped one of that name (``fashion-products``). Raises ContractError."""
-    shipped = BUILT_IN / f"{path}.yaml"
-    if "/" not in str(path) and shipped.exists():
-        return load_yaml(shipped, Mapping)
-    if not Path(path).exists():
-        names = sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
-        raise ContractError(f"{path}: no such mapping file; the shipped ones are {names}")
-    return load_yaml(path, Mapping)
+    return load_shipped(path, Mapping, BUILT_IN, "mapping file")

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.loading import ContractError, Strict, load_yaml
+from schemas.loading import Strict, load_shipped
 from schemas.taxonomy import Name, Text
 
 BUILT_IN = Path(__file__).parent / "rules"
@@ -124,10 +124,4 @@ class RuleTable(Strict):
 
 def load_rules(path: str | Path) -> RuleTable:
     """Return the rule table at `path`, or the shipped one of that name (``default``). Raises ContractError."""
-    shipped = BUILT_IN / f"{path}.yaml"
-    if "/" not in str(path) and shipped.exists():
-        return load_yaml(shipped, RuleTable)
-    if not Path(path).exists():
-        names = sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
-        raise ContractError(f"{path}: no such rules file; the shipped ones are {names}")
-    return load_yaml(path, RuleTable)
+    return load_shipped(path, RuleTable, BUILT_IN, "rules file")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from schemas.loading import ContractError, Strict, load_yaml
+from schemas.loading import Strict, load_shipped
 
 BUILT_IN = Path(__file__).parent / "taxonomies"
 
@@ -210,10 +210,4 @@ def load_taxonomy(path: str | Path) -> Taxonomy:
     Raises:
         ContractError: it is missing or wrong; the message says where and why.
     """
-    shipped = BUILT_IN / f"{path}.yaml"
-    if "/" not in str(path) and shipped.exists():
-        return load_yaml(shipped, Taxonomy)
-    if not Path(path).exists():
-        names = sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
-        raise ContractError(f"{path}: no such taxonomy file; the shipped ones are {names}")
-    return load_yaml(path, Taxonomy)
+    return load_shipped(path, Taxonomy, BUILT_IN, "taxonomy file")
