@@ -69,5 +69,5 @@ def watch(command: Sequence[str], environment: Mapping[str, str]) -> Cost:
     done.set()
     sampler.join()
     if cost.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{cost.output[-4000:]}")
+        sys.exit(f"{' '.join(command)} failed:\n{cost.output[-40000:]}")
     return cost

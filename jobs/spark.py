@@ -7,17 +7,22 @@ import os
 import sys
 from collections.abc import Iterator
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from jobs.errors import JobError
 from jobs.settings import Settings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+# Light compilation alone: of a job of seconds or minutes the full compiler costs more than it brings.
+_JVM: Final = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true"
+
 
 @contextlib.contextmanager
 def session(settings: Settings) -> Iterator[SparkSession]:
     """Yield the process's Spark session, started if there is none; who starts it, stops it."""
+    from py4j.protocol import Py4JError
     from pyspark.sql import SparkSession
 
     active = SparkSession.getActiveSession()
@@ -30,7 +35,7 @@ def session(settings: Settings) -> Iterator[SparkSession]:
     scratch = settings.root / "scratch"
     options = {
         "spark.driver.memory": settings.spark_memory,
-        "spark.driver.extraJavaOptions": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Djava.net.preferIPv4Stack=true",
+        "spark.driver.extraJavaOptions": _JVM,
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "ERROR",
@@ -50,5 +55,13 @@ def session(settings: Settings) -> Iterator[SparkSession]:
     spark = builder.getOrCreate()
     try:
         yield spark
+    except Exception as error:
+        if spark.sparkContext._gateway.proc.poll() is not None:
+            raise JobError(
+                f"Spark's JVM ended in the middle of its work, most likely out of memory: give it more than "
+                f"{settings.spark_memory} (TAGGING_SPARK_MEMORY), or leave it more of the machine's; then start again"
+            ) from error
+        raise
     finally:
-        spark.stop()
+        with contextlib.suppress(Py4JError, OSError):  # the JVM may be gone
+            spark.stop()
