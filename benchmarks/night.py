@@ -42,7 +42,7 @@ def multiply(lake: Lake, ds: str, times: int) -> None:
                     for line in file:
                         record = json.loads(line)
                         record["product_id"] = f"{record['product_id']}-{n}"
-                        yield json.dumps(record).encode()
+                        yield json.dumps(record).encode() + b"\n"
 
     files = write_parts(folder, lines())
     shutil.rmtree(kept)

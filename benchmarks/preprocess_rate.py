@@ -62,7 +62,7 @@ def main() -> None:
         )
         names = [str(p.relative_to(lake.pictures)) for _ in range(options.copies) for p in paths]
         lines = (
-            f'{{"product_id": "{i}", "title": "Blue shirt", "description": "A shirt.", "image_uri": "{name}"}}'.encode()
+            f'{{"product_id": "{i}", "title": "Blue shirt", "description": "A shirt.", "image_uri": "{name}"}}\n'.encode()
             for i, name in enumerate(names)
         )
         files = write_parts(lake.raw(DS), lines)

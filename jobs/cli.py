@@ -80,7 +80,7 @@ def _common(
         str | None, typer.Option(help="auto, cpu, or cuda (fails without a GPU). [TAGGING_DEVICE]")
     ] = None,
     spark_master: Annotated[str | None, typer.Option(help="Where Spark runs. [TAGGING_SPARK_MASTER, local[*]]")] = None,
-    spark_memory: Annotated[str | None, typer.Option(help="Heap of Spark's driver. [TAGGING_SPARK_MEMORY, 1g]")] = None,
+    spark_memory: Annotated[str | None, typer.Option(help="Heap of Spark's driver. [TAGGING_SPARK_MEMORY, 2g]")] = None,
     progress: Annotated[bool | None, typer.Option(help="Show progress bars. [TAGGING_PROGRESS]")] = None,
 ) -> None:
     from jobs.steps import set_up_logging

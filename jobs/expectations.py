@@ -82,7 +82,7 @@ def check(
     """Validate `frame` by every rule of `table` and write Data Docs to the folder `docs`.
 
     Args:
-        frame: the parsed records, with the columns the rules name; read several times, so better cached.
+        frame: the parsed records, with the columns the rules name; read several times, so better read from a file or a cache.
         last_days: raw row counts of the days before, oldest first.
 
     Raises:

@@ -42,10 +42,14 @@ def parse(lines: DataFrame) -> DataFrame:
     """
     from pyspark.sql import functions as F
 
-    # A broken line is not given to the JSON parser: only its bytes are kept.
-    json = F.expr("if(is_valid_utf8(line), try_parse_json(line), null)")
+    # A broken line is not given to the JSON parser: only its bytes are kept. The parser ignores what follows a whole
+    # value; in a list, with a mark after it, a value that is not alone on its line moves the mark.
+    items = F.expr("if(is_valid_utf8(line), try_parse_json(concat('[', line, ', \"end\"]')), null)")
+    alone = "try_variant_get(items, '$[1]', 'string') = 'end'"
+    json = F.expr(f"if({alone}, variant_get(items, '$[0]', 'variant'), null)")
     objects = (
-        lines.withColumn("json", json)
+        lines.withColumn("items", items)
+        .withColumn("json", json)
         .withColumn("record", F.expr("try_cast(json as map<string, variant>)"))
         .withColumn("attributes", F.expr("try_cast(record['attributes'] as map<string, variant>)"))
     )

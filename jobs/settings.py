@@ -25,7 +25,7 @@ class Settings(BaseSettings):
     batch_size: int = Field(default=256, ge=1, description="products in a forward pass")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="cuda fails where there is no GPU")
     spark_master: str = Field(default="local[*]", description="where Spark runs")
-    spark_memory: str = Field(default="1g", description="heap of Spark's driver")
+    spark_memory: str = Field(default="2g", description="heap of Spark's driver")
     progress: bool = Field(default=True, description="show progress bars")
 
     @field_validator("root", mode="before")

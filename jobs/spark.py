@@ -48,6 +48,7 @@ def session(settings: Settings) -> Iterator[SparkSession]:
         "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "512",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.hadoop.parquet.block.size": str(32 * 2**20),  # held in memory by each writing task
         "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
     }
     builder = SparkSession.builder.master(settings.spark_master).appName("catalog-attribute-tagger")

@@ -129,7 +129,6 @@ def _validate(
     version: str,
     docs: Path,
 ) -> Validation:
-    from pyspark import StorageLevel
     from pyspark.sql import functions as F
 
     ds = manifest.ds
@@ -139,7 +138,10 @@ def _validate(
         )
     lines = records.read_lines(session, [lake.raw(ds) / file.name for file in manifest.files])
     parsed = records.parse(lines).withColumn("reasons", row_filter.reasons(table, roots))
-    parsed = parsed.persist(StorageLevel.MEMORY_AND_DISK)
+    # Read a dozen times below: from Parquet, a column at a time. Spark's cache would hold whole texts in the heap.
+    scratch = lake.root / "scratch" / f"validate-{ds}-{version}"
+    parsed.write.mode("overwrite").parquet(str(scratch))
+    parsed = session.read.parquet(str(scratch))
     try:
         gate = expectations.check(parsed, table, roots, last_days(lake, ds), docs, ds=ds)
         valid_path, quarantine_path = lake.valid(ds) / version, lake.quarantine(ds) / version
@@ -151,7 +153,7 @@ def _validate(
         reasons = parsed.select(F.explode("reasons").alias("reason")).groupBy("reason").count().collect()
         kinds = _count_kinds(quarantine_path)
     finally:
-        parsed.unpersist()
+        storage.remove_folder(scratch)
     counts = {kind: kinds.get(kind, 0) for kind in ("unparsable", "quarantined", "superseded")}
     n_valid = parquet.count(parquet.files(valid_path))
     if manifest.rows != n_valid + sum(counts.values()):
