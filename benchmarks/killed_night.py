@@ -1,6 +1,6 @@
 """Kill a night in each of its steps, start it again each time, and compare its tables with an undisturbed night's.
 
-    python benchmarks/killed_night.py LAKE --ds 2026-11-20
+    PYTHONPATH=. python benchmarks/killed_night.py LAKE --ds 2026-11-20
 
 LAKE has the day's raw catalog, a champion, and the night of that day published by that champion. A copy of its raw
 catalog, pictures and models is made; the night of the copy is killed (SIGKILL to the whole process group) shortly after

@@ -1,7 +1,7 @@
 """What a night costs: a full one, one with 1 % changed, one with nothing changed; time by step, memory by process.
 
-    python benchmarks/night.py LAKE CATALOG --mapping fashion-products     # LAKE has a champion; see docs/results.md
-    python benchmarks/night.py LAKE CATALOG --times 10                     # ids renamed: is memory flat?
+    PYTHONPATH=. python benchmarks/night.py LAKE CATALOG --mapping fashion-products     # LAKE has a champion; see docs/results.md
+    PYTHONPATH=. python benchmarks/night.py LAKE CATALOG --times 10                     # ids renamed: is memory flat?
 
 The lake's models are used; everything else is written to a temporary folder and removed.
 """

@@ -1,6 +1,6 @@
 """Preprocess against a bare Pillow loop that decodes and resizes the same pictures on as many processes.
 
-    python benchmarks/preprocess_rate.py PICTURES.zip --copies 12 --height 224 --width 224
+    PYTHONPATH=. python benchmarks/preprocess_rate.py PICTURES.zip --copies 12 --height 224 --width 224
 
 Both read the files from a folder; preprocess also cleans texts, maps labels, and writes Parquet. Side by side, in turn.
 """

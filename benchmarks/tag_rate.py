@@ -1,6 +1,6 @@
 """How fast a model tags, and what the pipeline around it costs.
 
-    python benchmarks/tag_rate.py --model lake/models/20261123-1f3a09bc --examples lake/examples/ds=2026-11-20
+    PYTHONPATH=. python benchmarks/tag_rate.py --model lake/models/20261123-1f3a09bc --examples lake/examples/ds=2026-11-20
 
 Measures the model's own forward rate on inputs that lie ready in memory, then tagging from Parquet to Parquet, and
 prints both as one line of JSON, with the machine and where the time went. Both run on the same examples, after one
