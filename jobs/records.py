@@ -1,23 +1,54 @@
-"""Raw JSON lines to typed columns, in Spark, with nothing lost: what does not parse or has a wrong type says so.
+"""Raw JSON lines to typed columns, with nothing lost: what does not parse or has a wrong type says so.
 
-JSON is read as Spark's variant type, which keeps each value's own type; `from_json` would turn a title that is a number
-or an object into text without a word.
+The lines are parsed inside Spark's tasks by Python's own JSON reader. Spark's keeps no wrong type (a title that is a
+number becomes text without a word) and takes the first of several values on a line for the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+
+from schemas.tables import LABELS, spark_schema
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 STRINGS: Final = ("product_id", "title", "brand", "description", "image_uri", "image_version", "updated_at")
-BLANK: Final = r"^[\s\p{Cntrl}\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]*$"
-_NUMBERS: Final = r"^(TINYINT|SMALLINT|INT|BIGINT|FLOAT|DOUBLE|DECIMAL\(.*\))$"
+_LINE: Final = pa.schema(
+    [
+        ("raw", pa.binary()),
+        ("source_file", pa.string()),
+        ("block", pa.int64()),
+        ("position", pa.int64()),
+    ]
+)
+# The rules of schemas/rules name these columns.
+PARSED: Final = pa.schema(
+    [
+        *_LINE,
+        ("line_error", pa.string()),
+        ("wrong_types", pa.string()),
+        *[(name, pa.string()) for name in STRINGS],
+        ("price", pa.float64()),
+        ("labels", LABELS),
+        ("mistyped_labels", pa.map_(pa.string(), pa.string())),
+        ("content", pa.string()),
+        ("source_hash", pa.string()),
+    ]
+)
+# Blanks, control and invisible characters: a text of these alone is no text.
+_BLANK: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]*")
+_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # `content` only has to tell blank from given: a look at the start of each text is enough, whatever its length.
 _TEXT_START: Final = 2000
+_SHOWN: Final = 200  # characters of a label of a wrong type
 
 
 def read_lines(spark: SparkSession, files: Sequence[Path]) -> DataFrame:
@@ -27,7 +58,6 @@ def read_lines(spark: SparkSession, files: Sequence[Path]) -> DataFrame:
     lines = spark.read.text([str(file) for file in files])
     return lines.where(F.expr(r"btrim(value, ' \t\r\n\f') <> ''")).select(
         F.col("value").cast("binary").alias("raw"),
-        F.col("value").alias("line"),
         F.col("_metadata.file_name").alias("source_file"),
         F.col("_metadata.file_block_start").alias("block"),
         F.monotonically_increasing_id().alias("position"),
@@ -35,96 +65,115 @@ def read_lines(spark: SparkSession, files: Sequence[Path]) -> DataFrame:
 
 
 def parse(lines: DataFrame) -> DataFrame:
-    """Return `lines` with the record's columns beside them.
+    """Return `lines` with the record's columns beside them: those of `PARSED`."""
+    return lines.mapInArrow(_parse_batches, spark_schema(PARSED))
 
-    Columns: raw, source_file, block, position; line_error, wrong_types, content (see schemas/rules/default.yaml); the
-    strings of RECORD (blank: null), price; labels (map of lists), mistyped_labels (map of JSON).
+
+def _parse_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        rows = [parse_line(raw) for raw in batch.column("raw").to_pylist()]
+        columns = [batch.column(name) for name in _LINE.names]
+        columns += [pa.array([row.get(f.name) for row in rows], f.type) for f in list(PARSED)[len(_LINE) :]]
+        yield pa.RecordBatch.from_arrays(columns, schema=PARSED)
+
+
+def parse_line(raw: bytes) -> dict[str, Any]:
+    """Return the columns of one raw line; one that is absent is null.
+
+    ``line_error`` says why the line is no record: bad_utf8, not_json, not_object; ``wrong_types`` names the fields whose
+    JSON type is not the record's. A string of blanks and invisible characters alone is null.
     """
-    from pyspark.sql import functions as F
-
-    # A broken line is not given to the JSON parser: only its bytes are kept. The parser ignores what follows a whole
-    # value; in a list, with a mark after it, a value that is not alone on its line moves the mark.
-    items = F.expr("if(is_valid_utf8(line), try_parse_json(concat('[', line, ', \"end\"]')), null)")
-    alone = "try_variant_get(items, '$[1]', 'string') = 'end'"
-    json = F.expr(f"if({alone}, variant_get(items, '$[0]', 'variant'), null)")
-    objects = (
-        lines.withColumn("items", items)
-        .withColumn("json", json)
-        .withColumn("record", F.expr("try_cast(json as map<string, variant>)"))
-        .withColumn("attributes", F.expr("try_cast(record['attributes'] as map<string, variant>)"))
-    )
-    line_error = F.expr(
-        "case when not is_valid_utf8(line) then 'bad_utf8' when json is null then 'not_json' "
-        "when record is null then 'not_object' end"
-    )
-    typed = objects.select(
-        "raw",
-        "source_file",
-        "block",
-        "position",
-        line_error.alias("line_error"),
-        _wrong_types().alias("wrong_types"),
-        *[_string(name).alias(name) for name in STRINGS],
-        F.expr(f"if({_type_of('price')} rlike '{_NUMBERS}', try_cast(record['price'] as double), null)").alias("price"),
-        _labels().alias("labels"),
-        _mistyped().alias("mistyped_labels"),
-    )
-    start = F.concat_ws(" ", F.substring("title", 1, _TEXT_START), F.substring("description", 1, _TEXT_START))
-    return typed.withColumn("content", F.when(~start.rlike(BLANK), start).otherwise(F.col("image_uri")))
+    try:
+        record = _DECODER.decode(raw.decode())
+    except UnicodeDecodeError:
+        return {"line_error": "bad_utf8"}
+    except (ValueError, RecursionError):
+        return {"line_error": "not_json"}
+    if not isinstance(record, dict):
+        return {"line_error": "not_object"}
+    row: dict[str, Any] = {}
+    wrong = []
+    for name in STRINGS:
+        value = record.get(name)
+        if isinstance(value, str):
+            row[name] = _text(value)
+        elif value is not None:
+            wrong.append(name)
+    row["price"], right = _number(record.get("price"))
+    if not right:
+        wrong.append("price")
+    attributes = record.get("attributes")
+    if not isinstance(attributes, dict):
+        if attributes is not None:
+            wrong.append("attributes")
+        attributes = {}
+    row["wrong_types"] = ", ".join(wrong) or None
+    row["labels"], row["mistyped_labels"] = _labels(attributes)
+    row["content"] = _content(row)
+    row["source_hash"] = _source_hash(row)
+    return row
 
 
-def _type_of(name: str) -> str:
-    return f"coalesce(schema_of_variant(record['{name}']), 'VOID')"
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice: which of the two values is meant is not known")
+    return found
 
 
-def _string(name: str) -> Column:
-    from pyspark.sql import functions as F
-
-    value = F.expr(f"if({_type_of(name)} = 'STRING', btrim(try_cast(record['{name}'] as string)), null)")
-    # A string of blanks and invisible characters only is no value.
-    return F.when(~F.substring(value, 1, _TEXT_START).rlike(BLANK), value)
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
-def _wrong_types() -> Column:
-    from pyspark.sql import functions as F
-
-    checks = [F.expr(f"if({_type_of(name)} in ('STRING', 'VOID'), null, '{name}')") for name in STRINGS]
-    checks.append(F.expr(f"if({_type_of('price')} rlike '{_NUMBERS}|^VOID$', null, 'price')"))
-    checks.append(F.expr(f"if({_type_of('attributes')} = 'VOID' or attributes is not null, null, 'attributes')"))
-    found = F.concat_ws(", ", *checks)
-    return F.when(F.col("record").isNotNull() & (found != ""), found)
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
 
 
-def _labels() -> Column:
-    from pyspark.sql import functions as F
-
-    return F.expr(
-        """map_filter(transform_values(coalesce(attributes, map()), (field, label) -> case schema_of_variant(label)
-               when 'STRING' then array(cast(label as string))
-               when 'ARRAY<STRING>' then cast(label as array<string>) end),
-           (field, values) -> values is not null)"""
-    )
+def _whole(value: str) -> str:
+    """Return `value` as text that UTF-8 can carry: half of a surrogate pair, which JSON can write, becomes U+FFFD."""
+    return value if value.isascii() else _LONE_SURROGATE.sub("\ufffd", value)
 
 
-def _mistyped() -> Column:
-    from pyspark.sql import functions as F
-
-    return F.expr(
-        """map_filter(transform_values(coalesce(attributes, map()), (field, label) ->
-               if(schema_of_variant(label) in ('STRING', 'ARRAY<STRING>', 'VOID', 'ARRAY<VOID>'),
-                  null, substring(cast(label as string), 1, 200))),
-           (field, json) -> json is not null)"""
-    )
+def _text(value: str) -> str | None:
+    value = _whole(value).strip(" ")
+    return None if _BLANK.fullmatch(value, 0, _TEXT_START) else value
 
 
-def source_hash() -> Column:
-    """Return the hash of all that a prediction and its row depend on: texts, picture identity, labels.
+def _number(value: object) -> tuple[float | None, bool]:
+    """Return the number, and whether the value's type is right."""
+    if value is None:
+        return None, True
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None, False
+    try:
+        return float(value), True
+    except OverflowError:
+        return None, False
 
-    Fields are joined with their lengths, so that no two different records give one string.
-    """
-    from pyspark.sql import functions as F
 
-    texts = ("title", "brand", "description", "image_uri", "image_version")
-    parts = [F.coalesce(F.concat(F.length(name).cast("string"), F.lit(":"), F.col(name)), F.lit("-")) for name in texts]
-    labels = F.to_json(F.array_sort(F.map_entries("labels")))
-    return F.substring(F.sha2(F.concat(*parts, labels), 256), 1, 32)
+def _labels(attributes: dict[str, Any]) -> tuple[list[tuple[str, list[str]]], list[tuple[str, str]]]:
+    """Return the labels that are a text or a list of texts, and those of other types as JSON."""
+    labels: list[tuple[str, list[str]]] = []
+    mistyped: list[tuple[str, str]] = []
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            labels.append((_whole(name), [_whole(value)]))
+            continue
+        given = [v for v in (value if isinstance(value, list) else [value]) if v is not None]
+        if given and all(isinstance(v, str) for v in given):
+            labels.append((_whole(name), [_whole(v) for v in given]))
+        elif given:
+            text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+            mistyped.append((_whole(name), _whole(text)[:_SHOWN]))
+    return labels, mistyped
+
+
+def _content(row: dict[str, Any]) -> str | None:
+    """Return what there is to tag: the start of the texts, else the picture's URI."""
+    start = " ".join(text[:_TEXT_START] for name in ("title", "description") if (text := row.get(name)))
+    return start if not _BLANK.fullmatch(start) else row.get("image_uri")
+
+
+def _source_hash(row: dict[str, Any]) -> str:
+    """Return the hash of all that a prediction and its row depend on: texts, picture identity, labels."""
+    texts = [row.get(name) for name in ("title", "brand", "description", "image_uri", "image_version")]
+    return hashlib.sha256(json.dumps([texts, sorted(row["labels"])]).encode()).hexdigest()[:32]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import reduce
 from typing import TYPE_CHECKING, Final
 
+from jobs import class_archive
 from jobs.errors import JobError
 from jobs.settings import Settings
 
@@ -20,8 +21,12 @@ _JVM: Final = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:+ExitOnOutOfMemoryEr
 
 
 @contextlib.contextmanager
-def session(settings: Settings) -> Iterator[SparkSession]:
-    """Yield the process's Spark session, started if there is none; who starts it, stops it."""
+def session(settings: Settings, *, jvm: str | None = None) -> Iterator[SparkSession]:
+    """Yield the process's Spark session, started if there is none; who starts it, stops it.
+
+    Args:
+        jvm: options of the JVM beside the usual ones; by default those that map the class archive.
+    """
     from py4j.protocol import Py4JError
     from pyspark.sql import SparkSession
 
@@ -35,7 +40,7 @@ def session(settings: Settings) -> Iterator[SparkSession]:
     scratch = settings.root / "scratch"
     options = {
         "spark.driver.memory": settings.spark_memory,
-        "spark.driver.extraJavaOptions": _JVM,
+        "spark.driver.extraJavaOptions": f"{_JVM} {class_archive.options() if jvm is None else jvm}",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "ERROR",

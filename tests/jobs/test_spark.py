@@ -8,8 +8,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from jobs import class_archive
 
 PROGRAM = """
 import os, sys
@@ -33,3 +36,11 @@ def test_dead_jvm_is_told(tmp_path: Path) -> None:
         [sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=300, check=True
     )
     assert "TAGGING_SPARK_MEMORY" in done.stdout
+
+
+@pytest.mark.spark
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_class_archive_of_the_installation_is_mapped(spark_session: Any) -> None:
+    assert class_archive.path().is_file(), "`make install` records it"
+    maps = Path(f"/proc/{spark_session.sparkContext._gateway.proc.pid}/maps").read_text()
+    assert str(class_archive.path()) in maps
