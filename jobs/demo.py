@@ -167,7 +167,7 @@ def _environment(settings: Settings, folder: Path, *, real: bool) -> dict[str, s
     name = "fashion" if real else "sample"
     defaults: dict[str, Any] = {"taxonomy": name, "model_config_name": name, "progress": False}
     if not real:
-        defaults["shard_rows"] = 1000  # small, so that the drawn catalog shows several shards
+        defaults["shard_rows"] = 1600  # small, so that the drawn catalog shows several shards
     given = {field: getattr(settings, field) for field in settings.model_fields_set}
     chosen = defaults | given | {"root": folder / "lake"}
     return {f"TAGGING_{field.upper()}": _text(value) for field, value in sorted(chosen.items())} | {

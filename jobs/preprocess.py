@@ -20,7 +20,6 @@ from jobs import parquet, spark, storage
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import measure
-from jobs.validate import picture_roots
 from schemas import tables
 from schemas.documents import ExamplesManifest, Plan
 from schemas.taxonomy import Taxonomy, load_taxonomy
@@ -72,7 +71,7 @@ def _preprocess(session: SparkSession, settings: Settings, lake: Lake, plan: Pla
     records, targets = _placed(session, lake, plan)
     make = ExampleMaker(
         spec=pictures.PictureSpec(plan.picture_height, plan.picture_width),
-        roots=picture_roots(settings, lake),
+        roots=settings.all_picture_roots,
         taxonomy=load_taxonomy(lake.root / plan.taxonomy_path),
     )
     # Half-written leftovers of a killed attempt are replaced file by file; a wider attempt's extra files go here.

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs import attribute_rows, history, parquet, spark, storage
@@ -134,7 +135,7 @@ def _write(settings: Settings, lake: Lake, plan: Plan) -> RunManifest:
         if not plan.backfill:
             attributes, products = frames
             names = _attribute_names(lake, plan, taxonomy)
-            files += _write_by_attribute(lake, attributes.after, folder, tables.ATTRIBUTES, names)
+            files += _write_by_attribute(lake, plan, attributes.after, folder, names)
             files += _write_one(lake, products.after, folder / PRODUCTS, tables.PRODUCTS, PRODUCTS)
         days, history_files = _write_history(session, lake, plan, index, frames)
     audit(lake, files, unique=True)
@@ -194,13 +195,13 @@ def _attribute_names(lake: Lake, plan: Plan, taxonomy: Taxonomy) -> list[str]:
 
 
 def _write_by_attribute(
-    lake: Lake, frame: DataFrame, folder: Path, table: pa.Schema, names: Sequence[str]
+    lake: Lake, plan: Plan, frame: DataFrame, folder: Path, names: Sequence[str]
 ) -> list[PublishedFile]:
     """Write one file for each attribute, or several by ranges of product_id where there are very many products."""
     from pyspark.sql import functions as F
 
     position = F.create_map(*[x for i, name in enumerate(names) for x in (F.lit(name), F.lit(i))])
-    bounds = _bounds(frame)
+    bounds = _bounds(lake, plan, frame)
     parts = len(bounds) + 1
     part = (
         F.size(F.filter(F.array(*[F.lit(b) for b in bounds]), lambda b: b <= F.col("product_id")))
@@ -210,7 +211,7 @@ def _write_by_attribute(
     placed = frame.withColumn("target", (position[F.col("attribute")] * parts + part).cast("int"))
     targets = [folder / name / f"part-{part:05d}.parquet" for name in names for part in range(parts)]
     order = ["product_id", "value", "model_value"]
-    written = parquet.write_files(placed, targets, table, order=order)
+    written = parquet.write_files(placed, targets, tables.ATTRIBUTES, order=order)
     return [
         PublishedFile(
             path=lake.relative(targets[w.target]),
@@ -223,19 +224,22 @@ def _write_by_attribute(
     ]
 
 
-def _bounds(frame: DataFrame) -> list[str]:
-    """Return the product ids that cut the table into files of at most about `_ROWS_A_FILE` rows an attribute."""
-    from pyspark.sql import functions as F
+def _bounds(lake: Lake, plan: Plan, frame: DataFrame) -> list[str]:
+    """Return the product ids that cut the table into files of about `_ROWS_A_FILE` rows an attribute.
 
-    largest = frame.groupBy("attribute").count().agg(F.max("count")).first()
-    rows = largest[0] or 0 if largest else 0
-    if rows <= _ROWS_A_FILE:
-        return []
+    How many files follows from what was published before and what is new; the table itself is read only where it is cut.
+    """
+    base = lake.read_manifest(plan.base_run) if plan.base_run else None
+    before = Counter[str]()
+    for file in base.files if base else ():
+        before[file.table] += file.rows
+    rows = max((n for table, n in before.items() if table != PRODUCTS), default=0) + plan.to_tag
     n = -(-rows // _ROWS_A_FILE)
-    sample = (
-        frame.select("product_id").sample(min(1.0, 100_000 / rows), seed=0).distinct().orderBy("product_id").collect()
-    )
-    return [sample[len(sample) * i // n]["product_id"] for i in range(1, n)]
+    if n <= 1:
+        return []
+    products = frame.select("product_id").sample(min(1.0, 100_000 / rows), seed=0).distinct().orderBy("product_id")
+    sample = [row["product_id"] for row in products.collect()]
+    return [sample[len(sample) * i // n] for i in range(1, n)] if sample else []
 
 
 def _write_one(lake: Lake, frame: DataFrame, folder: Path, table: pa.Schema, name: str) -> list[PublishedFile]:
@@ -303,22 +307,19 @@ def audit(lake: Lake, files: Sequence[PublishedFile], *, unique: bool) -> None:
 
 
 def _check_keys(path: Path) -> None:
-    """Check that a table's file is sorted by product_id and no (product, value) is there twice, in bounded memory."""
-    previous, seen = "", set[tuple[str | None, str | None]]()
+    """Check that a table's file is sorted by product_id and no (product, values) is there twice, in bounded memory."""
     with pq.ParquetFile(path) as file:
-        values = [n for n in ("catalog_value", "model_value") if n in file.schema_arrow.names]
-        for batch in file.iter_batches(columns=["product_id", *values]):
-            columns = [batch.column(name).to_pylist() for name in values]
-            pairs = zip(*columns, strict=True) if columns else iter([(None, None)] * batch.num_rows)
-            for product, pair in zip(batch.column("product_id").to_pylist(), pairs, strict=True):
-                if product < previous:
-                    raise JobError(f"{path}: not sorted: {product!r} comes after {previous!r}")
-                if product != previous:
-                    previous, seen = product, set()
-                key = (pair[0], pair[-1])
-                if key in seen:
-                    raise JobError(f"{path}: product {product!r} is there twice with {pair}")
-                seen.add(key)
+        keys = ["product_id", *(n for n in ("catalog_value", "model_value") if n in file.schema_arrow.names)]
+        held = file.schema_arrow.empty_table().select(keys)  # the last product's rows: more may follow
+        for batch in file.iter_batches(columns=keys):
+            rows = pa.concat_tables([held, pa.Table.from_batches([batch]).select(keys).cast(held.schema)])
+            ids = rows["product_id"].combine_chunks()
+            for at in pc.indices_nonzero(pc.greater(ids[:-1], ids[1:]))[:1].to_pylist():
+                raise JobError(f"{path}: not sorted: {ids[at + 1].as_py()!r} comes after {ids[at].as_py()!r}")
+            counts = rows.group_by(keys, use_threads=False).aggregate([([], "count_all")])
+            for row in counts.filter(pc.field("count_all") > 1).slice(0, 1).to_pylist():
+                raise JobError(f"{path}: product {row['product_id']!r} is there {row['count_all']} times with {row}")
+            held = rows.filter(pc.equal(ids, ids[-1]))
 
 
 def _ledger(lake: Lake, plan: Plan, modalities: Mapping[str, int], manifest: RunManifest | None) -> Ledger:

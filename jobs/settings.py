@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from jobs.lake import Lake
+
 
 class Settings(BaseSettings):
     """All settings. ``TAGGING_ROOT=/data/lake`` sets `root`, and so on."""
@@ -51,3 +53,8 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute_all(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
         return tuple(path.expanduser().resolve() for path in value)
+
+    @property
+    def all_picture_roots(self) -> tuple[Path, ...]:
+        """The folders pictures may be read from; relative URIs are under the first, the lake's own."""
+        return (Lake(self.root).pictures, *self.picture_roots)

@@ -35,11 +35,6 @@ log = logging.getLogger(__name__)
 _LOGIC = "2"
 
 
-def picture_roots(settings: Settings, lake: Lake) -> tuple[Path, ...]:
-    """Return the folders pictures may be read from; relative URIs are under the first, the lake's own."""
-    return (lake.pictures, *settings.picture_roots)
-
-
 def validate(settings: Settings, ds: str) -> Validation:
     """Validate the raw catalog of `ds`. A day already validated, with the same rules, is not validated again.
 
@@ -48,7 +43,7 @@ def validate(settings: Settings, ds: str) -> Validation:
         CriticalDataError: the batch breaks a critical rule.
     """
     lake, table = Lake(settings.root), load_rules(settings.rules)
-    roots = picture_roots(settings, lake)
+    roots = settings.all_picture_roots
     manifest = check_raw(lake, ds)
     version = _version(manifest, table, roots)
     docs = lake.root / "reports" / f"ds={ds}" / f"validation-{version}"

@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DAGS = REPOSITORY / "dags"
 
 sys.path.insert(0, str(DAGS))
-import nightly_tagging as module  # noqa: E402
+import job_operator as module  # noqa: E402
 
 
 @pytest.fixture(scope="module")
