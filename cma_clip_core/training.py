@@ -21,6 +21,7 @@ from cma_clip_core.devices import precision
 from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import ExampleIndex, stream_shuffled
+from cma_clip_core.memory import release
 from cma_clip_core.metrics import AttributeMetrics, Threshold, choose_threshold, judge_all, mean_of
 from cma_clip_core.model import CmaClip
 from cma_clip_core.tokens import Tokenizer
@@ -190,6 +191,7 @@ def _batches(
         for at in rng.permutation(len(batches)):
             rows = torch.from_numpy(batches[at])
             yield prepared.inputs(batches[at], tokenizer), Labels(labels.targets[rows], labels.labelled[rows])
+        release()
 
 
 def learning_rate_scale(done: float, warmup: float) -> float:

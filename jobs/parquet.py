@@ -70,7 +70,7 @@ def read(spark: SparkSession, paths: Sequence[Path], table: pa.Schema) -> DataFr
 
 
 class FileWriter:
-    """Writes record batches to one Parquet file, in large row groups: zstd, statistics, page index."""
+    """Writes record batches to one Parquet file, in large row groups: compressed, with statistics and a page index."""
 
     def __init__(self, path: Path, table: pa.Schema, *, row_group_bytes: int = 64 * 2**20) -> None:
         self._table = table
@@ -79,8 +79,10 @@ class FileWriter:
         self._held_bytes = 0
         self.rows = 0
         dictionary = [f.name for f in table if f.name not in _NO_DICTIONARY and not pa.types.is_nested(f.type)]
+        # Of pixels lz4 is a tenth larger than zstd, and twice as fast to write and, in every epoch, to read.
+        codec = "lz4" if "image" in table.names else "zstd"
         self._writer = pq.ParquetWriter(
-            path, table, compression="zstd", compression_level=1, use_dictionary=dictionary, write_page_index=True
+            path, table, compression=codec, use_dictionary=dictionary, write_page_index=True
         )
 
     def write(self, batch: pa.RecordBatch) -> None:

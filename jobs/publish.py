@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 PRODUCTS = "_products"
 _ROWS_A_FILE = 5_000_000  # of one attribute: 64 to 256 MB
+_ROWS_A_BATCH = 2**17  # read at a time by the audit
 
 
 def publish(settings: Settings, run_id: str) -> Ledger:
@@ -311,7 +312,7 @@ def _check_keys(path: Path) -> None:
     with pq.ParquetFile(path) as file:
         keys = ["product_id", *(n for n in ("catalog_value", "model_value") if n in file.schema_arrow.names)]
         held = file.schema_arrow.empty_table().select(keys)  # the last product's rows: more may follow
-        for batch in file.iter_batches(columns=keys):
+        for batch in file.iter_batches(_ROWS_A_BATCH, columns=keys):
             rows = pa.concat_tables([held, pa.Table.from_batches([batch]).select(keys).cast(held.schema)])
             ids = rows["product_id"].combine_chunks()
             for at in pc.indices_nonzero(pc.greater(ids[:-1], ids[1:]))[:1].to_pylist():

@@ -125,7 +125,7 @@ class Conflict:
 
     product: Shown
     value: Value
-    tonight: bool  # tagged in this run
+    this_run: bool  # tagged in this run
 
 
 @dataclass(frozen=True, slots=True)

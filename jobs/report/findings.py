@@ -114,7 +114,7 @@ def _attributes(night: Night) -> list[Finding]:
         found.append(
             Finding(
                 "note",
-                f"{count(new, 'label')} of the products tagged tonight {'looks' if new == 1 else 'look'} wrong.",
+                f"{count(new, 'label')} of the products tagged in this run {'looks' if new == 1 else 'look'} wrong.",
                 "conflicts",
             )
         )

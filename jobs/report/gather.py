@@ -358,14 +358,14 @@ class Query:
         tagged = self._choose_tagged()
         products = self._products([*chosen, *tagged])
         conflicts = []
-        for product_id, attribute, model, confidence, tonight, _ in chosen.values():
+        for product_id, attribute, model, confidence, this_run, _ in chosen.values():
             product = products[product_id]
             value = next(
                 v
                 for v in product.values
                 if v.attribute == attribute and v.model == model and v.confidence == confidence
             )
-            conflicts.append(Conflict(product, value, tonight))
+            conflicts.append(Conflict(product, value, this_run))
         return tuple(conflicts), tuple(products[product_id] for product_id in tagged)
 
     def _choose_tagged(self) -> list[str]:

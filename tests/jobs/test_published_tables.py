@@ -15,6 +15,7 @@ from typing import Any
 import duckdb
 import pandas
 import polars
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -254,3 +255,51 @@ def test_run_ids_cannot_name_anything_else(command: str) -> None:
 
     with pytest.raises(JobError, match="is not a run id"):
         check_run(shlex.split(command)[1])
+
+
+def test_large_tables_are_cut_by_ranges_of_product_id(
+    lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = steps_to("tag", settings, DAY1)
+    monkeypatch.setattr(publish, "_ROWS_A_FILE", 40)
+    ledger = publish.publish(settings, run_id)
+    manifest = lake.read_manifest(run_id)
+    assert manifest is not None
+    by_table: dict[str, list[Any]] = {}
+    for file in manifest.files:
+        ids = pq.read_table(lake.root / file.path)["product_id"].to_pylist()
+        by_table.setdefault(file.table, []).extend(ids)
+        assert ids == sorted(ids)
+    colour = by_table["colour"]
+    assert sum(file.table == "colour" for file in manifest.files) == 3
+    assert colour == sorted(colour)  # the files' ranges do not overlap
+    assert len(set(colour)) == len(colour) == ledger.published_products
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ([("b", "x"), ("a", "x")], "not sorted: 'a' comes after 'b'"),
+        ([("a", "x"), ("b", "x"), ("b", "x")], "'b' is there 2 times"),
+        ([("a", None), ("a", "x"), ("a", None)], "'a' is there 2 times"),
+        ([("a", "x"), ("a", "y"), ("b", "x")], None),
+    ],
+)
+@pytest.mark.parametrize("batch_rows", [1, 100])
+def test_keys_are_checked_across_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[tuple[str, str | None]], complaint: str | None,
+    batch_rows: int,
+) -> None:  # fmt: skip
+    path = tmp_path / "keys.parquet"
+    columns = {
+        "product_id": [r[0] for r in rows],
+        "catalog_value": [r[1] for r in rows],
+        "model_value": ["m"] * len(rows),
+    }
+    pq.write_table(pa.table(columns), path)
+    monkeypatch.setattr(publish, "_ROWS_A_BATCH", batch_rows)
+    if complaint is None:
+        publish._check_keys(path)
+    else:
+        with pytest.raises(JobError, match=complaint):
+            publish._check_keys(path)

@@ -535,7 +535,7 @@ def test_first_night_has_nothing_to_compare_with(shop: Shop) -> None:
     assert "There are no earlier tables to compare with: this is the first night." in section(page, "shares")
     assert "Colour Red 60.0% Blue 40.0%" in section(page, "shares")
     assert "nothing earlier to compare with" in seen(page)
-    assert "tonight" not in section(page, "conflicts")
+    assert "this run" not in section(page, "conflicts")
 
 
 def test_shares_are_compared_with_the_parent(shop: Shop) -> None:
@@ -562,7 +562,7 @@ def test_a_changed_product_is_shown_as_it_is_now(shop: Shop) -> None:
     shop.night(FIRST, [old, same])
     shop.night(SECOND, [new, same], tagged=["a"], parent=FIRST, unchanged=1)
     text = section(shop.page(SECOND), "conflicts")
-    assert "New title a tonight" in text
+    assert "New title a this run" in text
     assert "Same title b Kind" in text
     assert "Old title" not in text
 
@@ -585,7 +585,7 @@ def test_a_night_that_changed_nothing(shop: Shop) -> None:
     assert "No product was tagged." in section(page, "pictures")
     assert "Kind 10 products 100% catalog" in section(page, "attributes")
     assert f"the shares are those of {FIRST}" in section(page, "shares")
-    assert "none was tagged tonight" in section(page, "tagged")
+    assert "none was tagged in this run" in section(page, "tagged")
     assert page.count("data:image/jpeg") == 10
 
 
