@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import threading
 from pathlib import Path
 
@@ -31,4 +32,15 @@ def night(settings: Settings, ds: str, *, retag: bool = False) -> tuple[Ledger, 
 
 def _preload(*modules: str) -> None:
     """Import what takes seconds (Great Expectations, torch) while Spark's JVM works and Python waits for it."""
-    threading.Thread(target=lambda: [importlib.import_module(module) for module in modules], daemon=True).start()
+
+    def work() -> None:
+        # Each of Spark's thousands of small answers would wait this long for the interpreter.
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(interval / 10)
+        try:
+            for module in modules:
+                importlib.import_module(module)
+        finally:
+            sys.setswitchinterval(interval)
+
+    threading.Thread(target=work, daemon=True).start()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -132,13 +133,18 @@ def _write(settings: Settings, lake: Lake, plan: Plan) -> RunManifest:
         frames = _frames(session, lake, plan, index, taxonomy)
         folder = lake.run(plan.run_id)
         storage.remove_folder(folder)
-        files: list[PublishedFile] = []
-        if not plan.backfill:
-            attributes, products = frames
-            names = _attribute_names(lake, plan, taxonomy)
-            files += _write_by_attribute(lake, plan, attributes.after, folder, names)
-            files += _write_one(lake, products.after, folder / PRODUCTS, tables.PRODUCTS, PRODUCTS)
-        days, history_files = _write_history(session, lake, plan, index, frames)
+        # Each write is a chain of small jobs that alone leaves cores free.
+        with ThreadPoolExecutor() as pool:
+            writes: list[Future[list[PublishedFile]]] = []
+            if not plan.backfill:
+                attributes, products = frames
+                names = _attribute_names(lake, plan, taxonomy)
+                writes.append(pool.submit(_write_by_attribute, lake, plan, attributes.after, folder, names))
+                writes.append(
+                    pool.submit(_write_one, lake, products.after, folder / PRODUCTS, tables.PRODUCTS, PRODUCTS)
+                )
+            days, history_files = _write_history(session, lake, plan, index, frames, pool)
+            files = [file for write in writes for file in write.result()]
     audit(lake, files, unique=True)
     audit(lake, history_files, unique=False)
     manifest = RunManifest(
@@ -260,6 +266,7 @@ def _write_history(
     plan: Plan,
     index: HistoryIndex,
     frames: Sequence[_Frames],
+    pool: Executor,
 ) -> tuple[dict[str, HistoryDay], list[PublishedFile]]:
     """Write the changes of this day and, of a backfill, those of the next day done, so that all later days stay."""
     changes: dict[str, dict[str, DataFrame]] = {plan.ds: {}}
@@ -274,14 +281,20 @@ def _write_history(
             kept = later.join(table.touched, "product_id", "left_semi")
             repair = history.changes(table.kind, table.fresh, kept, following)
             changes[following][table.kind] = _merged(session, lake, index, table.kind, repair, following)
-    days, files = {}, []
+    writes: dict[str, list[Future[list[PublishedFile]]]] = {}
     for ds, by_table in changes.items():
         folder = lake.history_run(ds, plan.run_id)
         storage.remove_folder(folder)
-        for kind, frame in by_table.items():
-            files += _write_one(lake, frame, folder / kind, history.SCHEMAS[kind], kind)
-        rows = sum(f.rows for f in files if Path(f.path).is_relative_to(lake.relative(folder)))
-        days[ds] = HistoryDay(run_id=plan.run_id, path=lake.relative(folder), rows=rows)
+        writes[ds] = [
+            pool.submit(_write_one, lake, frame, folder / kind, history.SCHEMAS[kind], kind)
+            for kind, frame in by_table.items()
+        ]
+    days, files = {}, []
+    for ds, written in writes.items():
+        own_files = [file for write in written for file in write.result()]
+        path = lake.relative(lake.history_run(ds, plan.run_id))
+        days[ds] = HistoryDay(run_id=plan.run_id, path=path, rows=sum(file.rows for file in own_files))
+        files += own_files
     return days, files
 
 

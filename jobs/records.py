@@ -52,11 +52,11 @@ _SHOWN: Final = 200  # characters of a label of a wrong type
 
 
 def read_lines(spark: SparkSession, files: Sequence[Path]) -> DataFrame:
-    """Return the non-blank lines of `files`: raw (binary), source_file, and block, position, which order a file's lines."""
+    """Return the lines of `files`: raw (binary), source_file, and block, position, which order a file's lines."""
     from pyspark.sql import functions as F
 
     lines = spark.read.text([str(file) for file in files])
-    return lines.where(F.expr(r"btrim(value, ' \t\r\n\f') <> ''")).select(
+    return lines.select(
         F.col("value").cast("binary").alias("raw"),
         F.col("_metadata.file_name").alias("source_file"),
         F.col("_metadata.file_block_start").alias("block"),
@@ -65,13 +65,17 @@ def read_lines(spark: SparkSession, files: Sequence[Path]) -> DataFrame:
 
 
 def parse(lines: DataFrame) -> DataFrame:
-    """Return `lines` with the record's columns beside them: those of `PARSED`."""
+    """Return the non-blank `lines` with the record's columns beside them: those of `PARSED`."""
     return lines.mapInArrow(_parse_batches, spark_schema(PARSED))
 
 
 def _parse_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        rows = [parse_line(raw) for raw in batch.column("raw").to_pylist()]
+        lines = batch.column("raw").to_pylist()
+        if not all(map(bytes.strip, lines)):
+            batch = batch.filter(pa.array([bool(line.strip()) for line in lines], pa.bool_()))
+            lines = batch.column("raw").to_pylist()
+        rows = [parse_line(raw) for raw in lines]
         columns = [batch.column(name) for name in _LINE.names]
         columns += [pa.array([row.get(f.name) for row in rows], f.type) for f in list(PARSED)[len(_LINE) :]]
         yield pa.RecordBatch.from_arrays(columns, schema=PARSED)

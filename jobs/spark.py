@@ -49,10 +49,15 @@ def session(settings: Settings, *, jvm: str | None = None) -> Iterator[SparkSess
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "16",  # adaptive execution joins small ones
         "spark.sql.adaptive.coalescePartitions.minPartitionSize": "4m",
-        "spark.sql.parquet.compression.codec": "zstd",
+        # Spark's own writer makes only what the next steps read once; what lasts is written by `jobs.parquet`.
+        "spark.sql.parquet.compression.codec": "snappy",
+        "spark.hadoop.parquet.enable.dictionary": "false",
         "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "512",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
+        "spark.python.daemon.module": "jobs.spark_daemon",
+        # On, it is in the environment of some workers and not of others, and so none is used again by the next step.
+        "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "false",
         "spark.hadoop.parquet.block.size": str(32 * 2**20),  # held in memory by each writing task
         "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
     }
