@@ -20,8 +20,11 @@ $(STAMP): requirements.lock pyproject.toml .ci/install
 run: $(STAMP) ## Tag a drawn catalog, two nights through Airflow; CATALOG=folder for your own, MAPPING=its columns
 	$(VENV)/bin/python -m jobs demo $(if $(CATALOG),--catalog '$(CATALOG)' --mapping '$(MAPPING)')
 
-test: $(STAMP) ## Run all tests; TESTS=tests/dags for some
-	$(VENV)/bin/python -m pytest $(TESTS)
+# Files in the order they are found: the end-to-end test, the longest, must not be started last.
+ALL_TESTS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test: $(STAMP) ## Run all tests, a process on each core; TESTS=tests/dags for some, in one process
+	$(VENV)/bin/python -m pytest $(or $(TESTS),$(ALL_TESTS))
 
 lint: $(STAMP) ## Check style, format and types
 	$(VENV)/bin/ruff check .
