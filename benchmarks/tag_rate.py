@@ -61,7 +61,7 @@ def main() -> None:
 def copy_examples(files: list[Path], target: Path, products: int) -> int:
     """Copy the first examples into one file and return how many there are."""
     rows = 0
-    with pq.ParquetWriter(target, pq.read_schema(files[0]), compression="zstd") as writer:
+    with pq.ParquetWriter(target, pq.read_schema(files[0]), compression="lz4") as writer:
         for batch in read_examples(files):
             batch = batch.slice(0, products - rows)
             writer.write_batch(batch)

@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -131,13 +132,27 @@ def _resolve(uri: str, roots: Sequence[Path]) -> str:
     if not roots:
         raise PictureError("forbidden", "no picture root is allowed")
     try:
-        real = os.path.realpath(os.path.join(roots[0], path))  # noqa: PTH118 (five times pathlib's speed)
+        real = _real_path(os.path.join(roots[0], path))  # noqa: PTH118 (five times pathlib's speed)
     except UnicodeEncodeError:
         raise PictureError("forbidden", "not a valid path") from None
     for root in roots:
-        if real.startswith(os.path.join(os.path.realpath(root), "")):  # noqa: PTH118
+        if real.startswith(os.path.join(_real_folder(str(root)), "")):  # noqa: PTH118
             return real
     raise PictureError("forbidden", "outside the picture roots")
+
+
+def _real_path(path: str) -> str:
+    """Return `path` without symlinks and ``..``."""
+    folder, name = os.path.split(path)
+    real = os.path.join(_real_folder(folder), name)  # noqa: PTH118
+    os.fsencode(real)  # `islink` would hide that no file can have this name
+    return os.path.realpath(path) if name in ("", ".", "..") or os.path.islink(real) else real  # noqa: PTH114
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    """Return `folder` without symlinks and ``..``; asked once, since many pictures share a folder."""
+    return os.path.realpath(folder)
 
 
 def _check_file(found: os.stat_result, max_bytes: int) -> None:
@@ -153,8 +168,8 @@ def _check_size(size: int, max_bytes: int) -> None:
         raise PictureError("too_large", f"{size:,} bytes; at most {max_bytes:,}")
 
 
-def decode(data: bytes, spec: PictureSpec) -> Pixels:
-    """Return the picture in `data` at the size of `spec`: uint8 (height, width, 3), RGB, row by row.
+def decode(data: bytes, spec: PictureSpec, out: Pixels | None = None) -> Pixels:
+    """Return the picture in `data` at the size of `spec`: uint8 (height, width, 3), RGB, row by row; in `out`, if given.
 
     The whole picture is kept: it is scaled to fit, its aspect kept, and centred on white. EXIF orientation is applied,
     transparency shows white, 16-bit channels are scaled to 8, of an animation the first frame is taken. The same bytes
@@ -171,7 +186,7 @@ def decode(data: bytes, spec: PictureSpec) -> Pixels:
                 raise PictureError(
                     "too_large", f"{picture.width:,} x {picture.height:,} pixels; at most {MAX_PIXELS:,}"
                 )
-            return _letterbox(_upright(picture, spec), spec)
+            return _letterbox(_upright(picture, spec), spec, out)
     except PictureError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -233,8 +248,8 @@ def _turned(picture: Image.Image, source: Image.Image) -> Image.Image:
     return picture if turn is None else picture.transpose(turn)
 
 
-def _letterbox(picture: Image.Image, spec: PictureSpec) -> Pixels:
-    """Return `picture` scaled to fit `spec`, centred on white."""
+def _letterbox(picture: Image.Image, spec: PictureSpec, out: Pixels | None) -> Pixels:
+    """Return `picture` scaled to fit `spec`, centred on white; in `out`, if given."""
     scale = min(spec.width / picture.width, spec.height / picture.height)
     width = min(spec.width, max(1, round(picture.width * scale)))
     height = min(spec.height, max(1, round(picture.height * scale)))
@@ -242,7 +257,11 @@ def _letterbox(picture: Image.Image, spec: PictureSpec) -> Pixels:
         picture = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP)
     if picture.mode != "RGB":
         picture = picture.convert("RGB")
-    pixels = np.full((spec.height, spec.width, 3), _WHITE, dtype=np.uint8)
+    # Half the time of numpy's own way to an image's bytes.
+    scaled = np.frombuffer(picture.tobytes(), dtype=np.uint8).reshape(height, width, 3)
+    pixels = np.empty((spec.height, spec.width, 3), dtype=np.uint8) if out is None else out
     top, left = (spec.height - height) // 2, (spec.width - width) // 2
-    pixels[top : top + height, left : left + width] = np.asarray(picture)
+    pixels[:top] = pixels[top + height :] = _WHITE
+    pixels[:, :left] = pixels[:, left + width :] = _WHITE
+    pixels[top : top + height, left : left + width] = scaled
     return pixels

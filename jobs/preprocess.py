@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ROWS_A_FILE = 2_500  # small enough for even work on a few cores, large enough for few files
+_ROWS_A_FILE = 2_500  # at most
+_BATCH_BYTES = 16 * 2**20  # of pixels
 
 
 def preprocess(settings: Settings, run_id: str) -> int:
@@ -94,8 +95,8 @@ def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, l
     valid = parquet.read(session, [lake.root / plan.validation.valid_path], tables.VALID)
     cores = session.sparkContext.defaultParallelism
     sizes = {row["shard"]: row["count"] for row in todo.groupBy("shard").count().collect()}
-    # Of a night with few products the cores still share the work.
-    rows_a_file = min(_ROWS_A_FILE, max(64, math.ceil(sum(sizes.values()) / (2 * cores))))
+    # The core that gets a file more than the others makes the step longer by that file at most.
+    rows_a_file = min(_ROWS_A_FILE, max(64, math.ceil(sum(sizes.values()) / (8 * cores))))
     targets: list[Path] = []
     first, parts = {}, {}
     for shard, size in sorted(sizes.items()):
@@ -118,14 +119,13 @@ class ExampleMaker:
 
     def __init__(self, spec: pictures.PictureSpec, roots: tuple[Path, ...], taxonomy: Taxonomy) -> None:
         self._spec = spec
+        self._picture_bytes = spec.height * spec.width * 3
         self._roots = roots
         self._taxonomy = taxonomy
 
     def __call__(self, batches: Iterator[pa.RecordBatch], statuses: dict[str, int]) -> Iterator[pa.RecordBatch]:
         """Yield a batch with the columns of EXAMPLES for each batch of records; count pictures by status."""
-        for batch in batches:
-            if not batch.num_rows:
-                continue
+        for batch in self._small(batches):
             images, found = self._pictures(batch.column("image_uri").to_pylist())
             labels = [self._taxonomy.normalise(dict(found or ())) for found in batch.column("labels").to_pylist()]
             for status, _ in found:
@@ -145,11 +145,17 @@ class ExampleMaker:
                 {name: columns[name] for name in tables.EXAMPLES.names}, schema=tables.EXAMPLES
             )
 
+    def _small(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Cut batches so that their pixels take memory that the allocator keeps, not new pages each time."""
+        rows = max(1, _BATCH_BYTES // self._picture_bytes)
+        for batch in batches:
+            for start in range(0, batch.num_rows, rows):
+                yield batch.slice(start, rows)
+
     def _pictures(self, uris: Sequence[str | None]) -> tuple[pa.BinaryArray, list[tuple[str, str | None]]]:
         """Return the pixels of the pictures at `uris`, null where there are none, and each one's status and detail."""
-        size = self._spec.height * self._spec.width * 3
         # Decoded into the array's own buffer: to gather so many bytes from objects costs half of decoding them.
-        pixels = np.empty((len(uris), size), dtype=np.uint8)
+        pixels = np.empty((len(uris), self._spec.height, self._spec.width, 3), dtype=np.uint8)
         offsets = np.zeros(len(uris) + 1, dtype=np.int32)
         found: list[tuple[str, str | None]] = []
         decoded = 0
@@ -158,13 +164,12 @@ class ExampleMaker:
             try:
                 if uri is None:
                     raise pictures.PictureError("absent", "")
-                picture = pictures.decode(pictures.fetch(uri, self._roots), self._spec)
-                pixels[decoded] = picture.reshape(size)
+                pictures.decode(pictures.fetch(uri, self._roots), self._spec, out=pixels[decoded])
                 decoded += 1
             except pictures.PictureError as error:
                 status, detail = error.status, error.detail or None
             found.append((status, detail))
-            offsets[row + 1] = decoded * size
+            offsets[row + 1] = decoded * self._picture_bytes
         present = pa.array([status == "ok" for status, _ in found])
         buffers = [present.buffers()[1], pa.py_buffer(offsets), pa.py_buffer(pixels[:decoded])]
         return pa.Array.from_buffers(pa.binary(), len(uris), buffers), found
