@@ -90,19 +90,19 @@ def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, l
     """Return the records to preprocess, each with the index of its file, and the files."""
     from pyspark.sql import functions as F
 
-    planned = parquet.read(session, [lake.plan_file(plan.run_id, shard.id) for shard in plan.shards], tables.PLAN)
-    todo = planned.where("example_path is null").select("product_id", "shard")
+    # A shard's examples are all made here, or were all made before (`plan._cut`).
+    folders = {shard.id: lake.examples(plan.run_id) / f"shard={shard.id}" for shard in plan.shards}
+    sizes = {shard.id: shard.rows for shard in plan.shards if lake.relative(folders[shard.id]) in shard.example_paths}
+    todo = parquet.read(session, [lake.plan_file(plan.run_id, shard) for shard in sizes], tables.PLAN)
     valid = parquet.read(session, [lake.root / plan.validation.valid_path], tables.VALID)
     cores = session.sparkContext.defaultParallelism
-    sizes = {row["shard"]: row["count"] for row in todo.groupBy("shard").count().collect()}
     # The core that gets a file more than the others makes the step longer by that file at most.
     rows_a_file = min(_ROWS_A_FILE, max(64, math.ceil(sum(sizes.values()) / (8 * cores))))
     targets: list[Path] = []
     first, parts = {}, {}
     for shard, size in sorted(sizes.items()):
         first[shard], parts[shard] = len(targets), math.ceil(size / rows_a_file)
-        folder = lake.examples(plan.run_id) / f"shard={shard}"
-        targets += [folder / f"part-{part:05d}.parquet" for part in range(parts[shard])]
+        targets += [folders[shard] / f"part-{part:05d}.parquet" for part in range(parts[shard])]
     lookup = {
         name: F.create_map(*[F.lit(x) for pair in d.items() for x in pair])
         for name, d in (("first", first), ("parts", parts))
