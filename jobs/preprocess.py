@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ROWS_A_FILE = 2_500  # at most
+_FILES = 16  # at least, where there are enough rows: a core that gets one more than the others is not waited for long
 _BATCH_BYTES = 16 * 2**20  # of pixels
 
 
@@ -78,7 +79,7 @@ def _preprocess(session: SparkSession, settings: Settings, lake: Lake, plan: Pla
     )
     # Half-written leftovers of a killed attempt are replaced file by file; a wider attempt's extra files go here.
     storage.remove_folder(lake.examples(plan.run_id))
-    written = parquet.write_files(records, targets, tables.EXAMPLES, transform=make)
+    written = parquet.write_files(records, targets, tables.EXAMPLES, order=["product_id"], transform=make)
     statuses: dict[str, int] = {}
     for file in written:
         for status, n in file.notes.items():
@@ -95,9 +96,9 @@ def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, l
     sizes = {shard.id: shard.rows for shard in plan.shards if lake.relative(folders[shard.id]) in shard.example_paths}
     todo = parquet.read(session, [lake.plan_file(plan.run_id, shard) for shard in sizes], tables.PLAN)
     valid = parquet.read(session, [lake.root / plan.validation.valid_path], tables.VALID)
-    cores = session.sparkContext.defaultParallelism
-    # The core that gets a file more than the others makes the step longer by that file at most.
-    rows_a_file = min(_ROWS_A_FILE, max(64, math.ceil(sum(sizes.values()) / (8 * cores))))
+    # From the plan alone, as is the order of rows: the same run makes the same files, on whatever machine, however often
+    # it is started again, and from the same batches the model makes the same confidences to the last bit.
+    rows_a_file = min(_ROWS_A_FILE, max(64, math.ceil(sum(sizes.values()) / _FILES)))
     targets: list[Path] = []
     first, parts = {}, {}
     for shard, size in sorted(sizes.items()):
