@@ -9,45 +9,31 @@ The lake's models are used; everything else is written to a temporary folder and
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
+from raw_day import Record, rewrite
 from watch import Cost, watch
 
-from jobs.import_catalog import write_parts
 from jobs.lake import Lake
 from jobs.next_day import next_day
-from jobs.storage import write_document
 
 DAYS = ("2026-11-20", "2026-11-21", "2026-11-22")
 
 
 def multiply(lake: Lake, ds: str, times: int) -> None:
     """Give the day's records `times` over, with ids renamed; pictures are shared."""
-    manifest = lake.read_raw_manifest(ds)
-    assert manifest is not None
-    folder = lake.raw(ds)
-    kept = folder.with_name("kept")
-    folder.rename(kept)
 
-    def lines() -> Any:
+    def change(records: Iterable[Record]) -> Iterator[Record]:
         for n in range(times):
-            for path in sorted(kept.glob("*.jsonl.gz")):
-                with gzip.open(path, "rb") as file:
-                    for line in file:
-                        record = json.loads(line)
-                        record["product_id"] = f"{record['product_id']}-{n}"
-                        yield json.dumps(record).encode() + b"\n"
+            for record in records:
+                yield record | {"product_id": f"{record['product_id']}-{n}"}
 
-    files = write_parts(folder, lines())
-    shutil.rmtree(kept)
-    rows = sum(file.rows for file in files)
-    write_document(folder / "_manifest.json", manifest.model_copy(update={"files": files, "rows": rows}))
+    rewrite(lake, ds, change)
 
 
 def steps(lake: Lake, run_id: str, ds: str) -> dict[str, float]:

@@ -24,7 +24,7 @@ Batches = Iterator[pa.RecordBatch]
 
 # Values that hardly repeat: a dictionary of them costs space and look-up time.
 _NO_DICTIONARY: Final = frozenset(
-    {"product_id", "confidence", "text_weight", "image_weight", "source_hash", "image", "raw"}
+    {"product_id", "confidence", "text_weight", "image_weight", "source_hash", "title", "description", "image", "raw"}
 )
 _WRITTEN: Final = pa.schema(
     [
@@ -44,7 +44,7 @@ class Written:
     target: int
     rows: int
     bytes: int
-    sha256: str
+    sha256: str  # hex; '' where it was not asked for
     notes: dict[str, int]
 
 
@@ -112,6 +112,7 @@ def write_files(
     *,
     order: Sequence[str] = (),
     transform: Callable[[Batches, dict[str, int]], Batches] | None = None,
+    digest: bool = False,
 ) -> list[Written]:
     """Write the rows of `frame` to the files `targets`, each whole or not at all, and return what was written.
 
@@ -120,6 +121,7 @@ def write_files(
             belongs to is written empty.
         order: columns the rows of a file are sorted by.
         transform: from the frame's batches (without ``target``) to the table's; may count what it sees in the dict.
+        digest: whether the SHA-256 of each file is taken.
 
     The rows themselves never reach the driver.
     """
@@ -149,7 +151,7 @@ def write_files(
                 "bytes": temporary.stat().st_size,
                 "notes": list(notes.items()),
             }
-            written["sha256"] = storage.sha256(temporary)
+            written["sha256"] = storage.sha256(temporary) if digest else ""
         yield pa.RecordBatch.from_pylist([written], schema=_WRITTEN)
 
     found = placed.mapInArrow(task, spark_schema(_WRITTEN)).collect()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,7 +23,7 @@ Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max
 
 def fold(text: str) -> str:
     """Return `text` as it is compared: case folded, spaces collapsed, ends trimmed."""
-    return re.sub(r"\s+", " ", text).strip().casefold()
+    return " ".join(text.split()).casefold()
 
 
 class Value(Strict):
@@ -97,15 +96,12 @@ class Attribute(Strict):
 
     @functools.cached_property
     def _ignored(self) -> frozenset[str]:
-        return frozenset(fold(word) for word in self.ignore)
+        return frozenset(["", *(fold(word) for word in self.ignore)])
 
-    def normalise(self, raw: str) -> str | None:
-        """Return the value that `raw` names (by its name or an alias, case and spaces aside), or None."""
-        return self._lookup.get(fold(raw))
-
-    def ignores(self, raw: str) -> bool:
-        """Whether `raw` is a label that says nothing."""
-        return not raw.strip() or fold(raw) in self._ignored
+    def read(self, raw: str) -> tuple[bool, str | None]:
+        """Return whether `raw` says anything, and the value that it names (by name or alias, case and spaces aside)."""
+        folded = fold(raw)
+        return folded not in self._ignored, self._lookup.get(folded)
 
 
 class Taxonomy(Strict):
@@ -185,9 +181,9 @@ class Taxonomy(Strict):
         for attribute in self.attributes:
             found: list[str] = []
             for raw in labels.get(attribute.field) or ():
-                if raw is None or attribute.ignores(raw):
+                says, value = attribute.read(raw) if raw is not None else (False, None)
+                if not says:
                     continue
-                value = attribute.normalise(raw)
                 if value is None:
                     unknown.setdefault(attribute.name, []).append(raw)
                 elif value not in found:

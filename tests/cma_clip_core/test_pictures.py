@@ -168,6 +168,53 @@ def test_letterbox_geometry(size: tuple[int, int], spec: tuple[int, int], box: t
     np.testing.assert_array_equal(pixels, expected)
 
 
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A drawing under noise: every frequency is in it."""
+    noise = np.random.default_rng(seed).integers(0, 80, (height, width, 3))
+    return Image.fromarray(np.clip(np.asarray(drawing().resize((width, height))) + noise - 40, 0, 255).astype(np.uint8))
+
+
+def turned() -> bytes:
+    """A JPEG of the model's size that its EXIF data turn."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return saved(photo(96, 128), "JPEG", exif=exif)
+
+
+PLAIN = {
+    "444": saved(photo(96, 128), "JPEG", subsampling=0),
+    "422": saved(photo(96, 100), "JPEG", subsampling=1),
+    "420, odd sizes": saved(photo(95, 128), "JPEG", subsampling=2, quality=60),
+    "progressive": saved(photo(96, 127), "JPEG", progressive=True),
+    "garbage after the end": saved(photo(96, 128), "JPEG") + b"garbage",
+}
+NOT_PLAIN = {
+    "other size": saved(photo(97, 128), "JPEG"),
+    "grey": saved(photo(96, 128).convert("L"), "JPEG"),
+    "CMYK": saved(photo(96, 128).convert("CMYK"), "JPEG"),
+    "turned": turned(),
+    "truncated": saved(photo(96, 128), "JPEG")[:-400],
+    "header alone": saved(photo(96, 128), "JPEG")[:300],
+    "PNG": saved(photo(96, 128)),
+}
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *NOT_PLAIN])
+def test_a_thumbnail_has_the_pixels_that_pillow_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = (PLAIN | NOT_PLAIN)[name]
+    assert (pictures._decode_thumbnail(data, SAME) is not None) == (name in PLAIN)
+
+    def result() -> bytes | str:
+        try:
+            return decode(data, SAME).tobytes()
+        except PictureError as error:
+            return str(error)
+
+    direct = result()
+    monkeypatch.setattr(pictures, "_decode_thumbnail", lambda *_: None)
+    assert direct == result()
+
+
 def test_a_large_jpeg_is_reduced_as_by_a_full_decode() -> None:
     noise = np.random.default_rng(3).integers(0, 255, (40, 30, 3), dtype=np.uint8)
     large = Image.fromarray(noise).resize((1500, 2000), Image.Resampling.BICUBIC)

@@ -125,5 +125,5 @@ def test_shipped_taxonomies() -> None:
     assert {"article_type", "gender", "base_colour", "season", "usage"} == set(fashion.applicable(None))
     assert {"pattern", "sleeve_length", "neck", "fit", "fabric", "occasion"} <= set(fashion.applicable("Tshirts"))
     assert set(fashion.applicable("Watches")) - set(fashion.applicable(None)) == {"occasion"}
-    assert fashion["fabric"].normalise("pure  cotton") == "Cotton"
-    assert fashion["pattern"].ignores("NA")
+    assert fashion["fabric"].read("pure  cotton") == (True, "Cotton")
+    assert fashion["pattern"].read("NA") == (False, None)

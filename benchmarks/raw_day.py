@@ -1,0 +1,43 @@
+"""A day's raw catalog, rewritten: for catalogs larger than there are, or with other pictures."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from jobs.import_catalog import write_parts
+from jobs.lake import Lake
+from jobs.storage import write_document
+
+Record = dict[str, Any]
+
+
+def rewrite(lake: Lake, ds: str, change: Callable[[Iterable[Record]], Iterator[Record]]) -> int:
+    """Replace the records of a day by what `change` makes of them; return how many there are now."""
+    manifest = lake.read_raw_manifest(ds)
+    assert manifest is not None
+    folder = lake.raw(ds)
+    kept = folder.with_name("kept")
+    folder.rename(kept)
+    files = write_parts(folder, (json.dumps(record).encode() + b"\n" for record in change(_Records(kept))))
+    shutil.rmtree(kept)
+    rows = sum(file.rows for file in files)
+    write_document(folder / "_manifest.json", manifest.model_copy(update={"files": files, "rows": rows}))
+    return rows
+
+
+class _Records:
+    """The records in a folder, read anew each time they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __iter__(self) -> Iterator[Record]:
+        for path in sorted(self._folder.glob("*.jsonl.gz")):
+            with gzip.open(path, "rb") as file:
+                for line in file:
+                    yield json.loads(line)
