@@ -19,7 +19,7 @@ class ClassLayout:
     """Attribute by attribute, in the taxonomy's order; within each, its values in class order."""
 
     def __init__(self, taxonomy: Taxonomy) -> None:
-        self.attributes = taxonomy.attributes
+        self.taxonomy, self.attributes = taxonomy, taxonomy.attributes
         starts = np.cumsum([0, *(len(a.values) for a in self.attributes)]).tolist()
         self.slices = [slice(start, end) for start, end in itertools.pairwise(starts)]
         self.classes: int = starts[-1]

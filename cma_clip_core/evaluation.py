@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from cma_clip_core.batches import Inputs, LabelEncoder, Labels, prefetch, prepare
+from cma_clip_core.batches import Inputs, LabelEncoder, prefetch, prepare
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
-from cma_clip_core.examples import ExampleIndex, stream_side
-from cma_clip_core.metrics import Outcomes, outcomes
+from cma_clip_core.examples import ExampleIndex, Rows, stream_side
 from cma_clip_core.model import CmaClip
+from cma_clip_core.predictions import Predictions
 from cma_clip_core.splits import Side
+from cma_clip_core.spoken import TEXT_FIELDS, SpokenFinder
 from cma_clip_core.tokens import Tokenizer
+
+Columns = dict[str, npt.NDArray[Any]]
 
 
 @torch.inference_mode()
@@ -29,36 +34,68 @@ def evaluate(
     tokenizer: Tokenizer,
     device: torch.device,
     batch_size: int = 256,
-) -> dict[str, Outcomes]:
-    """Return the outcomes of every attribute on the labelled products of a side, by attribute name."""
-    parts: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = [[] for _ in layout.attributes]
+) -> dict[str, Predictions]:
+    """Return what the model says of the labelled products of a side, by attribute name."""
+    parts: list[Columns] = []
     model.eval()
-    stream = stream_side(index, side)
-    for inputs, labels in prefetch(_batches(stream, config, layout, tokenizer, batch_size)):
+    for inputs, columns in prefetch(_batches(stream_side(index, side), config, layout, tokenizer, batch_size)):
         with precision(device):
             output = model(*inputs.to(device))
-        probabilities = layout.probabilities(output.logits).cpu().numpy()
-        lambdas = output.lambdas.float().cpu().numpy()
-        targets, labelled = labels.targets.numpy() > 0, labels.labelled.numpy()
-        for k, part in enumerate(layout.slices):
-            rows = labelled[:, k]
-            parts[k].append((probabilities[rows, part], targets[rows, part], lambdas[rows, k]))
+        columns["logits"] = output.logits.float().cpu().numpy()
+        columns["lambdas"] = output.lambdas.float().cpu().numpy()
+        parts.append(columns)
+    return split_attributes(layout, parts)
+
+
+def split_attributes(layout: ClassLayout, parts: list[Columns]) -> dict[str, Predictions]:
+    """Return predictions by attribute, each of its labelled products, from batches of predictions of all classes.
+
+    Args:
+        layout: the classes.
+        parts: arrays by name: products [B], families [B], labelled [B, K], and logits, targets, named [B, C], and
+            lambdas [B, K, M].
+    """
     found = {}
-    for attribute, part, seen in zip(layout.attributes, layout.slices, parts, strict=True):
-        values = part.stop - part.start
-        columns = zip(*seen, strict=True) if seen else iter(())
-        p, t, w = (np.concatenate(c) for c in columns) if seen else (np.zeros((0, values), np.float32),) * 3
-        found[attribute.name] = outcomes(attribute, p, t.astype(np.bool_), w if seen else np.zeros((0, 2), np.float32))
+    for k, (attribute, part) in enumerate(zip(layout.attributes, layout.slices, strict=True)):
+        rows = [columns["labelled"][:, k] for columns in parts]
+
+        def gather(name: str, *rest: Any, rows: list[npt.NDArray[Any]] = rows) -> npt.NDArray[Any]:
+            return np.concatenate([c[name][(row, *rest)] for c, row in zip(parts, rows, strict=True)])
+
+        if parts:
+            found[attribute.name] = Predictions(
+                attribute, gather("products"), gather("families"), gather("logits", part), gather("targets", part),
+                gather("named", part), gather("lambdas", k),
+            )  # fmt: skip
+        else:
+            found[attribute.name] = Predictions.empty(attribute)
     return found
 
 
+def label_columns(examples: pa.RecordBatch, families: Rows, encoder: LabelEncoder, spoken: SpokenFinder) -> Columns:
+    """Return what `split_attributes` needs of some examples besides the predictions."""
+    labels = encoder.encode(examples.column("labels").to_pylist())
+    targets = labels.targets.numpy() > 0
+    texts = list(zip(*(examples.column(field).to_pylist() for field in TEXT_FIELDS), strict=True))
+    return {
+        "products": np.array(examples.column("product_id").to_pylist(), dtype=object),
+        "families": families,
+        "labelled": labels.labelled.numpy(),
+        "targets": targets,
+        "named": spoken.find(texts, targets),
+    }
+
+
 def _batches(
-    stream: Iterable[pa.RecordBatch], config: ModelConfig, layout: ClassLayout, tokenizer: Tokenizer, batch_size: int
-) -> Iterator[tuple[Inputs, Labels]]:
-    encoder = LabelEncoder(layout)
-    for examples in stream:
+    stream: Iterable[tuple[pa.RecordBatch, Rows]],
+    config: ModelConfig,
+    layout: ClassLayout,
+    tokenizer: Tokenizer,
+    batch_size: int,
+) -> Iterator[tuple[Inputs, Columns]]:
+    encoder, spoken = LabelEncoder(layout), SpokenFinder(layout.taxonomy)
+    for examples, families in stream:
         prepared = prepare(examples, config, tokenizer)
-        labels = encoder.encode(examples.column("labels").to_pylist())
+        columns = label_columns(examples, families, encoder, spoken)
         for rows in prepared.by_length(batch_size):
-            at = torch.from_numpy(rows)
-            yield prepared.inputs(rows, tokenizer), Labels(labels.targets[at], labels.labelled[at])
+            yield prepared.inputs(rows, tokenizer), {name: column[rows] for name, column in columns.items()}

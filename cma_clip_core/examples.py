@@ -101,13 +101,18 @@ def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
 
 @dataclass(slots=True)
 class ExampleIndex:
-    """Where each labelled example is, and which side of the split it is on: 13 bytes an example, whatever their size."""
+    """Where each labelled example is, its family, and its side of the split: 21 bytes an example, whatever their size."""
 
     files: list[Path]
     file: npt.NDArray[np.int32]  # [N] index into `files`
     row: Rows  # [N] row within the file
     side: npt.NDArray[np.int8]  # [N] index into SIDES
-    families: int
+    family: npt.NDArray[np.int64]  # [N] the product family's number
+
+    @property
+    def families(self) -> int:
+        """How many families there are."""
+        return len(np.unique(self.family))
 
     def count(self, side: Side) -> int:
         """Return the number of examples on a side."""
@@ -115,8 +120,16 @@ class ExampleIndex:
 
     def rows_of(self, file: int, side: Side) -> Rows:
         """Return the rows of a file that are on a side, in order."""
-        rows: Rows = self.row[(self.file == file) & (self.side == SIDES.index(side))]
+        rows: Rows = self.row[self._of(file, side)]
         return rows
+
+    def families_of(self, file: int, side: Side) -> Rows:
+        """Return the families of `rows_of`."""
+        families: Rows = self.family[self._of(file, side)]
+        return families
+
+    def _of(self, file: int, side: Side) -> npt.NDArray[np.bool_]:
+        return np.asarray((self.file == file) & (self.side == SIDES.index(side)))
 
 
 def index_examples(folders: Sequence[Path], selection: SelectionConfig) -> ExampleIndex:
@@ -129,8 +142,7 @@ def index_examples(folders: Sequence[Path], selection: SelectionConfig) -> Examp
     """
     files = [path for folder in folders for path in example_files([folder])]
     seen: set[bytes] = set()
-    families: set[bytes] = set()
-    where: list[tuple[int, int, int]] = []
+    where: list[tuple[int, int, int, int]] = []
     columns = ("product_id", "title", "brand", "description", "labels", "image_status")
     for number, path in enumerate(files):
         row = -1
@@ -146,24 +158,27 @@ def index_examples(folders: Sequence[Path], selection: SelectionConfig) -> Examp
                 if not labels or not (title or brand or description or status == "ok"):
                     continue
                 family = family_key(title, brand, description)
-                families.add(hashlib.blake2b(family.encode(), digest_size=12).digest())
-                where.append((number, row, SIDES.index(side_of(family, selection))))
-    table = np.array(where, dtype=np.int64).reshape(-1, 3)
-    return ExampleIndex(
-        files, table[:, 0].astype(np.int32), table[:, 1], table[:, 2].astype(np.int8), families=len(families)
-    )
+                digest = hashlib.blake2b(family.encode(), digest_size=8).digest()
+                where.append(
+                    (number, row, SIDES.index(side_of(family, selection)), int.from_bytes(digest, signed=True))
+                )
+    table = np.array(where, dtype=np.int64).reshape(-1, 4)
+    return ExampleIndex(files, table[:, 0].astype(np.int32), table[:, 1], table[:, 2].astype(np.int8), table[:, 3])
 
 
 MODEL_COLUMNS = ("product_id", "title", "brand", "description", "image", "labels")
 
 
-def stream_side(index: ExampleIndex, side: Side, rows: int = READ_ROWS) -> Iterator[pa.RecordBatch]:
-    """Yield the examples of a side in file order."""
+def stream_side(index: ExampleIndex, side: Side, rows: int = READ_ROWS) -> Iterator[tuple[pa.RecordBatch, Rows]]:
+    """Yield the examples of a side in file order, a batch at a time, with their families."""
     for number, path in enumerate(index.files):
-        keep = index.rows_of(number, side)
+        keep, families = index.rows_of(number, side), index.families_of(number, side)
         if len(keep):
+            at = 0
             with open_examples(path) as file:
-                yield from _rows_of(file, list(range(file.num_row_groups)), keep, 0, rows)
+                for batch in _rows_of(file, list(range(file.num_row_groups)), keep, 0, rows):
+                    yield batch, families[at : at + batch.num_rows]
+                    at += batch.num_rows
 
 
 def stream_shuffled(index: ExampleIndex, side: Side, buffer: int, rng: np.random.Generator) -> Iterator[pa.RecordBatch]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cma_clip_core.predictions import Predictions
 from cma_clip_core.thresholds import accepts, lowest_threshold, recall_at_precision
 from schemas.loading import Strict
 from schemas.taxonomy import Attribute, Taxonomy
@@ -58,6 +59,11 @@ def outcomes(attribute: Attribute, probabilities: Floats, targets: Bools, lambda
         text_weight=float(text_weight),
         image_weight=float(image_weight),
     )
+
+
+def outcomes_of(predictions: Mapping[str, Predictions]) -> dict[str, Outcomes]:
+    """Return the outcomes of every attribute."""
+    return {name: outcomes(p.attribute, p.probabilities(), p.targets, p.lambdas) for name, p in predictions.items()}
 
 
 class Threshold(Strict):

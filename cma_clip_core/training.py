@@ -22,7 +22,7 @@ from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import ExampleIndex, stream_shuffled
 from cma_clip_core.memory import release
-from cma_clip_core.metrics import AttributeMetrics, Threshold, choose_threshold, judge_all, mean_of
+from cma_clip_core.metrics import AttributeMetrics, Threshold, choose_threshold, judge_all, mean_of, outcomes_of
 from cma_clip_core.model import CmaClip
 from cma_clip_core.tokens import Tokenizer
 from schemas.loading import Strict
@@ -92,12 +92,14 @@ def train(
     model = CmaClip(config, taxonomy, pretrained=True).to(device)
     best, epochs = _fit(model, config, index, layout, tokenizer, device, progress)
     model.load_state_dict(best.weights)
-    found = evaluate(model, index, "validation", config, layout, tokenizer, device)
+    found = outcomes_of(evaluate(model, index, "validation", config, layout, tokenizer, device))
     thresholds = {
         a.name: choose_threshold(a, found[a.name], config.selection.min_accepted) for a in taxonomy.attributes
     }
     validation = judge_all(taxonomy, found, thresholds)
-    test = judge_all(taxonomy, evaluate(model, index, "test", config, layout, tokenizer, device), thresholds)
+    test = judge_all(
+        taxonomy, outcomes_of(evaluate(model, index, "test", config, layout, tokenizer, device)), thresholds
+    )
     metrics = Metrics(
         train_examples=index.count("train"),
         validation_examples=index.count("validation"),
@@ -139,7 +141,7 @@ def _fit(
                 seen, loss_sum = seen + rows, loss_sum + loss * rows
                 bar.update(rows)
                 bar.set_postfix(loss=f"{loss_sum / seen:.3f}", refresh=False)
-        found = evaluate(model, index, "validation", config, layout, tokenizer, device)
+        found = outcomes_of(evaluate(model, index, "validation", config, layout, tokenizer, device))
         accuracies = [o.best_right / o.labelled for o in found.values() if o.labelled]
         score = float(np.mean(accuracies)) if accuracies else 0.0
         seconds = time.perf_counter() - started

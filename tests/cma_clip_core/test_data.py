@@ -158,7 +158,7 @@ def test_index_takes_the_newest_example_and_keeps_families_together(tmp_path: Pa
     new, old = drawn.write(tmp_path / "new", table.slice(0, 100)), drawn.write(tmp_path / "old", table)
     index = index_examples([new, old], SelectionConfig())
     assert len(index.row) == len(set(zip(index.file.tolist(), index.row.tolist(), strict=True)))
-    rows = [(side, row) for side in SIDES for batch in stream_side(index, side) for row in batch.to_pylist()]
+    rows = [(side, row) for side in SIDES for batch, _ in stream_side(index, side) for row in batch.to_pylist()]
     taught = table.filter(pc.or_(pc.not_equal(table["title"], ""), pc.equal(table["image_status"], "ok")))
     assert sorted(row["product_id"] for _, row in rows) == sorted(taught["product_id"].to_pylist())
     in_new = set(table["product_id"].slice(0, 100).to_pylist())
@@ -180,13 +180,13 @@ def test_shuffled_stream_gives_every_example_once_in_an_order_of_its_seed(tmp_pa
         stream = stream_shuffled(index, "train", 64, np.random.default_rng(seed))
         return [product for batch in stream for product in batch.column("product_id").to_pylist()]
 
-    ordered = [p for batch in stream_side(index, "train") for p in batch.column("product_id").to_pylist()]
+    ordered = [p for batch, _ in stream_side(index, "train") for p in batch.column("product_id").to_pylist()]
     assert ids(1) == ids(1) != ids(2)
     assert sorted(ids(1)) == sorted(ordered) != ids(1)
     assert len(ordered) == index.count("train")
     sizes = [b.num_rows for b in stream_shuffled(index, "train", 64, np.random.default_rng(0))]
     assert max(sizes) < 64 + 60
-    assert set(next(stream_side(index, "train")).schema.names) == set(MODEL_COLUMNS)
+    assert set(next(stream_side(index, "train"))[0].schema.names) == set(MODEL_COLUMNS)
 
 
 def test_augmentation_never_takes_the_only_modality_and_follows_its_seed() -> None:

@@ -1,0 +1,63 @@
+"""What a method says of the labelled products of one attribute: the one thing all metrics and thresholds are made from.
+
+Letters of shapes: n labelled products, C values of the attribute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from cma_clip_core.spoken import field_bits
+from schemas.taxonomy import Attribute
+
+Floats = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
+Names = npt.NDArray[np.object_]
+
+
+@dataclass(slots=True)
+class Predictions:
+    """One method, one attribute, one side of the split. Rows are products, in no promised order."""
+
+    attribute: Attribute
+    products: Names  # [n] str, product ids
+    families: npt.NDArray[np.int64]  # [n], product families: what a bootstrap draws
+    logits: Floats  # [n, C]; their softmax, of a multi-valued attribute their sigmoid, is the uncalibrated probability
+    targets: Bools  # [n, C], True at the values a product has; at least one a row
+    named: npt.NDArray[np.uint8]  # [n, C], bits of the text fields that name a true value (cma_clip_core.spoken)
+    lambdas: Floats  # [n, 2], modality-wise attention on text and picture
+
+    @classmethod
+    def empty(cls, attribute: Attribute) -> Predictions:
+        """Return the predictions of no products."""
+        c = len(attribute.values)
+        return cls(
+            attribute, np.zeros(0, object), np.zeros(0, np.int64), np.zeros((0, c), np.float32),
+            np.zeros((0, c), np.bool_), np.zeros((0, c), np.uint8), np.zeros((0, 2), np.float32),
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.products)
+
+    def probabilities(self, temperature: float = 1.0) -> Floats:
+        """Return each value's probability [n, C]: softmax where one value holds, sigmoid where several may."""
+        scaled = self.logits / np.float32(temperature)
+        if self.attribute.multi_valued:
+            sigmoid: Floats = 0.5 * (1 + np.tanh(0.5 * scaled))
+            return sigmoid
+        shifted = np.exp(scaled - scaled.max(axis=1, keepdims=True, initial=-np.inf))
+        softmax: Floats = shifted / shifted.sum(axis=1, keepdims=True)
+        return softmax
+
+    def silent(self, text_fields: Sequence[str]) -> Bools:
+        """Return which true values [n, C] none of `text_fields` names."""
+        silent: Bools = self.targets & ((self.named & np.uint8(field_bits(text_fields))) == 0)
+        return silent
+
+    def take(self, rows: npt.NDArray[np.int64] | Bools) -> Predictions:
+        """Return the predictions of some of the products."""
+        return Predictions(self.attribute, *(getattr(self, f.name)[rows] for f in fields(self)[1:]))
