@@ -82,6 +82,7 @@ class ModalityAttention(nn.Module):
 
     def __init__(self, attributes: int, width: int) -> None:
         super().__init__()
+        self.width = width  # of a mixture
         self.weight = nn.Parameter(torch.empty(attributes, width))  # [K, W]: row k is w_k
         nn.init.normal_(self.weight, std=width**-0.5)
 
@@ -101,18 +102,21 @@ class ModalityAttention(nn.Module):
         return torch.einsum("bkm,bmw->bkw", lambdas, h), lambdas
 
 
-class ModalityMean(nn.Module):
-    """The ablation without MA: every attribute takes the mean of the modalities that are present."""
+class ModalityConcatenation(nn.Module):
+    """The ablation without MA: both modalities side by side, the same for every attribute."""
 
-    def __init__(self, attributes: int) -> None:
+    def __init__(self, attributes: int, width: int) -> None:
         super().__init__()
-        self.attributes = attributes
+        self.attributes, self.width = attributes, 2 * width
 
     def forward(self, h: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """As in `ModalityAttention`."""
+        """As in `ModalityAttention`, but the mixtures are [B, K, 2 W], zeros for an absent modality.
+
+        The weights say only which modalities were there: an equal share for each.
+        """
         energies = h.new_zeros(h.shape[0], self.attributes, h.shape[1])
-        lambdas = masked_softmax(energies, present[:, None, :])
-        return torch.einsum("bkm,bmw->bkw", lambdas, h), lambdas
+        both = (h * present[:, :, None]).flatten(1)
+        return both[:, None].expand(-1, self.attributes, -1), masked_softmax(energies, present[:, None, :])
 
 
 def masked_softmax(energies: Tensor, mask: Tensor) -> Tensor:

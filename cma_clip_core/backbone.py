@@ -8,6 +8,7 @@ timm models. A text tower of Hugging Face `transformers` does not: it cannot be 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,9 @@ import open_clip
 import torch
 from open_clip.transformer import TextTransformer, VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from cma_clip_core import towers
 from cma_clip_core.config import BackboneConfig, ModelConfig
 from cma_clip_core.errors import ModelError
 
@@ -44,6 +47,11 @@ class TextSequence(nn.Module):
         self.appends_cls = getattr(tower, "cls_emb", None) is not None
         if self.pool not in ("argmax", "eos", "first", "last"):
             raise ModelError(f"text pooling {self.pool!r} is not supported: it names no token that could be T_cls")
+
+    @property
+    def projection(self) -> nn.Parameter | nn.Module | None:
+        """CLIP's projection of T_cls."""
+        return getattr(self.tower, "text_projection", None)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Sequence:
         """Encode `ids` [B, T] of which the first `lengths` [B] are real, the end-of-text token being the last of them."""
@@ -78,6 +86,11 @@ class ImageSequence(nn.Module):
         self.tower = tower
         self.width = self.cls_width = int(tower.ln_post.weight.shape[0])
 
+    @property
+    def projection(self) -> nn.Parameter | None:
+        """CLIP's projection of I_cls."""
+        return self.tower.proj  # type: ignore[no-any-return]
+
     def forward(self, pixels: Tensor) -> Sequence:
         """Encode normalised `pixels` [B, 3, H, W]."""
         tower = self.tower
@@ -92,6 +105,8 @@ class ImageSequence(nn.Module):
 
 class FeatureMapSequence(nn.Module):
     """Any other image tower: I_1..I_m is its last feature map, I_cls the pooled vector. Our choice: the paper has a ViT."""
+
+    projection: None = None  # the pooled vector is projected already
 
     def __init__(self, tower: Any, height: int, width: int) -> None:
         super().__init__()
@@ -135,12 +150,28 @@ class Backbone(nn.Module):
         # In the weights file, so that a saved model normalises as it was trained to.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        for name in ("text.tower.text_projection", "image.tower.proj"):
-            part: Any = self
-            for step in name.split("."):
-                part = getattr(part, step, None)
-            if isinstance(part, nn.Parameter) and isinstance(clip.visual, VisionTransformer):
-                part.requires_grad_(False)  # CLIP's projections of the pooled vectors: not part of CMA-CLIP
+        scale = getattr(clip, "logit_scale", None)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)) if scale is None else scale.detach().clone())
+        self.train_projections(False)
+        if pretrained and config.backbone.custom is not None and config.backbone.pretrained is not None:
+            towers.load(self, Path(config.backbone.pretrained), config)
+
+    def train_projections(self, wanted: bool) -> None:
+        """Let CLIP's projections of the pooled vectors and its temperature be trained, or not: CMA-CLIP has none."""
+        self.logit_scale.requires_grad_(wanted)
+        for part in (self.text.projection, self.image.projection):
+            for parameter in (
+                [part] if isinstance(part, nn.Parameter) else part.parameters() if part is not None else []
+            ):
+                parameter.requires_grad_(wanted)
+
+    def text_features(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Return CLIP's text vectors [B, E], of length 1, of texts as in `encode_text`."""
+        return _project(self.text(ids, lengths).cls, self.text.projection)
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Return CLIP's picture vectors [B, E], of length 1, of pictures as in `encode_image`."""
+        return _project(self.encode_image(pixels).cls, self.image.projection)
 
     def encode_text(self, ids: Tensor, lengths: Tensor) -> Sequence:
         """`ids` [B, T] int64 and `lengths` [B] -> the text sequence."""
@@ -150,6 +181,14 @@ class Backbone(nn.Module):
         """`pixels` [B, H, W, 3] uint8 RGB -> the image sequence."""
         x = pixels.permute(0, 3, 1, 2).to(self.mean.dtype)
         return self.image((x / 255 - self.mean) / self.std)  # type: ignore[no-any-return]
+
+
+def _project(cls: Tensor, projection: nn.Parameter | nn.Module | None) -> Tensor:
+    if isinstance(projection, nn.Parameter):
+        cls = cls @ projection
+    elif projection is not None:
+        cls = projection(cls)
+    return F.normalize(cls, dim=-1)
 
 
 class _TextParts(nn.Module):

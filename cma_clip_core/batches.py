@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -55,6 +55,30 @@ class Labels:
     def to(self, device: torch.device) -> Labels:
         """Return the labels on `device`."""
         return Labels(self.targets.to(device), self.labelled.to(device))
+
+
+@dataclass(slots=True)
+class Batch:
+    """Some labelled products, to train on."""
+
+    products: list[str]  # ids, for error messages
+    inputs: Inputs
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.products)
+
+    def rows(self, rows: slice) -> Batch:
+        """Return some of the products."""
+        return Batch(
+            self.products[rows],
+            Inputs(*(tensor[rows] for tensor in self.inputs)),
+            Labels(self.labels.targets[rows], self.labels.labelled[rows]),
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`."""
+        return Batch(self.products, self.inputs.to(device), self.labels.to(device))
 
 
 @dataclass(slots=True)
@@ -198,7 +222,7 @@ def _move(pixels: Pixels, down: int, right: int) -> Pixels:
     return moved
 
 
-def prefetch(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
+def prefetch(items: Iterable[Item], depth: int = 2) -> Generator[Item]:
     """Yield `items`, which a thread makes ahead, at most `depth` of them: the forward pass leaves the interpreter free.
 
     An error in the thread is raised here. Closing the iterator ends the thread.

@@ -37,8 +37,10 @@ class ClassLayout:
             dim=1,
         )
 
-    def loss(self, logits: Tensor, targets: Tensor, labelled: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Return the multi-task loss: the mean over all labels of the batch. A missing label adds nothing.
+    def loss(
+        self, logits: Tensor, targets: Tensor, labelled: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
+    ) -> Tensor:
+        """Return the multi-task loss: the sum over all labels. A missing label adds nothing.
 
         Single-valued attributes: cross entropy over the values. Multi-valued: binary cross entropy, summed over the
         values. That each label counts the same is our choice; the paper only says that a record may carry labels of
@@ -49,6 +51,7 @@ class ClassLayout:
             targets: [B, C], 1 at the values a product has.
             labelled: [B, K] bool.
             smoothing: label smoothing of single-valued attributes.
+            weights: [C], of the values' labels; None: all alike.
         """
         logits = logits.float()
         total = logits.new_zeros(())
@@ -58,7 +61,11 @@ class ClassLayout:
                 continue
             found, wanted = logits[rows, part], targets[rows, part]
             if attribute.multi_valued:
-                total = total + F.binary_cross_entropy_with_logits(found, wanted, reduction="sum")
+                losses = F.binary_cross_entropy_with_logits(found, wanted, reduction="none")
+                if weights is not None:  # of the values that hold; those that do not stay as they are
+                    losses = losses * torch.where(wanted > 0, weights[part], 1.0)
+                total = total + losses.sum()
             else:
-                total = total + F.cross_entropy(found, wanted, reduction="sum", label_smoothing=smoothing)
-        return total / labelled.sum().clamp(min=1)
+                losses = F.cross_entropy(found, wanted, reduction="none", label_smoothing=smoothing)
+                total = total + (losses if weights is None else losses * weights[part][wanted.argmax(dim=1)]).sum()
+        return total

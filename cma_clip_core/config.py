@@ -48,7 +48,7 @@ class TextTower(Strict):
 
 
 class CustomTowers(Strict):
-    """Towers of our own size, trained from scratch: for demonstrations, tests, and machines without a GPU."""
+    """Towers of our own size, trained on one's own catalog: for tests, and for machines without a GPU."""
 
     vision: VisionTower
     text: TextTower
@@ -59,7 +59,9 @@ class BackboneConfig(Strict):
 
     architecture: str | None = Field(default=None, description="open_clip name, such as ViT-B-32")
     pretrained: str | None = Field(
-        default=None, description="open_clip tag, or path of a checkpoint; used in training only"
+        default=None,
+        description="open_clip tag, or path of a checkpoint (of open_clip or of `python -m jobs pretrain`); used in "
+        "training only",
     )
     custom: CustomTowers | None = None
     patch_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of patches left out in training")
@@ -68,8 +70,6 @@ class BackboneConfig(Strict):
     def _one_kind(self) -> BackboneConfig:
         if (self.architecture is None) == (self.custom is None):
             raise ValueError("give either `architecture` (an open_clip name) or `custom` (towers of our own), not both")
-        if self.pretrained is not None and self.architecture is None:
-            raise ValueError("`pretrained` needs `architecture`: custom towers are trained from scratch")
         return self
 
 
@@ -83,7 +83,10 @@ class FusionConfig(Strict):
     hidden: int = Field(default=128, ge=1, description="inner width of each attribute's MLP")
     dropout: float = Field(default=0.1, ge=0, lt=1)
     sequence_attention: bool = Field(default=True, description="False: an ablation without SA")
-    modality_attention: bool = Field(default=True, description="False: an ablation, the mean of both modalities")
+    modality_attention: bool = Field(default=True, description="False: an ablation, both modalities side by side")
+    modalities: tuple[Literal["text", "image"], ...] = Field(
+        default=("text", "image"), min_length=1, description="one alone: an ablation that sees nothing else"
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> FusionConfig:
@@ -95,8 +98,15 @@ class FusionConfig(Strict):
 class TrainingConfig(Strict):
     """How the model is trained."""
 
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(default=128, ge=2, description="products")
+    epochs: int = Field(ge=0, description="0: the weights it begins with, as of raw CLIP")
+    patience: int | None = Field(
+        default=None, ge=1, description="stop after so many epochs without a better one; null: train them all"
+    )
+    batch_size: int = Field(default=128, ge=2, description="products in a step, over all processes")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="products in a forward pass, their gradients accumulated; null: the batch"
+    )
+    freeze: tuple[Literal["text", "image"], ...] = Field(default=(), description="towers that are not trained")
     learning_rate: float = Field(default=1e-3, gt=0, description="of the new layers, at its peak")
     backbone_learning_rate: float = Field(
         default=1e-3, gt=0, description="of the towers; for pretrained ones 10 to 100 times less than the new layers'"
@@ -105,6 +115,13 @@ class TrainingConfig(Strict):
     weight_decay: float = Field(default=0.05, ge=0, description="of matrices; never of biases, norms, embeddings")
     clip_norm: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    class_balance: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="weight of a label in the loss: its value's count to the power of minus this, of mean 1 in each "
+        "attribute; 0: all alike",
+    )
     word_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of text tokens left out in training")
     text_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of products trained without their text")
     image_dropout: float = Field(default=0.0, ge=0, lt=1, description="share trained without their picture")
@@ -134,6 +151,9 @@ class ModelConfig(Strict):
     """All of a model's configuration."""
 
     name: str
+    method: Literal["cma_clip", "clip"] = Field(
+        default="cma_clip", description="clip: the two towers alone, the picture scored against a prompt for each value"
+    )
     picture: PictureConfig
     text: TextConfig = TextConfig()
     backbone: BackboneConfig

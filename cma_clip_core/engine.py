@@ -16,13 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import nn
 
 from cma_clip_core.batches import Inputs, prefetch, prepare
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
 from cma_clip_core.metrics import Threshold
-from cma_clip_core.model import CmaClip
 from cma_clip_core.tokens import Tokenizer
 from schemas.tables import PREDICTIONS
 from schemas.taxonomy import Taxonomy
@@ -56,7 +56,7 @@ class Engine:
 
     def __init__(
         self,
-        model: CmaClip,
+        model: nn.Module,
         config: ModelConfig,
         taxonomy: Taxonomy,
         thresholds: Mapping[str, Threshold],

@@ -15,3 +15,11 @@ class DataError(CoreError):
 
 class DeviceError(CoreError):
     """The device that was asked for is not there."""
+
+
+class CheckpointError(CoreError):
+    """A training checkpoint cannot be written, read or resumed."""
+
+
+class DivergedError(CoreError):
+    """Training gave a loss that is no number."""

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from torch import nn
 
 from cma_clip_core.batches import Inputs, LabelEncoder, prefetch, prepare
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
 from cma_clip_core.examples import ExampleIndex, Rows, stream_side
-from cma_clip_core.model import CmaClip
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.splits import Side
 from cma_clip_core.spoken import TEXT_FIELDS, SpokenFinder
@@ -26,7 +26,7 @@ Columns = dict[str, npt.NDArray[Any]]
 
 @torch.inference_mode()
 def evaluate(
-    model: CmaClip,
+    model: nn.Module,
     index: ExampleIndex,
     side: Side,
     config: ModelConfig,

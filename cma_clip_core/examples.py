@@ -114,6 +114,16 @@ class ExampleIndex:
         """How many families there are."""
         return len(np.unique(self.family))
 
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of which examples there are and where each is, wherever the lake is."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            digest.update("/".join(path.parts[-3:]).encode() + b"\n")
+        for part in (self.file, self.row, self.side, self.family):
+            digest.update(part.tobytes())
+        return digest.hexdigest()[:16]
+
     def count(self, side: Side) -> int:
         """Return the number of examples on a side."""
         return int((self.side == SIDES.index(side)).sum())
@@ -169,14 +179,16 @@ def index_examples(folders: Sequence[Path], selection: SelectionConfig) -> Examp
 MODEL_COLUMNS = ("product_id", "title", "brand", "description", "image", "labels")
 
 
-def stream_side(index: ExampleIndex, side: Side, rows: int = READ_ROWS) -> Iterator[tuple[pa.RecordBatch, Rows]]:
+def stream_side(
+    index: ExampleIndex, side: Side, rows: int = READ_ROWS, columns: Sequence[str] = MODEL_COLUMNS
+) -> Iterator[tuple[pa.RecordBatch, Rows]]:
     """Yield the examples of a side in file order, a batch at a time, with their families."""
     for number, path in enumerate(index.files):
         keep, families = index.rows_of(number, side), index.families_of(number, side)
         if len(keep):
             at = 0
             with open_examples(path) as file:
-                for batch in _rows_of(file, list(range(file.num_row_groups)), keep, 0, rows):
+                for batch in _rows_of(file, list(range(file.num_row_groups)), keep, 0, rows, columns):
                     yield batch, families[at : at + batch.num_rows]
                     at += batch.num_rows
 
@@ -208,9 +220,16 @@ def stream_shuffled(index: ExampleIndex, side: Side, buffer: int, rng: np.random
         yield _shuffled(held, rng)
 
 
-def _rows_of(file: pq.ParquetFile, groups: list[int], keep: Rows, first: int, rows: int) -> Iterator[pa.RecordBatch]:
+def _rows_of(
+    file: pq.ParquetFile,
+    groups: list[int],
+    keep: Rows,
+    first: int,
+    rows: int,
+    columns: Sequence[str] = MODEL_COLUMNS,
+) -> Iterator[pa.RecordBatch]:
     """Yield the rows `keep` (counted in the file) of some row groups, the first of which starts at row `first`."""
-    for batch in file.iter_batches(batch_size=rows, row_groups=groups, columns=list(MODEL_COLUMNS)):
+    for batch in file.iter_batches(batch_size=rows, row_groups=groups, columns=list(columns)):
         inside = keep[(keep >= first) & (keep < first + batch.num_rows)] - first
         first += batch.num_rows
         if len(inside):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cma_clip_core.attention import ModalityAttention, ModalityMean, SequenceAttention
+from cma_clip_core.attention import ModalityAttention, ModalityConcatenation, SequenceAttention
 from cma_clip_core.backbone import Backbone, Sequence
 from cma_clip_core.config import ModelConfig
 from schemas.taxonomy import Taxonomy
@@ -50,15 +50,13 @@ class CmaClip(nn.Module):
             if fusion.sequence_attention
             else None
         )
-        self.modality_attention: nn.Module = (
-            ModalityAttention(len(attributes), fusion.width)
-            if fusion.modality_attention
-            else ModalityMean(len(attributes))
-        )
+        mixer = ModalityAttention if fusion.modality_attention else ModalityConcatenation
+        self.modality_attention = mixer(len(attributes), fusion.width)
+        self.sees_text, self.sees_image = ("text" in fusion.modalities, "image" in fusion.modalities)
         self.heads = nn.ModuleDict(
             {
                 a.name: nn.Sequential(
-                    nn.Linear(fusion.width, fusion.hidden),
+                    nn.Linear(self.modality_attention.width, fusion.hidden),
                     nn.GELU(),
                     nn.Dropout(fusion.dropout),
                     nn.Linear(fusion.hidden, len(a.values)),
@@ -79,6 +77,8 @@ class CmaClip(nn.Module):
             pixels: [B, H, W, 3] uint8, RGB; whatever stands there where there is no picture is never looked at.
             image_present: [B] bool; False: there is no picture, and it is masked out of SA and MA.
         """
+        text_present = text_present & self.sees_text
+        image_present = image_present & self.sees_image
         h = self._cls(ids, lengths, text_present, pixels, image_present)
         mixtures, lambdas = self.modality_attention(h, torch.stack([text_present, image_present], dim=1))
         logits = [head(mixtures[:, k]) for k, head in enumerate(self.heads.values())]

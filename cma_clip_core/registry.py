@@ -30,7 +30,8 @@ from cma_clip_core.metrics import Threshold
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:
-    from cma_clip_core.model import CmaClip
+    from torch import nn
+
     from cma_clip_core.training import Trained
 
 WEIGHTS, CONFIG, TAXONOMY = "model.safetensors", "config.json", "taxonomy.yaml"
@@ -120,7 +121,7 @@ def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_model(folder: Path) -> CmaClip:
+def load_model(folder: Path) -> nn.Module:
     """Return a version's model, on the CPU, ready to predict. Nothing is downloaded, and no code in the folder is run.
 
     Raises:
@@ -129,7 +130,7 @@ def load_model(folder: Path) -> CmaClip:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from cma_clip_core.model import CmaClip
+    from cma_clip_core.methods import build_model
 
     config, taxonomy = read_config(folder), read_taxonomy(folder)
     path = folder / WEIGHTS
@@ -143,7 +144,7 @@ def load_model(folder: Path) -> CmaClip:
         raise ModelError(f"{path}: not a safetensors file: {error}") from error
     if is_version(folder.name) and not folder.name.endswith(digest[:8]):
         raise ModelError(f"{path}: its hash is {digest[:8]}, not that of version {folder.name}: the file was changed")
-    model = CmaClip(config, taxonomy, pretrained=False)
+    model = build_model(config, taxonomy)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -1,43 +1,28 @@
-"""The training loop: multi-task, one process, deterministic by its seed."""
+"""Training a model from end to end: the loop, then thresholds, then what it is worth."""
 
 from __future__ import annotations
 
-import logging
-import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
-from cma_clip_core.batches import Inputs, LabelEncoder, Labels, augment, prefetch, prepare
+from cma_clip_core.checkpoints import fingerprint
 from cma_clip_core.classes import ClassLayout
-from cma_clip_core.config import ModelConfig, TrainingConfig
-from cma_clip_core.devices import precision
+from cma_clip_core.config import ModelConfig
+from cma_clip_core.distributed import World
 from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
-from cma_clip_core.examples import ExampleIndex, stream_shuffled
-from cma_clip_core.memory import release
+from cma_clip_core.examples import ExampleIndex
+from cma_clip_core.loop import Epoch, Fitted, Loop
+from cma_clip_core.methods import build_model
 from cma_clip_core.metrics import AttributeMetrics, Threshold, choose_threshold, judge_all, mean_of, outcomes_of
-from cma_clip_core.model import CmaClip
+from cma_clip_core.objectives import MultiTask
 from cma_clip_core.tokens import Tokenizer
 from schemas.loading import Strict
 from schemas.taxonomy import Taxonomy
-
-log = logging.getLogger(__name__)
-
-
-class Epoch(Strict):
-    """One pass over the training examples."""
-
-    loss: float
-    validation_accuracy: float  # mean over the attributes
-    seconds: float
-    examples: int
 
 
 class Metrics(Strict):
@@ -59,39 +44,70 @@ class Metrics(Strict):
 class Trained:
     """What training gives."""
 
-    model: CmaClip
+    model: nn.Module
     thresholds: dict[str, Threshold]
     metrics: Metrics
 
 
-@dataclass(slots=True)
-class _Best:
-    score: float = -1.0
-    epoch: int = 0
-    weights: dict[str, Tensor] = field(default_factory=dict)
+def fit(
+    config: ModelConfig,
+    taxonomy: Taxonomy,
+    index: ExampleIndex,
+    device: torch.device,
+    *,
+    folder: Path | None = None,
+    world: World | None = None,
+    progress: bool = True,
+    checkpoint_seconds: float = 300.0,
+) -> tuple[nn.Module, Fitted]:
+    """Train a model on the training side of `index` and return it, on `device`, with its best epoch's weights.
 
-
-def train(
-    config: ModelConfig, taxonomy: Taxonomy, index: ExampleIndex, device: torch.device, *, progress: bool = True
-) -> Trained:
-    """Train a model on the training side of `index`, keep its best epoch, choose thresholds, and judge it.
+    Args:
+        config: which model, and how it is trained.
+        taxonomy: what it predicts.
+        index: the labelled examples.
+        device: where.
+        folder: for checkpoints, from which a killed training goes on, and TensorBoard logs; None: neither.
+        world: the processes that train together.
+        progress: show progress bars.
+        checkpoint_seconds: least time between checkpoints.
 
     Raises:
         DataError: a side of the split is empty.
         ModelError: the model cannot be built.
+        DivergedError, CheckpointError, DeviceError: as `Loop`.
     """
-    for side in ("train", "validation", "test"):
-        if not index.count(side):
-            raise DataError(
-                f"there is no labelled example on the {side} side of the split ({len(index.row)} examples of "
-                f"{index.families} product families in all); training needs more products"
-            )
-    start = time.perf_counter()
+    check_sides(index)
+    world = world or World()
     torch.manual_seed(config.training.seed)
     layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
-    model = CmaClip(config, taxonomy, pretrained=True).to(device)
-    best, epochs = _fit(model, config, index, layout, tokenizer, device, progress)
-    model.load_state_dict(best.weights)
+    model = build_model(config, taxonomy, pretrained=True).to(device)
+    freeze(model, config)
+    objective = MultiTask(model, index, config, layout, tokenizer, device)
+    torch.manual_seed(config.training.seed + world.rank)  # each process drops out other units
+    fits = fingerprint(config.model_dump(mode="json"), taxonomy.fingerprint, index.fingerprint, world.size)
+    fitted = Loop(
+        objective, config.training, device, folder=folder, fits=fits, world=world, progress=progress,
+        checkpoint_seconds=checkpoint_seconds,
+    ).run()  # fmt: skip
+    model.load_state_dict(fitted.weights)
+    return model.eval(), fitted
+
+
+def train(
+    config: ModelConfig,
+    taxonomy: Taxonomy,
+    index: ExampleIndex,
+    device: torch.device,
+    *,
+    folder: Path | None = None,
+    world: World | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Train a model, choose its thresholds on the validation side, and judge it on the test side. As `fit`."""
+    start = time.perf_counter()
+    model, fitted = fit(config, taxonomy, index, device, folder=folder, world=world, progress=progress)
+    layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
     found = outcomes_of(evaluate(model, index, "validation", config, layout, tokenizer, device))
     thresholds = {
         a.name: choose_threshold(a, found[a.name], config.selection.min_accepted) for a in taxonomy.attributes
@@ -105,127 +121,32 @@ def train(
         validation_examples=index.count("validation"),
         test_examples=index.count("test"),
         families=index.families,
-        best_epoch=best.epoch,
-        epochs=tuple(epochs),
+        best_epoch=fitted.best_epoch,
+        epochs=tuple(fitted.epochs),
         seconds=time.perf_counter() - start,
         device=str(device),
         validation=validation,
         test=test,
     )
-    return Trained(model.eval(), thresholds, metrics)
+    return Trained(model, thresholds, metrics)
 
 
-def _fit(
-    model: CmaClip,
-    config: ModelConfig,
-    index: ExampleIndex,
-    layout: ClassLayout,
-    tokenizer: Tokenizer,
-    device: torch.device,
-    progress: bool,
-) -> tuple[_Best, list[Epoch]]:
-    training = config.training
-    optimizer = torch.optim.AdamW(parameter_groups(model, training), betas=(0.9, 0.98), fused=True)
-    rng = np.random.default_rng(training.seed)
-    total = index.count("train")
-    best, epochs = _Best(), []
-    for epoch in range(1, training.epochs + 1):
-        started, seen, loss_sum = time.perf_counter(), 0, 0.0
-        model.train()
-        batches = prefetch(_batches(index, config, layout, tokenizer, rng), depth=4)
-        with tqdm(total=total, desc=f"epoch {epoch}/{training.epochs}", unit="ex", disable=not progress) as bar:
-            for inputs, labels in batches:
-                rows = len(inputs.lengths)
-                scale = learning_rate_scale((epoch - 1 + seen / total) / training.epochs, training.warmup)
-                loss = _step(model, optimizer, inputs.to(device), labels.to(device), layout, training, scale)
-                seen, loss_sum = seen + rows, loss_sum + loss * rows
-                bar.update(rows)
-                bar.set_postfix(loss=f"{loss_sum / seen:.3f}", refresh=False)
-        found = outcomes_of(evaluate(model, index, "validation", config, layout, tokenizer, device))
-        accuracies = [o.best_right / o.labelled for o in found.values() if o.labelled]
-        score = float(np.mean(accuracies)) if accuracies else 0.0
-        seconds = time.perf_counter() - started
-        epochs.append(Epoch(loss=loss_sum / max(seen, 1), validation_accuracy=score, seconds=seconds, examples=seen))
-        log.info(
-            "epoch %d/%d: loss %.4f, validation accuracy %.4f, %.0f examples/s",
-            epoch, training.epochs, epochs[-1].loss, score, seen / seconds,
-        )  # fmt: skip
-        if not math.isfinite(epochs[-1].loss):
-            raise DataError("training diverged: the loss is no number; lower the learning rates in the configuration")
-        if score > best.score:
-            weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-            best = _Best(score, epoch, weights)
-    return best, epochs
-
-
-def _step(
-    model: CmaClip,
-    optimizer: torch.optim.Optimizer,
-    inputs: Inputs,
-    labels: Labels,
-    layout: ClassLayout,
-    training: TrainingConfig,
-    scale: float,
-) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * scale
-    with precision(inputs.ids.device):
-        output = model(*inputs)
-    loss = layout.loss(output.logits, labels.targets, labels.labelled, training.label_smoothing)
-    optimizer.zero_grad(set_to_none=True)
-    if loss.requires_grad:
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
-        optimizer.step()
-    return float(loss.detach())
-
-
-def _batches(
-    index: ExampleIndex, config: ModelConfig, layout: ClassLayout, tokenizer: Tokenizer, rng: np.random.Generator
-) -> Iterator[tuple[Inputs, Labels]]:
-    """Yield one epoch's batches: drawn at random, within a buffer of like lengths, in random order."""
-    encoder, training = LabelEncoder(layout), config.training
-    for examples in stream_shuffled(index, "train", training.shuffle_buffer, rng):
-        prepared = prepare(examples, config, tokenizer)
-        labels = encoder.encode(examples.column("labels").to_pylist())
-        augment(prepared, training, rng)
-        batches = prepared.by_length(training.batch_size)
-        for at in rng.permutation(len(batches)):
-            rows = torch.from_numpy(batches[at])
-            yield prepared.inputs(batches[at], tokenizer), Labels(labels.targets[rows], labels.labelled[rows])
-        release()
-
-
-def learning_rate_scale(done: float, warmup: float) -> float:
-    """Return the factor on the peak learning rate when the share `done` of training is: linear warm-up, then a cosine."""
-    if done < warmup:
-        # never zero, so that the first step is not lost
-        return max(done / warmup, 0.01)
-    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
-
-
-def parameter_groups(model: CmaClip, config: TrainingConfig) -> list[dict[str, Any]]:
-    """Return the optimizer's groups: towers and new layers, each with and without weight decay.
-
-    Matrices decay; biases, norms, embeddings and MA's vectors do not. Frozen parameters are in none.
-    """
-    chosen: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            tower = name.startswith("backbone.")
-            decays = (
-                parameter.ndim >= 2 and "embedding" not in name and name not in ("kind", "modality_attention.weight")
+def check_sides(index: ExampleIndex) -> None:
+    """Raise DataError where a side of the split is empty."""
+    for side in ("train", "validation", "test"):
+        if not index.count(side):
+            raise DataError(
+                f"there is no labelled example on the {side} side of the split ({len(index.row)} examples of "
+                f"{index.families} product families in all); training needs more products"
             )
-            chosen.setdefault((tower, decays), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "peak": config.backbone_learning_rate if tower else config.learning_rate,
-            "lr": 0.0,
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (tower, decays), parameters in chosen.items()
-    ]
+
+
+def freeze(model: nn.Module, config: ModelConfig) -> None:
+    """Leave out of training the towers that the configuration freezes, and those that are never run."""
+    seen = set(config.fusion.modalities) if config.method == "cma_clip" else {"text", "image"}
+    for name in ("text", "image"):
+        if name in config.training.freeze or name not in seen:
+            model.get_submodule(f"backbone.{name}").requires_grad_(False)
 
 
 def mean_recall(metrics: Metrics) -> float:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cma_clip_core.attention import ModalityAttention, ModalityMean, SequenceAttention, masked_softmax
+from cma_clip_core.attention import ModalityAttention, ModalityConcatenation, SequenceAttention, masked_softmax
 
 
 def test_keyless_attention_is_the_papers() -> None:
@@ -22,7 +22,7 @@ def test_keyless_attention_is_the_papers() -> None:
     torch.testing.assert_close(mixtures, torch.tensor([[[0.75 * math.log(3.0), 5.0], [0.5 * math.log(3.0), 5.0]]]))
 
 
-@pytest.mark.parametrize("attention", [ModalityAttention(3, 4), ModalityMean(3)])
+@pytest.mark.parametrize("attention", [ModalityAttention(3, 4), ModalityConcatenation(3, 4)])
 def test_absent_modality_weighs_exactly_nothing(attention: torch.nn.Module) -> None:
     present = torch.tensor([[True, False], [False, True], [False, False]])
     h = torch.randn(3, 2, 4) * 100
@@ -30,7 +30,8 @@ def test_absent_modality_weighs_exactly_nothing(attention: torch.nn.Module) -> N
     assert lambdas[0].tolist() == [[1.0, 0.0]] * 3
     assert lambdas[1].tolist() == [[0.0, 1.0]] * 3
     assert lambdas[2].tolist() == [[0.0, 0.0]] * 3
-    torch.testing.assert_close(mixtures[0], h[0, 0].expand(3, 4))
+    torch.testing.assert_close(mixtures[0, :, :4], h[0, 0].expand(3, 4))  # of the concatenation its first half
+    assert not mixtures[0, :, 4:].any()
     assert not mixtures[2].any()
 
 

@@ -20,7 +20,8 @@ from cma_clip_core.config import ModelConfig, SelectionConfig, load_config
 from cma_clip_core.errors import DataError, ModelError
 from cma_clip_core.examples import ExampleIndex, index_examples
 from cma_clip_core.model import CmaClip
-from cma_clip_core.training import Trained, learning_rate_scale, parameter_groups, train
+from cma_clip_core.optimizer import learning_rate_scale, parameter_groups
+from cma_clip_core.training import Trained, train
 from schemas.loading import ContractError
 from tests.cma_clip_core import drawn
 
@@ -70,7 +71,7 @@ def test_thresholds_are_chosen_on_validation_and_keep_its_promise(trained: Train
 
 
 def test_the_best_epoch_is_kept(trained: Trained) -> None:
-    accuracies = [epoch.validation_accuracy for epoch in trained.metrics.epochs]
+    accuracies = [epoch.validation for epoch in trained.metrics.epochs]
     assert trained.metrics.best_epoch == int(np.argmax(accuracies)) + 1
     validation = [m.accuracy for m in trained.metrics.validation.values()]
     assert np.mean(validation) == pytest.approx(max(accuracies))  # type: ignore[arg-type]

@@ -1,0 +1,277 @@
+"""The one training loop: of CMA-CLIP, of its ablations, of fine-tuned CLIP, and of the towers' pretraining.
+
+What is trained is an `Objective`. The loop gives it batches in a seeded order, accumulates gradients over micro-batches,
+sums them over processes, clips, steps, validates after each epoch, keeps the best weights, and writes checkpoints from
+which a killed training goes on exactly as if it had not been killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cma_clip_core.batches import Batch, prefetch
+from cma_clip_core.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
+from cma_clip_core.config import TrainingConfig
+from cma_clip_core.devices import precision
+from cma_clip_core.distributed import World
+from cma_clip_core.errors import DeviceError, DivergedError
+from cma_clip_core.optimizer import make_optimizer, set_learning_rate
+from schemas.loading import Strict
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 300.0
+
+
+class Objective(Protocol):
+    """What is trained, and by which loss."""
+
+    model: nn.Module
+    examples: int  # on the training side
+
+    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch (from 1), from number `first` (from 0) on: the same ones every time."""
+        ...
+
+    def loss(self, part: Batch, whole: Batch) -> Tensor:
+        """Return what a part adds to the loss of the whole batch: the losses of its parts sum up to it."""
+        ...
+
+    def validate(self) -> float:
+        """Return how good the model is on the validation side: higher is better."""
+        ...
+
+
+class Epoch(Strict):
+    """One pass over the training examples."""
+
+    loss: float
+    validation: float  # the objective's own measure, higher is better
+    seconds: float
+    examples: int
+
+
+@dataclass(slots=True)
+class Fitted:
+    """What the loop gives: the best epoch's weights, and the course of the training."""
+
+    weights: dict[str, Tensor]
+    best_epoch: int = 0  # counted from 1; 0: the weights it began with
+    best_score: float = -math.inf
+    epochs: list[Epoch] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Where training is: after `step` batches of epoch `epoch`."""
+
+    epoch: int = 1
+    step: int = 0
+    seen: int = 0  # examples of this epoch
+    loss_sum: float = 0.0  # over them
+    seconds: float = 0.0  # spent on this epoch before the last resume
+
+
+class Loop:
+    """A training under way."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        config: TrainingConfig,
+        device: torch.device,
+        *,
+        folder: Path | None = None,
+        fits: str = "",
+        world: World | None = None,
+        progress: bool = True,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    ) -> None:
+        """Prepare a training, or the rest of one that was killed.
+
+        Args:
+            objective: what is trained; its model is on `device`.
+            config: how.
+            device: where.
+            folder: for checkpoints and TensorBoard logs; None: neither is written.
+            fits: fingerprint of all that decides the course of the training; a checkpoint must have the same.
+            world: the processes that train together.
+            progress: show a progress bar.
+            checkpoint_seconds: least time between checkpoints; one is written after each epoch in any case.
+
+        Raises:
+            CheckpointError: `folder` holds a checkpoint that is broken or of another training.
+        """
+        self.objective, self.config, self.device, self.folder, self.fits = objective, config, device, folder, fits
+        self.world = world or World()
+        self.show = progress and self.world.is_first
+        self.checkpoint_seconds = checkpoint_seconds
+        self.micro = config.micro_batch or config.batch_size
+        self.optimizer = make_optimizer(objective.model, config)
+        self.at = _Progress()
+        self.fitted = Fitted(self._weights())
+        if folder is not None and (state := load_checkpoint(folder / CHECKPOINT, fits)) is not None:
+            self._restore(state)
+
+    def run(self) -> Fitted:
+        """Train to the end and return the best epoch.
+
+        Raises:
+            DivergedError: a loss is no number; names the batch. The last checkpoint is from before it.
+            CheckpointError: a checkpoint cannot be written; the last good one is kept.
+            DeviceError: not even one example fits into the device's memory.
+        """
+        writer = self._writer()
+        try:
+            while self.at.epoch <= self.config.epochs and not self._is_stale():
+                self._epoch(writer)
+        finally:
+            if writer is not None:
+                writer.close()
+        return self.fitted
+
+    def _is_stale(self) -> bool:
+        patience = self.config.patience
+        stale = patience is not None and len(self.fitted.epochs) - self.fitted.best_epoch >= patience
+        if stale:
+            log.info("no better since epoch %d: training stops early", self.fitted.best_epoch)
+        return stale
+
+    def _epoch(self, writer: Any) -> None:
+        at, config, total = self.at, self.config, self.objective.examples
+        started = saved = time.perf_counter()
+        spent = at.seconds
+        self.objective.model.train()
+        with (
+            closing(prefetch(self.objective.batches(at.epoch, at.step), depth=4)) as batches,
+            tqdm(
+                total=total, initial=at.seen, desc=f"epoch {at.epoch}/{config.epochs}", unit="ex", disable=not self.show
+            ) as bar,
+        ):
+            for batch in batches:
+                set_learning_rate(self.optimizer, (at.epoch - 1 + at.seen / total) / config.epochs, config.warmup)
+                loss = self.step(batch)
+                at.step, at.seen, at.loss_sum = at.step + 1, at.seen + len(batch), at.loss_sum + loss * len(batch)
+                now = time.perf_counter()
+                at.seconds = spent + now - started
+                bar.update(len(batch))
+                bar.set_postfix(loss=f"{at.loss_sum / at.seen:.3f}", refresh=False)
+                if writer is not None:
+                    seen = (at.epoch - 1) * total + at.seen
+                    writer.add_scalar("loss", loss, seen)
+                    writer.add_scalar("learning_rate", self.optimizer.param_groups[-1]["lr"], seen)
+                    writer.add_scalar("examples_per_second", at.seen / at.seconds, seen)
+                if now - saved >= self.checkpoint_seconds:
+                    self._save()
+                    saved = time.perf_counter()
+        score = self.world.broadcast(self.objective.validate() if self.world.is_first else 0.0)
+        at.seconds = spent + time.perf_counter() - started
+        done = Epoch(loss=at.loss_sum / max(at.seen, 1), validation=score, seconds=at.seconds, examples=at.seen)
+        self.fitted.epochs.append(done)
+        if score > self.fitted.best_score:
+            self.fitted.weights, self.fitted.best_epoch, self.fitted.best_score = self._weights(), at.epoch, score
+        log.info(
+            "epoch %d/%d: loss %.4f, validation %.4f, %.0f examples/s",
+            at.epoch, config.epochs, done.loss, score, done.examples / done.seconds,
+        )  # fmt: skip
+        if writer is not None:
+            writer.add_scalar("validation", score, at.epoch * total)
+            writer.flush()
+        self.at = _Progress(at.epoch + 1)
+        self._save()
+
+    def step(self, batch: Batch) -> float:
+        """Take one step on a batch and return its loss. Raises as `run`."""
+        own = batch.rows(self.world.rows(len(batch)))
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                loss = self._accumulate(own, batch)
+                break
+            except torch.OutOfMemoryError as error:
+                if self.micro <= 1:
+                    raise DeviceError(
+                        f"{self.device}: not even one example fits into its memory; use a smaller model, picture or text"
+                    ) from error
+                self.micro = max(1, min(self.micro, len(own)) // 2)
+                log.warning("out of memory: %d examples at a time from now on, the batch stays the same", self.micro)
+            torch.cuda.empty_cache()  # outside of the handler, where the error still holds the tensors
+        value = float(self.world.sum(loss))
+        parameters = [p for p in self.objective.model.parameters() if p.requires_grad]
+        self.world.sum_gradients(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+        if not (math.isfinite(value) and math.isfinite(float(norm))):
+            raise DivergedError(self._diverged(batch, value, float(norm)))
+        self.optimizer.step()
+        return value
+
+    def _accumulate(self, own: Batch, whole: Batch) -> Tensor:
+        total = torch.zeros((), device=self.device)
+        for first in range(0, len(own), self.micro):
+            part = own.rows(slice(first, first + self.micro)).to(self.device)
+            with precision(self.device):
+                loss = self.objective.loss(part, whole)
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _diverged(self, batch: Batch, loss: float, norm: float) -> str:
+        kept = "" if self.folder is None else f" The last good checkpoint is {self.folder / CHECKPOINT}."
+        products = ", ".join(batch.products[:5]) + (", ..." if len(batch) > 5 else "")
+        return (
+            f"training diverged in epoch {self.at.epoch}, batch {self.at.step + 1} ({len(batch)} products: {products}): "
+            f"loss {loss}, gradient norm {norm}. Lower the learning rates in the configuration, or look at these "
+            f"products.{kept}"
+        )
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.detach().cpu().clone() for name, value in self.objective.model.state_dict().items()}
+
+    def _writer(self) -> Any:
+        """Return a TensorBoard writer into the folder, if there is one."""
+        if self.folder is None or not self.world.is_first:
+            return None
+        from torch.utils.tensorboard import SummaryWriter  # slow to load
+
+        return SummaryWriter(str(self.folder / "tensorboard"))
+
+    def _save(self) -> None:
+        if self.folder is None or not self.world.is_first:
+            return
+        at, fitted = self.at, self.fitted
+        state = {
+            "fits": self.fits,
+            "at": [at.epoch, at.step, at.seen, at.loss_sum, at.seconds],
+            "epochs": [epoch.model_dump() for epoch in fitted.epochs],
+            "best": [fitted.best_epoch, fitted.best_score],
+            "best_weights": fitted.weights,
+            "weights": self.objective.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+        }
+        save_checkpoint(self.folder / CHECKPOINT, state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.objective.model.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.at = _Progress(*state["at"])
+        epochs = [Epoch.model_validate(epoch) for epoch in state["epochs"]]
+        best_epoch, best_score = state["best"]
+        self.fitted = Fitted(state["best_weights"], best_epoch, best_score, epochs)
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"])
+        log.info("training goes on in epoch %d, after %d examples of it", self.at.epoch, self.at.seen)

@@ -1,0 +1,199 @@
+"""What is trained: the labels of all attributes at once, or which picture and which text belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import torch
+from torch import Tensor, nn
+
+from cma_clip_core.backbone import Backbone
+from cma_clip_core.batches import Batch, Inputs, LabelEncoder, Labels, augment, prefetch, prepare
+from cma_clip_core.classes import ClassLayout
+from cma_clip_core.config import ModelConfig
+from cma_clip_core.devices import precision
+from cma_clip_core.errors import DataError
+from cma_clip_core.evaluation import evaluate
+from cma_clip_core.examples import ExampleIndex, stream_shuffled, stream_side
+from cma_clip_core.memory import release
+from cma_clip_core.metrics import outcomes_of
+from cma_clip_core.tokens import Tokenizer
+
+LARGEST_SCALE = float(np.log(100.0))  # of CLIP's temperature, as its authors clip it
+
+
+class TrainingBatches:
+    """The training side of the examples, as batches: the same ones in every epoch of that number."""
+
+    def __init__(self, index: ExampleIndex, config: ModelConfig, layout: ClassLayout, tokenizer: Tokenizer) -> None:
+        self.index, self.config, self.layout, self.tokenizer = index, config, layout, tokenizer
+        self.encoder = LabelEncoder(layout)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Yield an epoch's batches from number `first` on: drawn at random, of like length, in random order."""
+        training = self.config.training
+        order = np.random.default_rng([training.seed, epoch])
+        number = 0
+        for buffer, examples in enumerate(stream_shuffled(self.index, "train", training.shuffle_buffer, order)):
+            count = -(-examples.num_rows // training.batch_size)
+            if number + count <= first:  # all of it was trained on before
+                number += count
+                continue
+            # A stream of its own for each buffer: what is skipped need not be drawn.
+            rng = np.random.default_rng([training.seed, epoch, buffer])
+            prepared = prepare(examples, self.config, self.tokenizer)
+            labels = self.encoder.encode(examples.column("labels").to_pylist())
+            products = examples.column("product_id").to_pylist()
+            augment(prepared, training, rng)
+            batches = prepared.by_length(training.batch_size)
+            for at in rng.permutation(len(batches)):
+                if number >= first:
+                    rows = torch.from_numpy(batches[at])
+                    yield Batch(
+                        [products[row] for row in batches[at]],
+                        prepared.inputs(batches[at], self.tokenizer),
+                        Labels(labels.targets[rows], labels.labelled[rows]),
+                    )
+                number += 1
+            release()
+
+
+class MultiTask:
+    """The labels of all attributes at once: the mean of the cross entropies of all labels of a batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        index: ExampleIndex,
+        config: ModelConfig,
+        layout: ClassLayout,
+        tokenizer: Tokenizer,
+        device: torch.device,
+    ) -> None:
+        self.model, self.index, self.config, self.layout = model, index, config, layout
+        self.tokenizer, self.device = tokenizer, device
+        self.examples = index.count("train")
+        self._batches = TrainingBatches(index, config, layout, tokenizer)
+        balance = config.training.class_balance
+        self.weights = class_weights(self._counts(), layout, balance).to(device) if balance else None
+
+    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch from number `first` on."""
+        return self._batches.epoch(epoch, first)
+
+    def loss(self, part: Batch, whole: Batch) -> Tensor:
+        """Return the sum of the part's losses over the number of labels of the whole batch."""
+        output = self.model(*part.inputs)
+        smoothing = self.config.training.label_smoothing
+        total = self.layout.loss(output.logits, part.labels.targets, part.labels.labelled, smoothing, self.weights)
+        return total / whole.labels.labelled.sum().clamp(min=1)
+
+    def validate(self) -> float:
+        """Return the mean accuracy of the attributes on the validation side."""
+        found = outcomes_of(
+            evaluate(self.model, self.index, "validation", self.config, self.layout, self.tokenizer, self.device)
+        )
+        accuracies = [o.best_right / o.labelled for o in found.values() if o.labelled]
+        return float(np.mean(accuracies)) if accuracies else 0.0
+
+    def _counts(self) -> npt.NDArray[np.float64]:
+        """Return how many training products have each value [C]."""
+        encoder = LabelEncoder(self.layout)
+        counts = np.zeros(self.layout.classes)
+        for examples, _ in stream_side(self.index, "train", columns=("labels",)):
+            counts += encoder.encode(examples.column("labels").to_pylist()).targets.sum(dim=0).numpy()
+        return counts
+
+
+def class_weights(counts: npt.NDArray[np.float64], layout: ClassLayout, balance: float) -> Tensor:
+    """Return the weight of each value in the loss [C]: count ** -balance, of mean 1 over an attribute's labels.
+
+    A power between none (0) and the inverse frequency (1), as Mahajan et al. 2018 draw hashtags (there 0.5).
+    """
+    weights = np.ones(layout.classes)
+    for part in layout.slices:
+        n = counts[part]
+        if n.sum():
+            raw = np.maximum(n, 1) ** -balance
+            weights[part] = raw * n.sum() / (raw * n).sum()
+    return torch.from_numpy(weights.astype(np.float32))
+
+
+class Contrastive:
+    """Which picture and which text belong together: CLIP's own loss, by open_clip (Radford et al. 2021, figure 3).
+
+    The others of a batch are what each pair is told apart from: with micro-batches or several processes, the others of
+    the micro-batch. Products without a picture or a text are left out.
+    """
+
+    def __init__(
+        self,
+        model: Backbone,
+        index: ExampleIndex,
+        config: ModelConfig,
+        layout: ClassLayout,
+        tokenizer: Tokenizer,
+        device: torch.device,
+    ) -> None:
+        self.model: nn.Module = _Towers(model)
+        self.towers, self.index, self.config, self.tokenizer, self.device = model, index, config, tokenizer, device
+        model.train_projections(True)
+        self.examples = index.count("train")
+        # Losing a modality teaches nothing here.
+        training = config.training.model_copy(update={"text_dropout": 0.0, "image_dropout": 0.0})
+        self._batches = TrainingBatches(index, config.model_copy(update={"training": training}), layout, tokenizer)
+        self._loss = open_clip.ClipLoss()
+
+    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch from number `first` on."""
+        return self._batches.epoch(epoch, first)
+
+    def loss(self, part: Batch, whole: Batch) -> Tensor:
+        """Return the part's loss, weighted by its share of the batch."""
+        inputs = part.inputs
+        rows = (inputs.text_present & inputs.image_present).nonzero().squeeze(1)
+        if len(rows) < 2:
+            return torch.zeros((), device=self.device)
+        text = self.towers.text_features(inputs.ids[rows], inputs.lengths[rows])
+        image = self.towers.image_features(inputs.pixels[rows])
+        scale = self.towers.logit_scale.clamp(max=LARGEST_SCALE).exp()
+        loss: Tensor = self._loss(image.float(), text.float(), scale)
+        return loss * len(part) / len(whole)
+
+    @torch.inference_mode()
+    def validate(self) -> float:
+        """Return the share of validation products whose text's nearest picture, of 256 products', is their own."""
+        self.model.eval()
+        right = seen = 0
+
+        def parts() -> Iterator[tuple[Inputs, int]]:
+            for examples, _ in stream_side(self.index, "validation"):
+                prepared = prepare(examples, self.config, self.tokenizer)
+                both = np.flatnonzero(prepared.text_present & prepared.image_present)
+                for at in range(0, len(both) - 1, RETRIEVAL):
+                    rows = both[at : at + RETRIEVAL]
+                    yield prepared.inputs(rows, self.tokenizer).to(self.device), len(rows)
+
+        for inputs, rows in prefetch(parts()):
+            with precision(self.device):
+                text = self.towers.text_features(inputs.ids, inputs.lengths)
+                image = self.towers.image_features(inputs.pixels)
+            best = (text.float() @ image.float().T).argmax(dim=1).cpu()
+            right, seen = right + int((best == torch.arange(rows)).sum()), seen + rows
+        if not seen:
+            raise DataError("no validation product has both a picture and a text: there is nothing to pretrain on")
+        return right / seen
+
+
+RETRIEVAL = 256
+
+
+class _Towers(nn.Module):
+    """The towers under the name they have in every model, so that parameter groups know them."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone

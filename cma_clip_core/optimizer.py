@@ -1,0 +1,54 @@
+"""The optimizer's parameter groups and the learning rate's course."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from cma_clip_core.config import TrainingConfig
+
+EMBEDDINGS = ("embedding", "kind", "modality_attention.weight", "logit_scale", "class_embedding")
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """Return AdamW over `parameter_groups`; the betas are those CLIP was trained with (Radford et al. 2021, table 18)."""
+    return torch.optim.AdamW(parameter_groups(model, config), betas=(0.9, 0.98), eps=1e-6, fused=True)
+
+
+def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: towers and new layers, each with and without weight decay.
+
+    Matrices decay; biases, norms, embeddings, MA's vectors and CLIP's temperature do not. Frozen parameters are in none.
+    """
+    chosen: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim >= 2 and not any(part in name for part in EMBEDDINGS)
+            chosen.setdefault((name.startswith("backbone."), decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "peak": config.backbone_learning_rate if tower else config.learning_rate,
+            "lr": 0.0,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (tower, decays), parameters in chosen.items()
+    ]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, done: float, warmup: float) -> None:
+    """Set every group's rate for the share `done` of training."""
+    scale = learning_rate_scale(done, warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * scale
+
+
+def learning_rate_scale(done: float, warmup: float) -> float:
+    """Return the factor on the peak learning rate when the share `done` of training is: linear warm-up, then a cosine."""
+    if done < warmup:
+        # never zero, so that the first step is not lost
+        return max(done / warmup, 0.01)
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
