@@ -18,7 +18,7 @@ import yaml
 
 from cma_clip_core import registry
 from cma_clip_core.config import PictureConfig, load_config
-from jobs import history, models, parquet, spark, storage
+from jobs import history, models, parquet, records, spark, storage
 from jobs.errors import CriticalDataError, JobError
 from jobs.lake import Lake
 from jobs.settings import Settings
@@ -208,9 +208,9 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
         F.col("example_spec").alias("base_spec"),
         F.col("model_version").alias("base_model"),
     )
-    # A product whose record of today is in quarantine is kept as it is, not taken for removed.
+    # A product whose record of today is, or may be, in quarantine is kept as it is, not taken for removed.
     rejected = parquet.read(session, [lake.root / inputs.validation.quarantine_path], tables.QUARANTINE)
-    bad = rejected.where("product_id is not null").select("product_id").distinct().withColumn("bad", F.lit(True))
+    bad = records.rejected_ids(rejected).withColumn("bad", F.lit(True))
     made_today = _examples_of(session, lake, inputs)
     joined = (
         today.join(base, "product_id", "full_outer")
