@@ -32,6 +32,7 @@ from cma_clip_core.pictures import MAX_BYTES, PictureError, fetch
 from jobs import storage
 from jobs.errors import JobError
 from jobs.lake import Lake, check_day
+from jobs.records import unique
 from jobs.settings import Settings
 from jobs.steps import measure
 from schemas.documents import RawFile, RawManifest
@@ -192,8 +193,8 @@ def read_json_lines(file: BinaryIO) -> Iterator[Row]:
 
 def _parse(line: bytes) -> Row:
     try:
-        record = json.loads(line.decode(), parse_float=_finite, parse_constant=str)
-    except (ValueError, RecursionError):  # no UTF-8, no JSON, numbers without end, brackets without end
+        record = _DECODER.decode(line.decode())
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, a name twice, numbers without end, brackets without end
         return line
     return record if isinstance(record, dict) else line
 
@@ -204,45 +205,69 @@ def _finite(text: str) -> float | str:
     return text if number in (float("inf"), float("-inf")) else number
 
 
+# Of a name that is there twice, which value is meant is not known: the line goes to validate as it is.
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=unique, parse_float=_finite, parse_constant=str)
+
+
 def read_csv(file: BinaryIO) -> Iterator[Row]:
     """Yield each row by the header's names, every value a string.
 
-    A row of another length than the header becomes a JSON list, and one that is no UTF-8 its bytes on one line: neither
-    is a record, so validate quarantines it.
+    A row of another length than the header becomes a JSON list; one that is no UTF-8, or a line whose quotes are wrong,
+    its bytes on one line: none is a record, so validate quarantines it. Quotes that go wrong over several lines are an
+    error: which of the lines are records is not known, and a quote that is never closed takes in all that follow.
     """
     csv.field_size_limit(MAX_FIELD)  # of the process; the default refuses what is merely long
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    consumed: list[str] = []
-
-    def lines() -> Iterator[str]:
-        while line := text.readline(MAX_LINE):
-            if len(line) == MAX_LINE:
-                raise _StructureError(f"a line of more than {MAX_LINE:,} characters")
-            consumed.append(line)
-            yield line
-
-    source = lines()
-    heading = next(source, "")
-    delimiter = max(",;\t|", key=heading.count)
-    reader = csv.reader(itertools.chain([heading], source), delimiter=delimiter)
     try:
-        header = next(reader, [])
-        consumed.clear()
-        for cells in reader:
-            raw = "".join(consumed)
-            consumed.clear()
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not _is_text(raw):
+        rows = _csv_rows(text)
+        header = next(rows, ([], ""))[0]
+        if header is None:
+            raise _StructureError("line 1: the quotes of the header are wrong; correct them")
+        if twice := sorted(name for name, n in Counter(header).items() if n > 1 and name.strip()):
+            raise _StructureError(f"the header has the columns {twice} more than once; rename or remove the others")
+        for cells, raw in rows:
+            if cells is None or not _is_text(raw):
                 yield raw.rstrip("\r\n").replace("\r", "\\r").replace("\n", "\\n").encode(errors="surrogateescape")
+            elif not any(cell.strip() for cell in cells):
+                continue
             elif len(cells) != len(header):
                 yield json.dumps(cells).encode()
             else:
                 yield dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise _StructureError(f"{error}; is there a quote that is never closed?") from error
     finally:
         text.detach()
+
+
+def _csv_rows(text: io.TextIOWrapper) -> Iterator[tuple[list[str] | None, str]]:
+    """Yield each row's cells, None where the quotes of its one line are wrong, and its text."""
+    heading = text.readline(MAX_LINE)
+    consumed: list[str] = []
+
+    def lines() -> Iterator[str]:
+        line = heading
+        while line:
+            if len(line) == MAX_LINE:
+                raise _StructureError(f"a line of more than {MAX_LINE:,} characters")
+            consumed.append(line)
+            yield line
+            line = text.readline(MAX_LINE)
+
+    # Strict: without it, a quote that the file's end leaves open takes the records after it for one long text.
+    reader = csv.reader(lines(), delimiter=max(",;\t|", key=heading.count), strict=True)
+    while True:
+        consumed.clear()
+        cells: list[str] | None = None
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if len(consumed) > 1:
+                raise _StructureError(
+                    f"line {reader.line_num - len(consumed) + 1}: a quote is never closed, or a quote within a text is "
+                    f"not doubled ({error}); nothing was imported: correct the line, or export the file again"
+                ) from error
+        yield cells, "".join(consumed)
 
 
 def _is_text(text: str) -> bool:
@@ -339,7 +364,7 @@ class Mapper:
             found = self._value(row, column)
             if self._numbers_are_text and isinstance(found, str):
                 with contextlib.suppress(ValueError, RecursionError):  # an object in a CSV cell
-                    found = json.loads(found)
+                    found = _DECODER.decode(found)
             if isinstance(found, dict):
                 for name, value in found.items():
                     labels.setdefault(name, self._label(value))

@@ -136,7 +136,8 @@ def parse_line(raw: bytes) -> dict[str, Any]:
     return row
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the JSON object of `pairs`. Raises ValueError where a name is there twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name is there twice: which of the two values is meant is not known")
@@ -147,7 +148,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=unique, parse_constant=_refuse)
 
 
 def _whole(value: str) -> str:

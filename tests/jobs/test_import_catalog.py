@@ -143,7 +143,8 @@ def test_the_first_title_given_is_taken_and_texts_of_wrong_types_are_kept_apart(
 @pytest.mark.parametrize(
     "line",
     [b'{"id": "1", "name": ', b'["a", "list"]', b'"text"', b"17", b"null", b'{"id": "1", "name": "\xff\xfe"}', b"\x00\x01",
-     b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"plain words"],
+     b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"plain words", b'{"id": "1", "name": "a", "name": "b"}',
+     b'{"id": "1", "name": "a", "facts": {"Neck": "V", "Neck": "U"}}'],
 )  # fmt: skip
 def test_what_cannot_be_read_is_passed_on_byte_for_byte(shop: Shop, line: bytes) -> None:
     shop.write({"id": "0", "name": "Shirt", "photo": None}, line)
@@ -165,10 +166,10 @@ def test_numbers_that_json_does_not_have_become_words(shop: Shop) -> None:
 
 def test_blank_lines_mark_and_line_ends(shop: Shop) -> None:
     (shop.export / "items.jsonl").write_bytes(
-        b'\xef\xbb\xbf{"id":"1","name":"a","photo":null}\r\n\r\n   \n{"id":"2","id":"3","name":"b"}'
+        b'\xef\xbb\xbf{"id":"1","name":"a","photo":null}\r\n\r\n   \n{"id":"3","name":"b"}'
     )
     assert shop.run().rows == 2
-    assert [json.loads(line)["product_id"] for line in shop.lines()] == ["1", "3"]  # of a doubled key the last
+    assert [json.loads(line)["product_id"] for line in shop.lines()] == ["1", "3"]
 
 
 def test_a_line_of_eight_megabytes(shop: Shop) -> None:
@@ -236,13 +237,44 @@ def test_csv_that_is_no_utf_8_is_kept_on_one_line(shop: Shop) -> None:
     assert shop.lines()[0] == b'1,"Cr\xeape\\nblue",'
 
 
-def test_a_csv_field_of_eight_megabytes_and_a_quote_never_closed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_csv_field_of_eight_megabytes(shop: Shop) -> None:
     text = b"x" * 8_000_000
     assert len(csv_lines(shop, b"id,name,photo\n1," + text + b",\n")[0]["title"]) == 8_000_000
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [b"3,c,\n" * 5, b'3,c,"quoted"\n', b"3," + b"c" * 2000 + b",\n"],
+    ids=["open to the end", "met by another", "longer than a field"],
+)
+def test_a_csv_quote_never_closed_takes_no_product_with_it(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, rest: bytes
+) -> None:
     monkeypatch.setattr(module, "MAX_FIELD", 1000)
-    (shop.export / "items.csv").write_bytes(b'id,name,photo\n1,"never closed,\n' + b"2,b,\n" * 1000)
-    with pytest.raises(JobError, match=r"items\.csv: after 0 records: .*quote that is never closed"):
-        shop.run()
+    (shop.export / "items.csv").write_bytes(b'id,name,photo\n1,"a\nb",\n2,b,"open\n' + rest)
+    fails(shop, r"items\.csv: after 1 records: line 4: a quote is never closed.*nothing was imported")
+
+
+@pytest.mark.parametrize("line", [b'2,"a "fine" shirt",', b'2,"a" ,', b'2,"', b'2,"a"b'])
+def test_a_csv_line_of_wrong_quotes_is_kept_as_it_is(shop: Shop, line: bytes) -> None:
+    (shop.export / "items.csv").write_bytes(b"id,name,photo\n1,a,\n" + line + b"\r\n" + b"3,c,\n" * (line != b'2,"'))
+    shop.run()
+    first, kept, *others = shop.lines()
+    assert kept == line
+    assert [json.loads(row)["product_id"] for row in (first, *others)] in (["1", "3"], ["1"])
+
+
+def test_csv_header_of_wrong_quotes_or_with_a_name_twice(shop: Shop) -> None:
+    (shop.export / "items.csv").write_bytes(b'"id"x,name,photo\n1,a,\n')
+    fails(shop, r"items\.csv: .*line 1: the quotes of the header are wrong")
+    (shop.export / "items.csv").write_bytes(b"id,name,name,photo\n1,a,b,\n")
+    fails(shop, r"items\.csv: .*the header has the columns \['name'\] more than once")
+    assert csv_lines(shop, b"id,name,photo,,\n1,a,,,\n")[0]["title"] == "a"  # columns without a name are nobody's
+
+
+def test_csv_cell_with_a_name_twice_is_kept_as_text(shop: Shop) -> None:
+    rows = csv_lines(shop, b'id,name,photo,facts\n1,a,,"{""Neck"": ""V"", ""Neck"": ""U""}"\n')
+    assert rows[0]["attributes"] == {"facts": '{"Neck": "V", "Neck": "U"}'}
 
 
 # --- pictures
