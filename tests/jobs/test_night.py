@@ -6,6 +6,7 @@ Run with ``make test TESTS=tests/jobs/test_night.py``.
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import duckdb
@@ -127,6 +128,25 @@ def test_new_model_tags_all_products_with_the_examples_there_are(lake: Lake, set
     tag(settings, run_id)
     publish(settings, run_id)
     assert live(lake) == before  # the same model says the same
+
+
+def test_a_picture_that_was_missing_is_read_again_when_its_product_is_tagged_again(
+    lake: Lake, settings: Settings
+) -> None:
+    shutil.rmtree(lake.root / "examples")
+    record = next(r for r in read_raw(lake, DAY1) if r["image_uri"])
+    picture = lake.pictures / record["image_uri"]
+    away = picture.rename(picture.with_suffix(".away"))
+    steps_to("publish", settings, DAY1)
+    away.rename(picture)
+    run_id = plan(settings, DAY1, retag=True).run_id
+    found = lake.read_plan(run_id)
+    sharing = sum(r["image_uri"] == record["image_uri"] for r in read_raw(lake, DAY1))
+    assert (found.model_changed, found.to_preprocess) == (100, sharing)
+    preprocess(settings, run_id)
+    manifest = lake.read_examples_manifest(run_id)
+    assert manifest is not None
+    assert manifest.image_statuses == {"ok": sharing}
 
 
 def test_plan_is_frozen(settings: Settings) -> None:
