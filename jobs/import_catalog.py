@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -48,6 +49,8 @@ MAX_LINE: Final = 64 * 2**20  # bytes; a longer line is no record but a file wit
 MAX_FIELD: Final = 16 * 2**20  # characters of a CSV field; a longer one is a quote that is never closed
 MISSING: Final = "missing"  # no folder of the lake: preprocess reports what points into it as missing
 
+# Of bzip2 and LZMA zipfile unpacks whatever some packed bytes hold: gigabytes, of a few thousand.
+_UNPACKED: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _NUMBER: Final = re.compile(r"\s*[+-]?(\d{1,300}(\.\d{0,300})?|\.\d{1,300})([eE][+-]?\d{1,3})?\s*")
 _BRACES: Final = re.compile(r"\{([^{}]+)\}")
 _UNSAFE: Final = re.compile(r"^/|^[A-Za-z][A-Za-z0-9+.-]*:|(^|/)\.\.(/|$)|[\x00-\x1f\x7f\\\ud800-\udfff]")
@@ -434,7 +437,8 @@ def _number(value: Json) -> Json:
 
 # --- pictures
 
-Source: TypeAlias = Callable[[str], "bytes | None"]  # name to bytes; None: not in it; raises PictureError
+# Name to bytes; None: not in it. Raises PictureError, and OSError where not the picture but its disk is at fault.
+Source: TypeAlias = Callable[[str], "bytes | None"]
 
 
 def open_sources(folder: Path, mapping: Mapping, stack: contextlib.ExitStack) -> list[Source]:
@@ -462,14 +466,20 @@ def _zip_source(archive: zipfile.ZipFile) -> Source:
             member = archive.getinfo(name)
         except KeyError:
             return None
-        if member.file_size > MAX_BYTES:  # what is read below is no more than this size says
+        if member.file_size > MAX_BYTES:
             raise PictureError("too_large", f"{member.file_size:,} bytes")
+        if member.compress_type not in _UNPACKED:
+            raise PictureError("broken", f"packed by method {member.compress_type}; zip it by deflate or unpacked")
         try:
             with archive.open(member) as file:
-                return file.read()
-        # A wrong checksum, a damaged stream, a password, an unknown method.
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+                return file.read(member.file_size)  # without a size, all that is packed would be in memory at once
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # the zip names a place that no file has
+                raise OSError(error.errno, error.strerror, archive.filename) from error
             raise PictureError("broken", str(error)) from error
+        # A wrong checksum, a damaged stream, a password: on hostile bytes zipfile raises nearly anything.
+        except Exception as error:
+            raise PictureError("broken", f"{type(error).__name__}: {error}"[:300]) from error
 
     return read
 
@@ -509,6 +519,9 @@ class PictureStore:
             its path relative to the store, and its hash. A name that leads out of the export is neither read nor
             written but returned as it is, for validate to refuse; for a picture that cannot be had, a path that is
             not there, for preprocess to report.
+
+        Raises:
+            JobError: the export could not be read, by a fault of its disk or mount.
         """
         if is_unsafe(name):
             self.counts["forbidden"] += 1
@@ -520,6 +533,11 @@ class PictureStore:
             data, status = None, error.status
             if self.counts[status] < 10:
                 log.warning("import-catalog: picture %.200r: %s", name, error)
+        except OSError as error:  # of the disk or the network: no word on the picture
+            raise JobError(
+                f"picture {name!r} could not be read ({error}); nothing was imported: see that its disk or mount works, "
+                "and import again"
+            ) from error
         if data is None:
             self.counts[status] += 1
             return f"{MISSING}/{re.sub(r'[^A-Za-z0-9._/-]', '_', name)[-200:].lstrip('/')}", None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
 import os
 import signal
+import struct
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -377,6 +380,72 @@ def test_bad_members_of_a_zip_cost_only_their_picture(shop: Shop, monkeypatch: p
     uris = [json.loads(line)["image_uri"] for line in shop.lines()]
     assert uris[:2] == ["missing/crc.jpg", "missing/huge.jpg"]
     assert shop.pictures() == uris[2:]
+
+
+def test_a_member_larger_than_it_says_takes_no_memory(shop: Shop) -> None:
+    size = 300_000_000
+    zipped(shop, **{"a.jpg": bytes(size)})
+    data = (shop.export / "pics.zip").read_bytes()
+    (shop.export / "pics.zip").write_bytes(data.replace(struct.pack("<I", size), struct.pack("<I", 1000)))
+    tracemalloc.start()
+    try:
+        assert shop.import_one(photo="a.jpg")["image_uri"] == "missing/a.jpg"
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, 97])
+def test_only_what_unpacks_in_bounds_is_unpacked(shop: Shop, method: int) -> None:
+    known = method if method != 97 else zipfile.ZIP_STORED
+    data = os.urandom(300_000) + b"0" * 300_000
+    with zipfile.ZipFile(shop.export / "pics.zip", "w", known) as archive:
+        archive.writestr("a.jpg", data)
+        archive.writestr("good.jpg", JPEG, zipfile.ZIP_DEFLATED)
+        archive.getinfo("a.jpg").compress_type = method
+    shop.write(*({"id": name, "name": "x", "photo": f"{name}.jpg"} for name in ("a", "good")))
+    shop.run()
+    expected = digest(data) if method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else None
+    assert [json.loads(line)["image_version"] for line in shop.lines()] == [expected, digest(JPEG)]
+
+
+def test_a_damaged_member_costs_only_its_picture(shop: Shop) -> None:
+    zipped(shop, **{"bad.jpg": os.urandom(5000), "good.jpg": JPEG})
+    whole = (shop.export / "pics.zip").read_bytes()
+    shop.write(*({"id": name, "name": "x", "photo": f"{name}.jpg"} for name in ("bad", "good")))
+    for start in (0, 30, 40, 1000):  # in the local header, the name, the stream's head, its body
+        (shop.export / "pics.zip").write_bytes(whole[:start] + b"\xff" * 16 + whole[start + 16 :])
+        shop.run()
+        assert [json.loads(line)["image_version"] for line in shop.lines()] == [None, digest(JPEG)]
+
+
+@pytest.mark.parametrize("place", [2**30, 2**63 - 1, 2**64 - 1])
+def test_a_member_outside_its_zip_costs_only_its_picture(shop: Shop, place: int) -> None:
+    zipped(shop, **{"a.jpg": JPEG})
+    opened = zipfile.ZipFile.__init__
+
+    def moved(archive: zipfile.ZipFile, *arguments: Any) -> None:
+        opened(archive, *arguments)
+        archive.getinfo("a.jpg").header_offset = place
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "__init__", moved)
+        assert shop.import_one(photo="a.jpg")["image_uri"] == "missing/a.jpg"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_fault_of_the_disk_is_no_missing_picture(shop: Shop, monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    if packed:
+        zipped(shop, **{"a.jpg": JPEG})
+        monkeypatch.setattr(zipfile.ZipExtFile, "read", fail)
+    else:
+        (shop.export / "pics" / "a.jpg").write_bytes(JPEG)
+        monkeypatch.setattr(os, "read", fail)
+    shop.write({"id": 1, "name": "x", "photo": "a.jpg"})
+    fails(shop, r"picture 'a\.jpg' could not be read \(.*Input/output error: .*pics.*nothing was imported")
 
 
 def test_uris_pass_through_where_pictures_are_not_imported(shop: Shop) -> None:
