@@ -52,6 +52,7 @@ _TURNS: Final = {  # EXIF orientation to what makes it upright
 }
 _JPEG_START: Final = b"\xff\xd8\xff"
 _JPEG_MARKS: Final = (b"Exif\0", b"ns.adobe.com/xap", b"MPF\0")  # may turn the picture, or hold several
+_REFUSED: Final = (errno.EACCES, errno.EPERM, errno.ELOOP)  # of the file itself: it stays so until someone changes it
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _FORBIDDEN: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 
@@ -95,7 +96,8 @@ def fetch(uri: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> bytes:
 
     Raises:
         PictureError: forbidden (another scheme, or outside the roots), missing, empty, too_large, or broken (no regular
-            file, or it cannot be read).
+            file, or one that may not be read).
+        OSError: the disk or the network fails; that says nothing of the picture, which is there again when they are.
     """
     path = _resolve(uri, roots)
     try:
@@ -119,6 +121,8 @@ def fetch(uri: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> bytes:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:  # no file can have this name
             raise PictureError("missing", "no such file") from None
+        if error.errno not in _REFUSED:
+            raise OSError(error.errno, error.strerror, path) from error
         raise PictureError("broken", error.strerror or type(error).__name__) from error
     _check_size(len(data), max_bytes)
     return data

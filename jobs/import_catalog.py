@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -32,6 +33,7 @@ from cma_clip_core.pictures import MAX_BYTES, PictureError, fetch
 from jobs import storage
 from jobs.errors import JobError
 from jobs.lake import Lake, check_day
+from jobs.records import unique
 from jobs.settings import Settings
 from jobs.steps import measure
 from schemas.documents import RawFile, RawManifest
@@ -47,6 +49,8 @@ MAX_LINE: Final = 64 * 2**20  # bytes; a longer line is no record but a file wit
 MAX_FIELD: Final = 16 * 2**20  # characters of a CSV field; a longer one is a quote that is never closed
 MISSING: Final = "missing"  # no folder of the lake: preprocess reports what points into it as missing
 
+# Of bzip2 and LZMA zipfile unpacks whatever some packed bytes hold: gigabytes, of a few thousand.
+_UNPACKED: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _NUMBER: Final = re.compile(r"\s*[+-]?(\d{1,300}(\.\d{0,300})?|\.\d{1,300})([eE][+-]?\d{1,3})?\s*")
 _BRACES: Final = re.compile(r"\{([^{}]+)\}")
 _UNSAFE: Final = re.compile(r"^/|^[A-Za-z][A-Za-z0-9+.-]*:|(^|/)\.\.(/|$)|[\x00-\x1f\x7f\\\ud800-\udfff]")
@@ -192,8 +196,8 @@ def read_json_lines(file: BinaryIO) -> Iterator[Row]:
 
 def _parse(line: bytes) -> Row:
     try:
-        record = json.loads(line.decode(), parse_float=_finite, parse_constant=str)
-    except (ValueError, RecursionError):  # no UTF-8, no JSON, numbers without end, brackets without end
+        record = _DECODER.decode(line.decode())
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, a name twice, numbers without end, brackets without end
         return line
     return record if isinstance(record, dict) else line
 
@@ -204,45 +208,69 @@ def _finite(text: str) -> float | str:
     return text if number in (float("inf"), float("-inf")) else number
 
 
+# Of a name that is there twice, which value is meant is not known: the line goes to validate as it is.
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=unique, parse_float=_finite, parse_constant=str)
+
+
 def read_csv(file: BinaryIO) -> Iterator[Row]:
     """Yield each row by the header's names, every value a string.
 
-    A row of another length than the header becomes a JSON list, and one that is no UTF-8 its bytes on one line: neither
-    is a record, so validate quarantines it.
+    A row of another length than the header becomes a JSON list; one that is no UTF-8, or a line whose quotes are wrong,
+    its bytes on one line: none is a record, so validate quarantines it. Quotes that go wrong over several lines are an
+    error: which of the lines are records is not known, and a quote that is never closed takes in all that follow.
     """
     csv.field_size_limit(MAX_FIELD)  # of the process; the default refuses what is merely long
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    consumed: list[str] = []
-
-    def lines() -> Iterator[str]:
-        while line := text.readline(MAX_LINE):
-            if len(line) == MAX_LINE:
-                raise _StructureError(f"a line of more than {MAX_LINE:,} characters")
-            consumed.append(line)
-            yield line
-
-    source = lines()
-    heading = next(source, "")
-    delimiter = max(",;\t|", key=heading.count)
-    reader = csv.reader(itertools.chain([heading], source), delimiter=delimiter)
     try:
-        header = next(reader, [])
-        consumed.clear()
-        for cells in reader:
-            raw = "".join(consumed)
-            consumed.clear()
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not _is_text(raw):
+        rows = _csv_rows(text)
+        header = next(rows, ([], ""))[0]
+        if header is None:
+            raise _StructureError("line 1: the quotes of the header are wrong; correct them")
+        if twice := sorted(name for name, n in Counter(header).items() if n > 1 and name.strip()):
+            raise _StructureError(f"the header has the columns {twice} more than once; rename or remove the others")
+        for cells, raw in rows:
+            if cells is None or not _is_text(raw):
                 yield raw.rstrip("\r\n").replace("\r", "\\r").replace("\n", "\\n").encode(errors="surrogateescape")
+            elif not any(cell.strip() for cell in cells):
+                continue
             elif len(cells) != len(header):
                 yield json.dumps(cells).encode()
             else:
                 yield dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise _StructureError(f"{error}; is there a quote that is never closed?") from error
     finally:
         text.detach()
+
+
+def _csv_rows(text: io.TextIOWrapper) -> Iterator[tuple[list[str] | None, str]]:
+    """Yield each row's cells, None where the quotes of its one line are wrong, and its text."""
+    heading = text.readline(MAX_LINE)
+    consumed: list[str] = []
+
+    def lines() -> Iterator[str]:
+        line = heading
+        while line:
+            if len(line) == MAX_LINE:
+                raise _StructureError(f"a line of more than {MAX_LINE:,} characters")
+            consumed.append(line)
+            yield line
+            line = text.readline(MAX_LINE)
+
+    # Strict: without it, a quote that the file's end leaves open takes the records after it for one long text.
+    reader = csv.reader(lines(), delimiter=max(",;\t|", key=heading.count), strict=True)
+    while True:
+        consumed.clear()
+        cells: list[str] | None = None
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if len(consumed) > 1:
+                raise _StructureError(
+                    f"line {reader.line_num - len(consumed) + 1}: a quote is never closed, or a quote within a text is "
+                    f"not doubled ({error}); nothing was imported: correct the line, or export the file again"
+                ) from error
+        yield cells, "".join(consumed)
 
 
 def _is_text(text: str) -> bool:
@@ -339,7 +367,7 @@ class Mapper:
             found = self._value(row, column)
             if self._numbers_are_text and isinstance(found, str):
                 with contextlib.suppress(ValueError, RecursionError):  # an object in a CSV cell
-                    found = json.loads(found)
+                    found = _DECODER.decode(found)
             if isinstance(found, dict):
                 for name, value in found.items():
                     labels.setdefault(name, self._label(value))
@@ -409,7 +437,8 @@ def _number(value: Json) -> Json:
 
 # --- pictures
 
-Source: TypeAlias = Callable[[str], "bytes | None"]  # name to bytes; None: not in it; raises PictureError
+# Name to bytes; None: not in it. Raises PictureError, and OSError where not the picture but its disk is at fault.
+Source: TypeAlias = Callable[[str], "bytes | None"]
 
 
 def open_sources(folder: Path, mapping: Mapping, stack: contextlib.ExitStack) -> list[Source]:
@@ -437,14 +466,20 @@ def _zip_source(archive: zipfile.ZipFile) -> Source:
             member = archive.getinfo(name)
         except KeyError:
             return None
-        if member.file_size > MAX_BYTES:  # what is read below is no more than this size says
+        if member.file_size > MAX_BYTES:
             raise PictureError("too_large", f"{member.file_size:,} bytes")
+        if member.compress_type not in _UNPACKED:
+            raise PictureError("broken", f"packed by method {member.compress_type}; zip it by deflate or unpacked")
         try:
             with archive.open(member) as file:
-                return file.read()
-        # A wrong checksum, a damaged stream, a password, an unknown method.
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+                return file.read(member.file_size)  # without a size, all that is packed would be in memory at once
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # the zip names a place that no file has
+                raise OSError(error.errno, error.strerror, archive.filename) from error
             raise PictureError("broken", str(error)) from error
+        # A wrong checksum, a damaged stream, a password: on hostile bytes zipfile raises nearly anything.
+        except Exception as error:
+            raise PictureError("broken", f"{type(error).__name__}: {error}"[:300]) from error
 
     return read
 
@@ -484,6 +519,9 @@ class PictureStore:
             its path relative to the store, and its hash. A name that leads out of the export is neither read nor
             written but returned as it is, for validate to refuse; for a picture that cannot be had, a path that is
             not there, for preprocess to report.
+
+        Raises:
+            JobError: the export could not be read, by a fault of its disk or mount.
         """
         if is_unsafe(name):
             self.counts["forbidden"] += 1
@@ -495,6 +533,11 @@ class PictureStore:
             data, status = None, error.status
             if self.counts[status] < 10:
                 log.warning("import-catalog: picture %.200r: %s", name, error)
+        except OSError as error:  # of the disk or the network: no word on the picture
+            raise JobError(
+                f"picture {name!r} could not be read ({error}); nothing was imported: see that its disk or mount works, "
+                "and import again"
+            ) from error
         if data is None:
             self.counts[status] += 1
             return f"{MISSING}/{re.sub(r'[^A-Za-z0-9._/-]', '_', name)[-200:].lstrip('/')}", None

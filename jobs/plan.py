@@ -18,7 +18,7 @@ import yaml
 
 from cma_clip_core import registry
 from cma_clip_core.config import PictureConfig, load_config
-from jobs import history, models, parquet, spark, storage
+from jobs import history, models, parquet, records, spark, storage
 from jobs.errors import CriticalDataError, JobError
 from jobs.lake import Lake
 from jobs.settings import Settings
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
 
 log = logging.getLogger(__name__)
+
+# Of these examples nothing changes when they are made again. A picture that could not be used may be there by now.
+_REUSABLE = ("ok", "absent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +209,12 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
         F.col("source_hash").alias("base_hash"),
         F.col("example_path").alias("base_example"),
         F.col("example_spec").alias("base_spec"),
+        F.col("image_status").alias("base_status"),
         F.col("model_version").alias("base_model"),
     )
-    # A product whose record of today is in quarantine is kept as it is, not taken for removed.
+    # A product whose record of today is, or may be, in quarantine is kept as it is, not taken for removed.
     rejected = parquet.read(session, [lake.root / inputs.validation.quarantine_path], tables.QUARANTINE)
-    bad = rejected.where("product_id is not null").select("product_id").distinct().withColumn("bad", F.lit(True))
+    bad = records.rejected_ids(rejected).withColumn("bad", F.lit(True))
     made_today = _examples_of(session, lake, inputs)
     joined = (
         today.join(base, "product_id", "full_outer")
@@ -228,7 +232,7 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
         .when(~same_spec | ~same_model, "model_changed")
         .otherwise("unchanged")
     )
-    usable = F.when(same_record & same_spec, F.col("base_example"))
+    usable = F.when(same_record & same_spec & F.col("base_status").isin(*_REUSABLE), F.col("base_example"))
     return joined.select(
         "product_id", "source_hash", reason.alias("reason"), F.coalesce("made_example", usable).alias("example_path")
     )
@@ -260,9 +264,9 @@ def _examples_of(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFram
         if found and f"{found.picture_height}x{found.picture_width}-{found.taxonomy_fingerprint}" == inputs.spec:
             folders += sorted(path.glob("shard=*"))
     examples = [
-        parquet.read(session, [folder], tables.EXAMPLES).select(
-            "product_id", "source_hash", F.lit(lake.relative(folder)).alias("made_example")
-        )
+        parquet.read(session, [folder], tables.EXAMPLES)
+        .where(F.col("image_status").isin(*_REUSABLE))
+        .select("product_id", "source_hash", F.lit(lake.relative(folder)).alias("made_example"))
         for folder in folders
     ]
     if not examples:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from cma_clip_core import pictures, text
 from jobs import parquet, spark, storage
+from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import measure
@@ -39,7 +41,8 @@ def preprocess(settings: Settings, run_id: str) -> int:
     """Make the examples of a run that are not there yet; return how many. A finished run is not done again.
 
     Raises:
-        JobError: there is no such plan.
+        JobError: there is no such plan, or a picture root has nothing in it.
+        PythonException: a picture could not be read by a fault of its disk or mount; the message names it. Try again.
     """
     lake = Lake(settings.root)
     plan = lake.read_plan(run_id)
@@ -49,8 +52,10 @@ def preprocess(settings: Settings, run_id: str) -> int:
             log.info("preprocess: nothing to do")
             measured.folder = None  # what it did cost stays on record
             return found.rows if found else 0
+        check_roots(settings.picture_roots)
         with spark.session(settings) as session:
             statuses = _preprocess(session, settings, lake, plan)
+        check_roots(settings.picture_roots)  # what went away in between left pictures that look missing
         rows = sum(statuses.values())
         if rows != plan.to_preprocess:
             raise RuntimeError(f"{run_id}: {rows} examples where the plan says {plan.to_preprocess}")
@@ -68,6 +73,23 @@ def preprocess(settings: Settings, run_id: str) -> int:
         measured.rows = rows
         measured.details |= {f"image_{status}": n for status, n in statuses.items()}
     return rows
+
+
+def check_roots(roots: Sequence[Path]) -> None:
+    """Raise JobError for a folder of `roots` that is absent or empty, as one is where nothing is mounted.
+
+    Its pictures would be taken for missing, and their products published by their texts alone.
+    """
+    for root in roots:
+        try:
+            with os.scandir(root) as entries:
+                problem = None if any(entries) else "the folder is empty"
+        except OSError as error:
+            problem = error.strerror
+        if problem:
+            raise JobError(
+                f"{root}: {problem}; TAGGING_PICTURE_ROOTS names it: mount it, or take it out of the setting"
+            )
 
 
 def _preprocess(session: SparkSession, settings: Settings, lake: Lake, plan: Plan) -> dict[str, int]:

@@ -48,6 +48,8 @@ _BLANK: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u20
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # `content` only has to tell blank from given: a look at the start of each text is enough, whatever its length.
 _TEXT_START: Final = 2000
+_ID_WORD: Final = "[A-Za-z0-9][A-Za-z0-9_:@.-]*"  # what an id may look like (schemas/rules/default.yaml)
+_SEARCHED: Final = 2**20  # bytes of a line that are searched for an id
 _SHOWN: Final = 200  # characters of a label of a wrong type
 
 
@@ -62,6 +64,22 @@ def read_lines(spark: SparkSession, files: Sequence[Path]) -> DataFrame:
         F.col("_metadata.file_block_start").alias("block"),
         F.monotonically_increasing_id().alias("position"),
     )
+
+
+def rejected_ids(quarantine: DataFrame) -> DataFrame:
+    """Return product_id, once each: the products that the rejected lines are about, or may be about.
+
+    Of a line whose id could not be read, that is every word in it that could be one: the id is in whatever column the
+    shop has for it, and a wrong word names no product.
+    """
+    from pyspark.sql import functions as F
+
+    # Latin-1 reads any bytes, and the words are ASCII.
+    text = F.decode(F.substring("raw", 1, _SEARCHED), "ISO-8859-1")
+    words = F.explode(F.regexp_extract_all(text, F.lit(_ID_WORD), F.lit(0)))
+    read = quarantine.where("product_id is not null").select("product_id")
+    shown = quarantine.where("product_id is null").select(words.alias("product_id"))
+    return read.union(shown).distinct()
 
 
 def parse(lines: DataFrame) -> DataFrame:
@@ -118,7 +136,8 @@ def parse_line(raw: bytes) -> dict[str, Any]:
     return row
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the JSON object of `pairs`. Raises ValueError where a name is there twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a name is there twice: which of the two values is meant is not known")
@@ -129,7 +148,7 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=unique, parse_constant=_refuse)
 
 
 def _whole(value: str) -> str:

@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 
 
 def within_roots_pattern(roots: Sequence[Path]) -> str:
-    """Return the regular expression (Java's and Python's) of the URIs that cannot leave `roots`.
+    r"""Return the regular expression (Java's and Python's) of the URIs that cannot leave `roots`.
 
     Relative paths, and absolute ones or file URIs inside a root; none with a ``..`` step, a backslash or a control
     character. Symbolic links are the reader's matter (`cma_clip_core.pictures.fetch`), which resolves each path.
+
+    A dot is any character here, and the end is said as "nothing follows": ``$`` lets a line end follow it in both
+    languages, and ``\z`` and ``\Z`` mean it in one of them only.
     """
     inside = "|".join(re.escape(str(root)) for root in roots)
     relative = r"(?!/)(?![A-Za-z][A-Za-z0-9+.\-]*:)[^\\\x00-\x1f\x7f]+"
     absolute = rf"(?:file://)?(?:{inside})/[^\\\x00-\x1f\x7f]+"
-    return rf"^(?!(?:.*/)?\.\.(?:/|$))(?:{relative}|{absolute})$"
+    return rf"(?s)^(?!(?:.*/)?\.\.(?:/|(?!.)))(?:{relative}|{absolute})(?!.)"
 
 
 def passes(rule: RowRule, roots: Sequence[Path]) -> Column:

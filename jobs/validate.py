@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Part of a validation's version: raise it when the parser or the filter changes what comes out.
-_LOGIC = "2"
+_LOGIC = "3"
 
 
 def validate(settings: Settings, ds: str) -> Validation:

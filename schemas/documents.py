@@ -80,7 +80,9 @@ class Plan(Strict):
     model_changed: int
     unchanged: int
     removed: int
-    held: int = Field(description="published products kept as they are because today's record is quarantined")
+    held: int = Field(
+        description="published products kept as they are because today's record is, or may be, quarantined"
+    )
     to_preprocess: int
     created_at: datetime
 

@@ -42,7 +42,8 @@ class NotNull(_RowRule):
 
 
 class Matches(_RowRule):
-    """The column, where not null, must match the regular expression (Java's syntax, found anywhere unless anchored)."""
+    r"""The column, where not null, must match the regular expression (Java's syntax, found anywhere unless anchored;
+    ``\z`` is the end, while ``$`` lets a line end follow)."""
 
     check: Literal["matches"]
     pattern: Text

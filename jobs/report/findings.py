@@ -52,7 +52,7 @@ def _ledger(night: Night) -> list[Finding]:
         found.append(
             Finding(
                 "look",
-                f"{count(ledger.held, 'product is', 'products are')} kept as they were: today's record is quarantined.",
+                f"{count(ledger.held, 'product is', 'products are')} kept as they were: today's record is, or may be, quarantined.",
                 "quarantine",
             )
         )

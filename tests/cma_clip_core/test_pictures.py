@@ -391,10 +391,20 @@ def test_a_large_file_is_refused_unread(root: Path) -> None:
     assert status("huge.jpg", root) == "too_large"
 
 
-def test_an_input_error_is_broken(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> int:
+@pytest.mark.parametrize("call", ["stat", "open", "read"])
+def test_a_fault_of_the_disk_is_not_the_pictures(root: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def fail(*_: object, **__: object) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(os, "open", fail)
-    with pytest.raises(PictureError, match="broken: Input/output error"):
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match=r"Input/output error: '.*/ab/1\.jpg'"):
+        fetch("ab/1.jpg", [root])
+
+
+def test_a_file_that_may_not_be_read_is_broken(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(PictureError, match="broken: Permission denied"):
         fetch("ab/1.jpg", [root])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
 import os
 import signal
+import struct
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -143,7 +146,8 @@ def test_the_first_title_given_is_taken_and_texts_of_wrong_types_are_kept_apart(
 @pytest.mark.parametrize(
     "line",
     [b'{"id": "1", "name": ', b'["a", "list"]', b'"text"', b"17", b"null", b'{"id": "1", "name": "\xff\xfe"}', b"\x00\x01",
-     b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"plain words"],
+     b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"plain words", b'{"id": "1", "name": "a", "name": "b"}',
+     b'{"id": "1", "name": "a", "facts": {"Neck": "V", "Neck": "U"}}'],
 )  # fmt: skip
 def test_what_cannot_be_read_is_passed_on_byte_for_byte(shop: Shop, line: bytes) -> None:
     shop.write({"id": "0", "name": "Shirt", "photo": None}, line)
@@ -165,10 +169,10 @@ def test_numbers_that_json_does_not_have_become_words(shop: Shop) -> None:
 
 def test_blank_lines_mark_and_line_ends(shop: Shop) -> None:
     (shop.export / "items.jsonl").write_bytes(
-        b'\xef\xbb\xbf{"id":"1","name":"a","photo":null}\r\n\r\n   \n{"id":"2","id":"3","name":"b"}'
+        b'\xef\xbb\xbf{"id":"1","name":"a","photo":null}\r\n\r\n   \n{"id":"3","name":"b"}'
     )
     assert shop.run().rows == 2
-    assert [json.loads(line)["product_id"] for line in shop.lines()] == ["1", "3"]  # of a doubled key the last
+    assert [json.loads(line)["product_id"] for line in shop.lines()] == ["1", "3"]
 
 
 def test_a_line_of_eight_megabytes(shop: Shop) -> None:
@@ -236,13 +240,44 @@ def test_csv_that_is_no_utf_8_is_kept_on_one_line(shop: Shop) -> None:
     assert shop.lines()[0] == b'1,"Cr\xeape\\nblue",'
 
 
-def test_a_csv_field_of_eight_megabytes_and_a_quote_never_closed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_csv_field_of_eight_megabytes(shop: Shop) -> None:
     text = b"x" * 8_000_000
     assert len(csv_lines(shop, b"id,name,photo\n1," + text + b",\n")[0]["title"]) == 8_000_000
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [b"3,c,\n" * 5, b'3,c,"quoted"\n', b"3," + b"c" * 2000 + b",\n"],
+    ids=["open to the end", "met by another", "longer than a field"],
+)
+def test_a_csv_quote_never_closed_takes_no_product_with_it(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, rest: bytes
+) -> None:
     monkeypatch.setattr(module, "MAX_FIELD", 1000)
-    (shop.export / "items.csv").write_bytes(b'id,name,photo\n1,"never closed,\n' + b"2,b,\n" * 1000)
-    with pytest.raises(JobError, match=r"items\.csv: after 0 records: .*quote that is never closed"):
-        shop.run()
+    (shop.export / "items.csv").write_bytes(b'id,name,photo\n1,"a\nb",\n2,b,"open\n' + rest)
+    fails(shop, r"items\.csv: after 1 records: line 4: a quote is never closed.*nothing was imported")
+
+
+@pytest.mark.parametrize("line", [b'2,"a "fine" shirt",', b'2,"a" ,', b'2,"', b'2,"a"b'])
+def test_a_csv_line_of_wrong_quotes_is_kept_as_it_is(shop: Shop, line: bytes) -> None:
+    (shop.export / "items.csv").write_bytes(b"id,name,photo\n1,a,\n" + line + b"\r\n" + b"3,c,\n" * (line != b'2,"'))
+    shop.run()
+    first, kept, *others = shop.lines()
+    assert kept == line
+    assert [json.loads(row)["product_id"] for row in (first, *others)] in (["1", "3"], ["1"])
+
+
+def test_csv_header_of_wrong_quotes_or_with_a_name_twice(shop: Shop) -> None:
+    (shop.export / "items.csv").write_bytes(b'"id"x,name,photo\n1,a,\n')
+    fails(shop, r"items\.csv: .*line 1: the quotes of the header are wrong")
+    (shop.export / "items.csv").write_bytes(b"id,name,name,photo\n1,a,b,\n")
+    fails(shop, r"items\.csv: .*the header has the columns \['name'\] more than once")
+    assert csv_lines(shop, b"id,name,photo,,\n1,a,,,\n")[0]["title"] == "a"  # columns without a name are nobody's
+
+
+def test_csv_cell_with_a_name_twice_is_kept_as_text(shop: Shop) -> None:
+    rows = csv_lines(shop, b'id,name,photo,facts\n1,a,,"{""Neck"": ""V"", ""Neck"": ""U""}"\n')
+    assert rows[0]["attributes"] == {"facts": '{"Neck": "V", "Neck": "U"}'}
 
 
 # --- pictures
@@ -345,6 +380,72 @@ def test_bad_members_of_a_zip_cost_only_their_picture(shop: Shop, monkeypatch: p
     uris = [json.loads(line)["image_uri"] for line in shop.lines()]
     assert uris[:2] == ["missing/crc.jpg", "missing/huge.jpg"]
     assert shop.pictures() == uris[2:]
+
+
+def test_a_member_larger_than_it_says_takes_no_memory(shop: Shop) -> None:
+    size = 300_000_000
+    zipped(shop, **{"a.jpg": bytes(size)})
+    data = (shop.export / "pics.zip").read_bytes()
+    (shop.export / "pics.zip").write_bytes(data.replace(struct.pack("<I", size), struct.pack("<I", 1000)))
+    tracemalloc.start()
+    try:
+        assert shop.import_one(photo="a.jpg")["image_uri"] == "missing/a.jpg"
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, 97])
+def test_only_what_unpacks_in_bounds_is_unpacked(shop: Shop, method: int) -> None:
+    known = method if method != 97 else zipfile.ZIP_STORED
+    data = os.urandom(300_000) + b"0" * 300_000
+    with zipfile.ZipFile(shop.export / "pics.zip", "w", known) as archive:
+        archive.writestr("a.jpg", data)
+        archive.writestr("good.jpg", JPEG, zipfile.ZIP_DEFLATED)
+        archive.getinfo("a.jpg").compress_type = method
+    shop.write(*({"id": name, "name": "x", "photo": f"{name}.jpg"} for name in ("a", "good")))
+    shop.run()
+    expected = digest(data) if method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else None
+    assert [json.loads(line)["image_version"] for line in shop.lines()] == [expected, digest(JPEG)]
+
+
+def test_a_damaged_member_costs_only_its_picture(shop: Shop) -> None:
+    zipped(shop, **{"bad.jpg": os.urandom(5000), "good.jpg": JPEG})
+    whole = (shop.export / "pics.zip").read_bytes()
+    shop.write(*({"id": name, "name": "x", "photo": f"{name}.jpg"} for name in ("bad", "good")))
+    for start in (0, 30, 40, 1000):  # in the local header, the name, the stream's head, its body
+        (shop.export / "pics.zip").write_bytes(whole[:start] + b"\xff" * 16 + whole[start + 16 :])
+        shop.run()
+        assert [json.loads(line)["image_version"] for line in shop.lines()] == [None, digest(JPEG)]
+
+
+@pytest.mark.parametrize("place", [2**30, 2**63 - 1, 2**64 - 1])
+def test_a_member_outside_its_zip_costs_only_its_picture(shop: Shop, place: int) -> None:
+    zipped(shop, **{"a.jpg": JPEG})
+    opened = zipfile.ZipFile.__init__
+
+    def moved(archive: zipfile.ZipFile, *arguments: Any) -> None:
+        opened(archive, *arguments)
+        archive.getinfo("a.jpg").header_offset = place
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "__init__", moved)
+        assert shop.import_one(photo="a.jpg")["image_uri"] == "missing/a.jpg"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_fault_of_the_disk_is_no_missing_picture(shop: Shop, monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    if packed:
+        zipped(shop, **{"a.jpg": JPEG})
+        monkeypatch.setattr(zipfile.ZipExtFile, "read", fail)
+    else:
+        (shop.export / "pics" / "a.jpg").write_bytes(JPEG)
+        monkeypatch.setattr(os, "read", fail)
+    shop.write({"id": 1, "name": "x", "photo": "a.jpg"})
+    fails(shop, r"picture 'a\.jpg' could not be read \(.*Input/output error: .*pics.*nothing was imported")
 
 
 def test_uris_pass_through_where_pictures_are_not_imported(shop: Shop) -> None:

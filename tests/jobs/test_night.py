@@ -5,6 +5,8 @@ Run with ``make test TESTS=tests/jobs/test_night.py``.
 
 from __future__ import annotations
 
+import json
+import shutil
 from typing import Any
 
 import duckdb
@@ -57,7 +59,8 @@ def steps_to(step: str, settings: Settings, ds: str) -> str:
 
 
 def second_day(lake: Lake) -> dict[str, list[str]]:
-    """Write the raw catalog of DAY2: of DAY1's products some changed, some new, some removed, one broken."""
+    """Write the raw catalog of DAY2: of DAY1's products some changed, some new, some removed, one of a wrong type, and
+    two that are no records: half a line, in the shop's own names, and a CSV row of a wrong length."""
     records = read_raw(lake, DAY1)
     ids = [r["product_id"] for r in records]
     changed, removed, broken = records[0:3], records[3:5], records[5]
@@ -65,11 +68,12 @@ def second_day(lake: Lake) -> dict[str, list[str]]:
         record["title"] = f"{record['title'] or ''} now with a hood"
     broken["price"] = "a lot"
     new = [records[6] | {"product_id": "brand-new-1"}, records[7] | {"product_id": "brand-new-2", "image_uri": None}]
-    write_raw(lake, DAY2, [*records[0:3], *records[5:], *new])
+    unreadable = [b'{"id":"%s","name":"Shi' % ids[8].encode(), json.dumps([ids[9], "Shirt"]).encode()]
+    write_raw(lake, DAY2, [*records[0:3], *records[5:8], *unreadable, *records[10:], *new])
     return {
         "changed": ids[0:3],
         "removed": [r["product_id"] for r in removed],
-        "held": [broken["product_id"]],
+        "held": [broken["product_id"], *ids[8:10]],
         "new": ["brand-new-1", "brand-new-2"],
     }
 
@@ -89,9 +93,9 @@ def test_two_nights(lake: Lake, settings: Settings) -> None:
     expected = second_day(lake)
     second, _ = night.night(settings, DAY2)
     assert second.differences() == []
-    assert (second.changed, second.removed, second.new, second.held) == (3, 2, 2, 1)
-    assert second.unchanged == 100 - 3 - 2 - 1
-    assert second.quarantined == 1
+    assert (second.changed, second.removed, second.new, second.held) == (3, 2, 2, 3)
+    assert second.unchanged == 100 - 3 - 2 - 3
+    assert (second.quarantined, second.unparsable) == (1, 2)
     after = live(lake)
     touched = {*expected["changed"], *expected["removed"], *expected["new"]}
     assert [r for r in before if r[0] not in touched] == [r for r in after if r[0] not in touched]
@@ -99,7 +103,7 @@ def test_two_nights(lake: Lake, settings: Settings) -> None:
     # The day of a row is the day its product was last tagged.
     day = {row[0]: row[-1] for row in after}
     assert {day[p] for p in (*expected["changed"], *expected["new"])} == {DAY2}
-    assert day[expected["held"][0]] == DAY1
+    assert {day[p] for p in expected["held"]} == {DAY1}
     # History knows both days.
     assert as_of(settings, DAY1) == before
     assert as_of(settings, DAY2) == after
@@ -124,6 +128,25 @@ def test_new_model_tags_all_products_with_the_examples_there_are(lake: Lake, set
     tag(settings, run_id)
     publish(settings, run_id)
     assert live(lake) == before  # the same model says the same
+
+
+def test_a_picture_that_was_missing_is_read_again_when_its_product_is_tagged_again(
+    lake: Lake, settings: Settings
+) -> None:
+    shutil.rmtree(lake.root / "examples")
+    record = next(r for r in read_raw(lake, DAY1) if r["image_uri"])
+    picture = lake.pictures / record["image_uri"]
+    away = picture.rename(picture.with_suffix(".away"))
+    steps_to("publish", settings, DAY1)
+    away.rename(picture)
+    run_id = plan(settings, DAY1, retag=True).run_id
+    found = lake.read_plan(run_id)
+    sharing = sum(r["image_uri"] == record["image_uri"] for r in read_raw(lake, DAY1))
+    assert (found.model_changed, found.to_preprocess) == (100, sharing)
+    preprocess(settings, run_id)
+    manifest = lake.read_examples_manifest(run_id)
+    assert manifest is not None
+    assert manifest.image_statuses == {"ok": sharing}
 
 
 def test_plan_is_frozen(settings: Settings) -> None:

@@ -6,23 +6,28 @@ Run with ``make test TESTS=tests/jobs/test_preprocess.py``.
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
 
 from cma_clip_core import pictures
+from jobs import preprocess as module
 from jobs import storage
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.plan import plan
-from jobs.preprocess import preprocess
+from jobs.preprocess import ExampleMaker, preprocess
 from jobs.settings import Settings
 from jobs.validate import validate
 from schemas.documents import Plan
-from schemas.tables import EXAMPLES
+from schemas.tables import EXAMPLES, LABELS
+from schemas.taxonomy import load_taxonomy
 from tests.conftest import DAY1, settings_for, write_raw
 from tests.dirty import DIRTY, write_pictures
 
@@ -147,6 +152,54 @@ def test_plan_without_validation_or_model_says_what_to_run(tmp_path: Path) -> No
     validate(settings, DAY1)
     with pytest.raises(JobError, match=r"no model yet.*--prepare"):
         plan(settings, DAY1)
+
+
+def test_a_root_without_pictures_makes_none_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "mount"
+    settings = settings_for(tmp_path / "lake", picture_roots=(root,))
+    lake = Lake(settings.root)
+    write_raw(lake, DAY1, [{"product_id": "1", "title": "Blue shirt", "image_uri": f"{root}/1.png"}])
+    validate(settings, DAY1)
+    run_id = plan(settings, DAY1, prepare=True).run_id
+    with pytest.raises(JobError, match=r"mount: No such file or directory; TAGGING_PICTURE_ROOTS names it"):
+        preprocess(settings, run_id)
+    root.mkdir()
+    with pytest.raises(JobError, match=r"mount: the folder is empty"):
+        preprocess(settings, run_id)
+    picture = root / "1.png"
+    picture.write_bytes(pictures_of("picture_1x1"))
+
+    def unmounted(*arguments: Any) -> dict[str, int]:
+        picture.unlink()
+        return make(*arguments)
+
+    make = module._preprocess
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_preprocess", unmounted)
+        with pytest.raises(JobError, match=r"mount: the folder is empty"):
+            preprocess(settings, run_id)
+    picture.write_bytes(pictures_of("picture_1x1"))
+    assert preprocess(settings, run_id) == 1
+    assert examples(lake, run_id)["1"]["image_status"] == "ok"
+
+
+def pictures_of(kind: str) -> bytes:
+    data = DIRTY[kind].picture
+    assert data is not None
+    return data
+
+
+def test_a_fault_of_the_disk_fails_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "1.png").write_bytes(pictures_of("picture_1x1"))
+    monkeypatch.setattr(os, "read", fail)
+    columns = {"product_id": ["1"], "source_hash": ["x"], "title": ["t"], "brand": [""], "description": [""]}
+    batch = pa.RecordBatch.from_pydict(columns | {"image_uri": ["1.png"], "labels": pa.array([[]], LABELS)})
+    make = ExampleMaker(pictures.PictureSpec(8, 8), (tmp_path,), load_taxonomy("sample"))
+    with pytest.raises(OSError, match=r"Input/output error: '.*1\.png'"):
+        list(make(iter([batch]), {}))
 
 
 def test_unknown_run_is_told(settings: Settings) -> None:

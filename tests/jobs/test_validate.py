@@ -162,6 +162,20 @@ def test_source_hash_tells_every_change_that_matters(lake: Lake, settings: Setti
     assert set(hashes[len(changes) :]) == {hashes[0]}
 
 
+def test_line_ends_in_ids_and_uris_and_an_id_of_a_million_dots(lake: Lake, settings: Settings) -> None:
+    ids = ["x\n", "x\r\n", "x\u2028", "x\x85", "x.", "x..y", ".x", "x" + ".x" * 500_000]
+    uris = ["a.jpg\n", "a\u2028/../../b.jpg", ".."]
+    bad = [{"product_id": name, "title": "t"} for name in ids]
+    bad += [{"product_id": f"uri-{i}", "title": "t", "image_uri": uri} for i, uri in enumerate(uris)]
+    fine = [{"product_id": "a.b-c_d:e@f.9", "title": "t"}, {"product_id": "z", "title": "t", "image_uri": "\u2028.jpg"}]
+    write_raw(lake, DAY1, [*good(100), *fine, *bad])
+    result = validate(settings, DAY1)
+    reasons = {row["product_id"]: row["reasons"][0] for row in table(lake, result.quarantine_path)}
+    expected = dict.fromkeys(ids, "unsafe_product_id") | {ids[-1]: "product_id_too_long"}
+    assert reasons == expected | {f"uri-{i}": "picture_outside_roots" for i in range(len(uris))}
+    assert result.valid == 102
+
+
 def test_missing_day_is_named(settings: Settings) -> None:
     with pytest.raises(JobError, match=r"ds=2026-11-20 does not exist: run `python -m jobs import-catalog"):
         validate(settings, DAY1)

@@ -38,6 +38,12 @@ ROOTS = (Path("/lake/catalog/pictures"), Path("/shop (old)/pics"))
         ("a\\..\\b", False),
         ("a\x00.jpg", False),
         ("a\n../b", False),
+        ("a.jpg\n", False),
+        ("a.jpg\r", False),
+        ("a.jpg\u2028", True),
+        ("a\u2028/../../b", False),
+        ("a\x85/..", False),
+        ("..\u2028", True),
         ("", False),
     ],
 )
