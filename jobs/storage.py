@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -106,18 +106,6 @@ def compare_and_swap(path: Path, expected: bytes | None, new: bytes) -> None:
         if found != expected:
             raise SwapLostError(f"{path}: changed by someone else meanwhile")
         write_bytes(path, new)
-
-
-def update_document(path: Path, model: type[Document], change: Callable[[Document | None], Document]) -> Document:
-    """Swap the document at `path` for ``change(document)``, again from the newest one as often as others are faster."""
-    while True:
-        before = path.read_bytes() if path.exists() else None
-        after = change(model.model_validate_json(before) if before is not None else None)
-        try:
-            compare_and_swap(path, before, after.model_dump_json(indent=1).encode() + b"\n")
-        except SwapLostError:
-            continue
-        return after
 
 
 def sha256(path: Path) -> str:
