@@ -4,8 +4,8 @@ Every night at 02:00 UTC the run takes the day that has just ended: it checks th
 is new, changed or removed, makes the examples, predicts them shard by shard on the GPU queue, publishes the attribute
 tables in one atomic swap, and writes a report.
 
-* **Another day**: trigger the DAG with `ds`, or use *Backfill* for a range. An old day changes the history alone; it
-  never replaces newer values in the tables.
+* **Another day**: trigger the DAG with `ds`, or use *Backfill* for a range, with one active run. An old day changes
+  the history alone; it never replaces newer values in the tables.
 * **Everything again**: trigger it with `retag`. A new champion model does that by itself.
 * **A night that failed**: read the last lines of the failed task's log, put the cause right, and clear the task. What
   is done is skipped. Exit code 2 of a step means that its input or its settings are wrong: it is not retried.

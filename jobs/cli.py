@@ -188,7 +188,7 @@ def tag(
 
 @app.command()
 def publish(context: typer.Context, run: Run) -> None:
-    """Merge a run's predictions into the attribute tables: write, audit, then one atomic swap; then history and ledger."""
+    """Merge a run's predictions into the tables and the history: write, audit, then one atomic swap; then the ledger."""
     from jobs.publish import publish as step
 
     ledger = step(_settings(context), run)

@@ -38,14 +38,27 @@ def files_until(lake: Lake, index: HistoryIndex, table: str, ds: str) -> list[Pa
     return [file for day in days for file in parquet.files(lake.root / day.path / table)]
 
 
-def latest_day(index: HistoryIndex) -> str | None:
-    """Return the newest day that was done, or None."""
-    return max(index.days, default=None)
-
-
 def next_day(index: HistoryIndex, ds: str) -> str | None:
-    """Return the first day after `ds` that was done and changed something, or None."""
-    return min((day for day, found in index.days.items() if day > ds and found.path), default=None)
+    """Return the first day after `ds` that was done, or None."""
+    return min((day for day in index.days if day > ds), default=None)
+
+
+def run_of(index: HistoryIndex, ds: str) -> str | None:
+    """Return the run that wrote the changes of `ds` as they are now, be it one of another day, or None."""
+    day = index.days.get(ds)
+    return day.run_id if day else None
+
+
+def own_run(lake: Lake, index: HistoryIndex, ds: str) -> str | None:
+    """Return the run of `ds` that made the tables what they were on that day, or None.
+
+    Backfills of days before rewrite a day's changes, but not what they amount to: they are looked through.
+    """
+    run_id = run_of(index, ds)
+    while run_id is not None and not run_id.startswith(ds):
+        manifest = lake.read_manifest(run_id)
+        run_id = manifest.history_base.get(ds) if manifest else None
+    return run_id
 
 
 def as_of(session: SparkSession, lake: Lake, index: HistoryIndex, table: str, ds: str) -> DataFrame:

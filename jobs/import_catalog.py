@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
-import fcntl
 import gzip
 import hashlib
 import io
@@ -79,7 +78,8 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
     lake = Lake(settings.root)
     day, columns = lake.raw(check_day(ds)), load_mapping(mapping)
     files, is_csv = find_records(folder, columns)
-    with measure("import-catalog") as measured, _only_one(day), contextlib.ExitStack() as stack:
+    alone = storage.locked(day, busy="another import of this day is running; wait for it")
+    with measure("import-catalog") as measured, alone, contextlib.ExitStack() as stack:
         fresh, old = (day.with_name(f".{day.name}.{what}") for what in ("fresh", "old"))
         scratch = lake.pictures / f".{day.name}"
         for leftover in (fresh, old, scratch):
@@ -109,18 +109,6 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
     if pictures is not None:
         log.info("import-catalog: pictures %s", dict(pictures.counts))
     return manifest
-
-
-@contextlib.contextmanager
-def _only_one(day: Path) -> Iterator[None]:
-    """Hold the day's lock. Raises JobError where another import of the day runs."""
-    day.parent.mkdir(parents=True, exist_ok=True)
-    with day.with_name(f".{day.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise JobError(f"{day}: another import of this day is running; wait for it") from None
-        yield
 
 
 # --- reading

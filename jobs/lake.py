@@ -6,10 +6,13 @@ import re
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Final
 
 from jobs import storage
 from jobs.errors import JobError
 from schemas.documents import ExamplesManifest, HistoryIndex, Ledger, Plan, RawManifest, RunManifest, Validation
+
+PRODUCTS: Final = "_products"  # what a run's manifest calls the state of the products, beside the attributes' names
 
 
 def check_day(ds: str) -> str:
@@ -89,6 +92,10 @@ class Lake:
     def history_index(self) -> Path:
         return self.history / "index.json"
 
+    def left_index(self, run_id: str) -> Path:
+        """The history index as it was when `run_id` was last live and another run took its place."""
+        return self.history / "left" / f"{run_id}.json"
+
     # models, reports
     @property
     def models(self) -> Path:
@@ -127,7 +134,9 @@ class Lake:
         return storage.read_document(self.reports(run_id) / "ledger.json", Ledger)
 
     def read_history_index(self) -> HistoryIndex:
-        return storage.read_document(self.history_index, HistoryIndex) or HistoryIndex()
+        found = storage.read_document(self.history_index, HistoryIndex) or HistoryIndex()
+        # An index of version 0.1.0 does not name the live run: the pointer alone did.
+        return found if found.live else found.model_copy(update={"live": self.current_run()})
 
     def current_lines(self) -> list[str]:
         """Return the paths of the live run's attribute files; empty where nothing is published."""

@@ -18,9 +18,9 @@ import yaml
 
 from cma_clip_core import registry
 from cma_clip_core.config import PictureConfig, load_config
-from jobs import history, models, parquet, records, spark, storage
+from jobs import history, live, models, parquet, records, spark, storage
 from jobs.errors import CriticalDataError, JobError
-from jobs.lake import Lake
+from jobs.lake import PRODUCTS, Lake
 from jobs.settings import Settings
 from jobs.steps import measure
 from schemas import tables
@@ -43,8 +43,7 @@ class _Inputs:
     ds: str
     validation: Validation
     index: HistoryIndex
-    base_run: str | None
-    backfill: bool
+    base: live.Base
     prepare: bool
     retag: bool
     model_version: str | None
@@ -57,8 +56,8 @@ class _Inputs:
 
     @property
     def run_id(self) -> str:
-        base = sorted((d, h.run_id) for d, h in self.index.days.items()) if self.backfill else self.base_run
-        inputs = (self.validation.version, base, self.backfill, self.retag, self.model_version, self.spec)
+        base = (self.base.run, sorted(self.base.days.items()))
+        inputs = (self.validation.version, base, self.retag, self.model_version, self.spec)
         key = hashlib.sha256(repr(inputs).encode()).hexdigest()[:8]
         return f"{self.ds}-{'prepare-' if self.prepare else ''}{key}"
 
@@ -78,20 +77,21 @@ def plan(settings: Settings, ds: str, *, prepare: bool = False, retag: bool = Fa
     validation = lake.read_validation(ds)
     if not validation.passed:
         raise CriticalDataError(f"the catalog of {ds} broke critical rules: {'; '.join(validation.failures)}")
-    index = lake.read_history_index()
+    index = live.settle(lake)
     unfinished = None if prepare else _unfinished(lake, index, ds)
     if unfinished is not None:
-        log.info("plan: run %s is published but not finished; it is taken up again", unfinished.run_id)
+        log.info("plan: run %s is published, but has no ledger yet; it is taken up again", unfinished.run_id)
         return unfinished
     inputs = _inputs(settings, lake, ds, validation, index, prepare=prepare, retag=retag)
     run_id = inputs.run_id
-    found = storage.read_document(lake.plan(run_id) / "plan.json", Plan)
-    if found is not None:
-        log.info("plan: run %s is planned already", run_id)
-        return found
-    with measure("plan", lake.reports(run_id)) as measured, spark.session(settings) as session:
-        made = _plan(session, settings, lake, inputs)
-        measured.rows = validation.valid
+    with storage.locked(lake.plan(run_id)):
+        found = storage.read_document(lake.plan(run_id) / "plan.json", Plan)
+        if found is not None:
+            log.info("plan: run %s is planned already", run_id)
+            return found
+        with measure("plan", lake.reports(run_id)) as measured, spark.session(settings) as session:
+            made = _plan(session, settings, lake, inputs)
+            measured.rows = validation.valid
     log.info(
         "plan: run %s: %s new, %s changed, %s for a new model, %s unchanged, %s removed, %s held; %s shards",
         run_id,
@@ -103,11 +103,8 @@ def plan(settings: Settings, ds: str, *, prepare: bool = False, retag: bool = Fa
 
 def _unfinished(lake: Lake, index: HistoryIndex, ds: str) -> Plan | None:
     """Return the plan of a run of `ds` that was killed after it was published and before its ledger was written."""
-    day = index.days.get(ds)
-    for run_id in (lake.current_run(), day.run_id if day else None):
-        if run_id is not None and run_id.startswith(ds) and lake.read_ledger(run_id) is None:
-            return lake.read_plan(run_id)
-    return None
+    run_id = history.own_run(lake, index, ds)
+    return lake.read_plan(run_id) if run_id is not None and lake.read_ledger(run_id) is None else None
 
 
 def _inputs(
@@ -125,13 +122,11 @@ def _inputs(
             )
         taxonomy = registry.read_taxonomy(lake.models / version)
         picture = registry.read_config(lake.models / version).picture
-    latest = history.latest_day(index)
     return _Inputs(
         ds=ds,
         validation=validation,
         index=index,
-        base_run=None if prepare else lake.current_run(),
-        backfill=not prepare and latest is not None and ds < latest,
+        base=live.Base(None, {}) if prepare else live.base(lake, index, ds),
         prepare=prepare,
         retag=retag,
         model_version=version,
@@ -177,8 +172,9 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
     made = Plan(
         run_id=inputs.run_id,
         ds=inputs.ds,
-        base_run=inputs.base_run,
-        backfill=inputs.backfill,
+        base_run=inputs.base.run,
+        history_base=inputs.base.days,
+        backfill=inputs.base.backfill,
         prepare_only=inputs.prepare,
         model_version=inputs.model_version,
         taxonomy_path=taxonomy_path,
@@ -240,16 +236,11 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
 
 def _published(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
     """Return the state of the published products this day is compared with."""
-    if inputs.backfill:
+    if inputs.base.backfill:
         return history.as_of(session, lake, inputs.index, "products", inputs.ds)
     files = []
-    if inputs.base_run is not None:
-        manifest = lake.read_manifest(inputs.base_run)
-        if manifest is None:
-            raise JobError(
-                f"{lake.run(inputs.base_run)}: the live run has no manifest; go back to another: `jobs tables`"
-            )
-        files = [lake.root / file.path for file in manifest.files if file.table == "_products"]
+    if inputs.base.run is not None:
+        files = [lake.root / f.path for f in live.manifest_of(lake, inputs.base.run).files if f.table == PRODUCTS]
     return parquet.read(session, files, tables.PRODUCTS)
 
 

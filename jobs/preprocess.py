@@ -46,7 +46,7 @@ def preprocess(settings: Settings, run_id: str) -> int:
     """
     lake = Lake(settings.root)
     plan = lake.read_plan(run_id)
-    with measure("preprocess", lake.reports(run_id)) as measured:
+    with storage.locked(lake.examples(run_id)), measure("preprocess", lake.reports(run_id)) as measured:
         found = lake.read_examples_manifest(run_id)
         if found is not None or not plan.to_preprocess:
             log.info("preprocess: nothing to do")

@@ -1,8 +1,8 @@
 """Step 5, publish: a run's predictions become the tables. Write, audit, publish.
 
-The new tables are written whole into the run's own folder, re-read and counted; a manifest is written last; then one
-small file, ``attribute_tables/current``, is swapped if it still names the run this one was made from. A reader at any
-instant sees the old tables or the new ones. History and ledger follow, and can be caught up with after a kill.
+The new tables and the changes of the day are written whole into the run's own folders, re-read and counted; a manifest
+is written last; then one swap makes both live, if the lake still holds what the run was made from (`jobs.live`). The
+ledger follows: a run that was killed before it is caught up with.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jobs import attribute_rows, history, parquet, spark, storage
-from jobs.errors import JobError, LedgerError, StalePlanError
-from jobs.lake import Lake
+from jobs import attribute_rows, history, live, parquet, spark, storage
+from jobs.errors import JobError, LedgerError
+from jobs.lake import PRODUCTS, Lake
 from jobs.settings import Settings
 from jobs.steps import measure
 from schemas import tables
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PRODUCTS = "_products"
 _ROWS_A_FILE = 5_000_000  # of one attribute: 64 to 256 MB
 _ROWS_A_BATCH = 2**17  # read at a time by the audit
 
@@ -45,36 +44,62 @@ def publish(settings: Settings, run_id: str) -> Ledger:
     Raises:
         JobError: a shard is not tagged, or what was written is not what was meant.
         LedgerError: the rows do not add up; nothing is published.
-        StalePlanError: another run was published since the plan was made; plan the day again.
+        StalePlanError: the lake no longer holds what the plan was made from; plan the day again.
     """
     lake = Lake(settings.root)
     plan = lake.read_plan(run_id)
     if plan.prepare_only or plan.model_version is None:
         raise JobError(f"{run_id} was planned to make examples only; plan the day without --prepare")
+    with storage.locked(lake.run(run_id)):
+        return _publish(settings, lake, plan)
+
+
+def _publish(settings: Settings, lake: Lake, plan: Plan) -> Ledger:
+    run_id, index = plan.run_id, lake.read_history_index()
     ledger = lake.read_ledger(run_id)
-    if ledger is not None:
+    if ledger is not None and not _is_due(lake, index, plan):
         log.info("publish: run %s is finished already", run_id)
         return ledger
     with measure("publish", lake.reports(run_id)) as measured:
+        if not _is_entered(lake, index, plan):
+            live.check_base(lake, index, plan)
         modalities = check_predictions(lake, plan)
         manifest = lake.read_manifest(run_id)
         if manifest is None and plan.to_tag + plan.removed:
-            manifest = _write(settings, lake, plan)
-        ledger = _ledger(lake, plan, modalities, manifest)
+            manifest = _write(settings, lake, plan, index)
+        ledger = _ledger(lake, plan, modalities, manifest, index)
         if differences := ledger.differences():
             raise LedgerError(f"run {run_id} does not add up; nothing is published:\n  " + "\n  ".join(differences))
         if manifest is None:
             log.info("publish: nothing changed; the tables stay as they are")
-            _enter_quiet_day(lake, plan)
-        else:
-            if not plan.backfill:
-                _swap_current(lake, plan, manifest)
-            _swap_history(lake, manifest)
+        live.swap(lake, lambda newest: _enter(lake, newest, plan, manifest))
         storage.write_document(lake.reports(run_id) / "ledger.json", ledger)
         measured.rows = plan.to_tag
         measured.details |= {"published_rows": ledger.published_rows, "published_products": ledger.published_products}
     log.info("publish: %s products, %s rows are live", f"{ledger.published_products:,}", f"{ledger.published_rows:,}")
     return ledger
+
+
+def _is_entered(lake: Lake, index: HistoryIndex, plan: Plan) -> bool:
+    return history.own_run(lake, index, plan.ds) == plan.run_id
+
+
+def _is_due(lake: Lake, index: HistoryIndex, plan: Plan) -> bool:
+    """Whether a finished run is to be published once more: a rollback took it out, and it still fits."""
+    return not _is_entered(lake, index, plan) and live.base(lake, index, plan.ds) == live.Base.of(plan)
+
+
+def _enter(lake: Lake, index: HistoryIndex, plan: Plan, manifest: RunManifest | None) -> HistoryIndex:
+    """Return the index with the run in it; a day that changed nothing is entered too: backfills must leave it as it is."""
+    if _is_entered(lake, index, plan):
+        return index
+    live.check_base(lake, index, plan)
+    if manifest is None:
+        days = {plan.ds: HistoryDay(run_id=plan.run_id, path="", rows=0)} | index.days
+    else:
+        days = index.days | manifest.history
+    replaced = manifest is not None and not plan.backfill
+    return HistoryIndex(live=plan.run_id if replaced else index.live, days=dict(sorted(days.items())))
 
 
 def check_predictions(lake: Lake, plan: Plan) -> Counter[str]:
@@ -125,10 +150,9 @@ class _Frames:
         return self.before.join(self.touched, "product_id", "left_semi")
 
 
-def _write(settings: Settings, lake: Lake, plan: Plan) -> RunManifest:
+def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> RunManifest:
     """Write the run's tables and history, audit them, and write the manifest."""
     taxonomy = load_taxonomy(lake.root / plan.taxonomy_path)
-    index = lake.read_history_index()
     with spark.session(settings) as session:
         frames = _frames(session, lake, plan, index, taxonomy)
         folder = lake.run(plan.run_id)
@@ -159,7 +183,7 @@ def _write(settings: Settings, lake: Lake, plan: Plan) -> RunManifest:
         products=sum(f.rows for f in files if f.table == PRODUCTS),
         history=days,
         history_files=tuple(history_files),
-        history_base={day: _run_of(index, day) for day in days},
+        history_base=plan.history_base,
         created_at=datetime.now(UTC),
     )
     storage.write_document(folder / "manifest.json", manifest)
@@ -271,10 +295,8 @@ def _write_history(
     pool: Executor,
 ) -> tuple[dict[str, HistoryDay], list[PublishedFile]]:
     """Write the changes of this day and, of a backfill, those of the next day done, so that all later days stay."""
-    changes: dict[str, dict[str, DataFrame]] = {plan.ds: {}}
-    following = history.next_day(index, plan.ds)
-    if following is not None:
-        changes[following] = {}
+    changes: dict[str, dict[str, DataFrame]] = {day: {} for day in plan.history_base}
+    following = next((day for day in plan.history_base if day != plan.ds), None)
     for table in frames:
         own = history.changes(table.kind, table.before_touched, table.fresh, plan.ds)
         changes[plan.ds][table.kind] = _merged(session, lake, index, table.kind, own, plan.ds)
@@ -338,10 +360,12 @@ def _check_keys(path: Path) -> None:
             held = rows.filter(pc.equal(ids, ids[-1]))
 
 
-def _ledger(lake: Lake, plan: Plan, modalities: Mapping[str, int], manifest: RunManifest | None) -> Ledger:
-    live = manifest if manifest is not None and not plan.backfill else None
-    if live is None and plan.base_run is not None:
-        live = lake.read_manifest(plan.base_run)
+def _ledger(
+    lake: Lake, plan: Plan, modalities: Mapping[str, int], manifest: RunManifest | None, index: HistoryIndex
+) -> Ledger:
+    if manifest is None or plan.backfill:  # what is published then stays
+        published = index.live if plan.backfill else plan.base_run
+        manifest = lake.read_manifest(published) if published is not None else None
     validation = plan.validation
     return Ledger(
         run_id=plan.run_id,
@@ -363,53 +387,7 @@ def _ledger(lake: Lake, plan: Plan, modalities: Mapping[str, int], manifest: Run
         model_changed=plan.model_changed,
         removed=plan.removed,
         held=plan.held,
-        published_products=live.products if live else 0,
-        published_rows=live.rows if live else 0,
+        published_products=manifest.products if manifest else 0,
+        published_rows=manifest.rows if manifest else 0,
         created_at=datetime.now(UTC),
     )
-
-
-def _swap_current(lake: Lake, plan: Plan, manifest: RunManifest) -> None:
-    before = lake.current.read_bytes() if lake.current.exists() else None
-    live = lake.current_run()
-    if live == plan.run_id:
-        return
-    if live != plan.base_run:
-        raise StalePlanError(
-            f"run {plan.run_id} was planned on {plan.base_run}, but {live} is live now; nothing is published. "
-            f"Start the night of {plan.ds} again: it plans anew, and what is tagged already is not tagged twice"
-        )
-    storage.compare_and_swap(lake.current, before, pointer(lake, manifest))
-
-
-def pointer(lake: Lake, manifest: RunManifest) -> bytes:
-    """Return the content of ``attribute_tables/current`` for a run: its attribute files, one a line."""
-    return "".join(f"{lake.root / file.path}\n" for file in manifest.files if file.table != PRODUCTS).encode()
-
-
-def _swap_history(lake: Lake, manifest: RunManifest) -> None:
-    def change(index: HistoryIndex | None) -> HistoryIndex:
-        days = dict(index.days) if index else {}
-        for day, base in manifest.history_base.items():
-            if _run_of(index, day) not in (base, manifest.run_id):
-                raise StalePlanError(
-                    f"the history of {day} was changed by run {_run_of(index, day)} meanwhile; start the day again"
-                )
-        return HistoryIndex(days=dict(sorted((days | manifest.history).items())))
-
-    storage.update_document(lake.history_index, HistoryIndex, change)
-
-
-def _enter_quiet_day(lake: Lake, plan: Plan) -> None:
-    """Enter a day that changed nothing, so that an older day is known for a backfill."""
-
-    def change(index: HistoryIndex | None) -> HistoryIndex:
-        days = {plan.ds: HistoryDay(run_id=plan.run_id, path="", rows=0)} | (index.days if index else {})
-        return HistoryIndex(days=dict(sorted(days.items())))
-
-    storage.update_document(lake.history_index, HistoryIndex, change)
-
-
-def _run_of(index: HistoryIndex | None, ds: str) -> str | None:
-    day = index.days.get(ds) if index else None
-    return day.run_id if day else None

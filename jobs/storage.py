@@ -8,16 +8,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from jobs.errors import JobError
+
+log = logging.getLogger(__name__)
 
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -69,31 +72,40 @@ def read_document(path: Path, model: type[Document]) -> Document | None:
         ) from error
 
 
+@contextlib.contextmanager
+def locked(path: Path, *, busy: str | None = None) -> Iterator[None]:
+    """Hold the lock of what is, or will be, at `path`; a process that dies lets go of it.
+
+    Args:
+        path: file or folder; it need not exist.
+        busy: what to say where another process holds the lock; left out, it is waited for.
+
+    Raises:
+        JobError: another process holds the lock, and `busy` is given.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{path.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if busy is not None:
+                raise JobError(f"{path}: {busy}") from None
+            log.info("%s: another process is at work there; it is waited for", path)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def compare_and_swap(path: Path, expected: bytes | None, new: bytes) -> None:
     """Replace the content of `path` by `new` if it is still `expected` (None: if it does not exist).
 
     Raises:
         SwapLostError: the content is another; nothing was changed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with (path.parent / f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path):
         found = path.read_bytes() if path.exists() else None
         if found != expected:
             raise SwapLostError(f"{path}: changed by someone else meanwhile")
         write_bytes(path, new)
-
-
-def update_document(path: Path, model: type[Document], change: Callable[[Document | None], Document]) -> Document:
-    """Swap the document at `path` for ``change(document)``, again from the newest one as often as others are faster."""
-    while True:
-        before = path.read_bytes() if path.exists() else None
-        after = change(model.model_validate_json(before) if before is not None else None)
-        try:
-            compare_and_swap(path, before, after.model_dump_json(indent=1).encode() + b"\n")
-        except SwapLostError:
-            continue
-        return after
 
 
 def sha256(path: Path) -> str:

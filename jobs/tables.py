@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import history, publish, storage
+from jobs import history, live, publish, storage
 from jobs.errors import JobError
-from jobs.lake import Lake
+from jobs.lake import PRODUCTS, Lake
 from jobs.settings import Settings
 from schemas.documents import HistoryIndex, RunManifest
 
@@ -34,19 +34,19 @@ def reader_lines(lake: Lake) -> dict[str, str]:
 
 def runs(lake: Lake) -> list[RunManifest]:
     """Return the manifests of all runs that wrote tables, newest last."""
-    folders = (lake.root / "attribute_tables" / "runs").glob("*")
-    found = (lake.read_manifest(folder.name) for folder in folders)
+    paths = (lake.root / "attribute_tables" / "runs").glob("*/manifest.json")
+    found = (lake.read_manifest(path.parent.name) for path in paths)
     return sorted((m for m in found if m is not None and m.files), key=lambda m: m.created_at)
 
 
 def show(settings: Settings) -> None:
     """Print the live tables, the runs one can go back to, the days of history, and how to read them."""
     lake = Lake(settings.root)
-    live = lake.current_run()
-    manifest = lake.read_manifest(live) if live else None
+    current = lake.current_run()
+    manifest = lake.read_manifest(current) if current else None
     if manifest is None:
         raise JobError(f"{lake.root}: nothing is published yet; run `python -m jobs night --ds DAY`")
-    print(f"live: run {live}, catalog of {manifest.ds}, model {manifest.model_version}")
+    print(f"live: run {current}, catalog of {manifest.ds}, model {manifest.model_version}")
     print(f"      {manifest.products:,} products, {manifest.rows:,} rows\n")
     print(f"{'attribute':<24}{'rows':>12}{'bytes':>14}  files")
     by_table: dict[str, list[int]] = {}
@@ -55,11 +55,11 @@ def show(settings: Settings) -> None:
         for i, n in enumerate((file.rows, file.bytes, 1)):
             sums[i] += n
     for name, (rows, size, files) in by_table.items():
-        if name != publish.PRODUCTS:
+        if name != PRODUCTS:
             print(f"{name:<24}{rows:>12,}{size:>14,}  {files}")
     print("\nruns (go back with `python -m jobs tables rollback --run RUN`):")
     for run in runs(lake)[-20:]:
-        mark = "* live" if run.run_id == live else ""
+        mark = "* live" if run.run_id == current else ""
         print(
             f"  {run.run_id}  {run.created_at:%Y-%m-%d %H:%M}  {run.products:>12,} products  {run.model_version}  {mark}"
         )
@@ -118,35 +118,32 @@ def rollback(settings: Settings, run_id: str) -> str:
     """Make an earlier run the live one again, in the tables and in the history; return its id. Nothing is deleted.
 
     Days after that run's are taken out of the history, so that they can be run again; rolling forward to a later run
-    brings them back.
+    brings the history back as it was when that run was last live.
 
     Raises:
-        JobError: there is no such run, or its files are not what it wrote.
-        SwapLostError: another run was published in the same instant.
+        JobError: there is no such run, it was never live, or its files are not what it wrote.
     """
     lake = Lake(settings.root)
     manifest = lake.read_manifest(run_id)
     if manifest is None or not manifest.files:
         raise JobError(f"{run_id} wrote no tables; there are {[m.run_id for m in runs(lake)] or 'none'}")
     publish.audit(lake, manifest.files, unique=False)
-    before = lake.current.read_bytes() if lake.current.exists() else None
-    storage.compare_and_swap(lake.current, before, publish.pointer(lake, manifest))
-    chain = _chain(lake, manifest)
-
-    def change(index: HistoryIndex | None) -> HistoryIndex:
-        earlier = {day: entry for day, entry in (index.days if index else {}).items() if day < manifest.ds}
-        return HistoryIndex(days=dict(sorted((chain.days | earlier | manifest.history).items())))
-
-    storage.update_document(lake.history_index, HistoryIndex, change)
+    live.swap(lake, lambda index: _rolled_back(lake, index, manifest))
     log.info("rollback: %s is live; a later night starts from it. Its model was %s", run_id, manifest.model_version)
     return run_id
 
 
-def _chain(lake: Lake, manifest: RunManifest) -> HistoryIndex:
-    """Return the days of history as the runs up to `manifest` left them."""
-    days = dict(manifest.history)
-    parent = manifest.parent
-    while parent is not None and (found := lake.read_manifest(parent)) is not None:
-        days = found.history | days
-        parent = found.parent
-    return HistoryIndex(days=days)
+def _rolled_back(lake: Lake, index: HistoryIndex, manifest: RunManifest) -> HistoryIndex:
+    """Return the history that ends with the tables of the run of `manifest`."""
+    if index.live == manifest.run_id:
+        return index
+    if history.own_run(lake, index, manifest.ds) == manifest.run_id:
+        # The days up to then stay as they are now, with the backfills that were made since.
+        return HistoryIndex(live=manifest.run_id, days={d: day for d, day in index.days.items() if d <= manifest.ds})
+    left = storage.read_document(lake.left_index(manifest.run_id), HistoryIndex)
+    if left is None:
+        raise JobError(
+            f"{lake.left_index(manifest.run_id)}: {manifest.run_id} was never live, so there is no history of it; run the "
+            f"day again: `python -m jobs night --ds {manifest.ds}`"
+        )
+    return left

@@ -47,7 +47,7 @@ def validate(settings: Settings, ds: str) -> Validation:
     manifest = check_raw(lake, ds)
     version = _version(manifest, table, roots)
     docs = lake.root / "reports" / f"ds={ds}" / f"validation-{version}"
-    with measure("validate", docs) as measured:
+    with storage.locked(lake.valid(ds)), measure("validate", docs) as measured:
         found = storage.read_document(lake.valid(ds) / "current.json", Validation)
         if found is None or found.version != version or not (lake.root / found.valid_path).is_dir():
             with spark.session(settings) as session:

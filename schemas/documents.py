@@ -63,7 +63,13 @@ class Plan(Strict):
 
     run_id: str
     ds: Day
-    base_run: str | None = Field(description="the live run the catalog was compared with; None: nothing is published")
+    base_run: str | None = Field(
+        description="the run whose tables the catalog was compared with: the live one; of a backfill, the one that made "
+        "the tables what they were on that day; None: there were none"
+    )
+    history_base: dict[Day, str | None] = Field(
+        default_factory=dict, description="the days of history that the run writes, each with its run at planning"
+    )
     backfill: bool = Field(description="True: a later day is published, so this run changes history only")
     prepare_only: bool = Field(description="True: makes examples to train on; nothing is tagged or published")
     model_version: str | None
@@ -129,8 +135,9 @@ class HistoryDay(Strict):
 
 
 class HistoryIndex(Strict):
-    """``attribute_history/index.json``: for each day done, where its changes are. Swapped whole."""
+    """``attribute_history/index.json``: the live run and, for each day done, where its changes are. Swapped whole."""
 
+    live: str | None = Field(default=None, description="the live run; None: nothing is published")
     days: dict[Day, HistoryDay] = Field(default_factory=dict)
 
 
@@ -139,7 +146,7 @@ class RunManifest(Strict):
 
     run_id: str
     ds: Day
-    parent: str | None = Field(description="the live run this one was made from")
+    parent: str | None = Field(description="the run whose tables this one was made from")
     model_version: str
     taxonomy_fingerprint: str
     raw_version: str = Field(description="the validation of the day's raw catalog that this run is made from")
@@ -148,7 +155,7 @@ class RunManifest(Strict):
     products: int
     history: dict[Day, HistoryDay] = Field(description="the days of history this run writes")
     history_files: tuple[PublishedFile, ...]
-    history_base: dict[Day, str | None] = Field(description="the run of each of those days when this one was made")
+    history_base: dict[Day, str | None] = Field(description="the run of each of those days before this one")
     created_at: datetime
 
 

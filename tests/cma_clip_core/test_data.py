@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from cma_clip_core import training
 from cma_clip_core.batches import LabelEncoder, augment, prefetch, prepare
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import PictureConfig, SelectionConfig, TextConfig
@@ -31,6 +30,7 @@ from cma_clip_core.examples import (
     stream_side,
 )
 from cma_clip_core.model import CmaClip
+from cma_clip_core.objectives import TrainingBatches
 from cma_clip_core.pictures import PictureSpec, decode
 from cma_clip_core.splits import SIDES, family_key
 from cma_clip_core.tagger import Tagger
@@ -90,8 +90,8 @@ def test_training_and_tagging_see_the_same(tmp_path: Path) -> None:
     selection = SelectionConfig()
     index = index_examples([folder], selection)
     index.side[:] = SIDES.index("train")
-    (trained, _), *rest = training._batches(index, plain, layout, tokenizer, np.random.default_rng(0))
-    assert not rest
+    (batch,) = TrainingBatches(index, plain, layout, tokenizer).epoch(1)
+    trained = batch.inputs
 
     seen = []
 

@@ -535,7 +535,7 @@ def test_a_failed_import_leaves_the_day_as_it_was(shop: Shop) -> None:
 
 def test_two_imports_of_a_day_at_once(shop: Shop) -> None:
     shop.write({"id": 1, "name": "x", "photo": None})
-    with module._only_one(shop.lake.raw(DS)):
+    with storage.locked(shop.lake.raw(DS)):
         fails(shop, "another import of this day is running")
     shop.run()
 

@@ -5,14 +5,18 @@ Run with ``make test TESTS=tests/jobs/test_night.py``.
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import pytest
 
-from jobs import night, storage, tables
+from jobs import history, night, storage, tables
 from jobs.lake import Lake
 from jobs.plan import plan
 from jobs.preprocess import preprocess
@@ -20,7 +24,7 @@ from jobs.publish import publish
 from jobs.settings import Settings
 from jobs.tag import tag
 from jobs.validate import validate
-from tests.conftest import DAY1, DAY2, read_raw, write_raw
+from tests.conftest import DAY1, DAY2, DAY3, read_raw, write_raw
 
 pytestmark = pytest.mark.spark
 
@@ -162,43 +166,127 @@ class _Killed(BaseException):
     """Stands for a process that dies: nothing in the jobs catches it."""
 
 
-@pytest.mark.parametrize("step", ["plan", "publish"])
-def test_killed_before_any_write_and_started_again(
-    step: str, lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
+def killed_before_write(n: int, patch: pytest.MonkeyPatch, step: Callable[[], object]) -> bool:
+    """Run `step` and let it die before its write number `n`, from 0; return whether it did."""
+    write, count = storage.write_bytes, iter(range(1000))
+
+    def dying(path: Path, data: bytes) -> None:
+        if next(count) >= n:
+            raise _Killed
+        write(path, data)
+
+    with patch.context() as context:
+        context.setattr(storage, "write_bytes", dying)
+        try:
+            step()
+        except _Killed:
+            return True
+    return False
+
+
+def test_plan_killed_before_any_write_and_started_again(
+    lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Let the process die before its first, second, ... write of a step: a second start always ends the same."""
-    whole = Lake(lake.root)
     second_day(lake)
-    run_id = steps_to("tag", settings, DAY1)
-    publish(settings, run_id)
-    if step == "publish":
-        run_id = steps_to("tag", settings, DAY2)
-    write = storage.write_bytes
-    for n in range(100):
-        count = 0
+    night.night(settings, DAY1)
 
-        def dying(path: Any, data: bytes, n: int = n) -> None:
-            nonlocal count
-            count += 1
-            if count > n:
-                raise _Killed
-            write(path, data)
+    def step() -> None:
+        validate(settings, DAY2)
+        plan(settings, DAY2)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(storage, "write_bytes", dying)
-            try:
-                if step == "publish":
-                    publish(settings, run_id)
-                else:
-                    validate(settings, DAY2)
-                    plan(settings, DAY2)
-            except _Killed:
-                continue
-        break
-    else:
-        pytest.fail("never got through")
-    assert n >= (3 if step == "publish" else 2)  # it did die several times
+    n = 0
+    while killed_before_write(n, monkeypatch, step):
+        n += 1
+    assert n >= 2  # it did die several times
     ledger, _ = night.night(settings, DAY2)
     assert ledger.differences() == []
-    assert products_of(live(whole)) >= {"brand-new-1", "brand-new-2"}
+    assert products_of(live(lake)) >= {"brand-new-1", "brand-new-2"}
     assert as_of(settings, DAY2) == live(lake)
+
+
+def values(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Return what rows say: without confidences, which vary in the last bit with the batch, and the day tagged."""
+    return [row[:6] for row in found]
+
+
+def test_publish_killed_before_any_write(
+    lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Kill publish before each of its writes. Its own second start, or the next day's night and the day after that,
+    end as if nothing had happened."""
+    second_day(lake)
+    write_raw(lake, DAY3, read_raw(lake, DAY2)[1:])
+    night.night(settings, DAY1)
+    run_id = steps_to("tag", settings, DAY2)
+    validate(settings, DAY3)
+    tagged = tmp_path / "tagged"
+    shutil.copytree(lake.root, tagged)
+
+    def start_over() -> None:
+        shutil.rmtree(lake.root)
+        shutil.copytree(tagged, lake.root)
+
+    publish(settings, run_id)
+    second = live(lake)
+    steps_to("publish", settings, DAY3)
+    third = live(lake)
+    assert len(products_of(third)) == len(products_of(second)) - 1
+    n = 0
+    while True:
+        start_over()
+        if not killed_before_write(n, monkeypatch, lambda: publish(settings, run_id)):
+            break
+        killed = tmp_path / "killed"
+        shutil.copytree(lake.root, killed)
+
+        assert publish(settings, run_id).differences() == []
+        assert live(lake) == as_of(settings, DAY2) == second, n
+
+        shutil.rmtree(lake.root)
+        killed.rename(lake.root)
+        steps_to("publish", settings, DAY3)
+        assert live(lake) == as_of(settings, DAY3), n
+        assert values(live(lake)) == values(third), n
+        steps_to("publish", settings, DAY2)
+        index = lake.read_history_index()
+        assert list(index.days) == [DAY1, DAY2, DAY3]
+        ledger = lake.read_ledger(history.own_run(lake, index, DAY2) or "")
+        assert ledger is not None
+        assert (ledger.new, ledger.removed) == (2, 2), n
+        assert values(as_of(settings, DAY2)) == values(second), n
+        assert live(lake) == as_of(settings, DAY3), n
+        n += 1
+    assert n == 6  # manifest, the index that is left, the index, the pointer, the ledger, the step's cost
+
+
+def test_step_started_twice_at_once_works_once(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step may outlive the Airflow task that started it, and meet the task's retry."""
+    records = read_raw(lake, DAY1)
+    records[0]["title"] = "Something to preprocess"
+    write_raw(lake, DAY1, records)
+    made: list[str] = []
+    steps: list[tuple[str, str, Callable[[], object]]] = [
+        ("jobs.validate", "_validate", lambda: validate(settings, DAY1)),
+        ("jobs.plan", "_plan", lambda: made.append(plan(settings, DAY1).run_id)),
+        ("jobs.preprocess", "_preprocess", lambda: preprocess(settings, made[0])),
+        ("jobs.publish", "_write", lambda: publish(settings, made[0])),
+    ]
+    for module, name, step in steps:
+        work = getattr(importlib.import_module(module), name)
+        started: list[threading.Thread] = []
+
+        def slowly(*arguments: Any, work: Any = work, step: Any = step, started: Any = started, **named: Any) -> Any:
+            started.append(threading.Thread(target=step))
+            if len(started) == 1:
+                started[0].start()
+                started[0].join(1)
+            return work(*arguments, **named)
+
+        if module == "jobs.publish":
+            tag(settings, made[0])
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{module}.{name}", slowly)
+            step()
+            started[0].join()
+        assert len(started) == 1, module
+    assert live(lake) == as_of(settings, DAY1)

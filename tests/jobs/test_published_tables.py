@@ -174,14 +174,17 @@ def test_rollback_to_damaged_files_is_refused(two_nights: Lake) -> None:
     assert two_nights.current_run() != first.run_id
 
 
-def test_backfill_changes_history_alone(two_nights: Lake) -> None:
+@pytest.mark.parametrize("quiet", [False, True])
+def test_backfill_changes_history_alone(two_nights: Lake, quiet: bool) -> None:
     """A day between two that are done: its own products appear as of that day, later days stay to the row."""
     settings = settings_for(two_nights.root)
-    # Night of DAY4 = DAY2 with one more change; then DAY3, which lies between, is done late.
+    # Night of DAY4 = DAY2 with one more change, or with none; then DAY3, which lies between, is done late.
     records = read_raw(two_nights, DAY2)
-    records[8]["title"] = "Green dress of another kind"
+    if not quiet:
+        records[8]["title"] = "Green dress of another kind"
     write_raw(two_nights, DAY4, records)
     night.night(settings, DAY4)
+    assert (two_nights.read_history_index().days[DAY4].path == "") == quiet
     newest, pointer = live(two_nights), two_nights.current.read_bytes()
     before = {day: as_of(settings, day) for day in (DAY1, DAY2, DAY4)}
     records = read_raw(two_nights, DAY2)
@@ -203,6 +206,49 @@ def test_backfill_changes_history_alone(two_nights: Lake) -> None:
     again, _ = night.night(settings, DAY3)
     assert (again.new, again.changed, again.removed) == (0, 0, 0)
     assert as_of(settings, DAY3) == then
+    # Neither a rollback to what is live nor one back and forth loses it.
+    index, run_id = two_nights.read_history_index(), two_nights.current_run() or ""
+    for back in (run_id, tables.runs(two_nights)[0].run_id, run_id):
+        tables.rollback(settings, back)
+    assert two_nights.read_history_index() == index
+    assert as_of(settings, DAY4) == live(two_nights) == newest
+
+
+def test_day_that_was_rolled_back_is_published_again(two_nights: Lake) -> None:
+    settings = settings_for(two_nights.root)
+    write_raw(two_nights, DAY3, read_raw(two_nights, DAY2))
+    night.night(settings, DAY3)  # nothing changed
+    index, newest = two_nights.read_history_index(), live(two_nights)
+    first, second = (two_nights.read_history_index().days[day].run_id for day in (DAY1, DAY2))
+    tables.rollback(settings, first)
+    for day in (DAY2, DAY3):
+        night.night(settings, day)
+        assert two_nights.current_run() == second
+        assert as_of(settings, day) == live(two_nights) == newest
+    assert two_nights.read_history_index() == index
+
+
+def test_run_whose_day_a_backfill_rewrote_is_refused_before_anything_is_swapped(two_nights: Lake) -> None:
+    settings = settings_for(two_nights.root)
+    records = read_raw(two_nights, DAY2)
+    write_raw(two_nights, DAY4, records[1:])
+    replaced = night.night(settings, DAY4)[0]
+    write_raw(two_nights, DAY4, records[2:])
+    run_id = steps_to("tag", settings, DAY4)
+    write_raw(two_nights, DAY3, records[3:])
+    night.night(settings, DAY3)
+    before = [path.read_bytes() for path in (two_nights.current, two_nights.history_index)]
+    with pytest.raises(StalePlanError, match=f"Start the night of {DAY4} again"):
+        publish.publish(settings, run_id)
+    assert [path.read_bytes() for path in (two_nights.current, two_nights.history_index)] == before
+    night.night(settings, DAY4)
+    assert products_of(live(two_nights)) == {r["product_id"] for r in records[2:]}
+    assert as_of(settings, DAY4) == live(two_nights)
+    assert products_of(as_of(settings, DAY3)) == {r["product_id"] for r in records[3:]}
+    # The day's first run stays replaced when it is started again.
+    newest = two_nights.current_run()
+    assert publish.publish(settings, replaced.run_id) == replaced
+    assert two_nights.current_run() == newest
 
 
 def test_stale_plan_is_refused(lake: Lake, settings: Settings) -> None:
