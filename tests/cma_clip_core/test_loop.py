@@ -1,0 +1,265 @@
+"""The training loop where it is cut off, short of memory, fed with nonsense, or run by several processes.
+
+`pytest tests/cma_clip_core/test_loop.py`
+"""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cma_clip_core import loop, objectives
+from cma_clip_core.batches import Batch
+from cma_clip_core.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
+from cma_clip_core.classes import ClassLayout
+from cma_clip_core.config import ModelConfig
+from cma_clip_core.errors import CheckpointError, DeviceError, DivergedError
+from cma_clip_core.examples import ExampleIndex, index_examples
+from cma_clip_core.loop import Loop
+from cma_clip_core.methods import build_model
+from cma_clip_core.objectives import MultiTask, class_weights
+from cma_clip_core.tokens import Tokenizer
+from cma_clip_core.training import fit
+from tests.cma_clip_core import data_parallel, drawn
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return drawn.write(tmp_path_factory.mktemp("examples"), drawn.examples(400))
+
+
+@pytest.fixture(scope="module")
+def index(folder: Path) -> ExampleIndex:
+    return index_examples([folder], drawn.config().selection)
+
+
+def busy(**training: Any) -> ModelConfig:
+    """Everything that is random is in use: dropouts, augmentation, patch dropout, several buffers."""
+    settings = {"epochs": 3, "word_dropout": 0.2, "shift": 2, "flip": True, "shuffle_buffer": 64} | training
+    document = drawn.config(**settings).model_dump()
+    document["fusion"]["dropout"] = 0.1
+    document["backbone"]["patch_dropout"] = 0.25
+    return ModelConfig.model_validate(document)
+
+
+def objective(config: ModelConfig, index: ExampleIndex) -> MultiTask:
+    torch.manual_seed(0)
+    layout = ClassLayout(drawn.taxonomy())
+    return MultiTask(build_model(config, drawn.taxonomy()), index, config, layout, Tokenizer(config), CPU)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("kill_at", [1, 9, 10, 25])
+def test_killed_and_resumed_is_uninterrupted_to_the_last_digit(
+    index: ExampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
+    config = busy()
+    whole, course = fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path / "whole", progress=False)
+    steps = itertools.count(1)
+    step = Loop.step
+
+    def mortal(self: Loop, batch: Batch) -> float:
+        if next(steps) == kill_at:
+            raise Killed
+        return step(self, batch)
+
+    # Checkpoints at every other step: the one that is resumed is older than the kill.
+    monkeypatch.setattr(loop.Loop, "step", mortal)
+    saves = itertools.count()
+    save = Loop._save
+    monkeypatch.setattr(loop.Loop, "_save", lambda self: save(self) if next(saves) % 2 else None)
+    arguments: dict[str, Any] = {"folder": tmp_path / "cut", "progress": False, "checkpoint_seconds": 0.0}
+    with pytest.raises(Killed):
+        fit(config, drawn.taxonomy(), index, CPU, **arguments)
+    monkeypatch.undo()
+    assert (tmp_path / "cut" / CHECKPOINT).exists() == (kill_at > 2)
+    torch.manual_seed(99)  # whatever ran in between
+    resumed, again = fit(config, drawn.taxonomy(), index, CPU, **arguments)
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    assert [(e.loss, e.validation, e.examples) for e in again.epochs] == [
+        (e.loss, e.validation, e.examples) for e in course.epochs
+    ]
+    assert again.best_epoch == course.best_epoch
+
+
+def test_a_checkpoint_of_another_training_is_refused(index: ExampleIndex, tmp_path: Path) -> None:
+    fit(busy(epochs=1), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match=r"of another training .* delete it"):
+        fit(busy(epochs=2), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+
+
+def test_a_truncated_checkpoint_says_so(index: ExampleIndex, tmp_path: Path) -> None:
+    fit(busy(epochs=1), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    path = tmp_path / CHECKPOINT
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match=r"checkpoint.pt: the checkpoint is broken .* delete it to train from"):
+        fit(busy(epochs=1), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"fits": "x", "weights": Evil()}, tmp_path / CHECKPOINT)
+    with pytest.raises(CheckpointError, match="broken"):
+        load_checkpoint(tmp_path / CHECKPOINT, "x")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / CHECKPOINT
+    save_checkpoint(path, {"fits": "x", "value": torch.ones(10)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # the system refuses to write more, as a full disk
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot be written: .*the checkpoint before it is kept"):
+            save_checkpoint(path, {"fits": "x", "value": torch.ones(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    kept = load_checkpoint(path, "x")
+    assert kept is not None
+    assert kept["value"].sum() == 10
+    assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT]
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_batch(index: ExampleIndex, tmp_path: Path) -> None:
+    config = busy(learning_rate=1e30, backbone_learning_rate=1e30, warmup=0.0, batch_size=16)
+    with pytest.raises(DivergedError, match=r"epoch 1, batch \d+ \(16 products: p0.*Lower the learning rates") as error:
+        fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False, checkpoint_seconds=0.0)
+    state = load_checkpoint(tmp_path / CHECKPOINT, torch.load(tmp_path / CHECKPOINT)["fits"])
+    assert state is not None
+    assert state["at"][1] == int(str(error.value).split("batch ")[1].split(" ")[0]) - 1  # it is from before the batch
+
+
+def test_micro_batches_take_the_same_step(index: ExampleIndex) -> None:
+    document = drawn.config(batch_size=32).model_dump()
+    document["fusion"]["dropout"] = 0.0
+    config = ModelConfig.model_validate(document)
+    gradients = []
+    for micro in (None, 32, 7, 1):
+        training = config.training.model_copy(update={"micro_batch": micro})
+        target = objective(config, index)
+        trainer = Loop(target, training, CPU, progress=False)
+        batch = next(target.batches(1, 0))
+        trainer.optimizer.zero_grad()
+        loss = trainer._accumulate(batch, batch)
+        gradients.append((loss, [p.grad.clone() for p in target.model.parameters() if p.grad is not None]))
+    for loss, found in gradients[1:]:
+        torch.testing.assert_close(loss, gradients[0][0])
+        for one, other in zip(found, gradients[0][1], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+class _Small(MultiTask):
+    """A device on which only so many examples fit."""
+
+    room = 5
+
+    def loss(self, part: Batch, whole: Batch) -> Tensor:
+        if len(part) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().loss(part, whole)
+
+
+def test_too_little_memory_takes_smaller_micro_batches_and_the_same_step(index: ExampleIndex) -> None:
+    config = drawn.config(batch_size=32)
+    layout, tokenizer = ClassLayout(drawn.taxonomy()), Tokenizer(config)
+    losses = []
+    for kind in (MultiTask, _Small):
+        torch.manual_seed(0)
+        target = kind(build_model(config, drawn.taxonomy()), index, config, layout, tokenizer, CPU)
+        trainer = Loop(target, config.training, CPU, progress=False)
+        losses.append([trainer.step(batch) for batch in itertools.islice(target.batches(1, 0), 3)])
+    assert trainer.micro == 4
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    target.room = 0  # type: ignore[attr-defined]
+    with pytest.raises(DeviceError, match="not even one example fits"):
+        trainer.step(next(target.batches(1, 0)))
+
+
+def test_two_processes_take_the_steps_of_one_with_the_double_batch(folder: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for out, processes in ((one, 1), (two, 2)):
+        out.mkdir()
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        subprocess.run(
+            [*command, "-m", data_parallel.__name__, str(folder), str(out)], check=True, cwd=ROOT, capture_output=True
+        )
+    assert {p.name for p in two.iterdir()} == {"0.safetensors", "0.txt", "1.safetensors", "1.txt"}
+    alone, first, second = (load_file(p) for p in (one / "0.safetensors", two / "0.safetensors", two / "1.safetensors"))
+    for name, weight in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        # Adam divides by the gradient's size: where that is all rounding, so is the step.
+        torch.testing.assert_close(first[name], weight, rtol=0, atol=5e-3)
+    losses = [[float(line) for line in (out / "0.txt").read_text().split()] for out in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_early_stop(index: ExampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.5, 0.7, 0.6, 0.7, 0.9, 0.9])
+    monkeypatch.setattr(objectives.MultiTask, "validate", lambda _: next(scores))
+    _, fitted = fit(drawn.config(epochs=6, patience=2), drawn.taxonomy(), index, CPU, progress=False)
+    assert [epoch.validation for epoch in fitted.epochs] == [0.5, 0.7, 0.6, 0.7]
+    assert fitted.best_epoch == 2
+
+
+def test_frozen_towers_stay_as_they_are(index: ExampleIndex) -> None:
+    config = drawn.config(epochs=1, freeze=("image",))
+    torch.manual_seed(config.training.seed)
+    before = build_model(config, drawn.taxonomy(), pretrained=True).state_dict()
+    after = fit(config, drawn.taxonomy(), index, CPU, progress=False)[0].state_dict()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.startswith("backbone.image.")} <= same
+    assert not {name for name in before if name.startswith("heads.")} & same
+
+
+def test_tensorboard_logs_are_written(index: ExampleIndex, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, fitted = fit(drawn.config(epochs=2), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert {"loss", "learning_rate", "examples_per_second", "validation"} <= set(events.Tags()["scalars"])
+    assert [e.value for e in events.Scalars("validation")] == pytest.approx([e.validation for e in fitted.epochs])
+
+
+def test_the_order_is_drawn_anew_in_each_epoch_and_the_same_each_time(index: ExampleIndex) -> None:
+    target = objective(busy(), index)
+
+    def products(batches: Iterator[Batch]) -> list[str]:
+        return [product for batch in batches for product in batch.products]
+
+    first = products(target.batches(1, 0))
+    assert sorted(first) == sorted(set(first))
+    assert len(first) == index.count("train")
+    assert products(target.batches(1, 0)) == first
+    assert products(target.batches(2, 0)) != first
+    assert first[-len(products(target.batches(1, 3))) :] == products(target.batches(1, 3))
+
+
+def test_rare_values_weigh_more_and_an_attribute_as_before() -> None:
+    layout = ClassLayout(drawn.taxonomy())
+    counts = torch.zeros(layout.classes, dtype=torch.float64).numpy()
+    counts[:2] = (900, 100)
+    weights = class_weights(counts, layout, 0.5).numpy()
+    assert weights[1] / weights[0] == pytest.approx(3)
+    assert (weights[:2] * counts[:2]).sum() == pytest.approx(1000)
+    assert (weights[2:] == 1).all()
