@@ -23,6 +23,7 @@ Pixels = npt.NDArray[np.uint8]
 HEIGHT, WIDTH = 20, 16  # of a thumbnail
 NEAR, NEAR_FOREGROUND = 3, 10  # largest mean absolute difference, of 255
 GROUND: Final = 240  # from this value on a picture shows its ground
+PLAIN: Final = 4  # a picture whose values spread no more than this in each channel is one colour all over
 
 _BLOCK: Final = 4
 _FEATURES: Final = (HEIGHT // _BLOCK) * (WIDTH // _BLOCK) * 3
@@ -81,12 +82,14 @@ class NearPictures:
     def add(self, pixels: Pixels, present: npt.NDArray[np.bool_]) -> Numbers:
         """Return the number [n] of each picture of `pixels` [n, H, W, 3]; equal thumbnails share it.
 
-        It is -1 where there is no picture (`present` [n] is False), or one that is all ground: that shows no product.
+        It is -1 where there is no picture (`present` [n] is False), or a plain one: that shows no product, and a shop
+        may have it under thousands. A faint product on white is not plain.
         """
         numbers = np.full(len(pixels), -1, dtype=np.int64)
         small = thumbnails(pixels)
         new = []
-        for row in np.flatnonzero(present & (small < GROUND).any(axis=(1, 2, 3))):
+        spread = (small.max(axis=(1, 2)) - small.min(axis=(1, 2))).max(axis=1)
+        for row in np.flatnonzero(present & (spread > PLAIN)):
             digest = hashlib.blake2b(small[row].tobytes(), digest_size=16).digest()
             known = len(self._known)
             numbers[row] = self._known.setdefault(digest, known)

@@ -119,8 +119,10 @@ def near_pictures(one: Pixels | None, other: Pixels | None) -> bool:
     if one is None or other is None:
         return False
     a, b = (p.reshape(20, 4, 16, 4, 3).astype(float).mean(axis=(1, 3)).round() for p in (one, other))
+    if any(np.ptp(p.reshape(-1, 3), axis=0).max() <= 4 for p in (a, b)):
+        return False  # plain: shows no product
     thing = np.minimum(a, b) < 240
-    return bool(thing.any() and np.abs(a - b).mean() <= 3 and np.abs(a - b)[thing].mean() <= 10)
+    return bool(np.abs(a - b).mean() <= 3 and (not thing.any() or np.abs(a - b)[thing].mean() <= 10))
 
 
 def near_pairs(products: list[Product]) -> list[tuple[str, str]]:
@@ -211,13 +213,26 @@ def test_many_near_same_texts_of_a_brand_are_one_group() -> None:
     assert len(set(texts.groups().tolist())) == 1
 
 
-def test_pictures_without_a_product_link_nothing() -> None:
-    """White all over, or not there: many products of a shop have such a picture."""
-    blank = np.full((*SIZE, 3), 250, dtype=np.uint8)
+@pytest.mark.parametrize("colour", [(250, 250, 250), (255, 255, 255), (200, 210, 220)])
+def test_plain_pictures_link_nothing(colour: tuple[int, int, int]) -> None:
+    """One colour all over, or not there: many products of a shop have such a picture."""
+    plain = np.full((*SIZE, 3), colour, dtype=np.uint8)
     products = [
-        Product(f"p{n}", (f"thing {n}", "", ""), picture) for n, picture in enumerate([blank, blank, None, None])
+        Product(f"p{n}", (f"thing {n}", "", ""), picture) for n, picture in enumerate([plain, plain, None, None])
     ]
     assert len(set(families_of(products).values())) == 4
+
+
+def test_a_faint_product_on_white_is_no_plain_picture() -> None:
+    """Brighter than the ground all over, and yet the same photo as one a little darker."""
+    faint = np.full((*SIZE, 3), 255, dtype=np.uint8)
+    faint[20:60, 16:48] = 241
+    darker = faint.copy()
+    darker[20:60, 16:48] = 236
+    assert faint.min() >= 240 > darker.min()
+    products = [Product("a", ("thing", "", ""), faint), Product("b", ("other", "", ""), darker)]
+    assert near_pairs(products)
+    assert len(set(families_of(products).values())) == 1
 
 
 def test_a_small_thing_on_a_large_ground_must_be_the_same_thing() -> None:
