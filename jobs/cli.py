@@ -187,6 +187,7 @@ def dataset(
             "products": found.manifest.products,
             "families": found.manifest.families,
             "table": str(found.table),
+            "page": str(found.page),
         }
     )
 

@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
-import numpy as np
-import pyarrow as pa
 from tqdm import tqdm
 
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.errors import CoreError
-from cma_clip_core.examples import ExampleIndex, read_rows
 from cma_clip_core.families import RULES
 from cma_clip_core.labelled import Scan, scan_examples
-from cma_clip_core.labels import LabelReader, LabelRows
 from cma_clip_core.splits import SIDES
-from cma_clip_core.spoken import TEXT_FIELDS, Fields, SpokenFinder
 from jobs import storage
 from jobs.errors import JobError
+from jobs.labelled_rows import TableRows, read_batches
 from jobs.lake import Lake
 from jobs.parquet import FileWriter
+from jobs.report.labelled import Summary
+from jobs.report.page import render_set
 from jobs.settings import Settings
 from jobs.steps import measure
 from schemas.documents import ExamplesManifest, LabelledInputs, LabelledManifest
@@ -37,9 +33,6 @@ from schemas.tables import LABELLED
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
 log = logging.getLogger(__name__)
-
-_ROWS: Final = 2048  # written at a time
-_COLUMNS: Final = ("product_id", "source_hash", *TEXT_FIELDS, "labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +47,10 @@ class LabelledSet:
         """Its table, of schema LABELLED."""
         return self.folder / "products.parquet"
 
-
-@dataclass(frozen=True, slots=True)
-class LabelledBatch:
-    """Some products of the set, in its order. Letters: n products, K attributes, C classes of all attributes."""
-
-    first: int  # place of the first one in the index
-    examples: pa.RecordBatch  # columns `_COLUMNS`
-    texts: list[tuple[str, str, str]]  # title, brand, description of each
-    labels: LabelRows
-    named: Fields  # [n, C], the text fields that name each label
+    @property
+    def page(self) -> Path:
+        """The page that shows what is in it."""
+        return self.folder / "index.html"
 
 
 def dataset(settings: Settings, ds: str) -> LabelledSet:
@@ -158,11 +145,9 @@ def _write(
     ds: str,
     progress: bool,
 ) -> LabelledManifest:
-    """Write the table, and return the manifest."""
+    """Write the table and the page, and return the manifest."""
     index = scan.index
-    rows = TableRows(lake, taxonomy, index)
-    labels = silent = 0
-    not_applicable = np.zeros(len(taxonomy.names), dtype=np.int64)
+    rows, summary = TableRows(lake, taxonomy, index), Summary(taxonomy, index)
     with (
         storage.whole_file(folder / "products.parquet") as temporary,
         tqdm(total=len(index.row), desc="labelled set", unit="product", disable=not progress) as bar,
@@ -170,13 +155,10 @@ def _write(
         writer = FileWriter(temporary, LABELLED)
         for batch in read_batches(taxonomy, index):
             writer.write(rows.of(batch))
-            labels += int(batch.labels.targets.sum())
-            silent += int((batch.labels.targets & (batch.named == 0)).sum())
-            not_applicable += batch.labels.left_out.sum(axis=0)
+            summary.add(batch)
             bar.update(len(batch.texts))
         writer.close()
-    sizes = np.unique(index.family, return_counts=True)[1]
-    return LabelledManifest(
+    manifest = LabelledManifest(
         set_id=set_id,
         ds=ds,
         inputs=inputs,
@@ -186,61 +168,12 @@ def _write(
         unlabelled=scan.unlabelled,
         empty=scan.empty,
         sides={side: index.count(side) for side in SIDES},
-        families=len(sizes),
-        largest_family=int(sizes.max()),
-        labels=labels,
-        silent=silent,
-        not_applicable={name: n for name, n in zip(taxonomy.names, not_applicable.tolist(), strict=True) if n},
+        families=index.families,
+        largest_family=summary.largest_family,
+        labels=summary.labels,
+        silent=summary.silent,
+        not_applicable={name: n for name, n in zip(taxonomy.names, summary.left_out.tolist(), strict=True) if n},
         created_at=datetime.now(UTC),
     )
-
-
-def read_batches(taxonomy: Taxonomy, index: ExampleIndex) -> Iterator[LabelledBatch]:
-    """Yield the texts and labels of the examples of `index`, in its order, a few thousand at a time."""
-    reader, spoken = LabelReader(taxonomy), SpokenFinder(taxonomy)
-    first = 0
-    for number, path in enumerate(index.files):
-        keep = index.row[index.file == number]
-        for examples in read_rows(path, keep, _COLUMNS, _ROWS) if len(keep) else ():
-            texts = list(zip(*(examples.column(name).to_pylist() for name in TEXT_FIELDS), strict=True))
-            labels = reader.read(examples.column("labels").to_pylist())
-            yield LabelledBatch(first, examples, texts, labels, spoken.find(texts, labels.targets))
-            first += len(texts)
-
-
-class TableRows:
-    """Labelled products as rows of the table."""
-
-    def __init__(self, lake: Lake, taxonomy: Taxonomy, index: ExampleIndex) -> None:
-        self._files = [lake.relative(path) for path in index.files]
-        self._index = index
-        self._classes = [
-            (attribute.name, value) for attribute in taxonomy.attributes for value in attribute.value_names
-        ]
-        self._article_type = taxonomy.article_type
-
-    def of(self, batch: LabelledBatch) -> pa.RecordBatch:
-        """Return the rows of some products, with the columns of LABELLED."""
-        index, n = self._index, len(batch.texts)
-        places = range(batch.first, batch.first + n)
-        labels = [self._labels(batch, row) for row in range(n)]
-        types = [next((x["value"] for x in found if x["attribute"] == self._article_type), None) for found in labels]
-        columns = {
-            "product_id": batch.examples.column("product_id"),
-            "source_hash": batch.examples.column("source_hash"),
-            "example_file": [self._files[index.file[place]] for place in places],
-            "example_row": index.row[batch.first : batch.first + n],
-            "family": index.family[batch.first : batch.first + n],
-            "side": [SIDES[index.side[place]] for place in places],
-            "article_type": types,
-            "labels": labels,
-        }
-        return pa.RecordBatch.from_pydict({name: columns[name] for name in LABELLED.names}, schema=LABELLED)
-
-    def _labels(self, batch: LabelledBatch, row: int) -> list[dict[str, object]]:
-        found: list[dict[str, object]] = []
-        for at in np.flatnonzero(batch.labels.targets[row]):
-            attribute, value = self._classes[at]
-            named_in = [field for bit, field in enumerate(TEXT_FIELDS) if batch.named[row, at] >> bit & 1]
-            found.append({"attribute": attribute, "value": value, "named_in": named_in})
-        return found
+    storage.write_bytes(folder / "index.html", render_set(manifest, summary).encode())
+    return manifest

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from jobs import storage
 from jobs.cli import app
 from jobs.dataset import dataset, example_folders
 from jobs.errors import JobError
+from jobs.labelled_rows import read_batches
 from jobs.lake import Lake
+from jobs.report.labelled import Summary
 from jobs.settings import Settings
 from schemas.documents import LabelledManifest
 from schemas.tables import LABELLED
@@ -198,6 +202,49 @@ def test_no_near_duplicate_crosses_in_a_drawn_catalog(trained: Lake) -> None:
     assert near >= 5
 
 
+def test_the_page_stands_alone_and_says_what_the_table_does(settings: Settings) -> None:
+    product = {"title": "<script>alert(1)</script> Shirt", "labels": [("article_type", ["Shirt"]), ("colour", ["Red"])]}
+    watch = {"labels": [("article_type", ["Watch"]), ("pattern", ["Striped"])]}
+    add_examples(Lake(settings.root), RUN, altered(dict.fromkeys(range(0, 40, 2), product) | {1: watch}, 300))
+    found = dataset(settings, DAY)
+    page, manifest = found.page.read_text(), found.manifest
+    assert "<script" not in page
+    assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+    assert page.count("data:image/jpeg;base64,") >= 10
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", page)
+    for n in (manifest.products, manifest.families, manifest.labels, *manifest.sides.values()):
+        assert f">{n:,}<" in page, n
+    assert manifest.not_applicable == {"pattern": 1}
+
+
+def test_the_pages_counts_are_the_tables(settings: Settings) -> None:
+    add_examples(Lake(settings.root), RUN, drawn.examples(300))
+    rows, taxonomy = rows_of(settings), drawn.taxonomy()
+    index = read_index(dataset(settings, DAY).table, settings.root)
+    summary = Summary(taxonomy, index)
+    for batch in read_batches(taxonomy, index):
+        summary.add(batch)
+    for attribute, counted in zip(taxonomy.attributes, summary.attributes(), strict=True):
+        labels = [(r["side"], x) for r in rows for x in r["labels"] if x["attribute"] == attribute.name]
+        silent = sum(not x["named_in"] for _, x in labels)
+        title = sum("title" in x["named_in"] for _, x in labels)
+        assert counted.n == len(labels)
+        assert counted.places == (title, len(labels) - title - silent, silent)
+        assert counted.sides == tuple(sum(s == side for s, _ in labels) for side in ("train", "validation", "test"))
+        for value in counted.values:
+            assert value.n == sum(x["value"] == value.value for _, x in labels)
+        assert [v.n for v in counted.values] == sorted((v.n for v in counted.values), reverse=True)
+    sizes = Counter(r["family"] for r in rows)
+    assert sum(s.families for s in summary.family_sizes()) == len(sizes)
+    assert sum(s.products for s in summary.family_sizes()) == len(rows)
+    assert [f.size for f in summary.largest_families()] == sorted((n for n in sizes.values() if n > 1), reverse=True)[
+        :8
+    ]
+    assert summary.words["title"].sum() == len(rows)
+    for shown in summary.largest_families():
+        assert len({next(r["family"] for r in rows if r["product_id"] == p.product_id) for p in shown.products}) == 1
+
+
 def test_the_same_inputs_are_the_same_set(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     lake = Lake(settings.root)
     add_examples(lake, RUN, drawn.examples(200))
@@ -219,7 +266,7 @@ def test_the_same_inputs_are_the_same_set(settings: Settings, monkeypatch: pytes
     assert dataset(settings, DAY).manifest.set_id not in (first.manifest.set_id, other.manifest.set_id)
 
 
-@pytest.mark.parametrize("at", ["products.parquet", "manifest.json"])
+@pytest.mark.parametrize("at", ["products.parquet", "index.html", "manifest.json"])
 def test_a_set_cut_off_half_way_is_not_there_and_is_made_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
