@@ -24,8 +24,8 @@ RULES: Final = 1  # counted up with every change of what is linked: a labelled s
 class FamilyFinder:
     """Takes products one after the other, in any order, then says which are of one family.
 
-    Memory: 24 bytes a product, and what `NearTexts` and `NearPictures` hold of distinct texts and pictures; together
-    about 4 kB for a product with a text of 100 words and a picture that no other product has.
+    Memory: 24 bytes a product, and what `NearTexts` and `NearPictures` hold of distinct texts and pictures. Measured on
+    a real catalog (texts of 100 words, nearly all pictures distinct): 7 kB a product at the peak, while groups are found.
     """
 
     def __init__(self) -> None:
