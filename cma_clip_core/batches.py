@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from cma_clip_core.classes import ClassLayout
-from cma_clip_core.config import ModelConfig, PictureConfig, TrainingConfig
-from cma_clip_core.errors import DataError
+from cma_clip_core.config import ModelConfig, TrainingConfig
+from cma_clip_core.examples import read_pixels
+from cma_clip_core.labels import LabelReader
 from cma_clip_core.tokens import Tokenizer, compose
 
 Item = TypeVar("Item")
@@ -50,7 +51,7 @@ class Labels:
     """What the catalog says of some products."""
 
     targets: Tensor  # [B, C] float32, 1 at the values a product has
-    labelled: Tensor  # [B, K] bool, False where the catalog gives no value
+    labelled: Tensor  # [B, K] bool, False where the catalog gives no value, or the attribute does not apply
 
     def to(self, device: torch.device) -> Labels:
         """Return the labels on `device`."""
@@ -125,45 +126,11 @@ def prepare(examples: pa.RecordBatch, config: ModelConfig, tokenizer: Tokenizer)
     return Prepared([tokenizer.encode(text) for text in texts], text_present, pixels, image_present)
 
 
-def read_pixels(examples: pa.RecordBatch, picture: PictureConfig) -> tuple[Pixels, Bools]:
-    """Return the pictures of `examples` as pixels [B, H, W, 3], zeros where there is none, and which there are [B].
-
-    Raises:
-        DataError: a picture is not of the size `picture`; names the product.
-    """
-    images = examples.column("image")
-    present: Bools = np.asarray(images.is_valid())
-    pixels = np.zeros((len(images), picture.height, picture.width, 3), dtype=np.uint8)
-    if not present.any():
-        return pixels, present
-    size = pixels[0].nbytes
-    _, offsets_buffer, data = images.buffers()
-    offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[images.offset : images.offset + len(images) + 1]
-    wrong = np.flatnonzero(present & (np.diff(offsets) != size))
-    if len(wrong):
-        product = examples.column("product_id")[int(wrong[0])].as_py()
-        raise DataError(
-            f"product {product!r}: its picture has {int(np.diff(offsets)[wrong[0]])} bytes where the model needs "
-            f"{picture.height} x {picture.width} x 3 = {size}; make the examples again for this model's picture size"
-        )
-    flat = pixels.reshape(len(pixels), size)
-    values = np.frombuffer(data, dtype=np.uint8)
-    if present.all():
-        flat[:] = values[offsets[0] : offsets[-1]].reshape(len(pixels), size)
-    else:
-        for row in np.flatnonzero(present):
-            flat[row] = values[offsets[row] : offsets[row + 1]]
-    return pixels, present
-
-
 class LabelEncoder:
     """The catalog's labels as targets of the model."""
 
     def __init__(self, layout: ClassLayout) -> None:
-        self.classes = layout.classes
-        self._attributes = {
-            a.name: (k, part.start, a) for k, (a, part) in enumerate(zip(layout.attributes, layout.slices, strict=True))
-        }
+        self._reader = LabelReader(layout.taxonomy)
 
     def encode(self, labels: Iterable[Iterable[tuple[str, list[str]]]]) -> Labels:
         """Return labels, for each product its attribute names with their values, as tensors.
@@ -171,20 +138,8 @@ class LabelEncoder:
         Raises:
             DataError: a label is not in the taxonomy.
         """
-        rows = list(labels)
-        targets = np.zeros((len(rows), self.classes), dtype=np.float32)
-        labelled = np.zeros((len(rows), len(self._attributes)), dtype=np.bool_)
-        for row, given in enumerate(rows):
-            for name, values in given:
-                if name not in self._attributes:
-                    raise DataError(f"an example has a label of {name!r}, which is no attribute of this taxonomy")
-                k, start, attribute = self._attributes[name]
-                for value in values:
-                    if value not in attribute.index:
-                        raise DataError(f"an example has the label {name} = {value!r}, which is not in this taxonomy")
-                    targets[row, start + attribute.index[value]] = 1
-                labelled[row, k] = bool(values)
-        return Labels(torch.from_numpy(targets), torch.from_numpy(labelled))
+        rows = self._reader.read(labels)
+        return Labels(torch.from_numpy(rows.targets.astype(np.float32)), torch.from_numpy(rows.labelled))
 
 
 def augment(prepared: Prepared, config: TrainingConfig, rng: np.random.Generator) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cma_clip_core.config import SelectionConfig
+from cma_clip_core.config import PictureConfig
 from cma_clip_core.errors import DataError
-from cma_clip_core.splits import SIDES, Side, family_key, side_of
-from schemas.tables import EXAMPLES
-
-log = logging.getLogger(__name__)
+from cma_clip_core.splits import SIDES, Side
+from schemas.tables import EXAMPLES, LABELLED
 
 READ_ROWS = 2048  # rows decoded at a time: at 80 x 64 pixels 31 MB of pictures
 
 Rows = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+Pixels = npt.NDArray[np.uint8]
 
 
 def example_files(folders: Iterable[Path]) -> list[Path]:
@@ -74,17 +72,26 @@ def _select(batch: pa.RecordBatch, ids: pa.Array, hashes: pa.Array) -> pa.Record
 
 def open_examples(path: Path) -> pq.ParquetFile:
     """Open an example file. Raises DataError where it is broken or has not the columns of EXAMPLES."""
+    return open_table(path, EXAMPLES, "run the step `preprocess` again")
+
+
+def open_table(path: Path, table: pa.Schema, remedy: str) -> pq.ParquetFile:
+    """Open a Parquet file of schema `table`.
+
+    Raises:
+        DataError: it is broken or has not the columns of `table`; the message ends with the `remedy`.
+    """
     try:
         file = pq.ParquetFile(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path}: not a readable Parquet file: {error}; run the step `preprocess` again") from error
+        raise DataError(f"{path}: not a readable Parquet file: {error}; {remedy}") from error
     schema = file.schema_arrow
-    for field in EXAMPLES:
+    for field in table:
         at = schema.get_field_index(field.name)
         if at < 0 or not _same_type(schema.field(at).type, field.type):
             found = "missing" if at < 0 else f"of type {schema.field(at).type}"
             file.close()
-            raise DataError(f"{path}: not an example file: column {field.name!r} is {found}, not {field.type}")
+            raise DataError(f"{path}: column {field.name!r} is {found}, not {field.type}; {remedy}")
     return file
 
 
@@ -96,6 +103,12 @@ def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
         )
     if pa.types.is_list(expected):
         return pa.types.is_list(found) and _same_type(found.value_type, expected.value_type)
+    if pa.types.is_struct(expected):
+        return (
+            pa.types.is_struct(found)
+            and [f.name for f in found.fields] == [f.name for f in expected.fields]
+            and all(_same_type(f.type, e.type) for f, e in zip(found.fields, expected.fields, strict=True))
+        )
     return bool(found.equals(expected))
 
 
@@ -142,38 +155,64 @@ class ExampleIndex:
         return np.asarray((self.file == file) & (self.side == SIDES.index(side)))
 
 
-def index_examples(folders: Sequence[Path], selection: SelectionConfig) -> ExampleIndex:
-    """Scan the texts and labels of `folders`, newest first: the first example of a product wins.
+def read_index(table: Path, root: Path) -> ExampleIndex:
+    """Read which examples are labelled, and their sides and families, from a labelled set.
 
-    Examples without any label, or with neither text nor picture, teach nothing and are left out.
+    Args:
+        table: the set's Parquet file, of schema LABELLED.
+        root: the lake; the table names example files relative to it.
 
     Raises:
-        DataError: a folder is missing, or a file is broken.
+        DataError: the file cannot be read, or is not of this schema.
     """
-    files = [path for folder in folders for path in example_files([folder])]
-    seen: set[bytes] = set()
-    where: list[tuple[int, int, int, int]] = []
-    columns = ("product_id", "title", "brand", "description", "labels", "image_status")
-    for number, path in enumerate(files):
-        row = -1
-        for batch in read_examples([path], columns=columns):
-            for product, title, brand, description, labels, status in zip(
-                *(batch.column(name).to_pylist() for name in columns), strict=True
-            ):
-                row += 1
-                key = hashlib.blake2b(product.encode(), digest_size=12).digest()
-                if key in seen:
-                    continue
-                seen.add(key)
-                if not labels or not (title or brand or description or status == "ok"):
-                    continue
-                family = family_key(title, brand, description)
-                digest = hashlib.blake2b(family.encode(), digest_size=8).digest()
-                where.append(
-                    (number, row, SIDES.index(side_of(family, selection)), int.from_bytes(digest, signed=True))
-                )
-    table = np.array(where, dtype=np.int64).reshape(-1, 4)
-    return ExampleIndex(files, table[:, 0].astype(np.int32), table[:, 1], table[:, 2].astype(np.int8), table[:, 3])
+    columns = ["example_file", "example_row", "side", "family"]
+    numbers: dict[str, int] = {}
+    where = [np.zeros((0, len(columns)), dtype=np.int64)]
+    with open_table(table, LABELLED, "remove its folder and run the step `dataset` again") as file:
+        for batch in file.iter_batches(columns=columns):
+            files = [numbers.setdefault(name, len(numbers)) for name in batch.column("example_file").to_pylist()]
+            sides = [SIDES.index(side) for side in batch.column("side").to_pylist()]
+            rest = (batch.column(name).to_numpy() for name in ("example_row", "family"))
+            where.append(np.column_stack([files, sides, *rest]).astype(np.int64))
+    found = np.concatenate(where)
+    return ExampleIndex(
+        [root / name for name in numbers],
+        file=found[:, 0].astype(np.int32),
+        row=found[:, 2],
+        side=found[:, 1].astype(np.int8),
+        family=found[:, 3],
+    )
+
+
+def read_pixels(examples: pa.RecordBatch, picture: PictureConfig) -> tuple[Pixels, Bools]:
+    """Return the pictures of `examples` as pixels [B, H, W, 3], zeros where there is none, and which there are [B].
+
+    Raises:
+        DataError: a picture is not of the size `picture`; names the product.
+    """
+    images = examples.column("image")
+    present: Bools = np.asarray(images.is_valid())
+    pixels = np.zeros((len(images), picture.height, picture.width, 3), dtype=np.uint8)
+    if not present.any():
+        return pixels, present
+    size = pixels[0].nbytes
+    _, offsets_buffer, data = images.buffers()
+    offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[images.offset : images.offset + len(images) + 1]
+    wrong = np.flatnonzero(present & (np.diff(offsets) != size))
+    if len(wrong):
+        product = examples.column("product_id")[int(wrong[0])].as_py()
+        raise DataError(
+            f"product {product!r}: its picture has {int(np.diff(offsets)[wrong[0]])} bytes where the model needs "
+            f"{picture.height} x {picture.width} x 3 = {size}; make the examples again for this model's picture size"
+        )
+    flat = pixels.reshape(len(pixels), size)
+    values = np.frombuffer(data, dtype=np.uint8)
+    if present.all():
+        flat[:] = values[offsets[0] : offsets[-1]].reshape(len(pixels), size)
+    else:
+        for row in np.flatnonzero(present):
+            flat[row] = values[offsets[row] : offsets[row + 1]]
+    return pixels, present
 
 
 MODEL_COLUMNS = ("product_id", "title", "brand", "description", "image", "labels")
@@ -187,10 +226,9 @@ def stream_side(
         keep, families = index.rows_of(number, side), index.families_of(number, side)
         if len(keep):
             at = 0
-            with open_examples(path) as file:
-                for batch in _rows_of(file, list(range(file.num_row_groups)), keep, 0, rows, columns):
-                    yield batch, families[at : at + batch.num_rows]
-                    at += batch.num_rows
+            for batch in read_rows(path, keep, columns, rows):
+                yield batch, families[at : at + batch.num_rows]
+                at += batch.num_rows
 
 
 def stream_shuffled(index: ExampleIndex, side: Side, buffer: int, rng: np.random.Generator) -> Iterator[pa.RecordBatch]:
@@ -218,6 +256,16 @@ def stream_shuffled(index: ExampleIndex, side: Side, buffer: int, rng: np.random
                     held = []
     if held:
         yield _shuffled(held, rng)
+
+
+def read_rows(path: Path, keep: Rows, columns: Sequence[str], rows: int = READ_ROWS) -> Iterator[pa.RecordBatch]:
+    """Yield some columns of the rows `keep`, in order, of an example file, a batch at a time.
+
+    Raises:
+        DataError: the file cannot be read, or is not of schema EXAMPLES.
+    """
+    with open_examples(path) as file:
+        yield from _rows_of(file, list(range(file.num_row_groups)), keep, 0, rows, columns)
 
 
 def _rows_of(

@@ -1,58 +1,37 @@
-"""The split into training, validation and test sides, by product family.
+"""The split into training, validation and test sides, by product family (`cma_clip_core.families`).
 
-A family is what a shop sells in several colours or prints: one brand and one description, colours aside. All of a
-family is on one side, so that a model is not judged on the sibling of what it was trained on. The split depends on a
-product's own texts alone, so it is the same for every model, machine and day.
+All of a family is on one side, so that a model is not judged on the sibling of what it was trained on. The side follows
+from the family's number alone, so it is the same for every model and machine.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from cma_clip_core.config import SelectionConfig
 
 Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
 
-MIN_DESCRIPTION = 20  # letters and digits; shorter ones ("NA", "Style Note") say nothing of the product
 
-COLOURS = frozenset(
-    re.findall(
-        r"\w+",
-        """
-        amber aqua beige black blue bronze brown burgundy camel champagne charcoal chocolate cobalt coffee
-        copper coral cream crimson cyan dark ecru emerald fluorescent fuchsia gold golden gray green grey
-        indigo ivory jade khaki lavender lemon light lilac lime magenta mahogany maroon mauve melange
-        metallic mint multi multicolor multicolour mushroom mustard navy neon nude ochre off olive orange
-        peach pink plum purple red rose ruby rust salmon sand scarlet sea silver skin steel tan taupe teal
-        terracotta turquoise violet white wine yellow
-        """,
-    )
-)
-
-
-def family_key(title: str, brand: str, description: str) -> str:
-    """Return what the products of one family have in common.
-
-    It is brand and description, or, where the description says nothing, brand and title; in either, case, punctuation
-    and colour words are left out.
-    """
-    words = _words(description)
-    if sum(map(len, words)) < MIN_DESCRIPTION:
-        words = _words(title)
-    return " ".join([*_words(brand), "|", *words])
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in re.findall(r"\w+", text.casefold()) if word not in COLOURS]
-
-
-def side_of(family: str, config: SelectionConfig) -> Side:
-    """Return the side that a family is on."""
-    digest = hashlib.blake2b(family.encode(), digest_size=8).digest()
+def side_of(family: int, config: SelectionConfig) -> Side:
+    """Return the side that a family is on; `family` is a signed 64-bit number."""
+    # Hashed again: the number is the smallest digest of a family's products, which is no even draw.
+    digest = hashlib.blake2b(family.to_bytes(8, signed=True), digest_size=8).digest()
     place = int.from_bytes(digest) / 2**64
     if place < config.test_share:
         return "test"
     return "validation" if place < config.test_share + config.validation_share else "train"
+
+
+def sides_of(families: npt.NDArray[np.int64], config: SelectionConfig) -> npt.NDArray[np.int8]:
+    """Return the side of each family of `families` [N], as an index into SIDES."""
+    distinct, places = np.unique(families, return_inverse=True)
+    sides: npt.NDArray[np.int8] = np.array(
+        [SIDES.index(side_of(family, config)) for family in distinct.tolist()], dtype=np.int8
+    )[places]
+    return sides

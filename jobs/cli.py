@@ -24,7 +24,8 @@ app = typer.Typer(
 
     A night is `validate`, `plan`, `preprocess`, `tag`, `publish`, `report`; `night` runs them all for one day.
     Before the first night: `import-catalog` brings a day's export into the lake, `plan --prepare` and `preprocess`
-    make the examples, and `train` makes the model. Every step can be run again at any time: what is done is skipped.
+    make the examples, and `train` makes the model; `dataset` shows what it is trained on. Every step can be run again
+    at any time: what is done is skipped.
 
     Settings come from TAGGING_* environment variables or from the flags below, before the step's name:
     `python -m jobs --root /data/lake night --ds 2026-11-20`.
@@ -160,6 +161,38 @@ def preprocess(context: typer.Context, run: Run) -> None:
 
 
 @app.command()
+def dataset(
+    context: typer.Context,
+    ds: Annotated[
+        str,
+        typer.Option("--ds", help="Newest day whose examples are used, YYYY-MM-DD.", callback=lambda v: check_day(v)),
+    ],
+) -> None:
+    """Make the labelled set to train and judge models on: one table, and a page that shows what is in it.
+
+    It takes the examples that `plan --prepare` and `preprocess` made up to that day, of the picture size of
+    `--model-config` and of `--taxonomy`. Labels count only where their attribute applies to the product's article type;
+    each says which text fields name it (none: *silent*). Products are split into train, validation and test by family:
+    near-same descriptions of a brand, and near-same pictures, are never on two sides.
+
+    The same inputs are the same set: run again, it is found and its folder is printed at once. `train` makes or finds
+    the set of its day by itself.
+    """
+    from jobs.dataset import dataset as step
+
+    found = step(_settings(context), ds)
+    _print(
+        {
+            "set_id": found.manifest.set_id,
+            "products": found.manifest.products,
+            "families": found.manifest.families,
+            "table": str(found.table),
+            "page": str(found.page),
+        }
+    )
+
+
+@app.command()
 def train(
     context: typer.Context,
     ds: Annotated[
@@ -168,7 +201,7 @@ def train(
     ],
     promote: Annotated[bool, typer.Option(help="Make the new model the champion.")] = True,
 ) -> None:
-    """Train CMA-CLIP on the catalog's own labels, choose thresholds, and write a model version."""
+    """Train CMA-CLIP on the day's labelled set, choose thresholds, and write a model version."""
     from jobs.train import train as step
 
     _print({"model_version": step(_settings(context), ds, promote=promote)})

@@ -53,7 +53,7 @@ class Lake:
     def quarantine(self, ds: str) -> Path:
         return self.root / "catalog" / "quarantine" / f"ds={ds}"
 
-    # plans, examples, predictions
+    # plans, examples, labelled sets, predictions
     def plan(self, run_id: str) -> Path:
         return self.root / "plans" / f"ds={run_id[:10]}" / f"run={run_id}"
 
@@ -65,6 +65,9 @@ class Lake:
 
     def examples(self, run_id: str) -> Path:
         return self.root / "examples" / f"ds={run_id[:10]}" / f"run={run_id}"
+
+    def labelled(self, ds: str, set_id: str) -> Path:
+        return self.root / "labelled" / f"ds={ds}" / f"set={set_id}"
 
     def predictions(self, run_id: str) -> Path:
         return self.root / "predictions" / f"run={run_id}"

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
-from pathlib import Path
 
 from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.errors import CoreError
-from jobs import storage
+from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.models import champion, promote
 from jobs.settings import Settings
 from jobs.steps import measure
-from schemas.documents import ExamplesManifest
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
 __all__ = ["champion", "list_models", "promote", "train"]
@@ -27,11 +25,11 @@ log = logging.getLogger(__name__)
 
 
 def train(settings: Settings, ds: str, promote: bool = True) -> str:
-    """Train on the examples made up to the day `ds`, write a model version, and return its name.
+    """Train on the labelled set of the day `ds`, write a model version, and return its name.
 
     Args:
         settings: names the model configuration, the taxonomy and the device.
-        ds: newest day whose examples are used.
+        ds: newest day whose examples are used; its labelled set is made where it is not there.
         promote: make the new version the champion.
 
     Raises:
@@ -39,10 +37,10 @@ def train(settings: Settings, ds: str, promote: bool = True) -> str:
     """
     lake = Lake(settings.root)
     config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
-    folders = training_folders(lake, ds, config, taxonomy)
+    labelled = dataset(settings, ds)
     with measure("train") as measured:
         try:
-            version = _train(settings, lake, config, taxonomy, folders, measured.details)
+            version = _train(settings, lake, config, taxonomy, labelled, measured.details)
         except CoreError as error:
             raise JobError(str(error)) from error
         measured.rows = int(measured.details["examples"])
@@ -61,19 +59,18 @@ def _train(
     lake: Lake,
     config: ModelConfig,
     taxonomy: Taxonomy,
-    folders: list[Path],
+    labelled: LabelledSet,
     details: dict[str, float | int | str],
 ) -> str:
     from cma_clip_core import training
     from cma_clip_core.devices import resolve_device
-    from cma_clip_core.examples import index_examples
+    from cma_clip_core.examples import read_index
 
     device = resolve_device(settings.device)
-    index = index_examples(folders, config.selection)
+    index = read_index(labelled.table, lake.root)
     log.info(
-        "train: %d examples of %d families in %d folders: %d to train on, %d to validate, %d to test",
-        len(index.row), index.families, len(folders), index.count("train"), index.count("validation"),
-        index.count("test"),
+        "train: %d examples of %d families: %d to train on, %d to validate, %d to test",
+        len(index.row), index.families, index.count("train"), index.count("validation"), index.count("test"),
     )  # fmt: skip
     trained = training.train(config, taxonomy, index, device, progress=settings.progress)
     version = registry.save(trained, config, taxonomy, lake.models, datetime.now(UTC))
@@ -86,6 +83,7 @@ def _train(
         )  # fmt: skip
     details |= {
         "model_version": version,
+        "labelled_set": labelled.manifest.set_id,
         "examples": len(index.row),
         "epochs": len(metrics.epochs),
         "device": metrics.device,
@@ -96,38 +94,6 @@ def _train(
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def training_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy) -> list[Path]:
-    """Return the complete example folders that fit the configuration and the taxonomy, newest first.
-
-    Raises:
-        JobError: there is none; says what there is, and the commands that make one.
-    """
-    picture = config.picture
-    found: list[tuple[str, datetime, Path]] = []
-    others: set[str] = set()
-    for path in sorted(lake.root.glob("examples/ds=*/run=*/_manifest.json")):
-        manifest = storage.read_document(path, ExamplesManifest)
-        if manifest is None or manifest.ds > ds:
-            continue
-        if (manifest.picture_height, manifest.picture_width, manifest.taxonomy_fingerprint) == (
-            picture.height,
-            picture.width,
-            taxonomy.fingerprint,
-        ):
-            found.append((manifest.ds, manifest.created_at, path.parent))
-        else:
-            size = f"{manifest.picture_height}x{manifest.picture_width}"
-            others.add(f"{size} pixels, taxonomy {manifest.taxonomy_fingerprint}")
-    if found:
-        return [folder for _, _, folder in sorted(found, reverse=True)]
-    wanted = f"{picture.height}x{picture.width} pixels, taxonomy {taxonomy.name!r} ({taxonomy.fingerprint})"
-    there = f"; there are only others: {'; '.join(sorted(others))}" if others else ""
-    raise JobError(
-        f"{lake.root}: no examples up to {ds} for {wanted}{there}. Make them: `python -m jobs plan --ds {ds} --prepare`, "
-        "then `python -m jobs preprocess --run <the run it prints>`"
-    )
 
 
 def list_models(settings: Settings) -> None:

@@ -116,6 +116,40 @@ class ExamplesManifest(Strict):
     created_at: datetime
 
 
+class LabelledInputs(Strict):
+    """All that a labelled set follows from: its id is a hash of this."""
+
+    examples: tuple[str, ...] = Field(description="folders of examples, newest first; the first of a product counts")
+    taxonomy_fingerprint: str
+    picture_height: int = Field(description="pixels")
+    picture_width: int = Field(description="pixels")
+    validation_share: float = Field(description="of product families")
+    test_share: float = Field(description="of product families")
+    rules: int = Field(description="version of the rules that link products to families and mark labels as spoken")
+
+
+class LabelledManifest(Strict):
+    """``labelled/ds=D/set=S/manifest.json``: a labelled set, complete; written last."""
+
+    set_id: str
+    ds: Day
+    inputs: LabelledInputs
+    examples: int = Field(description="rows of the example folders: products + superseded + unlabelled + empty")
+    products: int = Field(description="rows of products.parquet")
+    superseded: int = Field(description="examples of products that have a newer one")
+    unlabelled: int = Field(description="examples without any label that counts")
+    empty: int = Field(description="labelled examples with neither text nor picture: nothing to learn from")
+    sides: dict[str, int] = Field(description="products by side")
+    families: int
+    largest_family: int = Field(description="products")
+    labels: int
+    silent: int = Field(description="labels that no text field names")
+    not_applicable: dict[str, int] = Field(
+        description="products by attribute whose label does not count, since it does not apply to their article type"
+    )
+    created_at: datetime
+
+
 class PublishedFile(Strict):
     """One Parquet file of a published run."""
 

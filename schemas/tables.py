@@ -116,6 +116,31 @@ EXAMPLES: Final = _schema(
     ),
 )
 
+_LABEL = pa.struct(
+    [
+        _field("attribute", pa.string(), "attribute name", null=False),
+        _field("value", pa.string(), "a value of the attribute", null=False),
+        _field(
+            "named_in",
+            pa.list_(pa.string()),
+            "the text fields that name the value or an alias: title | brand | description; none: the label is silent",
+            null=False,
+        ),
+    ]
+)
+
+LABELLED: Final = _schema(
+    "A labelled set: the products to train and judge models on, one row for each",
+    _PRODUCT_ID,
+    _SOURCE_HASH,
+    _field("example_file", pa.string(), "Parquet file, relative to the lake, that holds its example", null=False),
+    _field("example_row", pa.int64(), "row of that file, counted from 0", null=False),
+    _field("family", pa.int64(), "number of its product family: products that are near-same share it", null=False),
+    _field("side", pa.string(), "side of the split: train | validation | test", null=False),
+    _field("article_type", pa.string(), "the catalog's article type; null: it gives none"),
+    _field("labels", pa.list_(_LABEL), "the catalog's labels of attributes that apply", null=False),
+)
+
 _PREDICTION = pa.struct(
     [
         _field("attribute", pa.string(), "attribute name", null=False),
@@ -205,6 +230,7 @@ TABLES: Final[dict[str, pa.Schema]] = {
     "plan": PLAN,
     "removed": REMOVED,
     "examples": EXAMPLES,
+    "labelled": LABELLED,
     "predictions": PREDICTIONS,
     "attributes": ATTRIBUTES,
     "products": PRODUCTS,

@@ -1,4 +1,4 @@
-"""The pages: a night's report, and the list of nights."""
+"""The pages: a night's report, the list of nights, and a labelled set."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from jobs.report import plots, text
 from jobs.report.costs import Costs
 from jobs.report.facts import BINS, AttributeFacts, Night
 from jobs.report.findings import findings
-from schemas.documents import Ledger
+from jobs.report.labelled import Summary
+from schemas.documents import LabelledManifest, Ledger
 
 _SHARES = 8  # values of an attribute that are drawn
 _UNKNOWN = 14  # unknown labels that are listed
 _SHIFTS = 8  # that are listed on top
 _LEAST_SHIFT = 0.002
+_VALUES = 12  # values of an attribute of a labelled set that are drawn
+_RARE = 20  # training labels below which a value can hardly be learnt
 _LEAST_SCALE = 0.02  # so that a small shift looks small
 
 
@@ -59,6 +62,29 @@ def render_index(ledgers: Sequence[Ledger], reported: frozenset[str], live: str 
         .get_template("index.html.j2")
         .render(ledgers=ledgers, reported=reported, live=live, largest=max((n.raw for n in ledgers), default=1) or 1)
     )
+
+
+def render_set(manifest: LabelledManifest, summary: Summary) -> str:
+    """Return the page of a labelled set."""
+    inputs = manifest.inputs
+    return _environment().get_template("labelled.html.j2").render(
+        set=manifest,
+        summary=summary,
+        attributes=summary.attributes(),
+        labels_by_side=summary.labels_by_side(),
+        families_by_side=summary.families_by_side(),
+        sizes=summary.family_sizes(),
+        families=summary.largest_families(),
+        examples=summary.examples(),
+        pictures=summary.pictures(inputs.picture_height, inputs.picture_width),
+        shares={
+            "train": 1 - inputs.validation_share - inputs.test_share,
+            "validation": inputs.validation_share,
+            "test": inputs.test_share,
+        },
+        shown_values=_VALUES,
+        rare=_RARE,
+    )  # fmt: skip
 
 
 def equations(ledger: Ledger) -> list[tuple[str, int, list[tuple[str, int]], bool]]:
@@ -131,6 +157,7 @@ def _environment() -> Environment:
     environment.globals |= {
         "flow": plots.flow,
         "histogram": plots.histogram,
+        "lengths": plots.lengths,
         "modality": plots.modality,
         "rate": text.rate,
     }

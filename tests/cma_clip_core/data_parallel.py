@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 
 from cma_clip_core import distributed
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.examples import index_examples
 from cma_clip_core.training import fit
 from tests.cma_clip_core import drawn
 
@@ -26,7 +25,7 @@ def main(examples: Path, out: Path) -> None:
     """Train, and write `out`/<rank>.safetensors and the epochs' losses."""
     torch.set_num_threads(1)
     world = distributed.join(torch.device("cpu"))
-    index = index_examples([examples], config().selection)
+    index = drawn.index(examples, selection=config().selection)
     model, fitted = fit(config(), drawn.taxonomy(), index, torch.device("cpu"), world=world, progress=False)
     save_file(dict(model.state_dict()), out / f"{world.rank}.safetensors")
     (out / f"{world.rank}.txt").write_text("\n".join(repr(epoch.loss) for epoch in fitted.epochs))

@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cma_clip_core.config import ModelConfig, load_config
+from cma_clip_core.config import ModelConfig, SelectionConfig, load_config
+from cma_clip_core.examples import ExampleIndex
+from cma_clip_core.labelled import scan_examples
 from schemas.tables import EXAMPLES
 from schemas.taxonomy import Taxonomy
 
@@ -97,3 +99,8 @@ def write(folder: Path, table: pa.Table, name: str = "part-0.parquet", row_group
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, folder / name, row_group_size=row_group_size)
     return folder
+
+
+def index(*folders: Path, selection: SelectionConfig | None = None) -> ExampleIndex:
+    """The labelled examples of folders, newest first."""
+    return scan_examples(folders, taxonomy(), config().picture, selection or SelectionConfig()).index

@@ -17,22 +17,22 @@ from PIL import Image
 
 from cma_clip_core.batches import LabelEncoder, augment, prefetch, prepare
 from cma_clip_core.classes import ClassLayout
-from cma_clip_core.config import PictureConfig, SelectionConfig, TextConfig
+from cma_clip_core.config import PictureConfig, TextConfig
 from cma_clip_core.devices import resolve_device
 from cma_clip_core.engine import Engine, Timings
 from cma_clip_core.errors import DataError
 from cma_clip_core.examples import (
     MODEL_COLUMNS,
     example_files,
-    index_examples,
     read_examples,
     stream_shuffled,
     stream_side,
 )
+from cma_clip_core.labels import LabelReader
 from cma_clip_core.model import CmaClip
 from cma_clip_core.objectives import TrainingBatches
 from cma_clip_core.pictures import PictureSpec, decode
-from cma_clip_core.splits import SIDES, family_key
+from cma_clip_core.splits import SIDES
 from cma_clip_core.tagger import Tagger
 from cma_clip_core.text import clean
 from cma_clip_core.tokens import Tokenizer, compose
@@ -87,8 +87,7 @@ def test_training_and_tagging_see_the_same(tmp_path: Path) -> None:
     folder = drawn.write(tmp_path, table)
     plain = drawn.config(text_dropout=0.0, image_dropout=0.0)
     layout, tokenizer = ClassLayout(drawn.taxonomy()), Tokenizer(plain)
-    selection = SelectionConfig()
-    index = index_examples([folder], selection)
+    index = drawn.index(folder)
     index.side[:] = SIDES.index("train")
     (batch,) = TrainingBatches(index, plain, layout, tokenizer).epoch(1)
     trained = batch.inputs
@@ -127,6 +126,32 @@ def test_pixels_of_a_slice_are_its_own() -> None:
     assert part.pixels[0].tobytes() == batch.column("image")[7].as_py()
 
 
+def test_a_label_of_an_attribute_that_does_not_apply_is_no_label() -> None:
+    """Of training and evaluation, that is: patterns are of shirts, and of what has no type nobody asks for one."""
+    labels = [
+        [("article_type", ["Shirt"]), ("pattern", ["Striped"])],
+        [("article_type", ["Watch"]), ("pattern", ["Striped"]), ("colour", ["Red"])],
+        [("pattern", ["Striped"]), ("colour", ["Red"])],
+        [("pattern", ["Striped"]), ("article_type", ["Shirt"])],
+    ]
+    layout = ClassLayout(drawn.taxonomy())
+    encoded = LabelEncoder(layout).encode(labels)
+    assert encoded.labelled.tolist() == [
+        [True, False, True, False],
+        [True, True, False, False],
+        [False, True, False, False],
+        [True, False, True, False],
+    ]
+    patterns = encoded.targets[:, layout.slices[2]].sum(dim=1)
+    assert patterns.tolist() == [1, 0, 0, 1]
+    assert LabelReader(drawn.taxonomy()).read(labels).left_out.tolist() == [
+        [False] * 4,
+        [False, False, True, False],
+        [False, False, True, False],
+        [False] * 4,
+    ]
+
+
 def test_labels_outside_the_taxonomy_are_refused() -> None:
     encoder = LabelEncoder(ClassLayout(drawn.taxonomy()))
     with pytest.raises(DataError, match="colour = 'Mauve'"):
@@ -153,28 +178,24 @@ def test_a_broken_file_and_a_file_of_another_table_are_named(tmp_path: Path) -> 
         example_files([tmp_path / "none"])
 
 
-def test_index_takes_the_newest_example_and_keeps_families_together(tmp_path: Path) -> None:
+def test_index_takes_the_newest_example_that_teaches_something(tmp_path: Path) -> None:
     table = drawn.examples(300)
     new, old = drawn.write(tmp_path / "new", table.slice(0, 100)), drawn.write(tmp_path / "old", table)
-    index = index_examples([new, old], SelectionConfig())
+    index = drawn.index(new, old)
     assert len(index.row) == len(set(zip(index.file.tolist(), index.row.tolist(), strict=True)))
     rows = [(side, row) for side in SIDES for batch, _ in stream_side(index, side) for row in batch.to_pylist()]
     taught = table.filter(pc.or_(pc.not_equal(table["title"], ""), pc.equal(table["image_status"], "ok")))
     assert sorted(row["product_id"] for _, row in rows) == sorted(taught["product_id"].to_pylist())
     in_new = set(table["product_id"].slice(0, 100).to_pylist())
     assert int((index.file == 0).sum()) == len(in_new & set(taught["product_id"].to_pylist()))
-    families: dict[str, str] = {}
-    for side, row in rows:
-        assert families.setdefault(family_key(row["title"], row["brand"], row["description"]), side) == side
-    assert set(families.values()) == set(SIDES)
-    assert len(families) == index.families < len(rows)
+    assert {side for side, _ in rows} == set(SIDES)
 
 
 def test_shuffled_stream_gives_every_example_once_in_an_order_of_its_seed(tmp_path: Path) -> None:
     table = drawn.examples(500)
     drawn.write(tmp_path, table.slice(0, 250), "a.parquet", row_group_size=60)
     drawn.write(tmp_path, table.slice(250), "b.parquet", row_group_size=60)
-    index = index_examples([tmp_path], SelectionConfig())
+    index = drawn.index(tmp_path)
 
     def ids(seed: int) -> list[str]:
         stream = stream_shuffled(index, "train", 64, np.random.default_rng(seed))

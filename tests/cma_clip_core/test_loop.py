@@ -24,7 +24,7 @@ from cma_clip_core.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoi
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.errors import CheckpointError, DeviceError, DivergedError
-from cma_clip_core.examples import ExampleIndex, index_examples
+from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.loop import Loop
 from cma_clip_core.methods import build_model
 from cma_clip_core.objectives import MultiTask, class_weights
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def index(folder: Path) -> ExampleIndex:
-    return index_examples([folder], drawn.config().selection)
+    return drawn.index(folder, selection=drawn.config().selection)
 
 
 def busy(**training: Any) -> ModelConfig:

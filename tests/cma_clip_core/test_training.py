@@ -16,9 +16,9 @@ from PIL import Image
 
 import cma_clip_core
 from cma_clip_core import registry
-from cma_clip_core.config import ModelConfig, SelectionConfig, load_config
+from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.errors import DataError, ModelError
-from cma_clip_core.examples import ExampleIndex, index_examples
+from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.model import CmaClip
 from cma_clip_core.optimizer import learning_rate_scale, parameter_groups
 from cma_clip_core.training import Trained, train
@@ -32,7 +32,7 @@ CONFIG = drawn.config()
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> ExampleIndex:
     folder = drawn.write(tmp_path_factory.mktemp("examples"), drawn.examples(600))
-    return index_examples([folder], CONFIG.selection)
+    return drawn.index(folder, selection=CONFIG.selection)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_weights(index: ExampleIndex) -> None:
 
 
 def test_too_few_products_say_so(tmp_path: Path) -> None:
-    few = index_examples([drawn.write(tmp_path, drawn.examples(2))], SelectionConfig())
+    few = drawn.index(drawn.write(tmp_path, drawn.examples(2)))
     with pytest.raises(DataError, match="needs more products"):
         train(CONFIG, drawn.taxonomy(), few, CPU, progress=False)
 

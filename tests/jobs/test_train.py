@@ -11,12 +11,11 @@ import pytest
 import yaml
 
 from cma_clip_core import registry
-from cma_clip_core.config import load_config
 from jobs import storage
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.settings import Settings
-from jobs.train import champion, list_models, promote, train, training_folders
+from jobs.train import champion, list_models, promote, train
 from schemas.documents import ExamplesManifest, StepMetrics
 from tests.cma_clip_core import drawn
 
@@ -81,17 +80,6 @@ def test_train_promote_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(JobError, match="no model version"):
         promote(settings, "20260101-00000000")
     assert champion(settings) == second
-
-
-def test_only_complete_folders_of_the_day_size_and_taxonomy_newest_first(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path)
-    lake, table = Lake(settings.root), drawn.examples(4)
-    older, newer = (add_examples(lake, f"2026-11-{day}-0123abcd", table) for day in (18, 20))
-    add_examples(lake, "2026-11-19-0123abcd", table, complete=False)
-    add_examples(lake, "2026-11-19-1123abcd", table, height=64)
-    add_examples(lake, "2026-11-19-2123abcd", table, fingerprint="another")
-    add_examples(lake, "2026-11-21-0123abcd", table)
-    assert training_folders(lake, "2026-11-20", load_config("tiny"), drawn.taxonomy()) == [newer, older]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,179 @@
+"""The labelled set: which products models are trained and judged on, with their labels, families and sides.
+
+Two passes over the examples, each a few megabytes at a time: the first finds the products and their families, the
+second writes the table. The manifest is written last, so a set that was cut off is not there and is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cma_clip_core.config import ModelConfig, load_config
+from cma_clip_core.errors import CoreError
+from cma_clip_core.families import RULES
+from cma_clip_core.labelled import Scan, scan_examples
+from cma_clip_core.splits import SIDES
+from jobs import storage
+from jobs.errors import JobError
+from jobs.labelled_rows import TableRows, read_batches
+from jobs.lake import Lake
+from jobs.parquet import FileWriter
+from jobs.report.labelled import Summary
+from jobs.report.page import render_set
+from jobs.settings import Settings
+from jobs.steps import measure
+from schemas.documents import ExamplesManifest, LabelledInputs, LabelledManifest
+from schemas.tables import LABELLED
+from schemas.taxonomy import Taxonomy, load_taxonomy
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSet:
+    """A complete labelled set in the lake."""
+
+    folder: Path
+    manifest: LabelledManifest
+
+    @property
+    def table(self) -> Path:
+        """Its table, of schema LABELLED."""
+        return self.folder / "products.parquet"
+
+    @property
+    def page(self) -> Path:
+        """The page that shows what is in it."""
+        return self.folder / "index.html"
+
+
+def dataset(settings: Settings, ds: str) -> LabelledSet:
+    """Make the labelled set of the examples made up to the day `ds`; one of the same inputs is found and returned.
+
+    Args:
+        settings: names the model configuration (picture size, shares of the sides) and the taxonomy.
+        ds: newest day whose examples are used.
+
+    Raises:
+        JobError: there are no examples for this configuration and taxonomy, none with a label, or one is broken.
+    """
+    lake = Lake(settings.root)
+    config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
+    folders = example_folders(lake, ds, config, taxonomy)
+    inputs = LabelledInputs(
+        examples=tuple(lake.relative(folder) for folder in folders),
+        taxonomy_fingerprint=taxonomy.fingerprint,
+        picture_height=config.picture.height,
+        picture_width=config.picture.width,
+        validation_share=config.selection.validation_share,
+        test_share=config.selection.test_share,
+        rules=RULES,
+    )
+    set_id = hashlib.sha256(inputs.model_dump_json().encode()).hexdigest()[:8]
+    folder = lake.labelled(ds, set_id)
+    found = storage.read_document(folder / "manifest.json", LabelledManifest)
+    if found is not None:
+        log.info("dataset: %s is there", folder)
+        return LabelledSet(folder, found)
+    with measure("dataset", folder) as measured:
+        try:
+            scan = scan_examples(folders, taxonomy, config.picture, config.selection, progress=settings.progress)
+            if not len(scan.index.row):
+                raise JobError(
+                    f"{', '.join(map(str, folders))}: no example has a label that counts; check the `field` of each "
+                    f"attribute in the taxonomy {settings.taxonomy!r}, then run `plan --prepare` and `preprocess` again"
+                )
+            manifest = _write(lake, folder, taxonomy, scan, inputs, set_id, ds, settings.progress)
+        except CoreError as error:
+            raise JobError(str(error)) from error
+        storage.write_document(folder / "manifest.json", manifest)
+        measured.rows = manifest.examples
+        measured.details |= {"products": manifest.products, "families": manifest.families}
+    log.info(
+        "dataset: %s: %d products of %d families, %s; %.1f %% of the labels silent",
+        folder, manifest.products, manifest.families, ", ".join(f"{n} {side}" for side, n in manifest.sides.items()),
+        100 * manifest.silent / manifest.labels,
+    )  # fmt: skip
+    return LabelledSet(folder, manifest)
+
+
+def example_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy) -> list[Path]:
+    """Return the complete example folders that fit the configuration and the taxonomy, newest first.
+
+    Raises:
+        JobError: there is none; says what there is, and the commands that make one.
+    """
+    picture = config.picture
+    found: list[tuple[str, datetime, Path]] = []
+    others: set[str] = set()
+    for path in sorted(lake.root.glob("examples/ds=*/run=*/_manifest.json")):
+        manifest = storage.read_document(path, ExamplesManifest)
+        if manifest is None or manifest.ds > ds:
+            continue
+        if (manifest.picture_height, manifest.picture_width, manifest.taxonomy_fingerprint) == (
+            picture.height,
+            picture.width,
+            taxonomy.fingerprint,
+        ):
+            found.append((manifest.ds, manifest.created_at, path.parent))
+        else:
+            size = f"{manifest.picture_height}x{manifest.picture_width}"
+            others.add(f"{size} pixels, taxonomy {manifest.taxonomy_fingerprint}")
+    if found:
+        return [folder for _, _, folder in sorted(found, reverse=True)]
+    wanted = f"{picture.height}x{picture.width} pixels, taxonomy {taxonomy.name!r} ({taxonomy.fingerprint})"
+    there = f"; there are only others: {'; '.join(sorted(others))}" if others else ""
+    raise JobError(
+        f"{lake.root}: no examples up to {ds} for {wanted}{there}. Make them: `python -m jobs plan --ds {ds} --prepare`, "
+        "then `python -m jobs preprocess --run <the run it prints>`"
+    )
+
+
+def _write(
+    lake: Lake,
+    folder: Path,
+    taxonomy: Taxonomy,
+    scan: Scan,
+    inputs: LabelledInputs,
+    set_id: str,
+    ds: str,
+    progress: bool,
+) -> LabelledManifest:
+    """Write the table and the page, and return the manifest."""
+    index = scan.index
+    rows, summary = TableRows(lake, taxonomy, index), Summary(taxonomy, index)
+    with (
+        storage.whole_file(folder / "products.parquet") as temporary,
+        tqdm(total=len(index.row), desc="labelled set", unit="product", disable=not progress) as bar,
+    ):
+        writer = FileWriter(temporary, LABELLED)
+        for batch in read_batches(taxonomy, index):
+            writer.write(rows.of(batch))
+            summary.add(batch)
+            bar.update(len(batch.texts))
+        writer.close()
+    manifest = LabelledManifest(
+        set_id=set_id,
+        ds=ds,
+        inputs=inputs,
+        examples=len(index.row) + scan.superseded + scan.unlabelled + scan.empty,
+        products=len(index.row),
+        superseded=scan.superseded,
+        unlabelled=scan.unlabelled,
+        empty=scan.empty,
+        sides={side: index.count(side) for side in SIDES},
+        families=index.families,
+        largest_family=summary.largest_family,
+        labels=summary.labels,
+        silent=summary.silent,
+        not_applicable={name: n for name, n in zip(taxonomy.names, summary.left_out.tolist(), strict=True) if n},
+        created_at=datetime.now(UTC),
+    )
+    storage.write_bytes(folder / "index.html", render_set(manifest, summary).encode())
+    return manifest

@@ -1,0 +1,83 @@
+"""The rows of a labelled set: read from the examples, and written as the table says it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from cma_clip_core.examples import ExampleIndex, read_rows
+from cma_clip_core.labels import LabelReader, LabelRows
+from cma_clip_core.splits import SIDES
+from cma_clip_core.spoken import TEXT_FIELDS, Fields, SpokenFinder
+from jobs.lake import Lake
+from schemas.tables import LABELLED
+from schemas.taxonomy import Taxonomy
+
+_ROWS: Final = 2048  # read at a time
+_COLUMNS: Final = ("product_id", "source_hash", *TEXT_FIELDS, "labels")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledBatch:
+    """Some products of the set, in its order. Letters: n products, K attributes, C classes of all attributes."""
+
+    first: int  # place of the first one in the index
+    examples: pa.RecordBatch  # columns `_COLUMNS`
+    texts: list[tuple[str, str, str]]  # title, brand, description of each
+    labels: LabelRows
+    named: Fields  # [n, C], the text fields that name each label
+
+
+def read_batches(taxonomy: Taxonomy, index: ExampleIndex) -> Iterator[LabelledBatch]:
+    """Yield the texts and labels of the examples of `index`, in its order, a few thousand at a time."""
+    reader, spoken = LabelReader(taxonomy), SpokenFinder(taxonomy)
+    first = 0
+    for number, path in enumerate(index.files):
+        keep = index.row[index.file == number]
+        for examples in read_rows(path, keep, _COLUMNS, _ROWS) if len(keep) else ():
+            texts = list(zip(*(examples.column(name).to_pylist() for name in TEXT_FIELDS), strict=True))
+            labels = reader.read(examples.column("labels").to_pylist())
+            yield LabelledBatch(first, examples, texts, labels, spoken.find(texts, labels.targets))
+            first += len(texts)
+
+
+class TableRows:
+    """Labelled products as rows of the table."""
+
+    def __init__(self, lake: Lake, taxonomy: Taxonomy, index: ExampleIndex) -> None:
+        self._files = [lake.relative(path) for path in index.files]
+        self._index = index
+        self._classes = [
+            (attribute.name, value) for attribute in taxonomy.attributes for value in attribute.value_names
+        ]
+        self._article_type = taxonomy.article_type
+
+    def of(self, batch: LabelledBatch) -> pa.RecordBatch:
+        """Return the rows of some products, with the columns of LABELLED."""
+        index, n = self._index, len(batch.texts)
+        places = range(batch.first, batch.first + n)
+        labels = [self._labels(batch, row) for row in range(n)]
+        types = [next((x["value"] for x in found if x["attribute"] == self._article_type), None) for found in labels]
+        columns = {
+            "product_id": batch.examples.column("product_id"),
+            "source_hash": batch.examples.column("source_hash"),
+            "example_file": [self._files[index.file[place]] for place in places],
+            "example_row": index.row[batch.first : batch.first + n],
+            "family": index.family[batch.first : batch.first + n],
+            "side": [SIDES[index.side[place]] for place in places],
+            "article_type": types,
+            "labels": labels,
+        }
+        return pa.RecordBatch.from_pydict({name: columns[name] for name in LABELLED.names}, schema=LABELLED)
+
+    def _labels(self, batch: LabelledBatch, row: int) -> list[dict[str, object]]:
+        found: list[dict[str, object]] = []
+        for at in np.flatnonzero(batch.labels.targets[row]):
+            attribute, value = self._classes[at]
+            named_in = [field for bit, field in enumerate(TEXT_FIELDS) if batch.named[row, at] >> bit & 1]
+            found.append({"attribute": attribute, "value": value, "named_in": named_in})
+        return found
