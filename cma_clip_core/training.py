@@ -15,15 +15,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from cma_clip_core.batches import Inputs, LabelEncoder, Labels, augment, prefetch, prepare
+from cma_clip_core.bootstrap import judge_with_intervals
+from cma_clip_core.calibration import fit_temperature
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig, TrainingConfig
 from cma_clip_core.devices import precision
+from cma_clip_core.documents import AttributeMetrics, Threshold
 from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import ExampleIndex, stream_shuffled
 from cma_clip_core.memory import release
-from cma_clip_core.metrics import AttributeMetrics, Threshold, choose_threshold, judge_all, mean_of, outcomes_of
+from cma_clip_core.metrics import judge_all, mean_accuracy, mean_of
 from cma_clip_core.model import CmaClip
+from cma_clip_core.promise import choose_threshold
 from cma_clip_core.tokens import Tokenizer
 from schemas.loading import Strict
 from schemas.taxonomy import Taxonomy
@@ -92,14 +96,11 @@ def train(
     model = CmaClip(config, taxonomy, pretrained=True).to(device)
     best, epochs = _fit(model, config, index, layout, tokenizer, device, progress)
     model.load_state_dict(best.weights)
-    found = outcomes_of(evaluate(model, index, "validation", config, layout, tokenizer, device))
-    thresholds = {
-        a.name: choose_threshold(a, found[a.name], config.selection.min_accepted) for a in taxonomy.attributes
-    }
-    validation = judge_all(taxonomy, found, thresholds)
-    test = judge_all(
-        taxonomy, outcomes_of(evaluate(model, index, "test", config, layout, tokenizer, device)), thresholds
-    )
+    found = evaluate(model, index, "validation", config, layout, tokenizer, device)
+    thresholds = {name: choose_threshold(p, fit_temperature(p), config.selection) for name, p in found.items()}
+    validation = judge_all(found, thresholds, config.text.fields)
+    tested = evaluate(model, index, "test", config, layout, tokenizer, device)
+    test = judge_with_intervals(config.name, tested, thresholds, config.text.fields).attributes
     metrics = Metrics(
         train_examples=index.count("train"),
         validation_examples=index.count("validation"),
@@ -141,9 +142,7 @@ def _fit(
                 seen, loss_sum = seen + rows, loss_sum + loss * rows
                 bar.update(rows)
                 bar.set_postfix(loss=f"{loss_sum / seen:.3f}", refresh=False)
-        found = outcomes_of(evaluate(model, index, "validation", config, layout, tokenizer, device))
-        accuracies = [o.best_right / o.labelled for o in found.values() if o.labelled]
-        score = float(np.mean(accuracies)) if accuracies else 0.0
+        score = mean_accuracy(evaluate(model, index, "validation", config, layout, tokenizer, device))
         seconds = time.perf_counter() - started
         epochs.append(Epoch(loss=loss_sum / max(seen, 1), validation_accuracy=score, seconds=seconds, examples=seen))
         log.info(
