@@ -86,6 +86,13 @@ def _ranked(found: Products) -> tuple[Doubles, Doubles, Doubles]:
     return found.confidence[order], np.cumsum(found.right[order]) + 0.0, np.arange(1, len(order) + 1) + 0.0
 
 
+def lowest_reaching(found: Products, target: float) -> float | None:
+    """The target reached on validation, without any bound, by 20 products or more."""
+    confidence, right, number = _ranked(found)
+    reached = np.flatnonzero((right / number >= target) & (number >= 20))
+    return float(confidence[reached[-1]]) if len(reached) else None
+
+
 def lowest_passing(found: Products, target: float) -> float | None:
     confidence, right, number = _ranked(found)
     passed = np.flatnonzero(lower_bound_reaches(right, number, target, LEVEL))
@@ -134,6 +141,7 @@ def ours_without_families(found: Products, target: float) -> float | None:
 
 
 RULES: dict[str, Rule] = {
+    "lowest that reaches the target": lowest_reaching,
     "lowest that passes": lowest_passing,
     "sequence from the top": from_the_top(0),
     "sequence from the top, two errors": from_the_top(2),

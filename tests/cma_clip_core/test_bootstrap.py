@@ -158,6 +158,6 @@ def test_no_products_no_intervals() -> None:
 def test_a_large_side_is_drawn_in_seconds() -> None:
     """1,000 draws of 100,000 products cost seconds: a hundred of them, a tenth."""
     large = {"ours": {"pattern": noisy(100_000)}}
-    start = time.perf_counter()
+    start = time.process_time()
     draw_recalls(large, {"ours": {"pattern": SHIPPED}}, ("title",), draws=100)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3

@@ -181,7 +181,7 @@ def test_a_large_side_is_judged_in_seconds() -> None:
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0.4, 0.999, 200_000)
     large = single(confidence, rng.random(200_000) < confidence, rng.integers(0, 3, 200_000))
-    start = time.perf_counter()
+    start = time.process_time()
     metrics = judge(large, threshold(0.9), ("title",))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert metrics.calibration_error == pytest.approx(0, abs=0.01)
