@@ -1,7 +1,7 @@
 """How much of a recall, or of the difference of two methods, is chance: a bootstrap over product families.
 
 Whole families are drawn with replacement, since products of one are not independent: the cluster bootstrap (Davison and
-Hinkley 1997, "Bootstrap Methods and their Application", section 3.8; Field and Welsh 2007, "Bootstrapping Clustered
+Hinkley 1997, "Bootstrap Methods and their Application"; Field and Welsh 2007, "Bootstrapping Clustered
 Data"). Intervals are percentiles. All methods and attributes see the same draws, so that differences are paired.
 
 A draw is a weight for each family: confidences are sorted once, and a draw costs a weighted cumulative sum.

@@ -143,7 +143,7 @@ class Reliability:
 def reliability(confidence: Floats, right: Bools, bins: int = BINS) -> Reliability:
     """Return the reliability diagram of confidences [n], right or wrong [n], in at most `bins` bins.
 
-    Equal mass, as Nixon et al. 2019 ("Measuring Calibration in Deep Learning", section 3) argue: bins of equal width
+    Equal mass, as Nixon et al. 2019 ("Measuring Calibration in Deep Learning") argue: bins of equal width
     leave most of a sure model's products in one bin. scikit-learn's curve has such bins, but not their counts.
     """
     order = np.argsort(confidence, kind="stable")
