@@ -3,7 +3,8 @@
 Drawn attributes of many kinds: a product's chance of being right is a logistic function of a normal number, with a ceiling
 (labels themselves are wrong). Validation products are drawn, a threshold is chosen on them, and it is held against the
 true precision and against a test side of twice the size. Four questions: which rule, what families do, from how many
-predictions on a value should have its own threshold, and whether a temperature fitted on the same products does harm. Prints Markdown; a few minutes on one core.
+predictions on a value should have its own threshold, and whether a temperature fitted on the same products does
+harm. Prints Markdown; a few minutes on one core.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ The rule, for one group of candidates ranked by confidence:
    the k; Clopper-Pearson with an effective size is Korn and Graubard's interval (1998). rho, the correlation within
    families of what confidence leaves unexplained, is estimated from all candidates of the attribute.
 3. *Many thresholds.* The lowest of all that pass would be the luckiest: where hundreds are tried, some pass by chance.
-   So they are tested in a sequence fixed before any label is looked at, growing by a tenth, and the first failure ends it:
+   So they are tested in a sequence that the confidences alone fix, growing by a tenth, and the first failure ends it:
    fixed-sequence testing, which needs no correction (Angelopoulos et al. 2021, "Learn then Test", arXiv 2110.01052).
    From the very top a single error ends it too early; so it starts where the confidences themselves, taken
    at their word, make passing surest. If they lie, it fails there and nothing is accepted: the promise holds anyway.
-   Of the labels only the temperature, one number, and rho go into it; that does no harm (last number below).
+   Of the labels only the temperature, one number, and rho go into it; that does no harm (last numbers below).
 
 How rules fare (`python -m benchmarks.threshold_promise`: 6 kinds of attributes, of 100, 300, 1,000 and 3,000 validation
 products, 500 draws of each, target 0.9): share of draws in which precision reaches the target in truth, in the worst of
