@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cma_clip_core.predictions import Floats, probabilities
 from schemas.taxonomy import Taxonomy
 
 
@@ -26,15 +27,20 @@ class ClassLayout:
         self.position = {a.name: k for k, a in enumerate(self.attributes)}
         self.attribute_of = np.repeat(np.arange(len(self.attributes)), [len(a.values) for a in self.attributes])  # [C]
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Return each value's probability [B, C] float32: softmax where one value holds, sigmoid where several may."""
-        logits = logits.float()
-        return torch.cat(
+    def probabilities(self, logits: Floats, temperature: Floats | None = None) -> Floats:
+        """Return each value's probability [B, C].
+
+        Args:
+            logits: [B, C].
+            temperature: [C], that of a value's attribute; None: 1.
+        """
+        divisors = np.ones(self.classes, np.float32) if temperature is None else temperature
+        return np.concatenate(
             [
-                torch.sigmoid(logits[:, part]) if attribute.multi_valued else torch.softmax(logits[:, part], dim=1)
+                probabilities(logits[:, part], attribute.multi_valued, float(divisors[part.start]))
                 for attribute, part in zip(self.attributes, self.slices, strict=True)
             ],
-            dim=1,
+            axis=1,
         )
 
     def loss(

@@ -136,8 +136,11 @@ class SelectionConfig(Strict):
 
     validation_share: float = Field(default=0.1, gt=0, lt=1, description="of product families")
     test_share: float = Field(default=0.2, gt=0, lt=1, description="of product families")
-    min_accepted: int = Field(
-        default=20, ge=1, description="fewest validation rows above a threshold for its precision to mean something"
+    promise_confidence: float = Field(
+        default=0.95, ge=0.5, lt=1, description="of a threshold's promise of precision (cma_clip_core.promise)"
+    )
+    value_predictions: int = Field(
+        default=200, ge=1, description="fewest validation products a value is predicted for to get its own threshold"
     )
 
     @model_validator(mode="after")

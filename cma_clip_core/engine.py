@@ -22,7 +22,8 @@ from cma_clip_core.batches import Inputs, prefetch, prepare
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
-from cma_clip_core.metrics import Threshold
+from cma_clip_core.documents import Threshold
+from cma_clip_core.predictions import LIKELY
 from cma_clip_core.tokens import Tokenizer
 from schemas.tables import PREDICTIONS
 from schemas.taxonomy import Taxonomy
@@ -31,8 +32,6 @@ Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 Part = tuple[npt.NDArray[np.int64], Inputs]  # which products of a batch, and what the model sees of them
 Item = TypeVar("Item")
-
-LIKELY = 0.5  # a value of a multi-valued attribute is reported from this probability on, accepted or not
 
 
 @dataclass(slots=True)
@@ -66,6 +65,9 @@ class Engine:
         self.model = model.to(device).eval()
         self.config, self.taxonomy, self.device, self.batch_size = config, taxonomy, device, batch_size
         self.layout, self.tokenizer = ClassLayout(taxonomy), Tokenizer(config)
+        self._temperature = np.array(
+            [thresholds[a.name].temperature if a.name in thresholds else 1.0 for a in taxonomy.attributes], np.float32
+        )[self.layout.attribute_of]  # [C]
         self._rows = _RowBuilder(taxonomy, self.layout, thresholds)
 
     def predict(
@@ -111,7 +113,7 @@ class Engine:
         for at, inputs in parts:
             with precision(self.device):
                 output = self.model(*inputs.to(self.device))
-            probabilities[at] = self.layout.probabilities(output.logits).cpu().numpy()
+            probabilities[at] = self.layout.probabilities(output.logits.float().cpu().numpy(), self._temperature)
             lambdas[at] = output.lambdas.float().cpu().numpy()
         timings.forward += time.perf_counter() - start
         return probabilities, lambdas
@@ -139,9 +141,10 @@ class _RowBuilder:
                 for article_type in (*types.value_names, None)
             ]
         )
-        chosen = [thresholds[a.name].threshold if a.name in thresholds else None for a in layout.attributes]
-        limits = np.array([np.inf if t is None else t for t in chosen], dtype=np.float32)
-        self.limits = limits[layout.attribute_of]  # [C]
+        self.limits = np.full(layout.classes, np.inf, dtype=np.float32)  # [C]
+        for attribute, part in zip(layout.attributes, layout.slices, strict=True):
+            if attribute.name in thresholds:
+                self.limits[part] = thresholds[attribute.name].limits(attribute)
         self.multi_valued = np.array([a.multi_valued for a in layout.attributes])[layout.attribute_of]  # [C]
         self.names = pa.array([a.name for a in layout.attributes], pa.string())
         self.values = pa.array([v for a in layout.attributes for v in a.value_names], pa.string())

@@ -16,6 +16,7 @@ from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
 from cma_clip_core.examples import ExampleIndex, Rows, stream_side
+from cma_clip_core.noise import Noise, swap
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.splits import Side
 from cma_clip_core.spoken import TEXT_FIELDS, SpokenFinder
@@ -34,11 +35,16 @@ def evaluate(
     tokenizer: Tokenizer,
     device: torch.device,
     batch_size: int = 256,
+    noise: Noise | None = None,
 ) -> dict[str, Predictions]:
-    """Return what the model says of the labelled products of a side, by attribute name."""
+    """Return what the model says of the labelled products of a side, by attribute name.
+
+    With `noise` it is shown some products with the text or the picture of others; which labels are named is still told
+    by their own text.
+    """
     parts: list[Columns] = []
     model.eval()
-    for inputs, columns in prefetch(_batches(stream_side(index, side), config, layout, tokenizer, batch_size)):
+    for inputs, columns in prefetch(_batches(stream_side(index, side), config, layout, tokenizer, batch_size, noise)):
         with precision(device):
             output = model(*inputs.to(device))
         columns["logits"] = output.logits.float().cpu().numpy()
@@ -92,10 +98,12 @@ def _batches(
     layout: ClassLayout,
     tokenizer: Tokenizer,
     batch_size: int,
+    noise: Noise | None,
 ) -> Iterator[tuple[Inputs, Columns]]:
     encoder, spoken = LabelEncoder(layout), SpokenFinder(layout.taxonomy)
     for examples, families in stream:
-        prepared = prepare(examples, config, tokenizer)
+        shown = examples if noise is None else swap(examples, noise)
+        prepared = prepare(shown, config, tokenizer)
         columns = label_columns(examples, families, encoder, spoken)
         for rows in prepared.by_length(batch_size):
             yield prepared.inputs(rows, tokenizer), {name: column[rows] for name, column in columns.items()}

@@ -1,139 +1,184 @@
-"""How good a model is, attribute by attribute. Pure functions on numpy; loads no torch.
+"""How good a method is, attribute by attribute. Pure functions on numpy; loads no torch.
 
-Letters of shapes: n labelled products, C values of one attribute.
+All are of calibrated confidences. scikit-learn is imported where it is used: who only reads documents does not wait for it.
+
+Letters of shapes: n labelled products, C values of one attribute, m candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from cma_clip_core.predictions import Predictions
-from cma_clip_core.thresholds import accepts, lowest_threshold, recall_at_precision
-from schemas.loading import Strict
-from schemas.taxonomy import Attribute, Taxonomy
+from cma_clip_core.candidates import Candidates, candidates
+from cma_clip_core.documents import AttributeMetrics, MethodMetrics, Threshold
+from cma_clip_core.predictions import LIKELY, Bools, Floats, Predictions
+from cma_clip_core.thresholds import recall_at_precision
 
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
+PAPER_PRECISION: Final = 0.9  # arXiv 2112.03562 reports recall at this precision
+BINS: Final = 15
 
-
-@dataclass(slots=True)
-class Outcomes:
-    """What a model said on the labelled products of one attribute.
-
-    A candidate is the best value of a product, or of a multi-valued attribute each (product, value).
-    """
-
-    labelled: int  # n
-    best_right: int  # products whose best value is right
-    confidence: Floats  # [candidates]
-    right: Bools  # [candidates]
-    positives: int  # right values there are: n, or of a multi-valued attribute all true (product, value) pairs
-    text_weight: float  # mean over the products
-    image_weight: float  # mean over the products
+Doubles = npt.NDArray[np.float64]
 
 
-def outcomes(attribute: Attribute, probabilities: Floats, targets: Bools, lambdas: Floats) -> Outcomes:
-    """Compare a model with the labels.
+def judge(predictions: Predictions, threshold: Threshold, text_fields: Sequence[str]) -> AttributeMetrics:
+    """Return the metrics of an attribute at the thresholds that ship.
 
     Args:
-        attribute: the attribute.
-        probabilities: [n, C], of its labelled products.
-        targets: [n, C], True at the values a product has.
-        lambdas: [n, 2], modality-wise attention on text and picture.
+        predictions: of its labelled products, on the side that is judged.
+        threshold: its thresholds and temperature, chosen on another side.
+        text_fields: the fields that the method reads: a label that they name is not silent.
     """
-    rows = np.arange(len(probabilities))
-    best = probabilities.argmax(axis=1) if len(rows) else rows
-    best_right = targets[rows, best]
-    text_weight, image_weight = lambdas.mean(axis=0) if len(rows) else (0.0, 0.0)
-    return Outcomes(
-        labelled=len(rows),
-        best_right=int(best_right.sum()),
-        confidence=probabilities.ravel() if attribute.multi_valued else probabilities[rows, best],
-        right=targets.ravel() if attribute.multi_valued else best_right,
-        positives=int(targets.sum()) if attribute.multi_valued else len(rows),
+    attribute, temperature = predictions.attribute, threshold.temperature
+    found = candidates(predictions, temperature)
+    silent = candidates(predictions, temperature, silent_in=text_fields)
+    accepted = found.confidence >= threshold.limits(attribute)[found.value]
+    right = (accepted & found.right).sum()
+    confidence, best_right = best_values(predictions, temperature)
+    text_weight, image_weight = predictions.lambdas.mean(axis=0) if len(predictions) else (0.0, 0.0)
+    return AttributeMetrics(
+        n=len(predictions),
+        n_silent=int(predictions.silent(text_fields).any(axis=1).sum()),
+        accuracy=share(best_right.sum(), len(predictions)),
+        macro_f1=macro_f1(predictions, temperature),
+        average_precision=average_precision(found),
+        calibration_error=calibration_error(confidence, best_right),
+        target_precision=attribute.target_precision,
+        recall_at_target=recall_at(found, attribute.target_precision),
+        recall_at_90=recall_at(found, PAPER_PRECISION),
+        silent_recall_at_target=recall_at(silent, attribute.target_precision),
+        silent_recall_at_90=recall_at(silent, PAPER_PRECISION),
+        coverage=share(accepted.sum(), found.positives),
+        precision=share(right, accepted.sum()),
+        recall=share(right, found.positives),
         text_weight=float(text_weight),
         image_weight=float(image_weight),
     )
 
 
-def outcomes_of(predictions: Mapping[str, Predictions]) -> dict[str, Outcomes]:
-    """Return the outcomes of every attribute."""
-    return {name: outcomes(p.attribute, p.probabilities(), p.targets, p.lambdas) for name, p in predictions.items()}
-
-
-class Threshold(Strict):
-    """The threshold of one attribute, and what it did on the validation products it was chosen on."""
-
-    threshold: float | None  # None: no threshold keeps the promise, so nothing is accepted
-    target_precision: float
-    precision: float | None
-    accepted: int
-    candidates: int
-
-
-class AttributeMetrics(Strict):
-    """One attribute on one side of the split."""
-
-    n: int  # labelled products
-    accuracy: float | None  # share of them whose best value is right
-    target_precision: float
-    recall_at_target: float | None  # the paper's: at the lowest threshold, on these products, that reaches the target
-    coverage: float | None  # at the threshold that ships: accepted right and wrong, over all true values
-    precision: float | None  # at the threshold that ships
-    recall: float | None  # at the threshold that ships
-    text_weight: float
-    image_weight: float
-
-
-def choose_threshold(attribute: Attribute, found: Outcomes, min_accepted: int) -> Threshold:
-    """Choose the threshold of an attribute from its validation outcomes."""
-    threshold = lowest_threshold(found.confidence, found.right, attribute.target_precision, min_accepted)
-    accepted = accepts(found.confidence, threshold)
-    return Threshold(
-        threshold=threshold,
-        target_precision=attribute.target_precision,
-        precision=share(found.right[accepted].sum(), accepted.sum()),
-        accepted=int(accepted.sum()),
-        candidates=len(found.confidence),
-    )
-
-
-def judge(attribute: Attribute, found: Outcomes, threshold: float | None) -> AttributeMetrics:
-    """Return the metrics of an attribute at the threshold that ships."""
-    accepted = accepts(found.confidence, threshold)
-    right = (accepted & found.right).sum()
-    target = attribute.target_precision
-    return AttributeMetrics(
-        n=found.labelled,
-        accuracy=share(found.best_right, found.labelled),
-        target_precision=target,
-        recall_at_target=recall_at_precision(found.confidence, found.right, found.positives, target),
-        coverage=share(accepted.sum(), found.positives),
-        precision=share(right, accepted.sum()),
-        recall=share(right, found.positives),
-        text_weight=found.text_weight,
-        image_weight=found.image_weight,
-    )
-
-
 def judge_all(
-    taxonomy: Taxonomy, found: Mapping[str, Outcomes], thresholds: Mapping[str, Threshold]
+    predictions: Mapping[str, Predictions], thresholds: Mapping[str, Threshold], text_fields: Sequence[str]
 ) -> dict[str, AttributeMetrics]:
-    """Return the metrics of every attribute."""
-    return {a.name: judge(a, found[a.name], thresholds[a.name].threshold) for a in taxonomy.attributes}
+    """Return the metrics of every attribute. Arguments as of `judge`, by attribute name."""
+    return {name: judge(p, thresholds[name], text_fields) for name, p in predictions.items()}
+
+
+def method_metrics(method: str, attributes: Mapping[str, AttributeMetrics]) -> MethodMetrics:
+    """Return a method's metrics with their means, without intervals (`cma_clip_core.bootstrap` adds these)."""
+    return MethodMetrics(
+        method=method,
+        attributes=dict(attributes),
+        mean_recall_at_90=_mean(m.recall_at_90 for m in attributes.values()),
+        mean_silent_recall_at_90=_mean(m.silent_recall_at_90 for m in attributes.values()),
+    )
+
+
+def best_values(predictions: Predictions, temperature: float = 1.0) -> tuple[Floats, Bools]:
+    """Return the probability [n] of each product's best value, and whether it is right [n]."""
+    if not len(predictions):
+        return np.zeros(0, np.float32), np.zeros(0, np.bool_)
+    probabilities = predictions.probabilities(temperature)
+    rows, best = np.arange(len(predictions)), probabilities.argmax(axis=1)
+    return probabilities[rows, best], predictions.targets[rows, best]
+
+
+def mean_accuracy(predictions: Mapping[str, Predictions]) -> float:
+    """Return the mean over the labelled attributes of the share of products whose best value is right; 0 of none."""
+    return _mean(share(best_values(p)[1].sum(), len(p)) for p in predictions.values()) or 0.0
+
+
+def recall_at(found: Candidates, precision: float) -> float | None:
+    """Return the paper's recall at a precision (cma_clip_core.thresholds); None where nothing is to be found."""
+    return recall_at_precision(found.confidence, found.right, found.positives, precision)
+
+
+def average_precision(found: Candidates) -> float | None:
+    """Return the area under the precision-recall curve of the candidates' confidences, right or wrong; None of none.
+
+    It is scikit-learn's step-wise sum of (R_k - R_(k-1)) P_k, with recall over all positives: a product whose best
+    value is wrong is one that is never found, so that the area is at most the accuracy.
+    """
+    from sklearn.metrics import average_precision_score
+
+    if not found.positives:
+        return None
+    if not found.right.any():
+        return 0.0
+    area = average_precision_score(found.right, found.confidence)
+    return float(area * found.right.sum() / found.positives)
+
+
+def macro_f1(predictions: Predictions, temperature: float = 1.0) -> float | None:
+    """Return the mean F1 over the values that occur in the targets; None where there are no products.
+
+    Of several values those are predicted that the tagger reports: the best one, and all that are likely.
+    """
+    from sklearn.metrics import f1_score
+
+    if not len(predictions):
+        return None
+    probabilities, targets = predictions.probabilities(temperature), predictions.targets
+    best = probabilities.argmax(axis=1)
+    occurs = np.flatnonzero(targets.any(axis=0))
+    if not predictions.attribute.multi_valued:
+        return float(f1_score(targets.argmax(axis=1), best, labels=occurs, average="macro", zero_division=0.0))
+    predicted = probabilities >= LIKELY
+    predicted[np.arange(len(best)), best] = True
+    return float(f1_score(targets, predicted, labels=occurs, average="macro", zero_division=0.0))
+
+
+@dataclass(slots=True)
+class Reliability:
+    """Bins of equal mass by rising confidence."""
+
+    confidence: Doubles  # [bins], mean
+    accuracy: Doubles  # [bins], share that is right
+    count: npt.NDArray[np.int64]  # [bins]
+
+
+def reliability(confidence: Floats, right: Bools, bins: int = BINS) -> Reliability:
+    """Return the reliability diagram of confidences [n], right or wrong [n], in at most `bins` bins.
+
+    Equal mass, as Nixon et al. 2019 ("Measuring Calibration in Deep Learning") argue: bins of equal width
+    leave most of a sure model's products in one bin. scikit-learn's curve has such bins, but not their counts.
+    """
+    order = np.argsort(confidence, kind="stable")
+    edges = np.unique(np.linspace(0, len(order), bins + 1).round().astype(np.int64))
+    starts, count = edges[:-1], np.diff(edges)
+    if not len(starts):
+        return Reliability(np.zeros(0), np.zeros(0), count)
+    means = [
+        np.add.reduceat(values[order].astype(np.float64), starts) / count for values in (confidence, right)
+    ]  # fmt: skip
+    return Reliability(means[0], means[1], count)
+
+
+def calibration_error(confidence: Floats, right: Bools) -> float | None:
+    """Return the expected calibration error of confidences [n], right or wrong [n]; None of none.
+
+    The mean over the products of |accuracy - confidence| of their bin (Guo et al. 2017, equation 3), in `BINS` bins of
+    equal mass.
+    """
+    bins = reliability(confidence, right)
+    if not len(bins.count):
+        return None
+    return float(np.average(np.abs(bins.accuracy - bins.confidence), weights=bins.count))
 
 
 def mean_of(metrics: Mapping[str, AttributeMetrics], name: str) -> float:
     """Return the mean of one metric over the attributes that have it; 0 where none has."""
-    values = [value for m in metrics.values() if (value := getattr(m, name)) is not None]
-    return float(np.mean(values)) if values else 0.0
+    return _mean(getattr(m, name) for m in metrics.values()) or 0.0
 
 
 def share(part: Any, whole: Any) -> float | None:
     """Return part / whole, or None where there is nothing to divide by."""
     return float(part) / float(whole) if whole else None
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None

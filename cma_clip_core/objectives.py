@@ -19,7 +19,7 @@ from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import ExampleIndex, stream_shuffled, stream_side
 from cma_clip_core.memory import release
-from cma_clip_core.metrics import outcomes_of
+from cma_clip_core.metrics import mean_accuracy
 from cma_clip_core.tokens import Tokenizer
 
 LARGEST_SCALE = float(np.log(100.0))  # of CLIP's temperature, as its authors clip it
@@ -93,11 +93,9 @@ class MultiTask:
 
     def validate(self) -> float:
         """Return the mean accuracy of the attributes on the validation side."""
-        found = outcomes_of(
+        return mean_accuracy(
             evaluate(self.model, self.index, "validation", self.config, self.layout, self.tokenizer, self.device)
         )
-        accuracies = [o.best_right / o.labelled for o in found.values() if o.labelled]
-        return float(np.mean(accuracies)) if accuracies else 0.0
 
     def _counts(self) -> npt.NDArray[np.float64]:
         """Return how many training products have each value [C]."""

@@ -19,6 +19,28 @@ Bools = npt.NDArray[np.bool_]
 Names = npt.NDArray[np.object_]
 
 
+LIKELY = 0.5  # a value of a multi-valued attribute is predicted from this probability on, or where it is the best
+
+
+def probabilities(logits: Floats, multi_valued: bool, temperature: float = 1.0) -> Floats:
+    """Return each value's probability: softmax where one value holds, sigmoid where several may.
+
+    The one place where scores become confidences: evaluation, thresholds and tagging all come here.
+
+    Args:
+        logits: [n, C] of one attribute.
+        multi_valued: whether several values may hold.
+        temperature: what the logits are divided by (cma_clip_core.calibration).
+    """
+    scaled = logits / np.float32(temperature)
+    if multi_valued:
+        sigmoid: Floats = 0.5 * (1 + np.tanh(0.5 * scaled))
+        return sigmoid
+    shifted = np.exp(scaled - scaled.max(axis=1, keepdims=True, initial=-np.inf))
+    softmax: Floats = shifted / shifted.sum(axis=1, keepdims=True)
+    return softmax
+
+
 @dataclass(slots=True)
 class Predictions:
     """One method, one attribute, one side of the split. Rows are products, in no promised order."""
@@ -44,14 +66,8 @@ class Predictions:
         return len(self.products)
 
     def probabilities(self, temperature: float = 1.0) -> Floats:
-        """Return each value's probability [n, C]: softmax where one value holds, sigmoid where several may."""
-        scaled = self.logits / np.float32(temperature)
-        if self.attribute.multi_valued:
-            sigmoid: Floats = 0.5 * (1 + np.tanh(0.5 * scaled))
-            return sigmoid
-        shifted = np.exp(scaled - scaled.max(axis=1, keepdims=True, initial=-np.inf))
-        softmax: Floats = shifted / shifted.sum(axis=1, keepdims=True)
-        return softmax
+        """Return each value's probability [n, C], calibrated by the attribute's temperature."""
+        return probabilities(self.logits, self.attribute.multi_valued, temperature)
 
     def silent(self, text_fields: Sequence[str]) -> Bools:
         """Return which true values [n, C] none of `text_fields` names."""

@@ -3,7 +3,7 @@
     model.safetensors   the weights
     config.json         the configuration, enough to rebuild the architecture without a download
     taxonomy.yaml       the attributes and values it predicts
-    thresholds.json     for each attribute, from which confidence on a value is accepted
+    thresholds.json     for each attribute, its temperature, and from which confidence on a value is accepted
     metrics.json        how it was trained and how good it is
     MODEL_CARD.md       the same for people
 
@@ -25,8 +25,8 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from cma_clip_core.config import ModelConfig
+from cma_clip_core.documents import Threshold
 from cma_clip_core.errors import ModelError
-from cma_clip_core.metrics import Threshold
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:

@@ -1,10 +1,10 @@
-"""From confidences to thresholds that keep a promise of precision. Pure functions on numpy.
+"""Recall at a precision, after the fact: on the products that are judged. Pure functions on numpy.
 
 The definition is the paper's (arXiv 2112.03562, "recall at 90% precision"): of all thresholds at which the precision of
 what is at or above them reaches the target, the lowest. It need not be the first one found from the top: precision may
-fall below the target and come back.
+fall below the target and come back. Thresholds that ship are chosen otherwise: `cma_clip_core.promise`.
 
-Letters of shapes: n candidates, each a (product, value) with a confidence.
+Letters of shapes: m candidates (cma_clip_core.candidates).
 """
 
 from __future__ import annotations
@@ -14,32 +14,30 @@ import numpy.typing as npt
 
 Confidences = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
+Integers = npt.NDArray[np.int64]
 
 
-def lowest_threshold(confidence: Confidences, right: Bools, target: float, min_accepted: int = 1) -> float | None:
+def ends_of_equals(ranked: Confidences) -> Integers:
+    """Return the places in `ranked` [m] that can be thresholds: of each run of equals the last.
+
+    A threshold accepts all of equal confidence or none.
+    """
+    return np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)])
+
+
+def lowest_threshold(confidence: Confidences, right: Bools, target: float) -> float | None:
     """Return the lowest threshold at which precision is at least `target`, or None where there is none.
 
     Args:
-        confidence: [n], of each candidate.
-        right: [n], whether it is right.
+        confidence: [m], of each candidate.
+        right: [m], whether it is right.
         target: precision, 0 to 1.
-        min_accepted: fewest candidates at or above a threshold for its precision to count.
     """
     order = np.argsort(-confidence, kind="stable")
     ranked = confidence[order]
-    accepted = np.arange(1, len(ranked) + 1)
-    precision = np.cumsum(right[order]) / accepted
-    # A threshold accepts all of equal confidence or none, so only the last of each run of equals can be one.
-    last_of_equals = np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)]
-    possible = np.flatnonzero(last_of_equals & (precision >= target) & (accepted >= min_accepted))
-    return float(ranked[possible[-1]]) if len(possible) else None
-
-
-def accepts(confidence: Confidences, threshold: float | None) -> Bools:
-    """Return which candidates a threshold accepts; None accepts none."""
-    if threshold is None:
-        return np.zeros(confidence.shape, dtype=np.bool_)
-    return np.asarray(confidence >= np.float32(threshold))
+    ends = ends_of_equals(ranked)
+    reaches = np.flatnonzero(np.cumsum(right[order])[ends] / (ends + 1) >= target)
+    return float(ranked[ends[reaches[-1]]]) if len(reaches) else None
 
 
 def recall_at_precision(confidence: Confidences, right: Bools, positives: int, target: float) -> float | None:
@@ -50,4 +48,4 @@ def recall_at_precision(confidence: Confidences, right: Bools, positives: int, t
     if not positives:
         return None
     threshold = lowest_threshold(confidence, right, target)
-    return float((right & accepts(confidence, threshold)).sum() / positives)
+    return 0.0 if threshold is None else float((right & (confidence >= np.float32(threshold))).sum() / positives)

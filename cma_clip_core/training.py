@@ -9,17 +9,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from cma_clip_core.bootstrap import judge_with_intervals
+from cma_clip_core.calibration import fit_temperature
 from cma_clip_core.checkpoints import fingerprint
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.distributed import World
+from cma_clip_core.documents import AttributeMetrics, Threshold
 from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.loop import Epoch, Fitted, Loop
 from cma_clip_core.methods import build_model
-from cma_clip_core.metrics import AttributeMetrics, Threshold, choose_threshold, judge_all, mean_of, outcomes_of
+from cma_clip_core.metrics import judge_all, mean_of
 from cma_clip_core.objectives import MultiTask
+from cma_clip_core.promise import choose_threshold
 from cma_clip_core.tokens import Tokenizer
 from schemas.loading import Strict
 from schemas.taxonomy import Taxonomy
@@ -108,14 +112,11 @@ def train(
     start = time.perf_counter()
     model, fitted = fit(config, taxonomy, index, device, folder=folder, world=world, progress=progress)
     layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
-    found = outcomes_of(evaluate(model, index, "validation", config, layout, tokenizer, device))
-    thresholds = {
-        a.name: choose_threshold(a, found[a.name], config.selection.min_accepted) for a in taxonomy.attributes
-    }
-    validation = judge_all(taxonomy, found, thresholds)
-    test = judge_all(
-        taxonomy, outcomes_of(evaluate(model, index, "test", config, layout, tokenizer, device)), thresholds
-    )
+    found = evaluate(model, index, "validation", config, layout, tokenizer, device)
+    thresholds = {name: choose_threshold(p, fit_temperature(p), config.selection) for name, p in found.items()}
+    validation = judge_all(found, thresholds, config.text.fields)
+    tested = evaluate(model, index, "test", config, layout, tokenizer, device)
+    test = judge_with_intervals(config.name, tested, thresholds, config.text.fields).attributes
     metrics = Metrics(
         train_examples=index.count("train"),
         validation_examples=index.count("validation"),

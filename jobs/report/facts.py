@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cma_clip_core.metrics import Threshold
+from cma_clip_core.documents import Threshold
 from schemas.documents import Ledger, Plan, RunManifest
 
 BINS: Final = 40  # of a confidence histogram

@@ -94,7 +94,7 @@ def _records(night: Night) -> list[Finding]:
 
 def _attributes(night: Night) -> list[Finding]:
     found = []
-    silent = [a.label for a in night.attributes if a.threshold is not None and a.threshold.threshold is None]
+    silent = [a.label for a in night.attributes if a.threshold is not None and a.threshold.lowest() is None]
     if silent:
         found.append(
             Finding(

@@ -11,8 +11,8 @@ from typing import Any, Final
 import duckdb
 import pyarrow as pa
 
+from cma_clip_core.documents import Threshold
 from cma_clip_core.errors import CoreError
-from cma_clip_core.metrics import Threshold
 from cma_clip_core.registry import read_thresholds
 from jobs import history, parquet
 from jobs.errors import JobError

@@ -109,7 +109,7 @@ _BAR, _PLOT, _AXIS = 7, 60, 14  # a bin's width, the plot's height, room for the
 
 
 def histogram(facts: AttributeFacts) -> Markup:
-    """Draw how confident the model is of an attribute's values, accepted ones apart, and the threshold."""
+    """Draw how confident the model is of an attribute's values, accepted ones apart, and the lowest threshold of its values."""
     width = BINS * _BAR
     tallest = max((a + o for a, o in facts.histogram), default=0) or 1
     bars = []
@@ -122,7 +122,7 @@ def histogram(facts: AttributeFacts) -> Markup:
                 bars.append(f'<rect class="f-{colour}" x="{i * _BAR}" y="{y:.1f}" width="{_BAR - 1}" height="{height:.1f}">'
                             f"<title>{i / BINS:.3f} to {(i + 1) / BINS:.3f}: {n:,} "
                             f"{'accepted' if colour == 'model' else 'not accepted'}</title></rect>")  # fmt: skip
-    threshold = facts.threshold.threshold if facts.threshold else None
+    threshold = facts.threshold.lowest() if facts.threshold else None
     mark = ""
     if threshold is not None:
         x = threshold * width

@@ -11,12 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig, TextConfig
 from cma_clip_core.devices import resolve_device
+from cma_clip_core.documents import Threshold
 from cma_clip_core.engine import Engine
 from cma_clip_core.errors import DeviceError
-from cma_clip_core.metrics import Threshold
 from cma_clip_core.model import CmaClip
+from cma_clip_core.predictions import Predictions
 from schemas.tables import EXAMPLES, PREDICTIONS
 from tests.cma_clip_core import drawn
 
@@ -83,7 +85,7 @@ def test_values_are_the_models_own(model: CmaClip) -> None:
 
     with torch.inference_mode():
         output = model(*prepare(batch, it.config, it.tokenizer).inputs(np.arange(12), it.tokenizer))
-        probabilities = it.layout.probabilities(output.logits).numpy()
+        probabilities = it.layout.probabilities(output.logits.numpy())
     for row, p, lambdas in zip(rows, probabilities, output.lambdas, strict=True):
         (colour,) = values(row, "colour")
         best = int(p[2:5].argmax())
@@ -102,6 +104,33 @@ def test_accepted_from_the_threshold_on_and_never_without_one(model: CmaClip) ->
     rows = predict(engine(model, colour=confidences[20]), batch)
     assert sum(values(row, "colour")[0]["accepted"] for row in rows) == 20
     assert not any(p["accepted"] for row in rows for p in row["predictions"] if p["attribute"] != "colour")
+
+
+def test_calibrated_and_accepted_value_by_value(model: CmaClip) -> None:
+    batch = drawn.batch(60)
+    plain = [values(row, "colour")[0] for row in predict(engine(model), batch)]
+    often = max(drawn.COLOURS, key=lambda colour: sum(p["value"] == colour for p in plain))
+    chosen = Threshold(
+        threshold=None, values={often: 0.0}, temperature=0.5, target_precision=0.9, precision=None, accepted=0,
+        candidates=0,
+    )  # fmt: skip
+    it = Engine(model, drawn.config(), drawn.taxonomy(), {"colour": chosen}, CPU)
+    found = [values(row, "colour")[0] for row in predict(it, batch)]
+    assert [p["value"] for p in found] == [p["value"] for p in plain]  # a temperature changes no order within a product
+    assert [p["accepted"] for p in found] == [p["value"] == often for p in found]
+    # Half the temperature squares the odds: with three values the best one's share grows.
+    assert all(p["confidence"] > q["confidence"] for p, q in zip(found, plain, strict=True))
+
+
+def test_evaluation_and_engine_give_the_same_confidence() -> None:
+    layout = ClassLayout(drawn.taxonomy())
+    logits = np.random.default_rng(0).normal(size=(20, layout.classes)).astype(np.float32) * 5
+    temperature = np.array([0.5, 2.0, 1.0, 3.0], np.float32)
+    found = layout.probabilities(logits, temperature[layout.attribute_of])
+    for attribute, part, t in zip(layout.attributes, layout.slices, temperature, strict=True):
+        empty = Predictions.empty(attribute)
+        empty.logits = logits[:, part]
+        assert np.array_equal(empty.probabilities(float(t)), found[:, part])
 
 
 def test_an_accepted_value_below_a_half_is_reported(model: CmaClip) -> None:

@@ -2,52 +2,69 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
-from cma_clip_core.metrics import Outcomes, choose_threshold, judge, outcomes
-from cma_clip_core.thresholds import accepts, lowest_threshold, recall_at_precision
-from tests.cma_clip_core import drawn
+from cma_clip_core.candidates import candidates
+from cma_clip_core.documents import Threshold
+from cma_clip_core.metrics import (
+    average_precision,
+    calibration_error,
+    judge,
+    judge_all,
+    macro_f1,
+    mean_accuracy,
+    mean_of,
+    method_metrics,
+    reliability,
+)
+from cma_clip_core.predictions import Predictions
+from cma_clip_core.thresholds import lowest_threshold, recall_at_precision
+from tests.cma_clip_core.scored import MATERIAL, PATTERN, TITLE, marks, several, single
 
 
 def scores(*values: float) -> np.ndarray:
     return np.array(values, dtype=np.float32)
 
 
-def marks(text: str) -> np.ndarray:
-    """'rrw' -> right, right, wrong."""
-    return np.array([c == "r" for c in text])
+def threshold(limit: float | None, temperature: float = 1.0, **values: float | None) -> Threshold:
+    return Threshold(
+        threshold=limit, values=values, temperature=temperature, target_precision=0.9, precision=None, accepted=0,
+        candidates=0,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("confidences", "right", "target", "least", "threshold"),
+    ("confidences", "right", "target", "threshold"),
     [
         # precision from the top: 1, 1, 2/3, 3/4, 3/5
-        ((0.9, 0.8, 0.7, 0.6, 0.5), "rrwrw", 0.75, 1, 0.6),  # falls below 3/4 at 0.7 and comes back at 0.6
-        ((0.9, 0.8, 0.7, 0.6, 0.5), "rrwrw", 0.76, 1, 0.8),
-        ((0.9, 0.8, 0.7, 0.6, 0.5), "rrwrw", 0.5, 1, 0.5),
-        ((0.5, 0.9, 0.7, 0.8, 0.6), "wrwrr", 0.75, 1, 0.6),  # the same, out of order
-        ((0.9, 0.8, 0.7, 0.6, 0.5), "rrwrw", 0.76, 3, None),  # two accepted are too few to mean anything
-        ((0.9, 0.8), "wr", 0.9, 1, None),
+        ((0.9, 0.8, 0.7, 0.6, 0.5), "rrwrw", 0.75, 0.6),  # falls below 3/4 at 0.7 and comes back at 0.6
+        ((0.9, 0.8, 0.7, 0.6, 0.5), "rrwrw", 0.76, 0.8),
+        ((0.9, 0.8, 0.7, 0.6, 0.5), "rrwrw", 0.5, 0.5),
+        ((0.5, 0.9, 0.7, 0.8, 0.6), "wrwrr", 0.75, 0.6),  # the same, out of order
+        ((0.9, 0.8), "wr", 0.9, None),
         # 0.8 twice: a threshold takes both or none, so 2/3 at 0.8
-        ((0.9, 0.8, 0.8), "rrw", 0.9, 1, 0.9),
-        ((), "", 0.9, 1, None),
+        ((0.9, 0.8, 0.8), "rrw", 0.9, 0.9),
+        ((), "", 0.9, None),
     ],
 )
 def test_lowest_threshold(
-    confidences: tuple[float, ...], right: str, target: float, least: int, threshold: float | None
-) -> None:
-    found = lowest_threshold(scores(*confidences), marks(right), target, least)
+    confidences: tuple[float, ...], right: str, target: float, threshold: float | None
+) -> None:  # fmt: skip
+    found = lowest_threshold(scores(*confidences), marks(right), target)
     assert found == (None if threshold is None else pytest.approx(threshold))
 
 
 def test_a_threshold_accepts_the_row_it_was_taken_from() -> None:
     """Through JSON and back: a float32 written as a number accepts itself."""
-    confidences = np.random.default_rng(0).random(1000).astype(np.float32)
-    threshold = lowest_threshold(confidences, confidences > 0.3, 0.9)
-    assert threshold is not None
-    assert accepts(confidences, float(repr(threshold))).sum() == (confidences >= np.float32(threshold)).sum() > 0
-    assert not accepts(confidences, None).any()
+    confidence = np.random.default_rng(0).random(1000).astype(np.float32)
+    lowest = lowest_threshold(confidence, confidence > 0.3, 0.9)
+    read = Threshold.model_validate_json(threshold(lowest).model_dump_json())
+    accepted = confidence >= read.limits(PATTERN)[0]
+    assert accepted.sum() == (confidence >= np.float32(lowest)).sum() > 0
+    assert lowest in confidence[accepted]
 
 
 def test_recall_at_precision() -> None:
@@ -59,56 +76,112 @@ def test_recall_at_precision() -> None:
 
 
 def test_single_valued() -> None:
-    pattern = drawn.taxonomy()["pattern"]
-    found = outcomes(
-        pattern,
-        scores(0.7, 0.2, 0.1, 0.3, 0.6, 0.1, 0.2, 0.3, 0.5).reshape(3, 3),
-        marks("rwwrwwwwr").reshape(3, 3),  # truth: the first, the first, the third value
-        scores(1.0, 0.0, 0.5, 0.5, 0.0, 1.0).reshape(3, 2),
-    )
-    assert found.confidence.tolist() == pytest.approx([0.7, 0.6, 0.5])
-    assert found.right.tolist() == [True, False, True]
-    assert (found.labelled, found.positives, found.best_right) == (3, 3, 2)
-    metrics = judge(pattern, found, 0.6)
-    assert metrics.accuracy == pytest.approx(2 / 3)
-    assert metrics.coverage == pytest.approx(2 / 3)
-    assert metrics.precision == pytest.approx(1 / 2)
-    assert metrics.recall == pytest.approx(1 / 3)
-    assert metrics.recall_at_target == pytest.approx(1 / 3)
-    assert (metrics.text_weight, metrics.image_weight) == (pytest.approx(0.5), pytest.approx(0.5))
+    #        best value:   0    0    1    1    2; wrong means that the next is true: 0, 0, 1, 2, 0
+    found = single([0.9, 0.8, 0.7, 0.6, 0.5], marks("rrrww"), [0, 0, 1, 1, 2], named=[TITLE, 0, 0, 0, TITLE])
+    metrics = judge(found, threshold(0.75, Striped=0.59, Checked=None), ("title",))
+    assert (metrics.n, metrics.n_silent) == (5, 3)
+    assert metrics.accuracy == pytest.approx(3 / 5)
+    # Solid: 2 of 2 predicted, 3 true: 4/5. Striped: 1 of 2, 1 true: 2/3. Checked: 0.
+    assert metrics.macro_f1 == pytest.approx((4 / 5 + 2 / 3 + 0) / 3)
+    assert metrics.average_precision == pytest.approx(3 / 5)  # precision is 1 up to recall 3/5
+    assert metrics.recall_at_90 == metrics.recall_at_target == pytest.approx(3 / 5)
+    assert metrics.silent_recall_at_90 == pytest.approx(2 / 3)  # 0.8 and 0.7 right, 0.6 wrong
+    # One product a bin: |1 - 0.9|, |1 - 0.8|, |1 - 0.7|, 0.6, 0.5
+    assert metrics.calibration_error == pytest.approx((0.1 + 0.2 + 0.3 + 0.6 + 0.5) / 5)
+    # Accepted: Solid from 0.75 (two right), Striped from 0.59 (one right, one wrong), Checked never.
+    assert metrics.coverage == pytest.approx(4 / 5)
+    assert metrics.precision == pytest.approx(3 / 4)
+    assert metrics.recall == pytest.approx(3 / 5)
+    assert (metrics.text_weight, metrics.image_weight) == (pytest.approx(0.75), pytest.approx(0.25))
+    assert judge(found, threshold(None), ("title",)).precision is None
+
+
+def test_a_label_is_silent_for_those_who_do_not_read_its_field() -> None:
+    found = single([0.9, 0.8], marks("rr"), named=[TITLE, 0])
+    assert judge(found, threshold(None), ("description",)).n_silent == 2
+    assert judge(found.take(np.array([0])), threshold(None), ("title",)).silent_recall_at_90 is None
+
+
+def test_the_target_may_be_another_than_the_papers() -> None:
+    found = single([0.9, 0.8, 0.7], marks("rrw"), attribute=PATTERN.model_copy(update={"target_precision": 0.6}))
+    metrics = judge(found, threshold(None), ("title",))
+    assert (metrics.recall_at_90, metrics.recall_at_target) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    found = single([0.9, 0.8, 0.7], marks("rwr"), attribute=PATTERN.model_copy(update={"target_precision": 0.6}))
+    metrics = judge(found, threshold(None), ("title",))
+    assert (metrics.recall_at_90, metrics.recall_at_target) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
 
 
 def test_multi_valued_counts_pairs() -> None:
-    material = drawn.taxonomy()["material"]
-    found = outcomes(
-        material,
-        scores(0.9, 0.8, 0.1, 0.2, 0.3, 0.7).reshape(2, 3),
-        marks("rrwrww").reshape(2, 3),  # product 0 has two materials, product 1 one, which is ranked last
-        np.ones((2, 2), np.float32) / 2,
-    )
-    assert (found.labelled, found.positives, found.best_right) == (2, 3, 1)
-    metrics = judge(material, found, 0.7)
+    # Product 0 has two materials, one of them named; product 1 has one, which is ranked last.
+    found = several([[0.9, 0.8, 0.1], [0.2, 0.3, 0.7]], ["rrw", "rww"], ["rww", "www"])
+    metrics = judge(found, threshold(0.7), ("title",))
+    assert (metrics.n, metrics.n_silent) == (2, 2)
     assert metrics.accuracy == pytest.approx(1 / 2)
     assert metrics.precision == pytest.approx(2 / 3)
     assert metrics.recall == pytest.approx(2 / 3)
     assert metrics.coverage == pytest.approx(3 / 3)
+    # Ranked: 0.9 r, 0.8 r, 0.7 w, 0.3 w, 0.2 r, 0.1 w: areas 1/3 * (1 + 1 + 3/5)
+    assert metrics.average_precision == pytest.approx((1 + 1 + 3 / 5) / 3)
+    assert metrics.recall_at_90 == pytest.approx(2 / 3)
+    # Silent: the pair 0.9 is named and left out; 0.8 r, 0.7 w, ..., and two are to be found.
+    silent = candidates(found, silent_in=("title",))
+    assert (len(silent), silent.positives, silent.positive_family.tolist()) == (5, 2, [0, 1])
+    assert metrics.silent_recall_at_90 == pytest.approx(1 / 2)
+    # Cotton: predicted for 0, true for 0 and 1: 2/3. Linen: right. Wool: never true, so it does not count.
+    assert metrics.macro_f1 == pytest.approx((2 / 3 + 1) / 2)
 
 
-def test_choose_threshold() -> None:
-    pattern = drawn.taxonomy()["pattern"]
-    found = Outcomes(
-        labelled=5, best_right=4, confidence=scores(0.9, 0.8, 0.7, 0.6, 0.5), right=marks("rrrrw"), positives=5,
-        text_weight=0.5, image_weight=0.5,
-    )  # fmt: skip
-    chosen = choose_threshold(pattern, found, min_accepted=4)
-    assert chosen.threshold == pytest.approx(0.6)
-    assert (chosen.precision, chosen.accepted, chosen.candidates) == (1.0, 4, 5)
-    nothing = choose_threshold(pattern, found, min_accepted=5)
-    assert (nothing.threshold, nothing.precision, nothing.accepted) == (None, None, 0)
+def test_the_best_value_is_predicted_though_unlikely() -> None:
+    assert macro_f1(several([[0.3, 0.2, 0.1]], ["rww"], ["www"])) == 1.0
+
+
+def test_average_precision_counts_what_is_never_found() -> None:
+    # w at 0.9, r at 0.8, r at 0.7, w at 0.6: of four positives, 1/4 at precision 1/2 and 1/4 at 2/3.
+    found = candidates(single([0.9, 0.8, 0.7, 0.6], marks("wrrw")))
+    assert average_precision(found) == pytest.approx((1 / 2 + 2 / 3) / 4)
+    assert average_precision(candidates(single([0.9], marks("w")))) == 0
+
+
+def test_metrics_are_of_calibrated_confidences() -> None:
+    found = single([0.8, 0.6], marks("rr"))
+    cold = judge(found, threshold(None, temperature=0.5), ("title",))
+    # Squared and normalised: 0.64 / (0.64 + 2 * 0.01), 0.36 / (0.36 + 2 * 0.04)
+    assert cold.calibration_error == pytest.approx(1 - (0.64 / 0.66 + 0.36 / 0.44) / 2, abs=1e-6)
+
+
+def test_bins_of_equal_mass() -> None:
+    bins = reliability(scores(0.1, 0.4, 0.3, 0.2, 0.9), marks("wrwwr"), bins=2)
+    assert bins.count.tolist() == [2, 3]
+    assert bins.confidence.tolist() == pytest.approx([0.15, 1.6 / 3])
+    assert bins.accuracy.tolist() == pytest.approx([0, 2 / 3])
+    assert reliability(scores(0.5), marks("r")).count.tolist() == [1]
+    assert calibration_error(scores(), marks("")) is None
 
 
 def test_an_attribute_without_labels_has_no_metrics() -> None:
-    pattern = drawn.taxonomy()["pattern"]
-    none = outcomes(pattern, np.zeros((0, 3), np.float32), np.zeros((0, 3), np.bool_), np.zeros((0, 2), np.float32))
-    metrics = judge(pattern, none, None)
-    assert (metrics.n, metrics.accuracy, metrics.recall_at_target, metrics.precision) == (0, None, None, None)
+    for attribute in (PATTERN, MATERIAL):
+        metrics = judge(Predictions.empty(attribute), threshold(None), ("title",))
+        assert (metrics.n, metrics.n_silent) == (0, 0)
+        assert {metrics.accuracy, metrics.macro_f1, metrics.average_precision, metrics.calibration_error} == {None}
+        assert {metrics.recall_at_90, metrics.silent_recall_at_90, metrics.precision, metrics.recall} == {None}
+
+
+def test_means_leave_out_what_has_no_labels() -> None:
+    sides = {
+        "one": single([0.9, 0.8], marks("rw")), "two": single([0.9], marks("r")), "none": Predictions.empty(PATTERN),
+    }  # fmt: skip
+    metrics = judge_all(sides, dict.fromkeys(sides, threshold(None)), ("title",))
+    method = method_metrics("ours", metrics)
+    assert method.mean_recall_at_90 == mean_of(metrics, "recall_at_90") == pytest.approx((1 / 2 + 1) / 2)
+    assert mean_accuracy(sides) == pytest.approx(3 / 4)
+    assert type(method).model_validate_json(method.model_dump_json()) == method
+
+
+def test_a_large_side_is_judged_in_seconds() -> None:
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.4, 0.999, 200_000)
+    large = single(confidence, rng.random(200_000) < confidence, rng.integers(0, 3, 200_000))
+    start = time.process_time()
+    metrics = judge(large, threshold(0.9), ("title",))
+    assert time.process_time() - start < 5
+    assert metrics.calibration_error == pytest.approx(0, abs=0.01)

@@ -295,6 +295,10 @@ def test_missing_labels_add_no_loss_and_no_gradient() -> None:
 
 def test_probabilities() -> None:
     layout = ClassLayout(drawn.taxonomy())
-    probabilities = layout.probabilities(torch.tensor([[0.0] * 8 + [0.0, np.log(3.0), -np.log(3.0)]]))
-    torch.testing.assert_close(probabilities[0, :2], torch.tensor([0.5, 0.5]))
-    torch.testing.assert_close(probabilities[0, 8:], torch.tensor([0.5, 0.75, 0.25]))
+    logits = np.array([[0.0, np.log(3.0), *[0.0] * 6, 0.0, np.log(3.0), -np.log(3.0)]], np.float32)
+    found = layout.probabilities(logits)
+    assert found[0, :2] == pytest.approx([0.25, 0.75])
+    assert found[0, 8:] == pytest.approx([0.5, 0.75, 0.25])
+    temperature = np.array([0.5] * 2 + [1.0] * 6 + [0.5] * 3, np.float32)  # odds of 3 become odds of 9
+    assert layout.probabilities(logits, temperature)[0, :2] == pytest.approx([0.1, 0.9])
+    assert layout.probabilities(logits, temperature)[0, 8:] == pytest.approx([0.5, 0.9, 0.1])

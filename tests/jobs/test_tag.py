@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cma_clip_core import registry
-from cma_clip_core.metrics import Threshold
+from cma_clip_core.documents import Threshold
 from cma_clip_core.model import CmaClip
 from cma_clip_core.training import Metrics, Trained
 from jobs import storage

@@ -1,0 +1,296 @@
+"""Which rule for thresholds keeps its promise of precision? A simulation: `python -m benchmarks.threshold_promise`.
+
+Drawn attributes of many kinds: a product's chance of being right is a logistic function of a normal number, with a ceiling
+(labels themselves are wrong). Validation products are drawn, a threshold is chosen on them, and it is held against the
+true precision and against a test side of twice the size. Four questions: which rule, what families do, from how many
+predictions on a value should have its own threshold, and whether a temperature fitted on the same products does
+harm. Prints Markdown; a few minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit
+
+from cma_clip_core.calibration import fit_temperature
+from cma_clip_core.candidates import Integers, candidates
+from cma_clip_core.config import SelectionConfig
+from cma_clip_core.predictions import Predictions
+from cma_clip_core.promise import (
+    Doubles,
+    choose_threshold,
+    correlation_within,
+    lower_bound_reaches,
+    promised_threshold,
+)
+from schemas.taxonomy import Attribute
+
+LEVEL = 0.95
+SIZES = (100, 300, 1000, 3000)
+POPULATION = 40_000
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class Products:
+    confidence: Doubles  # [n]
+    right: Bools  # [n]
+    family: Integers  # [n]
+    value: Integers  # [n]
+
+
+@dataclass(slots=True)
+class Kind:
+    """A kind of attribute. `lie` multiplies the logits: above 1 the model is surer than it should be."""
+
+    mean: float
+    spread: float
+    ceiling: float
+    lie: float = 1.0
+    in_families: float = 0.0  # spread of what the products of a family share and confidence does not show
+    family_size: float = 1.0  # mean; geometric
+    values: int = 1  # of falling frequency (Zipf)
+    value_spread: float = 0.0  # of what the products of a value share and confidence does not show; the third is bad
+
+    def draw(self, n: int, rng: np.random.Generator, offsets: Doubles | None = None) -> Products:
+        sizes = rng.geometric(1 / self.family_size, n)
+        family = np.repeat(np.arange(n), sizes)[:n]
+        share = np.sqrt(0.5) if self.family_size > 1 else 0.0
+        z = self.mean + self.spread * (share * rng.normal(size=n)[family] + np.sqrt(1 - share**2) * rng.normal(size=n))
+        frequency = 1 / np.arange(1, self.values + 1)
+        value = rng.choice(self.values, n, p=frequency / frequency.sum())
+        hidden = self.in_families * rng.normal(size=n)[family] + (0 if offsets is None else offsets[value])
+        # A logistic function averaged over a normal number is about a flatter one: confidence stays calibrated.
+        flat = np.sqrt(1 + np.pi / 8 * self.in_families**2)
+        confidence = self.ceiling * expit(self.lie * z / flat)
+        return Products(confidence, rng.random(n) < self.ceiling * expit(z + hidden), family, value)
+
+
+KINDS = {
+    "strong": Kind(3.5, 1.8, 1.0),
+    "middling": Kind(2.0, 2.0, 1.0),
+    "weak": Kind(0.8, 1.5, 1.0),
+    "strong, noisy labels": Kind(3.5, 1.8, 0.97),
+    "middling, noisy labels": Kind(2.0, 2.0, 0.96),
+    "middling, too sure": Kind(2.0, 2.0, 1.0, lie=1.5),
+}
+
+Rule = Callable[[Products, float], float | None]
+
+
+def _ranked(found: Products) -> tuple[Doubles, Doubles, Doubles]:
+    order = np.argsort(-found.confidence)
+    return found.confidence[order], np.cumsum(found.right[order]) + 0.0, np.arange(1, len(order) + 1) + 0.0
+
+
+def lowest_reaching(found: Products, target: float) -> float | None:
+    """The target reached on validation, without any bound, by 20 products or more."""
+    confidence, right, number = _ranked(found)
+    reached = np.flatnonzero((right / number >= target) & (number >= 20))
+    return float(confidence[reached[-1]]) if len(reached) else None
+
+
+def lowest_passing(found: Products, target: float) -> float | None:
+    confidence, right, number = _ranked(found)
+    passed = np.flatnonzero(lower_bound_reaches(right, number, target, LEVEL))
+    return float(confidence[passed[-1]]) if len(passed) else None
+
+
+def _grid(target: float, n: int, errors: int, growth: float) -> Integers:
+    """Numbers accepted, growing, from the least that passes with some errors."""
+    counts = np.arange(1, 500) + 0.0
+    passing = lower_bound_reaches(np.maximum(counts - errors, 0), counts, target, LEVEL)
+    least = int(counts[np.flatnonzero(passing)[0]])
+    steps = max(int(np.log(max(n / least, 1)) / np.log(growth)) + 1, 0) if n >= least else 0
+    return np.unique((least * growth ** np.arange(steps)).astype(np.int64))
+
+
+def bonferroni(found: Products, target: float) -> float | None:
+    confidence, right, number = _ranked(found)
+    at = _grid(target, len(number), 0, 1.25) - 1
+    level = 1 - (1 - LEVEL) / max(len(at), 1)
+    passed = at[lower_bound_reaches(right[at], number[at], target, level)]
+    return float(confidence[passed[-1]]) if len(passed) else None
+
+
+def from_the_top(errors: int) -> Rule:
+    def rule(found: Products, target: float) -> float | None:
+        confidence, right, number = _ranked(found)
+        at = _grid(target, len(number), errors, 1.1) - 1
+        if not len(at):
+            return None
+        passed = lower_bound_reaches(right[at], number[at], target, LEVEL)
+        passes = len(at) if passed.all() else int(np.argmin(passed))
+        return float(confidence[at[passes - 1]]) if passes else None
+
+    return rule
+
+
+def ours(found: Products, target: float) -> float | None:
+    correlation = correlation_within(found.right - found.confidence, found.family)
+    return promised_threshold(
+        found.confidence.astype(np.float32), found.right, found.family, target, LEVEL, correlation
+    )  # fmt: skip
+
+
+def ours_without_families(found: Products, target: float) -> float | None:
+    return promised_threshold(found.confidence.astype(np.float32), found.right, found.family, target, LEVEL)
+
+
+RULES: dict[str, Rule] = {
+    "lowest that reaches the target": lowest_reaching,
+    "lowest that passes": lowest_passing,
+    "sequence from the top": from_the_top(0),
+    "sequence from the top, two errors": from_the_top(2),
+    "Bonferroni, counts growing by a quarter": bonferroni,
+    "sequence from the surest (ours)": ours,
+}
+
+
+def judge(kind: Kind, n: int, target: float, rules: dict[str, Rule], repeats: int, seed: int) -> dict[str, Doubles]:
+    """Return for each rule: promise kept in truth, kept on a test side, recall, nothing accepted: means of repeats."""
+    rng = np.random.default_rng(seed)
+    truth = kind.draw(20 * POPULATION, rng)
+    confidence, right, number = _ranked(truth)
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in rules}
+    for _ in range(repeats):
+        validation, test = kind.draw(n, rng), kind.draw(2 * n, rng)
+        for name, rule in rules.items():
+            threshold = rule(validation, target)
+            if threshold is None:
+                found[name].append((1, 1, 0, 1))
+                continue
+            threshold -= 1e-6  # single precision rounds up
+            at = int(np.searchsorted(-confidence, -threshold, side="right")) - 1
+            accepted = test.confidence >= threshold
+            kept = not accepted.any() or test.right[accepted].mean() >= target
+            found[name].append((right[at] / number[at] >= target, kept, right[at] / len(number), 0))
+    return {name: np.mean(rows, axis=0) for name, rows in found.items()}
+
+
+def table(title: str, columns: tuple[str, ...], rows: Iterator[tuple[str, Doubles]]) -> None:
+    print(f"\n{title}\n\n| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
+    for name, numbers in rows:
+        print(f"| {name} | {' | '.join(f'{100 * x:.1f}' for x in numbers)} |", flush=True)
+
+
+COLUMNS = ("kept, %", "kept, worst cell", "kept on test", "kept on test, worst", "recall", "nothing accepted")
+
+
+def _summary(cells: list[Doubles]) -> Doubles:
+    mean, least = np.mean(cells, axis=0), np.min(cells, axis=0)
+    return np.array([mean[0], least[0], mean[1], least[1], mean[2], mean[3]])
+
+
+def study_rules(repeats: int) -> None:
+    for target in (0.9, 0.95):
+        cells = [judge(k, n, target, RULES, repeats, 1) for k in KINDS.values() for n in SIZES]
+        title = f"Rules at target {target}: {len(KINDS)} kinds x {len(SIZES)} sizes, {repeats} repeats each"
+        table(title, COLUMNS, ((name, _summary([cell[name] for cell in cells])) for name in RULES))
+
+
+def study_families(repeats: int) -> None:
+    rules = {"families ignored": ours_without_families, "design effect (ours)": ours}
+    kinds = [
+        Kind(mean, spread, ceiling, in_families=1.5, family_size=4.0)
+        for mean, spread, ceiling in ((3.5, 1.8, 1.0), (2.0, 2.0, 1.0), (2.0, 2.0, 0.96))
+    ]
+    cells = [judge(kind, n, 0.9, rules, repeats, 2) for kind in kinds for n in SIZES]
+    title = f"Families of 4 on average, target 0.9: 3 kinds x {len(SIZES)} sizes, {repeats} repeats each"
+    table(title, COLUMNS, ((name, _summary([cell[name] for cell in cells])) for name in rules))
+
+
+VALUES = 12
+
+
+def study_values(repeats: int) -> None:
+    columns = ("kept, %", "kept on test", "recall", "nothing accepted", "accepted of values below target - 5 %")
+    attribute = Attribute(name="drawn", label="Drawn", field="drawn", values=[f"v{i}" for i in range(VALUES)])
+    for n in (300, 1000, 3000):
+
+        def rows(n: int = n) -> Iterator[tuple[str, Doubles]]:
+            for least in (30, 50, 100, 200, 10**9):
+                rng = np.random.default_rng(3)
+                numbers = np.mean([_judge_values(attribute, n, least, rng) for _ in range(repeats)], axis=0)
+                yield ("one threshold for all" if least == 10**9 else f"own threshold from {least}"), numbers
+
+        table(f"{VALUES} values of which the third is bad, {n} validation products, target 0.9, {repeats} repeats",
+              columns, rows())  # fmt: skip
+
+
+def _judge_values(attribute: Attribute, n: int, least: int, rng: np.random.Generator) -> tuple[float, ...]:
+    kind = Kind(rng.uniform(1, 4), rng.uniform(1, 2), rng.uniform(0.96, 1), values=VALUES)
+    offsets = rng.normal(0, 0.4, VALUES)
+    offsets[2] -= 1.5
+    validation, test, truth = (kind.draw(m, rng, offsets) for m in (n, 2 * n, POPULATION))
+    selection = SelectionConfig(value_predictions=least)
+    limits = choose_threshold(_predictions(attribute, validation), 1.0, selection).limits(attribute)
+    accepted, on_test = (p.confidence >= limits[p.value] - 1e-6 for p in (truth, test))
+    if not accepted.any():
+        return 1, 1, 0, 1, 0
+    counts = np.bincount(truth.value[accepted], minlength=VALUES)
+    right = np.bincount(truth.value[accepted], truth.right[accepted], minlength=VALUES)
+    bad = counts[right < (attribute.target_precision - 0.05) * counts].sum() / counts.sum()
+    return (
+        right.sum() / counts.sum() >= attribute.target_precision,
+        not on_test.any() or test.right[on_test].mean() >= attribute.target_precision,
+        right.sum() / POPULATION, 0, bad,
+    )  # fmt: skip
+
+
+def study_temperature(repeats: int) -> None:
+    attribute = Attribute(name="drawn", label="Drawn", field="drawn", values=[f"v{i}" for i in range(VALUES)])
+
+    def rows() -> Iterator[tuple[str, Doubles]]:
+        for n in SIZES:
+            for fitted in (False, True):
+                rng = np.random.default_rng(4)
+                found = [_judge_temperature(attribute, n, fitted, rng) for _ in range(repeats)]
+                yield f"{n} products, {'fitted' if fitted else 'none'}", np.mean(found, axis=0)
+
+    title = f"A temperature fitted on the same products, models 0.7 to 2 times as sure as right, {repeats} repeats"
+    table(title, ("kept, %", "recall", "nothing accepted"), rows())
+
+
+def _judge_temperature(attribute: Attribute, n: int, fitted: bool, rng: np.random.Generator) -> tuple[float, ...]:
+    kind = Kind(rng.uniform(1, 4), rng.uniform(1, 2), rng.uniform(0.96, 1), rng.uniform(0.7, 2), values=VALUES)
+    validation, truth = (_predictions(attribute, kind.draw(m, rng)) for m in (n, POPULATION))
+    temperature = fit_temperature(validation) if fitted else 1.0
+    chosen = choose_threshold(validation, temperature, SelectionConfig())
+    found = candidates(truth, temperature)
+    accepted = found.confidence >= chosen.limits(attribute)[found.value]
+    right = found.right[accepted].sum()
+    return right >= attribute.target_precision * accepted.sum(), right / POPULATION, not accepted.any()
+
+
+def _predictions(attribute: Attribute, found: Products) -> Predictions:
+    """Predictions whose best value has the drawn confidence, and is right where the drawn product is."""
+    n, rows = len(found.value), np.arange(len(found.value))
+    top = np.clip(found.confidence, 0.3, 1 - 1e-6)  # less and it would not be the best
+    logits = np.repeat(np.log((1 - top) / (VALUES - 1))[:, None], VALUES, axis=1)
+    logits[rows, found.value] = np.log(top)
+    targets = np.zeros((n, VALUES), dtype=np.bool_)
+    targets[rows, np.where(found.right, found.value, (found.value + 1) % VALUES)] = True
+    return Predictions(
+        attribute, rows.astype(object), found.family, logits.astype(np.float32), targets,
+        np.zeros((n, VALUES), np.uint8), np.full((n, 2), 0.5, np.float32),
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=500)
+    repeats = parser.parse_args().repeats
+    study_rules(repeats)
+    study_families(repeats)
+    study_values(repeats)
+    study_temperature(repeats)
+
+
+if __name__ == "__main__":
+    main()

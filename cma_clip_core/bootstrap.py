@@ -1,0 +1,201 @@
+"""How much of a recall, or of the difference of two methods, is chance: a bootstrap over product families.
+
+Whole families are drawn with replacement, since products of one are not independent: the cluster bootstrap (Davison and
+Hinkley 1997, "Bootstrap Methods and their Application"; Field and Welsh 2007, "Bootstrapping Clustered
+Data"). Intervals are percentiles. All methods and attributes see the same draws, so that differences are paired.
+
+A draw is a weight for each family: confidences are sorted once, and a draw costs a weighted cumulative sum.
+
+Letters of shapes: F families, K attributes, D draws, m candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from cma_clip_core.candidates import Candidates, Integers, candidates
+from cma_clip_core.documents import Difference, Interval, MethodMetrics, Threshold
+from cma_clip_core.metrics import PAPER_PRECISION, judge_all, method_metrics
+from cma_clip_core.predictions import Predictions
+from cma_clip_core.thresholds import ends_of_equals
+
+Doubles = npt.NDArray[np.float64]
+
+DRAWS: Final = 1000
+_EXACT = 1e-6  # a sum of weights times a target with few decimals is either 0 or farther from it than this
+
+
+@dataclass(slots=True)
+class RecallDraws:
+    """One method's recall at 90 % precision in each draw; no number where a draw has nothing to be found."""
+
+    attributes: tuple[str, ...]
+    all: Doubles  # [K, D]
+    silent: Doubles  # [K, D], on the silent labels alone
+
+    def mean_all(self) -> Doubles:
+        """Return the mean over the attributes [D]."""
+        return _mean(self.all)
+
+    def mean_silent(self) -> Doubles:
+        """Return the mean over the attributes [D], on the silent labels alone."""
+        return _mean(self.silent)
+
+
+class RankedCandidates:
+    """Candidates sorted once, to be weighted often."""
+
+    def __init__(self, found: Candidates, families: Integers, target: float) -> None:
+        """Sort the candidates.
+
+        Args:
+            found: the candidates.
+            families: [F] all families there are, rising.
+            target: precision, 0 to 1.
+        """
+        order = np.argsort(-found.confidence, kind="stable")
+        right = found.right[order]
+        # Beyond the last right candidate recall stands still and precision falls, but for its equals.
+        ranked = found.confidence[order]
+        end = int(np.searchsorted(-ranked, -ranked[right.nonzero()[0][-1]], side="right")) if right.any() else 0
+        self._right = right[:end].astype(np.float64)
+        self._gain = self._right - target
+        self._family = np.searchsorted(families, found.family[order[:end]])
+        ends = ends_of_equals(ranked[:end])
+        self._ends = ends if len(ends) < end else None
+        self._positives = np.bincount(
+            np.searchsorted(families, found.positive_family), minlength=len(families)
+        ).astype(np.float64)  # fmt: skip
+
+    def recall(self, weights: Doubles) -> float:
+        """Return the recall at the lowest threshold that reaches the target, families counted `weights` [F] times."""
+        positives = float(self._positives @ weights)
+        if not positives:
+            return float("nan")
+        weight = weights[self._family]
+        above = np.cumsum(weight * self._gain)  # right less target times accepted: not negative where it is reached
+        reached = (above if self._ends is None else above[self._ends]) >= -_EXACT
+        if not reached.any():
+            return 0.0
+        last = len(reached) - 1 - int(reached[::-1].argmax())
+        accepted = (last if self._ends is None else int(self._ends[last])) + 1
+        return float(weight[:accepted] @ self._right[:accepted]) / positives
+
+
+def draw_recalls(
+    methods: Mapping[str, Mapping[str, Predictions]],
+    thresholds: Mapping[str, Mapping[str, Threshold]],
+    text_fields: Sequence[str],
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> dict[str, RecallDraws]:
+    """Return each method's recalls at 90 % precision in the same draws.
+
+    Args:
+        methods: predictions by attribute, by method: all of the same products.
+        thresholds: of each method, whose temperatures are applied.
+        text_fields: a label that they name is not silent; the same for all methods, so that they are comparable.
+        draws: how many.
+        seed: of the draws.
+
+    Raises:
+        ValueError: the methods are not of the same attributes and products.
+    """
+    attributes = _same_attributes(methods)
+    families = np.unique(np.concatenate([p.families for found in methods.values() for p in found.values()]))
+    ranked = {
+        method: [
+            [
+                RankedCandidates(candidates(p, temperature, silent_in), families, PAPER_PRECISION)
+                for name in attributes
+                for p, temperature in [(found[name], thresholds[method][name].temperature)]
+            ]
+            for silent_in in (None, text_fields)
+        ]
+        for method, found in methods.items()
+    }
+    recalls = {method: np.full((2, len(attributes), draws), np.nan) for method in methods}
+    rng = np.random.default_rng(seed)
+    for draw in range(draws if len(families) else 0):
+        chosen = rng.integers(len(families), size=len(families))
+        weights = np.bincount(chosen, minlength=len(families)).astype(np.float64)
+        for method, sides in ranked.items():
+            recalls[method][:, :, draw] = [[one.recall(weights) for one in side] for side in sides]
+    return {method: RecallDraws(attributes, found[0], found[1]) for method, found in recalls.items()}
+
+
+def judge_with_intervals(
+    method: str,
+    predictions: Mapping[str, Predictions],
+    thresholds: Mapping[str, Threshold],
+    text_fields: Sequence[str],
+) -> MethodMetrics:
+    """Return all metrics of one method, with intervals. Arguments as of `cma_clip_core.metrics.judge`."""
+    metrics = method_metrics(method, judge_all(predictions, thresholds, text_fields))
+    drawn = draw_recalls({method: predictions}, {method: thresholds}, text_fields)
+    return with_intervals(metrics, drawn[method])
+
+
+def with_intervals(metrics: MethodMetrics, draws: RecallDraws) -> MethodMetrics:
+    """Return a method's metrics with the intervals of its recalls at 90 % precision."""
+    attributes = dict(metrics.attributes)
+    for name, whole, silent in zip(draws.attributes, draws.all, draws.silent, strict=True):
+        intervals = {"recall_at_90_interval": interval(whole), "silent_recall_at_90_interval": interval(silent)}
+        attributes[name] = attributes[name].model_copy(update=intervals)
+    return metrics.model_copy(
+        update={
+            "attributes": attributes,
+            "mean_recall_at_90_interval": interval(draws.mean_all()),
+            "mean_silent_recall_at_90_interval": interval(draws.mean_silent()),
+        }
+    )
+
+
+def difference(first: Doubles, second: Doubles) -> Difference | None:
+    """Return first less second, of the same draws [D]; None where no draw has both.
+
+    Raises:
+        ValueError: they are not of the same number of draws.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"{len(first)} and {len(second)} draws cannot be paired; draw both methods in one call")
+    differences = first - second
+    found = interval(differences)
+    if found is None:
+        return None
+    known = differences[~np.isnan(differences)]
+    return Difference(mean=float(known.mean()), interval=found, below_zero=float((known < 0).mean()))
+
+
+def interval(draws: Doubles) -> Interval | None:
+    """Return the middle 95 % of draws [D], those without a number aside; None where none has one."""
+    known = draws[~np.isnan(draws)]
+    if not len(known):
+        return None
+    low, high = np.percentile(known, [2.5, 97.5])
+    return Interval(low=float(low), high=float(high))
+
+
+def _mean(recalls: Doubles) -> Doubles:
+    """Return the mean over the attributes [D] of recalls [K, D], those without a number left out."""
+    known = ~np.isnan(recalls)
+    count = known.sum(axis=0)
+    means: Doubles = np.where(count > 0, np.where(known, recalls, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
+    return means
+
+
+def _same_attributes(methods: Mapping[str, Mapping[str, Predictions]]) -> tuple[str, ...]:
+    first_name, first = next(iter(methods.items()))
+    products = {name: set(p.products.tolist()) for name, p in first.items()}
+    for method, found in methods.items():
+        if found.keys() != first.keys():
+            raise ValueError(f"{method} has other attributes than {first_name}")
+        for name, p in found.items():
+            if set(p.products.tolist()) != products[name]:
+                raise ValueError(f"{name}: {method} was judged on other products than {first_name}")
+    return tuple(first)

@@ -1,0 +1,76 @@
+"""What a method proposes for an attribute, ranked by confidence and right or wrong: what all thresholds are about.
+
+Letters of shapes: n labelled products, C values of one attribute, m candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cma_clip_core.predictions import LIKELY, Bools, Floats, Predictions
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class Candidates:
+    """A candidate is the best value of a product, or of a multi-valued attribute each (product, value)."""
+
+    confidence: Floats  # [m], calibrated
+    right: Bools  # [m]
+    value: Integers  # [m], class of the attribute
+    product: Integers  # [m], row of the predictions
+    family: Integers  # [m], the product's
+    positives: int  # right values there are: products, or of a multi-valued attribute all true (product, value) pairs
+    positive_family: Integers  # [positives], the family of each of them
+    multi_valued: bool
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    @property
+    def predicted(self) -> Bools:
+        """Which candidates [m] the method predicts: all best values, and of several those that are likely."""
+        return np.asarray(self.confidence >= LIKELY) if self.multi_valued else np.ones(len(self), np.bool_)
+
+
+def candidates(
+    predictions: Predictions, temperature: float = 1.0, silent_in: Sequence[str] | None = None
+) -> Candidates:
+    """Return the candidates of an attribute.
+
+    Args:
+        predictions: of its labelled products.
+        temperature: the attribute's (cma_clip_core.calibration).
+        silent_in: text fields; given, only products with a label that none of them names count. Of a multi-valued
+            attribute the pairs that are true and named are left out too: they are neither found nor missed.
+    """
+    if silent_in is not None:
+        silent = predictions.silent(silent_in)
+        keep = np.asarray(silent.any(axis=1))
+        found = candidates(predictions.take(keep), temperature)
+        if not predictions.attribute.multi_valued:
+            return found
+        kept = ~(predictions.targets & ~silent)[keep].ravel()
+        return Candidates(
+            found.confidence[kept], found.right[kept], found.value[kept], found.product[kept], found.family[kept],
+            int(silent.sum()), np.repeat(predictions.families[keep], silent[keep].sum(axis=1)), True,
+        )  # fmt: skip
+    n, c = predictions.logits.shape
+    probabilities, families = predictions.probabilities(temperature), predictions.families
+    rows = np.arange(n, dtype=np.int64)
+    if predictions.attribute.multi_valued:
+        pairs = np.repeat(rows, c)
+        positive = np.repeat(families, predictions.targets.sum(axis=1))
+        return Candidates(
+            probabilities.ravel(), predictions.targets.ravel(), np.tile(np.arange(c, dtype=np.int64), n), pairs,
+            families[pairs], len(positive), positive, True,
+        )  # fmt: skip
+    best = probabilities.argmax(axis=1) if n else rows
+    return Candidates(
+        probabilities[rows, best], predictions.targets[rows, best], best, rows, families, n, families, False
+    )

@@ -1,0 +1,96 @@
+"""The JSON documents that say what a model's confidences are worth. Loads neither torch nor scipy.
+
+Letters of shapes: C values of one attribute.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from schemas.loading import Strict
+from schemas.taxonomy import Attribute
+
+
+class Threshold(Strict):
+    """From which confidence an attribute's values are accepted, and what that did on the validation products.
+
+    A value that was predicted often on validation has a threshold of its own; `threshold` is that of all others. None
+    anywhere: no threshold keeps the promise, so nothing is accepted.
+    """
+
+    threshold: float | None
+    values: dict[str, float | None] = Field(default_factory=dict, description="values with a threshold of their own")
+    temperature: float = Field(default=1.0, gt=0, description="logits are divided by it: confidences are calibrated")
+    target_precision: float
+    precision: float | None  # of all accepted candidates
+    accepted: int
+    candidates: int
+
+    def limits(self, attribute: Attribute) -> npt.NDArray[np.float32]:
+        """Return the least confidence [C] at which each value is accepted; infinite where never."""
+        chosen = (self.values.get(name, self.threshold) for name in attribute.value_names)
+        return np.array([np.inf if t is None else t for t in chosen], dtype=np.float32)
+
+    def never(self, attribute: Attribute) -> tuple[str, ...]:
+        """Return the values that are never accepted."""
+        limits = self.limits(attribute)
+        return tuple(name for name, limit in zip(attribute.value_names, limits, strict=True) if np.isinf(limit))
+
+    def lowest(self) -> float | None:
+        """Return the lowest confidence at which any value is accepted; None where nothing is."""
+        return min((t for t in (self.threshold, *self.values.values()) if t is not None), default=None)
+
+
+class Interval(Strict):
+    """A 95 % bootstrap interval."""
+
+    low: float
+    high: float
+
+
+class Difference(Strict):
+    """One method less another, in the same bootstrap draws."""
+
+    mean: float
+    interval: Interval
+    below_zero: float  # share of the draws
+
+
+class AttributeMetrics(Strict):
+    """One attribute on one side of the split. Confidences are calibrated probabilities.
+
+    A candidate is the best value of a product, or of a multi-valued attribute each (product, value). None: there is
+    nothing to count. Definitions: `cma_clip_core.metrics`.
+    """
+
+    n: int  # labelled products
+    n_silent: int  # of these, with a label that no text the model reads names
+    accuracy: float | None  # share of the products whose best value is right
+    macro_f1: float | None  # mean over the values that occur
+    average_precision: float | None  # area under the precision-recall curve of the candidates
+    calibration_error: float | None  # expected, of the best value's confidence, 15 bins of equal mass
+    target_precision: float
+    recall_at_target: float | None  # at the lowest threshold, on these products, that reaches the target
+    recall_at_90: float | None  # the paper's: the same at 90 % precision
+    recall_at_90_interval: Interval | None = None
+    silent_recall_at_target: float | None  # the same two on the silent labels alone
+    silent_recall_at_90: float | None
+    silent_recall_at_90_interval: Interval | None = None
+    coverage: float | None  # at the thresholds that ship: accepted right and wrong, over all true values
+    precision: float | None  # at the thresholds that ship
+    recall: float | None  # at the thresholds that ship
+    text_weight: float  # mean over the products
+    image_weight: float  # mean over the products
+
+
+class MethodMetrics(Strict):
+    """One method on one side of the split."""
+
+    method: str
+    attributes: dict[str, AttributeMetrics]
+    mean_recall_at_90: float | None  # over the attributes that have labels
+    mean_recall_at_90_interval: Interval | None = None
+    mean_silent_recall_at_90: float | None  # over the attributes that have silent labels
+    mean_silent_recall_at_90_interval: Interval | None = None

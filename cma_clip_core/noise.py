@@ -1,0 +1,56 @@
+"""Products with the text or the picture of another: how much does a method suffer? (arXiv 2112.03562, robustness.)"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from cma_clip_core.spoken import TEXT_FIELDS
+
+Modality = Literal["text", "image"]
+COLUMNS: dict[Modality, tuple[str, ...]] = {"text": TEXT_FIELDS, "image": ("image",)}
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """What is swapped. A product swapped at one share is swapped at every larger one with the same seed."""
+
+    modality: Modality
+    share: float  # of the products, 0 to 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where the share is none."""
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"the share of swapped products is {self.share}, not between 0 and 1")
+
+
+def swap(examples: pa.RecordBatch, noise: Noise) -> pa.RecordBatch:
+    """Return examples, a share of which have all texts, or the picture or its absence, of another product of the batch.
+
+    Which ones follows from their ids and the seed, whatever the batch; whose they get is the next by the same hash, so
+    never their own, and siblings, neighbours in a file, are torn apart. A batch of one stays as it is.
+    """
+    places = np.array(
+        [_place(product, noise.seed) for product in examples.column("product_id").to_pylist()], dtype=np.float64
+    )
+    order = np.argsort(places, kind="stable")
+    swapped = int((places < noise.share).sum())
+    source = np.arange(len(places))
+    source[order[:swapped]] = np.roll(order, -1)[:swapped]
+    taken = examples.take(pa.array(source))
+    names = COLUMNS[noise.modality]
+    return pa.RecordBatch.from_arrays(
+        [(taken if name in names else examples).column(name) for name in examples.schema.names],
+        schema=examples.schema,
+    )
+
+
+def _place(product: str, seed: int) -> float:
+    """Return a product's place in [0, 1)."""
+    digest = hashlib.blake2b(product.encode(), digest_size=6, salt=seed.to_bytes(8)).digest()
+    return int.from_bytes(digest) / 2**48

@@ -1,0 +1,97 @@
+"""`pytest tests/cma_clip_core/test_noise.py`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from cma_clip_core.classes import ClassLayout
+from cma_clip_core.evaluation import evaluate
+from cma_clip_core.model import CmaClip
+from cma_clip_core.noise import Modality, Noise, swap
+from cma_clip_core.predictions import Predictions
+from cma_clip_core.tokens import Tokenizer
+from tests.cma_clip_core import drawn
+
+BATCH = drawn.batch(400)
+IDS = BATCH.column("product_id").to_pylist()
+
+
+def titles(batch: pa.RecordBatch) -> list[str]:
+    found: list[str] = batch.column("title").to_pylist()
+    return found
+
+
+def own_titles(count: int) -> pa.RecordBatch:
+    """Examples whose title and description are their number."""
+    batch = BATCH.slice(0, count)
+    names = pa.array([str(i) for i in range(count)])
+    return batch.set_column(2, batch.schema.field(2), names).set_column(4, batch.schema.field(4), names)
+
+
+def test_a_share_gets_the_texts_of_others_whole() -> None:
+    batch = own_titles(400)
+    found = swap(batch, Noise("text", 0.2))
+    swapped = np.array([int(title) != i for i, title in enumerate(titles(found))])
+    assert 0.14 < swapped.mean() < 0.26
+    assert found.column("description").equals(found.column("title"))
+    assert len(set(titles(found))) >= 399  # each text is given to one product; one may be left with its owner too
+    for name in ("product_id", "image", "labels"):
+        assert found.column(name).equals(batch.column(name))
+
+
+def test_all_are_swapped_and_none_keeps_its_own() -> None:
+    found = titles(swap(own_titles(400), Noise("text", 1.0)))
+    assert sorted(found, key=int) == [str(i) for i in range(400)]
+    assert not any(int(title) == i for i, title in enumerate(found))
+    assert titles(swap(own_titles(400), Noise("text", 0.0))) == titles(own_titles(400))
+    assert titles(swap(own_titles(1), Noise("text", 1.0))) == ["0"]  # nobody to swap with
+
+
+def test_pictures_are_swapped_with_their_absence() -> None:
+    found = swap(BATCH, Noise("image", 1.0))
+    assert found.column("title").equals(BATCH.column("title"))
+    assert found.column("image").null_count == BATCH.column("image").null_count == 40
+    assert not found.column("image").equals(BATCH.column("image"))
+    assert found.schema.equals(BATCH.schema)
+
+
+def test_who_is_swapped_depends_on_the_seed_alone() -> None:
+    batch = own_titles(400)
+
+    def swapped(share: float, seed: int = 0, start: int = 0) -> set[int]:
+        found = titles(swap(batch.slice(start), Noise("text", share, seed)))
+        return {i + start for i, title in enumerate(found) if int(title) != i + start}
+
+    assert swapped(0.2) < swapped(0.5)
+    assert swapped(0.5, seed=1) != swapped(0.5)
+    assert swapped(0.5, start=200) == {i for i in swapped(0.5) if i >= 200}
+
+
+def test_a_share_is_between_none_and_all() -> None:
+    with pytest.raises(ValueError, match="not between 0 and 1"):
+        Noise("text", 20)
+
+
+def test_evaluation_shows_the_noise_to_the_model_and_not_to_the_labels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config, taxonomy = drawn.config(), drawn.taxonomy()
+    index = drawn.index(drawn.write(tmp_path, drawn.examples(200)), selection=config.selection)
+    model, layout, tokenizer = CmaClip(config, taxonomy), ClassLayout(taxonomy), Tokenizer(config)
+
+    def pattern(modality: Modality, share: float) -> Predictions:
+        noise, cpu = Noise(modality, share), torch.device("cpu")
+        found = evaluate(model, index, "train", config, layout, tokenizer, cpu, noise=noise)["pattern"]
+        return found.take(np.argsort(found.products))
+
+    clean, texts, images = pattern("text", 0.0), pattern("text", 1.0), pattern("image", 1.0)
+    assert clean.named.any()
+    for noisy in (texts, images):
+        assert noisy.products.tolist() == clean.products.tolist()
+        assert np.array_equal(noisy.named, clean.named)
+        assert np.array_equal(noisy.targets, clean.targets)
+        assert (np.abs(noisy.logits - clean.logits).max(axis=1) > 1e-4).mean() > 0.9
