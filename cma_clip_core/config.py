@@ -161,6 +161,9 @@ class ModelConfig(Strict):
     text: TextConfig = TextConfig()
     backbone: BackboneConfig
     fusion: FusionConfig
+    pretraining: TrainingConfig = Field(
+        default=TrainingConfig(epochs=10, batch_size=256, flip=False), description="of the towers, on pairs alone"
+    )
     training: TrainingConfig
     selection: SelectionConfig = SelectionConfig()
 

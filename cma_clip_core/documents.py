@@ -94,3 +94,12 @@ class MethodMetrics(Strict):
     mean_recall_at_90_interval: Interval | None = None
     mean_silent_recall_at_90: float | None  # over the attributes that have silent labels
     mean_silent_recall_at_90_interval: Interval | None = None
+
+
+class Epoch(Strict):
+    """One pass over the training examples."""
+
+    loss: float
+    validation: float  # the objective's own measure, higher is better
+    seconds: float
+    examples: int

@@ -25,9 +25,9 @@ from cma_clip_core.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoi
 from cma_clip_core.config import TrainingConfig
 from cma_clip_core.devices import precision
 from cma_clip_core.distributed import World
+from cma_clip_core.documents import Epoch
 from cma_clip_core.errors import DeviceError, DivergedError
 from cma_clip_core.optimizer import make_optimizer, set_learning_rate
-from schemas.loading import Strict
 
 log = logging.getLogger(__name__)
 
@@ -51,15 +51,6 @@ class Objective(Protocol):
     def validate(self) -> float:
         """Return how good the model is on the validation side: higher is better."""
         ...
-
-
-class Epoch(Strict):
-    """One pass over the training examples."""
-
-    loss: float
-    validation: float  # the objective's own measure, higher is better
-    seconds: float
-    examples: int
 
 
 @dataclass(slots=True)

@@ -7,17 +7,56 @@ metrics.json        how they were trained and how well picture and text find eac
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
+import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cma_clip_core.config import ModelConfig
+from cma_clip_core.documents import Epoch
 from cma_clip_core.errors import ModelError
+from schemas.loading import Strict
 
 WEIGHTS, CONFIG, METRICS = "towers.safetensors", "config.json", "metrics.json"
+
+
+class TowersMetrics(Strict):
+    """How the towers were pretrained."""
+
+    train_examples: int
+    best_epoch: int
+    epochs: tuple[Epoch, ...]  # `validation`: share of texts whose nearest of 256 pictures is their own
+    seconds: float
+    device: str
+
+
+def save(backbone: nn.Module, config: ModelConfig, metrics: TowersMetrics, folder: Path, made_at: datetime) -> str:
+    """Write pretrained towers into a new folder below `folder`, whole or not at all, and return its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".new-"))
+    try:
+        state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+        save_file(state, temporary / WEIGHTS)
+        digest = hashlib.sha256((temporary / WEIGHTS).read_bytes()).hexdigest()
+        (temporary / CONFIG).write_text(config.model_dump_json(indent=1) + "\n")
+        (temporary / METRICS).write_text(metrics.model_dump_json(indent=1) + "\n")
+        for path in temporary.iterdir():
+            with path.open("rb") as written:
+                os.fsync(written.fileno())
+        temporary.chmod(0o755)
+        name = f"{made_at:%Y%m%d}-{digest[:8]}"
+        if not (folder / name).exists():
+            temporary.rename(folder / name)
+        return name
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load(backbone: nn.Module, folder: Path, config: ModelConfig) -> None:

@@ -15,11 +15,11 @@ from cma_clip_core.checkpoints import fingerprint
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.distributed import World
-from cma_clip_core.documents import AttributeMetrics, Threshold
+from cma_clip_core.documents import AttributeMetrics, Epoch, Threshold
 from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import ExampleIndex
-from cma_clip_core.loop import Epoch, Fitted, Loop
+from cma_clip_core.loop import Fitted, Loop
 from cma_clip_core.methods import build_model
 from cma_clip_core.metrics import judge_all, mean_of
 from cma_clip_core.objectives import MultiTask

@@ -104,6 +104,15 @@ class Lake:
     def models(self) -> Path:
         return self.root / "models"
 
+    @property
+    def towers(self) -> Path:
+        """Pretrained towers, a folder each."""
+        return self.root / "towers"
+
+    @property
+    def experiments(self) -> Path:
+        return self.root / "experiments"
+
     def reports(self, run_id: str) -> Path:
         return self.root / "reports" / f"ds={run_id[:10]}" / f"run={run_id}"
 

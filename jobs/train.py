@@ -6,7 +6,9 @@ torch is imported when a model is trained, not before, so that listing and promo
 from __future__ import annotations
 
 import logging
+import shutil
 from datetime import UTC, datetime
+from pathlib import Path
 
 from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
@@ -15,6 +17,7 @@ from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.models import champion, promote
+from jobs.pretrain import find_towers, with_towers
 from jobs.settings import Settings
 from jobs.steps import measure
 from schemas.taxonomy import Taxonomy, load_taxonomy
@@ -24,23 +27,25 @@ __all__ = ["champion", "list_models", "promote", "train"]
 log = logging.getLogger(__name__)
 
 
-def train(settings: Settings, ds: str, promote: bool = True) -> str:
+def train(settings: Settings, ds: str, promote: bool = True, towers: str | None = None) -> str:
     """Train on the labelled set of the day `ds`, write a model version, and return its name.
 
     Args:
         settings: names the model configuration, the taxonomy and the device.
         ds: newest day whose examples are used; its labelled set is made where it is not there.
         promote: make the new version the champion.
+        towers: name of the pretrained towers to begin with; None: what the configuration says.
 
     Raises:
         JobError: there are no examples for this configuration and taxonomy, too few, or no such device.
     """
     lake = Lake(settings.root)
     config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
+    start = find_towers(lake, towers)
     labelled = dataset(settings, ds)
     with measure("train") as measured:
         try:
-            version = _train(settings, lake, config, taxonomy, labelled, measured.details)
+            version = _train(settings, lake, config, taxonomy, labelled, start, measured.details)
         except CoreError as error:
             raise JobError(str(error)) from error
         measured.rows = int(measured.details["examples"])
@@ -60,9 +65,11 @@ def _train(
     config: ModelConfig,
     taxonomy: Taxonomy,
     labelled: LabelledSet,
+    start: Path | None,
     details: dict[str, float | int | str],
 ) -> str:
     from cma_clip_core import training
+    from cma_clip_core.checkpoints import fingerprint
     from cma_clip_core.devices import resolve_device
     from cma_clip_core.examples import read_index
 
@@ -72,8 +79,16 @@ def _train(
         "train: %d examples of %d families: %d to train on, %d to validate, %d to test",
         len(index.row), index.families, index.count("train"), index.count("validation"), index.count("test"),
     )  # fmt: skip
-    trained = training.train(config, taxonomy, index, device, progress=settings.progress)
-    version = registry.save(trained, config, taxonomy, lake.models, datetime.now(UTC))
+    # Where a training of the same things that was killed goes on.
+    name = fingerprint(config.model_dump(mode="json"), taxonomy.fingerprint, labelled.manifest.set_id, str(start))
+    work = lake.models / f".unfinished-{name}"
+    trained = training.train(
+        with_towers(config, start), taxonomy, index, device, folder=work, progress=settings.progress
+    )
+    # Kept by name: a version knows nothing of the place it was made in.
+    made_with = with_towers(config, start and Path("towers") / start.name)
+    version = registry.save(trained, made_with, taxonomy, lake.models, datetime.now(UTC))
+    shutil.rmtree(work, ignore_errors=True)
     metrics = trained.metrics
     for name, m in metrics.test.items():
         log.info(

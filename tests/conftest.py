@@ -52,8 +52,13 @@ def write_raw(lake: Lake, ds: str, lines: Iterable[bytes | dict[str, Any]]) -> N
 
 def read_raw(lake: Lake, ds: str) -> list[dict[str, Any]]:
     """Return the records of a day's raw catalog."""
+    return [json.loads(line) for line in raw_lines(lake, ds)]
+
+
+def raw_lines(lake: Lake, ds: str) -> list[bytes]:
+    """Return the lines of a day's raw catalog, records or not."""
     paths = sorted(lake.raw(ds).glob("*.jsonl.gz"))
-    return [json.loads(line) for path in paths for line in gzip.decompress(path.read_bytes()).splitlines() if line]
+    return [line for path in paths for line in gzip.decompress(path.read_bytes()).splitlines() if line]
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from jobs.publish import publish
 from jobs.settings import Settings
 from jobs.tag import tag
 from jobs.validate import validate
-from tests.conftest import DAY1, DAY2, DAY3, read_raw, write_raw
+from tests.conftest import DAY1, DAY2, DAY3, raw_lines, read_raw, write_raw
 
 pytestmark = pytest.mark.spark
 
@@ -215,7 +215,7 @@ def test_publish_killed_before_any_write(
     """Kill publish before each of its writes. Its own second start, or the next day's night and the day after that,
     end as if nothing had happened."""
     second_day(lake)
-    write_raw(lake, DAY3, read_raw(lake, DAY2)[1:])
+    write_raw(lake, DAY3, raw_lines(lake, DAY2)[1:])
     night.night(settings, DAY1)
     run_id = steps_to("tag", settings, DAY2)
     validate(settings, DAY3)

@@ -1,0 +1,368 @@
+"""The comparison of the paper on one's own catalog: all methods from one start, on one split, by one evaluator.
+
+Every method's predictions are kept, so that an experiment that is killed goes on with the method it was at, and a training
+within it where its last checkpoint is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter
+
+from cma_clip_core.config import ModelConfig, TextConfig, load_config
+from cma_clip_core.documents import Difference, MethodMetrics, Threshold
+from cma_clip_core.errors import CoreError
+from jobs import storage
+from jobs.dataset import dataset
+from jobs.errors import JobError
+from jobs.lake import Lake
+from jobs.pretrain import with_towers
+from jobs.settings import Settings
+from schemas.loading import Strict
+from schemas.taxonomy import load_taxonomy
+
+if TYPE_CHECKING:
+    import torch
+
+    from cma_clip_core.examples import ExampleIndex
+    from cma_clip_core.noise import Modality
+    from cma_clip_core.predictions import Predictions
+    from schemas.taxonomy import Taxonomy
+
+log = logging.getLogger(__name__)
+
+SHARES = (0.0, 0.2, 0.5, 1.0)  # of the products whose text or picture is swapped, as in the paper
+NOISY = ("late-concatenation", "cma-clip")  # the methods that this is tried on
+WHOLE = "cma-clip"
+_THRESHOLDS: TypeAdapter[dict[str, Threshold]] = TypeAdapter(dict[str, Threshold])
+
+
+class MethodRun(Strict):
+    """How one method came about."""
+
+    method: str
+    seconds: float  # of training; 0 where there was none
+    examples_per_second: float
+    best_epoch: int
+
+
+class Results(Strict):
+    """An experiment's outcome."""
+
+    labelled_set: str
+    products: dict[str, int]  # by side
+    text_fields: tuple[str, ...]
+    attributes: tuple[str, ...]
+    device: str
+    methods: tuple[MethodMetrics, ...]
+    runs: tuple[MethodRun, ...]
+    against_whole: dict[str, Difference | None]  # CMA-CLIP less each method, mean recall at 90 % precision, paired
+    against_whole_silent: dict[str, Difference | None]
+    noise: dict[str, dict[str, list[float]]]  # modality: method: mean recall at each of SHARES
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """What all methods of an experiment share."""
+
+    base: ModelConfig
+    taxonomy: Taxonomy
+    index: ExampleIndex
+    device: torch.device
+    folder: Path
+    attributes: tuple[str, ...]
+    progress: bool
+
+
+def experiment(
+    settings: Settings,
+    ds: str,
+    *,
+    products: int | None = None,
+    methods: Sequence[str] = (),
+    text: Sequence[str] = (),
+    attributes: Sequence[str] = (),
+) -> Path:
+    """Compare the methods on the labelled set of a day and return the folder with the results.
+
+    Args:
+        settings: names the base configuration, the taxonomy and the device.
+        ds: newest day whose examples are used.
+        products: take whole families of about so many products; None: all.
+        methods: names of `cma_clip_core.methods.LABELS`; empty: all.
+        text: text fields that are read; empty: those of the configuration.
+        attributes: the attributes that are compared (all are trained); empty: all.
+
+    Raises:
+        JobError: there is no such method, field or attribute, or no examples, or too few.
+    """
+    from cma_clip_core.devices import resolve_device
+    from cma_clip_core.examples import read_index
+    from cma_clip_core.methods import LABELS
+
+    lake = Lake(settings.root)
+    base, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
+    for given, known, what in (
+        (methods, LABELS, "method"),
+        (attributes, taxonomy.names, "attribute"),
+        (text, ("title", "brand", "description"), "text field"),
+    ):
+        if unknown := [name for name in given if name not in known]:
+            raise JobError(f"no such {what}: {', '.join(unknown)}; there are {', '.join(known)}")
+    if text:
+        base = base.model_copy(update={"text": TextConfig(fields=tuple(text), context_length=base.text.context_length)})  # type: ignore[arg-type]
+    labelled = dataset(settings, ds)
+    try:
+        index = read_index(labelled.table, lake.root)
+        if products is not None:
+            index = index.sample(products)
+        parts = [labelled.manifest.set_id, index.fingerprint, base.model_dump(mode="json"), taxonomy.fingerprint]
+        name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+        folder = lake.experiments / f"ds={ds}" / f"experiment={name}"
+        setting = _Setting(
+            base, taxonomy, index, resolve_device(settings.device), folder, tuple(attributes) or taxonomy.names,
+            settings.progress,
+        )  # fmt: skip
+        log.info("experiment: %s: %d products", folder, len(index.row))
+        found = _run(setting, tuple(methods) or tuple(LABELS))
+        _write(setting, labelled.manifest.set_id, found)
+    except CoreError as error:
+        raise JobError(str(error)) from error
+    return folder
+
+
+@dataclass(slots=True)
+class _Found:
+    """What is known of a method."""
+
+    run: MethodRun
+    validation: dict[str, Predictions]
+    test: dict[str, Predictions]
+    noisy: dict[tuple[Modality, float], dict[str, Predictions]]
+
+
+def _run(setting: _Setting, methods: Sequence[str]) -> dict[str, _Found]:
+    found = {}
+    towers = _towers(setting) if any(m != "tf-idf" for m in methods) else None
+    for method in methods:
+        started = time.perf_counter()
+        found[method] = _baseline(setting) if method == "tf-idf" else _method(setting, method, towers)
+        log.info("experiment: %s is done, %.0f s", method, time.perf_counter() - started)
+    return found
+
+
+def _towers(setting: _Setting) -> Path:
+    """Return the towers that all methods begin with; pretrained now where they are not there yet."""
+    from cma_clip_core import towers
+    from cma_clip_core.pretraining import pretrain
+
+    pretrained = setting.base.backbone.pretrained
+    if pretrained is not None:
+        return Path(pretrained)
+    below = setting.folder / "towers"
+    if found := sorted(below.glob("[0-9]*")):
+        return found[0]
+    work = setting.folder / "unfinished" / "towers"
+    backbone, metrics = pretrain(
+        setting.base, setting.taxonomy, setting.index, setting.device, folder=work, progress=setting.progress
+    )
+    name = towers.save(backbone, setting.base, metrics, below, datetime.now(UTC))
+    shutil.rmtree(work, ignore_errors=True)
+    return below / name
+
+
+def _method(setting: _Setting, method: str, towers: Path | None) -> _Found:
+    """Train a method, and evaluate it; what was done before is read."""
+    from cma_clip_core.classes import ClassLayout
+    from cma_clip_core.evaluation import evaluate
+    from cma_clip_core.methods import configure
+    from cma_clip_core.noise import Noise
+    from cma_clip_core.tokens import Tokenizer
+    from cma_clip_core.training import fit
+
+    keys: list[tuple[Modality, float]] = []
+    if method in NOISY:
+        keys = [(modality, share) for modality in ("text", "image") for share in SHARES if share]
+    if (kept := _read(setting, method, keys)) is not None:
+        return kept
+    config = with_towers(configure(setting.base, method), towers)
+    work = setting.folder / "unfinished" / method
+    log.info("experiment: %s", method)
+    model, fitted = fit(config, setting.taxonomy, setting.index, setting.device, folder=work, progress=setting.progress)
+    layout, tokenizer = ClassLayout(setting.taxonomy), Tokenizer(config)
+
+    def judged(side: str, noise: Noise | None = None) -> dict[str, Predictions]:
+        return evaluate(model, setting.index, side, config, layout, tokenizer, setting.device, noise=noise)  # type: ignore[arg-type]
+
+    seconds = sum(epoch.seconds for epoch in fitted.epochs)
+    examples = sum(epoch.examples for epoch in fitted.epochs)
+    run = MethodRun(
+        method=method, seconds=seconds, examples_per_second=examples / seconds if seconds else 0.0,
+        best_epoch=fitted.best_epoch,
+    )  # fmt: skip
+    noisy = {key: judged("test", Noise(*key)) for key in keys}
+    found = _Found(run, judged("validation"), judged("test"), noisy)
+    _keep(setting, found)
+    shutil.rmtree(work, ignore_errors=True)
+    return found
+
+
+def _baseline(setting: _Setting) -> _Found:
+    from cma_clip_core.baseline import fit_text_baseline
+    from cma_clip_core.classes import ClassLayout
+
+    if (kept := _read(setting, "tf-idf", [])) is not None:
+        return kept
+    start = time.perf_counter()
+    baseline = fit_text_baseline(
+        setting.index, ClassLayout(setting.taxonomy), setting.base.text, progress=setting.progress
+    )
+    seconds = time.perf_counter() - start
+    run = MethodRun(
+        method="tf-idf", seconds=seconds, examples_per_second=setting.index.count("train") / seconds, best_epoch=0
+    )
+    found = _Found(run, baseline.predict(setting.index, "validation"), baseline.predict(setting.index, "test"), {})
+    _keep(setting, found)
+    return found
+
+
+def _keep(setting: _Setting, found: _Found) -> None:
+    folder = setting.folder / "predictions" / found.run.method
+    sides = {"validation": found.validation, "test": found.test}
+    sides |= {_noisy_name(*key): predictions for key, predictions in found.noisy.items()}
+    for name, predictions in sides.items():
+        for attribute, p in predictions.items():
+            storage.write_bytes(folder / name / f"{attribute}.npz", p.to_bytes())
+    storage.write_document(folder / "run.json", found.run)  # last: the method is done
+
+
+def _noisy_name(modality: str, share: float) -> str:
+    return f"test-{modality}-{100 * share:.0f}"
+
+
+def _read(setting: _Setting, method: str, keys: Sequence[tuple[Modality, float]]) -> _Found | None:
+    from cma_clip_core.predictions import Predictions
+
+    folder = setting.folder / "predictions" / method
+    run = storage.read_document(folder / "run.json", MethodRun)
+    if run is None:
+        return None
+
+    def side(name: str) -> dict[str, Predictions]:
+        return {
+            a.name: Predictions.from_bytes(a, (folder / name / f"{a.name}.npz").read_bytes())
+            for a in setting.taxonomy.attributes
+        }
+
+    log.info("experiment: %s is there", method)
+    return _Found(run, side("validation"), side("test"), {key: side(_noisy_name(*key)) for key in keys})
+
+
+def _write(setting: _Setting, labelled_set: str, found: dict[str, _Found]) -> None:
+    """Judge the methods, and write tables, plots and numbers."""
+    from cma_clip_core import plots, tables
+    from cma_clip_core.bootstrap import difference, draw_recalls, with_intervals
+    from cma_clip_core.calibration import fit_temperature
+    from cma_clip_core.methods import LABELS
+    from cma_clip_core.metrics import judge_all, method_metrics
+    from cma_clip_core.promise import choose_threshold
+
+    fields = setting.base.text.fields
+    wanted = setting.attributes
+    thresholds = {
+        method: {
+            a: choose_threshold(f.validation[a], fit_temperature(f.validation[a]), setting.base.selection)
+            for a in wanted
+        }
+        for method, f in found.items()
+    }
+    tests = {method: {a: f.test[a] for a in wanted} for method, f in found.items()}
+    draws = draw_recalls(tests, thresholds, fields)
+    metrics = [
+        with_intervals(method_metrics(LABELS[m], judge_all(tests[m], thresholds[m], fields)), draws[m]) for m in found
+    ]
+    noise: dict[str, dict[str, list[float]]] = {"text": {}, "image": {}}
+    for method, f in found.items():
+        for modality in noise if f.noisy else ():
+            series = [tests[method], *(f.noisy[modality, share] for share in SHARES if share)]  # type: ignore[index]
+            noise[modality][LABELS[method]] = [
+                method_metrics(
+                    method, judge_all({a: p[a] for a in wanted}, thresholds[method], fields)
+                ).mean_recall_at_90
+                or 0.0
+                for p in series
+            ]
+    others = [m for m in found if m != WHOLE] if WHOLE in found else []
+    results = Results(
+        labelled_set=labelled_set,
+        products={side: setting.index.count(side) for side in ("train", "validation", "test")},
+        text_fields=fields,
+        attributes=wanted,
+        device=str(setting.device),
+        methods=tuple(metrics),
+        runs=tuple(f.run for f in found.values()),
+        against_whole={m: difference(draws[WHOLE].mean_all(), draws[m].mean_all()) for m in others},
+        against_whole_silent={m: difference(draws[WHOLE].mean_silent(), draws[m].mean_silent()) for m in others},
+        noise=noise,
+    )
+    folder = setting.folder
+    storage.write_document(folder / "results.json", results)
+    text = _markdown(results, tables.comparison(metrics))
+    storage.write_bytes(folder / "results.md", text.encode())
+    if WHOLE in found:
+        whole = metrics[list(found).index(WHOLE)].attributes
+        plots.precision_recall(folder / "precision_recall.svg", tests[WHOLE], thresholds[WHOLE])
+        plots.calibration(folder / "calibration.svg", tests[WHOLE], thresholds[WHOLE])
+        plots.modality_weights(folder / "modality_weights.svg", whole, {a: setting.taxonomy[a].label for a in wanted})
+        page = f"{tables.one_model(whole)}\n\n{tables.shipped(whole, thresholds[WHOLE])}\n"
+        storage.write_bytes(folder / "cma_clip.md", page.encode())
+        storage.write_bytes(folder / "thresholds.json", _THRESHOLDS.dump_json(thresholds[WHOLE], indent=1))
+    if any(noise.values()):
+        named = {"texts": noise["text"], "pictures": noise["image"]}
+        plots.robustness(folder / "robustness.svg", SHARES, named)
+    print(text)
+
+
+def _markdown(results: Results, comparison: str) -> str:
+    from cma_clip_core.methods import LABELS
+    from cma_clip_core.tables import markdown, number
+
+    def points(d: Difference | None) -> str:
+        if d is None:
+            return "-"
+        return f"{100 * d.mean:+.1f} ({100 * d.interval.low:+.1f} to {100 * d.interval.high:+.1f})"
+
+    sides = ", ".join(f"{n:,} {side}" for side, n in results.products.items())
+    margins = markdown(
+        ["CMA-CLIP less", "points of mean recall", "on silent labels"],
+        [[LABELS[m], points(d), points(results.against_whole_silent.get(m))] for m, d in results.against_whole.items()],
+    )
+    noise = markdown(
+        ["swapped", "method", *(f"{100 * share:.0f} %" for share in SHARES)],
+        [
+            [modality, method, *(number(value) for value in series)]
+            for modality, methods in results.noise.items()
+            for method, series in methods.items()
+        ],
+    )
+    cost = markdown(
+        ["method", "training, s", "examples/s", "best epoch"],
+        [
+            [LABELS[r.method], f"{r.seconds:.0f}", f"{r.examples_per_second:.0f}", f"{r.best_epoch}"]
+            for r in results.runs
+        ],
+    )
+    return (
+        f"Recall at 90 % precision, in %, on the test side; text: {', '.join(results.text_fields)}; products: {sides}; "
+        f"labelled set {results.labelled_set}; {results.device}.\n\n{comparison}\n\n{margins}\n\n{noise}\n\n{cost}\n"
+    )

@@ -1,0 +1,131 @@
+"""Pretraining and the comparison of methods as jobs: `pytest tests/jobs/test_experiment.py`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cma_clip_core import registry, towers
+from cma_clip_core.backbone import Backbone
+from cma_clip_core.errors import ModelError
+from cma_clip_core.methods import LABELS, configure
+from jobs import experiment as module
+from jobs import storage
+from jobs.errors import JobError
+from jobs.experiment import Results, experiment
+from jobs.lake import Lake
+from jobs.pretrain import pretrain, with_towers
+from jobs.settings import Settings
+from jobs.train import train
+from tests.cma_clip_core import drawn
+from tests.jobs.test_train import RUN, add_examples, settings_of
+
+DAY = "2026-11-20"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    settings = settings_of(tmp_path_factory.mktemp("experiment"))
+    add_examples(Lake(settings.root), RUN, drawn.examples(500))
+    return settings
+
+
+@pytest.fixture(scope="module")
+def pretrained(settings: Settings) -> Path:
+    return Lake(settings.root).towers / pretrain(settings, DAY)
+
+
+def test_pretrained_towers_find_the_picture_of_a_text(settings: Settings, pretrained: Path) -> None:
+    metrics = towers.TowersMetrics.model_validate_json((pretrained / towers.METRICS).read_bytes())
+    assert metrics.epochs[-1].loss < metrics.epochs[0].loss
+    assert {p.name for p in Lake(settings.root).towers.iterdir()} == {pretrained.name}  # nothing unfinished is left
+    config = drawn.config()
+    one, other = (Backbone(with_towers(config, pretrained), pretrained=p) for p in (True, False))
+    fresh = {name for name, weight in one.state_dict().items() if not torch.equal(weight, other.state_dict()[name])}
+    assert {"text.tower.token_embedding.weight", "image.tower.conv1.weight", "logit_scale"} <= fresh
+
+
+def test_a_model_that_began_with_towers_needs_them_no_more(settings: Settings, pretrained: Path) -> None:
+    version = train(settings, DAY, promote=False, towers=pretrained.name)
+    folder = Lake(settings.root).models / version
+    assert registry.read_config(folder).backbone.pretrained == f"towers/{pretrained.name}"
+    assert str(settings.root) not in (folder / "config.json").read_text()
+    registry.load_model(folder)
+    with pytest.raises(JobError, match=r"'20260101-00000000': no such towers .* there are \['"):
+        train(settings, DAY, towers="20260101-00000000")
+
+
+def test_towers_that_do_not_fit_say_how(pretrained: Path, tmp_path: Path) -> None:
+    document = with_towers(drawn.config(), pretrained).model_dump()
+    document["backbone"]["custom"]["text"]["layers"] = 2
+    with pytest.raises(
+        ModelError, match=r"another configuration: backbone.custom is .*'layers': 1.* there and .*'layers': 2"
+    ):
+        Backbone(type(drawn.config()).model_validate(document), pretrained=True)
+    with pytest.raises(ModelError, match="not a folder of pretrained towers"):
+        Backbone(with_towers(drawn.config(), tmp_path), pretrained=True)
+
+
+def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"products": 420, "attributes": ("colour", "pattern"), "text": ("title", "description")}
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    keep = module._keep
+    monkeypatch.setattr(module, "_keep", lambda s, f: killed() if f.run.method == "sa-without-ma" else keep(s, f))
+    with pytest.raises(KeyboardInterrupt):
+        experiment(settings, DAY, **options)  # type: ignore[arg-type]
+    monkeypatch.undo()
+    folder = experiment(settings, DAY, **options)  # type: ignore[arg-type]
+    results = storage.read_document(folder / "results.json", Results)
+    assert results is not None
+    assert [m.method for m in results.methods] == list(LABELS.values())
+    assert sum(results.products.values()) <= 425
+    by_name = dict(zip(LABELS, results.methods, strict=True))
+    # The drawn colour is in the picture alone, the pattern in the text alone.
+    for blind in ("tf-idf", "text-tower"):
+        assert (by_name[blind].attributes["colour"].accuracy or 0) < 0.55
+        assert (by_name[blind].attributes["pattern"].accuracy or 0) > 0.6
+    assert (by_name["picture-tower"].attributes["pattern"].accuracy or 0) < 0.55
+    assert (by_name["cma-clip"].attributes["colour"].accuracy or 0) > 0.6
+    assert results.runs[list(LABELS).index("raw-clip")].seconds == 0
+    assert set(results.against_whole) == set(LABELS) - {"cma-clip"}
+    assert all(len(series) == 4 for methods in results.noise.values() for series in methods.values())
+    table = (folder / "results.md").read_text()
+    assert all(f"| {label} |" in table for label in LABELS.values())
+    assert {p.name for p in folder.glob("*.svg")} == {
+        "precision_recall.svg", "calibration.svg", "modality_weights.svg", "robustness.svg",
+    }  # fmt: skip
+    assert not list((folder / "unfinished").iterdir())
+    before = (folder / "results.json").read_bytes()
+    trained = capsys.readouterr()
+    assert experiment(settings, DAY, **options) == folder  # type: ignore[arg-type]
+    assert (folder / "results.json").read_bytes() == before
+    assert table in capsys.readouterr().out
+    assert trained.out.count(table) == 1
+
+
+def test_unknown_names_say_what_there_is(settings: Settings) -> None:
+    with pytest.raises(JobError, match=r"no such method: clap; there are raw-clip, fine-tuned-clip"):
+        experiment(settings, DAY, methods=("clap",))
+    with pytest.raises(JobError, match=r"no such attribute: color; there are article_type, colour"):
+        experiment(settings, DAY, attributes=("color",))
+
+
+def test_methods_differ_from_the_whole_in_what_they_say() -> None:
+    base = drawn.config()
+    assert configure(base, "cma-clip") == base
+    raw = configure(base, "raw-clip")
+    assert (raw.method, raw.training.epochs, raw.name) == ("clip", 0, "tiny-raw-clip")
+    late = configure(base, "late-concatenation")
+    assert not late.fusion.sequence_attention
+    assert not late.fusion.modality_attention
+    assert late.backbone == base.backbone
+    assert configure(base, "picture-tower").training.text_dropout == 0
+    with pytest.raises(KeyError):
+        configure(base, "clap")
