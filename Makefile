@@ -4,12 +4,15 @@ STAMP := $(VENV)/.installed
 CATALOG ?=
 MAPPING ?= fashion-products
 TESTS ?=
+FULL ?=
+TEXT ?=
+ATTRIBUTES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format lock clean
+.PHONY: help install run experiment test lint format lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Install everything into .venv (again only where requirements.lock changed)
 
@@ -19,6 +22,14 @@ $(STAMP): requirements.lock pyproject.toml .ci/install
 
 run: $(STAMP) ## Tag a drawn catalog, two nights through Airflow; CATALOG=folder for your own, MAPPING=its columns
 	$(VENV)/bin/python -m jobs demo $(if $(CATALOG),--catalog '$(CATALOG)' --mapping '$(MAPPING)')
+
+EXPERIMENT := .experiment/$(if $(CATALOG),own,drawn)
+
+experiment: $(STAMP) ## Compare CMA-CLIP with CLIP, its ablations and TF-IDF on 8,000 products; FULL=1 all, CATALOG, TEXT=title
+	$(if $(CATALOG),,$(VENV)/bin/python -m jobs sample-catalog $(EXPERIMENT)/catalog)
+	$(VENV)/bin/python -m jobs --root $(EXPERIMENT)/lake $(if $(CATALOG),--taxonomy fashion --model-config fashion) \
+		experiment --ds 2026-11-20 $(if $(FULL),,--products 8000) --text '$(TEXT)' --attributes '$(ATTRIBUTES)' \
+		--catalog '$(or $(CATALOG),$(EXPERIMENT)/catalog)' --mapping '$(if $(CATALOG),$(MAPPING),sample)'
 
 # Files in the order they are found: the end-to-end test, the longest, must not be started last.
 ALL_TESTS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -39,5 +50,5 @@ lock: ## Pin what pyproject.toml asks for; what is pinned stays where it can
 	$$(command -v uv || echo build/uv/bin/uv) pip compile -q --python-version 3.11 --extra dev --no-header pyproject.toml -o requirements.lock
 
 clean: ## Remove the demo, caches and build folders; the environment stays
-	rm -rf .run build .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf .run .experiment build .mypy_cache .ruff_cache .pytest_cache *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

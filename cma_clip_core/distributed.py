@@ -42,6 +42,11 @@ class World:
         for p, part in zip(wanted, torch.split(flat, [p.numel() for p in wanted]), strict=True):
             p.grad = part.view_as(p)
 
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of `value` over all processes."""
         if self.size > 1:
@@ -64,6 +69,8 @@ def join(device: torch.device) -> World:
     """Join the processes that `torchrun` started; alone where it started none."""
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return World(distributed.get_rank(), distributed.get_world_size())

@@ -210,6 +210,10 @@ def experiment(
     methods: Annotated[str, typer.Option(help="Methods to compare, comma-separated; all where left out.")] = "",
     text: Annotated[str, typer.Option(help="Text fields to read, such as `title`; the configuration's.")] = "",
     attributes: Annotated[str, typer.Option(help="Attributes to compare, comma-separated; all where left out.")] = "",
+    catalog: Annotated[
+        Path | None, typer.Option(help="Shop's export to make the examples of, if there are none.")
+    ] = None,
+    mapping: Annotated[str, typer.Option(help="Column mapping of that export.")] = "sample",
 ) -> None:
     """Compare CMA-CLIP with raw and fine-tuned CLIP, its own ablations, and TF-IDF: recall at 90 % precision.
 
@@ -217,7 +221,10 @@ def experiment(
     are judged by the same evaluator. Killed, it goes on where it was. Results: a table, plots, JSON.
     """
     from jobs.experiment import experiment as step
+    from jobs.prepare import prepare
 
+    if catalog is not None:
+        prepare(_settings(context), catalog, ds, mapping)
     folder = step(
         _settings(context),
         ds,
@@ -245,7 +252,9 @@ def train(
     """Train CMA-CLIP on the day's labelled set, choose thresholds, and write a model version."""
     from jobs.train import train as step
 
-    _print({"model_version": step(_settings(context), ds, promote=promote, towers=towers)})
+    version = step(_settings(context), ds, promote=promote, towers=towers)
+    if version:
+        _print({"model_version": version})
 
 
 @app.command()

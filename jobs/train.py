@@ -9,6 +9,7 @@ import logging
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
@@ -24,11 +25,18 @@ from schemas.taxonomy import Taxonomy, load_taxonomy
 
 __all__ = ["champion", "list_models", "promote", "train"]
 
+if TYPE_CHECKING:
+    import torch
+
+    from cma_clip_core.distributed import World
+
 log = logging.getLogger(__name__)
 
 
 def train(settings: Settings, ds: str, promote: bool = True, towers: str | None = None) -> str:
     """Train on the labelled set of the day `ds`, write a model version, and return its name.
+
+    Processes that `torchrun` started train together: the first one writes the version, the others return "".
 
     Args:
         settings: names the model configuration, the taxonomy and the device.
@@ -39,18 +47,29 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
     Raises:
         JobError: there are no examples for this configuration and taxonomy, too few, or no such device.
     """
+    from cma_clip_core import distributed
+    from cma_clip_core.devices import resolve_device
+
     lake = Lake(settings.root)
     config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
     start = find_towers(lake, towers)
-    labelled = dataset(settings, ds)
-    with measure("train") as measured:
-        try:
-            version = _train(settings, lake, config, taxonomy, labelled, start, measured.details)
-        except CoreError as error:
-            raise JobError(str(error)) from error
-        measured.rows = int(measured.details["examples"])
-        measured.folder = lake.root / "reports" / f"ds={ds}" / f"model={version}"
-    if promote:
+    try:
+        device = resolve_device(settings.device)
+        world = distributed.join(device)
+        if not world.is_first:
+            world.wait()  # for the labelled set
+        labelled = dataset(settings, ds)
+        if world.is_first:
+            world.wait()
+        with measure("train") as measured:
+            version = _train(settings, lake, config, taxonomy, labelled, start, device, world, measured.details)
+            measured.rows = int(measured.details.get("examples", 0))
+            measured.folder = lake.root / "reports" / f"ds={ds}" / f"model={version}" if version else None
+    except CoreError as error:
+        raise JobError(str(error)) from error
+    finally:
+        distributed.leave()
+    if promote and version:
         _promote(settings, version)
         log.info("%s is the champion", version)
     return version
@@ -66,14 +85,14 @@ def _train(
     taxonomy: Taxonomy,
     labelled: LabelledSet,
     start: Path | None,
+    device: torch.device,
+    world: World,
     details: dict[str, float | int | str],
 ) -> str:
     from cma_clip_core import training
     from cma_clip_core.checkpoints import fingerprint
-    from cma_clip_core.devices import resolve_device
     from cma_clip_core.examples import read_index
 
-    device = resolve_device(settings.device)
     index = read_index(labelled.table, lake.root)
     log.info(
         "train: %d examples of %d families: %d to train on, %d to validate, %d to test",
@@ -82,9 +101,11 @@ def _train(
     # Where a training of the same things that was killed goes on.
     name = fingerprint(config.model_dump(mode="json"), taxonomy.fingerprint, labelled.manifest.set_id, str(start))
     work = lake.models / f".unfinished-{name}"
-    trained = training.train(
-        with_towers(config, start), taxonomy, index, device, folder=work, progress=settings.progress
-    )
+    begin = with_towers(config, start)
+    if not world.is_first:
+        training.fit(begin, taxonomy, index, device, folder=work, world=world, progress=False)
+        return ""
+    trained = training.train(begin, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
     # Kept by name: a version knows nothing of the place it was made in.
     made_with = with_towers(config, start and Path("towers") / start.name)
     version = registry.save(trained, made_with, taxonomy, lake.models, datetime.now(UTC))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +23,8 @@ from jobs.train import champion, list_models, promote, train
 from schemas.documents import ExamplesManifest, StepMetrics
 from tests.cma_clip_core import drawn
 
+ROOT = Path(__file__).parents[2]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 RUN = "2026-11-20-prepare-0123abcd"
 
 
@@ -96,3 +102,36 @@ def test_nothing_to_train_on(tmp_path: Path, prepare: Callable[[Lake], object], 
     with pytest.raises(JobError, match=words):
         train(settings, "2026-11-20")
     assert registry.list_versions(Lake(settings.root).models) == []
+
+
+def test_two_processes_train_one_version(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    lake = Lake(settings.root)
+    add_examples(lake, RUN, drawn.examples(300))
+    options = [
+        "--root",
+        str(settings.root),
+        "--taxonomy",
+        settings.taxonomy,
+        "--model-config",
+        "tiny",
+        "--device",
+        "cpu",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "jobs",
+        *options,
+    ]
+    done = subprocess.run(
+        [*command, "train", "--ds", "2026-11-20"], cwd=ROOT, capture_output=True, text=True, env=os.environ | ONE_THREAD
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (line,) = done.stdout.splitlines()
+    assert registry.list_versions(lake.models) == [champion(settings)] == [json.loads(line)["model_version"]]
+    assert not list(lake.models.glob(".unfinished*"))
