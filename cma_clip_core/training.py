@@ -32,6 +32,7 @@ from schemas.taxonomy import Taxonomy
 class Metrics(Strict):
     """All that is known of a trained model: goes into its folder as metrics.json."""
 
+    labelled_set: str = ""  # its folder in the lake
     train_examples: int
     validation_examples: int
     test_examples: int

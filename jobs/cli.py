@@ -38,7 +38,7 @@ app = typer.Typer(
 tables_app = typer.Typer(
     help="What is published: list it, read a past day, go back to an earlier run.", no_args_is_help=False
 )
-models_app = typer.Typer(help="The trained models: list them, name the champion.", no_args_is_help=True)
+models_app = typer.Typer(help="The trained models: list and show them, promote one, go back.", no_args_is_help=True)
 app.add_typer(tables_app, name="tables")
 app.add_typer(models_app, name="models")
 
@@ -46,6 +46,7 @@ Ds = Annotated[str, typer.Option("--ds", help="Day of the catalog, YYYY-MM-DD.",
 Newest = Annotated[
     str, typer.Option("--ds", help="Newest day whose examples are used, YYYY-MM-DD.", callback=lambda v: check_day(v))
 ]
+Version = Annotated[str, typer.Argument(help="Model version, as `models list` names it.")]
 Run = Annotated[str, typer.Option("--run", help="Run id, as `plan` prints it.", callback=lambda v: check_run(v))]
 
 
@@ -351,12 +352,37 @@ def models_list(context: typer.Context) -> None:
     list_models(_settings(context))
 
 
-@models_app.command("promote")
-def models_promote(context: typer.Context, version: Annotated[str, typer.Argument(help="Model version.")]) -> None:
-    """Make a model version the champion: the next night re-tags every product with it."""
-    from jobs.train import promote as step
+@models_app.command("show")
+def models_show(context: typer.Context, version: Version) -> None:
+    """Print a version's model card: data, numbers, limits, and what it must not be used for."""
+    from jobs.train import show_model
 
-    step(_settings(context), version)
+    show_model(_settings(context), version)
+
+
+@models_app.command("promote")
+def models_promote(
+    context: typer.Context,
+    version: Version,
+    force: Annotated[bool, typer.Option("--force", help="Without a comparison with the champion.")] = False,
+) -> None:
+    """Make a model version the champion, unless it is worse than the one there is: the next night re-tags every product.
+
+    Both are judged on the same test products: the challenger must be no worse in mean recall at 90 % precision, nor at
+    any attribute, beyond noise (paired bootstrap).
+    """
+    from jobs.promotion import promote as step
+
+    verdict = step(_settings(context), version, force=force)
+    print("\n".join(verdict.lines()) if verdict else f"{version} is the champion")
+
+
+@models_app.command("rollback")
+def models_rollback(context: typer.Context) -> None:
+    """Make the champion before this one the champion again."""
+    from jobs.models import rollback as step
+
+    _print({"champion": step(_settings(context))})
 
 
 def main() -> None:

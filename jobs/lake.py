@@ -113,6 +113,16 @@ class Lake:
     def experiments(self) -> Path:
         return self.root / "experiments"
 
+    @property
+    def champion(self) -> Path:
+        """The file that names the champion, and those before it."""
+        return self.models / "champion"
+
+    @property
+    def models_reports(self) -> Path:
+        """Challengers against champions."""
+        return self.root / "reports" / "models"
+
     def reports(self, run_id: str) -> Path:
         return self.root / "reports" / f"ds={run_id[:10]}" / f"run={run_id}"
 

@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING
 from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.errors import CoreError
+from jobs import promotion
 from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
 from jobs.lake import Lake
-from jobs.models import champion, promote
+from jobs.models import champion, check_version
 from jobs.pretrain import find_towers, with_towers
 from jobs.settings import Settings
 from jobs.steps import measure
 from schemas.taxonomy import Taxonomy, load_taxonomy
-
-__all__ = ["champion", "list_models", "promote", "train"]
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +40,7 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
     Args:
         settings: names the model configuration, the taxonomy and the device.
         ds: newest day whose examples are used; its labelled set is made where it is not there.
-        promote: make the new version the champion.
+        promote: make the new version the champion, unless it is worse than the one there is.
         towers: name of the pretrained towers to begin with; None: what the configuration says.
 
     Raises:
@@ -71,11 +70,19 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
         distributed.leave()
     if promote and version:
         _promote(settings, version)
-        log.info("%s is the champion", version)
     return version
 
 
-_promote = promote  # the parameter of `train` is called the same
+def _promote(settings: Settings, version: str) -> None:
+    """Promote a new version if it is good enough; if not, say why: it is there all the same."""
+    try:
+        verdict = promotion.promote(settings, version)
+    except JobError as error:
+        log.warning("%s is not the champion: %s", version, error)
+        return
+    log.info("%s is the champion", version)
+    for line in verdict.lines() if verdict else ():
+        log.info("%s", line)
 
 
 def _train(
@@ -108,6 +115,7 @@ def _train(
     trained = training.train(begin, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
     # Kept by name: a version knows nothing of the place it was made in.
     made_with = with_towers(config, start and Path("towers") / start.name)
+    trained.metrics = trained.metrics.model_copy(update={"labelled_set": lake.relative(labelled.folder)})
     version = registry.save(trained, made_with, taxonomy, lake.models, datetime.now(UTC))
     shutil.rmtree(work, ignore_errors=True)
     metrics = trained.metrics
@@ -130,6 +138,13 @@ def _train(
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def show_model(settings: Settings, version: str) -> None:
+    """Print a version's model card. Raises JobError where there is no such version."""
+    lake = Lake(settings.root)
+    check_version(lake, version)
+    print((lake.models / version / registry.CARD).read_text(encoding="utf-8"), end="")
 
 
 def list_models(settings: Settings) -> None:

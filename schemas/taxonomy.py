@@ -194,6 +194,28 @@ class Taxonomy(Strict):
                 )
         return known, unknown
 
+    def differences(self, other: Taxonomy) -> list[str]:
+        """Return what another taxonomy predicts otherwise than this one, in words; empty where a model of one fits both."""
+        found = [f"attribute {name!r} is gone" for name in self.names if name not in other.names]
+        found += [f"attribute {name!r} is new" for name in other.names if name not in self.names]
+        for mine in self.attributes:
+            if mine.name not in other.names:
+                continue
+            theirs = other[mine.name]
+            if gone := [v for v in mine.value_names if v not in theirs.index]:
+                found.append(f"{mine.name}: without {', '.join(gone)}")
+            if new := [v for v in theirs.value_names if v not in mine.index]:
+                found.append(f"{mine.name}: with {', '.join(new)}")
+            if not gone and not new and mine.value_names != theirs.value_names:
+                found.append(f"{mine.name}: its values are in another order")
+            if mine.multi_valued != theirs.multi_valued:
+                found.append(
+                    f"{mine.name}: {'several values' if theirs.multi_valued else 'one value'} to a product now"
+                )
+        if not found and self.names != other.names:
+            found.append("the attributes are in another order")
+        return found
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Twelve hex digits that change when anything in the taxonomy does."""

@@ -18,8 +18,9 @@ from cma_clip_core import registry
 from jobs import storage
 from jobs.errors import JobError
 from jobs.lake import Lake
+from jobs.models import champion, promote
 from jobs.settings import Settings
-from jobs.train import champion, list_models, promote, train
+from jobs.train import list_models, train
 from schemas.documents import ExamplesManifest, StepMetrics
 from tests.cma_clip_core import drawn
 
@@ -69,7 +70,8 @@ def test_train_promote_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert champion(settings) == first
     assert (lake.models / "champion").read_text() == f"{first}\n"
     add_examples(lake, "2026-11-21-89abcdef", drawn.examples(200, seed=1))
-    second = train(settings, "2026-11-21")
+    second = train(settings, "2026-11-21", promote=False)
+    promote(settings, second)
     assert champion(settings) == second != first
     capsys.readouterr()
     list_models(settings)

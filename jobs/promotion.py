@@ -1,0 +1,170 @@
+"""Is a new model good enough to be the champion? Both are judged on the same test products, in the same bootstrap draws."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from cma_clip_core import registry
+from cma_clip_core.documents import Difference
+from cma_clip_core.errors import CoreError
+from jobs import models, storage
+from jobs.errors import JobError
+from jobs.lake import Lake
+from jobs.settings import Settings
+from schemas.loading import Strict
+
+if TYPE_CHECKING:
+    from cma_clip_core.predictions import Predictions
+
+log = logging.getLogger(__name__)
+
+NOISE = 0.05  # chance that a model that is no worse is refused, over all comparisons together (Bonferroni)
+MEAN = "mean"
+
+
+class Verdict(Strict):
+    """A challenger against the champion: recall at 90 % precision, the challenger's less the champion's."""
+
+    challenger: str
+    champion: str
+    products: int  # test products that neither was trained on
+    differences: dict[str, Difference | None]  # by attribute, and of the mean
+    worse: tuple[str, ...]  # what the challenger is worse at, beyond noise
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the challenger may be promoted."""
+        return not self.worse
+
+    def lines(self) -> list[str]:
+        """Return the verdict in words, a line for each comparison."""
+        found = []
+        for name, d in self.differences.items():
+            if d is None:
+                found.append(f"  {name:<16} not to be compared: too few labels")
+            else:
+                mark = "  worse, beyond noise" if name in self.worse else ""
+                found.append(
+                    f"  {name:<16} {100 * d.mean:+6.1f} points ({100 * d.interval.low:+.1f} to "
+                    f"{100 * d.interval.high:+.1f}){mark}"
+                )
+        says = "is no worse than" if self.accepted else "is worse than"
+        return [f"{self.challenger} {says} the champion {self.champion}, on {self.products:,} products:", *found]
+
+
+def promote(settings: Settings, version: str, *, force: bool = False) -> Verdict | None:
+    """Make a model version the champion if it is no worse than the one there is; return the verdict, if there was one.
+
+    Args:
+        settings: names the lake and the device.
+        version: the challenger.
+        force: promote it without a comparison.
+
+    Raises:
+        JobError: there is no such version, it is worse, or the two cannot be compared; says why.
+        SwapLostError: someone else promoted a version in the same instant.
+    """
+    lake, champion = Lake(settings.root), models.champion(settings)
+    models.check_version(lake, version)
+    if force or champion is None or champion == version:
+        models.promote(settings, version)
+        return None
+    try:
+        verdict = compare(settings, version, champion)
+    except CoreError as error:
+        raise JobError(f"{version} cannot be compared with the champion {champion}: {error}") from error
+    storage.write_document(lake.models_reports / f"{version}-against-{champion}.json", verdict)
+    if not verdict.accepted:
+        raise JobError(
+            "\n".join(
+                [
+                    *verdict.lines(),
+                    f"it stays a challenger; `models promote {version} --force` promotes it all the same",
+                ]
+            )
+        )
+    models.promote(settings, version, instead_of=champion)
+    return verdict
+
+
+def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
+    """Judge two model versions on the challenger's test products, those that the champion learnt from left out.
+
+    Raises:
+        JobError: their taxonomies, picture sizes or labelled sets do not let them be compared.
+        CoreError: a version is broken.
+    """
+    from cma_clip_core.bootstrap import difference, draw_recalls
+    from cma_clip_core.training import Metrics
+
+    lake = Lake(settings.root)
+    folders = {name: lake.models / name for name in (challenger, champion)}
+    taxonomies = {name: registry.read_taxonomy(folder) for name, folder in folders.items()}
+    if changes := taxonomies[champion].differences(taxonomies[challenger]):
+        raise JobError(
+            f"{challenger} has another taxonomy than the champion {champion}: {'; '.join(changes)}; what differs cannot "
+            f"be compared: `models promote {challenger} --force` promotes it all the same"
+        )
+    configs = {name: registry.read_config(folder) for name, folder in folders.items()}
+    if configs[challenger].picture != configs[champion].picture:
+        raise JobError(
+            f"{challenger} sees pictures of another size than the champion {champion}: no examples fit both; "
+            f"`models promote {challenger} --force` promotes it all the same"
+        )
+    sets = {
+        name: registry.read_json(folder / registry.METRICS, Metrics).labelled_set for name, folder in folders.items()
+    }
+    table = lake.root / (sets[challenger] or "-") / "products.parquet"
+    if not table.is_file():
+        raise JobError(
+            f"{table}: the labelled set that {challenger} was trained on is gone; train it again, or use --force"
+        )
+    seen = _learnt_from(lake.root / (sets[champion] or "-") / "products.parquet")
+    if not seen:
+        log.warning("the champion's labelled set is gone: it may have learnt from the products it is judged on")
+    found, thresholds = {}, {}
+    for name, folder in folders.items():
+        predictions = _predict(settings, folder, table, lake.root)
+        found[name] = {
+            a: p.take(np.array([q not in seen for q in p.products], dtype=np.bool_)) for a, p in predictions.items()
+        }
+        thresholds[name] = registry.read_thresholds(folder)
+    draws = draw_recalls(found, thresholds, configs[challenger].text.fields)
+    new, old = draws[challenger], draws[champion]
+    differences: dict[str, Difference | None] = {MEAN: difference(new.mean_all(), old.mean_all())}
+    for at, name in enumerate(new.attributes):
+        differences[name] = difference(new.all[at], old.all[at])
+    limit = 1 - NOISE / len(differences)
+    return Verdict(
+        challenger=challenger,
+        champion=champion,
+        products=len({q for p in found[challenger].values() for q in p.products}),
+        differences=differences,
+        worse=tuple(name for name, d in differences.items() if d is not None and d.below_zero > limit),
+    )
+
+
+def _predict(settings: Settings, folder: Path, table: Path, root: Path) -> dict[str, Predictions]:
+    from cma_clip_core.classes import ClassLayout
+    from cma_clip_core.devices import resolve_device
+    from cma_clip_core.evaluation import evaluate
+    from cma_clip_core.examples import read_index
+    from cma_clip_core.tokens import Tokenizer
+
+    config, device = registry.read_config(folder), resolve_device(settings.device)
+    model = registry.load_model(folder).to(device)
+    layout = ClassLayout(registry.read_taxonomy(folder))
+    return evaluate(model, read_index(table, root), "test", config, layout, Tokenizer(config), device)
+
+
+def _learnt_from(table: Path) -> frozenset[str]:
+    """Return the products that a model was trained or its thresholds were chosen on."""
+    if not table.is_file():
+        return frozenset()
+    found = pq.read_table(table, columns=["product_id"], filters=[("side", "!=", "test")])
+    return frozenset(found.column("product_id").to_pylist())
