@@ -136,6 +136,11 @@ class SelectionConfig(Strict):
 
     validation_share: float = Field(default=0.1, gt=0, lt=1, description="of product families")
     test_share: float = Field(default=0.2, gt=0, lt=1, description="of product families")
+    least_labels: int = Field(
+        default=20,
+        ge=2,
+        description="training labels of an attribute; one with fewer is not learnt, and accepts nothing",
+    )
     promise_confidence: float = Field(
         default=0.95, ge=0.5, lt=1, description="of a threshold's promise of precision (cma_clip_core.promise)"
     )

@@ -77,8 +77,10 @@ class MultiTask:
         self.tokenizer, self.device = tokenizer, device
         self.examples = index.count("train")
         self._batches = TrainingBatches(index, config, layout, tokenizer)
-        balance = config.training.class_balance
-        self.weights = class_weights(self._counts(), layout, balance).to(device) if balance else None
+        counts, balance = count_labels(index, layout), config.training.class_balance
+        self.weights = class_weights(counts, layout, balance).to(device) if balance else None
+        skipped = unlearnable(counts, layout, config.selection.least_labels)
+        self.learnt = torch.tensor([a.name not in skipped for a in layout.attributes])
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         """Yield the batches of an epoch from number `first` on."""
@@ -87,9 +89,10 @@ class MultiTask:
     def loss(self, part: Batch, whole: Batch) -> Tensor:
         """Return the sum of the part's losses over the number of labels of the whole batch."""
         output = self.model(*part.inputs)
+        labelled = part.labels.labelled & self.learnt.to(part.labels.labelled.device)
         smoothing = self.config.training.label_smoothing
-        total = self.layout.loss(output.logits, part.labels.targets, part.labels.labelled, smoothing, self.weights)
-        return total / whole.labels.labelled.sum().clamp(min=1)
+        total = self.layout.loss(output.logits, part.labels.targets, labelled, smoothing, self.weights)
+        return total / (whole.labels.labelled & self.learnt).sum().clamp(min=1)
 
     def validate(self) -> float:
         """Return the mean accuracy of the attributes on the validation side."""
@@ -97,13 +100,33 @@ class MultiTask:
             evaluate(self.model, self.index, "validation", self.config, self.layout, self.tokenizer, self.device)
         )
 
-    def _counts(self) -> npt.NDArray[np.float64]:
-        """Return how many training products have each value [C]."""
-        encoder = LabelEncoder(self.layout)
-        counts = np.zeros(self.layout.classes)
-        for examples, _ in stream_side(self.index, "train", columns=("labels",)):
-            counts += encoder.encode(examples.column("labels").to_pylist()).targets.sum(dim=0).numpy()
-        return counts
+
+def count_labels(index: ExampleIndex, layout: ClassLayout) -> npt.NDArray[np.float64]:
+    """Return how many training products have each value [C]."""
+    encoder = LabelEncoder(layout)
+    counts = np.zeros(layout.classes)
+    for examples, _ in stream_side(index, "train", columns=("labels",)):
+        counts += encoder.encode(examples.column("labels").to_pylist()).targets.sum(dim=0).numpy()
+    return counts
+
+
+def unlearnable(counts: npt.NDArray[np.float64], layout: ClassLayout, least_labels: int) -> dict[str, str]:
+    """Return the attributes that cannot be learnt, and why: too few labels, or all of one value.
+
+    Args:
+        counts: training products of each value [C].
+        layout: the classes.
+        least_labels: that an attribute must have.
+    """
+    found = {}
+    for attribute, part in zip(layout.attributes, layout.slices, strict=True):
+        labels, values = int(counts[part].sum()), int((counts[part] > 0).sum())
+        if labels < least_labels:
+            found[attribute.name] = f"it has {labels} training labels, and {least_labels} are the least to learn from"
+        elif values < 2 and not attribute.multi_valued:
+            only = attribute.value_names[int(counts[part].argmax())]
+            found[attribute.name] = f"all of its {labels} training labels are {only!r}"
+    return found
 
 
 def class_weights(counts: npt.NDArray[np.float64], layout: ClassLayout, balance: float) -> Tensor:

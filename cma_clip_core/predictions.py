@@ -94,3 +94,9 @@ class Predictions:
             found = {name: columns[name] for name in columns.files}
         found["products"] = found["products"].astype(object)
         return cls(attribute, **found)
+
+
+def join(parts: Sequence[Predictions]) -> Predictions:
+    """Return predictions of one attribute, of different products, as one."""
+    columns = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Predictions)[1:]}
+    return Predictions(parts[0].attribute, **columns)

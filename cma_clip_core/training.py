@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,11 +24,13 @@ from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.loop import Fitted, Loop
 from cma_clip_core.methods import build_model
 from cma_clip_core.metrics import judge_all, mean_of
-from cma_clip_core.objectives import MultiTask
+from cma_clip_core.objectives import MultiTask, count_labels, unlearnable
 from cma_clip_core.promise import choose_threshold
 from cma_clip_core.tokens import Tokenizer
 from schemas.loading import Strict
 from schemas.taxonomy import Taxonomy
+
+log = logging.getLogger(__name__)
 
 
 class Metrics(Strict):
@@ -114,6 +118,10 @@ def train(
     model, fitted = fit(config, taxonomy, index, device, folder=folder, world=world, progress=progress)
     layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
     found = evaluate(model, index, "validation", config, layout, tokenizer, device)
+    skipped = unlearnable(count_labels(index, layout), layout, config.selection.least_labels)
+    for name, why in skipped.items():
+        log.warning("%s is not learnt, and nothing of it is ever accepted: %s", name, why)
+        found[name] = found[name].take(np.zeros(len(found[name]), dtype=np.bool_))  # what it says means nothing
     thresholds = {name: choose_threshold(p, fit_temperature(p), config.selection) for name, p in found.items()}
     validation = judge_all(found, thresholds, config.text.fields)
     tested = evaluate(model, index, "test", config, layout, tokenizer, device)

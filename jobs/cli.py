@@ -259,6 +259,21 @@ def train(
 
 
 @app.command()
+def suspects(
+    context: typer.Context,
+    ds: Newest,
+    folds: Annotated[int, typer.Option(help="Models to train, each on all but one share of the families.", min=2)] = 3,
+    towers: Annotated[
+        str | None, typer.Option(help="Pretrained towers to begin with, as `pretrain` names them.")
+    ] = None,
+) -> None:
+    """Find the catalog's labels that are probably wrong, by models that never saw them: a table, and a page of pictures."""
+    from jobs.suspects import suspects as step
+
+    _print({"suspects": str(step(_settings(context), ds, folds=folds, towers=towers) / "index.html")})
+
+
+@app.command()
 def tag(
     context: typer.Context,
     run: Run,

@@ -141,6 +141,16 @@ LABELLED: Final = _schema(
     _field("labels", pa.list_(_LABEL), "the catalog's labels of attributes that apply", null=False),
 )
 
+SUSPECTS: Final = _schema(
+    "Catalog labels that are probably wrong, one row for each, by models that never saw them; the surest first",
+    _PRODUCT_ID,
+    _field("attribute", pa.string(), "attribute name", null=False),
+    _field("catalog_value", pa.string(), "the catalog's value; null: a value is missing, of a multi-valued attribute"),
+    _field("model_value", pa.string(), "the model's; null: nothing in its stead, of a multi-valued attribute"),
+    _field("confidence", pa.float32(), "calibrated probability that the model is right", unit="0 to 1", null=False),
+    _field("label_confidence", pa.float32(), "calibrated probability that the catalog is", unit="0 to 1", null=False),
+)
+
 _PREDICTION = pa.struct(
     [
         _field("attribute", pa.string(), "attribute name", null=False),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -17,6 +18,10 @@ from jobs.report.facts import BINS, AttributeFacts, Night
 from jobs.report.findings import findings
 from jobs.report.labelled import Summary
 from schemas.documents import LabelledManifest, Ledger
+from schemas.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from cma_clip_core.suspects import Suspect
 
 _SHARES = 8  # values of an attribute that are drawn
 _UNKNOWN = 14  # unknown labels that are listed
@@ -84,6 +89,32 @@ def render_set(manifest: LabelledManifest, summary: Summary) -> str:
         },
         shown_values=_VALUES,
         rare=_RARE,
+    )  # fmt: skip
+
+
+def render_suspects(
+    ds: str,
+    taxonomy: Taxonomy,
+    listed: Sequence[Suspect],
+    labels: Mapping[str, int],
+    shown: int,
+    folds: int,
+    pictures: Mapping[str, str],
+    titles: Mapping[str, str],
+) -> str:
+    """Return the page of suspected wrong labels; `labels` are how many of each attribute were looked at."""
+    by_attribute = [(a, [s for s in listed if s.attribute == a.name]) for a in taxonomy.attributes]
+    return _environment().get_template("suspects.html.j2").render(
+        ds=ds,
+        by_attribute=by_attribute,
+        labels=labels,
+        shown=shown,
+        folds=folds,
+        pictures=pictures,
+        titles=titles,
+        total=len(listed),
+        looked_at=sum(labels.values()),
+        widest=max((len(s) / max(labels[a.name], 1) for a, s in by_attribute), default=1) or 1,
     )  # fmt: skip
 
 

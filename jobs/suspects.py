@@ -1,0 +1,161 @@
+"""Suspected wrong labels of a day's catalog, by models that never saw them: a table, and a page to look at."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cma_clip_core.config import ModelConfig, load_config
+from cma_clip_core.errors import CoreError
+from jobs import storage
+from jobs.dataset import dataset
+from jobs.errors import JobError
+from jobs.lake import Lake
+from jobs.pretrain import find_towers, with_towers
+from jobs.report.page import render_suspects
+from jobs.report.pictures import Place, thumbnails
+from jobs.settings import Settings
+from jobs.steps import measure
+from schemas.tables import SUSPECTS
+from schemas.taxonomy import Taxonomy, load_taxonomy
+
+if TYPE_CHECKING:
+    import torch
+
+    from cma_clip_core.examples import ExampleIndex
+    from cma_clip_core.predictions import Predictions
+    from cma_clip_core.suspects import Suspect
+
+log = logging.getLogger(__name__)
+
+SHOWN = 24  # suspects of an attribute on the page
+
+
+def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None = None) -> Path:
+    """Find the labels that are probably wrong and return the folder of the table and the page.
+
+    One model is trained for each fold; killed, it goes on with the fold it was at.
+
+    Args:
+        settings: names the model configuration, the taxonomy and the device.
+        ds: newest day whose examples are used.
+        folds: into how many the families are dealt; each model learns from all but one.
+        towers: name of the pretrained towers to begin with. They saw pictures and texts, but no labels.
+
+    Raises:
+        JobError: there are no examples for this configuration and taxonomy, or too few.
+    """
+    from cma_clip_core.devices import resolve_device
+    from cma_clip_core.examples import read_index
+    from cma_clip_core.suspects import find_suspects
+
+    lake = Lake(settings.root)
+    config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
+    start = find_towers(lake, towers)
+    labelled = dataset(settings, ds)
+    parts = [labelled.manifest.set_id, config.model_dump(mode="json"), towers, folds]
+    name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+    folder = lake.root / "suspects" / f"ds={ds}" / f"set={name}"
+    if (folder / "index.html").exists():
+        log.info("suspects: %s is there", folder)
+        return folder
+    with measure("suspects", folder) as measured:
+        try:
+            index, device = read_index(labelled.table, lake.root), resolve_device(settings.device)
+            found, products = _out_of_fold(
+                with_towers(config, start), taxonomy, index, device, folder / "unfinished", folds, settings.progress
+            )
+        except CoreError as error:
+            raise JobError(str(error)) from error
+        listed = [s for p, temperature in found.values() for s in find_suspects(p, temperature)]
+        with storage.whole_file(folder / "suspects.parquet") as temporary:
+            pq.write_table(pa.Table.from_pylist([_row(s) for s in listed], schema=SUSPECTS), temporary)
+        places = _places(labelled.table, lake, {s.product for s in _shown(listed)})
+        pictures = thumbnails(places, config.picture.height, config.picture.width)
+        labels = {attribute: len(p) for attribute, (p, _) in found.items()}
+        page = render_suspects(ds, taxonomy, listed, labels, SHOWN, folds, pictures, _titles(places))
+        measured.rows = products
+        measured.details |= {"suspects": len(listed), "folds": folds}
+        storage.write_bytes(folder / "index.html", page.encode())
+        shutil.rmtree(folder / "unfinished", ignore_errors=True)
+    return folder
+
+
+def _out_of_fold(
+    config: ModelConfig,
+    taxonomy: Taxonomy,
+    index: ExampleIndex,
+    device: torch.device,
+    work: Path,
+    folds: int,
+    progress: bool,
+) -> tuple[dict[str, tuple[Predictions, float]], int]:
+    """Return each attribute's out-of-fold predictions with their temperature, and how many products they are of."""
+    from cma_clip_core.calibration import fit_temperature
+    from cma_clip_core.classes import ClassLayout
+    from cma_clip_core.evaluation import evaluate
+    from cma_clip_core.predictions import Predictions, join
+    from cma_clip_core.suspects import fold_index
+    from cma_clip_core.tokens import Tokenizer
+    from cma_clip_core.training import fit
+
+    layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
+    parts: list[dict[str, Predictions]] = []
+    for fold in range(folds):
+        kept = work / f"fold={fold}"
+        if not (kept / "done").exists():
+            log.info("suspects: fold %d of %d", fold + 1, folds)
+            held = fold_index(index, fold, folds)
+            model, _ = fit(config, taxonomy, held, device, folder=work / f"training={fold}", progress=progress)
+            for name, p in evaluate(model, held, "test", config, layout, tokenizer, device).items():
+                storage.write_bytes(kept / f"{name}.npz", p.to_bytes())
+            storage.write_bytes(kept / "done", b"")
+            shutil.rmtree(work / f"training={fold}", ignore_errors=True)
+        parts.append(
+            {a.name: Predictions.from_bytes(a, (kept / f"{a.name}.npz").read_bytes()) for a in taxonomy.attributes}
+        )
+    joined = {a.name: join([part[a.name] for part in parts]) for a in taxonomy.attributes}
+    products = {product for p in joined.values() for product in p.products}
+    # Every prediction is out of fold, so all of them may tell how sure the models may be.
+    return {name: (p, fit_temperature(p)) for name, p in joined.items()}, len(products)
+
+
+def _row(suspect: Suspect) -> dict[str, object]:
+    row = asdict(suspect)
+    return {"product_id": row.pop("product"), **row}
+
+
+def _shown(listed: list[Suspect]) -> list[Suspect]:
+    shown: list[Suspect] = []
+    for name in dict.fromkeys(s.attribute for s in listed):
+        shown += [s for s in listed if s.attribute == name][:SHOWN]
+    return shown
+
+
+def _places(table: Path, lake: Lake, products: set[str]) -> dict[str, Place]:
+    if not products:
+        return {}
+    columns = ["product_id", "example_file", "example_row"]
+    rows = pq.read_table(table, columns=columns, filters=[("product_id", "in", sorted(products))])
+    return {r["product_id"]: Place(lake.root / r["example_file"], r["example_row"]) for r in rows.to_pylist()}
+
+
+def _titles(places: Mapping[str, Place]) -> dict[str, str]:
+    from cma_clip_core.examples import read_rows
+
+    found: dict[str, str] = {}
+    for file in {place.file for place in places.values()}:
+        rows = np.array(sorted(place.row for place in places.values() if place.file == file))
+        for batch in read_rows(file, rows, ("product_id", "title")):
+            found |= dict(zip(batch.column("product_id").to_pylist(), batch.column("title").to_pylist(), strict=True))
+    return found

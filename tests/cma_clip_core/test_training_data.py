@@ -1,0 +1,109 @@
+"""Training on labels and modalities as bad as catalogs have them: `pytest tests/cma_clip_core/test_training_data.py`"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from cma_clip_core.classes import ClassLayout
+from cma_clip_core.errors import DataError
+from cma_clip_core.evaluation import evaluate
+from cma_clip_core.pretraining import pretrain
+from cma_clip_core.splits import SIDES
+from cma_clip_core.tokens import Tokenizer
+from cma_clip_core.training import train
+from tests.cma_clip_core import drawn
+
+CPU = torch.device("cpu")
+
+
+def changed(count: int, change: Any) -> pa.Table:
+    """Drawn examples, each row changed in place by `change(row, labels)`."""
+    rows = drawn.examples(count).to_pylist()
+    for row in rows:
+        labels = dict(row["labels"])
+        change(row, labels)
+        row["labels"] = list(labels.items())
+    return pa.Table.from_pylist(rows, schema=drawn.examples(1).schema)
+
+
+def test_an_attribute_of_one_value_or_few_labels_is_skipped_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = iter(range(1000))
+
+    def change(_: dict[str, Any], labels: dict[str, list[str]]) -> None:
+        if "pattern" in labels:
+            labels["pattern"] = ["Solid"]
+        if "material" in labels and next(kept) >= 12:
+            del labels["material"]
+
+    index = drawn.index(drawn.write(tmp_path, changed(300, change)))
+    with caplog.at_level(logging.WARNING):
+        trained = train(drawn.config(epochs=1), drawn.taxonomy(), index, CPU, progress=False)
+    assert "pattern is not learnt, and nothing of it is ever accepted: all of its" in caplog.text
+    assert "training labels are 'Solid'" in caplog.text
+    assert "material is not learnt" in caplog.text
+    assert "colour is not learnt" not in caplog.text
+    for name in ("pattern", "material"):
+        assert trained.thresholds[name].lowest() is None
+        assert trained.metrics.test[name].coverage in (0, None)
+    # What is not learnt leaves its head as it was drawn, weight decay aside.
+    fresh = train(drawn.config(epochs=0), drawn.taxonomy(), index, CPU, progress=False).model
+    for name, same in (("pattern", True), ("colour", False)):
+        one, other = (m.get_submodule(f"heads.{name}.3").weight for m in (trained.model, fresh))
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4) is same
+
+
+def test_a_label_never_seen_in_training_is_an_error_of_the_model_and_no_more(tmp_path: Path) -> None:
+    index = drawn.index(drawn.write(tmp_path, drawn.examples(400)))
+    checked = {
+        row["product_id"]
+        for row in drawn.examples(400).to_pylist()
+        if dict(row["labels"]).get("pattern") == ["Checked"]
+    }
+    ids = drawn.examples(400).column("product_id").to_pylist()
+    index.side[[i for i, row in enumerate(index.row) if ids[row] in checked]] = SIDES.index("test")
+    config = drawn.config(epochs=4)
+    trained = train(config, drawn.taxonomy(), index, CPU, progress=False)
+    found = evaluate(trained.model, index, "test", config, ClassLayout(drawn.taxonomy()), Tokenizer(config), CPU)[
+        "pattern"
+    ]
+    unseen = found.targets[:, drawn.PATTERNS.index("Checked")]
+    assert unseen.sum() > 50
+    assert found.probabilities()[unseen].argmax(axis=1).tolist().count(drawn.PATTERNS.index("Checked")) == 0
+    assert trained.metrics.test["pattern"].accuracy == pytest.approx(
+        np.mean([t[p] for t, p in zip(found.targets, found.probabilities().argmax(axis=1), strict=True)])
+    )
+
+
+def test_a_catalog_without_any_picture(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], _: object) -> None:
+        row["image"], row["image_status"] = None, "absent"
+
+    index = drawn.index(drawn.write(tmp_path, changed(400, change)))
+    trained = train(drawn.config(epochs=4), drawn.taxonomy(), index, CPU, progress=False)
+    test = trained.metrics.test["pattern"]
+    assert (test.image_weight, test.text_weight) == (0, 1)
+    assert test.accuracy is not None
+    assert test.accuracy > 0.6
+    with pytest.raises(DataError, match="nothing to pretrain on"):
+        pretrain(drawn.config(), drawn.taxonomy(), index, CPU, progress=False)
+
+
+def test_a_catalog_without_any_text(tmp_path: Path) -> None:
+    def change(row: dict[str, Any], _: object) -> None:
+        row["title"] = row["description"] = ""
+
+    index = drawn.index(drawn.write(tmp_path, changed(400, change)))
+    trained = train(drawn.config(epochs=4), drawn.taxonomy(), index, CPU, progress=False)
+    test = trained.metrics.test["colour"]
+    assert (test.image_weight, test.text_weight) == (1, 0)
+    assert test.accuracy is not None
+    assert test.accuracy > 0.6
