@@ -1,0 +1,99 @@
+"""Training from the examples on disk against the same steps on batches in memory, and its share of the matrix peak.
+
+    PYTHONPATH=. python benchmarks/train_rate.py LAKE SET --taxonomy fashion --model-config fashion
+
+SET is a labelled set's folder (`python -m jobs dataset` prints it). Both sides take the same optimizer steps on the same
+products, in turns: what differs is that one reads, decodes, tokenises, augments and batches them, and the other has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cma_clip_core.batches import prefetch
+from cma_clip_core.classes import ClassLayout
+from cma_clip_core.config import load_config
+from cma_clip_core.devices import resolve_device
+from cma_clip_core.examples import read_index
+from cma_clip_core.loop import Loop
+from cma_clip_core.methods import build_model
+from cma_clip_core.objectives import MultiTask
+from cma_clip_core.tokens import Tokenizer
+from schemas.taxonomy import load_taxonomy
+
+
+def main() -> None:
+    """Measure, and print the rates of each turn and the ratio of their sums."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lake", type=Path)
+    parser.add_argument("set", type=Path, help="a labelled set's folder")
+    parser.add_argument("--taxonomy", default="fashion")
+    parser.add_argument("--model-config", default="fashion")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--batches", type=int, default=64, help="in a turn; a whole shuffle buffer, so that none is prepared in vain"
+    )
+    parser.add_argument("--turns", type=int, default=4)
+    chosen = parser.parse_args()
+    config, taxonomy, device = (
+        load_config(chosen.model_config),
+        load_taxonomy(chosen.taxonomy),
+        resolve_device(chosen.device),
+    )
+    layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
+    index = read_index(chosen.set / "products.parquet", chosen.lake)
+    model = build_model(config, taxonomy).to(device)
+    objective = MultiTask(model, index, config, layout, tokenizer, device)
+    loop = Loop(objective, config.training, device, progress=False)
+    model.train()
+    held = list(itertools.islice(objective.batches(1, 0), chosen.batches))
+    products = sum(len(batch) for batch in held)
+    with FlopCounterMode(display=False) as counter:
+        loop.step(held[0])
+    flops = counter.get_total_flops() / len(held[0])
+    seconds = {"memory": 0.0, "disk": 0.0}
+    for turn in range(1, chosen.turns + 1):
+        took = {}
+        for side in ("memory", "disk") if turn % 2 else ("disk", "memory"):
+            batches = (
+                held if side == "memory" else prefetch(itertools.islice(objective.batches(1, 0), chosen.batches), 4)
+            )
+            start = time.perf_counter()
+            for batch in batches:
+                loop.step(batch)
+            took[side] = time.perf_counter() - start
+            seconds[side] += took[side]
+        print(
+            f"turn {turn}: " + ", ".join(f"{side} {products / s:.0f} products/s" for side, s in took.items()),
+            flush=True,
+        )
+    peak = matrix_peak(device)
+    rate = chosen.turns * products / seconds["disk"]
+    print(f"disk over memory: {seconds['memory'] / seconds['disk']:.2f}")
+    print(f"{rate:.0f} products/s of {flops / 1e6:.0f} MFLOP each, forward and backward of the first batch")
+    print(
+        f"{rate * flops / 1e9:.0f} GFLOP/s of the {peak / 1e9:.0f} GFLOP/s of a matrix product: {rate * flops / peak:.2f}"
+    )
+
+
+def matrix_peak(device: torch.device) -> float:
+    """Return the best FLOP/s of ten large matrix products."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    one, other = (torch.randn(2048, 2048, device=device, dtype=dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(10):
+        start = time.perf_counter()
+        product = one @ other
+        float(product[0, 0])  # waits for a GPU
+        best = max(best, 2 * 2048**3 / (time.perf_counter() - start))
+    return best
+
+
+if __name__ == "__main__":
+    main()
