@@ -55,6 +55,21 @@ def read_raw(lake: Lake, ds: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in raw_lines(lake, ds)]
 
 
+def split_raw(lake: Lake, ds: str) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Return the records of a day's raw catalog, and its lines that are none."""
+    records, others = [], []
+    for line in raw_lines(lake, ds):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        if isinstance(found, dict):
+            records.append(found)
+        else:
+            others.append(line)
+    return records, others
+
+
 def raw_lines(lake: Lake, ds: str) -> list[bytes]:
     """Return the lines of a day's raw catalog, records or not."""
     paths = sorted(lake.raw(ds).glob("*.jsonl.gz"))
