@@ -149,9 +149,11 @@ def test_a_loss_that_is_no_number_stops_and_names_the_batch(index: ExampleIndex,
     assert state["at"][1] == int(str(error.value).split("batch ")[1].split(" ")[0]) - 1  # it is from before the batch
 
 
-def test_micro_batches_take_the_same_step(index: ExampleIndex) -> None:
-    document = drawn.config(batch_size=32).model_dump()
+@pytest.mark.parametrize(("alone_loss", "stem"), [(0.0, None), (0.5, 8)])
+def test_micro_batches_take_the_same_step(index: ExampleIndex, alone_loss: float, stem: int | None) -> None:
+    document = drawn.config(batch_size=32, alone_loss=alone_loss).model_dump()
     document["fusion"]["dropout"] = 0.0
+    document["backbone"]["custom"]["vision"]["stem"] = stem
     config = ModelConfig.model_validate(document)
     gradients = []
     for micro in (None, 32, 7, 1):
