@@ -17,6 +17,7 @@ from cma_clip_core.errors import CoreError
 from jobs import promotion
 from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
+from jobs.labelled_rows import count_labels
 from jobs.lake import Lake
 from jobs.models import champion, check_version
 from jobs.pretrain import find_towers, with_towers
@@ -115,7 +116,13 @@ def _train(
     trained = training.train(begin, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
     # Kept by name: a version knows nothing of the place it was made in.
     made_with = with_towers(config, start and Path("towers") / start.name)
-    trained.metrics = trained.metrics.model_copy(update={"labelled_set": lake.relative(labelled.folder)})
+    trained.metrics = trained.metrics.model_copy(
+        update={
+            "labelled_set": lake.relative(labelled.folder),
+            "catalog_day": labelled.manifest.ds,
+            "labels": count_labels(labelled.table),
+        }
+    )
     version = registry.save(trained, made_with, taxonomy, lake.models, datetime.now(UTC))
     shutil.rmtree(work, ignore_errors=True)
     metrics = trained.metrics
