@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from cma_clip_core.errors import CoreError
 from jobs.errors import JobError
 from jobs.lake import check_day, check_run
 from jobs.settings import Settings
@@ -404,7 +405,7 @@ def main() -> None:
     """Run the command line; print an error that the user can act on without a traceback."""
     try:
         app(standalone_mode=True)
-    except (JobError, ContractError) as error:
+    except (JobError, CoreError, ContractError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except ValidationError as error:
