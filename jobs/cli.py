@@ -70,7 +70,10 @@ def _common(
         str | None, typer.Option(help="Folders pictures may be read from, comma-separated. [TAGGING_PICTURE_ROOTS]")
     ] = None,
     taxonomy: Annotated[
-        str | None, typer.Option(help="Taxonomy to train with: sample, fashion, or a YAML file.")
+        str | None,
+        typer.Option(
+            help="Taxonomy to train with: sample, fashion, or a YAML file. Where it is given, nights refuse a champion of another."
+        ),
     ] = None,
     rules: Annotated[str | None, typer.Option(help="Data-quality rules: default, or a YAML file.")] = None,
     model_config: Annotated[
