@@ -169,6 +169,7 @@ def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path
         card = model_card(version, config, taxonomy, trained.thresholds, trained.metrics, made_at, drawn)
         (temporary / CARD).write_text(card, encoding="utf-8")
         for path in temporary.iterdir():
+            path.chmod(0o644)  # safetensors writes for its owner alone
             with path.open("rb") as written:
                 os.fsync(written.fileno())
         temporary.chmod(0o755)

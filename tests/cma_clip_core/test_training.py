@@ -141,6 +141,7 @@ def test_a_saved_version_predicts_the_same(trained: Trained, version: Path) -> N
         "model.safetensors", "config.json", "taxonomy.yaml", "thresholds.json", "metrics.json", "MODEL_CARD.md",
         "precision_recall.svg", "calibration.svg", "modality_weights.svg", "SHA256SUMS",
     }  # fmt: skip
+    assert {path.stat().st_mode & 0o777 for path in version.iterdir()} == {0o644}
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=version, check=True)
 
 
