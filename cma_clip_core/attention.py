@@ -83,8 +83,9 @@ class ModalityAttention(nn.Module):
     def __init__(self, attributes: int, width: int) -> None:
         super().__init__()
         self.width = width  # of a mixture
-        self.weight = nn.Parameter(torch.empty(attributes, width))  # [K, W]: row k is w_k
-        nn.init.normal_(self.weight, std=width**-0.5)
+        # [K, W]: row k is w_k. Zeros, so that both modalities count alike until there is a reason (our choice): a random
+        # start favours one for each attribute, and what is favoured learns, and stays so.
+        self.weight = nn.Parameter(torch.zeros(attributes, width))
 
     def forward(self, h: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Return each attribute's mixture of the modalities, and its weights.

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from cma_clip_core import towers
 from cma_clip_core.config import BackboneConfig, ModelConfig
 from cma_clip_core.errors import ModelError
+from cma_clip_core.stem import ConvolutionStem
 
 
 class Sequence(NamedTuple):
@@ -243,7 +244,7 @@ def _create_custom(backbone: BackboneConfig, size: tuple[int, int], context_leng
     assert backbone.custom is not None
     vision, text = backbone.custom.vision, backbone.custom.text
     try:
-        return open_clip.CLIP(
+        clip = open_clip.CLIP(
             embed_dim=vision.width,
             vision_cfg=open_clip.CLIPVisionCfg(
                 image_size=size,
@@ -253,6 +254,7 @@ def _create_custom(backbone: BackboneConfig, size: tuple[int, int], context_leng
                 head_width=vision.head_width,
                 mlp_ratio=vision.mlp_ratio,
                 patch_dropout=backbone.patch_dropout,
+                pool_type="avg" if vision.pool == "mean" else "tok",
             ),
             text_cfg=open_clip.CLIPTextCfg(
                 context_length=context_length,
@@ -264,6 +266,9 @@ def _create_custom(backbone: BackboneConfig, size: tuple[int, int], context_leng
         )
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ModelError(f"backbone.custom: open_clip cannot build these towers: {error}") from error
+    if vision.stem is not None:
+        clip.visual.conv1 = ConvolutionStem(vision.patch_size, vision.width, vision.stem)
+    return clip
 
 
 def text_settings(architecture: str) -> dict[str, Any]:

@@ -32,6 +32,13 @@ class VisionTower(Strict):
     """Our own image tower: open_clip's VisionTransformer at any size."""
 
     patch_size: int = Field(ge=2, description="pixels, the side of a square patch")
+    stem: int | None = Field(
+        default=None,
+        ge=4,
+        description="channels of the first of the 3 x 3 convolutions that turn pixels into patches "
+        "(cma_clip_core.stem); null: one convolution of a patch's size, as in CLIP",
+    )
+    pool: Literal["class", "mean"] = Field(default="class", description="I_cls: the class token, or the patches' mean")
     width: int
     layers: int = Field(ge=1)
     head_width: int = 32
@@ -111,6 +118,11 @@ class TrainingConfig(Strict):
     backbone_learning_rate: float = Field(
         default=1e-3, gt=0, description="of the towers; for pretrained ones 10 to 100 times less than the new layers'"
     )
+    embedding_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="of the token embeddings, since a rare word is seen in few steps; null: that of the towers",
+    )
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of all steps; then a cosine down to zero")
     weight_decay: float = Field(default=0.05, ge=0, description="of matrices; never of biases, norms, embeddings")
     clip_norm: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
@@ -121,6 +133,12 @@ class TrainingConfig(Strict):
         le=1,
         description="weight of a label in the loss: its value's count to the power of minus this, of mean 1 in each "
         "attribute; 0: all alike",
+    )
+    alone_loss: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the losses of the text alone and of the picture alone: each tower learns all that it can "
+        "tell, even where the other one knows better",
     )
     word_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of text tokens left out in training")
     text_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of products trained without their text")
@@ -180,6 +198,8 @@ class ModelConfig(Strict):
                 raise ValueError(
                     f"picture {self.picture.height}x{self.picture.width} is no whole number of patches of {side} pixels"
                 )
+            if self.backbone.custom.vision.stem is not None and side & (side - 1):
+                raise ValueError(f"patch_size {side} must be a power of two for a stem of convolutions")
         return self
 
 

@@ -26,6 +26,7 @@ class Output(NamedTuple):
 
     logits: Tensor  # [B, C]: attribute by attribute, in the taxonomy's order, a class for each of its values
     lambdas: Tensor  # [B, K, M]: MA's weights; 0 for an absent modality, so both 0 where nothing was seen
+    alone: tuple[tuple[Tensor, Tensor], ...] = ()  # in training, of each modality: logits [B, C], where it is there [B]
 
 
 class CmaClip(nn.Module):
@@ -64,6 +65,14 @@ class CmaClip(nn.Module):
                 for a in attributes
             }
         )
+        # Not in the paper: in training each tower is asked alone, too. Else whichever learns faster, the text, leaves the
+        # other little to gain, and little is what that one learns (Wang et al., "What Makes Training Multi-modal
+        # Classification Networks Hard?", CVPR 2020: there too a loss for each modality).
+        asks = config.training.alone_loss > 0 and self.sees_text and self.sees_image
+        classes = sum(len(a.values) for a in attributes)
+        self.alone = nn.ModuleDict(
+            {"text": nn.Linear(text.width, classes), "image": nn.Linear(image.cls_width, classes)} if asks else {}
+        )
 
     def forward(
         self, ids: Tensor, lengths: Tensor, text_present: Tensor, pixels: Tensor, image_present: Tensor
@@ -79,31 +88,37 @@ class CmaClip(nn.Module):
         """
         text_present = text_present & self.sees_text
         image_present = image_present & self.sees_image
-        h = self._cls(ids, lengths, text_present, pixels, image_present)
+        h, alone = self._cls(ids, lengths, text_present, pixels, image_present)
         mixtures, lambdas = self.modality_attention(h, torch.stack([text_present, image_present], dim=1))
         logits = [head(mixtures[:, k]) for k, head in enumerate(self.heads.values())]
-        return Output(torch.cat(logits, dim=1), lambdas)
+        return Output(torch.cat(logits, dim=1), lambdas, alone)
 
-    def _cls(self, ids: Tensor, lengths: Tensor, text_present: Tensor, pixels: Tensor, image_present: Tensor) -> Tensor:
-        """Return T'_cls and I'_cls, [B, M, W]; zeros for a modality that is nowhere in the batch."""
+    def _cls(
+        self, ids: Tensor, lengths: Tensor, text_present: Tensor, pixels: Tensor, image_present: Tensor
+    ) -> tuple[Tensor, tuple[tuple[Tensor, Tensor], ...]]:
+        """Return T'_cls and I'_cls, [B, M, W], zeros for a modality that is nowhere in the batch; and `Output.alone`."""
         rows = len(ids)
         has_text, has_image = bool(text_present.any()), bool(image_present.any())
         parts: list[Tensor] = []
         masks: list[Tensor] = []
+        alone: list[tuple[Tensor, Tensor]] = []
+        asks = self.training and len(self.alone) > 0
         if has_text:
             text = self.backbone.encode_text(ids, lengths)
+            alone += [(self.alone["text"](text.cls), text_present)] if asks else []
             parts += [self.text_projection(text.cls)[:, None] + self.kind[0]]
             parts += [self.text_projection(text.tokens) + self.kind[1]]
             masks += _masks(text, text_present)
         image_at = sum(part.shape[1] for part in parts)
         if has_image:
             image = self._encode_images(pixels, image_present)
+            alone += [(self.alone["image"](image.cls), image_present)] if asks else []
             project_cls = self.image_cls_projection or self.image_projection
             parts += [project_cls(image.cls)[:, None] + self.kind[2]]
             parts += [self.image_projection(image.tokens) + self.kind[3]]
             masks += _masks(image, image_present)
         if not parts:
-            return self.kind.new_zeros(rows, 2, self.kind.shape[1])
+            return self.kind.new_zeros(rows, 2, self.kind.shape[1]), ()
         x, mask = self.norm(torch.cat(parts, dim=1)), torch.cat(masks, dim=1)
         at = torch.tensor([0] * has_text + [image_at] * has_image, device=x.device)
         h: Tensor
@@ -113,10 +128,10 @@ class CmaClip(nn.Module):
             # A row with nothing to attend to would be NaN: let it see everything, since MA gives it no weight.
             mask = mask | ~mask.any(dim=1, keepdim=True)
             h = self.sequence_attention(x, None if bool(mask.all()) else mask, at)
-        if has_text and has_image:
-            return h
-        zeros = torch.zeros_like(h)
-        return torch.cat([h, zeros] if has_text else [zeros, h], dim=1)
+        if not (has_text and has_image):
+            zeros = torch.zeros_like(h)
+            h = torch.cat([h, zeros] if has_text else [zeros, h], dim=1)
+        return h, tuple(alone)
 
     def _encode_images(self, pixels: Tensor, present: Tensor) -> Sequence:
         """Run the image tower on the pictures that are there; the rest of the sequence is zeros, which SA masks out."""

@@ -19,23 +19,24 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
-    """Return the optimizer's groups: towers and new layers, each with and without weight decay.
+    """Return the optimizer's groups: token embeddings, towers and new layers, with and without weight decay.
 
     Matrices decay; biases, norms, embeddings, MA's vectors and CLIP's temperature do not. Frozen parameters are in none.
     """
-    chosen: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    tower = config.backbone_learning_rate
+    chosen: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and not any(part in name for part in EMBEDDINGS)
-            chosen.setdefault((name.startswith("backbone."), decays), []).append(parameter)
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim >= 2 and not any(part in name for part in EMBEDDINGS)
+        if name.endswith("token_embedding.weight"):
+            peak = config.embedding_learning_rate or tower
+        else:
+            peak = tower if name.startswith("backbone.") else config.learning_rate
+        chosen.setdefault((peak, decays), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "peak": config.backbone_learning_rate if tower else config.learning_rate,
-            "lr": 0.0,
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (tower, decays), parameters in chosen.items()
+        {"params": parameters, "peak": peak, "lr": 0.0, "weight_decay": config.weight_decay if decays else 0.0}
+        for (peak, decays), parameters in chosen.items()
     ]
 
 

@@ -133,9 +133,9 @@ def test_one_patch_moves_the_text_class_and_one_word_the_image_class(model: CmaC
     pixels[:, 8:16, 8:16] = 255 - pixels[:, 8:16, 8:16]
     ids[:, 1] = 1000
     with torch.inference_mode():
-        before = model._cls(*inputs)
-        by_patch = (model._cls(*replace(inputs, pixels=pixels)) - before).abs().amax(dim=2)
-        by_word = (model._cls(*replace(inputs, ids=ids)) - before).abs().amax(dim=2)
+        before = model._cls(*inputs)[0]
+        by_patch = (model._cls(*replace(inputs, pixels=pixels))[0] - before).abs().amax(dim=2)
+        by_word = (model._cls(*replace(inputs, ids=ids))[0] - before).abs().amax(dim=2)
     both = inputs.text_present & inputs.image_present
     assert (by_patch[both, 0] > 1e-5).all()
     assert (by_word[both, 1] > 1e-5).all()
@@ -182,6 +182,21 @@ def test_ablations(config: ModelConfig, inputs: Inputs, switch: str) -> None:
     assert output.lambdas[9].tolist() == [[1.0, 0.0]] * 4
     if switch == "modality_attention":
         assert output.lambdas[0].tolist() == [[0.5, 0.5]] * 4
+
+
+def test_in_training_each_tower_is_asked_alone(inputs: Inputs) -> None:
+    """Its loss reaches the tower even where the fused model would leave it nothing to learn."""
+    asking = CmaClip(drawn.config(alone_loss=0.5), drawn.taxonomy())
+    assert run(asking.eval(), inputs).alone == ()
+    assert len(CmaClip(drawn.config(), drawn.taxonomy()).alone) == 0
+    output = asking.train()(*inputs)
+    (text, has_text), (image, has_image) = output.alone
+    assert text.shape == image.shape == output.logits.shape
+    assert has_text.tolist() == inputs.text_present.tolist()
+    assert has_image.tolist() == inputs.image_present.tolist()
+    image[has_image].sum().backward()
+    assert asking.backbone.image.tower.class_embedding.grad.abs().sum() > 0
+    assert asking.backbone.text.tower.token_embedding.weight.grad is None
 
 
 def named(architecture: str, height: int, width: int, pretrained: str | None = None) -> ModelConfig:

@@ -109,7 +109,9 @@ def test_warm_up_then_cosine() -> None:
 
 
 def test_towers_and_new_layers_have_their_own_rates_and_norms_no_decay() -> None:
-    config = drawn.config(learning_rate=0.1, backbone_learning_rate=0.001, weight_decay=0.5)
+    config = drawn.config(
+        learning_rate=0.1, backbone_learning_rate=0.001, embedding_learning_rate=0.01, weight_decay=0.5
+    )
     model = CmaClip(config, drawn.taxonomy())
     groups = {
         id(p): (group["peak"], group["weight_decay"])
@@ -118,7 +120,7 @@ def test_towers_and_new_layers_have_their_own_rates_and_norms_no_decay() -> None
     }
     assert groups[id(model.backbone.image.tower.transformer.resblocks[0].mlp.c_fc.weight)] == (0.001, 0.5)
     assert groups[id(model.backbone.text.tower.ln_final.weight)] == (0.001, 0.0)
-    assert groups[id(model.backbone.text.tower.token_embedding.weight)] == (0.001, 0.0)
+    assert groups[id(model.backbone.text.tower.token_embedding.weight)] == (0.01, 0.0)
     assert groups[id(model.text_projection.weight)] == (0.1, 0.5)
     assert groups[id(model.modality_attention.weight)] == (0.1, 0.0)
     # CLIP's own projections of the pooled vectors are no part of this model.
