@@ -9,12 +9,14 @@ timm models. A text tower of Hugging Face `transformers` does not: it cannot be 
 from __future__ import annotations
 
 import math
+import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import open_clip
 import torch
 from open_clip.transformer import TextTransformer, VisionTransformer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -225,6 +227,12 @@ def _create(config: ModelConfig, *, pretrained: bool) -> Any:
             force_context_length=config.text.context_length,
             force_patch_dropout=backbone.patch_dropout,
         )
+    except (pickle.UnpicklingError, EOFError, SafetensorError) as error:
+        # open_clip reads tensors and plain values alone; torch's own words advise to switch that off.
+        raise ModelError(
+            f"backbone.pretrained: {weights}: broken, or not a file of weights alone ({type(error).__name__}); nothing in it "
+            "was run"
+        ) from error
     except (RuntimeError, AssertionError, ValueError, TypeError, OSError) as error:
         raise ModelError(
             f"open_clip cannot build {backbone.architecture!r} (pretrained: {weights}) for pictures of "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 import yaml
@@ -11,7 +11,9 @@ from cma_clip_core.bootstrap import DRAWS
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.documents import Threshold
 from cma_clip_core.metrics import mean_of
-from cma_clip_core.tables import one_model, own_thresholds, shipped
+from cma_clip_core.promise import fewest_right
+from cma_clip_core.splits import SIDES
+from cma_clip_core.tables import markdown, one_model, own_thresholds, shipped
 from cma_clip_core.training import Metrics
 from schemas.taxonomy import Taxonomy
 
@@ -23,29 +25,23 @@ def model_card(
     thresholds: Mapping[str, Threshold],
     metrics: Metrics,
     made_at: datetime,
+    plots: Sequence[str] = (),
 ) -> str:
-    """Return the model card as Markdown."""
-    backbone = config.backbone
-    towers = (
-        "towers of our own size, trained from scratch"
-        if backbone.architecture is None
-        else f"open_clip {backbone.architecture}, started from {backbone.pretrained or 'random weights'}"
-    )
+    """Return the model card as Markdown; `plots` are files beside it."""
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     return f"""# Model {version}
 
-CMA-CLIP (arXiv 2112.03562) for the taxonomy `{taxonomy.name}` ({taxonomy.fingerprint}): {len(taxonomy.attributes)}
-attributes from a product's picture ({config.picture.height} x {config.picture.width} pixels) and its
-{", ".join(config.text.fields)} (at most {config.text.context_length} tokens). Backbone: {towers}.
+{_method(config)} for the taxonomy `{taxonomy.name}` ({taxonomy.fingerprint}): {len(taxonomy.attributes)}
+attributes from a product's {_inputs(config)}. Backbone: {_towers(config)}.
 Made {made_at:%Y-%m-%d %H:%M} UTC with the configuration `{config.name}`.
 
 ## Data
 
-The catalog's own labels; a missing label teaches nothing. Split by product family, so that one product in several
-colours is on one side: {metrics.train_examples:,} products to train on, {metrics.validation_examples:,} to validate,
-{metrics.test_examples:,} to test, of {metrics.families:,} families. Trained {len(metrics.epochs)} epochs in
+{_source(metrics)}The catalog's own labels; a missing label teaches nothing. Split by product family, so that one product in
+several colours is on one side: {metrics.train_examples:,} products to train on, {metrics.validation_examples:,} to
+validate, {metrics.test_examples:,} to test, of {metrics.families:,} families. Trained {len(metrics.epochs)} epochs in
 {metrics.seconds:,.0f} s on {metrics.device}; epoch {metrics.best_epoch} was best on validation and is the one kept.
-
+{_labels(taxonomy, metrics)}
 ## Test
 
 {one_model(metrics.test)}
@@ -60,19 +56,24 @@ labels are those that none of the texts the model reads names. *Average precisio
 precision-recall curve of the best value's confidence, *calibration error* the mean gap between that confidence and the
 share that is right. *Text* and *image* are the mean modality-wise attention. Of an attribute with several values,
 (product, value) pairs count, but for accuracy and calibration error.
-
+{_pictures(plots)}
 ## Thresholds
+
+{_kept(metrics)}
 
 {shipped(metrics.test, thresholds)}
 
 *Threshold* is that of all values without one of their own. Thresholds were chosen on validation so that with
-{100 * config.selection.promise_confidence:.0f} % confidence the precision on new products reaches the target; a value
-predicted for {config.selection.value_predictions} validation products or more has its own. *Precision*, *recall* and
-*coverage* are what they do on test. Confidences are calibrated: logits are divided by the *temperature*.
+{100 * config.selection.promise_confidence:.0f} % confidence the precision on new products reaches the target: the
+one-sided Clopper-Pearson lower bound of the precision does, products of a family counted for less, and thresholds were
+tested in a sequence that the confidences alone fix (fixed-sequence testing), so that none passes as the luckiest of many
+(`cma_clip_core/promise.py`). A value predicted for {config.selection.value_predictions} validation products or more has
+its own. *Precision*, *recall* and *coverage* are what they do on test. Confidences are calibrated: logits are divided by
+the *temperature*.
 
 {own_thresholds(thresholds) or "No value has a threshold of its own."}
 
-{_promise(taxonomy, thresholds)}
+{_never(config, taxonomy, thresholds, metrics)}
 
 ## Validation
 
@@ -103,14 +104,100 @@ predicted for {config.selection.value_predictions} validation products or more h
 """
 
 
-def _promise(taxonomy: Taxonomy, thresholds: Mapping[str, Threshold]) -> str:
-    """Return which attributes and values are never accepted."""
+def _method(config: ModelConfig) -> str:
+    """Return what the model is: an ablation is not called by the whole method's name alone."""
+    if config.method == "clip":
+        return "CLIP as a classifier (the picture against a prompt for each value)"
+    fusion = config.fusion
+    missing = [
+        name
+        for name, there in (
+            ("sequence-wise attention", fusion.sequence_attention),
+            ("modality-wise attention", fusion.modality_attention),
+        )
+        if not there
+    ]
+    return "CMA-CLIP (arXiv 2112.03562)" + (f" without {' and '.join(missing)}" if missing else "")
+
+
+def _inputs(config: ModelConfig) -> str:
+    seen = ("image",) if config.method == "clip" else config.fusion.modalities
+    picture = f"picture ({config.picture.height} x {config.picture.width} pixels)"
+    text = f"{', '.join(config.text.fields)} (at most {config.text.context_length} tokens)"
+    return " and its\n".join(words for name, words in (("image", picture), ("text", text)) if name in seen)
+
+
+def _towers(config: ModelConfig) -> str:
+    """Return which towers the model has, what they began with, and whether they were trained on."""
+    backbone, training = config.backbone, config.training
+    kind = "towers of our own size" if backbone.architecture is None else f"open_clip {backbone.architecture}"
+    began = f"begun with the pretrained `{backbone.pretrained}`" if backbone.pretrained else "begun with random weights"
+    if not training.epochs:
+        return f"{kind}, {began}, nothing of it trained here"
+    if training.freeze:
+        return f"{kind}, {began}; {' and '.join(training.freeze)} tower left as it was"
+    return f"{kind}, {began}{'' if backbone.pretrained else ' and trained from scratch'}"
+
+
+def _source(metrics: Metrics) -> str:
+    if not metrics.labelled_set:
+        return ""
+    return f"Products of the catalog up to {metrics.catalog_day or '?'}: the labelled set `{metrics.labelled_set}`.\n"
+
+
+def _labels(taxonomy: Taxonomy, metrics: Metrics) -> str:
+    """Return the labels of each attribute and side, and how many of them no text field names."""
+    if not metrics.labels:
+        return ""
+    header = ["attribute", *(f"{side} labels{part}" for side in SIDES for part in ("", ", silent"))]
+    rows = []
+    for name in taxonomy.names:
+        sides = [metrics.labels.get(name, {}).get(side) for side in SIDES]
+        rows.append([name, *(f"{n:,}" for c in sides for n in ((c.labels, c.silent) if c else (0, 0)))])
+    return f"\n{markdown(header, rows)}\n\nA label is *silent* here where no text field of the product names it.\n"
+
+
+def _pictures(plots: Sequence[str]) -> str:
+    return "".join(f"\n![{name.rsplit('.', 1)[0].replace('_', ' ')}]({name})\n" for name in plots)
+
+
+def _kept(metrics: Metrics) -> str:
+    if metrics.promise is None:
+        return ""
+    return (
+        f"The promised precision is {metrics.promise.words()} (on the test products; a target may be missed, or reached, "
+        "by chance where few are accepted).\n"
+    )
+
+
+def _never(
+    config: ModelConfig, taxonomy: Taxonomy, thresholds: Mapping[str, Threshold], metrics: Metrics
+) -> str:  # fmt: skip
+    """Return which attributes and values are never accepted, and why."""
     lines = []
     for attribute in taxonomy.attributes:
         chosen = thresholds[attribute.name]
         never = chosen.never(attribute)
         if chosen.lowest() is None:
-            lines.append(f"- {attribute.name}: nothing is ever accepted; no threshold kept the promise on validation.")
+            why = _why_nothing(metrics.not_learnt.get(attribute.name), chosen, config.selection.promise_confidence)
+            lines.append(f"- {attribute.name}: nothing is ever accepted: {why}.")
         elif never:
-            lines.append(f"- {attribute.name}: never accepted {'is' if len(never) == 1 else 'are'} {', '.join(never)}.")
+            lines.append(
+                f"- {attribute.name}: never accepted {'is' if len(never) == 1 else 'are'} {', '.join(never)}: no threshold "
+                "kept the promise on validation."
+            )
     return "\n".join(lines) or "Every value has a threshold that kept its promise on validation."
+
+
+def _why_nothing(not_learnt: str | None, chosen: Threshold, level: float) -> str:
+    if not_learnt is not None:
+        return f"it was not learnt, as {not_learnt}"
+    if not chosen.candidates:
+        return "no product of the validation side has a label of it"
+    least = fewest_right(chosen.target_precision, level)
+    if chosen.candidates < least:
+        return (
+            f"it has {chosen.candidates} candidates on validation, and {least}, all of them right, are the fewest that "
+            f"show a precision of {chosen.target_precision:.2f}"
+        )
+    return "no threshold kept the promise on validation"

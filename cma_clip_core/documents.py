@@ -85,6 +85,33 @@ class AttributeMetrics(Strict):
     image_weight: float  # mean over the products
 
 
+class Promise(Strict):
+    """Whether the precision that was promised on validation is there on the side that is judged, by attribute.
+
+    A side of few products may miss the target by chance, and reach it by chance.
+    """
+
+    kept: tuple[str, ...]  # the precision of what is accepted reaches the target
+    broken: dict[str, float]  # it does not: this precision
+    nothing: tuple[str, ...]  # nothing is accepted, so nothing is promised
+
+    def words(self) -> str:
+        """Return it in one line, such as "kept by 2 of 3 attributes; broken: fit (0.871); nothing is accepted: neck"."""
+        parts = [f"kept by {len(self.kept)} of {len(self.kept) + len(self.broken)} attributes"]
+        if self.broken:
+            parts.append(f"broken: {', '.join(f'{name} ({value:.3f})' for name, value in self.broken.items())}")
+        if self.nothing:
+            parts.append(f"nothing is accepted: {', '.join(self.nothing)}")
+        return "; ".join(parts)
+
+
+class LabelCount(Strict):
+    """How many labels an attribute has on a side of the split; a product of a multi-valued one may have several."""
+
+    labels: int
+    silent: int  # that no text field names
+
+
 class MethodMetrics(Strict):
     """One method on one side of the split."""
 
@@ -94,6 +121,7 @@ class MethodMetrics(Strict):
     mean_recall_at_90_interval: Interval | None = None
     mean_silent_recall_at_90: float | None  # over the attributes that have silent labels
     mean_silent_recall_at_90_interval: Interval | None = None
+    promise: Promise | None = None  # of the thresholds that ship; None: of a release that did not count
 
 
 class Epoch(Strict):

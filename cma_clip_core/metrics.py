@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cma_clip_core.candidates import Candidates, candidates
-from cma_clip_core.documents import AttributeMetrics, MethodMetrics, Threshold
+from cma_clip_core.documents import AttributeMetrics, MethodMetrics, Promise, Threshold
 from cma_clip_core.predictions import LIKELY, Bools, Floats, Predictions
 from cma_clip_core.thresholds import recall_at_precision
 
@@ -74,6 +74,18 @@ def method_metrics(method: str, attributes: Mapping[str, AttributeMetrics]) -> M
         attributes=dict(attributes),
         mean_recall_at_90=_mean(m.recall_at_90 for m in attributes.values()),
         mean_silent_recall_at_90=_mean(m.silent_recall_at_90 for m in attributes.values()),
+        promise=promise_kept(attributes),
+    )
+
+
+def promise_kept(attributes: Mapping[str, AttributeMetrics]) -> Promise:
+    """Return which attributes keep the precision that their thresholds promise, on the side that was judged."""
+    found = {name: m.precision for name, m in attributes.items() if m.precision is not None}
+    reached = {name: precision >= attributes[name].target_precision for name, precision in found.items()}
+    return Promise(
+        kept=tuple(name for name in found if reached[name]),
+        broken={name: precision for name, precision in found.items() if not reached[name]},
+        nothing=tuple(name for name in attributes if name not in found),
     )
 
 

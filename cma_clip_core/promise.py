@@ -43,6 +43,7 @@ Letters of shapes: m candidates.
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -74,6 +75,14 @@ def lower_bound_reaches(right: Doubles, accepted: Doubles, target: float, confid
         confidence: 0 to 1.
     """
     return np.asarray(_below(right, accepted, target) <= 1 - confidence)
+
+
+def fewest_right(target: float, level: float) -> int:
+    """Return how many candidates, all right and of different families, are the fewest that can pass a test.
+
+    The bound of k of k is where target ** k = 1 - level.
+    """
+    return math.ceil(math.log(1 - level) / math.log(target) - 1e-9)
 
 
 def _below(right: Doubles, accepted: Doubles, target: float) -> Doubles:

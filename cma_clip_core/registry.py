@@ -5,7 +5,9 @@
     taxonomy.yaml       the attributes and values it predicts
     thresholds.json     for each attribute, its temperature, and from which confidence on a value is accepted
     metrics.json        how it was trained and how good it is
-    MODEL_CARD.md       the same for people
+    *.svg               precision and recall, calibration, modality weights, drawn
+    SHA256SUMS          the hashes of all these, as `sha256sum -c` reads them; the version is named after its own hash
+    MODEL_CARD.md       the metrics for people; it names the version, so it cannot be among the hashes
 
 Nothing in a folder is ever run: weights are safetensors, the rest JSON and YAML. Reading the documents loads no torch.
 """
@@ -18,6 +20,7 @@ import re
 import shutil
 import tempfile
 from datetime import datetime
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,7 +30,8 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.documents import Threshold
 from cma_clip_core.errors import ModelError
-from schemas.taxonomy import Taxonomy, load_taxonomy
+from schemas.loading import ContractError, parse_yaml
+from schemas.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,14 +39,15 @@ if TYPE_CHECKING:
     from cma_clip_core.training import Trained
 
 WEIGHTS, CONFIG, TAXONOMY = "model.safetensors", "config.json", "taxonomy.yaml"
-THRESHOLDS, METRICS, CARD = "thresholds.json", "metrics.json", "MODEL_CARD.md"
+THRESHOLDS, METRICS, CARD, SUMS = "thresholds.json", "metrics.json", "MODEL_CARD.md", "SHA256SUMS"
+PRECISION_RECALL, CALIBRATION, MODALITY_WEIGHTS = "precision_recall.svg", "calibration.svg", "modality_weights.svg"
 
 _THRESHOLDS: TypeAdapter[dict[str, Threshold]] = TypeAdapter(dict[str, Threshold])
 Document = TypeVar("Document", bound=BaseModel)
 
 
 def is_version(name: str) -> bool:
-    """Whether `name` could name a model version: the day it was made and eight hex digits of its weights' hash."""
+    """Whether `name` could name a model version: the day it was made and eight hex digits of the hash of its hashes."""
     return re.fullmatch(r"\d{8}-[0-9a-f]{8}", name) is not None
 
 
@@ -54,22 +59,26 @@ def list_versions(models: Path) -> list[str]:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """Return a version's configuration. Raises ModelError where it is missing or broken."""
+    """Return a version's configuration. Raises ModelError where it is missing, broken or changed."""
     return read_json(folder / CONFIG, ModelConfig)
 
 
 def read_taxonomy(folder: Path) -> Taxonomy:
-    """Return a version's taxonomy. Raises ContractError where it is missing or broken."""
-    return load_taxonomy(folder / TAXONOMY)
+    """Return a version's taxonomy. Raises ModelError where it is missing, broken or changed."""
+    path = folder / TAXONOMY
+    try:
+        return parse_yaml(_read(path).decode(), Taxonomy, str(path))
+    except (ContractError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: broken: {error}") from error
 
 
 def read_thresholds(folder: Path) -> dict[str, Threshold]:
-    """Return a version's thresholds by attribute. Raises ModelError where they are missing or broken."""
+    """Return a version's thresholds by attribute. Raises ModelError where they are missing, broken or changed."""
     return _parse(folder / THRESHOLDS, _THRESHOLDS)
 
 
 def read_json(path: Path, model: type[Document]) -> Document:
-    """Return one of a version's JSON documents. Raises ModelError where it is missing or broken."""
+    """Return one of a version's JSON documents. Raises ModelError where it is missing, broken or changed."""
     return _parse(path, TypeAdapter(model))
 
 
@@ -77,18 +86,65 @@ _Parsed = TypeVar("_Parsed")
 
 
 def _parse(path: Path, adapter: TypeAdapter[_Parsed]) -> _Parsed:
+    data = _read(path)
     try:
-        return adapter.validate_json(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}; is {path.parent} a model version?") from error
+        return adapter.validate_json(data)
     except ValidationError as error:
         raise ModelError(f"{path}: broken: {error}") from error
+
+
+def check(folder: Path) -> None:
+    """Raise ModelError where a version is not what was saved: a file is missing, or was changed."""
+    for name in _sums(folder) or (WEIGHTS, CONFIG, TAXONOMY, THRESHOLDS, METRICS):
+        with _open(folder / name) as file:
+            _compare(folder / name, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _open(path: Path) -> BufferedReader:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}; is {path.parent} a model version?") from error
+
+
+def _read(path: Path) -> bytes:
+    with _open(path) as file:
+        data = file.read()
+    _compare(path, hashlib.sha256(data).hexdigest())
+    return data
+
+
+def _compare(path: Path, digest: str) -> None:
+    """Raise ModelError where a file is not what was saved, by its hash."""
+    folder, sums = path.parent, _sums(path.parent)
+    if sums:
+        if digest != sums.get(path.name):
+            raise ModelError(f"{path}: its hash is not that in {SUMS}: the file was changed; train the model again")
+    elif path.name == WEIGHTS and is_version(folder.name) and not folder.name.endswith(digest[:8]):
+        # A version from before there was a list was named after its weights alone.
+        raise ModelError(f"{path}: its hash is {digest[:8]}, not that of version {folder.name}: the file was changed")
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Return the hashes that a version was saved with, by file; empty where there is no list. Raises ModelError."""
+    path = folder / SUMS
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if is_version(folder.name) and not folder.name.endswith(digest[:8]):
+        raise ModelError(f"{path}: its hash is {digest[:8]}, not that of version {folder.name}: the file was changed")
+    lines = (line.partition("  ") for line in data.decode(errors="replace").splitlines())
+    return {name: found for found, _, name in lines}
 
 
 def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path, made_at: datetime) -> str:
     """Write a new version into the folder `models` and return its name.
 
-    A version appears whole or not at all. The same weights on the same day are the same version, which is kept as it is.
+    A version appears whole or not at all. The same files on the same day are the same version, which is kept as it is.
     """
     from safetensors.torch import save_file
 
@@ -99,18 +155,21 @@ def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path
     try:
         state = {name: value.detach().cpu().contiguous() for name, value in trained.model.state_dict().items()}
         save_file(state, temporary / WEIGHTS)
-        with (temporary / WEIGHTS).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        version = f"{made_at:%Y%m%d}-{digest[:8]}"
         (temporary / CONFIG).write_text(config.model_dump_json(indent=1) + "\n")
         (temporary / TAXONOMY).write_text(
             yaml.safe_dump(taxonomy.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
         (temporary / THRESHOLDS).write_bytes(_THRESHOLDS.dump_json(trained.thresholds, indent=1) + b"\n")
         (temporary / METRICS).write_text(trained.metrics.model_dump_json(indent=1) + "\n")
-        card = model_card(version, config, taxonomy, trained.thresholds, trained.metrics, made_at)
+        _draw(trained, taxonomy, temporary)
+        sums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir()))
+        (temporary / SUMS).write_text(sums)
+        version = f"{made_at:%Y%m%d}-{_sha256(temporary / SUMS)[:8]}"
+        drawn = tuple(path.name for path in sorted(temporary.glob("*.svg")))
+        card = model_card(version, config, taxonomy, trained.thresholds, trained.metrics, made_at, drawn)
         (temporary / CARD).write_text(card, encoding="utf-8")
         for path in temporary.iterdir():
+            path.chmod(0o644)  # safetensors writes for its owner alone
             with path.open("rb") as written:
                 os.fsync(written.fileno())
         temporary.chmod(0o755)
@@ -121,29 +180,43 @@ def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _draw(trained: Trained, taxonomy: Taxonomy, folder: Path) -> None:
+    """Draw what the model does on the test side, where it is known."""
+    from cma_clip_core import plots
+
+    if not trained.test:
+        return
+    labels = {attribute.name: attribute.label for attribute in taxonomy.attributes}
+    plots.precision_recall(folder / PRECISION_RECALL, trained.test, trained.thresholds)
+    plots.calibration(folder / CALIBRATION, trained.test, trained.thresholds)
+    plots.modality_weights(folder / MODALITY_WEIGHTS, trained.metrics.test, labels)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def load_model(folder: Path) -> nn.Module:
     """Return a version's model, on the CPU, ready to predict. Nothing is downloaded, and no code in the folder is run.
 
     Raises:
-        ModelError: the folder is no model version, its weights are not those it was named after, or do not fit.
+        ModelError: the folder is no model version, one of its files is not what was saved, or the weights do not fit.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from cma_clip_core.methods import build_model
 
+    check(folder)
     config, taxonomy = read_config(folder), read_taxonomy(folder)
     path = folder / WEIGHTS
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         state = load_file(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise ModelError(f"{path}: not a safetensors file: {error}") from error
-    if is_version(folder.name) and not folder.name.endswith(digest[:8]):
-        raise ModelError(f"{path}: its hash is {digest[:8]}, not that of version {folder.name}: the file was changed")
     model = build_model(config, taxonomy)
     try:
         model.load_state_dict(state)

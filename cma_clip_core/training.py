@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
 from cma_clip_core.bootstrap import judge_with_intervals
@@ -17,14 +18,15 @@ from cma_clip_core.checkpoints import fingerprint
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.distributed import World
-from cma_clip_core.documents import AttributeMetrics, Epoch, Threshold
+from cma_clip_core.documents import AttributeMetrics, Epoch, LabelCount, Promise, Threshold
 from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.loop import Fitted, Loop
 from cma_clip_core.methods import build_model
-from cma_clip_core.metrics import judge_all, mean_of
+from cma_clip_core.metrics import judge_all, mean_of, promise_kept
 from cma_clip_core.objectives import MultiTask, count_labels, unlearnable
+from cma_clip_core.predictions import Predictions
 from cma_clip_core.promise import choose_threshold
 from cma_clip_core.tokens import Tokenizer
 from schemas.loading import Strict
@@ -37,6 +39,8 @@ class Metrics(Strict):
     """All that is known of a trained model: goes into its folder as metrics.json."""
 
     labelled_set: str = ""  # its folder in the lake
+    catalog_day: str = ""  # newest day whose products are in it
+    labels: dict[str, dict[str, LabelCount]] = Field(default_factory=dict)  # by attribute and side
     train_examples: int
     validation_examples: int
     test_examples: int
@@ -47,6 +51,8 @@ class Metrics(Strict):
     device: str
     validation: dict[str, AttributeMetrics]
     test: dict[str, AttributeMetrics]
+    not_learnt: dict[str, str] = Field(default_factory=dict)  # attribute: why
+    promise: Promise | None = None  # on test
 
 
 @dataclass(slots=True)
@@ -56,6 +62,7 @@ class Trained:
     model: nn.Module
     thresholds: dict[str, Threshold]
     metrics: Metrics
+    test: dict[str, Predictions] = field(default_factory=dict)  # what it says of the test side; not saved, but drawn
 
 
 def fit(
@@ -137,8 +144,10 @@ def train(
         device=str(device),
         validation=validation,
         test=test,
+        not_learnt=skipped,
+        promise=promise_kept(test),
     )
-    return Trained(model, thresholds, metrics)
+    return Trained(model, thresholds, metrics, tested)
 
 
 def check_sides(index: ExampleIndex) -> None:

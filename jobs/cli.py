@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from cma_clip_core.errors import CoreError
 from jobs.errors import JobError
 from jobs.lake import check_day, check_run
 from jobs.settings import Settings
@@ -69,7 +70,10 @@ def _common(
         str | None, typer.Option(help="Folders pictures may be read from, comma-separated. [TAGGING_PICTURE_ROOTS]")
     ] = None,
     taxonomy: Annotated[
-        str | None, typer.Option(help="Taxonomy to train with: sample, fashion, or a YAML file.")
+        str | None,
+        typer.Option(
+            help="Taxonomy to train with: sample, fashion, or a YAML file. Where it is given, nights refuse a champion of another."
+        ),
     ] = None,
     rules: Annotated[str | None, typer.Option(help="Data-quality rules: default, or a YAML file.")] = None,
     model_config: Annotated[
@@ -404,7 +408,7 @@ def main() -> None:
     """Run the command line; print an error that the user can act on without a traceback."""
     try:
         app(standalone_mode=True)
-    except (JobError, ContractError) as error:
+    except (JobError, CoreError, ContractError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except ValidationError as error:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from cma_clip_core.documents import LabelCount
 from cma_clip_core.examples import ExampleIndex, read_rows
 from cma_clip_core.labels import LabelReader, LabelRows
 from cma_clip_core.splits import SIDES
@@ -81,3 +86,23 @@ class TableRows:
             named_in = [field for bit, field in enumerate(TEXT_FIELDS) if batch.named[row, at] >> bit & 1]
             found.append({"attribute": attribute, "value": value, "named_in": named_in})
         return found
+
+
+def count_labels(table: Path) -> dict[str, dict[str, LabelCount]]:
+    """Return how many labels each attribute has on each side, and how many of them are silent, of a set's table."""
+    found: Counter[tuple[str, str, bool]] = Counter()
+    with pq.ParquetFile(table) as file:
+        for batch in file.iter_batches(columns=["side", "labels"]):
+            labels = batch.column("labels")
+            flat = labels.flatten()
+            sides = batch.column("side").take(pc.list_parent_indices(labels))
+            silent = pc.equal(pc.list_value_length(flat.field("named_in")), 0)
+            columns = (sides.to_pylist(), flat.field("attribute").to_pylist(), silent.to_pylist())
+            found.update(zip(*columns, strict=True))
+    counts: dict[str, dict[str, LabelCount]] = {}
+    for attribute, side in dict.fromkeys((attribute, side) for side, attribute, _ in found):
+        silent_ones = found[side, attribute, True]
+        counts.setdefault(attribute, {})[side] = LabelCount(
+            labels=silent_ones + found[side, attribute, False], silent=silent_ones
+        )
+    return counts

@@ -5,7 +5,10 @@ Its first line is the champion, the next one the champion before it, and so on: 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from cma_clip_core import registry
+from cma_clip_core.errors import CoreError
 from jobs import storage
 from jobs.errors import JobError
 from jobs.lake import Lake
@@ -14,49 +17,77 @@ from jobs.settings import Settings
 REMEMBERED = 100  # champions
 
 
+@dataclass(frozen=True, slots=True)
+class Champions:
+    """The champion and those before it, as they were when they were read: what a swap is compared with."""
+
+    content: bytes | None  # of the file; None: there is none
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """The champion, and after it those before it."""
+        return tuple((self.content or b"").decode().split())
+
+    @property
+    def live(self) -> str | None:
+        """The champion; None where no model was promoted yet."""
+        return next(iter(self.versions), None)
+
+
+def champions(settings: Settings) -> Champions:
+    """Return the champions of this instant."""
+    try:
+        return Champions(Lake(settings.root).champion.read_bytes())
+    except FileNotFoundError:
+        return Champions(None)
+
+
 def champion(settings: Settings) -> str | None:
     """Return the champion's version, or None where no model was promoted yet."""
-    champions = _champions(Lake(settings.root))[1]
-    return champions[0] if champions else None
+    return champions(settings).live
 
 
-def promote(settings: Settings, version: str, *, instead_of: str | None = None) -> None:
+def promote(settings: Settings, version: str, seen: Champions | None = None) -> None:
     """Make a model version the champion.
 
     Args:
         settings: names the lake.
         version: the new champion.
-        instead_of: the champion that it was judged against; None: whichever there is.
+        seen: the champions when it was judged, or found to need no judging; None: those of this instant.
 
     Raises:
-        JobError: there is no such version, or the champion is another than the one it was judged against.
-        SwapLostError: someone else promoted a version in the same instant.
+        JobError: there is no such version, or one of its files is not what was saved.
+        SwapLostError: the champion is no longer the one that it was judged against; nothing was changed.
     """
     lake = Lake(settings.root)
-    check_version(lake, version)
-    before, champions = _champions(lake)
-    if instead_of is not None and champions[:1] != [instead_of]:
-        raise JobError(
-            f"{version} was judged against {instead_of}, but the champion is now {champions[0]}; promote it again"
-        )
-    if champions[:1] != [version]:
-        _swap(lake, before, [version, *champions])
+    check_whole(lake, version)
+    before = champions(settings) if seen is None else seen
+    _swap(settings, version, before, (version, *(before.versions if before.live != version else before.versions[1:])))
 
 
 def rollback(settings: Settings) -> str:
     """Make the champion before this one the champion again, and return it.
 
     Raises:
-        JobError: there is none before it, or it is no longer there.
+        JobError: there is none before it, it is no longer there, or one of its files is not what was saved.
         SwapLostError: someone else promoted a version in the same instant.
     """
-    lake = Lake(settings.root)
-    before, champions = _champions(lake)
-    if len(champions) < 2:
-        raise JobError(f"{lake.champion}: there is no champion before {champions[0] if champions else 'the first one'}")
-    check_version(lake, champions[1])
-    _swap(lake, before, champions[1:])
-    return champions[1]
+    lake, before = Lake(settings.root), champions(settings)
+    if len(before.versions) < 2:
+        raise JobError(f"{lake.champion}: there is no champion before {before.live or 'the first one'}")
+    version = before.versions[1]
+    check_whole(lake, version)
+    _swap(settings, version, before, before.versions[1:])
+    return version
+
+
+def check_whole(lake: Lake, version: str) -> None:
+    """Raise JobError where there is no such model version, or one of its files is not what was saved."""
+    check_version(lake, version)
+    try:
+        registry.check(lake.models / version)
+    except CoreError as error:
+        raise JobError(f"{version} cannot be the champion: {error}") from error
 
 
 def check_version(lake: Lake, version: str) -> None:
@@ -66,13 +97,12 @@ def check_version(lake: Lake, version: str) -> None:
         raise JobError(f"{version!r} is no model version in {lake.models}; there are {versions or 'none'}")
 
 
-def _champions(lake: Lake) -> tuple[bytes | None, list[str]]:
+def _swap(settings: Settings, version: str, before: Champions, after: tuple[str, ...]) -> None:
+    content = "".join(f"{v}\n" for v in after[:REMEMBERED]).encode()
     try:
-        data = lake.champion.read_bytes()
-    except FileNotFoundError:
-        return None, []
-    return data, data.decode().split()
-
-
-def _swap(lake: Lake, before: bytes | None, champions: list[str]) -> None:
-    storage.compare_and_swap(lake.champion, before, "".join(f"{v}\n" for v in champions[:REMEMBERED]).encode())
+        storage.compare_and_swap(Lake(settings.root).champion, before.content, content)
+    except storage.SwapLostError as error:
+        raise storage.SwapLostError(
+            f"{version} was to follow the champion {before.live or '(none)'}, but the champion is now "
+            f"{champion(settings) or '(none)'}: someone else changed it meanwhile; promote it again"
+        ) from error

@@ -18,6 +18,7 @@ import yaml
 
 from cma_clip_core import registry
 from cma_clip_core.config import PictureConfig, load_config
+from cma_clip_core.errors import CoreError
 from jobs import history, live, models, parquet, records, spark, storage
 from jobs.errors import CriticalDataError, JobError
 from jobs.lake import PRODUCTS, Lake
@@ -70,7 +71,7 @@ def plan(settings: Settings, ds: str, *, prepare: bool = False, retag: bool = Fa
         retag: tag every product again with the champion, changed or not.
 
     Raises:
-        JobError: the day is not validated, or there is no champion.
+        JobError: the day is not validated, there is no champion, or it has another taxonomy than the one that was named.
         CriticalDataError: the day's batch broke a critical rule.
     """
     lake = Lake(settings.root)
@@ -120,8 +121,12 @@ def _inputs(
                 f"{lake.models}: there is no model yet. Make examples with `python -m jobs plan --ds {ds} --prepare` and "
                 f"`python -m jobs preprocess --run RUN`, then train one: `python -m jobs train --ds {ds}`"
             )
-        taxonomy = registry.read_taxonomy(lake.models / version)
-        picture = registry.read_config(lake.models / version).picture
+        try:
+            taxonomy = registry.read_taxonomy(lake.models / version)
+            picture = registry.read_config(lake.models / version).picture
+        except CoreError as error:
+            raise JobError(f"the champion {version} is broken: {error}; `python -m jobs models rollback`") from error
+        _check_taxonomy(settings, ds, version, taxonomy)
     return _Inputs(
         ds=ds,
         validation=validation,
@@ -133,6 +138,22 @@ def _inputs(
         taxonomy=taxonomy,
         picture=picture,
     )
+
+
+def _check_taxonomy(settings: Settings, ds: str, version: str, taxonomy: Taxonomy) -> None:
+    """Raise JobError where the taxonomy that the user named is not the champion's: nights go by the champion's own.
+
+    One that is not named, the default, says nothing of what the user expects.
+    """
+    if "taxonomy" not in settings.model_fields_set:
+        return
+    if differences := taxonomy.differences(load_taxonomy(settings.taxonomy)):
+        raise JobError(
+            f"the taxonomy {settings.taxonomy!r} is not the one that the champion {version} was trained on: "
+            f"{'; '.join(differences)}. Train a model on it (`python -m jobs plan --ds {ds} --prepare`, `preprocess`, "
+            "`train`) and promote that one, or leave the setting TAGGING_TAXONOMY (--taxonomy) out to go on with the "
+            "champion's own"
+        )
 
 
 def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs) -> Plan:

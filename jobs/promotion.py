@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cma_clip_core import registry
@@ -16,7 +17,7 @@ from jobs import models, storage
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.settings import Settings
-from schemas.loading import Strict
+from schemas.loading import ContractError, Strict
 
 if TYPE_CHECKING:
     from cma_clip_core.predictions import Predictions
@@ -37,9 +38,14 @@ class Verdict(Strict):
     worse: tuple[str, ...]  # what the challenger is worse at, beyond noise
 
     @property
+    def judged(self) -> bool:
+        """Whether there was anything to compare: a challenger is not promoted on no evidence."""
+        return any(d is not None for d in self.differences.values())
+
+    @property
     def accepted(self) -> bool:
         """Whether the challenger may be promoted."""
-        return not self.worse
+        return self.judged and not self.worse
 
     def lines(self) -> list[str]:
         """Return the verdict in words, a line for each comparison."""
@@ -53,7 +59,12 @@ class Verdict(Strict):
                     f"  {name:<16} {100 * d.mean:+6.1f} points ({100 * d.interval.low:+.1f} to "
                     f"{100 * d.interval.high:+.1f}){mark}"
                 )
-        says = "is no worse than" if self.accepted else "is worse than"
+        says = "is no worse than" if self.accepted else "is worse than" if self.judged else "cannot be judged against"
+        if not self.judged:
+            found = [
+                "  there is nothing to compare: of the challenger's test products none has a label once those are left out "
+                "that the champion was trained on, or its thresholds were chosen on"
+            ]
         return [f"{self.challenger} {says} the champion {self.champion}, on {self.products:,} products:", *found]
 
 
@@ -66,18 +77,22 @@ def promote(settings: Settings, version: str, *, force: bool = False) -> Verdict
         force: promote it without a comparison.
 
     Raises:
-        JobError: there is no such version, it is worse, or the two cannot be compared; says why.
-        SwapLostError: someone else promoted a version in the same instant.
+        JobError: there is no such version, it is broken or worse, or the two cannot be compared; says why.
+        SwapLostError: someone else changed the champion since this began: what it was judged against is not it any more.
     """
-    lake, champion = Lake(settings.root), models.champion(settings)
-    models.check_version(lake, version)
+    lake, seen = Lake(settings.root), models.champions(settings)
+    champion = seen.live
+    models.check_whole(lake, version)
     if force or champion is None or champion == version:
-        models.promote(settings, version)
+        models.promote(settings, version, seen)
         return None
     try:
         verdict = compare(settings, version, champion)
-    except CoreError as error:
-        raise JobError(f"{version} cannot be compared with the champion {champion}: {error}") from error
+    except (CoreError, ContractError, pa.ArrowException, OSError) as error:
+        raise JobError(
+            f"{version} cannot be compared with the champion {champion}: {error}; `models promote {version} --force` "
+            "promotes it all the same"
+        ) from error
     storage.write_document(lake.models_reports / f"{version}-against-{champion}.json", verdict)
     if not verdict.accepted:
         raise JobError(
@@ -88,7 +103,7 @@ def promote(settings: Settings, version: str, *, force: bool = False) -> Verdict
                 ]
             )
         )
-    models.promote(settings, version, instead_of=champion)
+    models.promote(settings, version, seen)
     return verdict
 
 
@@ -105,7 +120,7 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
     lake = Lake(settings.root)
     folders = {name: lake.models / name for name in (challenger, champion)}
     taxonomies = {name: registry.read_taxonomy(folder) for name, folder in folders.items()}
-    if changes := taxonomies[champion].differences(taxonomies[challenger]):
+    if changes := taxonomies[champion].incomparable(taxonomies[challenger]):
         raise JobError(
             f"{challenger} has another taxonomy than the champion {champion}: {'; '.join(changes)}; what differs cannot "
             f"be compared: `models promote {challenger} --force` promotes it all the same"

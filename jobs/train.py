@@ -1,4 +1,4 @@
-"""Train a model on the examples of the lake, and keep the versions: list, promote.
+"""Train a model on the examples of the lake, and keep the versions: list, show.
 
 torch is imported when a model is trained, not before, so that listing and promoting are instant.
 """
@@ -17,6 +17,7 @@ from cma_clip_core.errors import CoreError
 from jobs import promotion
 from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
+from jobs.labelled_rows import count_labels
 from jobs.lake import Lake
 from jobs.models import champion, check_version
 from jobs.pretrain import find_towers, with_towers
@@ -68,6 +69,8 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
         raise JobError(str(error)) from error
     finally:
         distributed.leave()
+    if version:
+        log.info("train: %s is saved", lake.models / version)
     if promote and version:
         _promote(settings, version)
     return version
@@ -115,7 +118,13 @@ def _train(
     trained = training.train(begin, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
     # Kept by name: a version knows nothing of the place it was made in.
     made_with = with_towers(config, start and Path("towers") / start.name)
-    trained.metrics = trained.metrics.model_copy(update={"labelled_set": lake.relative(labelled.folder)})
+    trained.metrics = trained.metrics.model_copy(
+        update={
+            "labelled_set": lake.relative(labelled.folder),
+            "catalog_day": labelled.manifest.ds,
+            "labels": count_labels(labelled.table),
+        }
+    )
     version = registry.save(trained, made_with, taxonomy, lake.models, datetime.now(UTC))
     shutil.rmtree(work, ignore_errors=True)
     metrics = trained.metrics
@@ -141,17 +150,18 @@ def _percent(value: float | None) -> str:
 
 
 def show_model(settings: Settings, version: str) -> None:
-    """Print a version's model card. Raises JobError where there is no such version."""
+    """Print a version's model card. Raises JobError where there is no such version, or its card cannot be read."""
     lake = Lake(settings.root)
     check_version(lake, version)
-    print((lake.models / version / registry.CARD).read_text(encoding="utf-8"), end="")
+    path = lake.models / version / registry.CARD
+    try:
+        print(path.read_text(encoding="utf-8"), end="")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(f"{path}: cannot be read: {error}") from error
 
 
 def list_models(settings: Settings) -> None:
-    """Print the model versions, oldest first, the champion marked."""
-    from cma_clip_core.metrics import mean_of
-    from cma_clip_core.training import Metrics
-
+    """Print the model versions, oldest first, the champion marked; of a broken one the reason."""
     lake = Lake(settings.root)
     versions, live = registry.list_versions(lake.models), champion(settings)
     if not versions:
@@ -159,9 +169,21 @@ def list_models(settings: Settings) -> None:
         return
     print(f"  {'version':<18} {'configuration':<14} {'taxonomy':<12} {'recall at target':>16} {'accuracy':>9}")
     for version in versions:
-        folder = lake.models / version
-        config, taxonomy = registry.read_config(folder), registry.read_taxonomy(folder)
-        test = registry.read_json(folder / registry.METRICS, Metrics).test
-        recall, accuracy = mean_of(test, "recall_at_target"), mean_of(test, "accuracy")
-        mark = "*" if version == live else " "
-        print(f"{mark} {version:<18} {config.name:<14} {taxonomy.name:<12} {recall:>16.3f} {accuracy:>9.3f}")
+        try:
+            shown = _in_short(lake.models / version)
+        except CoreError as error:
+            shown = f"broken: {' '.join(str(error).split())}"
+        print(f"{'*' if version == live else ' '} {version:<18} {shown}")
+    if live is not None and live not in versions:
+        print(f"the champion {live} is gone: `models promote` another one, or `models rollback`")
+
+
+def _in_short(folder: Path) -> str:
+    from cma_clip_core.metrics import mean_of
+    from cma_clip_core.training import Metrics
+
+    registry.check(folder)
+    config, taxonomy = registry.read_config(folder), registry.read_taxonomy(folder)
+    test = registry.read_json(folder / registry.METRICS, Metrics).test
+    recall, accuracy = mean_of(test, "recall_at_target"), mean_of(test, "accuracy")
+    return f"{config.name:<14} {taxonomy.name:<12} {recall:>16.3f} {accuracy:>9.3f}"

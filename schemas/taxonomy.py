@@ -9,6 +9,7 @@ import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
@@ -61,7 +62,15 @@ class Attribute(Strict):
     @classmethod
     def _prompt_names_value(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
         for prompt in prompts:
-            if "{value}" not in prompt:
+            try:
+                found = [part for part in Formatter().parse(prompt) if part[1] is not None]
+            except ValueError as error:
+                raise ValueError(f"the prompt {prompt!r} cannot be read: {error}") from None
+            for _, name, form, conversion in found:
+                if name != "value" or form or conversion:
+                    written = f"{{{name}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}}}"
+                    raise ValueError(f"the prompt {prompt!r} has {written}; only {{value}} can be filled in")
+            if not found:
                 raise ValueError(f"the prompt {prompt!r} has no {{value}}")
         return prompts
 
@@ -92,6 +101,7 @@ class Attribute(Strict):
 
     @functools.cached_property
     def _lookup(self) -> dict[str, str]:
+        """Each folded name and alias to its value."""
         return {fold(word): v.name for v in self.values for word in (v.name, *v.aliases)}
 
     @functools.cached_property
@@ -194,14 +204,16 @@ class Taxonomy(Strict):
                 )
         return known, unknown
 
-    def differences(self, other: Taxonomy) -> list[str]:
-        """Return what another taxonomy predicts otherwise than this one, in words; empty where a model of one fits both."""
+    def incomparable(self, other: Taxonomy) -> list[str]:
+        """Return what another taxonomy asks a model otherwise than this one, in words.
+
+        Empty where models of both answer the same questions of the same products, so that they can be judged together.
+        """
         found = [f"attribute {name!r} is gone" for name in self.names if name not in other.names]
         found += [f"attribute {name!r} is new" for name in other.names if name not in self.names]
-        for mine in self.attributes:
-            if mine.name not in other.names:
-                continue
-            theirs = other[mine.name]
+        if self.article_type != other.article_type:
+            found.append(f"the article type is {other.article_type!r} now, not {self.article_type!r}")
+        for mine, theirs in self._shared(other):
             if gone := [v for v in mine.value_names if v not in theirs.index]:
                 found.append(f"{mine.name}: without {', '.join(gone)}")
             if new := [v for v in theirs.value_names if v not in mine.index]:
@@ -212,14 +224,63 @@ class Taxonomy(Strict):
                 found.append(
                     f"{mine.name}: {'several values' if theirs.multi_valued else 'one value'} to a product now"
                 )
+            # Of article types that only one of them has, nothing is to be said beyond that.
+            before, after = self._applies_to(mine.name), other._applies_to(mine.name)
+            both = self._kinds & other._kinds
+            if lost := (before - after) & both:
+                found.append(f"{mine.name}: no longer applies to {_kinds_in_words(lost)}")
+            if gained := (after - before) & both:
+                found.append(f"{mine.name}: applies to {_kinds_in_words(gained)} too now")
         if not found and self.names != other.names:
             found.append("the attributes are in another order")
         return found
+
+    def differences(self, other: Taxonomy) -> list[str]:
+        """Return all that another taxonomy says otherwise than this one, in words, but for names that only people read.
+
+        Empty where a model of one, and its thresholds, are as good as a model of the other.
+        """
+        found = self.incomparable(other)
+        for mine, theirs in self._shared(other):
+            if mine.field != theirs.field:
+                found.append(f"{mine.name}: read from {theirs.field!r} now, not from {mine.field!r}")
+            for word in sorted(mine._lookup.keys() | theirs._lookup.keys()):
+                before, after = mine._lookup.get(word), theirs._lookup.get(word)
+                # What became of values that only one of them has is told above.
+                if before != after and {before, after} - {None} <= set(mine.index) & set(theirs.index):
+                    found.append(
+                        f"{mine.name}: the label {word!r} means {after or 'nothing'} now, not {before or 'nothing'}"
+                    )
+            if ignored := mine._ignored ^ theirs._ignored:
+                found.append(f"{mine.name}: ignored by one of them alone: {', '.join(sorted(map(repr, ignored)))}")
+            if mine.target_precision != theirs.target_precision:
+                found.append(
+                    f"{mine.name}: the target precision is {theirs.target_precision} now, not {mine.target_precision}"
+                )
+            if mine.prompts != theirs.prompts:
+                found.append(f"{mine.name}: other prompts")
+        return found
+
+    def _shared(self, other: Taxonomy) -> list[tuple[Attribute, Attribute]]:
+        return [(mine, other[mine.name]) for mine in self.attributes if mine.name in other.names]
+
+    @functools.cached_property
+    def _kinds(self) -> frozenset[str | None]:
+        """The article types; None stands for an unknown one."""
+        return frozenset([*self[self.article_type].value_names, None])
+
+    def _applies_to(self, name: str) -> frozenset[str | None]:
+        """Return which of `_kinds` an attribute applies to, groups resolved."""
+        return frozenset(kind for kind in self._kinds if name in self.applicable(kind))
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Twelve hex digits that change when anything in the taxonomy does."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+
+
+def _kinds_in_words(kinds: Iterable[str | None]) -> str:
+    return ", ".join(sorted("products of unknown type" if kind is None else kind for kind in kinds))
 
 
 def load_taxonomy(path: str | Path) -> Taxonomy:

@@ -1,12 +1,16 @@
-"""Tables and the model card: `pytest tests/cma_clip_core/test_tables.py`"""
+"""Tables and the model card: `pytest tests/cma_clip_core/test_comparison_tables.py`"""
 
 from __future__ import annotations
 
 import re
+from typing import Any
+
+import pytest
 
 from cma_clip_core.card import model_card
-from cma_clip_core.documents import AttributeMetrics, Interval, MethodMetrics, Threshold
-from cma_clip_core.metrics import judge, method_metrics
+from cma_clip_core.config import ModelConfig
+from cma_clip_core.documents import AttributeMetrics, Interval, LabelCount, MethodMetrics, Threshold
+from cma_clip_core.metrics import judge, method_metrics, promise_kept
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.tables import comparison, one_model, own_thresholds, shipped
 from cma_clip_core.training import Metrics
@@ -60,19 +64,102 @@ def test_one_model() -> None:
     assert own_thresholds({"pattern": NOTHING}) == ""
 
 
-def test_the_card_names_what_is_never_accepted_and_what_the_model_is_not_for() -> None:
+def card_of(config: ModelConfig, thresholds: dict[str, Threshold], **known: Any) -> str:
     taxonomy = drawn.taxonomy()
-    thresholds = dict.fromkeys(taxonomy.names, NOTHING) | {"pattern": SHIPPED}
     found = {a.name: judge(Predictions.empty(a), thresholds[a.name], ("title",)) for a in taxonomy.attributes}
+    test = found | {"pattern": metrics(0.5)}
     trained = Metrics(
         train_examples=10, validation_examples=2, test_examples=3, families=12, best_epoch=1, epochs=(), seconds=1.0,
-        device="cpu", validation=found, test=found | {"pattern": metrics(0.5)},
+        device="cpu", validation=found, test=test, promise=promise_kept(test), **known,
     )  # fmt: skip
-    card = model_card("20261120-01234567", drawn.config(), taxonomy, thresholds, trained, drawn.NOW)
-    assert "- colour: nothing is ever accepted" in card
-    assert "- pattern: never accepted is Checked." in card
+    card = model_card("20261120-01234567", config, taxonomy, thresholds, trained, drawn.NOW, ("calibration.svg",))
+    return card.replace("\n", " ")
+
+
+ALL_BUT_PATTERN = dict.fromkeys(drawn.taxonomy().names, NOTHING) | {"pattern": SHIPPED}
+
+
+def test_the_card_names_what_is_never_accepted_with_the_reason() -> None:
+    thresholds = ALL_BUT_PATTERN | {
+        "colour": NOTHING.model_copy(update={"candidates": 29}),
+        "article_type": NOTHING.model_copy(update={"candidates": 0}),
+    }
+    card = card_of(drawn.config(), thresholds)
+    assert "- colour: nothing is ever accepted: no threshold kept the promise on validation." in card
+    assert "- article_type: nothing is ever accepted: no product of the validation side has a label of it." in card
+    assert "- material: nothing is ever accepted: it has 3 candidates on validation, and 29, all of them right," in card
+    assert "- pattern: never accepted is Checked: no threshold kept the promise on validation." in card
     assert "Every value has a threshold" not in card
     assert "| pattern | Striped | 0.500 |" in card
+    card = card_of(drawn.config(), thresholds, not_learnt={"colour": "all of its 40 training labels are 'Red'"})
+    assert "- colour: nothing is ever accepted: it was not learnt, as all of its 40 training labels are 'Red'." in card
+
+
+def test_the_card_says_what_was_promised_and_what_was_kept() -> None:
+    card = card_of(drawn.config(), ALL_BUT_PATTERN)
+    assert "one-sided Clopper-Pearson lower bound" in card
+    assert "fixed-sequence testing" in card
+    assert (
+        "The promised precision is kept by 1 of 1 attributes; nothing is accepted: article_type, colour, material (on the "
+        "test products" in card
+    )
+    assert "![calibration](calibration.svg)" in card
+
+
+def test_the_card_names_the_data() -> None:
+    sides = {"train": LabelCount(labels=7000, silent=12), "test": LabelCount(labels=5, silent=4)}
+    card = card_of(
+        drawn.config(), ALL_BUT_PATTERN, labelled_set="labelled/ds=2026-11-20/set=0123abcd", catalog_day="2026-11-20",
+        labels={"pattern": sides},
+    )  # fmt: skip
+    assert "catalog up to 2026-11-20: the labelled set `labelled/ds=2026-11-20/set=0123abcd`" in card
+    assert "| attribute | train labels | train labels, silent | validation labels |" in card
+    assert "| pattern | 7,000 | 12 | 0 | 0 | 5 | 4 |" in card
+    assert "labelled set" not in card_of(drawn.config(), ALL_BUT_PATTERN)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unsaid"),
+    [
+        (
+            {},
+            ("CMA-CLIP (arXiv 2112.03562) for", "random weights and trained from scratch", "picture (32 x 24 pixels) and its title"),
+            "without",
+        ),
+        (
+            {"backbone": {"pretrained": "towers/20261120-89abcdef"}},
+            ("towers of our own size, begun with the pretrained `towers/20261120-89abcdef`.",), "scratch",
+        ),
+        ({"training": {"freeze": ("text", "image")}}, ("random weights; text and image tower left as it was",), "scratch"),
+        (
+            {"method": "clip", "training": {"epochs": 0}},
+            ("CLIP as a classifier", "nothing of it trained here", "from a product's picture (32 x 24 pixels). Backbone"), "CMA-CLIP (",
+        ),
+        (
+            {"fusion": {"sequence_attention": False, "modality_attention": False, "modalities": ("text",)}},
+            ("without sequence-wise attention and modality-wise attention", "from a product's title, brand, description (at"),
+            "picture (32",
+        ),
+    ],
+)  # fmt: skip
+def test_the_card_says_what_the_model_is(changes: dict[str, Any], said: tuple[str, ...], unsaid: str) -> None:
+    document = drawn.config().model_dump()
+    for section, change in changes.items():
+        document[section] = document[section] | change if isinstance(change, dict) else change
+    card = card_of(ModelConfig.model_validate(document), ALL_BUT_PATTERN)
+    head = card[: card.index("## Test")]
+    assert all(words in head for words in said), head
+    assert unsaid not in head
+
+
+def test_the_cards_sections() -> None:
+    thresholds = dict.fromkeys(drawn.taxonomy().names, NOTHING)
+    found = {a.name: judge(Predictions.empty(a), NOTHING, ("title",)) for a in drawn.taxonomy().attributes}
+    trained = Metrics(
+        train_examples=10, validation_examples=2, test_examples=3, families=12, best_epoch=1, epochs=(), seconds=1.0,
+        device="cpu", validation=found, test=found,
+    )  # fmt: skip
+    card = model_card("20261120-01234567", drawn.config(), drawn.taxonomy(), thresholds, trained, drawn.NOW)
     sections = re.findall(r"^## (.*)$", card, re.MULTILINE)
     assert sections == [
         "Data", "Test", "Thresholds", "Validation", "Limits", "Not to be used", "Configuration",

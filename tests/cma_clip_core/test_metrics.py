@@ -18,6 +18,7 @@ from cma_clip_core.metrics import (
     mean_accuracy,
     mean_of,
     method_metrics,
+    promise_kept,
     reliability,
 )
 from cma_clip_core.predictions import Predictions
@@ -175,6 +176,25 @@ def test_means_leave_out_what_has_no_labels() -> None:
     assert method.mean_recall_at_90 == mean_of(metrics, "recall_at_90") == pytest.approx((1 / 2 + 1) / 2)
     assert mean_accuracy(sides) == pytest.approx(3 / 4)
     assert type(method).model_validate_json(method.model_dump_json()) == method
+
+
+def test_whether_the_promise_is_kept() -> None:
+    sides = {
+        "kept": single([0.95] * 9 + [0.94, 0.3], marks("rrrrrrrrrwr")),  # 9 of 10 accepted ones
+        "broken": single([0.95, 0.94, 0.93, 0.3], marks("rwrr")),  # 2 of 3
+        "silent": single([0.5, 0.4], marks("rr")),
+        "unlabelled": Predictions.empty(PATTERN),
+    }
+    promise = promise_kept(judge_all(sides, dict.fromkeys(sides, threshold(0.9)), ("title",)))
+    assert promise.kept == ("kept",)
+    assert promise.broken == {"broken": pytest.approx(2 / 3)}
+    assert promise.nothing == ("silent", "unlabelled")
+    assert (
+        promise.words() == "kept by 1 of 2 attributes; broken: broken (0.667); nothing is accepted: silent, unlabelled"
+    )
+    kept = promise_kept(judge_all({"kept": sides["kept"]}, {"kept": threshold(0.9)}, ("title",)))
+    assert kept.words() == "kept by 1 of 1 attributes"
+    assert method_metrics("ours", judge_all(sides, dict.fromkeys(sides, threshold(0.9)), ())).promise == promise
 
 
 def test_a_large_side_is_judged_in_seconds() -> None:

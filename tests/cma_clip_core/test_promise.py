@@ -11,6 +11,7 @@ from cma_clip_core.promise import (
     choose_threshold,
     correlation_within,
     design_effect,
+    fewest_right,
     lower_bound_reaches,
     promised_threshold,
 )
@@ -29,6 +30,14 @@ def test_clopper_pearson() -> None:
     quantile = beta.ppf(0.05, right[right > 0], accepted[right > 0] - right[right > 0] + 1)
     assert (lower_bound_reaches(right, accepted, 0.9, 0.95)[right > 0] == (quantile >= 0.9)).all()
     assert binom.sf(44, 46, 0.9) < 0.05 < binom.sf(43, 45, 0.9)
+
+
+@pytest.mark.parametrize(("target", "level"), [(0.9, 0.95), (0.95, 0.95), (0.5, 0.75), (0.8, 0.9)])
+def test_the_fewest_that_can_pass(target: float, level: float) -> None:
+    fewest = fewest_right(target, level)
+    numbers = np.array([fewest - 1, fewest], float)
+    # Of 0.5 at 75 % the two sides are equal, 0.5^2 = 0.25, and that passes.
+    assert lower_bound_reaches(numbers, numbers, target, level).tolist() == [False, True]
 
 
 def test_correlation_within_families() -> None:

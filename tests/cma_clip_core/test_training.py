@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -19,10 +24,12 @@ from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.errors import DataError, ModelError
 from cma_clip_core.examples import ExampleIndex
+from cma_clip_core.metrics import promise_kept
 from cma_clip_core.model import CmaClip
 from cma_clip_core.optimizer import learning_rate_scale, parameter_groups
-from cma_clip_core.training import Trained, train
+from cma_clip_core.training import Metrics, Trained, train
 from schemas.loading import ContractError
+from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn
 
 CPU = torch.device("cpu")
@@ -134,7 +141,10 @@ def test_a_saved_version_predicts_the_same(trained: Trained, version: Path) -> N
     assert {path.name for path in version.parent.iterdir()} == {version.name}
     assert {path.name for path in version.iterdir()} == {
         "model.safetensors", "config.json", "taxonomy.yaml", "thresholds.json", "metrics.json", "MODEL_CARD.md",
+        "precision_recall.svg", "calibration.svg", "modality_weights.svg", "SHA256SUMS",
     }  # fmt: skip
+    assert {path.stat().st_mode & 0o777 for path in version.iterdir()} == {0o644}
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=version, check=True)
 
 
 def test_the_card_says_what_the_model_is_worth(trained: Trained, version: Path) -> None:
@@ -144,36 +154,138 @@ def test_the_card_says_what_the_model_is_worth(trained: Trained, version: Path) 
     never = [name for name, t in trained.thresholds.items() if t.lowest() is None]
     assert all(f"- {name}: nothing is ever accepted" in card for name in never)
     assert "## Not to be used" in card
+    assert trained.metrics.promise is not None
+    assert trained.metrics.promise == promise_kept(trained.metrics.test)
+    assert f"The promised precision is {trained.metrics.promise.words()} " in card
+    linked = re.findall(r"!\[.*\]\((.*)\)", card)
+    assert sorted(linked) == sorted(path.name for path in version.glob("*.svg"))
+    assert len(linked) == 3
+
+
+def test_an_attribute_that_cannot_be_learnt_is_named_with_the_reason(tmp_path: Path) -> None:
+    rows = drawn.examples(200).to_pylist()
+    for row in rows:
+        row["labels"] = [(name, ["Red"] if name == "colour" else values) for name, values in row["labels"]]
+    table = pa.Table.from_pylist(rows, schema=drawn.examples(1).schema)
+    found = train(
+        drawn.config(epochs=1), drawn.taxonomy(), drawn.index(drawn.write(tmp_path, table)), CPU, progress=False
+    )
+    assert found.metrics.not_learnt.keys() == {"colour"}
+    assert "are 'Red'" in found.metrics.not_learnt["colour"]
+    assert found.metrics.promise is not None
+    assert "colour" in found.metrics.promise.nothing
+    models = tmp_path / "models"
+    card = (models / registry.save(found, CONFIG, drawn.taxonomy(), models, drawn.NOW) / registry.CARD).read_text()
+    assert f"- colour: nothing is ever accepted: it was not learnt, as {found.metrics.not_learnt['colour']}." in card
 
 
 def test_a_version_is_immutable(trained: Trained, version: Path) -> None:
-    before = (version / "metrics.json").read_bytes()
-    changed = dataclasses.replace(trained, metrics=trained.metrics.model_copy(update={"seconds": 0.0}))
-    again = registry.save(changed, CONFIG, drawn.taxonomy(), version.parent, drawn.NOW)
+    before = {path.name: path.read_bytes() for path in version.iterdir()}
+    again = registry.save(trained, CONFIG, drawn.taxonomy(), version.parent, drawn.NOW + timedelta(hours=1))
     assert again == version.name
-    assert (version / "metrics.json").read_bytes() == before
+    assert {path.name: path.read_bytes() for path in version.iterdir()} == before
     tomorrow = registry.save(trained, CONFIG, drawn.taxonomy(), version.parent, drawn.NOW + timedelta(days=1))
     assert tomorrow == version.name.replace("20261120", "20261121")
+
+
+def test_the_same_weights_with_anything_else_changed_are_another_version(trained: Trained, tmp_path: Path) -> None:
+    document = drawn.taxonomy().model_dump(mode="json")
+    document["attributes"][1]["target_precision"] = 0.95
+    taxonomy = Taxonomy.model_validate(document)
+    thresholds = trained.thresholds | {"colour": trained.thresholds["colour"].model_copy(update={"threshold": 0.123})}
+    config = CONFIG.model_copy(update={"name": "renamed"})
+    found = [
+        registry.save(made, made_with, predicts, tmp_path, drawn.NOW)
+        for made, made_with, predicts in (
+            (trained, CONFIG, drawn.taxonomy()),
+            (dataclasses.replace(trained, thresholds=thresholds), CONFIG, drawn.taxonomy()),
+            (trained, CONFIG, taxonomy),
+            (trained, config, drawn.taxonomy()),
+            (dataclasses.replace(trained, metrics=trained.metrics.model_copy(update={"seconds": 0.0})), CONFIG, drawn.taxonomy()),
+        )
+    ]  # fmt: skip
+    assert sorted(set(found)) == sorted(found) == registry.list_versions(tmp_path)
+    assert registry.read_thresholds(tmp_path / found[1])["colour"].threshold == 0.123
+    assert registry.read_taxonomy(tmp_path / found[2])["colour"].target_precision == 0.95
+
+
+def copy_of(version: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(version, folder))
+
+
+def one_bit(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+EDITS: dict[str, Callable[[bytes], bytes]] = {
+    "model.safetensors": one_bit,
+    "config.json": lambda data: data.replace(b'"tiny"', b'"vast"'),
+    "taxonomy.yaml": lambda data: data.replace(b"name: Red", b"name: Rot"),
+    "thresholds.json": lambda data: data.replace(b'"target_precision": 0.9', b'"target_precision": 0.5'),
+    "metrics.json": lambda data: data.replace(b'"device": "cpu"', b'"device": "tpu"'),
+}
+
+
+@pytest.mark.parametrize("file", EDITS)
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_changed_version_is_refused(version: Path, tmp_path: Path, file: str, listed: bool) -> None:
+    copy = copy_of(version, tmp_path / version.name)
+    before = (copy / file).read_bytes()
+    after = EDITS[file](before)
+    assert after != before
+    (copy / file).write_bytes(after)
+    words = rf"{file}: its hash is not that in SHA256SUMS: the file was changed"
+    if listed:  # the list is changed too: then it is not the one that the version is named after
+        sums = (copy / "SHA256SUMS").read_text()
+        digests = [hashlib.sha256(data).hexdigest() for data in (before, after)]
+        assert digests[0] in sums
+        (copy / "SHA256SUMS").write_text(sums.replace(*digests))
+        words = rf"SHA256SUMS: its hash is [0-9a-f]{{8}}, not that of version {version.name}"
+    with pytest.raises(ModelError, match=words):
+        cma_clip_core.load(copy, device="cpu")
+    # The documents that are read without the weights are looked at too.
+    read: dict[str, Callable[[], object]] = {
+        "config.json": lambda: registry.read_config(copy),
+        "taxonomy.yaml": lambda: registry.read_taxonomy(copy),
+        "thresholds.json": lambda: registry.read_thresholds(copy),
+        "metrics.json": lambda: registry.read_json(copy / registry.METRICS, Metrics),
+    }
+    with pytest.raises(ModelError, match=words):
+        read.get(file, lambda: registry.check(copy))()
+
+
+@pytest.mark.parametrize("file", ["SHA256SUMS", "thresholds.json", "precision_recall.svg"])
+def test_a_version_of_which_a_file_is_gone_is_refused(version: Path, tmp_path: Path, file: str) -> None:
+    copy = copy_of(version, tmp_path / version.name)
+    (copy / file).unlink()
+    with pytest.raises(ModelError, match=rf"{file}: cannot be read" if file != "SHA256SUMS" else "hash"):
+        cma_clip_core.load(copy, device="cpu")
+
+
+def test_a_version_of_before_the_list_was_named_after_its_weights(version: Path, tmp_path: Path) -> None:
+    digest = hashlib.sha256((version / registry.WEIGHTS).read_bytes()).hexdigest()
+    old = copy_of(version, tmp_path / f"20261101-{digest[:8]}")
+    (old / registry.SUMS).unlink()
+    registry.load_model(old)
+    (old / registry.WEIGHTS).write_bytes(one_bit((old / registry.WEIGHTS).read_bytes()))
+    with pytest.raises(ModelError, match="the file was changed"):
+        registry.load_model(old)
 
 
 @pytest.mark.parametrize(
     ("file", "content", "words"),
     [
-        ("model.safetensors", None, "hash"),
         ("config.json", b"{}", r"config\.json: broken"),
+        ("taxonomy.yaml", b"name: \xff", r"taxonomy\.yaml: broken"),
         ("thresholds.json", b'{"colour": 1}', r"thresholds\.json: broken"),
     ],
 )
-def test_a_changed_version_is_refused(
-    version: Path, tmp_path: Path, file: str, content: bytes | None, words: str
+def test_a_folder_that_nobody_saved_says_what_is_broken(
+    version: Path, tmp_path: Path, file: str, content: bytes, words: str
 ) -> None:
-    copy = tmp_path / version.name
-    copy.mkdir()
-    for path in version.iterdir():
-        data = path.read_bytes()
-        if path.name == file:
-            data = content if content is not None else data[:-1] + bytes([data[-1] ^ 1])
-        (copy / path.name).write_bytes(data)
+    copy = copy_of(version, tmp_path / "by-hand")
+    (copy / registry.SUMS).unlink()
+    (copy / file).write_bytes(content)
     with pytest.raises(ModelError, match=words):
         cma_clip_core.load(copy, device="cpu")
 

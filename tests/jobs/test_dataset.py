@@ -25,7 +25,7 @@ from jobs import storage
 from jobs.cli import app
 from jobs.dataset import dataset, example_folders
 from jobs.errors import JobError
-from jobs.labelled_rows import read_batches
+from jobs.labelled_rows import count_labels, read_batches
 from jobs.lake import Lake
 from jobs.report.labelled import Summary
 from jobs.settings import Settings
@@ -97,7 +97,18 @@ def test_labels_are_marked_as_the_spoken_finder_marks_them(settings: Settings) -
             assert label["named_in"] == [f for n, f in enumerate(("title", "brand", "description")) if bits >> n & 1]
             places["spoken" if label["named_in"] else "silent"] += 1
     assert min(places.values()) > 50
-    assert dataset(settings, DAY).manifest.silent == places["silent"]
+    found = dataset(settings, DAY)
+    assert found.manifest.silent == places["silent"]
+    counts = Counter(
+        (row["side"], x["attribute"], not x["named_in"]) for row in rows_of(settings) for x in row["labels"]
+    )
+    assert {
+        (side, attribute, silent): n
+        for attribute, sides in count_labels(found.table).items()
+        for side, count in sides.items()
+        for silent, n in ((True, count.silent), (False, count.labels - count.silent))
+        if n
+    } == counts
 
 
 def test_labels_that_do_not_apply_are_left_out_and_counted(settings: Settings) -> None:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from cma_clip_core import registry
-from cma_clip_core.training import Metrics
-from jobs import storage
+from cma_clip_core.training import Metrics, Trained
+from jobs import promotion, storage
 from jobs.errors import JobError
 from jobs.lake import Lake
-from jobs.models import champion, rollback
+from jobs.models import champion, champions, rollback
 from jobs.models import promote as name_champion
 from jobs.promotion import MEAN, Verdict, compare, promote
 from jobs.settings import Settings
+from jobs.storage import SwapLostError
 from jobs.train import show_model, train
 from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn
@@ -114,35 +118,168 @@ def test_what_the_champion_learnt_from_is_left_out(made: tuple[Path, str, str], 
     assert compare(settings, third, good).products == len(fair)
 
 
-def test_a_champion_that_changed_meanwhile(made: tuple[Path, str, str], settings: Settings) -> None:
+def test_of_two_promoted_against_no_champion_one_wins(made: tuple[Path, str, str], settings: Settings) -> None:
     _, good, bad = made
-    with pytest.raises(JobError, match=f"judged against {bad}, but the champion is now {good}"):
-        name_champion(settings, bad, instead_of=bad)
+    Lake(settings.root).champion.unlink()
+    seen = champions(settings)
+    name_champion(settings, good, champions(settings))
+    with pytest.raises(
+        SwapLostError, match=rf"{bad} was to follow the champion \(none\), but the champion is now {good}"
+    ):
+        name_champion(settings, bad, seen)
+    assert champions(settings).versions == (good,)
 
 
-def test_another_taxonomy_is_refused_with_the_difference(made: tuple[Path, str, str], settings: Settings) -> None:
+def test_promoted_while_another_one_is(
+    made: tuple[Path, str, str], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is promoted, with no other version in its way, while the first is still being judged."""
     _, good, bad = made
-    path = Lake(settings.root).models / bad / registry.TAXONOMY
-    document = yaml.safe_load(path.read_text())
-    document["attributes"][1]["values"].append({"name": "Black"})
-    path.write_text(yaml.safe_dump(document))
-    with pytest.raises(JobError, match=rf"{bad} has another taxonomy than the champion {good}: colour: with Black"):
-        promote(settings, bad)
+    other = with_taxonomy(settings, good, lambda d: d["attributes"][1]["values"][0].update(aliases=["Crimson"]))
+    promote(settings, bad, force=True)
+
+    def slowly(*arguments: Any) -> Verdict:
+        verdict = compare(*arguments)
+        monkeypatch.undo()
+        assert promote(settings, good) is not None
+        return verdict
+
+    monkeypatch.setattr(promotion, "compare", slowly)
+    with pytest.raises(
+        SwapLostError, match=f"{other} was to follow the champion {bad}, but the champion is now {good}"
+    ):
+        promote(settings, other)
+    assert champions(settings).versions == (good, bad, good)
 
 
-def test_differences_of_taxonomies() -> None:
+def test_a_rollback_meanwhile_is_not_undone(made: tuple[Path, str, str], settings: Settings) -> None:
+    _, good, bad = made
+    promote(settings, bad, force=True)
+    seen = champions(settings)
+    rollback(settings)
+    with pytest.raises(SwapLostError):
+        name_champion(settings, bad, seen)
+    assert champion(settings) == good
+
+
+def with_taxonomy(settings: Settings, version: str, change: Callable[[dict[str, Any]], object]) -> str:
+    """Register the same model for a changed taxonomy."""
+    models = Lake(settings.root).models
+    folder = models / version
+    document = registry.read_taxonomy(folder).model_dump(mode="json")
+    change(document)
+    metrics = registry.read_json(folder / registry.METRICS, Metrics)
+    same = Trained(registry.load_model(folder), registry.read_thresholds(folder), metrics)
+    return registry.save(same, registry.read_config(folder), Taxonomy.model_validate(document), models, drawn.NOW)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["attributes"][1]["values"].append({"name": "Black"}), "colour: with Black"),
+        (lambda d: d["attributes"][2].update(applies_to=["Shirt", "Watch"]), "pattern: applies to Watch too now"),
+        (
+            lambda d: (d["groups"].update(clothes=["Watch"]), d["attributes"][3].update(applies_to=["clothes"])),
+            "material: no longer applies to Shirt; material: applies to Watch too now",
+        ),
+    ],
+)
+def test_another_taxonomy_is_refused_with_the_difference(
+    made: tuple[Path, str, str], settings: Settings, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    _, good, bad = made
+    other = with_taxonomy(settings, bad, change)
+    with pytest.raises(JobError, match=rf"{other} has another taxonomy than the champion {good}: {words}; .*--force"):
+        promote(settings, other)
+    assert champion(settings) == good
+
+
+def test_a_taxonomy_that_only_reads_labels_otherwise_is_compared(
+    made: tuple[Path, str, str], settings: Settings
+) -> None:
+    _, good, _ = made
+    other = with_taxonomy(settings, good, lambda d: d["attributes"][1]["values"][0].update(aliases=["Crimson"]))
+    assert other != good
+    verdict = promote(settings, other)
+    assert verdict is not None
+    assert verdict.accepted
+    assert champion(settings) == other
+
+
+def test_train_saves_a_model_of_another_taxonomy_and_says_why_it_is_no_champion(
+    made: tuple[Path, str, str], settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, good, _ = made
     document = drawn.taxonomy().model_dump(mode="json")
-    other = Taxonomy.model_validate(document)
-    assert drawn.taxonomy().differences(other) == []
-    document["attributes"][2]["values"] = [{"name": "Solid"}, {"name": "Dotted"}]
-    document["attributes"][3]["multi_valued"] = False
-    del document["attributes"][1]
-    assert drawn.taxonomy().differences(Taxonomy.model_validate(document)) == [
-        "attribute 'colour' is gone",
-        "pattern: without Striped, Checked",
-        "pattern: with Dotted",
-        "material: one value to a product now",
-    ]
+    document["attributes"][2]["applies_to"] = "all"
+    taxonomy = Taxonomy.model_validate(document)
+    path = settings.root.parent / "everything.yaml"
+    path.write_text(yaml.safe_dump(document))
+    lake = Lake(settings.root)
+    add_examples(lake, "2026-11-20-prepare-89abcdef", drawn.examples(300), fingerprint=taxonomy.fingerprint)
+    hasty = settings.root.parent / "hasty.yaml"
+    version = train(settings.model_copy(update={"taxonomy": str(path), "model_config_name": str(hasty)}), DAY)
+    assert champion(settings) == good
+    registry.load_model(lake.models / version)
+    said = (
+        f"{version} is not the champion: {version} has another taxonomy than the champion {good}: pattern: applies to"
+    )
+    assert any(said in record.getMessage() for record in caplog.records)
+
+
+def test_nothing_is_promoted_on_no_evidence(made: tuple[Path, str, str], settings: Settings) -> None:
+    _, good, bad = made
+    lake = Lake(settings.root)
+    # The champion has learnt from all that there is.
+    folder = lake.root / "labelled" / "all"
+    shutil.copytree(lake.root / registry.read_json(lake.models / good / registry.METRICS, Metrics).labelled_set, folder)
+    table = pq.read_table(folder / "products.parquet")
+    sides = pa.array(["train"] * table.num_rows)
+    pq.write_table(table.set_column(table.schema.get_field_index("side"), "side", sides), folder / "products.parquet")
+    metrics = registry.read_json(lake.models / good / registry.METRICS, Metrics)
+    knowing = registry.save(
+        Trained(
+            registry.load_model(lake.models / good),
+            registry.read_thresholds(lake.models / good),
+            metrics.model_copy(update={"labelled_set": lake.relative(folder)}),
+        ),
+        registry.read_config(lake.models / good),
+        registry.read_taxonomy(lake.models / good),
+        lake.models,
+        drawn.NOW,
+    )
+    promote(settings, knowing, force=True)
+    with pytest.raises(
+        JobError,
+        match=rf"(?s){bad} cannot be judged against the champion {knowing}, on 0 products:.*nothing to compare",
+    ):
+        promote(settings, bad)
+    assert champion(settings) == knowing
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_version_that_was_changed_is_never_the_champion(
+    made: tuple[Path, str, str], settings: Settings, force: bool
+) -> None:
+    _, good, bad = made
+    path = Lake(settings.root).models / bad / registry.THRESHOLDS
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(JobError, match=rf"{bad} cannot be the champion: .*thresholds\.json: its hash is not"):
+        promote(settings, bad, force=force)
+    assert champion(settings) == good
+
+
+def test_a_challenger_of_a_broken_champion(made: tuple[Path, str, str], settings: Settings) -> None:
+    _, good, bad = made
+    (Lake(settings.root).models / good / registry.TAXONOMY).unlink()
+    with pytest.raises(
+        JobError, match=rf"{bad} cannot be compared with the champion {good}: .*taxonomy\.yaml.*--force"
+    ):
+        promote(settings, bad)
+    promote(settings, bad, force=True)
+    assert champion(settings) == bad
+    with pytest.raises(JobError, match=rf"{good} cannot be the champion"):
+        rollback(settings)
 
 
 def test_the_card_is_shown(made: tuple[Path, str, str], settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,10 @@ from tests.cma_clip_core import drawn
 RUN = "2026-11-20-0123abcd"
 OLD = "examples/ds=2026-11-19/run=2026-11-19-0123abcd/shard=0"
 NEW = f"examples/ds=2026-11-20/run={RUN}"
+THRESHOLDS = {
+    name: Threshold(threshold=0.5, target_precision=0.9, precision=0.9, accepted=20, candidates=20)
+    for name in drawn.taxonomy().names
+}
 
 
 @dataclass
@@ -53,15 +57,11 @@ class Night:
 def trained() -> Trained:
     """A model as training would leave it, with random weights: what it says does not matter here."""
     torch.manual_seed(0)
-    thresholds = {
-        a.name: Threshold(threshold=0.5, target_precision=0.9, precision=0.9, accepted=20, candidates=20)
-        for a in drawn.taxonomy().attributes
-    }
     metrics = Metrics(
         train_examples=0, validation_examples=0, test_examples=0, families=0, best_epoch=1, epochs=(), seconds=0.0,
         device="cpu", validation={}, test={},
     )  # fmt: skip
-    return Trained(CmaClip(drawn.config(), drawn.taxonomy()).eval(), thresholds, metrics)
+    return Trained(CmaClip(drawn.config(), drawn.taxonomy()).eval(), THRESHOLDS, metrics)
 
 
 @pytest.fixture

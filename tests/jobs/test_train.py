@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import pytest
 import yaml
 
 from cma_clip_core import registry
+from cma_clip_core.training import Metrics
 from jobs import storage
 from jobs.errors import JobError
 from jobs.lake import Lake
@@ -85,9 +88,43 @@ def test_train_promote_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert step is not None
     # 400 products in all, the newer example of 200 of them; those with neither text nor picture teach nothing.
     assert 390 <= step.rows <= 400
+    metrics = registry.read_json(lake.models / second / registry.METRICS, Metrics)
+    assert metrics.catalog_day == "2026-11-21"
+    assert sum(count.labels for count in metrics.labels["article_type"].values()) == step.rows
+    assert (
+        f"of the catalog up to 2026-11-21: the labelled set `{metrics.labelled_set}`"
+        in (lake.models / second / registry.CARD).read_text()
+    )
     with pytest.raises(JobError, match="no model version"):
         promote(settings, "20260101-00000000")
     assert champion(settings) == second
+
+
+def test_broken_versions_are_listed_with_the_reason(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    models = Lake(settings.root).models
+    add_examples(Lake(settings.root), RUN, drawn.examples(200))
+    good = train(settings, "2026-11-20")
+    edited, empty, gone = "20991121-" + good[9:], "20991122-01234567", "20991123-89abcdef"
+    shutil.copytree(models / good, models / edited)
+    (models / edited / registry.THRESHOLDS).write_text("{}")
+    (models / empty).mkdir()
+    (models / "champion").write_text(f"{gone}\n{good}\n")
+    command = [sys.executable, "-m", "jobs", "--root", str(settings.root), "models"]
+    done = subprocess.run([*command, "list"], cwd=ROOT, capture_output=True, text=True, env=os.environ | ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    _, *lines, last = done.stdout.splitlines()
+    assert [line[2:19] for line in lines] == [good, edited, empty]
+    assert "broken" not in lines[0]
+    assert re.search(r"broken: .*thresholds\.json: its hash is not that in SHA256SUMS", lines[1])
+    assert re.search(r"broken: .*model\.safetensors: cannot be read: No such file", lines[2])
+    assert last.startswith(f"the champion {gone} is gone")
+    shown = subprocess.run(
+        [*command, "show", empty], cwd=ROOT, capture_output=True, text=True, env=os.environ | ONE_THREAD
+    )
+    assert shown.returncode == 2
+    assert re.fullmatch(r"error: .*MODEL_CARD\.md: cannot be read: .*\n", shown.stderr)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -69,6 +70,12 @@ def test_fingerprint_changes_with_any_word() -> None:
         (["attributes", 1, "values"], ["Red", "Red"], "attributes[1 'colour']", "'Red' stands for both"),
         (["attributes", 1, "ignore"], ["blue"], "attributes[1 'colour']", "'blue' is both ignored and a name of 'Blue'"),
         (["attributes", 1, "prompts"], ["a photo"], "attributes[1 'colour'].prompts", "'a photo' has no {value}"),
+        (["attributes", 1, "prompts"], ["{value}", "{value} {x}"], "attributes[1 'colour'].prompts", "'{value} {x}' has {x}; only"),
+        (["attributes", 1, "prompts"], ["{value.name}"], "attributes[1 'colour'].prompts", "has {value.name}; only"),
+        (["attributes", 1, "prompts"], ["{value} {}"], "attributes[1 'colour'].prompts", "has {}; only"),
+        (["attributes", 1, "prompts"], ["{value!r:>9}"], "attributes[1 'colour'].prompts", "has {value!r:>9}; only"),
+        (["attributes", 1, "prompts"], ["{value} {"], "attributes[1 'colour'].prompts", "'{value} {' cannot be read"),
+        (["attributes", 1, "prompts"], ["{{value}}"], "attributes[1 'colour'].prompts", "has no {value}"),
         (["attributes", 1, "target_precision"], 1.0, "attributes[1 'colour'].target_precision", "less than 1"),
         (["attributes", 1, "name"], "kind", "attributes[1]", "'kind' is taken by attributes[0]"),
         (["attributes", 1, "name"], "../colour", "attributes[1 '../colour'].name", "match pattern"),
@@ -115,6 +122,61 @@ def test_a_missing_taxonomy_names_the_shipped_ones() -> None:
 def test_an_unknown_attribute_names_the_known_ones() -> None:
     with pytest.raises(KeyError, match=r"no attribute 'size'.*'sleeves'"):
         parse(document())["size"]
+
+
+def renamed(changed: dict[str, Any]) -> None:
+    changed["attributes"][2]["values"] = ["Long", "Elbow"]
+    changed["attributes"][3]["multi_valued"] = False
+    changed["attributes"][1] = changed["attributes"][1] | {"name": "shade"}
+
+
+def types_apart(changed: dict[str, Any]) -> None:
+    changed["attributes"][0]["values"].append("Sock")
+    changed["groups"]["tops"].append("Sock")  # of an article type that is new too: no other difference
+
+
+@pytest.mark.parametrize(
+    ("change", "asked", "read"),
+    [
+        (
+            renamed,
+            [
+                "attribute 'colour' is gone", "attribute 'shade' is new", "sleeves: without Short",
+                "sleeves: with Elbow", "extras: one value to a product now",
+            ],
+            [],
+        ),
+        (types_apart, ["kind: with Sock"], []),
+        (lambda d: d["attributes"][1].update(values=["Blue", "Red"]), ["colour: its values are in another order"], []),
+        (lambda d: d["attributes"].reverse(), ["the attributes are in another order"], []),
+        (lambda d: d.update(article_type="colour", groups={}, attributes=[d["attributes"][i] | {"applies_to": "all"} for i in range(4)]),
+         ["the article type is 'colour' now, not 'kind'", "sleeves: applies to products of unknown type too now"], []),
+        (lambda d: d["groups"].update(tops=["Shirt", "Bag"]),
+         ["sleeves: no longer applies to Tee", "sleeves: applies to Bag too now"], []),
+        (lambda d: d["attributes"][1].update(applies_to=["tops"]), ["colour: no longer applies to Bag, products of unknown type"], []),
+        # Written otherwise, but the same of every product.
+        (lambda d: d["attributes"][2].update(applies_to=["Tee", "Shirt"]), [], []),
+        (lambda d: d.update(name="other"), [], []),
+        (lambda d: d["attributes"][1].update(label="Farbe"), [], []),
+        (lambda d: d["attributes"][1].update(field="Color"), [], ["colour: read from 'Color' now, not from 'Colour'"]),
+        (
+            lambda d: d["attributes"][0]["values"][0].update(aliases=["t-shirt", "Top"]),
+            [], ["kind: the label 'top' means Tee now, not nothing"],
+        ),
+        (
+            lambda d: d["attributes"][0].update(values=["Tee", {"name": "Shirt", "aliases": ["T-Shirt"]}, "Bag"]),
+            [], ["kind: the label 't-shirt' means Shirt now, not Tee"],
+        ),
+        (lambda d: d["attributes"][1].update(ignore=["na", "None"]), [], ["colour: ignored by one of them alone: 'none'"]),
+        (lambda d: d["attributes"][1].update(target_precision=0.95), [], ["colour: the target precision is 0.95 now, not 0.9"]),
+        (lambda d: d["attributes"][1].update(prompts=["{value}!"]), [], ["colour: other prompts"]),
+    ],
+)  # fmt: skip
+def test_differences(change: Callable[[dict[str, Any]], object], asked: list[str], read: list[str]) -> None:
+    changed = document()
+    change(changed)
+    assert parse(document()).incomparable(parse(changed)) == asked
+    assert parse(document()).differences(parse(changed)) == asked + read
 
 
 def test_shipped_taxonomies() -> None:

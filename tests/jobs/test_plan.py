@@ -1,0 +1,100 @@
+"""Which taxonomy a night goes by: `pytest tests/jobs/test_plan.py`. What is planned: tests/jobs/test_night.py."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from cma_clip_core import registry
+from cma_clip_core.model import CmaClip
+from cma_clip_core.training import Metrics, Trained
+from jobs import models, storage
+from jobs.errors import JobError
+from jobs.lake import Lake
+from jobs.plan import _inputs, plan
+from jobs.settings import Settings
+from schemas.documents import HistoryIndex, Validation
+from schemas.taxonomy import Taxonomy
+from tests.cma_clip_core import drawn
+from tests.jobs.test_tag import THRESHOLDS
+
+DAY = "2026-11-20"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A lake with a validated day and a champion, which was trained on the drawn taxonomy."""
+    settings = Settings(root=tmp_path / "lake")
+    lake = Lake(settings.root)
+    torch.manual_seed(0)
+    metrics = Metrics(
+        train_examples=0, validation_examples=0, test_examples=0, families=0, best_epoch=1, epochs=(), seconds=0.0,
+        device="cpu", validation={}, test={},
+    )  # fmt: skip
+    trained = Trained(CmaClip(drawn.config(), drawn.taxonomy()).eval(), THRESHOLDS, metrics)
+    models.promote(settings, registry.save(trained, drawn.config(), drawn.taxonomy(), lake.models, drawn.NOW))
+    validation = Validation(
+        ds=DAY, version="v", passed=True, failures=(), raw=1, unparsable=0, quarantined=0, superseded=0, valid=1,
+        reasons={}, valid_path="", quarantine_path="", data_docs_path="", created_at=datetime.now(UTC),
+    )  # fmt: skip
+    storage.write_document(lake.valid(DAY) / "current.json", validation)
+    return settings.root
+
+
+def taxonomy_file(folder: Path, **changes: Any) -> str:
+    document = drawn.taxonomy().model_dump(mode="json")
+    document["attributes"][2] |= changes
+    path = folder / "taxonomy.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return str(path)
+
+
+def planned_with(settings: Settings) -> Taxonomy:
+    lake = Lake(settings.root)
+    inputs = _inputs(settings, lake, DAY, lake.read_validation(DAY), HistoryIndex(), prepare=False, retag=False)
+    return inputs.taxonomy
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"values": [{"name": "Solid"}, {"name": "Dotted"}]},
+            "pattern: without Striped, Checked; pattern: with Dotted",
+        ),
+        ({"applies_to": "all"}, "pattern: applies to Watch, products of unknown type too now"),
+        ({"target_precision": 0.97}, "pattern: the target precision is 0.97 now, not 0.9"),
+        ({"ignore": ["NA"]}, "pattern: ignored by one of them alone: 'na'"),
+    ],
+)
+def test_a_named_taxonomy_that_is_not_the_champions_is_refused_with_the_difference(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
+) -> None:
+    path = taxonomy_file(tmp_path, **changes)
+    version = models.champion(Settings(root=root))
+    said = rf"the taxonomy '{path}' is not the one that the champion {version} was trained on: {words}\. Train a model"
+    with pytest.raises(JobError, match=said):
+        plan(Settings(root=root, taxonomy=path), DAY)
+    monkeypatch.setenv("TAGGING_TAXONOMY", path)
+    with pytest.raises(JobError, match=said):
+        plan(Settings(root=root), DAY)
+
+
+def test_the_champions_own_taxonomy_holds_where_none_or_the_same_one_is_named(root: Path, tmp_path: Path) -> None:
+    assert planned_with(Settings(root=root)) == drawn.taxonomy()  # the default, `sample`, is no word of the user's
+    assert planned_with(Settings(root=root, taxonomy=taxonomy_file(tmp_path))) == drawn.taxonomy()
+    for_people = taxonomy_file(tmp_path, label="Muster")
+    assert planned_with(Settings(root=root, taxonomy=for_people)) == drawn.taxonomy()
+
+
+def test_a_broken_champion_says_what_to_do(root: Path) -> None:
+    version = models.champion(Settings(root=root))
+    path = root / "models" / str(version) / registry.TAXONOMY
+    path.write_text(path.read_text().replace("Red", "Rot"))
+    with pytest.raises(JobError, match=rf"the champion {version} is broken: .*taxonomy\.yaml.*models rollback"):
+        plan(Settings(root=root), DAY)
