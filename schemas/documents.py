@@ -103,6 +103,12 @@ class Plan(Strict):
         return self.new + self.changed + self.model_changed
 
 
+def picture_size(example_spec: str) -> tuple[int, int]:
+    """Return the height and the width, in pixels, that an `example_spec` names."""
+    height, width = example_spec.partition("-")[0].split("x")
+    return int(height), int(width)
+
+
 class ExamplesManifest(Strict):
     """``examples/ds=D/run=R/_manifest.json``: a folder of examples, complete; written last."""
 

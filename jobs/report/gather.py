@@ -32,7 +32,7 @@ from jobs.report.facts import (
 )
 from jobs.report.pictures import Place, thumbnails
 from schemas import tables
-from schemas.documents import Plan, RunManifest
+from schemas.documents import Plan, RunManifest, picture_size
 from schemas.rules import RuleTable
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
@@ -404,13 +404,18 @@ class Query:
                 )
             )
         found = self._rows(
-            """select product_id, modality, image_status, example_path from products
+            """select product_id, modality, image_status, example_path, example_spec from products
                where product_id in (select unnest(?))""",
             wanted,
         )
-        states = {product: (modality, status) for product, modality, status, _ in found}
-        titles, places = self._places({product: folder for product, _, _, folder in found})
-        pictures = thumbnails(places, self._plan.picture_height, self._plan.picture_width)
+        states = {product: (modality, status) for product, modality, status, *_ in found}
+        titles, places = self._places({product: folder for product, _, _, folder, _ in found})
+        # Not the plan's size: a held product keeps its example, which may be of an earlier model's.
+        by_size: dict[tuple[int, int], dict[str, Place]] = {}
+        for product, *_, spec in found:
+            if product in places:
+                by_size.setdefault(picture_size(spec), {})[product] = places[product]
+        pictures = {name: uri for size, here in by_size.items() for name, uri in thumbnails(here, *size).items()}
         return {
             product: Shown(
                 product_id=product,
