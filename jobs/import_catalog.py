@@ -121,7 +121,7 @@ def find_records(folder: Path, mapping: Mapping) -> tuple[list[Path], bool]:
     for pattern in mapping.records:
         found = sorted(path for path in folder.glob(pattern) if path.is_file())
         if found:
-            by_name = found[0].name.removesuffix(".gz").endswith((".csv", ".tsv"))
+            by_name = found[0].name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
             return found, mapping.format == "csv" or (mapping.format == "auto" and by_name)
     seen = sorted(path.name for path in folder.iterdir())[:20]
     raise JobError(f"{folder}: no records; looked for {', '.join(mapping.records)}; the folder has {seen}")

@@ -107,7 +107,7 @@ class _NextPictures:
         self._loose = dst / layout.pictures[0]
         self._zip: zipfile.ZipFile | None = None
         present = [name for name in layout.pictures if (src / name).exists()]
-        loose = not layout.pictures[0].endswith(".zip")
+        loose = not layout.pictures[0].lower().endswith(".zip")
         for name in present:
             if (src / name).is_dir():
                 # Hard links: the import follows no symlink out of a folder of pictures.

@@ -220,6 +220,23 @@ def test_csv(shop: Shop) -> None:
     assert rows[3]["description"] == "a\x00b"
 
 
+@pytest.mark.parametrize("name", ["items.csv.gz", "ITEMS.CSV", "ITEMS.CSV.GZ", "items.Tsv"])
+def test_csv_packed_or_in_capitals(shop: Shop, name: str) -> None:
+    shop.mapping.write_text(MAPPING.replace("[items.jsonl, items.jsonl.gz, items.csv]", name))
+    data = b'id,name,photo,facts\n1,"A, b",,"{""Colour"": ""Blue""}"\n'
+    (shop.export / name).write_bytes(gzip.compress(data) if name.lower().endswith(".gz") else data)
+    assert shop.run().rows == 1
+    record = json.loads(shop.lines()[0])
+    assert (record["product_id"], record["title"], record["attributes"]) == ("1", "A, b", {"Colour": "Blue"})
+
+
+def test_json_lines_in_capitals(shop: Shop) -> None:
+    shop.mapping.write_text(MAPPING.replace("[items.jsonl, items.jsonl.gz, items.csv]", "ITEMS.JSONL.GZ"))
+    (shop.export / "ITEMS.JSONL.GZ").write_bytes(gzip.compress(b'{"id": "1", "name": "A, b", "photo": null}'))
+    shop.run()
+    assert json.loads(shop.lines()[0])["title"] == "A, b"
+
+
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
 def test_csv_with_other_delimiters(shop: Shop, delimiter: str) -> None:
     rows = csv_lines(
