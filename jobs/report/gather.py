@@ -31,6 +31,7 @@ from jobs.report.facts import (
     Value,
 )
 from jobs.report.pictures import Place, thumbnails
+from jobs.sql import listed, quoted
 from schemas import tables
 from schemas.documents import Plan, RunManifest, picture_size
 from schemas.rules import RuleTable
@@ -107,15 +108,11 @@ def _database() -> Iterator[duckdb.DuckDBPyConnection]:
             db.close()
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
 def _scan(db: duckdb.DuckDBPyConnection, files: Iterable[Path], table: pa.Schema, *options: str) -> str:
     """Return the SQL that reads `files`; of none, an empty relation with the columns of `table`."""
-    names = [_quoted(str(file)) for file in files]
-    if names:
-        return f"read_parquet([{', '.join(names)}], {', '.join(('hive_partitioning = false', *options))})"
+    found = list(files)
+    if found:
+        return f"read_parquet({listed(found)}, {', '.join(('hive_partitioning = false', *options))})"
     name = next(f"empty_{name}" for name, found in tables.TABLES.items() if found is table)
     db.register(name, table.empty_table())
     return name
@@ -297,7 +294,7 @@ class Query:
         # A folder may hold more products than this run tags, and older states of them.
         return f"""(select e.* from {_scan(self._db, files, tables.EXAMPLES, "filename = true")} as e
             join {_scan(self._db, planned, tables.PLAN)} as p on e.product_id = p.product_id
-                and starts_with(e.filename, {_quoted(f"{lake.root}/")} || coalesce(p.example_path, {_quoted(own)}) || '/'))"""
+                and starts_with(e.filename, {quoted(f"{lake.root}/")} || coalesce(p.example_path, {quoted(own)}) || '/'))"""
 
     def unknown_labels(self) -> tuple[tuple[Counted, ...], int]:
         """Return the labels outside the taxonomy of the products tagged: the most frequent ones, and how many in all."""

@@ -100,6 +100,17 @@ def test_show_prints_the_runs_and_lines(published: Lake, capsys: pytest.CaptureF
     assert "2 days, 2026-11-20 to 2026-11-21" in printed
 
 
+def test_an_apostrophe_in_the_lake_s_path(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "bob's")
+    file = lake.run("2026-11-20-aaaaaaaa") / "colour" / "part-00000.parquet"
+    file.parent.mkdir(parents=True)
+    pq.write_table(ATTRIBUTES.empty_table(), file)
+    lake.current.write_text(f"{file}\n")
+    with duckdb.connect() as connection:
+        found = connection.execute(tables.reader_lines(lake)["DuckDB"])
+        assert set(found.to_arrow_table().column_names) == set(ATTRIBUTES.names)
+
+
 def test_nothing_published_is_told(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="nothing is published"):
         tables.show(settings_for(tmp_path))

@@ -27,7 +27,7 @@ from jobs.report import costs, pictures, report
 from jobs.report.findings import findings
 from jobs.report.gather import gather_night
 from jobs.report.page import equations
-from jobs.report.text import percent, visible
+from jobs.report.text import percent, plain, visible
 from jobs.settings import Settings
 from schemas import tables
 from schemas.documents import (
@@ -760,6 +760,8 @@ def test_texts() -> None:
     assert "e\u0301" in visible("e\u0301")  # an accent is no attack
     assert visible("e" + "\u0301" * 50, 200).count("\u0301") == 2
     assert "none" in visible(None)
+    assert plain("a\tb\x1b[31m\u202e" + "e\u0301\u0301\u0301", 60) == "a<⇥>b<U+001B>[31m<U+202E>e\u0301\u0301<U+0301>"
+    assert len(plain("\x1b" * 500, 60)) == 60
     assert [percent(x) for x in (0.0, 0.0002, 0.5, 0.9999, 1.0)] == ["0%", "<0.1%", "50.0%", ">99.9%", "100%"]
 
 
