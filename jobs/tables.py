@@ -123,7 +123,7 @@ def rollback(settings: Settings, run_id: str) -> str:
     manifest = lake.read_manifest(run_id)
     if manifest is None or not manifest.files:
         raise JobError(f"{run_id} wrote no tables; there are {[m.run_id for m in runs(lake)] or 'none'}")
-    publish.audit(lake, manifest.files, unique=False)
+    publish.audit(lake, manifest.files, unique=False, digest=True)
     live.swap(lake, lambda index: _rolled_back(lake, index, manifest))
     log.info("rollback: %s is live; a later night starts from it. Its model was %s", run_id, manifest.model_version)
     return run_id

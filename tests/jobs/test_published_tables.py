@@ -185,6 +185,21 @@ def test_rollback_to_damaged_files_is_refused(two_nights: Lake) -> None:
     assert two_nights.current_run() != first.run_id
 
 
+def test_rollback_to_a_file_that_one_bit_is_wrong_in_is_refused(two_nights: Lake) -> None:
+    """Rows and size are as they were: the digest alone tells."""
+    first = tables.runs(two_nights)[0]
+    path = two_nights.root / first.files[0].path
+    kept = path.read_bytes()
+    at = len(kept) // 4
+    try:
+        path.write_bytes(kept[:at] + bytes([kept[at] ^ 1]) + kept[at + 1 :])
+        with pytest.raises(JobError, match=r"part-00000\.parquet: its SHA-256"):
+            tables.rollback(settings_for(two_nights.root), first.run_id)
+    finally:
+        path.write_bytes(kept)
+    assert two_nights.current_run() != first.run_id
+
+
 @pytest.mark.parametrize("quiet", [False, True])
 def test_backfill_changes_history_alone(two_nights: Lake, quiet: bool) -> None:
     """A day between two that are done: its own products appear as of that day, later days stay to the row."""
