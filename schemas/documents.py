@@ -205,7 +205,9 @@ class StepMetrics(Strict):
     step: str
     seconds: float
     rows: int = Field(description="rows the step worked on")
-    peak_rss_bytes: int = Field(description="largest resident memory of this process")
+    peak_rss_bytes: int = Field(
+        description="largest resident memory of the step's processes together, Spark's JVM and workers too"
+    )
     started_at: datetime
     details: dict[str, float | int | str] = Field(default_factory=dict)
 
