@@ -9,7 +9,7 @@ TEXT ?=
 ATTRIBUTES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run experiment test lint format lock clean
+.PHONY: help install run experiment test lint format hooks lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ lint: $(STAMP) ## Check style, format and types
 format: $(STAMP) ## Put style and format right
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+hooks: $(STAMP) ## Let git run `make lint` before each commit
+	$(VENV)/bin/pre-commit install
 
 lock: ## Pin what pyproject.toml asks for; what is pinned stays where it can
 	$$(command -v uv || echo build/uv/bin/uv) pip compile -q --python-version 3.11 --extra dev --no-header pyproject.toml -o requirements.lock

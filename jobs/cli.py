@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 
 from cma_clip_core.errors import CoreError
-from jobs.errors import JobError
+from jobs.errors import JobError, TransientError
 from jobs.lake import check_day, check_run
 from jobs.settings import Settings
 from schemas.loading import ContractError
@@ -410,7 +410,7 @@ def main() -> None:
         app(standalone_mode=True)
     except (JobError, CoreError, ContractError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, TransientError) else 2)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
         print("\n".join(["error: wrong settings:", *lines]), file=sys.stderr)

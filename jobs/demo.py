@@ -21,8 +21,10 @@ from typing import Any
 
 import duckdb
 
+from jobs import parquet, sql
 from jobs.errors import JobError
 from jobs.lake import Lake
+from jobs.report.text import plain
 from jobs.settings import Settings
 from schemas.documents import Ledger
 
@@ -36,7 +38,6 @@ _JOB_LINE = re.compile(r"(\d\d:\d\d:\d\d (INFO|WARNING|ERROR) |error: )")
 _TASK_LINE = re.compile(r"\[\w+ *\] (?P<text>.*?) +\[airflow\.task\.operators\.\S*JobOperator\]")
 _STATE_LINE = re.compile(r"Marking run .* (?P<state>successful|failed)")
 
-FILES = "SET VARIABLE files = (SELECT string_split(trim(content, chr(10)), chr(10)) FROM read_text('{current}'));"
 BY_ATTRIBUTE = """\
 SELECT attribute, count(DISTINCT product_id) AS products, count(catalog_value) AS given_by_catalog,
        count(*) FILTER (source = 'model') AS filled_by_model, count(*) FILTER (conflict) AS suspected_wrong
@@ -45,10 +46,13 @@ TEN_PRODUCTS = """\
 WITH tagged AS (
     SELECT *, row_number() OVER (PARTITION BY product_id ORDER BY source = 'model' DESC, confidence DESC) AS place
     FROM read_parquet(getvariable('files')) WHERE value IS NOT NULL),
-ten AS (SELECT product_id FROM tagged WHERE source = 'model' GROUP BY product_id ORDER BY md5(product_id) LIMIT 10)
-SELECT product_id, coalesce(nullif(valid.title, ''), '(no title)'), attribute, value, source,
+valid AS (SELECT product_id, title FROM read_parquet({valid})),  -- a product that is held has no title there
+ten AS (
+    SELECT DISTINCT product_id, title FROM tagged JOIN valid USING (product_id) WHERE source = 'model'
+    ORDER BY md5(product_id) LIMIT 10)
+SELECT product_id, coalesce(nullif(title, ''), '(no title)'), attribute, value, source,
        CASE source WHEN 'model' THEN format('{{:.2f}}', confidence) END
-FROM tagged JOIN ten USING (product_id) JOIN read_parquet('{valid}') AS valid USING (product_id)
+FROM tagged JOIN ten USING (product_id)
 WHERE place <= 3 ORDER BY product_id, attribute"""
 
 
@@ -210,12 +214,12 @@ def show(lake: Lake, ledgers: Sequence[Ledger]) -> None:
     rows = [(field, *(_cell(getattr(ledger, field)) for ledger in ledgers)) for field in Ledger.model_fields]
     _print_table(("", "first night", "second night"), [row for row in rows if row[0] != "created_at"])
 
-    files = FILES.format(current=lake.current)
+    files = sql.live_files(lake)
     with duckdb.connect() as connection:
         connection.execute(files)
         print("\n== Ten products, with what the model added ==\n")
-        valid = lake.root / lake.read_validation(ledgers[-1].ds).valid_path / "*.parquet"
-        found = connection.execute(TEN_PRODUCTS.format(valid=valid)).fetchall()
+        valid = parquet.files(lake.root / lake.read_validation(ledgers[-1].ds).valid_path)
+        found = connection.execute(TEN_PRODUCTS.format(valid=sql.listed(valid))).fetchall()
         _print_table(("title", "attribute", "value", "source", "confidence"), _first_of_each(found))
         print(f"\n== The tables, read with DuckDB ==\n\n{files}\n{BY_ATTRIBUTE}\n")
         counts = connection.execute(BY_ATTRIBUTE)
@@ -242,7 +246,7 @@ def _cell(value: object) -> str:
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    texts = [["" if cell is None else str(cell)[:60] for cell in row] for row in rows]
+    texts = [["" if cell is None else plain(str(cell), 60) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(head, *texts, strict=True)]
     for row in (list(head), ["-" * width for width in widths], *texts):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -87,6 +87,9 @@ def _records() -> list[Dirty]:
         one("id_blank", product_id=" \t "),
         Dirty("id_doubled", doubled, "superseded"),
         one("id_path", product_id="../../dirty-id_path"),
+        one("id_absolute", product_id="/etc/dirty-id_absolute"),
+        one("id_file_uri", product_id="file:///etc/dirty-id_file_uri"),
+        one("id_metadata_service", product_id="http://169.254.169.254/latest/dirty-id_metadata_service"),
         one("nothing_to_tag", title="", description=None),
     ]
 

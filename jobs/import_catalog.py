@@ -20,7 +20,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -121,7 +121,7 @@ def find_records(folder: Path, mapping: Mapping) -> tuple[list[Path], bool]:
     for pattern in mapping.records:
         found = sorted(path for path in folder.glob(pattern) if path.is_file())
         if found:
-            by_name = found[0].name.removesuffix(".gz").endswith((".csv", ".tsv"))
+            by_name = found[0].name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
             return found, mapping.format == "csv" or (mapping.format == "auto" and by_name)
     seen = sorted(path.name for path in folder.iterdir())[:20]
     raise JobError(f"{folder}: no records; looked for {', '.join(mapping.records)}; the folder has {seen}")
@@ -145,7 +145,7 @@ def _read(path: Path, is_csv: bool, progress: bool) -> Iterator[Row]:
                 f"{path}: truncated or damaged gzip after {count:,} records ({error}); nothing was imported: "
                 "copy the file again, or export it again"
             ) from error
-        except _StructureError as error:
+        except StructureError as error:
             raise JobError(f"{path}: after {count:,} records: {error}") from error
         bar.update(raw.tell() - bar.n)
 
@@ -166,7 +166,7 @@ def open_records(path: Path) -> Iterator[BinaryIO]:
         yield _unpacked(raw)
 
 
-class _StructureError(Exception):
+class StructureError(Exception):
     """The file is not made of records; the message says what it looks like."""
 
 
@@ -175,7 +175,7 @@ def read_json_lines(file: BinaryIO) -> Iterator[Row]:
     first = True
     while line := file.readline(MAX_LINE):
         if len(line) == MAX_LINE:
-            raise _StructureError(f"a line of more than {MAX_LINE:,} bytes; JSON lines have one object on each line")
+            raise StructureError(f"a line of more than {MAX_LINE:,} bytes; JSON lines have one object on each line")
         if first:
             line, first = line.removeprefix(b"\xef\xbb\xbf"), False
         if line.strip():
@@ -207,58 +207,84 @@ def read_csv(file: BinaryIO) -> Iterator[Row]:
     its bytes on one line: none is a record, so validate quarantines it. Quotes that go wrong over several lines are an
     error: which of the lines are records is not known, and a quote that is never closed takes in all that follow.
     """
-    csv.field_size_limit(MAX_FIELD)  # of the process; the default refuses what is merely long
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    try:
-        rows = _csv_rows(text)
-        header = next(rows, ([], ""))[0]
+    rows = CsvRows(file)
+    for cells, raw in rows:
+        if cells is None or not _is_text(raw):
+            yield raw.rstrip("\r\n").replace("\r", "\\r").replace("\n", "\\n").encode(errors="surrogateescape")
+        elif not any(cell.strip() for cell in cells):
+            continue
+        elif len(cells) != len(rows.header):
+            yield json.dumps(cells).encode()
+        else:
+            yield dict(zip(rows.header, cells, strict=True))
+
+
+class CsvRows:
+    """The rows of a CSV file below its header: each one's cells, None where the quotes of its one line are wrong, and
+    its text, line end included. Bytes that are no UTF-8 are there as surrogates.
+
+    Raises, when it is made and when it is iterated over:
+        StructureError: the header cannot be used, or quotes go wrong over several lines.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        csv.field_size_limit(MAX_FIELD)  # of the process; the default refuses what is merely long
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        heading = text.readline(MAX_LINE)
+        self.delimiter = max(",;\t|", key=heading.count)
+        self._rows = _csv_rows(text, heading, self.delimiter)
+        header, self.heading = next(self._rows, ([], ""))
+        try:
+            self.header = self._checked(header)
+        except StructureError:
+            self._rows.close()
+            raise
+
+    def __iter__(self) -> Iterator[tuple[list[str] | None, str]]:
+        return self._rows
+
+    def _checked(self, header: list[str] | None) -> list[str]:
         if header is None:
-            raise _StructureError("line 1: the quotes of the header are wrong; correct them")
+            raise StructureError("line 1: the quotes of the header are wrong; correct them")
         if twice := sorted(name for name, n in Counter(header).items() if n > 1 and name.strip()):
-            raise _StructureError(f"the header has the columns {twice} more than once; rename or remove the others")
-        for cells, raw in rows:
-            if cells is None or not _is_text(raw):
-                yield raw.rstrip("\r\n").replace("\r", "\\r").replace("\n", "\\n").encode(errors="surrogateescape")
-            elif not any(cell.strip() for cell in cells):
-                continue
-            elif len(cells) != len(header):
-                yield json.dumps(cells).encode()
-            else:
-                yield dict(zip(header, cells, strict=True))
-    finally:
-        text.detach()
+            raise StructureError(f"the header has the columns {twice} more than once; rename or remove the others")
+        return header
 
 
-def _csv_rows(text: io.TextIOWrapper) -> Iterator[tuple[list[str] | None, str]]:
-    """Yield each row's cells, None where the quotes of its one line are wrong, and its text."""
-    heading = text.readline(MAX_LINE)
+def _csv_rows(
+    text: io.TextIOWrapper, heading: str, delimiter: str
+) -> Generator[tuple[list[str] | None, str], None, None]:
+    """Yield the rows of `text`, whose first line, `heading`, is read already."""
     consumed: list[str] = []
 
     def lines() -> Iterator[str]:
         line = heading
         while line:
             if len(line) == MAX_LINE:
-                raise _StructureError(f"a line of more than {MAX_LINE:,} characters")
+                raise StructureError(f"a line of more than {MAX_LINE:,} characters")
             consumed.append(line)
             yield line
             line = text.readline(MAX_LINE)
 
     # Strict: without it, a quote that the file's end leaves open takes the records after it for one long text.
-    reader = csv.reader(lines(), delimiter=max(",;\t|", key=heading.count), strict=True)
-    while True:
-        consumed.clear()
-        cells: list[str] | None = None
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            if len(consumed) > 1:
-                raise _StructureError(
-                    f"line {reader.line_num - len(consumed) + 1}: a quote is never closed, or a quote within a text is "
-                    f"not doubled ({error}); nothing was imported: correct the line, or export the file again"
-                ) from error
-        yield cells, "".join(consumed)
+    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
+    try:
+        while True:
+            consumed.clear()
+            cells: list[str] | None = None
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if len(consumed) > 1:
+                    raise StructureError(
+                        f"line {reader.line_num - len(consumed) + 1}: a quote is never closed, or a quote within a text "
+                        f"is not doubled ({error}); nothing was imported: correct the line, or export the file again"
+                    ) from error
+            yield cells, "".join(consumed)
+    finally:
+        text.detach()  # the file is whoever's who opened it
 
 
 def _is_text(text: str) -> bool:

@@ -20,7 +20,16 @@ from typing import Any, BinaryIO, Final, TypeAlias, cast
 
 from cma_clip_core.pictures import PictureError
 from jobs.errors import JobError
-from jobs.import_catalog import Mapper, find_records, get_column, is_unsafe, open_records, open_sources
+from jobs.import_catalog import (
+    CsvRows,
+    Mapper,
+    StructureError,
+    find_records,
+    get_column,
+    is_unsafe,
+    open_records,
+    open_sources,
+)
 from schemas.mapping import Mapping, load_mapping
 
 log = logging.getLogger(__name__)
@@ -72,8 +81,11 @@ def next_day(
             target.parent.mkdir(parents=True, exist_ok=True)
             rewrite = editor.rewrite_csv if is_csv else editor.rewrite_json_lines
             with open_records(file) as before, target.open("wb") as raw, _packed_like(file, raw) as after:
-                for row in rewrite(before, changed, new, removed):
-                    after.write(row)
+                try:
+                    for row in rewrite(before, changed, new, removed):
+                        after.write(row)
+                except StructureError as error:
+                    raise JobError(f"{file}: {error}") from error
     log.info("next day: %s -> %s: %s", src, dst, dict(editor.counts))
 
 
@@ -95,7 +107,7 @@ class _NextPictures:
         self._loose = dst / layout.pictures[0]
         self._zip: zipfile.ZipFile | None = None
         present = [name for name in layout.pictures if (src / name).exists()]
-        loose = not layout.pictures[0].endswith(".zip")
+        loose = not layout.pictures[0].lower().endswith(".zip")
         for name in present:
             if (src / name).is_dir():
                 # Hard links: the import follows no symlink out of a folder of pictures.
@@ -135,7 +147,7 @@ def _link_or_copy(src: str, dst: str) -> None:
 
 
 class _Editor:
-    """Rewrites records: leaves most as they are, to the byte where they are JSON lines."""
+    """Rewrites records: leaves most as they are, to the byte."""
 
     def __init__(self, layout: Mapping, pictures: _NextPictures | None, choose: random.Random) -> None:
         self._layout = layout
@@ -158,22 +170,24 @@ class _Editor:
                 yield line
                 continue
             if fate == "new":
-                yield line
+                yield line if line.endswith(b"\n") else line + b"\n"
             yield json.dumps(self._edited(row, fate)).encode() + b"\n"
 
     def rewrite_csv(self, file: BinaryIO, changed: float, new: float, removed: float) -> Iterator[bytes]:
-        reader = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=""))
-        header: list[str] = next(reader, [])
-        yield _csv_line(header)
-        for cells in reader:
+        rows = CsvRows(file)
+        yield rows.heading.encode(errors="surrogateescape")
+        for cells, raw in rows:
             fate = self._fate(changed, new, removed)
             if fate == "removed":
                 continue
-            if fate != "changed" or len(cells) != len(header):
-                yield _csv_line(cells)
-            if fate != "kept" and len(cells) == len(header):
-                row = self._edited(dict(zip(header, cells, strict=True)), fate)
-                yield _csv_line([row[name] for name in header])
+            line = raw.encode(errors="surrogateescape")
+            if fate == "kept" or cells is None or len(cells) != len(rows.header):  # to be kept, or no record
+                yield line
+                continue
+            if fate == "new":
+                yield line if line.endswith((b"\r", b"\n")) else line + b"\n"
+            row = self._edited(dict(zip(rows.header, cells, strict=True)), fate)
+            yield _csv_line([row[name] for name in rows.header], rows.delimiter)
 
     def _fate(self, changed: float, new: float, removed: float) -> str:
         draw = self._choose.random()
@@ -221,9 +235,9 @@ class _Editor:
             _set_column(row, self._layout.product_id, f"{old}-{suffix:04d}")
 
 
-def _csv_line(cells: Sequence[str]) -> bytes:
+def _csv_line(cells: Sequence[str], delimiter: str) -> bytes:
     line = io.StringIO()
-    csv.writer(line).writerow(cells)
+    csv.writer(line, delimiter=delimiter).writerow(cells)
     return line.getvalue().encode(errors="surrogateescape")
 
 

@@ -327,8 +327,12 @@ def _merged(session: SparkSession, lake: Lake, index: HistoryIndex, kind: str, n
     return history.merged(kind, newer, parquet.read(session, older, history.SCHEMAS[kind])) if older else newer
 
 
-def audit(lake: Lake, files: Sequence[PublishedFile], *, unique: bool) -> None:
-    """Re-read what was written: every file's footer, size and, with `unique`, that no key is there twice.
+def audit(lake: Lake, files: Sequence[PublishedFile], *, unique: bool, digest: bool = False) -> None:
+    """Re-read what was written: every file's footer and size.
+
+    Args:
+        unique: whether it is also seen that a table's keys are sorted and none is there twice.
+        digest: whether the SHA-256 is taken and compared, which reads every byte.
 
     Raises:
         JobError: a file is not what was written. Nothing is published.
@@ -340,6 +344,8 @@ def audit(lake: Lake, files: Sequence[PublishedFile], *, unique: bool) -> None:
             raise JobError(
                 f"{path}: {metadata.num_rows} rows, {path.stat().st_size} bytes; {file.rows}, {file.bytes} were written"
             )
+        if digest and storage.sha256(path) != file.sha256:
+            raise JobError(f"{path}: its SHA-256 is not that of what was written")
         if unique:
             _check_keys(path)
 

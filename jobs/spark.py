@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import reduce
 from typing import TYPE_CHECKING, Final
 
 from jobs import class_archive
-from jobs.errors import JobError
+from jobs.errors import JobError, TransientError
 from jobs.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # Light compilation alone: of a job of seconds or minutes the full compiler costs more than it brings.
 _JVM: Final = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true"
+_BREWS_JAVA: Final = class_archive.path().with_name("java")  # a link, where `.ci/install` made one
+_ENDING: Final = 10  # seconds that a JVM which no longer answers may take to end
 
 
 @contextlib.contextmanager
@@ -35,6 +38,8 @@ def session(settings: Settings, *, jvm: str | None = None) -> Iterator[SparkSess
         yield active
         return
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    if _BREWS_JAVA.is_dir():
+        os.environ.setdefault("JAVA_HOME", str(_BREWS_JAVA))
     # Without a hostname look-up, so that it starts where the machine's own name does not resolve.
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     scratch = settings.root / "scratch"
@@ -66,9 +71,11 @@ def session(settings: Settings, *, jvm: str | None = None) -> Iterator[SparkSess
     spark = builder.getOrCreate()
     try:
         yield spark
+    except JobError:
+        raise
     except Exception as error:
-        if spark.sparkContext._gateway.proc.poll() is not None:
-            raise JobError(
+        if _has_ended(spark.sparkContext._gateway.proc):
+            raise TransientError(
                 f"Spark's JVM ended in the middle of its work, most likely out of memory: give it more than "
                 f"{settings.spark_memory} (TAGGING_SPARK_MEMORY), or leave it more of the machine's; then start again"
             ) from error
@@ -76,3 +83,11 @@ def session(settings: Settings, *, jvm: str | None = None) -> Iterator[SparkSess
     finally:
         with contextlib.suppress(Py4JError, OSError):  # the JVM may be gone
             spark.stop()
+
+
+def _has_ended(jvm: subprocess.Popen[bytes]) -> bool:
+    try:
+        jvm.wait(_ENDING)
+    except subprocess.TimeoutExpired:
+        return False
+    return True

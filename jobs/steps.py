@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from jobs import storage
+from jobs.peak_memory import PeakMemory
 from schemas.documents import StepMetrics
 
 log = logging.getLogger("jobs")
@@ -39,22 +39,23 @@ class Measured:
 @contextlib.contextmanager
 def measure(step: str, folder: Path | None = None, *, name: str = "") -> Iterator[Measured]:
     """Time a step, log its rate, and write ``<folder>/steps/<name or step>.json`` when it ends well."""
-    measured = Measured(folder=folder)
+    measured, memory = Measured(folder=folder), PeakMemory()
     started_at, start = datetime.now(UTC), time.perf_counter()
     log.info("%s: started", name or step)
-    yield measured
+    with memory.watch():
+        yield measured
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     rate = f", {measured.rows / seconds:,.0f} rows/s" if measured.rows else ""
     log.info(
-        "%s: done in %.1f s, %s rows%s, peak %.0f MB", name or step, seconds, f"{measured.rows:,}", rate, peak / 1e6
-    )
+        "%s: done in %.1f s, %s rows%s, peak %.0f MB, all processes together",
+        name or step, seconds, f"{measured.rows:,}", rate, memory.bytes / 1e6,
+    )  # fmt: skip
     if measured.folder is not None:
         metrics = StepMetrics(
             step=step,
             seconds=seconds,
             rows=measured.rows,
-            peak_rss_bytes=peak,
+            peak_rss_bytes=memory.bytes,
             started_at=started_at,
             details=measured.details,
         )

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import history, live, publish, storage
+from jobs import history, live, publish, sql, storage
 from jobs.errors import JobError
 from jobs.lake import PRODUCTS, Lake
 from jobs.settings import Settings
@@ -22,10 +22,7 @@ def reader_lines(lake: Lake) -> dict[str, str]:
     """Return, for each engine, the line that reads the live tables with no code of ours."""
     files = f"open({str(lake.current)!r}).read().splitlines()"
     return {
-        "DuckDB": (
-            f"SET VARIABLE files = (SELECT string_split(trim(content, chr(10)), chr(10)) FROM read_text('{lake.current}')); "
-            "SELECT * FROM read_parquet(getvariable('files'));"
-        ),
+        "DuckDB": f"{sql.live_files(lake)} SELECT * FROM read_parquet(getvariable('files'));",
         "pandas": f"pandas.read_parquet({files})",
         "Polars": f"polars.read_parquet({files})",
         "Spark": f"spark.read.parquet(*{files})",
@@ -88,8 +85,7 @@ def as_of(connection: duckdb.DuckDBPyConnection, settings: Settings, ds: str) ->
         raise JobError(
             f"there is no history up to {ds}: " + (f"it begins on {first}" if first else "nothing is published")
         )
-    listed = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
-    source = f"read_parquet([{listed}], hive_partitioning = false)"
+    source = f"read_parquet({sql.listed(files)}, hive_partitioning = false)"
     return connection.sql(
         f"{history.as_of_query('attributes', source)} order by attribute, product_id, value, model_value"
     )
@@ -127,7 +123,7 @@ def rollback(settings: Settings, run_id: str) -> str:
     manifest = lake.read_manifest(run_id)
     if manifest is None or not manifest.files:
         raise JobError(f"{run_id} wrote no tables; there are {[m.run_id for m in runs(lake)] or 'none'}")
-    publish.audit(lake, manifest.files, unique=False)
+    publish.audit(lake, manifest.files, unique=False, digest=True)
     live.swap(lake, lambda index: _rolled_back(lake, index, manifest))
     log.info("rollback: %s is live; a later night starts from it. Its model was %s", run_id, manifest.model_version)
     return run_id

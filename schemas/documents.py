@@ -103,6 +103,12 @@ class Plan(Strict):
         return self.new + self.changed + self.model_changed
 
 
+def picture_size(example_spec: str) -> tuple[int, int]:
+    """Return the height and the width, in pixels, that an `example_spec` names."""
+    height, width = example_spec.partition("-")[0].split("x")
+    return int(height), int(width)
+
+
 class ExamplesManifest(Strict):
     """``examples/ds=D/run=R/_manifest.json``: a folder of examples, complete; written last."""
 
@@ -199,7 +205,9 @@ class StepMetrics(Strict):
     step: str
     seconds: float
     rows: int = Field(description="rows the step worked on")
-    peak_rss_bytes: int = Field(description="largest resident memory of this process")
+    peak_rss_bytes: int = Field(
+        description="largest resident memory of the step's processes together, Spark's JVM and workers too"
+    )
     started_at: datetime
     details: dict[str, float | int | str] = Field(default_factory=dict)
 

@@ -1,8 +1,8 @@
 """Every table of the lake, defined once, as an Arrow schema.
 
-A field carries its meaning under the metadata key ``comment`` and, where it has one, its unit under ``unit``; Spark
-shows the comment in ``DESCRIBE``. `spark_schema` derives the Spark schema by PySpark's own converter, so there is no
-second definition to keep in step.
+A field carries its meaning under the metadata key ``comment`` and, where it has one, its unit under ``unit``; Spark's
+fields carry both, and ``DESCRIBE`` shows the comment. `spark_schema` derives the Spark schema by PySpark's own converter,
+so there is no second definition to keep in step.
 """
 
 from __future__ import annotations
@@ -241,6 +241,7 @@ TABLES: Final[dict[str, pa.Schema]] = {
     "removed": REMOVED,
     "examples": EXAMPLES,
     "labelled": LABELLED,
+    "suspects": SUSPECTS,
     "predictions": PREDICTIONS,
     "attributes": ATTRIBUTES,
     "products": PRODUCTS,
@@ -255,7 +256,5 @@ def spark_schema(table: pa.Schema) -> StructType:
     from pyspark.sql.types import StructField, StructType
 
     converted = from_arrow_schema(table)
-    comments = {f.name: (f.metadata or {}).get(b"comment", b"").decode() for f in table}
-    return StructType(
-        [StructField(f.name, f.dataType, f.nullable, {"comment": comments[f.name]}) for f in converted.fields]
-    )
+    said = {f.name: {"comment": ""} | {k.decode(): v.decode() for k, v in (f.metadata or {}).items()} for f in table}
+    return StructType([StructField(f.name, f.dataType, f.nullable, said[f.name]) for f in converted.fields])

@@ -31,8 +31,9 @@ from jobs.report.facts import (
     Value,
 )
 from jobs.report.pictures import Place, thumbnails
+from jobs.sql import listed, quoted
 from schemas import tables
-from schemas.documents import Plan, RunManifest
+from schemas.documents import Plan, RunManifest, picture_size
 from schemas.rules import RuleTable
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
@@ -107,15 +108,11 @@ def _database() -> Iterator[duckdb.DuckDBPyConnection]:
             db.close()
 
 
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
 def _scan(db: duckdb.DuckDBPyConnection, files: Iterable[Path], table: pa.Schema, *options: str) -> str:
     """Return the SQL that reads `files`; of none, an empty relation with the columns of `table`."""
-    names = [_quoted(str(file)) for file in files]
-    if names:
-        return f"read_parquet([{', '.join(names)}], {', '.join(('hive_partitioning = false', *options))})"
+    found = list(files)
+    if found:
+        return f"read_parquet({listed(found)}, {', '.join(('hive_partitioning = false', *options))})"
     name = next(f"empty_{name}" for name, found in tables.TABLES.items() if found is table)
     db.register(name, table.empty_table())
     return name
@@ -297,7 +294,7 @@ class Query:
         # A folder may hold more products than this run tags, and older states of them.
         return f"""(select e.* from {_scan(self._db, files, tables.EXAMPLES, "filename = true")} as e
             join {_scan(self._db, planned, tables.PLAN)} as p on e.product_id = p.product_id
-                and starts_with(e.filename, {_quoted(f"{lake.root}/")} || coalesce(p.example_path, {_quoted(own)}) || '/'))"""
+                and starts_with(e.filename, {quoted(f"{lake.root}/")} || coalesce(p.example_path, {quoted(own)}) || '/'))"""
 
     def unknown_labels(self) -> tuple[tuple[Counted, ...], int]:
         """Return the labels outside the taxonomy of the products tagged: the most frequent ones, and how many in all."""
@@ -404,13 +401,18 @@ class Query:
                 )
             )
         found = self._rows(
-            """select product_id, modality, image_status, example_path from products
+            """select product_id, modality, image_status, example_path, example_spec from products
                where product_id in (select unnest(?))""",
             wanted,
         )
-        states = {product: (modality, status) for product, modality, status, _ in found}
-        titles, places = self._places({product: folder for product, _, _, folder in found})
-        pictures = thumbnails(places, self._plan.picture_height, self._plan.picture_width)
+        states = {product: (modality, status) for product, modality, status, *_ in found}
+        titles, places = self._places({product: folder for product, _, _, folder, _ in found})
+        # Not the plan's size: a held product keeps its example, which may be of an earlier model's.
+        by_size: dict[tuple[int, int], dict[str, Place]] = {}
+        for product, *_, spec in found:
+            if product in places:
+                by_size.setdefault(picture_size(spec), {})[product] = places[product]
+        pictures = {name: uri for size, here in by_size.items() for name, uri in thumbnails(here, *size).items()}
         return {
             product: Shown(
                 product_id=product,

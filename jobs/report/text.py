@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
 from typing import Final
 
 from markupsafe import Markup, escape
@@ -22,19 +23,30 @@ def visible(text: str | bytes | None, limit: int = 140, size: int | None = None)
     if text is None:
         return Markup('<span class="none">none</span>')
     whole = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else text
-    parts, marks = [], 0
-    for character in whole[:limit]:
-        category = unicodedata.category(character)
-        marks = marks + 1 if category in ("Mn", "Me") else 0
-        if category in _UNSEEN or marks > _MARKS:
-            sign = _SIGNS.get(character, f"U+{ord(character):04X}")
-            parts.append(f'<span class="ctl">{sign}</span>')
-        else:
-            parts.append(str(escape(character)))
+    parts = [
+        str(escape(character)) if sign is None else f'<span class="ctl">{sign}</span>'
+        for character, sign in _with_signs(whole[:limit])
+    ]
     if len(whole) > limit or (size is not None and size > len(text)):
         of = f" of {human_bytes(size)}" if size is not None and size > len(text) else ""
         parts.append(f'<span class="cut">…{of}</span>')
     return Markup("<bdi>{}</bdi>").format(Markup("".join(parts)))
+
+
+def plain(text: str, limit: int) -> str:
+    """Return a text of the shop as one line for a terminal: cut at `limit` characters, what is unseen written out."""
+    parts = [character if sign is None else f"<{sign}>" for character, sign in _with_signs(text[:limit])]
+    return "".join(parts)[:limit]
+
+
+def _with_signs(text: str) -> Iterator[tuple[str, str | None]]:
+    """Yield each character, with the sign to show in its place where it would not be seen, or would hide others."""
+    marks = 0
+    for character in text:
+        category = unicodedata.category(character)
+        marks = marks + 1 if category in ("Mn", "Me") else 0
+        unseen = category in _UNSEEN or marks > _MARKS
+        yield character, _SIGNS.get(character, f"U+{ord(character):04X}") if unseen else None
 
 
 def count(n: int, singular: str, plural: str | None = None) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import duckdb
 import pytest
 
-from jobs.demo import Console, _environment, _start_clean, _worth_showing, demo
+from jobs import storage
+from jobs.demo import Console, _environment, _start_clean, _worth_showing, demo, show
 from jobs.errors import JobError
 from jobs.settings import Settings
+from tests.jobs.test_report import FIRST, SECOND, Product, Row, Shop
 
 
 def test_a_folder_of_somebody_else_is_never_removed(tmp_path: Path) -> None:
@@ -66,6 +69,25 @@ def test_given_settings_hold_but_for_the_lake(tmp_path: Path, monkeypatch: pytes
 )
 def test_the_console_shows_what_helps(line: str, shown: str | None) -> None:
     assert _worth_showing(line) == shown
+
+
+def test_what_is_shown_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten products though most are held, titles that do nothing to the terminal, and a query that can be pasted."""
+    shop = Shop(tmp_path / "bob's [1] lake")
+    products = [Product(f"p{i:02}", [Row("colour", None, "Red", 0.85)]) for i in range(40)]
+    titles = [{"product_id": f"p{i:02}", "title": f"No. {i:02}\x1b[2J\r\n\u202eevil"} for i in range(12)]
+    first = shop.night(FIRST, products)
+    second = shop.night(SECOND, products, tagged=["p00"], parent=FIRST, valid=titles, unchanged=11, held=28)
+    storage.write_document(shop.lake.valid(second.ds) / "current.json", shop.lake.read_plan(SECOND).validation)
+    show(shop.lake, [first, second])
+    printed = capsys.readouterr().out
+    assert all(character.isprintable() for character in printed.replace("\n", ""))
+    ten = printed.split("== Ten products")[1].split("==")[1].splitlines()
+    lines = [line for line in ten if line.startswith("No. ")]
+    assert len(lines) == 10
+    assert all("<U+001B>[2J<␍><⏎><U+202E>evil" in line for line in lines)
+    query = printed.split("== The tables, read with DuckDB ==")[1].split("attribute  products")[0]
+    assert duckdb.connect().execute(query).fetchall() == [("colour", 40, 0, 40, 0)]
 
 
 def test_a_failed_command_names_its_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -220,6 +220,23 @@ def test_csv(shop: Shop) -> None:
     assert rows[3]["description"] == "a\x00b"
 
 
+@pytest.mark.parametrize("name", ["items.csv.gz", "ITEMS.CSV", "ITEMS.CSV.GZ", "items.Tsv"])
+def test_csv_packed_or_in_capitals(shop: Shop, name: str) -> None:
+    shop.mapping.write_text(MAPPING.replace("[items.jsonl, items.jsonl.gz, items.csv]", name))
+    data = b'id,name,photo,facts\n1,"A, b",,"{""Colour"": ""Blue""}"\n'
+    (shop.export / name).write_bytes(gzip.compress(data) if name.lower().endswith(".gz") else data)
+    assert shop.run().rows == 1
+    record = json.loads(shop.lines()[0])
+    assert (record["product_id"], record["title"], record["attributes"]) == ("1", "A, b", {"Colour": "Blue"})
+
+
+def test_json_lines_in_capitals(shop: Shop) -> None:
+    shop.mapping.write_text(MAPPING.replace("[items.jsonl, items.jsonl.gz, items.csv]", "ITEMS.JSONL.GZ"))
+    (shop.export / "ITEMS.JSONL.GZ").write_bytes(gzip.compress(b'{"id": "1", "name": "A, b", "photo": null}'))
+    shop.run()
+    assert json.loads(shop.lines()[0])["title"] == "A, b"
+
+
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
 def test_csv_with_other_delimiters(shop: Shop, delimiter: str) -> None:
     rows = csv_lines(
@@ -278,6 +295,63 @@ def test_csv_header_of_wrong_quotes_or_with_a_name_twice(shop: Shop) -> None:
 def test_csv_cell_with_a_name_twice_is_kept_as_text(shop: Shop) -> None:
     rows = csv_lines(shop, b'id,name,photo,facts\n1,a,,"{""Neck"": ""V"", ""Neck"": ""U""}"\n')
     assert rows[0]["attributes"] == {"facts": '{"Neck": "V", "Neck": "U"}'}
+
+
+# --- the shipped mapping of the public data set
+
+
+def fashion(shop: Shop) -> list[dict[str, Any]]:
+    """Import the export by the mapping that ships."""
+    (shop.export / "images").mkdir()
+    (shop.export / "images" / "15970.jpg").write_bytes(JPEG)
+    import_catalog(shop.settings, shop.export, DS, "fashion-products")
+    records = [json.loads(line) for line in shop.lines()]
+    assert [r["product_id"] for r in records] == ["15970", "39386"]
+    assert (records[0]["image_version"], records[1]["image_uri"]) == (digest(JPEG), "missing/images/39386.jpg")
+    return records
+
+
+def test_fashion_products_as_the_shop_exports_them(shop: Shop) -> None:
+    common = {
+        "gender": "Men",
+        "masterCategory": "Apparel",
+        "subCategory": "Topwear",
+        "season": "Fall",
+        "usage": "Casual",
+    }
+    shop.write(
+        common | {
+            "id": 15970, "title": "Turtle Check Men Navy Blue Shirt", "brand": "Turtle", "description": "<p>Of cotton</p>",
+            "style_note": "Wear it.", "price": 895.0, "articleType": "Shirts", "baseColour": "Navy Blue",
+            "attributes": {"Pattern": "Checked", "Fabric": "NA", "Fit": "Regular Fit"},
+        },
+        common | {"id": 39386, "title": "-", "articleType": "Jeans", "baseColour": "NA", "attributes": {}},
+        name="products.jsonl.gz",
+    )  # fmt: skip
+    first, second = fashion(shop)
+    labels = common | {"articleType": "Shirts", "baseColour": "Navy Blue", "Pattern": "Checked", "Fit": "Regular Fit"}
+    assert first["title"] == "Turtle Check Men Navy Blue Shirt"
+    assert first["brand"] == "Turtle"
+    assert first["description"] == "<p>Of cotton</p>\n\nWear it."
+    assert first["price"] == 895
+    assert first["attributes"] == labels
+    assert (second["title"], second["attributes"]) == (None, common | {"articleType": "Jeans"})
+
+
+def test_fashion_products_as_the_public_file_has_them(shop: Shop) -> None:
+    (shop.export / "styles.csv").write_text(
+        "id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName\n"
+        "15970,Men,Apparel,Topwear,Shirts,Navy Blue,Fall,2011,Casual,Turtle Check Men Navy Blue Shirt\n"
+        "39386,Men,Apparel,Bottomwear,Jeans,NA,Summer,2012,Casual,Peter England Men Party Blue Jeans\n"
+    )
+    first, second = fashion(shop)
+    assert first["title"] == "Turtle Check Men Navy Blue Shirt"
+    assert (first["brand"], first["description"], first["price"]) == (None, None, None)
+    assert first["attributes"] == {
+        "gender": "Men", "masterCategory": "Apparel", "subCategory": "Topwear", "articleType": "Shirts",
+        "baseColour": "Navy Blue", "season": "Fall", "usage": "Casual",
+    }  # fmt: skip
+    assert "baseColour" not in second["attributes"]
 
 
 # --- pictures

@@ -100,6 +100,17 @@ def test_show_prints_the_runs_and_lines(published: Lake, capsys: pytest.CaptureF
     assert "2 days, 2026-11-20 to 2026-11-21" in printed
 
 
+def test_an_apostrophe_in_the_lake_s_path(tmp_path: Path) -> None:
+    lake = Lake(tmp_path / "bob's")
+    file = lake.run("2026-11-20-aaaaaaaa") / "colour" / "part-00000.parquet"
+    file.parent.mkdir(parents=True)
+    pq.write_table(ATTRIBUTES.empty_table(), file)
+    lake.current.write_text(f"{file}\n")
+    with duckdb.connect() as connection:
+        found = connection.execute(tables.reader_lines(lake)["DuckDB"])
+        assert set(found.to_arrow_table().column_names) == set(ATTRIBUTES.names)
+
+
 def test_nothing_published_is_told(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="nothing is published"):
         tables.show(settings_for(tmp_path))
@@ -168,6 +179,21 @@ def test_rollback_to_damaged_files_is_refused(two_nights: Lake) -> None:
     try:
         path.write_bytes(kept[:100] + kept[-200:])
         with pytest.raises(Exception, match=r"part-00000\.parquet|Parquet"):
+            tables.rollback(settings_for(two_nights.root), first.run_id)
+    finally:
+        path.write_bytes(kept)
+    assert two_nights.current_run() != first.run_id
+
+
+def test_rollback_to_a_file_that_one_bit_is_wrong_in_is_refused(two_nights: Lake) -> None:
+    """Rows and size are as they were: the digest alone tells."""
+    first = tables.runs(two_nights)[0]
+    path = two_nights.root / first.files[0].path
+    kept = path.read_bytes()
+    at = len(kept) // 4
+    try:
+        path.write_bytes(kept[:at] + bytes([kept[at] ^ 1]) + kept[at + 1 :])
+        with pytest.raises(JobError, match=r"part-00000\.parquet: its SHA-256"):
             tables.rollback(settings_for(two_nights.root), first.run_id)
     finally:
         path.write_bytes(kept)

@@ -27,7 +27,7 @@ from jobs.report import costs, pictures, report
 from jobs.report.findings import findings
 from jobs.report.gather import gather_night
 from jobs.report.page import equations
-from jobs.report.text import percent, visible
+from jobs.report.text import percent, plain, visible
 from jobs.settings import Settings
 from schemas import tables
 from schemas.documents import (
@@ -85,6 +85,7 @@ class Product:
     status: str = "ok"
     detail: str | None = None
     unknown: dict[str, list[str]] = field(default_factory=dict)
+    size: tuple[int, int] = (HEIGHT, WIDTH)  # of its example's picture
 
 
 def write(path: Path, schema: pa.Schema, rows: Iterable[dict[str, Any]], **options: Any) -> None:
@@ -181,7 +182,7 @@ class Shop:
         examples = [
             {
                 "product_id": p.id, "source_hash": f"h-{p.id}", "title": p.title, "brand": "", "description": "",
-                "image": bytes(p.colour) * (HEIGHT * WIDTH) if p.colour and p.status == "ok" else None,
+                "image": bytes(p.colour) * (p.size[0] * p.size[1]) if p.colour and p.status == "ok" else None,
                 "image_status": p.status, "image_detail": p.detail, "labels": [], "unknown_labels": list(p.unknown.items()),
             }
             for p in products
@@ -221,8 +222,8 @@ class Shop:
         return {
             "product_id": product.id, "source_hash": f"h-{product.id}", "model_version": MODEL,
             "modality": product.modality, "image_status": product.status,
-            "example_path": f"examples/ds={run[:10]}/run={run}/shard=0", "example_spec": "s", "ds": run[:10],
-            "run_id": run, "tagged_at": NOW,
+            "example_path": f"examples/ds={run[:10]}/run={run}/shard=0", "ds": run[:10],
+            "example_spec": f"{product.size[0]}x{product.size[1]}-{'f' * 12}", "run_id": run, "tagged_at": NOW,
         }  # fmt: skip
 
     def _tables(
@@ -567,6 +568,22 @@ def test_a_changed_product_is_shown_as_it_is_now(shop: Shop) -> None:
     assert "Old title" not in text
 
 
+def test_a_held_product_is_shown_with_the_picture_size_of_its_own_example(shop: Shop) -> None:
+    """The second night's model takes other pictures; the held product's example is still of the first one's size."""
+    held = Product("held", [Row("kind", "Shirt", "Dress", 0.9)], colour=(0, 220, 0), size=(20, 10))
+    shop.night(FIRST, [held])
+    fresh = Product("new", [Row("kind", "Shirt", "Dress", 0.8)])
+    shop.night(SECOND, [held, fresh], tagged=["new"], parent=FIRST, held=1)
+    shown = [conflict.product for conflict in gather_night(shop.lake, SECOND, load_rules("default")).conflicts]
+    sizes = {}
+    for product in shown:
+        assert product.picture is not None
+        data = base64.b64decode(product.picture.removeprefix("data:image/jpeg;base64,"))
+        with Image.open(io.BytesIO(data)) as picture:
+            sizes[product.product_id] = picture.size
+    assert sizes == {"held": (10, 20), "new": (WIDTH, HEIGHT)}
+
+
 def test_an_attribute_that_is_new_has_not_shifted(shop: Shop) -> None:
     shop.night(FIRST, [Product("a", [Row("kind", "Shirt")])])
     shop.night(SECOND, [Product("a", [Row("kind", "Shirt"), Row("colour", "Red")])], parent=FIRST)
@@ -743,6 +760,8 @@ def test_texts() -> None:
     assert "e\u0301" in visible("e\u0301")  # an accent is no attack
     assert visible("e" + "\u0301" * 50, 200).count("\u0301") == 2
     assert "none" in visible(None)
+    assert plain("a\tb\x1b[31m\u202e" + "e\u0301\u0301\u0301", 60) == "a<⇥>b<U+001B>[31m<U+202E>e\u0301\u0301<U+0301>"
+    assert len(plain("\x1b" * 500, 60)) == 60
     assert [percent(x) for x in (0.0, 0.0002, 0.5, 0.9999, 1.0)] == ["0%", "<0.1%", "50.0%", ">99.9%", "100%"]
 
 

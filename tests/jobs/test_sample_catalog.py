@@ -23,6 +23,7 @@ from jobs.lake import Lake
 from jobs.sample_catalog import generate, next_day
 from jobs.settings import Settings
 from schemas.taxonomy import load_taxonomy
+from tests.conftest import split_raw
 from tests.dirty import DIRTY
 
 PRODUCTS = 400
@@ -257,6 +258,46 @@ def test_the_next_day_of_any_layout(tmp_path: Path, pictures: str, csv: bool, lo
     assert any(first[i]["image_version"] != second[i]["image_version"] for i in first.keys() & second.keys())
     for record in second.values():
         assert record["image_version"] is not None
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_the_next_day_of_a_csv_is_read_as_the_import_reads_it(tmp_path: Path, delimiter: str) -> None:
+    """Its delimiter, texts longer than Python's own limit of a CSV field, wrong quotes, and a last line without an end."""
+    src = tmp_path / "src"
+    src.mkdir()
+    lines = [delimiter.join((str(i), f"Shirt no. {i}", "x" * (200_000 if i < 3 else 10))) for i in range(100)]
+    lines.insert(50, delimiter.join(("wrong", '"a "fine" shirt"', "x")))
+    text = "\n".join([delimiter.join(("id", "name", "text")), *lines])
+    (src / "a.csv").write_text(text)
+    (tmp_path / "m.yaml").write_text("{records: a.csv, product_id: id, title: name, description: text}")
+    next_day(src, tmp_path / "same", str(tmp_path / "m.yaml"), changed=0, new=0, removed=0)
+    assert (tmp_path / "same" / "a.csv").read_text() == text  # to the byte
+    next_day(src, tmp_path / "dst", str(tmp_path / "m.yaml"), changed=0, new=1, removed=0)
+    settings = Settings(root=tmp_path / "lake", progress=False)
+    import_catalog(settings, tmp_path / "dst", DAYS[0], str(tmp_path / "m.yaml"))
+    records, others = split_raw(Lake(settings.root), DAYS[0])
+    assert [line.decode() for line in others] == [lines[50]]
+    assert [r["product_id"] for r in records[::2]] == [str(i) for i in range(100)]
+    assert all(r["title"].startswith(f"Shirt no. {i // 2}") for i, r in enumerate(records))
+    assert [len(r["description"]) for r in records] == [200_000] * 6 + [10] * 194
+
+
+def test_the_next_day_of_json_lines_without_a_last_line_end(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    src.mkdir()
+    (src / "a.jsonl").write_text('{"id": "1", "name": "Shirt"}')
+    (tmp_path / "m.yaml").write_text("{records: a.jsonl, product_id: id, title: name}")
+    next_day(src, tmp_path / "dst", str(tmp_path / "m.yaml"), changed=0, new=1, removed=0)
+    assert len([json.loads(line) for line in (tmp_path / "dst" / "a.jsonl").read_text().splitlines()]) == 2
+
+
+def test_a_csv_that_the_import_refuses_has_no_next_day(tmp_path: Path) -> None:
+    src = tmp_path / "src"
+    src.mkdir()
+    (src / "a.csv").write_text('id,name\n1,"never\nclosed\n')
+    (tmp_path / "m.yaml").write_text("{records: a.csv, product_id: id, title: name}")
+    with pytest.raises(JobError, match=r"a\.csv: line 2: a quote is never closed"):
+        next_day(src, tmp_path / "dst", str(tmp_path / "m.yaml"))
 
 
 def test_a_folder_that_is_no_next_day_is_never_replaced(drawn: Path, tmp_path: Path) -> None:

@@ -5,37 +5,47 @@ Run with ``make test TESTS=tests/jobs/test_spark.py``.
 
 from __future__ import annotations
 
+import contextlib
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from jobs import class_archive
+from jobs.lake import Lake
+from tests.conftest import DAY1, write_raw
 
-PROGRAM = """
-import os, sys
-from jobs import spark
-from jobs.errors import JobError
-from jobs.settings import Settings
-try:
-    with spark.session(Settings(root=sys.argv[1], spark_master="local[1]")) as session:
-        gateway = session.sparkContext._gateway.proc
-        gateway.kill()
-        gateway.wait()
-        session.range(10).count()
-except JobError as error:
-    print(error)
-"""
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.spark
-def test_dead_jvm_is_told(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, timeout=300, check=True
-    )
-    assert "TAGGING_SPARK_MEMORY" in done.stdout
+def test_dead_jvm_is_told_and_the_step_is_tried_again(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    write_raw(lake, DAY1, [{"product_id": f"p{i}", "title": "Shirt"} for i in range(2000)])
+    command = ["-m", "jobs", "--root", str(lake.root), "--spark-master", "local[1]", "validate", "--ds", DAY1]
+    with subprocess.Popen([sys.executable, *command], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as step:
+        kill_jvm_at_work(psutil.Process(step.pid))
+        _, log = step.communicate(timeout=300)
+    assert re.match(r"error: Spark's JVM ended .*TAGGING_SPARK_MEMORY", log.splitlines()[-1])
+    assert step.returncode == 1  # Airflow tries again; 2 would be final
+
+
+def kill_jvm_at_work(step: psutil.Process) -> None:
+    """Kill the JVM of a step once it has Python workers."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        for process in step.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # of those that start the JVM
+                if "jobs.spark_daemon" in process.cmdline():
+                    process.parent().kill()
+                    return
+        time.sleep(0.02)
+    raise AssertionError("the step's JVM never had a Python worker")
 
 
 @pytest.mark.spark

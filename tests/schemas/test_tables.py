@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 
+from schemas import tables
 from schemas.documents import Ledger, RawManifest
 from schemas.loading import ContractError, load_yaml
 from schemas.tables import ATTRIBUTE_HISTORY, ATTRIBUTES, LABELS, RECORD, TABLES, spark_schema
@@ -28,7 +29,15 @@ def test_sparks_schema_follows_the_arrow_one(name: str) -> None:
     assert converted.names == TABLES[name].names
     for spark, arrow in zip(converted.fields, TABLES[name], strict=True):
         assert spark.nullable == arrow.nullable
-        assert spark.metadata["comment"] == arrow.metadata[b"comment"].decode()
+        assert spark.metadata == {key.decode(): value.decode() for key, value in arrow.metadata.items()}
+
+
+def test_every_table_is_listed() -> None:
+    """What is in no list is seen by none of these tests."""
+    assert {id(value) for value in vars(tables).values() if isinstance(value, pa.Schema)} == {
+        id(table) for table in TABLES.values()
+    }
+    assert spark_schema(ATTRIBUTES)["confidence"].metadata["unit"] == "0 to 1"
 
 
 def test_labels_are_lists_of_text_by_field() -> None:
