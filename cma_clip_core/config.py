@@ -60,7 +60,7 @@ class BackboneConfig(Strict):
     architecture: str | None = Field(default=None, description="open_clip name, such as ViT-B-32")
     pretrained: str | None = Field(
         default=None,
-        description="open_clip tag, or path of a checkpoint (of open_clip or of `python -m jobs pretrain`); used in "
+        description="open_clip tag, path of an open_clip checkpoint, or folder of `python -m jobs pretrain`; used in "
         "training only",
     )
     custom: CustomTowers | None = None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
+import yaml
 
 from cma_clip_core import registry, towers
 from cma_clip_core.backbone import Backbone
@@ -55,6 +58,33 @@ def test_a_model_that_began_with_towers_needs_them_no_more(settings: Settings, p
     registry.load_model(folder)
     with pytest.raises(JobError, match=r"'20260101-00000000': no such towers .* there are \['"):
         train(settings, DAY, towers="20260101-00000000")
+
+
+def test_towers_of_an_open_clip_architecture_are_loaded_too(tmp_path: Path) -> None:
+    """An architecture's name alone, no weights to download: pretrain, train from the towers, compare methods."""
+    vision = {"image_size": 224, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    architecture = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "named-vit.json").write_text(json.dumps(architecture))
+    open_clip.add_model_config(tmp_path / "named-vit.json")
+    document = drawn.config(epochs=1).model_dump(mode="json")
+    document["backbone"] = {"architecture": "named-vit"}
+    document["pretraining"] |= {"epochs": 1, "batch_size": 32}
+    (tmp_path / "named.yaml").write_text(yaml.safe_dump(document))
+    settings = settings_of(tmp_path).model_copy(update={"model_config_name": str(tmp_path / "named.yaml")})
+    lake = Lake(settings.root)
+    add_examples(lake, RUN, drawn.examples(400))
+    name = pretrain(settings, DAY)
+    config = with_towers(type(drawn.config()).model_validate(document), lake.towers / name)
+    one, other = (Backbone(config, pretrained=p).state_dict() for p in (True, False))
+    assert not torch.equal(one["image.tower.conv1.weight"], other["image.tower.conv1.weight"])
+    version = train(settings, DAY, promote=False, towers=name)
+    registry.load_model(lake.models / version)
+    folder = experiment(settings, DAY, methods=("raw-clip",))
+    assert "raw CLIP" in (folder / "results.md").read_text()
+    wrong = with_towers(config, tmp_path)
+    with pytest.raises(ModelError, match="not a folder of pretrained towers"):
+        Backbone(wrong, pretrained=True)
 
 
 def test_towers_that_do_not_fit_say_how(pretrained: Path, tmp_path: Path) -> None:
