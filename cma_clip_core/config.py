@@ -106,7 +106,9 @@ class TrainingConfig(Strict):
     micro_batch: int | None = Field(
         default=None, ge=1, description="products in a forward pass, their gradients accumulated; null: the batch"
     )
-    freeze: tuple[Literal["text", "image"], ...] = Field(default=(), description="towers that are not trained")
+    freeze: tuple[Literal["text", "image"], ...] = Field(
+        default=(), description="towers that are not trained; patch dropout does not apply to them"
+    )
     learning_rate: float = Field(default=1e-3, gt=0, description="of the new layers, at its peak")
     backbone_learning_rate: float = Field(
         default=1e-3, gt=0, description="of the towers; for pretrained ones 10 to 100 times less than the new layers'"

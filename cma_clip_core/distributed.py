@@ -54,15 +54,27 @@ class World:
             distributed.all_reduce(value)
         return value
 
+    def gather(self, value: Tensor) -> Tensor:
+        """Return the values of all processes, of one shape, side by side [size, ...]."""
+        if self.size == 1:
+            return value[None]
+        held = _where_messages_go(value.contiguous())
+        found = [torch.empty_like(held) for _ in range(self.size)]
+        distributed.all_gather(found, held)
+        return torch.stack(found).to(value.device)
+
     def broadcast(self, value: float) -> float:
         """Return the first process's value."""
         if self.size == 1:
             return value
-        held = torch.tensor([value], dtype=torch.float64)
-        if distributed.get_backend() == "nccl":
-            held = held.cuda()
+        held = _where_messages_go(torch.tensor([value], dtype=torch.float64))
         distributed.broadcast(held, 0)
         return float(held.item())
+
+
+def _where_messages_go(value: Tensor) -> Tensor:
+    """Return `value` where the processes' messages are read from: NCCL takes those of a GPU alone."""
+    return value.cuda() if distributed.get_backend() == "nccl" else value
 
 
 def join(device: torch.device) -> World:

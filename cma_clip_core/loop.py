@@ -143,7 +143,7 @@ class Loop:
         at, config, total = self.at, self.config, self.objective.examples
         started = saved = time.perf_counter()
         spent = at.seconds
-        self.objective.model.train()
+        train_mode(self.objective.model)
         with (
             closing(prefetch(self.objective.batches(at.epoch, at.step), depth=4)) as batches,
             tqdm(
@@ -163,7 +163,7 @@ class Loop:
                     writer.add_scalar("loss", loss, seen)
                     writer.add_scalar("learning_rate", self.optimizer.param_groups[-1]["lr"], seen)
                     writer.add_scalar("examples_per_second", at.seen / at.seconds, seen)
-                if now - saved >= self.checkpoint_seconds:
+                if self._is_time_to_save(now - saved):
                     self._save()
                     saved = time.perf_counter()
         score = self.world.broadcast(self.objective.validate() if self.world.is_first else 0.0)
@@ -238,8 +238,17 @@ class Loop:
 
         return SummaryWriter(str(self.folder / "tensorboard"))
 
+    def _is_time_to_save(self, seconds: float) -> bool:
+        """Whether a checkpoint is due, so many seconds after the last: the first process's clock says so for all."""
+        return self.folder is not None and bool(self.world.broadcast(float(seconds >= self.checkpoint_seconds)))
+
     def _save(self) -> None:
-        if self.folder is None or not self.world.is_first:
+        """Write a checkpoint: the first process does, with the random state of each."""
+        if self.folder is None:
+            return
+        random = self.world.gather(torch.get_rng_state())
+        random_cuda = self.world.gather(torch.cuda.get_rng_state()) if self.device.type == "cuda" else None
+        if not self.world.is_first:
             return
         at, fitted = self.at, self.fitted
         state = {
@@ -250,8 +259,8 @@ class Loop:
             "best_weights": fitted.weights,
             "weights": self.objective.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "random": random,
+            "random_cuda": random_cuda,
         }
         save_checkpoint(self.folder / CHECKPOINT, state)
 
@@ -262,7 +271,17 @@ class Loop:
         epochs = [Epoch.model_validate(epoch) for epoch in state["epochs"]]
         best_epoch, best_score = state["best"]
         self.fitted = Fitted(state["best_weights"], best_epoch, best_score, epochs)
-        torch.set_rng_state(state["random"])
+        rank = self.world.rank
+        torch.set_rng_state(state["random"][rank].clone())  # torch reads from where the storage begins, not the view
         if state["random_cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"])
+            torch.cuda.set_rng_state(state["random_cuda"][rank].clone())
         log.info("training goes on in epoch %d, after %d examples of it", self.at.epoch, self.at.seen)
+
+
+def train_mode(model: nn.Module) -> None:
+    """Put what is trained into training mode; a frozen part keeps its running statistics, and drops nothing out."""
+    model.train()
+    for part in model.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            part.eval()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import resource
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import open_clip
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -25,11 +29,13 @@ from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.errors import CheckpointError, DeviceError, DivergedError
 from cma_clip_core.examples import ExampleIndex
+from cma_clip_core.labelled import scan_examples
 from cma_clip_core.loop import Loop
 from cma_clip_core.methods import build_model
 from cma_clip_core.objectives import MultiTask, class_weights
 from cma_clip_core.tokens import Tokenizer
 from cma_clip_core.training import fit
+from schemas.tables import EXAMPLES
 from tests.cma_clip_core import data_parallel, drawn
 
 CPU = torch.device("cpu")
@@ -195,14 +201,18 @@ def test_too_little_memory_takes_smaller_micro_batches_and_the_same_step(index: 
         trainer.step(next(target.batches(1, 0)))
 
 
+def torchrun(processes: int, *arguments: str | Path, check: bool = True) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    subprocess.run(
+        [*command, "-m", data_parallel.__name__, *map(str, arguments)], check=check, cwd=ROOT, capture_output=True
+    )
+
+
 def test_two_processes_take_the_steps_of_one_with_the_double_batch(folder: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for out, processes in ((one, 1), (two, 2)):
         out.mkdir()
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        subprocess.run(
-            [*command, "-m", data_parallel.__name__, str(folder), str(out)], check=True, cwd=ROOT, capture_output=True
-        )
+        torchrun(processes, folder, out)
     assert {p.name for p in two.iterdir()} == {"0.safetensors", "0.txt", "1.safetensors", "1.txt"}
     alone, first, second = (load_file(p) for p in (one / "0.safetensors", two / "0.safetensors", two / "1.safetensors"))
     for name, weight in alone.items():
@@ -211,6 +221,24 @@ def test_two_processes_take_the_steps_of_one_with_the_double_batch(folder: Path,
         torch.testing.assert_close(first[name], weight, rtol=0, atol=5e-3)
     losses = [[float(line) for line in (out / "0.txt").read_text().split()] for out in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_two_killed_processes_go_on_each_with_its_own_random_state(folder: Path, tmp_path: Path) -> None:
+    whole, resumed, work = tmp_path / "whole", tmp_path / "resumed", tmp_path / "work"
+    for out in (whole, resumed):
+        out.mkdir()
+    torchrun(2, folder, whole, "--dropout", "0.3")
+    torchrun(2, folder, resumed, "--dropout", "0.3", "--work", work, "--kill-at", "7", check=False)
+    assert not list(resumed.iterdir())
+    states = torch.load(work / CHECKPOINT)["random"]
+    assert len(states) == 2
+    assert not torch.equal(states[0], states[1])
+    torchrun(2, folder, resumed, "--dropout", "0.3", "--work", work)
+    for rank in range(2):
+        expected, found = (load_file(out / f"{rank}.safetensors") for out in (whole, resumed))
+        for name, weight in expected.items():
+            assert torch.equal(found[name], weight), name
+        assert (resumed / f"{rank}.txt").read_text() == (whole / f"{rank}.txt").read_text()
 
 
 def test_early_stop(index: ExampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +257,28 @@ def test_frozen_towers_stay_as_they_are(index: ExampleIndex) -> None:
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert {name for name in before if name.startswith("backbone.image.")} <= same
     assert not {name for name in before if name.startswith("heads.")} & same
+
+
+def test_a_frozen_tower_keeps_its_running_statistics(tmp_path: Path) -> None:
+    """A ResNet's batch norms change with every batch they see in training mode, trained or not."""
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    (tmp_path / "frozen-resnet.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(tmp_path / "frozen-resnet.json")
+    document = drawn.config(epochs=1, freeze=("image",)).model_dump()
+    document |= {"picture": {"height": 32, "width": 32}, "backbone": {"architecture": "frozen-resnet"}}
+    config = ModelConfig.model_validate(document)
+    rng = np.random.default_rng(0)
+    rows = [drawn.example(i, rng, 32, 32) for i in range(200)]
+    folder = drawn.write(tmp_path / "examples", pa.Table.from_pylist(rows, schema=EXAMPLES))
+    index = scan_examples([folder], drawn.taxonomy(), config.picture, config.selection).index
+    torch.manual_seed(config.training.seed)
+    before = build_model(config, drawn.taxonomy(), pretrained=True).state_dict()
+    after = fit(config, drawn.taxonomy(), index, CPU, progress=False)[0].state_dict()
+    statistics = [name for name in before if "running" in name or "num_batches" in name]
+    assert len(statistics) > 10
+    for name in statistics:
+        assert torch.equal(before[name], after[name]), name
 
 
 def test_tensorboard_logs_are_written(index: ExampleIndex, tmp_path: Path) -> None:
