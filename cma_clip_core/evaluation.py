@@ -16,7 +16,7 @@ from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
 from cma_clip_core.examples import ExampleIndex, Rows, stream_side
-from cma_clip_core.noise import Noise, swap
+from cma_clip_core.noise import Noise, swap_all
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.splits import Side
 from cma_clip_core.spoken import TEXT_FIELDS, SpokenFinder
@@ -101,8 +101,8 @@ def _batches(
     noise: Noise | None,
 ) -> Iterator[tuple[Inputs, Columns]]:
     encoder, spoken = LabelEncoder(layout), SpokenFinder(layout.taxonomy)
-    for examples, families in stream:
-        shown = examples if noise is None else swap(examples, noise)
+    unchanged = ((examples, examples, families) for examples, families in stream)
+    for examples, shown, families in unchanged if noise is None else swap_all(stream, noise):
         prepared = prepare(shown, config, tokenizer)
         columns = label_columns(examples, families, encoder, spoken)
         for rows in prepared.by_length(batch_size):
