@@ -65,13 +65,18 @@ class Fitted:
 
 @dataclass(slots=True)
 class _Progress:
+    @property
+    def seconds(self) -> float:
+        """What the epochs took, those before a resume too."""
+        return sum(epoch.seconds for epoch in self.epochs)
+
     """Where training is: after `step` batches of epoch `epoch`."""
 
     epoch: int = 1
     step: int = 0
     seen: int = 0  # examples of this epoch
     loss_sum: float = 0.0  # over them
-    seconds: float = 0.0  # spent on this epoch before the last resume
+    seconds: float = 0.0  # spent on this epoch, before the last resume too
 
 
 class Loop:

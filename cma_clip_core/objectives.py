@@ -19,6 +19,7 @@ from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import ExampleIndex, stream_shuffled, stream_side
 from cma_clip_core.memory import release
+from cma_clip_core.learnable import count_labels, unlearnable
 from cma_clip_core.metrics import mean_accuracy
 from cma_clip_core.tokens import Tokenizer
 
@@ -79,8 +80,8 @@ class MultiTask:
         self._batches = TrainingBatches(index, config, layout, tokenizer)
         counts, balance = count_labels(index, layout), config.training.class_balance
         self.weights = class_weights(counts, layout, balance).to(device) if balance else None
-        skipped = unlearnable(counts, layout, config.selection.least_labels)
-        self.learnt = torch.tensor([a.name not in skipped for a in layout.attributes])
+        self.not_learnt = unlearnable(counts, layout, config.selection.least_labels)
+        self.learnt = torch.tensor([a.name not in self.not_learnt for a in layout.attributes])
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         """Yield the batches of an epoch from number `first` on."""
@@ -95,38 +96,17 @@ class MultiTask:
         return total / (whole.labels.labelled & self.learnt).sum().clamp(min=1)
 
     def validate(self) -> float:
-        """Return the mean accuracy of the attributes on the validation side."""
-        return mean_accuracy(
-            evaluate(self.model, self.index, "validation", self.config, self.layout, self.tokenizer, self.device)
+        """Return the mean accuracy of the attributes that are learnt on the validation side."""
+        found = evaluate(
+            self.model,
+            self.index,
+            "validation",
+            self.config,
+            self.layout,
+            self.tokenizer,
+            self.device,
         )
-
-
-def count_labels(index: ExampleIndex, layout: ClassLayout) -> npt.NDArray[np.float64]:
-    """Return how many training products have each value [C]."""
-    encoder = LabelEncoder(layout)
-    counts = np.zeros(layout.classes)
-    for examples, _ in stream_side(index, "train", columns=("labels",)):
-        counts += encoder.encode(examples.column("labels").to_pylist()).targets.sum(dim=0).numpy()
-    return counts
-
-
-def unlearnable(counts: npt.NDArray[np.float64], layout: ClassLayout, least_labels: int) -> dict[str, str]:
-    """Return the attributes that cannot be learnt, and why: too few labels, or all of one value.
-
-    Args:
-        counts: training products of each value [C].
-        layout: the classes.
-        least_labels: that an attribute must have.
-    """
-    found = {}
-    for attribute, part in zip(layout.attributes, layout.slices, strict=True):
-        labels, values = int(counts[part].sum()), int((counts[part] > 0).sum())
-        if labels < least_labels:
-            found[attribute.name] = f"it has {labels} training labels, and {least_labels} are the least to learn from"
-        elif values < 2 and not attribute.multi_valued:
-            only = attribute.value_names[int(counts[part].argmax())]
-            found[attribute.name] = f"all of its {labels} training labels are {only!r}"
-    return found
+        return mean_accuracy({name: p for name, p in found.items() if name not in self.not_learnt})
 
 
 def class_weights(counts: npt.NDArray[np.float64], layout: ClassLayout, balance: float) -> Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
 from cma_clip_core.bootstrap import judge_with_intervals
@@ -21,10 +22,11 @@ from cma_clip_core.documents import AttributeMetrics, Epoch, Threshold
 from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import ExampleIndex
+from cma_clip_core.learnable import find_unlearnable
 from cma_clip_core.loop import Fitted, Loop
 from cma_clip_core.methods import build_model
 from cma_clip_core.metrics import judge_all, mean_of
-from cma_clip_core.objectives import MultiTask, count_labels, unlearnable
+from cma_clip_core.objectives import MultiTask
 from cma_clip_core.promise import choose_threshold
 from cma_clip_core.tokens import Tokenizer
 from schemas.loading import Strict
@@ -47,6 +49,7 @@ class Metrics(Strict):
     device: str
     validation: dict[str, AttributeMetrics]
     test: dict[str, AttributeMetrics]
+    not_learnt: dict[str, str] = Field(default_factory=dict, description="attribute: why; they count in no mean")
 
 
 @dataclass(slots=True)
@@ -82,7 +85,7 @@ def fit(
         checkpoint_seconds: least time between checkpoints.
 
     Raises:
-        DataError: a side of the split is empty.
+        DataError: a side of the split is empty, or no attribute can be learnt.
         ModelError: the model cannot be built.
         DivergedError, CheckpointError, DeviceError: as `Loop`.
     """
@@ -93,6 +96,12 @@ def fit(
     model = build_model(config, taxonomy, pretrained=True).to(device)
     freeze(model, config)
     objective = MultiTask(model, index, config, layout, tokenizer, device)
+    if world.is_first:
+        for name, why in objective.not_learnt.items():
+            log.warning("%s is not learnt, accepted or counted in a mean: %s", name, why)
+    if not objective.learnt.any():
+        reasons = "; ".join(f"{name}: {why}" for name, why in objective.not_learnt.items())
+        raise DataError(f"no attribute can be learnt: {reasons}")
     torch.manual_seed(config.training.seed + world.rank)  # each process drops out other units
     fits = fingerprint(config.model_dump(mode="json"), taxonomy.fingerprint, index.fingerprint, world.size)
     fitted = Loop(
@@ -118,9 +127,8 @@ def train(
     model, fitted = fit(config, taxonomy, index, device, folder=folder, world=world, progress=progress)
     layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
     found = evaluate(model, index, "validation", config, layout, tokenizer, device)
-    skipped = unlearnable(count_labels(index, layout), layout, config.selection.least_labels)
-    for name, why in skipped.items():
-        log.warning("%s is not learnt, and nothing of it is ever accepted: %s", name, why)
+    not_learnt = find_unlearnable(index, layout, config.selection.least_labels)
+    for name in not_learnt:
         found[name] = found[name].take(np.zeros(len(found[name]), dtype=np.bool_))  # what it says means nothing
     thresholds = {name: choose_threshold(p, fit_temperature(p), config.selection) for name, p in found.items()}
     validation = judge_all(found, thresholds, config.text.fields)
@@ -137,6 +145,7 @@ def train(
         device=str(device),
         validation=validation,
         test=test,
+        not_learnt=not_learnt,
     )
     return Trained(model, thresholds, metrics)
 
@@ -160,5 +169,10 @@ def freeze(model: nn.Module, config: ModelConfig) -> None:
 
 
 def mean_recall(metrics: Metrics) -> float:
-    """Return the paper's number: the mean over the attributes of recall at the target precision, on test."""
-    return mean_of(metrics.test, "recall_at_target")
+    """Return the paper's number: the mean over the learnt attributes of recall at the target precision, on test."""
+    return mean_of(learnt(metrics), "recall_at_target")
+
+
+def learnt(metrics: Metrics) -> dict[str, AttributeMetrics]:
+    """Return the metrics on test of the attributes that were learnt: what means are made of."""
+    return {name: m for name, m in metrics.test.items() if name not in metrics.not_learnt}

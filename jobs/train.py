@@ -150,7 +150,7 @@ def show_model(settings: Settings, version: str) -> None:
 def list_models(settings: Settings) -> None:
     """Print the model versions, oldest first, the champion marked."""
     from cma_clip_core.metrics import mean_of
-    from cma_clip_core.training import Metrics
+    from cma_clip_core.training import Metrics, learnt
 
     lake = Lake(settings.root)
     versions, live = registry.list_versions(lake.models), champion(settings)
@@ -161,7 +161,7 @@ def list_models(settings: Settings) -> None:
     for version in versions:
         folder = lake.models / version
         config, taxonomy = registry.read_config(folder), registry.read_taxonomy(folder)
-        test = registry.read_json(folder / registry.METRICS, Metrics).test
+        test = learnt(registry.read_json(folder / registry.METRICS, Metrics))
         recall, accuracy = mean_of(test, "recall_at_target"), mean_of(test, "accuracy")
         mark = "*" if version == live else " "
         print(f"{mark} {version:<18} {config.name:<14} {taxonomy.name:<12} {recall:>16.3f} {accuracy:>9.3f}")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import open_clip
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -159,3 +163,66 @@ def test_methods_differ_from_the_whole_in_what_they_say() -> None:
     assert configure(base, "picture-tower").training.text_dropout == 0
     with pytest.raises(KeyError):
         configure(base, "clap")
+def test_results_are_of_all_methods_run_so_far(settings: Settings) -> None:
+    folder = experiment(settings, DAY, products=400, methods=("tf-idf",))
+    assert experiment(settings, DAY, products=400, methods=("raw-clip",)) == folder
+    assert experiment(settings, DAY, products=400, methods=("tf-idf",)) == folder
+    results = storage.read_document(folder / "results.json", Results)
+    assert results is not None
+    assert [m.method for m in results.methods] == [LABELS["raw-clip"], LABELS["tf-idf"]]
+    assert [r.method for r in results.runs] == ["raw-clip", "tf-idf"]
+
+
+def changed(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Settings:
+    """A lake of drawn examples, each row of which was changed in place."""
+    rows = drawn.examples(400).to_pylist()
+    for row in rows:
+        change(row)
+    settings = settings_of(tmp_path)
+    add_examples(Lake(settings.root), RUN, pa.Table.from_pylist(rows, schema=drawn.examples(1).schema))
+    return settings
+
+
+def test_without_any_picture_all_methods_begin_from_scratch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And an attribute that cannot be learnt is in no table and no mean, of the methods and of the baseline."""
+
+    def change(row: dict[str, Any]) -> None:
+        row["image"], row["image_status"] = None, "absent"
+        row["labels"] = [(name, ["Solid"] if name == "pattern" else values) for name, values in row["labels"]]
+
+    settings = changed(tmp_path, change)
+    with caplog.at_level(logging.WARNING):
+        folder = experiment(settings, DAY, methods=("text-tower", "tf-idf", "raw-clip"))
+    assert "pretraining: no two products on the train side have both a picture and a text" in caplog.text
+    results = storage.read_document(folder / "results.json", Results)
+    assert results is not None
+    assert len(results.methods) == 3
+    assert results.left_out["pretraining"].endswith("all methods begin from scratch")
+    assert results.not_learnt.keys() == {"pattern"}
+    assert results.attributes == ("article_type", "colour", "material")
+    for method in results.methods:
+        recalls = [m.recall_at_90 or 0 for m in method.attributes.values()]
+        assert len(recalls) == 3
+        assert method.mean_recall_at_90 == pytest.approx(sum(recalls) / 3)
+    page = (folder / "results.md").read_text()
+    assert "pattern is not learnt, nor in any mean: all of its" in page
+    assert "begin from scratch" in page
+    with pytest.raises(JobError, match="nothing to compare: pattern: all of its"):
+        experiment(settings, DAY, attributes=("pattern",))
+
+
+def test_without_any_text_the_text_baseline_is_left_out(tmp_path: Path) -> None:
+    def change(row: dict[str, Any]) -> None:
+        row["title"] = row["description"] = ""
+
+    settings = changed(tmp_path, change)
+    with pytest.raises(JobError, match="nothing to compare: no two training products have a word in common"):
+        experiment(settings, DAY, methods=("tf-idf",))
+    folder = experiment(settings, DAY, methods=("tf-idf", "raw-clip"))
+    results = storage.read_document(folder / "results.json", Results)
+    assert results is not None
+    assert [m.method for m in results.methods] == [LABELS["raw-clip"]]
+    assert LABELS["tf-idf"] in results.left_out
+    assert "it is left out" in (folder / "results.md").read_text()
+
+
