@@ -38,6 +38,13 @@ class Inputs:
     pixels: Tensor  # [B, H, W, 3] uint8
     image_present: Tensor  # [B] bool
 
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def rows(self, rows: slice) -> Inputs:
+        """Return some of the products."""
+        return Inputs(*(tensor[rows] for tensor in self))
+
     def to(self, device: torch.device) -> Inputs:
         """Return the inputs on `device`."""
         return Inputs(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
@@ -73,7 +80,7 @@ class Batch:
         """Return some of the products."""
         return Batch(
             self.products[rows],
-            Inputs(*(tensor[rows] for tensor in self.inputs)),
+            self.inputs.rows(rows),
             Labels(self.labels.targets[rows], self.labels.labelled[rows]),
         )
 

@@ -9,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cma_clip_core.batches import Inputs, LabelEncoder, prefetch, prepare
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
 from cma_clip_core.examples import ExampleIndex, Rows, stream_side
+from cma_clip_core.halving import Halving
+from cma_clip_core.model import Output
 from cma_clip_core.noise import Noise, swap_all
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.splits import Side
@@ -40,15 +42,22 @@ def evaluate(
     """Return what the model says of the labelled products of a side, by attribute name.
 
     With `noise` it is shown some products with the text or the picture of others; which labels are named is still told
-    by their own text.
+    by their own text. Where `batch_size` products do not fit into memory, half as many go through at a time.
+
+    Raises:
+        DeviceError: not even one product fits.
     """
     parts: list[Columns] = []
+    halving = Halving(device, batch_size)
     model.eval()
-    for inputs, columns in prefetch(_batches(stream_side(index, side), config, layout, tokenizer, batch_size, noise)):
+
+    def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
         with precision(device):
-            output = model(*inputs.to(device))
-        columns["logits"] = output.logits.float().cpu().numpy()
-        columns["lambdas"] = output.lambdas.float().cpu().numpy()
+            output: Output = model(*inputs)
+        return output.logits, output.lambdas
+
+    for inputs, columns in prefetch(_batches(stream_side(index, side), config, layout, tokenizer, batch_size, noise)):
+        columns["logits"], columns["lambdas"] = (found.numpy() for found in halving.run(forward, inputs))
         parts.append(columns)
     return split_attributes(layout, parts)
 

@@ -39,13 +39,16 @@ class Objective(Protocol):
 
     model: nn.Module
     examples: int  # on the training side
+    # Whether the losses of a batch's parts sum up to that of the batch, however it is cut. False: the examples of a part
+    # are compared with each other, over all processes, so that other parts are another loss.
+    exact_in_parts: bool
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         """Yield the batches of an epoch (from 1), from number `first` (from 0) on: the same ones every time."""
         ...
 
     def loss(self, part: Batch, whole: Batch) -> Tensor:
-        """Return what a part adds to the loss of the whole batch: the losses of its parts sum up to it."""
+        """Return what a part adds to the loss of the whole batch."""
         ...
 
     def validate(self) -> float:
@@ -196,12 +199,7 @@ class Loop:
                 loss = self._accumulate(own, batch)
                 break
             except torch.OutOfMemoryError as error:
-                if self.micro <= 1:
-                    raise DeviceError(
-                        f"{self.device}: not even one example fits into its memory; use a smaller model, picture or text"
-                    ) from error
-                self.micro = max(1, min(self.micro, len(own)) // 2)
-                log.warning("out of memory: %d examples at a time from now on, the batch stays the same", self.micro)
+                self._halve(len(own), error)
             torch.cuda.empty_cache()  # outside of the handler, where the error still holds the tensors
         value = float(self.world.sum(loss))
         parameters = [p for p in self.objective.model.parameters() if p.requires_grad]
@@ -213,8 +211,34 @@ class Loop:
         return value
 
     def _accumulate(self, own: Batch, whole: Batch) -> Tensor:
+    def _halve(self, rows: int, error: torch.OutOfMemoryError) -> None:
+        """Take fewer of so many examples at a time from now on, and say what that changes."""
+        exact = self.objective.exact_in_parts
+        if not exact and self.world.size > 1:
+            # The others wait for this one's part of the comparison and would have to forget theirs.
+            raise DeviceError(
+                f"{self.device}: {self.micro} examples at a time do not fit into its memory; set a smaller micro_batch, "
+                "or batch_size: processes that compare their examples with each other cannot change it on the way"
+            ) from error
+        least = 1 if exact else 2  # one example alone cannot be told apart from others
+        if min(self.micro, rows) <= least:
+            few = "one example fits" if exact else "two examples fit"
+            raise DeviceError(
+                f"{self.device}: not even {few} into its memory; use a smaller model, picture or text"
+            ) from error
+        self.micro = max(least, min(self.micro, rows) // 2)
+        what = (
+            "the batch stays the same"
+            if exact
+            else "each is told apart from these alone, no longer from the whole batch: training takes another course, and "
+            "what it gives is not that of the batch size in the configuration"
+        )
+        log.warning("out of memory: %d examples at a time from now on; %s", self.micro, what)
+
         total = torch.zeros((), device=self.device)
-        for first in range(0, len(own), self.micro):
+        # Where parts are compared over the processes, each takes as many of them, even if its last ones are empty.
+        rows = len(own) if self.objective.exact_in_parts else -(-len(whole) // self.world.size)
+        for first in range(0, rows, self.micro):
             part = own.rows(slice(first, first + self.micro)).to(self.device)
             with precision(self.device):
                 loss = self.objective.loss(part, whole)
@@ -279,6 +303,7 @@ class Loop:
         rank = self.world.rank
         torch.set_rng_state(state["random"][rank].clone())  # torch reads from where the storage begins, not the view
         if state["random_cuda"] is not None and self.device.type == "cuda":
+            "micro": self.micro,
             torch.cuda.set_rng_state(state["random_cuda"][rank].clone())
         log.info("training goes on in epoch %d, after %d examples of it", self.at.epoch, self.at.seen)
 
@@ -287,6 +312,7 @@ def train_mode(model: nn.Module) -> None:
     """Put what is trained into training mode; a frozen part keeps its running statistics, and drops nothing out."""
     model.train()
     for part in model.modules():
+        self.micro = state["micro"]
         parameters = list(part.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
             part.eval()

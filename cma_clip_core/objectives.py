@@ -15,11 +15,13 @@ from cma_clip_core.batches import Batch, Inputs, LabelEncoder, Labels, augment, 
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
+from cma_clip_core.distributed import World
 from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import ExampleIndex, stream_shuffled, stream_side
-from cma_clip_core.memory import release
+from cma_clip_core.halving import Halving
 from cma_clip_core.learnable import count_labels, unlearnable
+from cma_clip_core.memory import release
 from cma_clip_core.metrics import mean_accuracy
 from cma_clip_core.tokens import Tokenizer
 
@@ -64,6 +66,8 @@ class TrainingBatches:
 
 class MultiTask:
     """The labels of all attributes at once: the mean of the cross entropies of all labels of a batch."""
+
+    exact_in_parts = True
 
     def __init__(
         self,
@@ -126,9 +130,11 @@ def class_weights(counts: npt.NDArray[np.float64], layout: ClassLayout, balance:
 class Contrastive:
     """Which picture and which text belong together: CLIP's own loss, by open_clip (Radford et al. 2021, figure 3).
 
-    The others of a batch are what each pair is told apart from: with micro-batches or several processes, the others of
-    the micro-batch. Products without a picture or a text are left out.
+    The others of a batch are what each pair is told apart from, whichever process has them; with micro-batches, the
+    others of the micro-batch. Products without a picture or a text are left out.
     """
+
+    exact_in_parts = False
 
     def __init__(
         self,
@@ -138,8 +144,10 @@ class Contrastive:
         layout: ClassLayout,
         tokenizer: Tokenizer,
         device: torch.device,
+        world: World | None = None,
     ) -> None:
         self.model: nn.Module = _Towers(model)
+        self.world = world or World()
         self.towers, self.index, self.config, self.tokenizer, self.device = model, index, config, tokenizer, device
         model.train_projections(True)
         self.examples = index.count("train")
@@ -153,16 +161,24 @@ class Contrastive:
         return self._batches.epoch(epoch, first)
 
     def loss(self, part: Batch, whole: Batch) -> Tensor:
-        """Return the part's loss, weighted by its share of the batch."""
-        inputs = part.inputs
+        """Return the part's loss, weighted by its share of the batch.
+
+        Every process works out the loss of all processes' pairs; of its gradient each has what flows through its own
+        vectors, and the first one what flows through the temperature, so that their sum is the whole gradient.
+        """
+        inputs, world = part.inputs, self.world
         rows = (inputs.text_present & inputs.image_present).nonzero().squeeze(1)
-        if len(rows) < 2:
+        text = image = torch.zeros(0, 0, device=self.device)
+        if len(rows):
+            text = self.towers.text_features(inputs.ids[rows], inputs.lengths[rows]).float()
+            image = self.towers.image_features(inputs.pixels[rows]).float()
+        text, image = world.gather_rows(text), world.gather_rows(image)
+        share = float(world.sum(torch.tensor(float(len(part)), device=self.device))) / len(whole)
+        if len(text) < 2:
             return torch.zeros((), device=self.device)
-        text = self.towers.text_features(inputs.ids[rows], inputs.lengths[rows])
-        image = self.towers.image_features(inputs.pixels[rows])
         scale = self.towers.logit_scale.clamp(max=LARGEST_SCALE).exp()
-        loss: Tensor = self._loss(image.float(), text.float(), scale)
-        return loss * len(part) / len(whole)
+        loss: Tensor = self._loss(image, text, scale if world.is_first else scale.detach()) * share
+        return loss if world.is_first else loss - loss.detach()  # the value counts once, the gradient everywhere
 
     @torch.inference_mode()
     def validate(self) -> float:
@@ -170,20 +186,24 @@ class Contrastive:
         self.model.eval()
         right = seen = 0
 
-        def parts() -> Iterator[tuple[Inputs, int]]:
+        def parts() -> Iterator[Inputs]:
             for examples, _ in stream_side(self.index, "validation"):
                 prepared = prepare(examples, self.config, self.tokenizer)
                 both = np.flatnonzero(prepared.text_present & prepared.image_present)
                 for at in range(0, len(both) - 1, RETRIEVAL):
                     rows = both[at : at + RETRIEVAL]
-                    yield prepared.inputs(rows, self.tokenizer).to(self.device), len(rows)
+                    yield prepared.inputs(rows, self.tokenizer)
 
-        for inputs, rows in prefetch(parts()):
+        def vectors(inputs: Inputs) -> tuple[Tensor, Tensor]:
             with precision(self.device):
                 text = self.towers.text_features(inputs.ids, inputs.lengths)
-                image = self.towers.image_features(inputs.pixels)
-            best = (text.float() @ image.float().T).argmax(dim=1).cpu()
-            right, seen = right + int((best == torch.arange(rows)).sum()), seen + rows
+                return text, self.towers.image_features(inputs.pixels)
+
+        halving = Halving(self.device, RETRIEVAL)
+        for inputs in prefetch(parts()):
+            text, image = halving.run(vectors, inputs)  # whole again: all 256 are compared, however few fit at a time
+            best = (text @ image.T).argmax(dim=1)
+            right, seen = right + int((best == torch.arange(len(best))).sum()), seen + len(best)
         if not seen:
             raise DataError("no validation product has both a picture and a text: there is nothing to pretrain on")
         return right / seen

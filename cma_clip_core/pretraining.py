@@ -50,8 +50,8 @@ def pretrain(
     world, config = world or World(), pretraining_config(config)
     torch.manual_seed(config.training.seed)
     backbone = Backbone(config, pretrained=True).to(device)
-    objective = Contrastive(backbone, index, config, ClassLayout(taxonomy), Tokenizer(config), device)
-    torch.manual_seed(config.training.seed + world.rank)
+    objective = Contrastive(backbone, index, config, ClassLayout(taxonomy), Tokenizer(config), device, world)
+    torch.manual_seed(config.training.seed + world.rank)  # each process drops out other patches
     fits = fingerprint("pretraining", config.model_dump(mode="json"), index.fingerprint, world.size)
     fitted = Loop(objective, config.training, device, folder=folder, fits=fits, world=world, progress=progress).run()
     objective.model.load_state_dict(fitted.weights)

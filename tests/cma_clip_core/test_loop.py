@@ -26,13 +26,15 @@ from cma_clip_core import loop, objectives
 from cma_clip_core.batches import Batch
 from cma_clip_core.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from cma_clip_core.classes import ClassLayout
+from cma_clip_core.backbone import Backbone, Sequence
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.errors import CheckpointError, DeviceError, DivergedError
 from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.labelled import scan_examples
+from cma_clip_core.distributed import World
 from cma_clip_core.loop import Loop
 from cma_clip_core.methods import build_model
-from cma_clip_core.objectives import MultiTask, class_weights
+from cma_clip_core.objectives import Contrastive, MultiTask, class_weights
 from cma_clip_core.tokens import Tokenizer
 from cma_clip_core.training import fit
 from schemas.tables import EXAMPLES
@@ -208,11 +210,15 @@ def torchrun(processes: int, *arguments: str | Path, check: bool = True) -> None
     )
 
 
-def test_two_processes_take_the_steps_of_one_with_the_double_batch(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--pretrain",)])
+def test_two_processes_take_the_steps_of_one_with_the_double_batch(
+    folder: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """In pretraining each pair is told apart from those of both processes."""
     one, two = tmp_path / "one", tmp_path / "two"
     for out, processes in ((one, 1), (two, 2)):
         out.mkdir()
-        torchrun(processes, folder, out)
+        torchrun(processes, folder, out, *options)
     assert {p.name for p in two.iterdir()} == {"0.safetensors", "0.txt", "1.safetensors", "1.txt"}
     alone, first, second = (load_file(p) for p in (one / "0.safetensors", two / "0.safetensors", two / "1.safetensors"))
     for name, weight in alone.items():
@@ -239,6 +245,61 @@ def test_two_killed_processes_go_on_each_with_its_own_random_state(folder: Path,
         for name, weight in expected.items():
             assert torch.equal(found[name], weight), name
         assert (resumed / f"{rank}.txt").read_text() == (whole / f"{rank}.txt").read_text()
+
+
+class _SmallPairs(Contrastive):
+    """A device on which only so many pairs fit."""
+
+    room = 5
+
+    def loss(self, part: Batch, whole: Batch) -> Tensor:
+        if len(part) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().loss(part, whole)
+
+
+def test_pretraining_says_that_smaller_micro_batches_are_another_training(
+    index: ExampleIndex, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = drawn.config(batch_size=32)
+    backbone = Backbone(config, pretrained=False)
+    target = _SmallPairs(backbone, index, config, ClassLayout(drawn.taxonomy()), Tokenizer(config), CPU)
+    trainer = Loop(target, config.training, CPU, progress=False)
+    trainer.step(next(target.batches(1, 0)))
+    assert 2 < trainer.micro <= 5
+    assert f"{trainer.micro} examples at a time from now on; each is told apart from these alone" in caplog.text
+    assert "the batch stays the same" not in caplog.text
+    target.room = 1  # one pair alone has nothing to be told apart from
+    with pytest.raises(DeviceError, match="not even two examples fit"):
+        trainer.step(next(target.batches(1, 0)))
+    several = Loop(target, config.training, CPU, progress=False, world=World(0, 2))
+    with pytest.raises(DeviceError, match="set a smaller micro_batch"):
+        several.step(next(target.batches(1, 0)))
+
+
+def test_validation_halves_what_does_not_fit_and_finds_the_same(
+    index: ExampleIndex, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, layout = drawn.config(), ClassLayout(drawn.taxonomy())
+    target = objective(config, index)
+    torch.manual_seed(0)
+    pairs = Contrastive(Backbone(config, pretrained=False), index, config, layout, Tokenizer(config), CPU)
+    expected, score = target.validate(), pairs.validate()
+    room = 4
+    encode = Backbone.encode_image
+
+    def small(self: Backbone, pixels: Tensor) -> Sequence:
+        if len(pixels) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(self, pixels)
+
+    monkeypatch.setattr(Backbone, "encode_image", small)
+    assert (target.validate(), pairs.validate()) == (expected, score)
+    assert "examples at a time from now on; nothing else changes" in caplog.text
+    room = 0
+    for one in (target, pairs):
+        with pytest.raises(DeviceError, match="not even one example fits"):
+            one.validate()
 
 
 def test_early_stop(index: ExampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
