@@ -65,14 +65,14 @@ class Fitted:
     best_score: float = -math.inf
     epochs: list[Epoch] = field(default_factory=list)
 
-
-@dataclass(slots=True)
-class _Progress:
     @property
     def seconds(self) -> float:
         """What the epochs took, those before a resume too."""
         return sum(epoch.seconds for epoch in self.epochs)
 
+
+@dataclass(slots=True)
+class _Progress:
     """Where training is: after `step` batches of epoch `epoch`."""
 
     epoch: int = 1
@@ -120,6 +120,7 @@ class Loop:
         self.optimizer = make_optimizer(objective.model, config)
         self.at = _Progress()
         self.fitted = Fitted(self._weights())
+        self.writer: Any = None  # of TensorBoard
         if folder is not None and (state := load_checkpoint(folder / CHECKPOINT, fits)) is not None:
             self._restore(state)
 
@@ -131,13 +132,13 @@ class Loop:
             CheckpointError: a checkpoint cannot be written; the last good one is kept.
             DeviceError: not even one example fits into the device's memory.
         """
-        writer = self._writer()
+        self.writer = self._make_writer()
         try:
             while self.at.epoch <= self.config.epochs and not self._is_stale():
-                self._epoch(writer)
+                self._epoch()
         finally:
-            if writer is not None:
-                writer.close()
+            if self.writer is not None:
+                self.writer.close()
         return self.fitted
 
     def _is_stale(self) -> bool:
@@ -147,7 +148,8 @@ class Loop:
             log.info("no better since epoch %d: training stops early", self.fitted.best_epoch)
         return stale
 
-    def _epoch(self, writer: Any) -> None:
+    def _epoch(self) -> None:
+        writer = self.writer
         at, config, total = self.at, self.config, self.objective.examples
         started = saved = time.perf_counter()
         spent = at.seconds
@@ -167,7 +169,7 @@ class Loop:
                 bar.update(len(batch))
                 bar.set_postfix(loss=f"{at.loss_sum / at.seen:.3f}", refresh=False)
                 if writer is not None:
-                    seen = (at.epoch - 1) * total + at.seen
+                    seen = self._seen()
                     writer.add_scalar("loss", loss, seen)
                     writer.add_scalar("learning_rate", self.optimizer.param_groups[-1]["lr"], seen)
                     writer.add_scalar("examples_per_second", at.seen / at.seconds, seen)
@@ -186,7 +188,6 @@ class Loop:
         )  # fmt: skip
         if writer is not None:
             writer.add_scalar("validation", score, at.epoch * total)
-            writer.flush()
         self.at = _Progress(at.epoch + 1)
         self._save()
 
@@ -210,7 +211,6 @@ class Loop:
         self.optimizer.step()
         return value
 
-    def _accumulate(self, own: Batch, whole: Batch) -> Tensor:
     def _halve(self, rows: int, error: torch.OutOfMemoryError) -> None:
         """Take fewer of so many examples at a time from now on, and say what that changes."""
         exact = self.objective.exact_in_parts
@@ -235,6 +235,7 @@ class Loop:
         )
         log.warning("out of memory: %d examples at a time from now on; %s", self.micro, what)
 
+    def _accumulate(self, own: Batch, whole: Batch) -> Tensor:
         total = torch.zeros((), device=self.device)
         # Where parts are compared over the processes, each takes as many of them, even if its last ones are empty.
         rows = len(own) if self.objective.exact_in_parts else -(-len(whole) // self.world.size)
@@ -248,7 +249,12 @@ class Loop:
         return total
 
     def _diverged(self, batch: Batch, loss: float, norm: float) -> str:
-        kept = "" if self.folder is None else f" The last good checkpoint is {self.folder / CHECKPOINT}."
+        kept = ""
+        if self.folder is not None:
+            there = (self.folder / CHECKPOINT).exists()
+            kept = (
+                f" The last good checkpoint is {self.folder / CHECKPOINT}." if there else " There is no checkpoint yet."
+            )
         products = ", ".join(batch.products[:5]) + (", ..." if len(batch) > 5 else "")
         return (
             f"training diverged in epoch {self.at.epoch}, batch {self.at.step + 1} ({len(batch)} products: {products}): "
@@ -259,13 +265,20 @@ class Loop:
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in self.objective.model.state_dict().items()}
 
-    def _writer(self) -> Any:
-        """Return a TensorBoard writer into the folder, if there is one."""
+    def _seen(self) -> int:
+        """Return how many examples were trained on, each as often as it was: where TensorBoard's points are."""
+        return (self.at.epoch - 1) * self.objective.examples + self.at.seen
+
+    def _make_writer(self) -> Any:
+        """Return a TensorBoard writer into the folder, if there is one.
+
+        Points of steps after the checkpoint that training goes on from are taken back: they come again.
+        """
         if self.folder is None or not self.world.is_first:
             return None
         from torch.utils.tensorboard import SummaryWriter  # slow to load
 
-        return SummaryWriter(str(self.folder / "tensorboard"))
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._seen() + 1)
 
     def _is_time_to_save(self, seconds: float) -> bool:
         """Whether a checkpoint is due, so many seconds after the last: the first process's clock says so for all."""
@@ -279,6 +292,8 @@ class Loop:
         random_cuda = self.world.gather(torch.cuda.get_rng_state()) if self.device.type == "cuda" else None
         if not self.world.is_first:
             return
+        if self.writer is not None:
+            self.writer.flush()  # what is before the checkpoint does not come again
         at, fitted = self.at, self.fitted
         state = {
             "fits": self.fits,
@@ -288,6 +303,7 @@ class Loop:
             "best_weights": fitted.weights,
             "weights": self.objective.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "micro": self.micro,
             "random": random,
             "random_cuda": random_cuda,
         }
@@ -296,6 +312,7 @@ class Loop:
     def _restore(self, state: dict[str, Any]) -> None:
         self.objective.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.micro = state["micro"]
         self.at = _Progress(*state["at"])
         epochs = [Epoch.model_validate(epoch) for epoch in state["epochs"]]
         best_epoch, best_score = state["best"]
@@ -303,7 +320,6 @@ class Loop:
         rank = self.world.rank
         torch.set_rng_state(state["random"][rank].clone())  # torch reads from where the storage begins, not the view
         if state["random_cuda"] is not None and self.device.type == "cuda":
-            "micro": self.micro,
             torch.cuda.set_rng_state(state["random_cuda"][rank].clone())
         log.info("training goes on in epoch %d, after %d examples of it", self.at.epoch, self.at.seen)
 
@@ -312,7 +328,6 @@ def train_mode(model: nn.Module) -> None:
     """Put what is trained into training mode; a frozen part keeps its running statistics, and drops nothing out."""
     model.train()
     for part in model.modules():
-        self.micro = state["micro"]
         parameters = list(part.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
             part.eval()

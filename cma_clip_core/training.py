@@ -45,7 +45,7 @@ class Metrics(Strict):
     families: int
     best_epoch: int  # counted from 1
     epochs: tuple[Epoch, ...]
-    seconds: float
+    seconds: float  # of training, however often it was killed and went on, and of judging
     device: str
     validation: dict[str, AttributeMetrics]
     test: dict[str, AttributeMetrics]
@@ -123,8 +123,8 @@ def train(
     progress: bool = True,
 ) -> Trained:
     """Train a model, choose its thresholds on the validation side, and judge it on the test side. As `fit`."""
-    start = time.perf_counter()
     model, fitted = fit(config, taxonomy, index, device, folder=folder, world=world, progress=progress)
+    start = time.perf_counter()
     layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
     found = evaluate(model, index, "validation", config, layout, tokenizer, device)
     not_learnt = find_unlearnable(index, layout, config.selection.least_labels)
@@ -141,7 +141,7 @@ def train(
         families=index.families,
         best_epoch=fitted.best_epoch,
         epochs=tuple(fitted.epochs),
-        seconds=time.perf_counter() - start,
+        seconds=fitted.seconds + time.perf_counter() - start,
         device=str(device),
         validation=validation,
         test=test,

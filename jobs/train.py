@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.errors import CoreError
-from jobs import promotion
+from jobs import promotion, unfinished
 from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
 from jobs.lake import Lake
@@ -97,7 +97,6 @@ def _train(
     details: dict[str, float | int | str],
 ) -> str:
     from cma_clip_core import training
-    from cma_clip_core.checkpoints import fingerprint
     from cma_clip_core.examples import read_index
 
     index = read_index(labelled.table, lake.root)
@@ -105,14 +104,13 @@ def _train(
         "train: %d examples of %d families: %d to train on, %d to validate, %d to test",
         len(index.row), index.families, index.count("train"), index.count("validation"), index.count("test"),
     )  # fmt: skip
-    # Where a training of the same things that was killed goes on.
-    name = fingerprint(config.model_dump(mode="json"), taxonomy.fingerprint, labelled.manifest.set_id, str(start))
-    work = lake.models / f".unfinished-{name}"
-    begin = with_towers(config, start)
+    begins, set_id = with_towers(config, start), labelled.manifest.set_id
+    work = unfinished.work_folder(lake.models, begins, set_id, taxonomy.fingerprint, processes=world.size)
     if not world.is_first:
-        training.fit(begin, taxonomy, index, device, folder=work, world=world, progress=False)
+        training.fit(begins, taxonomy, index, device, folder=work, world=world, progress=False)
         return ""
-    trained = training.train(begin, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
+    unfinished.begin(work, config, set_id, world.size)
+    trained = training.train(begins, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
     # Kept by name: a version knows nothing of the place it was made in.
     made_with = with_towers(config, start and Path("towers") / start.name)
     trained.metrics = trained.metrics.model_copy(update={"labelled_set": lake.relative(labelled.folder)})

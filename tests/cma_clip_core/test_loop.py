@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import resource
+import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -23,20 +26,20 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cma_clip_core import loop, objectives
+from cma_clip_core.backbone import Backbone, Sequence
 from cma_clip_core.batches import Batch
 from cma_clip_core.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from cma_clip_core.classes import ClassLayout
-from cma_clip_core.backbone import Backbone, Sequence
 from cma_clip_core.config import ModelConfig
+from cma_clip_core.distributed import World
 from cma_clip_core.errors import CheckpointError, DeviceError, DivergedError
 from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.labelled import scan_examples
-from cma_clip_core.distributed import World
 from cma_clip_core.loop import Loop
 from cma_clip_core.methods import build_model
 from cma_clip_core.objectives import Contrastive, MultiTask, class_weights
 from cma_clip_core.tokens import Tokenizer
-from cma_clip_core.training import fit
+from cma_clip_core.training import fit, train
 from schemas.tables import EXAMPLES
 from tests.cma_clip_core import data_parallel, drawn
 
@@ -107,6 +110,35 @@ def test_killed_and_resumed_is_uninterrupted_to_the_last_digit(
     assert again.best_epoch == course.best_epoch
 
 
+def test_killed_by_the_system_at_any_step_and_resumed_is_uninterrupted(folder: Path, tmp_path: Path) -> None:
+    """SIGKILL from outside, wherever the process is then: in the step, before it, or in the writing of a checkpoint."""
+    seed = secrets.randbelow(2**32)
+    print(f"seed {seed}")  # shown where the test fails
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    for out in (whole, resumed):
+        out.mkdir()
+
+    def command(out: Path, *options: str | Path) -> list[str]:
+        arguments = [folder, out, "--dropout", "0.3", *options]
+        return [sys.executable, "-m", data_parallel.__name__, *map(str, arguments)]
+
+    done = subprocess.run(command(whole, "--say-steps"), check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    kill_at = random.Random(seed).randrange(1, int(done.stdout.split()[-1]) + 1)
+    with subprocess.Popen(
+        command(resumed, "--say-steps", "--work", tmp_path / "work"), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) == kill_at:
+                process.kill()
+    assert process.returncode == -signal.SIGKILL
+    subprocess.run(command(resumed, "--work", tmp_path / "work"), check=True, cwd=ROOT)
+    expected, found = (load_file(out / "0.safetensors") for out in (whole, resumed))
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), name
+    assert (resumed / "0.txt").read_text() == (whole / "0.txt").read_text()
+
+
 def test_a_checkpoint_of_another_training_is_refused(index: ExampleIndex, tmp_path: Path) -> None:
     fit(busy(epochs=1), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
     with pytest.raises(CheckpointError, match=r"of another training .* delete it"):
@@ -157,6 +189,14 @@ def test_a_loss_that_is_no_number_stops_and_names_the_batch(index: ExampleIndex,
     assert state["at"][1] == int(str(error.value).split("batch ")[1].split(" ")[0]) - 1  # it is from before the batch
 
 
+def test_a_loss_that_is_no_number_before_the_first_checkpoint_names_none(index: ExampleIndex, tmp_path: Path) -> None:
+    config = busy(learning_rate=1e30, backbone_learning_rate=1e30, warmup=0.0, batch_size=16)
+    with pytest.raises(DivergedError, match="There is no checkpoint yet") as error:
+        fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    assert CHECKPOINT not in str(error.value)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
 def test_micro_batches_take_the_same_step(index: ExampleIndex) -> None:
     document = drawn.config(batch_size=32).model_dump()
     document["fusion"]["dropout"] = 0.0
@@ -201,50 +241,6 @@ def test_too_little_memory_takes_smaller_micro_batches_and_the_same_step(index: 
     target.room = 0  # type: ignore[attr-defined]
     with pytest.raises(DeviceError, match="not even one example fits"):
         trainer.step(next(target.batches(1, 0)))
-
-
-def torchrun(processes: int, *arguments: str | Path, check: bool = True) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    subprocess.run(
-        [*command, "-m", data_parallel.__name__, *map(str, arguments)], check=check, cwd=ROOT, capture_output=True
-    )
-
-
-@pytest.mark.parametrize("options", [(), ("--pretrain",)])
-def test_two_processes_take_the_steps_of_one_with_the_double_batch(
-    folder: Path, tmp_path: Path, options: tuple[str, ...]
-) -> None:
-    """In pretraining each pair is told apart from those of both processes."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    for out, processes in ((one, 1), (two, 2)):
-        out.mkdir()
-        torchrun(processes, folder, out, *options)
-    assert {p.name for p in two.iterdir()} == {"0.safetensors", "0.txt", "1.safetensors", "1.txt"}
-    alone, first, second = (load_file(p) for p in (one / "0.safetensors", two / "0.safetensors", two / "1.safetensors"))
-    for name, weight in alone.items():
-        assert torch.equal(first[name], second[name]), name
-        # Adam divides by the gradient's size: where that is all rounding, so is the step.
-        torch.testing.assert_close(first[name], weight, rtol=0, atol=5e-3)
-    losses = [[float(line) for line in (out / "0.txt").read_text().split()] for out in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-def test_two_killed_processes_go_on_each_with_its_own_random_state(folder: Path, tmp_path: Path) -> None:
-    whole, resumed, work = tmp_path / "whole", tmp_path / "resumed", tmp_path / "work"
-    for out in (whole, resumed):
-        out.mkdir()
-    torchrun(2, folder, whole, "--dropout", "0.3")
-    torchrun(2, folder, resumed, "--dropout", "0.3", "--work", work, "--kill-at", "7", check=False)
-    assert not list(resumed.iterdir())
-    states = torch.load(work / CHECKPOINT)["random"]
-    assert len(states) == 2
-    assert not torch.equal(states[0], states[1])
-    torchrun(2, folder, resumed, "--dropout", "0.3", "--work", work)
-    for rank in range(2):
-        expected, found = (load_file(out / f"{rank}.safetensors") for out in (whole, resumed))
-        for name, weight in expected.items():
-            assert torch.equal(found[name], weight), name
-        assert (resumed / f"{rank}.txt").read_text() == (whole / f"{rank}.txt").read_text()
 
 
 class _SmallPairs(Contrastive):
@@ -302,6 +298,50 @@ def test_validation_halves_what_does_not_fit_and_finds_the_same(
             one.validate()
 
 
+def torchrun(processes: int, *arguments: str | Path, check: bool = True) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    subprocess.run(
+        [*command, "-m", data_parallel.__name__, *map(str, arguments)], check=check, cwd=ROOT, capture_output=True
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--pretrain",)])
+def test_two_processes_take_the_steps_of_one_with_the_double_batch(
+    folder: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """In pretraining each pair is told apart from those of both processes."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for out, processes in ((one, 1), (two, 2)):
+        out.mkdir()
+        torchrun(processes, folder, out, *options)
+    assert {p.name for p in two.iterdir()} == {"0.safetensors", "0.txt", "1.safetensors", "1.txt"}
+    alone, first, second = (load_file(p) for p in (one / "0.safetensors", two / "0.safetensors", two / "1.safetensors"))
+    for name, weight in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        # Adam divides by the gradient's size: where that is all rounding, so is the step.
+        torch.testing.assert_close(first[name], weight, rtol=0, atol=5e-3)
+    losses = [[float(line) for line in (out / "0.txt").read_text().split()] for out in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_two_killed_processes_go_on_each_with_its_own_random_state(folder: Path, tmp_path: Path) -> None:
+    whole, resumed, work = tmp_path / "whole", tmp_path / "resumed", tmp_path / "work"
+    for out in (whole, resumed):
+        out.mkdir()
+    torchrun(2, folder, whole, "--dropout", "0.3")
+    torchrun(2, folder, resumed, "--dropout", "0.3", "--work", work, "--kill-at", "7", check=False)
+    assert not list(resumed.iterdir())
+    states = torch.load(work / CHECKPOINT)["random"]
+    assert len(states) == 2
+    assert not torch.equal(states[0], states[1])
+    torchrun(2, folder, resumed, "--dropout", "0.3", "--work", work)
+    for rank in range(2):
+        expected, found = (load_file(out / f"{rank}.safetensors") for out in (whole, resumed))
+        for name, weight in expected.items():
+            assert torch.equal(found[name], weight), name
+        assert (resumed / f"{rank}.txt").read_text() == (whole / f"{rank}.txt").read_text()
+
+
 def test_early_stop(index: ExampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.5, 0.7, 0.6, 0.7, 0.9, 0.9])
     monkeypatch.setattr(objectives.MultiTask, "validate", lambda _: next(scores))
@@ -350,6 +390,38 @@ def test_tensorboard_logs_are_written(index: ExampleIndex, tmp_path: Path) -> No
     events.Reload()
     assert {"loss", "learning_rate", "examples_per_second", "validation"} <= set(events.Tags()["scalars"])
     assert [e.value for e in events.Scalars("validation")] == pytest.approx([e.validation for e in fitted.epochs])
+
+
+def test_a_resumed_training_logs_each_step_once_and_counts_all_its_seconds(
+    index: ExampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = busy(epochs=3)
+    steps = len(list(objective(config, index).batches(1, 0)))
+    arguments: dict[str, Any] = {"folder": tmp_path, "progress": False}
+    calls, step = itertools.count(1), Loop.step
+
+    def mortal(self: Loop, batch: Batch) -> float:
+        if next(calls) == steps + 4:  # three steps after the checkpoint of the first epoch
+            raise Killed
+        return step(self, batch)
+
+    monkeypatch.setattr(Loop, "step", mortal)
+    with pytest.raises(Killed):
+        fit(config, drawn.taxonomy(), index, CPU, **arguments)
+    monkeypatch.undo()
+    state = torch.load(tmp_path / CHECKPOINT)
+    state["epochs"][0]["seconds"] += 1000.0
+    save_checkpoint(tmp_path / CHECKPOINT, state)
+    trained = train(config, drawn.taxonomy(), index, CPU, **arguments)
+    assert trained.metrics.seconds > 1000
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    seen = [e.step for e in events.Scalars("loss")]
+    assert seen == sorted(set(seen))
+    assert len(seen) == 3 * steps
+    assert [e.step for e in events.Scalars("validation")] == [n * index.count("train") for n in (1, 2, 3)]
 
 
 def test_the_order_is_drawn_anew_in_each_epoch_and_the_same_each_time(index: ExampleIndex) -> None:

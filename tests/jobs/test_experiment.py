@@ -17,17 +17,20 @@ import yaml
 from cma_clip_core import registry, towers
 from cma_clip_core.backbone import Backbone
 from cma_clip_core.errors import ModelError
+from cma_clip_core.loop import Loop
 from cma_clip_core.methods import LABELS, configure
 from jobs import experiment as module
 from jobs import storage
 from jobs.errors import JobError
 from jobs.experiment import Results, experiment
 from jobs.lake import Lake
+from jobs.prepare import prepare
 from jobs.pretrain import pretrain, with_towers
 from jobs.settings import Settings
+from jobs.suspects import suspects
 from jobs.train import train
 from tests.cma_clip_core import drawn
-from tests.jobs.test_train import RUN, add_examples, settings_of
+from tests.jobs.test_train import RUN, add_examples, settings_of, torchrun
 
 DAY = "2026-11-20"
 
@@ -44,6 +47,27 @@ def pretrained(settings: Settings) -> Path:
     return Lake(settings.root).towers / pretrain(settings, DAY)
 
 
+def test_two_processes_pretrain_one_pair_of_towers(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    lake = Lake(settings.root)
+    add_examples(lake, RUN, drawn.examples(200))
+    done = torchrun(settings, "pretrain")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (folder,) = lake.towers.iterdir()
+    assert {json.loads(line)["towers"] for line in done.stdout.splitlines()} == {folder.name}
+
+
+def test_steps_of_one_process_refuse_several(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")  # what torchrun sets
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(JobError, match="experiment runs in one process: start it without torchrun"):
+        experiment(settings, DAY)
+    with pytest.raises(JobError, match="experiment runs in one process"):
+        prepare(settings, Path("catalog"), DAY, "sample")
+    with pytest.raises(JobError, match="suspects runs in one process"):
+        suspects(settings, DAY)
+
+
 def test_pretrained_towers_find_the_picture_of_a_text(settings: Settings, pretrained: Path) -> None:
     metrics = towers.TowersMetrics.model_validate_json((pretrained / towers.METRICS).read_bytes())
     assert metrics.epochs[-1].loss < metrics.epochs[0].loss
@@ -52,6 +76,41 @@ def test_pretrained_towers_find_the_picture_of_a_text(settings: Settings, pretra
     one, other = (Backbone(with_towers(config, pretrained), pretrained=p) for p in (True, False))
     fresh = {name for name, weight in one.state_dict().items() if not torch.equal(weight, other.state_dict()[name])}
     assert {"text.tower.token_embedding.weight", "image.tower.conv1.weight", "logit_scale"} <= fresh
+
+
+@pytest.mark.parametrize("step", [pretrain, train])
+def test_a_killed_training_blocks_no_other_and_goes_on_when_it_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: Callable[..., str]
+) -> None:
+    lake = Lake((settings := settings_of(tmp_path)).root)
+    add_examples(lake, RUN, drawn.examples(300))
+    chosen = []
+    for epochs in (1, 2):
+        document = drawn.config(epochs=epochs).model_dump(mode="json")
+        document["pretraining"] |= {"epochs": epochs, "batch_size": 32}
+        (tmp_path / f"{epochs}.yaml").write_text(yaml.safe_dump(document))
+        chosen.append(settings.model_copy(update={"model_config_name": str(tmp_path / f"{epochs}.yaml")}))
+    one, two = chosen
+    above = lake.towers if step is pretrain else lake.models
+    epoch = Loop._epoch
+
+    def mortal(self: Loop) -> None:
+        if self.at.epoch == 2:
+            raise KeyboardInterrupt
+        epoch(self)
+
+    monkeypatch.setattr(Loop, "_epoch", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        step(two, DAY)
+    monkeypatch.undo()
+    (left,) = above.glob(".unfinished-*")
+    with caplog.at_level(logging.INFO):
+        step(one, DAY)
+        assert f"unfinished: {left} is of another training (configuration tiny, labelled set" in caplog.text
+        assert "training goes on in epoch 2" not in caplog.text
+        step(two, DAY)
+    assert "training goes on in epoch 2" in caplog.text
+    assert not list(above.glob(".unfinished-*"))
 
 
 def test_a_model_that_began_with_towers_needs_them_no_more(settings: Settings, pretrained: Path) -> None:
@@ -144,25 +203,6 @@ def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
     assert trained.out.count(table) == 1
 
 
-def test_unknown_names_say_what_there_is(settings: Settings) -> None:
-    with pytest.raises(JobError, match=r"no such method: clap; there are raw-clip, fine-tuned-clip"):
-        experiment(settings, DAY, methods=("clap",))
-    with pytest.raises(JobError, match=r"no such attribute: color; there are article_type, colour"):
-        experiment(settings, DAY, attributes=("color",))
-
-
-def test_methods_differ_from_the_whole_in_what_they_say() -> None:
-    base = drawn.config()
-    assert configure(base, "cma-clip") == base
-    raw = configure(base, "raw-clip")
-    assert (raw.method, raw.training.epochs, raw.name) == ("clip", 0, "tiny-raw-clip")
-    late = configure(base, "late-concatenation")
-    assert not late.fusion.sequence_attention
-    assert not late.fusion.modality_attention
-    assert late.backbone == base.backbone
-    assert configure(base, "picture-tower").training.text_dropout == 0
-    with pytest.raises(KeyError):
-        configure(base, "clap")
 def test_results_are_of_all_methods_run_so_far(settings: Settings) -> None:
     folder = experiment(settings, DAY, products=400, methods=("tf-idf",))
     assert experiment(settings, DAY, products=400, methods=("raw-clip",)) == folder
@@ -226,3 +266,22 @@ def test_without_any_text_the_text_baseline_is_left_out(tmp_path: Path) -> None:
     assert "it is left out" in (folder / "results.md").read_text()
 
 
+def test_unknown_names_say_what_there_is(settings: Settings) -> None:
+    with pytest.raises(JobError, match=r"no such method: clap; there are raw-clip, fine-tuned-clip"):
+        experiment(settings, DAY, methods=("clap",))
+    with pytest.raises(JobError, match=r"no such attribute: color; there are article_type, colour"):
+        experiment(settings, DAY, attributes=("color",))
+
+
+def test_methods_differ_from_the_whole_in_what_they_say() -> None:
+    base = drawn.config()
+    assert configure(base, "cma-clip") == base
+    raw = configure(base, "raw-clip")
+    assert (raw.method, raw.training.epochs, raw.name) == ("clip", 0, "tiny-raw-clip")
+    late = configure(base, "late-concatenation")
+    assert not late.fusion.sequence_attention
+    assert not late.fusion.modality_attention
+    assert late.backbone == base.backbone
+    assert configure(base, "picture-tower").training.text_dropout == 0
+    with pytest.raises(KeyError):
+        configure(base, "clap")
