@@ -123,7 +123,8 @@ def test_killed_by_the_system_at_any_step_and_resumed_is_uninterrupted(folder: P
         return [sys.executable, "-m", data_parallel.__name__, *map(str, arguments)]
 
     done = subprocess.run(command(whole, "--say-steps"), check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    kill_at = random.Random(seed).randrange(1, int(done.stdout.split()[-1]) + 1)
+    steps = int(done.stdout.split()[-1])
+    kill_at = random.Random(seed).randrange(1, steps - 3)  # not the last ones: it must not end before it is killed
     with subprocess.Popen(
         command(resumed, "--say-steps", "--work", tmp_path / "work"), cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -151,6 +152,12 @@ def test_a_truncated_checkpoint_says_so(index: ExampleIndex, tmp_path: Path) -> 
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"checkpoint.pt: the checkpoint is broken .* delete it to train from"):
         fit(busy(epochs=1), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+
+
+def test_a_checkpoint_of_an_older_program_says_so(tmp_path: Path) -> None:
+    torch.save({"fits": "x", "random": torch.get_rng_state()}, tmp_path / CHECKPOINT)
+    with pytest.raises(CheckpointError, match="written by another version of this program; delete it"):
+        load_checkpoint(tmp_path / CHECKPOINT, "x")
 
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
