@@ -173,7 +173,8 @@ def _run(setting: _Setting, methods: Sequence[str]) -> tuple[dict[str, _Found], 
         log.warning("experiment: %s: %s", what, left_out[what])
 
     towers = None
-    if any(m != "tf-idf" and not _is_done(setting, m) for m in methods):
+    # Of methods run before too: what they began with is told in the results each time.
+    if any(m != "tf-idf" and (m in methods or _is_done(setting, m)) for m in LABELS):
         try:
             towers = _towers(setting)
         except NothingToLearnError as error:
