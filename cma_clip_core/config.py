@@ -107,7 +107,9 @@ class TrainingConfig(Strict):
         default=None, ge=1, description="products in a forward pass, their gradients accumulated; null: the batch"
     )
     freeze: tuple[Literal["text", "image"], ...] = Field(
-        default=(), description="towers that are not trained; patch dropout does not apply to them"
+        default=(),
+        description="towers that are not trained. They are run once for each product (method cma_clip), so nothing varies "
+        "what they see: flip, shift and patch_dropout do not apply to the image tower then, nor word_dropout to the text's",
     )
     learning_rate: float = Field(default=1e-3, gt=0, description="of the new layers, at its peak")
     backbone_learning_rate: float = Field(

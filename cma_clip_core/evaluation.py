@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
 from cma_clip_core.examples import ExampleIndex, Rows, stream_side
+from cma_clip_core.frozen import FrozenTowers
 from cma_clip_core.halving import Halving
 from cma_clip_core.model import Output
 from cma_clip_core.noise import Noise, swap_all
@@ -38,11 +39,13 @@ def evaluate(
     device: torch.device,
     batch_size: int = 256,
     noise: Noise | None = None,
+    frozen: FrozenTowers | None = None,
 ) -> dict[str, Predictions]:
     """Return what the model says of the labelled products of a side, by attribute name.
 
     With `noise` it is shown some products with the text or the picture of others; which labels are named is still told
-    by their own text. Where `batch_size` products do not fit into memory, half as many go through at a time.
+    by their own text. With `frozen`, frozen towers are not run again. Where `batch_size` products do not fit into memory,
+    half as many go through at a time.
 
     Raises:
         DeviceError: not even one product fits.
@@ -56,7 +59,7 @@ def evaluate(
             output: Output = model(*inputs)
         return output.logits, output.lambdas
 
-    for inputs, columns in prefetch(_batches(stream_side(index, side), config, layout, tokenizer, batch_size, noise)):
+    for inputs, columns in prefetch(_batches(index, side, config, layout, tokenizer, batch_size, noise, frozen)):
         columns["logits"], columns["lambdas"] = (found.numpy() for found in halving.run(forward, inputs))
         parts.append(columns)
     return split_attributes(layout, parts)
@@ -102,17 +105,25 @@ def label_columns(examples: pa.RecordBatch, families: Rows, encoder: LabelEncode
 
 
 def _batches(
-    stream: Iterable[tuple[pa.RecordBatch, Rows]],
+    index: ExampleIndex,
+    side: Side,
     config: ModelConfig,
     layout: ClassLayout,
     tokenizer: Tokenizer,
     batch_size: int,
     noise: Noise | None,
+    frozen: FrozenTowers | None,
 ) -> Iterator[tuple[Inputs, Columns]]:
     encoder, spoken = LabelEncoder(layout), SpokenFinder(layout.taxonomy)
+    stream, places, at = stream_side(index, side), index.places(side), 0
     unchanged = ((examples, examples, families) for examples, families in stream)
     for examples, shown, families in unchanged if noise is None else swap_all(stream, noise):
         prepared = prepare(shown, config, tokenizer)
         columns = label_columns(examples, families, encoder, spoken)
+        here = places[at : at + len(prepared)]
+        at += len(prepared)
         for rows in prepared.by_length(batch_size):
-            yield prepared.inputs(rows, tokenizer), {name: column[rows] for name, column in columns.items()}
+            inputs = prepared.inputs(rows, tokenizer)
+            if frozen is not None:
+                inputs = frozen.add_to(inputs, here[rows])
+            yield inputs, {name: column[rows] for name, column in columns.items()}

@@ -19,6 +19,7 @@ from cma_clip_core.distributed import World
 from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import ExampleIndex, stream_shuffled, stream_side
+from cma_clip_core.frozen import FrozenTowers
 from cma_clip_core.halving import Halving
 from cma_clip_core.learnable import count_labels, unlearnable
 from cma_clip_core.memory import release
@@ -34,6 +35,7 @@ class TrainingBatches:
     def __init__(self, index: ExampleIndex, config: ModelConfig, layout: ClassLayout, tokenizer: Tokenizer) -> None:
         self.index, self.config, self.layout, self.tokenizer = index, config, layout, tokenizer
         self.encoder = LabelEncoder(layout)
+        self.frozen: FrozenTowers | None = None
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches from number `first` on: drawn at random, of like length, in random order."""
@@ -50,14 +52,15 @@ class TrainingBatches:
             prepared = prepare(examples, self.config, self.tokenizer)
             labels = self.encoder.encode(examples.column("labels").to_pylist())
             products = examples.column("product_id").to_pylist()
+            places = examples.column("place").to_numpy()
             augment(prepared, training, rng)
             batches = prepared.by_length(training.batch_size)
             for at in rng.permutation(len(batches)):
                 if number >= first:
-                    rows = torch.from_numpy(batches[at])
+                    rows, inputs = torch.from_numpy(batches[at]), prepared.inputs(batches[at], self.tokenizer)
                     yield Batch(
                         [products[row] for row in batches[at]],
-                        prepared.inputs(batches[at], self.tokenizer),
+                        inputs if self.frozen is None else self.frozen.add_to(inputs, places[batches[at]]),
                         Labels(labels.targets[rows], labels.labelled[rows]),
                     )
                 number += 1
@@ -81,11 +84,16 @@ class MultiTask:
         self.model, self.index, self.config, self.layout = model, index, config, layout
         self.tokenizer, self.device = tokenizer, device
         self.examples = index.count("train")
+        self.frozen: FrozenTowers | None = None
         self._batches = TrainingBatches(index, config, layout, tokenizer)
         counts, balance = count_labels(index, layout), config.training.class_balance
         self.weights = class_weights(counts, layout, balance).to(device) if balance else None
         self.not_learnt = unlearnable(counts, layout, config.selection.least_labels)
         self.learnt = torch.tensor([a.name not in self.not_learnt for a in layout.attributes])
+
+    def use(self, frozen: FrozenTowers | None) -> None:
+        """Take from here what frozen towers give, in training and validation, instead of running them."""
+        self.frozen = self._batches.frozen = frozen
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         """Yield the batches of an epoch from number `first` on."""
@@ -109,6 +117,7 @@ class MultiTask:
             self.layout,
             self.tokenizer,
             self.device,
+            frozen=self.frozen,
         )
         return mean_accuracy({name: p for name, p in found.items() if name not in self.not_learnt})
 

@@ -22,6 +22,7 @@ from cma_clip_core.documents import AttributeMetrics, Epoch, Threshold
 from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import ExampleIndex
+from cma_clip_core.frozen import frozen_towers, idle_settings, run_frozen
 from cma_clip_core.learnable import find_unlearnable
 from cma_clip_core.loop import Fitted, Loop
 from cma_clip_core.methods import build_model
@@ -79,7 +80,8 @@ def fit(
         taxonomy: what it predicts.
         index: the labelled examples.
         device: where.
-        folder: for checkpoints, from which a killed training goes on, and TensorBoard logs; None: neither.
+        folder: for checkpoints, from which a killed training goes on, TensorBoard logs, and what frozen towers give; None:
+            nothing is written, and frozen towers are run in every epoch.
         world: the processes that train together.
         progress: show progress bars.
         checkpoint_seconds: least time between checkpoints.
@@ -99,15 +101,21 @@ def fit(
     if world.is_first:
         for name, why in objective.not_learnt.items():
             log.warning("%s is not learnt, accepted or counted in a mean: %s", name, why)
+        for tower in frozen_towers(config):
+            if idle := idle_settings(config, tower):
+                log.info("the %s tower is frozen, what it sees is not varied: no %s", tower, ", ".join(idle))
     if not objective.learnt.any():
         reasons = "; ".join(f"{name}: {why}" for name, why in objective.not_learnt.items())
         raise DataError(f"no attribute can be learnt: {reasons}")
     torch.manual_seed(config.training.seed + world.rank)  # each process drops out other units
     fits = fingerprint(config.model_dump(mode="json"), taxonomy.fingerprint, index.fingerprint, world.size)
-    fitted = Loop(
+    loop = Loop(
         objective, config.training, device, folder=folder, fits=fits, world=world, progress=progress,
         checkpoint_seconds=checkpoint_seconds,
-    ).run()  # fmt: skip
+    )  # fmt: skip
+    if folder is not None:  # after the loop has read the checkpoint's weights: the towers are run with these
+        objective.use(run_frozen(model, index, config, tokenizer, device, folder, world, progress))
+    fitted = loop.run()
     model.load_state_dict(fitted.weights)
     return model.eval(), fitted
 
