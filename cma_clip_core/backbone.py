@@ -156,8 +156,8 @@ class Backbone(nn.Module):
         scale = getattr(clip, "logit_scale", None)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)) if scale is None else scale.detach().clone())
         self.train_projections(False)
-        if pretrained and config.backbone.custom is not None and config.backbone.pretrained is not None:
-            towers.load(self, Path(config.backbone.pretrained), config)
+        if pretrained and (folder := _towers_folder(config.backbone)) is not None:
+            towers.load(self, folder, config)
 
     def train_projections(self, wanted: bool) -> None:
         """Let CLIP's projections of the pooled vectors and its temperature be trained, or not: CMA-CLIP has none."""
@@ -214,9 +214,10 @@ def _create(config: ModelConfig, *, pretrained: bool) -> Any:
         return _create_custom(backbone, size, config.text.context_length)
     assert backbone.architecture is not None
     check_architecture(backbone.architecture)
-    weights = backbone.pretrained if pretrained else None
+    # A folder of our own towers is loaded over what is built here.
+    weights = backbone.pretrained if pretrained and _towers_folder(backbone) is None else None
     if weights is not None and ("/" in weights or "." in weights) and not Path(weights).is_file():
-        raise ModelError(f"backbone.pretrained: no such checkpoint file: {weights}")
+        raise ModelError(f"backbone.pretrained: no such checkpoint file, nor a folder of towers: {weights}")
     try:
         return open_clip.create_model(
             backbone.architecture,
@@ -238,6 +239,15 @@ def _create(config: ModelConfig, *, pretrained: bool) -> Any:
             f"open_clip cannot build {backbone.architecture!r} (pretrained: {weights}) for pictures of "
             f"{size[0]}x{size[1]}: {error}"
         ) from error
+
+
+def _towers_folder(backbone: BackboneConfig) -> Path | None:
+    """Return the folder of `python -m jobs pretrain` that the towers begin with; None: a tag, a file, or nothing."""
+    if backbone.pretrained is None:
+        return None
+    folder = Path(backbone.pretrained)
+    # A tag has no slash; a folder of the same name may lie where the program was started.
+    return folder if backbone.custom is not None or ("/" in backbone.pretrained and folder.is_dir()) else None
 
 
 def _create_custom(backbone: BackboneConfig, size: tuple[int, int], context_length: int) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from cma_clip_core.batches import LabelEncoder
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import TextConfig
+from cma_clip_core.errors import NothingToLearnError
 from cma_clip_core.evaluation import Columns, label_columns, split_attributes
 from cma_clip_core.examples import ExampleIndex, stream_side
 from cma_clip_core.predictions import Predictions
@@ -61,8 +63,8 @@ class TextBaseline:
 
 
 def fit_text_baseline(
-    index: ExampleIndex, layout: ClassLayout, text: TextConfig, *, inverse_regularisation: float = 10.0,
-    progress: bool = True,
+    index: ExampleIndex, layout: ClassLayout, text: TextConfig, *, not_learnt: Collection[str] = (),
+    inverse_regularisation: float = 10.0, progress: bool = True,
 ) -> TextBaseline:  # fmt: skip
     """Fit the baseline on the training side.
 
@@ -70,15 +72,26 @@ def fit_text_baseline(
         index: the labelled products.
         layout: the classes.
         text: which fields are read, in which order.
+        not_learnt: attributes that are left out (cma_clip_core.learnable): of all their values it says that none is.
         inverse_regularisation: C of the logistic regressions.
         progress: show a progress bar.
+
+    Raises:
+        NothingToLearnError: there is no text, or no word that two products have.
     """
     texts, columns = _read(index, "train", layout, text)
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, dtype=np.float32)
-    features = vectorizer.fit_transform(texts)
+    try:
+        features = vectorizer.fit_transform(texts)
+    except ValueError as error:  # scikit-learn's word for an empty vocabulary
+        raise NothingToLearnError(
+            f"no two training products have a word in common in {', '.join(text.fields)}: there is no text to learn from"
+        ) from error
     models: dict[str, tuple[npt.NDArray[np.int64], Any]] = {}
     attributes = list(zip(layout.attributes, layout.slices, strict=True))
     for k, (attribute, part) in enumerate(tqdm(attributes, desc="TF-IDF + LR", unit="attribute", disable=not progress)):
+        if attribute.name in not_learnt:
+            continue
         rows = np.flatnonzero(columns["labelled"][:, k])
         targets = columns["targets"][rows, part]
         seen = np.flatnonzero(targets.any(axis=0))

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from cma_clip_core.backbone import Sequence
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig, TrainingConfig
 from cma_clip_core.examples import read_pixels
@@ -37,13 +38,33 @@ class Inputs:
     text_present: Tensor  # [B] bool
     pixels: Tensor  # [B, H, W, 3] uint8
     image_present: Tensor  # [B] bool
+    text: Sequence | None = None  # what a frozen tower made of the texts before (cma_clip_core.frozen)
+    image: Sequence | None = None  # of the pictures
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def rows(self, rows: slice | Tensor) -> Inputs:
+        """Return some of the products: a slice, or where a mask [B] is True."""
+        return self._each(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device) -> Inputs:
         """Return the inputs on `device`."""
-        return Inputs(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return (getattr(self, f.name) for f in fields(self))
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        def changed(sequence: Sequence | None) -> Sequence | None:
+            return sequence and Sequence(*(None if part is None else change(part) for part in sequence))  # type: ignore[arg-type]
+
+        return Inputs(
+            change(self.ids), change(self.lengths), change(self.text_present), change(self.pixels),
+            change(self.image_present), changed(self.text), changed(self.image),
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from (self.ids, self.lengths, self.text_present, self.pixels, self.image_present)
+        if self.text is not None or self.image is not None:
+            yield from (self.text, self.image)
 
 
 @dataclass(slots=True)
@@ -73,7 +94,7 @@ class Batch:
         """Return some of the products."""
         return Batch(
             self.products[rows],
-            Inputs(*(tensor[rows] for tensor in self.inputs)),
+            self.inputs.rows(rows),
             Labels(self.labels.targets[rows], self.labels.labelled[rows]),
         )
 
@@ -143,15 +164,20 @@ class LabelEncoder:
 
 
 def augment(prepared: Prepared, config: TrainingConfig, rng: np.random.Generator) -> None:
-    """Vary `prepared` in place as training asks: words, modalities, mirrored and moved pictures. Our choice."""
+    """Vary `prepared` in place as training asks: words, modalities, mirrored and moved pictures. Our choice.
+
+    What a frozen tower sees is not varied: it gives the same in every epoch, so that it need be run but once.
+    """
     rows = len(prepared)
     if config.text_dropout or config.image_dropout:
         both = prepared.text_present & prepared.image_present  # nobody loses their only modality
         draw = rng.random(rows)
         prepared.text_present = prepared.text_present & ~(both & (draw < config.text_dropout))
         prepared.image_present = prepared.image_present & ~(both & (draw > 1 - config.image_dropout))
-    if config.word_dropout:
+    if config.word_dropout and "text" not in config.freeze:
         prepared.texts = [_drop_words(text, config.word_dropout, rng) for text in prepared.texts]
+    if "image" in config.freeze:
+        return
     pixels = prepared.pixels
     if config.flip:
         chosen = rng.random(rows) < 0.5

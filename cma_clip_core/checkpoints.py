@@ -16,6 +16,7 @@ import torch
 from cma_clip_core.errors import CheckpointError
 
 CHECKPOINT = "checkpoint.pt"
+FORMAT = 2  # what `cma_clip_core.loop` writes and reads: 2 has the random state of each process
 
 
 def fingerprint(*parts: Any) -> str:
@@ -33,7 +34,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            torch.save(state, file)
+            torch.save(state | {"format": FORMAT}, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -53,7 +54,7 @@ def load_checkpoint(path: Path, fits: str) -> dict[str, Any] | None:
         fits: fingerprint of the training that wants to resume it.
 
     Raises:
-        CheckpointError: it is broken, or of another training.
+        CheckpointError: it is broken, of another version of this program, or of another training.
     """
     try:
         # weights_only: tensors and plain values alone, no code
@@ -64,6 +65,10 @@ def load_checkpoint(path: Path, fits: str) -> dict[str, Any] | None:
         raise CheckpointError(
             f"{path}: the checkpoint is broken ({type(error).__name__}: {error}); delete it to train from the start"
         ) from error
+    if isinstance(state, dict) and state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: the checkpoint was written by another version of this program; delete it to train from the start"
+        )
     if not isinstance(state, dict) or state.get("fits") != fits:
         raise CheckpointError(
             f"{path}: the checkpoint is of another training (other configuration, taxonomy, examples or seed); "

@@ -67,7 +67,7 @@ class BackboneConfig(Strict):
     architecture: str | None = Field(default=None, description="open_clip name, such as ViT-B-32")
     pretrained: str | None = Field(
         default=None,
-        description="open_clip tag, or path of a checkpoint (of open_clip or of `python -m jobs pretrain`); used in "
+        description="open_clip tag, path of an open_clip checkpoint, or folder of `python -m jobs pretrain`; used in "
         "training only",
     )
     custom: CustomTowers | None = None
@@ -113,7 +113,11 @@ class TrainingConfig(Strict):
     micro_batch: int | None = Field(
         default=None, ge=1, description="products in a forward pass, their gradients accumulated; null: the batch"
     )
-    freeze: tuple[Literal["text", "image"], ...] = Field(default=(), description="towers that are not trained")
+    freeze: tuple[Literal["text", "image"], ...] = Field(
+        default=(),
+        description="towers that are not trained. They are run once for each product (method cma_clip), so nothing varies "
+        "what they see: flip, shift and patch_dropout do not apply to the image tower then, nor word_dropout to the text's",
+    )
     learning_rate: float = Field(default=1e-3, gt=0, description="of the new layers, at its peak")
     backbone_learning_rate: float = Field(
         default=1e-3, gt=0, description="of the towers; for pretrained ones 10 to 100 times less than the new layers'"

@@ -54,15 +54,51 @@ class World:
             distributed.all_reduce(value)
         return value
 
+    def gather(self, value: Tensor) -> Tensor:
+        """Return the values of all processes, of one shape, side by side [size, ...]."""
+        if self.size == 1:
+            return value[None]
+        held = _where_messages_go(value.contiguous())
+        found = [torch.empty_like(held) for _ in range(self.size)]
+        distributed.all_gather(found, held)
+        return torch.stack(found).to(value.device)
+
+    def gather_rows(self, own: Tensor) -> Tensor:
+        """Return the rows of all processes, process by process; the own ones with their gradient, others as constants.
+
+        Args:
+            own: [B, W]; B may differ from process to process, and be 0, W then too.
+        """
+        if self.size == 1:
+            return own
+        shapes = self.gather(torch.tensor(own.shape, device=own.device)).tolist()
+        rows, width = max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
+        padded = own.new_zeros(rows, width)
+        padded[: len(own), : own.shape[1]] = own.detach()
+        parts = [part[: shape[0]] for part, shape in zip(self.gather(padded), shapes, strict=True)]
+        if len(own):
+            parts[self.rank] = own
+        return torch.cat(parts)
+
     def broadcast(self, value: float) -> float:
         """Return the first process's value."""
         if self.size == 1:
             return value
-        held = torch.tensor([value], dtype=torch.float64)
-        if distributed.get_backend() == "nccl":
-            held = held.cuda()
+        held = _where_messages_go(torch.tensor([value], dtype=torch.float64))
         distributed.broadcast(held, 0)
         return float(held.item())
+
+    def broadcast_text(self, value: str) -> str:
+        """Return the first process's text."""
+        held: list[str] = [value]
+        if self.size > 1:
+            distributed.broadcast_object_list(held, 0)
+        return held[0]
+
+
+def _where_messages_go(value: Tensor) -> Tensor:
+    """Return `value` where the processes' messages are read from: NCCL takes those of a GPU alone."""
+    return value.cuda() if distributed.get_backend() == "nccl" else value
 
 
 def join(device: torch.device) -> World:

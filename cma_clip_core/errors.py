@@ -13,6 +13,10 @@ class DataError(CoreError):
     """Examples are missing, or are not what the model expects."""
 
 
+class NothingToLearnError(DataError):
+    """What a method learns from is nowhere in the examples: other methods may still learn."""
+
+
 class DeviceError(CoreError):
     """The device that was asked for is not there."""
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cma_clip_core.batches import Inputs, LabelEncoder, prefetch, prepare
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
 from cma_clip_core.examples import ExampleIndex, Rows, stream_side
-from cma_clip_core.noise import Noise, swap
+from cma_clip_core.frozen import FrozenTowers
+from cma_clip_core.halving import Halving
+from cma_clip_core.model import Output
+from cma_clip_core.noise import Noise, swap_all
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.splits import Side
 from cma_clip_core.spoken import TEXT_FIELDS, SpokenFinder
@@ -36,19 +39,28 @@ def evaluate(
     device: torch.device,
     batch_size: int = 256,
     noise: Noise | None = None,
+    frozen: FrozenTowers | None = None,
 ) -> dict[str, Predictions]:
     """Return what the model says of the labelled products of a side, by attribute name.
 
     With `noise` it is shown some products with the text or the picture of others; which labels are named is still told
-    by their own text.
+    by their own text. With `frozen`, frozen towers are not run again. Where `batch_size` products do not fit into memory,
+    half as many go through at a time.
+
+    Raises:
+        DeviceError: not even one product fits.
     """
     parts: list[Columns] = []
+    halving = Halving(device, batch_size)
     model.eval()
-    for inputs, columns in prefetch(_batches(stream_side(index, side), config, layout, tokenizer, batch_size, noise)):
+
+    def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
         with precision(device):
-            output = model(*inputs.to(device))
-        columns["logits"] = output.logits.float().cpu().numpy()
-        columns["lambdas"] = output.lambdas.float().cpu().numpy()
+            output: Output = model(*inputs)
+        return output.logits, output.lambdas
+
+    for inputs, columns in prefetch(_batches(index, side, config, layout, tokenizer, batch_size, noise, frozen)):
+        columns["logits"], columns["lambdas"] = (found.numpy() for found in halving.run(forward, inputs))
         parts.append(columns)
     return split_attributes(layout, parts)
 
@@ -93,17 +105,25 @@ def label_columns(examples: pa.RecordBatch, families: Rows, encoder: LabelEncode
 
 
 def _batches(
-    stream: Iterable[tuple[pa.RecordBatch, Rows]],
+    index: ExampleIndex,
+    side: Side,
     config: ModelConfig,
     layout: ClassLayout,
     tokenizer: Tokenizer,
     batch_size: int,
     noise: Noise | None,
+    frozen: FrozenTowers | None,
 ) -> Iterator[tuple[Inputs, Columns]]:
     encoder, spoken = LabelEncoder(layout), SpokenFinder(layout.taxonomy)
-    for examples, families in stream:
-        shown = examples if noise is None else swap(examples, noise)
+    stream, places, at = stream_side(index, side), index.places(side), 0
+    unchanged = ((examples, examples, families) for examples, families in stream)
+    for examples, shown, families in unchanged if noise is None else swap_all(stream, noise):
         prepared = prepare(shown, config, tokenizer)
         columns = label_columns(examples, families, encoder, spoken)
+        here = places[at : at + len(prepared)]
+        at += len(prepared)
         for rows in prepared.by_length(batch_size):
-            yield prepared.inputs(rows, tokenizer), {name: column[rows] for name, column in columns.items()}
+            inputs = prepared.inputs(rows, tokenizer)
+            if frozen is not None:
+                inputs = frozen.add_to(inputs, here[rows])
+            yield inputs, {name: column[rows] for name, column in columns.items()}

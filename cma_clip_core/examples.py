@@ -154,6 +154,14 @@ class ExampleIndex:
         """Return the number of examples on a side."""
         return int((self.side == SIDES.index(side)).sum())
 
+    def places(self, side: Side) -> Rows:
+        """Return where in the index the examples of a side are, in the order of `stream_side`."""
+        return np.concatenate([np.zeros(0, np.int64), *(self.places_of(n, side) for n in range(len(self.files)))])
+
+    def places_of(self, file: int, side: Side) -> Rows:
+        """Return where in the index the rows of `rows_of` are."""
+        return np.flatnonzero(self._of(file, side))
+
     def rows_of(self, file: int, side: Side) -> Rows:
         """Return the rows of a file that are on a side, in order."""
         rows: Rows = self.row[self._of(file, side)]
@@ -245,7 +253,8 @@ def stream_side(
 
 
 def stream_shuffled(index: ExampleIndex, side: Side, buffer: int, rng: np.random.Generator) -> Iterator[pa.RecordBatch]:
-    """Yield the examples of a side in random order, in batches of about `buffer` examples.
+    """Yield the examples of a side in random order, in batches of about `buffer` examples; a column `place` says where in
+    the index each is.
 
     Files and their row groups are read in random order into a buffer, which is shuffled before it is given out: what is
     held in memory does not grow with the number of examples. The order follows from `rng` alone.
@@ -261,9 +270,12 @@ def stream_shuffled(index: ExampleIndex, side: Side, buffer: int, rng: np.random
     held: list[pa.RecordBatch] = []
     for at in rng.permutation(len(groups)):
         number, group, first = groups[at]
+        keep, places = index.rows_of(number, side), index.places_of(number, side)
+        next_row = int(np.searchsorted(keep, first))
         with open_examples(index.files[number]) as file:
-            for batch in _rows_of(file, [group], index.rows_of(number, side), first, READ_ROWS):
-                held.append(batch)
+            for batch in _rows_of(file, [group], keep, first, READ_ROWS):
+                held.append(batch.append_column("place", pa.array(places[next_row : next_row + batch.num_rows])))
+                next_row += batch.num_rows
                 if sum(b.num_rows for b in held) >= buffer:
                     yield _shuffled(held, rng)
                     held = []

@@ -39,13 +39,16 @@ class Objective(Protocol):
 
     model: nn.Module
     examples: int  # on the training side
+    # Whether the losses of a batch's parts sum up to that of the batch, however it is cut. False: the examples of a part
+    # are compared with each other, over all processes, so that other parts are another loss.
+    exact_in_parts: bool
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         """Yield the batches of an epoch (from 1), from number `first` (from 0) on: the same ones every time."""
         ...
 
     def loss(self, part: Batch, whole: Batch) -> Tensor:
-        """Return what a part adds to the loss of the whole batch: the losses of its parts sum up to it."""
+        """Return what a part adds to the loss of the whole batch."""
         ...
 
     def validate(self) -> float:
@@ -62,6 +65,11 @@ class Fitted:
     best_score: float = -math.inf
     epochs: list[Epoch] = field(default_factory=list)
 
+    @property
+    def seconds(self) -> float:
+        """What the epochs took, those before a resume too."""
+        return sum(epoch.seconds for epoch in self.epochs)
+
 
 @dataclass(slots=True)
 class _Progress:
@@ -71,7 +79,7 @@ class _Progress:
     step: int = 0
     seen: int = 0  # examples of this epoch
     loss_sum: float = 0.0  # over them
-    seconds: float = 0.0  # spent on this epoch before the last resume
+    seconds: float = 0.0  # spent on this epoch, before the last resume too
 
 
 class Loop:
@@ -112,6 +120,7 @@ class Loop:
         self.optimizer = make_optimizer(objective.model, config)
         self.at = _Progress()
         self.fitted = Fitted(self._weights())
+        self.writer: Any = None  # of TensorBoard
         if folder is not None and (state := load_checkpoint(folder / CHECKPOINT, fits)) is not None:
             self._restore(state)
 
@@ -123,13 +132,13 @@ class Loop:
             CheckpointError: a checkpoint cannot be written; the last good one is kept.
             DeviceError: not even one example fits into the device's memory.
         """
-        writer = self._writer()
+        self.writer = self._make_writer()
         try:
             while self.at.epoch <= self.config.epochs and not self._is_stale():
-                self._epoch(writer)
+                self._epoch()
         finally:
-            if writer is not None:
-                writer.close()
+            if self.writer is not None:
+                self.writer.close()
         return self.fitted
 
     def _is_stale(self) -> bool:
@@ -139,11 +148,12 @@ class Loop:
             log.info("no better since epoch %d: training stops early", self.fitted.best_epoch)
         return stale
 
-    def _epoch(self, writer: Any) -> None:
+    def _epoch(self) -> None:
+        writer = self.writer
         at, config, total = self.at, self.config, self.objective.examples
         started = saved = time.perf_counter()
         spent = at.seconds
-        self.objective.model.train()
+        train_mode(self.objective.model)
         with (
             closing(prefetch(self.objective.batches(at.epoch, at.step), depth=4)) as batches,
             tqdm(
@@ -159,11 +169,11 @@ class Loop:
                 bar.update(len(batch))
                 bar.set_postfix(loss=f"{at.loss_sum / at.seen:.3f}", refresh=False)
                 if writer is not None:
-                    seen = (at.epoch - 1) * total + at.seen
+                    seen = self._seen()
                     writer.add_scalar("loss", loss, seen)
                     writer.add_scalar("learning_rate", self.optimizer.param_groups[-1]["lr"], seen)
                     writer.add_scalar("examples_per_second", at.seen / at.seconds, seen)
-                if now - saved >= self.checkpoint_seconds:
+                if self._is_time_to_save(now - saved):
                     self._save()
                     saved = time.perf_counter()
         score = self.world.broadcast(self.objective.validate() if self.world.is_first else 0.0)
@@ -178,7 +188,6 @@ class Loop:
         )  # fmt: skip
         if writer is not None:
             writer.add_scalar("validation", score, at.epoch * total)
-            writer.flush()
         self.at = _Progress(at.epoch + 1)
         self._save()
 
@@ -191,12 +200,7 @@ class Loop:
                 loss = self._accumulate(own, batch)
                 break
             except torch.OutOfMemoryError as error:
-                if self.micro <= 1:
-                    raise DeviceError(
-                        f"{self.device}: not even one example fits into its memory; use a smaller model, picture or text"
-                    ) from error
-                self.micro = max(1, min(self.micro, len(own)) // 2)
-                log.warning("out of memory: %d examples at a time from now on, the batch stays the same", self.micro)
+                self._halve(len(own), error)
             torch.cuda.empty_cache()  # outside of the handler, where the error still holds the tensors
         value = float(self.world.sum(loss))
         parameters = [p for p in self.objective.model.parameters() if p.requires_grad]
@@ -207,9 +211,35 @@ class Loop:
         self.optimizer.step()
         return value
 
+    def _halve(self, rows: int, error: torch.OutOfMemoryError) -> None:
+        """Take fewer of so many examples at a time from now on, and say what that changes."""
+        exact = self.objective.exact_in_parts
+        if not exact and self.world.size > 1:
+            # The others wait for this one's part of the comparison and would have to forget theirs.
+            raise DeviceError(
+                f"{self.device}: {self.micro} examples at a time do not fit into its memory; set a smaller micro_batch, "
+                "or batch_size: processes that compare their examples with each other cannot change it on the way"
+            ) from error
+        least = 1 if exact else 2  # one example alone cannot be told apart from others
+        if min(self.micro, rows) <= least:
+            few = "one example fits" if exact else "two examples fit"
+            raise DeviceError(
+                f"{self.device}: not even {few} into its memory; use a smaller model, picture or text"
+            ) from error
+        self.micro = max(least, min(self.micro, rows) // 2)
+        what = (
+            "the batch stays the same"
+            if exact
+            else "each is told apart from these alone, no longer from the whole batch: training takes another course, and "
+            "what it gives is not that of the batch size in the configuration"
+        )
+        log.warning("out of memory: %d examples at a time from now on; %s", self.micro, what)
+
     def _accumulate(self, own: Batch, whole: Batch) -> Tensor:
         total = torch.zeros((), device=self.device)
-        for first in range(0, len(own), self.micro):
+        # Where parts are compared over the processes, each takes as many of them, even if its last ones are empty.
+        rows = len(own) if self.objective.exact_in_parts else -(-len(whole) // self.world.size)
+        for first in range(0, rows, self.micro):
             part = own.rows(slice(first, first + self.micro)).to(self.device)
             with precision(self.device):
                 loss = self.objective.loss(part, whole)
@@ -219,7 +249,12 @@ class Loop:
         return total
 
     def _diverged(self, batch: Batch, loss: float, norm: float) -> str:
-        kept = "" if self.folder is None else f" The last good checkpoint is {self.folder / CHECKPOINT}."
+        kept = ""
+        if self.folder is not None:
+            there = (self.folder / CHECKPOINT).exists()
+            kept = (
+                f" The last good checkpoint is {self.folder / CHECKPOINT}." if there else " There is no checkpoint yet."
+            )
         products = ", ".join(batch.products[:5]) + (", ..." if len(batch) > 5 else "")
         return (
             f"training diverged in epoch {self.at.epoch}, batch {self.at.step + 1} ({len(batch)} products: {products}): "
@@ -230,17 +265,35 @@ class Loop:
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.detach().cpu().clone() for name, value in self.objective.model.state_dict().items()}
 
-    def _writer(self) -> Any:
-        """Return a TensorBoard writer into the folder, if there is one."""
+    def _seen(self) -> int:
+        """Return how many examples were trained on, each as often as it was: where TensorBoard's points are."""
+        return (self.at.epoch - 1) * self.objective.examples + self.at.seen
+
+    def _make_writer(self) -> Any:
+        """Return a TensorBoard writer into the folder, if there is one.
+
+        Points of steps after the checkpoint that training goes on from are taken back: they come again.
+        """
         if self.folder is None or not self.world.is_first:
             return None
         from torch.utils.tensorboard import SummaryWriter  # slow to load
 
-        return SummaryWriter(str(self.folder / "tensorboard"))
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._seen() + 1)
+
+    def _is_time_to_save(self, seconds: float) -> bool:
+        """Whether a checkpoint is due, so many seconds after the last: the first process's clock says so for all."""
+        return self.folder is not None and bool(self.world.broadcast(float(seconds >= self.checkpoint_seconds)))
 
     def _save(self) -> None:
-        if self.folder is None or not self.world.is_first:
+        """Write a checkpoint: the first process does, with the random state of each."""
+        if self.folder is None:
             return
+        random = self.world.gather(torch.get_rng_state())
+        random_cuda = self.world.gather(torch.cuda.get_rng_state()) if self.device.type == "cuda" else None
+        if not self.world.is_first:
+            return
+        if self.writer is not None:
+            self.writer.flush()  # what is before the checkpoint does not come again
         at, fitted = self.at, self.fitted
         state = {
             "fits": self.fits,
@@ -250,19 +303,31 @@ class Loop:
             "best_weights": fitted.weights,
             "weights": self.objective.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state() if self.device.type == "cuda" else None,
+            "micro": self.micro,
+            "random": random,
+            "random_cuda": random_cuda,
         }
         save_checkpoint(self.folder / CHECKPOINT, state)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.objective.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.micro = state["micro"]
         self.at = _Progress(*state["at"])
         epochs = [Epoch.model_validate(epoch) for epoch in state["epochs"]]
         best_epoch, best_score = state["best"]
         self.fitted = Fitted(state["best_weights"], best_epoch, best_score, epochs)
-        torch.set_rng_state(state["random"])
+        rank = self.world.rank
+        torch.set_rng_state(state["random"][rank].clone())  # torch reads from where the storage begins, not the view
         if state["random_cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"])
+            torch.cuda.set_rng_state(state["random_cuda"][rank].clone())
         log.info("training goes on in epoch %d, after %d examples of it", self.at.epoch, self.at.seen)
+
+
+def train_mode(model: nn.Module) -> None:
+    """Put what is trained into training mode; a frozen part keeps its running statistics, and drops nothing out."""
+    model.train()
+    for part in model.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            part.eval()

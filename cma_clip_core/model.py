@@ -75,7 +75,14 @@ class CmaClip(nn.Module):
         )
 
     def forward(
-        self, ids: Tensor, lengths: Tensor, text_present: Tensor, pixels: Tensor, image_present: Tensor
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        text_present: Tensor,
+        pixels: Tensor,
+        image_present: Tensor,
+        text: Sequence | None = None,
+        image: Sequence | None = None,
     ) -> Output:
         """Classify a batch.
 
@@ -85,16 +92,25 @@ class CmaClip(nn.Module):
             text_present: [B] bool; False: the text is empty and is masked out of SA and MA.
             pixels: [B, H, W, 3] uint8, RGB; whatever stands there where there is no picture is never looked at.
             image_present: [B] bool; False: there is no picture, and it is masked out of SA and MA.
+            text: what the text tower gave for these texts before; None: it is run.
+            image: what the image tower gave for these pictures before, zeros where there is none; None: it is run.
         """
         text_present = text_present & self.sees_text
         image_present = image_present & self.sees_image
-        h, alone = self._cls(ids, lengths, text_present, pixels, image_present)
+        h, alone = self._cls(ids, lengths, text_present, pixels, image_present, text, image)
         mixtures, lambdas = self.modality_attention(h, torch.stack([text_present, image_present], dim=1))
         logits = [head(mixtures[:, k]) for k, head in enumerate(self.heads.values())]
         return Output(torch.cat(logits, dim=1), lambdas, alone)
 
     def _cls(
-        self, ids: Tensor, lengths: Tensor, text_present: Tensor, pixels: Tensor, image_present: Tensor
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        text_present: Tensor,
+        pixels: Tensor,
+        image_present: Tensor,
+        text: Sequence | None = None,
+        image: Sequence | None = None,
     ) -> tuple[Tensor, tuple[tuple[Tensor, Tensor], ...]]:
         """Return T'_cls and I'_cls, [B, M, W], zeros for a modality that is nowhere in the batch; and `Output.alone`."""
         rows = len(ids)
@@ -104,14 +120,14 @@ class CmaClip(nn.Module):
         alone: list[tuple[Tensor, Tensor]] = []
         asks = self.training and len(self.alone) > 0
         if has_text:
-            text = self.backbone.encode_text(ids, lengths)
+            text = self.backbone.encode_text(ids, lengths) if text is None else text
             alone += [(self.alone["text"](text.cls), text_present)] if asks else []
             parts += [self.text_projection(text.cls)[:, None] + self.kind[0]]
             parts += [self.text_projection(text.tokens) + self.kind[1]]
             masks += _masks(text, text_present)
         image_at = sum(part.shape[1] for part in parts)
         if has_image:
-            image = self._encode_images(pixels, image_present)
+            image = self._encode_images(pixels, image_present) if image is None else image
             alone += [(self.alone["image"](image.cls), image_present)] if asks else []
             project_cls = self.image_cls_projection or self.image_projection
             parts += [project_cls(image.cls)[:, None] + self.kind[2]]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
+from cma_clip_core.examples import READ_ROWS, Rows
 from cma_clip_core.spoken import TEXT_FIELDS
 
 Modality = Literal["text", "image"]
@@ -27,6 +29,36 @@ class Noise:
         """Raise ValueError where the share is none."""
         if not 0 <= self.share <= 1:
             raise ValueError(f"the share of swapped products is {self.share}, not between 0 and 1")
+
+
+def swap_all(
+    stream: Iterable[tuple[pa.RecordBatch, Rows]], noise: Noise, least: int = READ_ROWS
+) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch, Rows]]:
+    """Yield the examples of a stream, what is shown in their stead (`swap`), and their families, a batch at a time.
+
+    A batch of the stream may be as small as the products of a side in one file, siblings among them: batches are joined
+    until there are `least` products to swap among, and the last ones, if fewer, with those before them. In memory are at
+    most twice `least` products and a batch. A stream of one product stays as it is: there is nobody to swap with.
+    """
+    ready: _Group = ([], [])  # held back until it is known that enough follow
+    rest: _Group = ([], [])
+    for examples, families in stream:
+        rest[0].append(examples)
+        rest[1].append(families)
+        if sum(len(families) for families in rest[1]) >= least:
+            if ready[0]:
+                yield _swapped(ready, noise)
+            ready, rest = rest, ([], [])
+    if ready[0] or rest[0]:
+        yield _swapped((ready[0] + rest[0], ready[1] + rest[1]), noise)
+
+
+_Group = tuple[list[pa.RecordBatch], list[Rows]]
+
+
+def _swapped(group: _Group, noise: Noise) -> tuple[pa.RecordBatch, pa.RecordBatch, Rows]:
+    examples = pa.concat_batches(group[0])
+    return examples, swap(examples, noise), np.concatenate(group[1])
 
 
 def swap(examples: pa.RecordBatch, noise: Noise) -> pa.RecordBatch:

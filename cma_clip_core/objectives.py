@@ -15,9 +15,13 @@ from cma_clip_core.batches import Batch, Inputs, LabelEncoder, Labels, augment, 
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
+from cma_clip_core.distributed import World
 from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import ExampleIndex, stream_shuffled, stream_side
+from cma_clip_core.frozen import FrozenTowers
+from cma_clip_core.halving import Halving
+from cma_clip_core.learnable import count_labels, unlearnable
 from cma_clip_core.memory import release
 from cma_clip_core.metrics import mean_accuracy
 from cma_clip_core.tokens import Tokenizer
@@ -31,6 +35,7 @@ class TrainingBatches:
     def __init__(self, index: ExampleIndex, config: ModelConfig, layout: ClassLayout, tokenizer: Tokenizer) -> None:
         self.index, self.config, self.layout, self.tokenizer = index, config, layout, tokenizer
         self.encoder = LabelEncoder(layout)
+        self.frozen: FrozenTowers | None = None
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches from number `first` on: drawn at random, of like length, in random order."""
@@ -47,14 +52,15 @@ class TrainingBatches:
             prepared = prepare(examples, self.config, self.tokenizer)
             labels = self.encoder.encode(examples.column("labels").to_pylist())
             products = examples.column("product_id").to_pylist()
+            places = examples.column("place").to_numpy()
             augment(prepared, training, rng)
             batches = prepared.by_length(training.batch_size)
             for at in rng.permutation(len(batches)):
                 if number >= first:
-                    rows = torch.from_numpy(batches[at])
+                    rows, inputs = torch.from_numpy(batches[at]), prepared.inputs(batches[at], self.tokenizer)
                     yield Batch(
                         [products[row] for row in batches[at]],
-                        prepared.inputs(batches[at], self.tokenizer),
+                        inputs if self.frozen is None else self.frozen.add_to(inputs, places[batches[at]]),
                         Labels(labels.targets[rows], labels.labelled[rows]),
                     )
                 number += 1
@@ -63,6 +69,8 @@ class TrainingBatches:
 
 class MultiTask:
     """The labels of all attributes at once: the mean of the cross entropies of all labels of a batch."""
+
+    exact_in_parts = True
 
     def __init__(
         self,
@@ -76,11 +84,16 @@ class MultiTask:
         self.model, self.index, self.config, self.layout = model, index, config, layout
         self.tokenizer, self.device = tokenizer, device
         self.examples = index.count("train")
+        self.frozen: FrozenTowers | None = None
         self._batches = TrainingBatches(index, config, layout, tokenizer)
         counts, balance = count_labels(index, layout), config.training.class_balance
         self.weights = class_weights(counts, layout, balance).to(device) if balance else None
-        skipped = unlearnable(counts, layout, config.selection.least_labels)
-        self.learnt = torch.tensor([a.name not in skipped for a in layout.attributes])
+        self.not_learnt = unlearnable(counts, layout, config.selection.least_labels)
+        self.learnt = torch.tensor([a.name not in self.not_learnt for a in layout.attributes])
+
+    def use(self, frozen: FrozenTowers | None) -> None:
+        """Take from here what frozen towers give, in training and validation, instead of running them."""
+        self.frozen = self._batches.frozen = frozen
 
     def batches(self, epoch: int, first: int) -> Iterator[Batch]:
         """Yield the batches of an epoch from number `first` on."""
@@ -98,38 +111,18 @@ class MultiTask:
         return total / (whole.labels.labelled & self.learnt).sum().clamp(min=1)
 
     def validate(self) -> float:
-        """Return the mean accuracy of the attributes on the validation side."""
-        return mean_accuracy(
-            evaluate(self.model, self.index, "validation", self.config, self.layout, self.tokenizer, self.device)
+        """Return the mean accuracy of the attributes that are learnt on the validation side."""
+        found = evaluate(
+            self.model,
+            self.index,
+            "validation",
+            self.config,
+            self.layout,
+            self.tokenizer,
+            self.device,
+            frozen=self.frozen,
         )
-
-
-def count_labels(index: ExampleIndex, layout: ClassLayout) -> npt.NDArray[np.float64]:
-    """Return how many training products have each value [C]."""
-    encoder = LabelEncoder(layout)
-    counts = np.zeros(layout.classes)
-    for examples, _ in stream_side(index, "train", columns=("labels",)):
-        counts += encoder.encode(examples.column("labels").to_pylist()).targets.sum(dim=0).numpy()
-    return counts
-
-
-def unlearnable(counts: npt.NDArray[np.float64], layout: ClassLayout, least_labels: int) -> dict[str, str]:
-    """Return the attributes that cannot be learnt, and why: too few labels, or all of one value.
-
-    Args:
-        counts: training products of each value [C].
-        layout: the classes.
-        least_labels: that an attribute must have.
-    """
-    found = {}
-    for attribute, part in zip(layout.attributes, layout.slices, strict=True):
-        labels, values = int(counts[part].sum()), int((counts[part] > 0).sum())
-        if labels < least_labels:
-            found[attribute.name] = f"it has {labels} training labels, and {least_labels} are the least to learn from"
-        elif values < 2 and not attribute.multi_valued:
-            only = attribute.value_names[int(counts[part].argmax())]
-            found[attribute.name] = f"all of its {labels} training labels are {only!r}"
-    return found
+        return mean_accuracy({name: p for name, p in found.items() if name not in self.not_learnt})
 
 
 def class_weights(counts: npt.NDArray[np.float64], layout: ClassLayout, balance: float) -> Tensor:
@@ -149,9 +142,11 @@ def class_weights(counts: npt.NDArray[np.float64], layout: ClassLayout, balance:
 class Contrastive:
     """Which picture and which text belong together: CLIP's own loss, by open_clip (Radford et al. 2021, figure 3).
 
-    The others of a batch are what each pair is told apart from: with micro-batches or several processes, the others of
-    the micro-batch. Products without a picture or a text are left out.
+    The others of a batch are what each pair is told apart from, whichever process has them; with micro-batches, the
+    others of the micro-batch. Products without a picture or a text are left out.
     """
+
+    exact_in_parts = False
 
     def __init__(
         self,
@@ -161,8 +156,10 @@ class Contrastive:
         layout: ClassLayout,
         tokenizer: Tokenizer,
         device: torch.device,
+        world: World | None = None,
     ) -> None:
         self.model: nn.Module = _Towers(model)
+        self.world = world or World()
         self.towers, self.index, self.config, self.tokenizer, self.device = model, index, config, tokenizer, device
         model.train_projections(True)
         self.examples = index.count("train")
@@ -176,16 +173,24 @@ class Contrastive:
         return self._batches.epoch(epoch, first)
 
     def loss(self, part: Batch, whole: Batch) -> Tensor:
-        """Return the part's loss, weighted by its share of the batch."""
-        inputs = part.inputs
+        """Return the part's loss, weighted by its share of the batch.
+
+        Every process works out the loss of all processes' pairs; of its gradient each has what flows through its own
+        vectors, and the first one what flows through the temperature, so that their sum is the whole gradient.
+        """
+        inputs, world = part.inputs, self.world
         rows = (inputs.text_present & inputs.image_present).nonzero().squeeze(1)
-        if len(rows) < 2:
+        text = image = torch.zeros(0, 0, device=self.device)
+        if len(rows):
+            text = self.towers.text_features(inputs.ids[rows], inputs.lengths[rows]).float()
+            image = self.towers.image_features(inputs.pixels[rows]).float()
+        text, image = world.gather_rows(text), world.gather_rows(image)
+        share = float(world.sum(torch.tensor(float(len(part)), device=self.device))) / len(whole)
+        if len(text) < 2:
             return torch.zeros((), device=self.device)
-        text = self.towers.text_features(inputs.ids[rows], inputs.lengths[rows])
-        image = self.towers.image_features(inputs.pixels[rows])
         scale = self.towers.logit_scale.clamp(max=LARGEST_SCALE).exp()
-        loss: Tensor = self._loss(image.float(), text.float(), scale)
-        return loss * len(part) / len(whole)
+        loss: Tensor = self._loss(image, text, scale if world.is_first else scale.detach()) * share
+        return loss if world.is_first else loss - loss.detach()  # the value counts once, the gradient everywhere
 
     @torch.inference_mode()
     def validate(self) -> float:
@@ -193,20 +198,24 @@ class Contrastive:
         self.model.eval()
         right = seen = 0
 
-        def parts() -> Iterator[tuple[Inputs, int]]:
+        def parts() -> Iterator[Inputs]:
             for examples, _ in stream_side(self.index, "validation"):
                 prepared = prepare(examples, self.config, self.tokenizer)
                 both = np.flatnonzero(prepared.text_present & prepared.image_present)
                 for at in range(0, len(both) - 1, RETRIEVAL):
                     rows = both[at : at + RETRIEVAL]
-                    yield prepared.inputs(rows, self.tokenizer).to(self.device), len(rows)
+                    yield prepared.inputs(rows, self.tokenizer)
 
-        for inputs, rows in prefetch(parts()):
+        def vectors(inputs: Inputs) -> tuple[Tensor, Tensor]:
             with precision(self.device):
                 text = self.towers.text_features(inputs.ids, inputs.lengths)
-                image = self.towers.image_features(inputs.pixels)
-            best = (text.float() @ image.float().T).argmax(dim=1).cpu()
-            right, seen = right + int((best == torch.arange(rows)).sum()), seen + rows
+                return text, self.towers.image_features(inputs.pixels)
+
+        halving = Halving(self.device, RETRIEVAL)
+        for inputs in prefetch(parts()):
+            text, image = halving.run(vectors, inputs)  # whole again: all 256 are compared, however few fit at a time
+            best = (text @ image.T).argmax(dim=1)
+            right, seen = right + int((best == torch.arange(len(best))).sum()), seen + len(best)
         if not seen:
             raise DataError("no validation product has both a picture and a text: there is nothing to pretrain on")
         return right / seen

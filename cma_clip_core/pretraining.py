@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
@@ -12,10 +11,12 @@ from cma_clip_core.checkpoints import fingerprint
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.distributed import World
-from cma_clip_core.examples import ExampleIndex
+from cma_clip_core.errors import NothingToLearnError
+from cma_clip_core.examples import ExampleIndex, stream_side
 from cma_clip_core.loop import Loop
 from cma_clip_core.objectives import Contrastive
-from cma_clip_core.tokens import Tokenizer
+from cma_clip_core.splits import Side
+from cma_clip_core.tokens import Tokenizer, compose
 from cma_clip_core.towers import TowersMetrics
 from cma_clip_core.training import check_sides
 from schemas.taxonomy import Taxonomy
@@ -33,15 +34,24 @@ def pretrain(
 ) -> tuple[Backbone, TowersMetrics]:
     """Train both towers on the training side of `index`, by `config.pretraining`; labels are not looked at.
 
-    Args and Raises: as `cma_clip_core.training.fit`.
+    Args: as `cma_clip_core.training.fit`.
+
+    Raises:
+        NothingToLearnError: a side has no two products with both a picture and a text.
+        DataError, ModelError, DivergedError, CheckpointError, DeviceError: as `fit`.
     """
     check_sides(index)
-    start, world = time.perf_counter(), world or World()
-    config = config.model_copy(update={"training": config.pretraining})
+    sides: tuple[Side, ...] = ("train", "validation")
+    for side in sides:
+        if not _has_pairs(index, side, config):
+            raise NothingToLearnError(
+                f"no two products on the {side} side have both a picture and a text: there is nothing to pretrain on"
+            )
+    world, config = world or World(), pretraining_config(config)
     torch.manual_seed(config.training.seed)
     backbone = Backbone(config, pretrained=True).to(device)
-    objective = Contrastive(backbone, index, config, ClassLayout(taxonomy), Tokenizer(config), device)
-    torch.manual_seed(config.training.seed + world.rank)
+    objective = Contrastive(backbone, index, config, ClassLayout(taxonomy), Tokenizer(config), device, world)
+    torch.manual_seed(config.training.seed + world.rank)  # each process drops out other patches
     fits = fingerprint("pretraining", config.model_dump(mode="json"), index.fingerprint, world.size)
     fitted = Loop(objective, config.training, device, folder=folder, fits=fits, world=world, progress=progress).run()
     objective.model.load_state_dict(fitted.weights)
@@ -49,7 +59,25 @@ def pretrain(
         train_examples=index.count("train"),
         best_epoch=fitted.best_epoch,
         epochs=tuple(fitted.epochs),
-        seconds=time.perf_counter() - start,
+        seconds=fitted.seconds,
         device=str(device),
     )
     return backbone.eval(), metrics
+
+
+def pretraining_config(config: ModelConfig) -> ModelConfig:
+    """Return what decides the course of the pretraining: how the model is trained afterwards does not."""
+    return config.model_copy(update={"training": config.pretraining})
+
+
+def _has_pairs(index: ExampleIndex, side: Side, config: ModelConfig) -> bool:
+    """Whether there are products to tell apart: two with a picture and a text the model reads, among those read at once."""
+    for examples, _ in stream_side(index, side, columns=("title", "brand", "description", "image_status")):
+        fields = (examples.column(name).to_pylist() for name in ("title", "brand", "description", "image_status"))
+        pairs = sum(
+            status == "ok" and bool(compose(title, brand, description, config.text))
+            for title, brand, description, status in zip(*fields, strict=True)
+        )
+        if pairs > 1:
+            return True
+    return False

@@ -33,7 +33,7 @@ class TowersMetrics(Strict):
     train_examples: int
     best_epoch: int
     epochs: tuple[Epoch, ...]  # `validation`: share of texts whose nearest of 256 pictures is their own
-    seconds: float
+    seconds: float  # of training, however often it was killed and went on
     device: str
 
 

@@ -22,10 +22,12 @@ from cma_clip_core.documents import AttributeMetrics, Epoch, LabelCount, Promise
 from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import ExampleIndex
+from cma_clip_core.frozen import frozen_towers, idle_settings, run_frozen
+from cma_clip_core.learnable import find_unlearnable
 from cma_clip_core.loop import Fitted, Loop
 from cma_clip_core.methods import build_model
 from cma_clip_core.metrics import judge_all, mean_of, promise_kept
-from cma_clip_core.objectives import MultiTask, count_labels, unlearnable
+from cma_clip_core.objectives import MultiTask
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.promise import choose_threshold
 from cma_clip_core.tokens import Tokenizer
@@ -47,11 +49,11 @@ class Metrics(Strict):
     families: int
     best_epoch: int  # counted from 1
     epochs: tuple[Epoch, ...]
-    seconds: float
+    seconds: float  # of training, however often it was killed and went on, and of judging
     device: str
     validation: dict[str, AttributeMetrics]
     test: dict[str, AttributeMetrics]
-    not_learnt: dict[str, str] = Field(default_factory=dict)  # attribute: why
+    not_learnt: dict[str, str] = Field(default_factory=dict, description="attribute: why; they count in no mean")
     promise: Promise | None = None  # on test
 
 
@@ -83,13 +85,14 @@ def fit(
         taxonomy: what it predicts.
         index: the labelled examples.
         device: where.
-        folder: for checkpoints, from which a killed training goes on, and TensorBoard logs; None: neither.
+        folder: for checkpoints, from which a killed training goes on, TensorBoard logs, and what frozen towers give; None:
+            nothing is written, and frozen towers are run in every epoch.
         world: the processes that train together.
         progress: show progress bars.
         checkpoint_seconds: least time between checkpoints.
 
     Raises:
-        DataError: a side of the split is empty.
+        DataError: a side of the split is empty, or no attribute can be learnt.
         ModelError: the model cannot be built.
         DivergedError, CheckpointError, DeviceError: as `Loop`.
     """
@@ -100,12 +103,24 @@ def fit(
     model = build_model(config, taxonomy, pretrained=True).to(device)
     freeze(model, config)
     objective = MultiTask(model, index, config, layout, tokenizer, device)
+    if world.is_first:
+        for name, why in objective.not_learnt.items():
+            log.warning("%s is not learnt, accepted or counted in a mean: %s", name, why)
+        for tower in frozen_towers(config):
+            if idle := idle_settings(config, tower):
+                log.info("the %s tower is frozen, what it sees is not varied: no %s", tower, ", ".join(idle))
+    if not objective.learnt.any():
+        reasons = "; ".join(f"{name}: {why}" for name, why in objective.not_learnt.items())
+        raise DataError(f"no attribute can be learnt: {reasons}")
     torch.manual_seed(config.training.seed + world.rank)  # each process drops out other units
     fits = fingerprint(config.model_dump(mode="json"), taxonomy.fingerprint, index.fingerprint, world.size)
-    fitted = Loop(
+    loop = Loop(
         objective, config.training, device, folder=folder, fits=fits, world=world, progress=progress,
         checkpoint_seconds=checkpoint_seconds,
-    ).run()  # fmt: skip
+    )  # fmt: skip
+    if folder is not None:  # after the loop has read the checkpoint's weights: the towers are run with these
+        objective.use(run_frozen(model, index, config, tokenizer, device, folder, world, progress))
+    fitted = loop.run()
     model.load_state_dict(fitted.weights)
     return model.eval(), fitted
 
@@ -121,13 +136,12 @@ def train(
     progress: bool = True,
 ) -> Trained:
     """Train a model, choose its thresholds on the validation side, and judge it on the test side. As `fit`."""
-    start = time.perf_counter()
     model, fitted = fit(config, taxonomy, index, device, folder=folder, world=world, progress=progress)
+    start = time.perf_counter()
     layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
     found = evaluate(model, index, "validation", config, layout, tokenizer, device)
-    skipped = unlearnable(count_labels(index, layout), layout, config.selection.least_labels)
-    for name, why in skipped.items():
-        log.warning("%s is not learnt, and nothing of it is ever accepted: %s", name, why)
+    not_learnt = find_unlearnable(index, layout, config.selection.least_labels)
+    for name in not_learnt:
         found[name] = found[name].take(np.zeros(len(found[name]), dtype=np.bool_))  # what it says means nothing
     thresholds = {name: choose_threshold(p, fit_temperature(p), config.selection) for name, p in found.items()}
     validation = judge_all(found, thresholds, config.text.fields)
@@ -140,11 +154,11 @@ def train(
         families=index.families,
         best_epoch=fitted.best_epoch,
         epochs=tuple(fitted.epochs),
-        seconds=time.perf_counter() - start,
+        seconds=fitted.seconds + time.perf_counter() - start,
         device=str(device),
         validation=validation,
         test=test,
-        not_learnt=skipped,
+        not_learnt=not_learnt,
         promise=promise_kept(test),
     )
     return Trained(model, thresholds, metrics, tested)
@@ -169,5 +183,10 @@ def freeze(model: nn.Module, config: ModelConfig) -> None:
 
 
 def mean_recall(metrics: Metrics) -> float:
-    """Return the paper's number: the mean over the attributes of recall at the target precision, on test."""
-    return mean_of(metrics.test, "recall_at_target")
+    """Return the paper's number: the mean over the learnt attributes of recall at the target precision, on test."""
+    return mean_of(learnt(metrics), "recall_at_target")
+
+
+def learnt(metrics: Metrics) -> dict[str, AttributeMetrics]:
+    """Return the metrics on test of the attributes that were learnt: what means are made of."""
+    return {name: m for name, m in metrics.test.items() if name not in metrics.not_learnt}

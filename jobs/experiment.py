@@ -21,13 +21,14 @@ from pydantic import TypeAdapter
 
 from cma_clip_core.config import ModelConfig, TextConfig, load_config
 from cma_clip_core.documents import Difference, MethodMetrics, Threshold
-from cma_clip_core.errors import CoreError
+from cma_clip_core.errors import CoreError, NothingToLearnError
 from jobs import storage
 from jobs.dataset import dataset
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.pretrain import with_towers
 from jobs.settings import Settings
+from jobs.steps import refuse_several
 from schemas.loading import Strict
 from schemas.taxonomy import load_taxonomy
 
@@ -63,6 +64,8 @@ class Results(Strict):
     products: dict[str, int]  # by side
     text_fields: tuple[str, ...]
     attributes: tuple[str, ...]
+    not_learnt: dict[str, str]  # attribute: why; in no table and no mean
+    left_out: dict[str, str]  # method, or pretraining: why it could not be run
     device: str
     methods: tuple[MethodMetrics, ...]
     runs: tuple[MethodRun, ...]
@@ -81,6 +84,7 @@ class _Setting:
     device: torch.device
     folder: Path
     attributes: tuple[str, ...]
+    not_learnt: dict[str, str]
     progress: bool
 
 
@@ -99,17 +103,20 @@ def experiment(
         settings: names the base configuration, the taxonomy and the device.
         ds: newest day whose examples are used.
         products: take whole families of about so many products; None: all.
-        methods: names of `cma_clip_core.methods.LABELS`; empty: all.
+        methods: names of `cma_clip_core.methods.LABELS`; empty: all. The results are of these and of all run before.
         text: text fields that are read; empty: those of the configuration.
         attributes: the attributes that are compared (all are trained); empty: all.
 
     Raises:
-        JobError: there is no such method, field or attribute, or no examples, or too few.
+        JobError: there is no such method, field or attribute, or no examples, or too few; or `torchrun` started several.
     """
+    from cma_clip_core.classes import ClassLayout
     from cma_clip_core.devices import resolve_device
     from cma_clip_core.examples import read_index
+    from cma_clip_core.learnable import find_unlearnable
     from cma_clip_core.methods import LABELS
 
+    refuse_several("experiment")
     lake = Lake(settings.root)
     base, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
     for given, known, what in (
@@ -129,13 +136,16 @@ def experiment(
         parts = [labelled.manifest.set_id, index.fingerprint, base.model_dump(mode="json"), taxonomy.fingerprint]
         name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
         folder = lake.experiments / f"ds={ds}" / f"experiment={name}"
+        not_learnt = find_unlearnable(index, ClassLayout(taxonomy), base.selection.least_labels)
+        wanted = tuple(name for name in attributes or taxonomy.names if name not in not_learnt)
+        if not wanted:
+            raise JobError(f"nothing to compare: {'; '.join(f'{name}: {why}' for name, why in not_learnt.items())}")
         setting = _Setting(
-            base, taxonomy, index, resolve_device(settings.device), folder, tuple(attributes) or taxonomy.names,
-            settings.progress,
+            base, taxonomy, index, resolve_device(settings.device), folder, wanted, not_learnt, settings.progress
         )  # fmt: skip
         log.info("experiment: %s: %d products", folder, len(index.row))
-        found = _run(setting, tuple(methods) or tuple(LABELS))
-        _write(setting, labelled.manifest.set_id, found)
+        found, left_out = _run(setting, tuple(methods) or tuple(LABELS))
+        _write(setting, labelled.manifest.set_id, found, left_out)
     except CoreError as error:
         raise JobError(str(error)) from error
     return folder
@@ -151,14 +161,38 @@ class _Found:
     noisy: dict[tuple[Modality, float], dict[str, Predictions]]
 
 
-def _run(setting: _Setting, methods: Sequence[str]) -> dict[str, _Found]:
-    found = {}
-    towers = _towers(setting) if any(m != "tf-idf" for m in methods) else None
+def _run(setting: _Setting, methods: Sequence[str]) -> tuple[dict[str, _Found], dict[str, str]]:
+    """Run the methods that are asked for; return what is known of these and of all run before, and what could not be run."""
+    from cma_clip_core.methods import LABELS
+
+    found: dict[str, _Found] = {}
+    left_out: dict[str, str] = {}
+
+    def leave_out(what: str, error: NothingToLearnError, instead: str) -> None:
+        left_out[what] = f"{error}; {instead}"
+        log.warning("experiment: %s: %s", what, left_out[what])
+
+    towers = None
+    # Of methods run before too: what they began with is told in the results each time.
+    if any(m != "tf-idf" and (m in methods or _is_done(setting, m)) for m in LABELS):
+        try:
+            towers = _towers(setting)
+        except NothingToLearnError as error:
+            leave_out("pretraining", error, "all methods begin from scratch")
     for method in methods:
         started = time.perf_counter()
-        found[method] = _baseline(setting) if method == "tf-idf" else _method(setting, method, towers)
+        try:
+            found[method] = _baseline(setting) if method == "tf-idf" else _method(setting, method, towers)
+        except NothingToLearnError as error:
+            leave_out(LABELS[method], error, "it is left out")
+            continue
         log.info("experiment: %s is done, %.0f s", method, time.perf_counter() - started)
-    return found
+    for method in LABELS:
+        if method not in found and (kept := _read(setting, method)) is not None:
+            found[method] = kept
+    if not found:
+        raise JobError(f"nothing to compare: {'; '.join(left_out.values())}")
+    return {method: found[method] for method in LABELS if method in found}, left_out
 
 
 def _towers(setting: _Setting) -> Path:
@@ -190,10 +224,8 @@ def _method(setting: _Setting, method: str, towers: Path | None) -> _Found:
     from cma_clip_core.tokens import Tokenizer
     from cma_clip_core.training import fit
 
-    keys: list[tuple[Modality, float]] = []
-    if method in NOISY:
-        keys = [(modality, share) for modality in ("text", "image") for share in SHARES if share]
-    if (kept := _read(setting, method, keys)) is not None:
+    if (kept := _read(setting, method)) is not None:
+        log.info("experiment: %s is there", method)
         return kept
     config = with_towers(configure(setting.base, method), towers)
     work = setting.folder / "unfinished" / method
@@ -210,7 +242,7 @@ def _method(setting: _Setting, method: str, towers: Path | None) -> _Found:
         method=method, seconds=seconds, examples_per_second=examples / seconds if seconds else 0.0,
         best_epoch=fitted.best_epoch,
     )  # fmt: skip
-    noisy = {key: judged("test", Noise(*key)) for key in keys}
+    noisy = {key: judged("test", Noise(*key)) for key in _noises(method)}
     found = _Found(run, judged("validation"), judged("test"), noisy)
     _keep(setting, found)
     shutil.rmtree(work, ignore_errors=True)
@@ -221,12 +253,14 @@ def _baseline(setting: _Setting) -> _Found:
     from cma_clip_core.baseline import fit_text_baseline
     from cma_clip_core.classes import ClassLayout
 
-    if (kept := _read(setting, "tf-idf", [])) is not None:
+    if (kept := _read(setting, "tf-idf")) is not None:
+        log.info("experiment: tf-idf is there")
         return kept
     start = time.perf_counter()
     baseline = fit_text_baseline(
-        setting.index, ClassLayout(setting.taxonomy), setting.base.text, progress=setting.progress
-    )
+        setting.index, ClassLayout(setting.taxonomy), setting.base.text, not_learnt=setting.not_learnt,
+        progress=setting.progress,
+    )  # fmt: skip
     seconds = time.perf_counter() - start
     run = MethodRun(
         method="tf-idf", seconds=seconds, examples_per_second=setting.index.count("train") / seconds, best_epoch=0
@@ -250,7 +284,18 @@ def _noisy_name(modality: str, share: float) -> str:
     return f"test-{modality}-{100 * share:.0f}"
 
 
-def _read(setting: _Setting, method: str, keys: Sequence[tuple[Modality, float]]) -> _Found | None:
+def _noises(method: str) -> list[tuple[Modality, float]]:
+    """Return what is swapped, and of which share of the products, to see how much a method suffers."""
+    modalities: tuple[Modality, ...] = ("text", "image")
+    return [(modality, share) for modality in modalities for share in SHARES if share and method in NOISY]
+
+
+def _is_done(setting: _Setting, method: str) -> bool:
+    return (setting.folder / "predictions" / method / "run.json").exists()
+
+
+def _read(setting: _Setting, method: str) -> _Found | None:
+    """Return what is kept of a method that was run before; None where it was not."""
     from cma_clip_core.predictions import Predictions
 
     folder = setting.folder / "predictions" / method
@@ -264,11 +309,11 @@ def _read(setting: _Setting, method: str, keys: Sequence[tuple[Modality, float]]
             for a in setting.taxonomy.attributes
         }
 
-    log.info("experiment: %s is there", method)
-    return _Found(run, side("validation"), side("test"), {key: side(_noisy_name(*key)) for key in keys})
+    noisy = {key: side(_noisy_name(*key)) for key in _noises(method)}
+    return _Found(run, side("validation"), side("test"), noisy)
 
 
-def _write(setting: _Setting, labelled_set: str, found: dict[str, _Found]) -> None:
+def _write(setting: _Setting, labelled_set: str, found: dict[str, _Found], left_out: dict[str, str]) -> None:
     """Judge the methods, and write tables, plots and numbers."""
     from cma_clip_core import plots, tables
     from cma_clip_core.bootstrap import difference, draw_recalls, with_intervals
@@ -308,6 +353,8 @@ def _write(setting: _Setting, labelled_set: str, found: dict[str, _Found]) -> No
         products={side: setting.index.count(side) for side in ("train", "validation", "test")},
         text_fields=fields,
         attributes=wanted,
+        not_learnt=setting.not_learnt,
+        left_out=left_out,
         device=str(setting.device),
         methods=tuple(metrics),
         runs=tuple(f.run for f in found.values()),
@@ -362,7 +409,10 @@ def _markdown(results: Results, comparison: str) -> str:
             for r in results.runs
         ],
     )
+    notes = [f"{name} is not learnt, nor in any mean: {why}" for name, why in results.not_learnt.items()]
+    notes += [f"{what}: {why}" for what, why in results.left_out.items()]
+    left_out = "".join(f"\n{note}.\n" for note in notes)
     return (
         f"Recall at 90 % precision, in %, on the test side; text: {', '.join(results.text_fields)}; products: {sides}; "
-        f"labelled set {results.labelled_set}; {results.device}.\n\n{comparison}\n\n{margins}\n\n{noise}\n\n{cost}\n"
+        f"labelled set {results.labelled_set}; {results.device}.\n{left_out}\n{comparison}\n\n{margins}\n\n{noise}\n\n{cost}\n"
     )

@@ -13,6 +13,7 @@ from jobs.errors import JobError
 from jobs.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.settings import Settings
+from jobs.steps import refuse_several
 from schemas.taxonomy import load_taxonomy
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,7 @@ def prepare(settings: Settings, catalog: Path, ds: str, mapping: str) -> None:
     Raises:
         JobError: what the steps raise: the export is missing or damaged, or the batch is not to be trusted.
     """
+    refuse_several("experiment")  # which this is for
     lake = Lake(settings.root)
     try:
         example_folders(lake, ds, load_config(settings.model_config_name), load_taxonomy(settings.taxonomy))

@@ -6,21 +6,30 @@ import logging
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.errors import CoreError
-from jobs.dataset import dataset
+from jobs import unfinished
+from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.settings import Settings
-from jobs.steps import measure
-from schemas.taxonomy import load_taxonomy
+from jobs.steps import Measured, measure
+from schemas.taxonomy import Taxonomy, load_taxonomy
+
+if TYPE_CHECKING:
+    import torch
+
+    from cma_clip_core.distributed import World
 
 log = logging.getLogger(__name__)
 
 
 def pretrain(settings: Settings, ds: str) -> str:
     """Pretrain on the labelled set of the day `ds` and return the towers' name. Killed, it goes on where it was.
+
+    Processes that `torchrun` started train together: the first one writes the towers, all return their name.
 
     Args:
         settings: names the model configuration (its section `pretraining`), the taxonomy and the device.
@@ -29,27 +38,58 @@ def pretrain(settings: Settings, ds: str) -> str:
     Raises:
         JobError: there are no examples for this configuration and taxonomy, too few, or no such device.
     """
-    from cma_clip_core import towers
+    from cma_clip_core import distributed
     from cma_clip_core.devices import resolve_device
-    from cma_clip_core.examples import read_index
-    from cma_clip_core.pretraining import pretrain as run
 
     lake = Lake(settings.root)
     config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
-    labelled = dataset(settings, ds)
-    work = lake.towers / f".{config.name}-{labelled.manifest.set_id}"  # the unfinished training
-    with measure("pretrain") as measured:
-        try:
-            index, device = read_index(labelled.table, lake.root), resolve_device(settings.device)
-            backbone, metrics = run(config, taxonomy, index, device, folder=work, progress=settings.progress)
-            name = towers.save(backbone, config, metrics, lake.towers, datetime.now(UTC))
-        except CoreError as error:
-            raise JobError(str(error)) from error
-        shutil.rmtree(work, ignore_errors=True)
-        measured.rows, measured.folder = metrics.train_examples, lake.towers / name
-        measured.details |= {"towers": name, "labelled_set": labelled.manifest.set_id, "device": metrics.device}
-    log.info("pretrained towers: %s", lake.towers / name)
+    try:
+        device = resolve_device(settings.device)
+        world = distributed.join(device)
+        if not world.is_first:
+            world.wait()  # for the labelled set
+        labelled = dataset(settings, ds)
+        if world.is_first:
+            world.wait()
+        with measure("pretrain") as measured:
+            name = _pretrain(settings, lake, config, taxonomy, labelled, device, world, measured)
+    except CoreError as error:
+        raise JobError(str(error)) from error
+    finally:
+        distributed.leave()
     return name
+
+
+def _pretrain(
+    settings: Settings,
+    lake: Lake,
+    config: ModelConfig,
+    taxonomy: Taxonomy,
+    labelled: LabelledSet,
+    device: torch.device,
+    world: World,
+    measured: Measured,
+) -> str:
+    from cma_clip_core import towers
+    from cma_clip_core.examples import read_index
+    from cma_clip_core.pretraining import pretrain as run
+    from cma_clip_core.pretraining import pretraining_config
+
+    index = read_index(labelled.table, lake.root)
+    decides, set_id = pretraining_config(config), labelled.manifest.set_id
+    work = unfinished.work_folder(lake.towers, decides, set_id, processes=world.size)
+    if world.is_first:
+        unfinished.begin(work, config, set_id, world.size)
+    progress = settings.progress and world.is_first
+    backbone, metrics = run(config, taxonomy, index, device, folder=work, world=world, progress=progress)
+    if not world.is_first:
+        return world.broadcast_text("")
+    name = towers.save(backbone, config, metrics, lake.towers, datetime.now(UTC))
+    shutil.rmtree(work, ignore_errors=True)
+    measured.rows, measured.folder = metrics.train_examples, lake.towers / name
+    measured.details |= {"towers": name, "labelled_set": set_id, "device": metrics.device}
+    log.info("pretrained towers: %s", lake.towers / name)
+    return world.broadcast_text(name)
 
 
 def with_towers(config: ModelConfig, towers: Path | None) -> ModelConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from jobs import storage
+from jobs.errors import JobError
 from jobs.peak_memory import PeakMemory
 from schemas.documents import StepMetrics
 
@@ -25,6 +27,18 @@ def set_up_logging() -> None:
     )
     for noisy in ("py4j", "great_expectations", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def refuse_several(step: str) -> None:
+    """Raise JobError where `torchrun` started several processes of a step that is made for one.
+
+    They would all do the same work, in one folder.
+    """
+    if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise JobError(
+            f"{step} runs in one process: start it without torchrun, `python -m jobs {step}`; `pretrain` and `train` run "
+            "in several"
+        )
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ from jobs.pretrain import find_towers, with_towers
 from jobs.report.page import render_suspects
 from jobs.report.pictures import Place, thumbnails
 from jobs.settings import Settings
-from jobs.steps import measure
+from jobs.steps import measure, refuse_several
 from schemas.tables import SUSPECTS
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
@@ -53,12 +53,13 @@ def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None 
         towers: name of the pretrained towers to begin with. They saw pictures and texts, but no labels.
 
     Raises:
-        JobError: there are no examples for this configuration and taxonomy, or too few.
+        JobError: there are no examples for this configuration and taxonomy, or too few; or `torchrun` started several.
     """
     from cma_clip_core.devices import resolve_device
     from cma_clip_core.examples import read_index
     from cma_clip_core.suspects import find_suspects
 
+    refuse_several("suspects")
     lake = Lake(settings.root)
     config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
     start = find_towers(lake, towers)
@@ -82,10 +83,12 @@ def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None 
             pq.write_table(pa.Table.from_pylist([_row(s) for s in listed], schema=SUSPECTS), temporary)
         places = _places(labelled.table, lake, {s.product for s in _shown(listed)})
         pictures = thumbnails(places, config.picture.height, config.picture.width)
-        labels = {attribute: len(p) for attribute, (p, _) in found.items()}
+        labels = {name: len(found[name][0]) if name in found else 0 for name in taxonomy.names}
         page = render_suspects(ds, taxonomy, listed, labels, SHOWN, folds, pictures, _titles(places))
         measured.rows = products
         measured.details |= {"suspects": len(listed), "folds": folds}
+        if left_out := [name for name in taxonomy.names if name not in found]:
+            measured.details["not_learnt"] = ", ".join(left_out)
         storage.write_bytes(folder / "index.html", page.encode())
         shutil.rmtree(folder / "unfinished", ignore_errors=True)
     return folder
@@ -100,10 +103,14 @@ def _out_of_fold(
     folds: int,
     progress: bool,
 ) -> tuple[dict[str, tuple[Predictions, float]], int]:
-    """Return each attribute's out-of-fold predictions with their temperature, and how many products they are of."""
+    """Return each attribute's out-of-fold predictions with their temperature, and how many products they are of.
+
+    An attribute that cannot be learnt in one of the folds is left out: what a model says of it there means nothing.
+    """
     from cma_clip_core.calibration import fit_temperature
     from cma_clip_core.classes import ClassLayout
     from cma_clip_core.evaluation import evaluate
+    from cma_clip_core.learnable import find_unlearnable
     from cma_clip_core.predictions import Predictions, join
     from cma_clip_core.suspects import fold_index
     from cma_clip_core.tokens import Tokenizer
@@ -111,11 +118,13 @@ def _out_of_fold(
 
     layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
     parts: list[dict[str, Predictions]] = []
+    not_learnt: set[str] = set()
     for fold in range(folds):
         kept = work / f"fold={fold}"
+        held = fold_index(index, fold, folds)
+        not_learnt |= find_unlearnable(held, layout, config.selection.least_labels).keys()
         if not (kept / "done").exists():
             log.info("suspects: fold %d of %d", fold + 1, folds)
-            held = fold_index(index, fold, folds)
             model, _ = fit(config, taxonomy, held, device, folder=work / f"training={fold}", progress=progress)
             for name, p in evaluate(model, held, "test", config, layout, tokenizer, device).items():
                 storage.write_bytes(kept / f"{name}.npz", p.to_bytes())
@@ -124,7 +133,7 @@ def _out_of_fold(
         parts.append(
             {a.name: Predictions.from_bytes(a, (kept / f"{a.name}.npz").read_bytes()) for a in taxonomy.attributes}
         )
-    joined = {a.name: join([part[a.name] for part in parts]) for a in taxonomy.attributes}
+    joined = {name: join([part[name] for part in parts]) for name in taxonomy.names if name not in not_learnt}
     products = {product for p in joined.values() for product in p.products}
     # Every prediction is out of fold, so all of them may tell how sure the models may be.
     return {name: (p, fit_temperature(p)) for name, p in joined.items()}, len(products)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.errors import CoreError
-from jobs import promotion
+from jobs import promotion, unfinished
 from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
 from jobs.labelled_rows import count_labels
@@ -100,7 +100,6 @@ def _train(
     details: dict[str, float | int | str],
 ) -> str:
     from cma_clip_core import training
-    from cma_clip_core.checkpoints import fingerprint
     from cma_clip_core.examples import read_index
 
     index = read_index(labelled.table, lake.root)
@@ -108,14 +107,13 @@ def _train(
         "train: %d examples of %d families: %d to train on, %d to validate, %d to test",
         len(index.row), index.families, index.count("train"), index.count("validation"), index.count("test"),
     )  # fmt: skip
-    # Where a training of the same things that was killed goes on.
-    name = fingerprint(config.model_dump(mode="json"), taxonomy.fingerprint, labelled.manifest.set_id, str(start))
-    work = lake.models / f".unfinished-{name}"
-    begin = with_towers(config, start)
+    begins, set_id = with_towers(config, start), labelled.manifest.set_id
+    work = unfinished.work_folder(lake.models, begins, set_id, taxonomy.fingerprint, processes=world.size)
     if not world.is_first:
-        training.fit(begin, taxonomy, index, device, folder=work, world=world, progress=False)
+        training.fit(begins, taxonomy, index, device, folder=work, world=world, progress=False)
         return ""
-    trained = training.train(begin, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
+    unfinished.begin(work, config, set_id, world.size)
+    trained = training.train(begins, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
     # Kept by name: a version knows nothing of the place it was made in.
     made_with = with_towers(config, start and Path("towers") / start.name)
     trained.metrics = trained.metrics.model_copy(
@@ -180,10 +178,10 @@ def list_models(settings: Settings) -> None:
 
 def _in_short(folder: Path) -> str:
     from cma_clip_core.metrics import mean_of
-    from cma_clip_core.training import Metrics
+    from cma_clip_core.training import Metrics, learnt
 
     registry.check(folder)
     config, taxonomy = registry.read_config(folder), registry.read_taxonomy(folder)
-    test = registry.read_json(folder / registry.METRICS, Metrics).test
+    test = learnt(registry.read_json(folder / registry.METRICS, Metrics))
     recall, accuracy = mean_of(test, "recall_at_target"), mean_of(test, "accuracy")
     return f"{config.name:<14} {taxonomy.name:<12} {recall:>16.3f} {accuracy:>9.3f}"

@@ -1,36 +1,83 @@
-"""What `torchrun` starts in test_loop.py: trains on the examples in one folder, writes the weights into another."""
+"""Trains on the examples in one folder and writes the weights into another: what test_loop.py starts as a process."""
 
 from __future__ import annotations
 
-import sys
+import argparse
+import itertools
+import os
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from cma_clip_core import distributed
+from cma_clip_core.batches import Batch
 from cma_clip_core.config import ModelConfig
+from cma_clip_core.documents import Epoch
+from cma_clip_core.loop import Loop
+from cma_clip_core.pretraining import pretrain
 from cma_clip_core.training import fit
 from tests.cma_clip_core import drawn
 
 
-def config() -> ModelConfig:
-    """Nothing drawn by torch: its numbers depend on how the rows are dealt out."""
+def config(dropout: float) -> ModelConfig:
+    """Without dropout nothing is drawn by torch: its numbers depend on how the rows are dealt out."""
     document = drawn.config(epochs=2, batch_size=32, word_dropout=0.2, text_dropout=0.2).model_dump()
-    document["fusion"]["dropout"] = 0.0
+    document["fusion"]["dropout"] = dropout
+    document["backbone"]["patch_dropout"] = dropout
+    # Odd, so that the processes have different numbers of rows.
+    document["pretraining"] |= {"epochs": 2, "batch_size": 31}
     return ModelConfig.model_validate(document)
 
 
-def main(examples: Path, out: Path) -> None:
+def main() -> None:
     """Train, and write `out`/<rank>.safetensors and the epochs' losses."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("examples", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--work", type=Path, help="where checkpoints are, one at each step")
+    parser.add_argument("--say-steps", action="store_true", help="print a line before each step")
+    parser.add_argument("--pretrain", action="store_true", help="train the towers on pairs")
+    parser.add_argument("--kill-at", type=int, help="step before which every process is killed")
+    chosen = parser.parse_args()
+    if chosen.kill_at is not None:
+        _before_steps(lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == chosen.kill_at else None)
+    if chosen.say_steps:
+        _before_steps(lambda number: print(number, flush=True))
     torch.set_num_threads(1)
     world = distributed.join(torch.device("cpu"))
-    index = drawn.index(examples, selection=config().selection)
-    model, fitted = fit(config(), drawn.taxonomy(), index, torch.device("cpu"), world=world, progress=False)
-    save_file(dict(model.state_dict()), out / f"{world.rank}.safetensors")
-    (out / f"{world.rank}.txt").write_text("\n".join(repr(epoch.loss) for epoch in fitted.epochs))
+    chosen_config = config(chosen.dropout)
+    index = drawn.index(chosen.examples, selection=chosen_config.selection)
+    cpu, taxonomy = torch.device("cpu"), drawn.taxonomy()
+    model: nn.Module
+    epochs: Sequence[Epoch]
+    if chosen.pretrain:
+        model, metrics = pretrain(chosen_config, taxonomy, index, cpu, folder=chosen.work, world=world, progress=False)
+        epochs = metrics.epochs
+    else:
+        model, fitted = fit(
+            chosen_config, taxonomy, index, cpu, folder=chosen.work, world=world, progress=False, checkpoint_seconds=0.0
+        )
+        epochs = fitted.epochs
+    save_file(dict(model.state_dict()), chosen.out / f"{world.rank}.safetensors")
+    (chosen.out / f"{world.rank}.txt").write_text("\n".join(repr(epoch.loss) for epoch in epochs))
     distributed.leave()
 
 
+def _before_steps(act: Callable[[int], None]) -> None:
+    """Let `act` be called with each step's number, counted from 1, before it is taken."""
+    steps, step = itertools.count(1), Loop.step
+
+    def counted(self: Loop, batch: Batch) -> float:
+        act(next(steps))
+        return step(self, batch)
+
+    Loop.step = counted  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()

@@ -6,30 +6,41 @@
 from __future__ import annotations
 
 import itertools
+import json
+import random
 import resource
+import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import open_clip
+import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from cma_clip_core import loop, objectives
+from cma_clip_core.backbone import Backbone, Sequence
 from cma_clip_core.batches import Batch
 from cma_clip_core.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
+from cma_clip_core.distributed import World
 from cma_clip_core.errors import CheckpointError, DeviceError, DivergedError
 from cma_clip_core.examples import ExampleIndex
+from cma_clip_core.labelled import scan_examples
 from cma_clip_core.loop import Loop
 from cma_clip_core.methods import build_model
-from cma_clip_core.objectives import MultiTask, class_weights
+from cma_clip_core.objectives import Contrastive, MultiTask, class_weights
 from cma_clip_core.tokens import Tokenizer
-from cma_clip_core.training import fit
+from cma_clip_core.training import fit, train
+from schemas.tables import EXAMPLES
 from tests.cma_clip_core import data_parallel, drawn
 
 CPU = torch.device("cpu")
@@ -99,6 +110,36 @@ def test_killed_and_resumed_is_uninterrupted_to_the_last_digit(
     assert again.best_epoch == course.best_epoch
 
 
+def test_killed_by_the_system_at_any_step_and_resumed_is_uninterrupted(folder: Path, tmp_path: Path) -> None:
+    """SIGKILL from outside, wherever the process is then: in the step, before it, or in the writing of a checkpoint."""
+    seed = secrets.randbelow(2**32)
+    print(f"seed {seed}")  # shown where the test fails
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    for out in (whole, resumed):
+        out.mkdir()
+
+    def command(out: Path, *options: str | Path) -> list[str]:
+        arguments = [folder, out, "--dropout", "0.3", *options]
+        return [sys.executable, "-m", data_parallel.__name__, *map(str, arguments)]
+
+    done = subprocess.run(command(whole, "--say-steps"), check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    steps = int(done.stdout.split()[-1])
+    kill_at = random.Random(seed).randrange(1, steps - 3)  # not the last ones: it must not end before it is killed
+    with subprocess.Popen(
+        command(resumed, "--say-steps", "--work", tmp_path / "work"), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) == kill_at:
+                process.kill()
+    assert process.returncode == -signal.SIGKILL
+    subprocess.run(command(resumed, "--work", tmp_path / "work"), check=True, cwd=ROOT)
+    expected, found = (load_file(out / "0.safetensors") for out in (whole, resumed))
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), name
+    assert (resumed / "0.txt").read_text() == (whole / "0.txt").read_text()
+
+
 def test_a_checkpoint_of_another_training_is_refused(index: ExampleIndex, tmp_path: Path) -> None:
     fit(busy(epochs=1), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
     with pytest.raises(CheckpointError, match=r"of another training .* delete it"):
@@ -111,6 +152,12 @@ def test_a_truncated_checkpoint_says_so(index: ExampleIndex, tmp_path: Path) -> 
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"checkpoint.pt: the checkpoint is broken .* delete it to train from"):
         fit(busy(epochs=1), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+
+
+def test_a_checkpoint_of_an_older_program_says_so(tmp_path: Path) -> None:
+    torch.save({"fits": "x", "random": torch.get_rng_state()}, tmp_path / CHECKPOINT)
+    with pytest.raises(CheckpointError, match="written by another version of this program; delete it"):
+        load_checkpoint(tmp_path / CHECKPOINT, "x")
 
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
@@ -147,6 +194,14 @@ def test_a_loss_that_is_no_number_stops_and_names_the_batch(index: ExampleIndex,
     state = load_checkpoint(tmp_path / CHECKPOINT, torch.load(tmp_path / CHECKPOINT)["fits"])
     assert state is not None
     assert state["at"][1] == int(str(error.value).split("batch ")[1].split(" ")[0]) - 1  # it is from before the batch
+
+
+def test_a_loss_that_is_no_number_before_the_first_checkpoint_names_none(index: ExampleIndex, tmp_path: Path) -> None:
+    config = busy(learning_rate=1e30, backbone_learning_rate=1e30, warmup=0.0, batch_size=16)
+    with pytest.raises(DivergedError, match="There is no checkpoint yet") as error:
+        fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    assert CHECKPOINT not in str(error.value)
+    assert not (tmp_path / CHECKPOINT).exists()
 
 
 @pytest.mark.parametrize(("alone_loss", "stem"), [(0.0, None), (0.5, 8)])
@@ -197,14 +252,77 @@ def test_too_little_memory_takes_smaller_micro_batches_and_the_same_step(index: 
         trainer.step(next(target.batches(1, 0)))
 
 
-def test_two_processes_take_the_steps_of_one_with_the_double_batch(folder: Path, tmp_path: Path) -> None:
+class _SmallPairs(Contrastive):
+    """A device on which only so many pairs fit."""
+
+    room = 5
+
+    def loss(self, part: Batch, whole: Batch) -> Tensor:
+        if len(part) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().loss(part, whole)
+
+
+def test_pretraining_says_that_smaller_micro_batches_are_another_training(
+    index: ExampleIndex, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = drawn.config(batch_size=32)
+    backbone = Backbone(config, pretrained=False)
+    target = _SmallPairs(backbone, index, config, ClassLayout(drawn.taxonomy()), Tokenizer(config), CPU)
+    trainer = Loop(target, config.training, CPU, progress=False)
+    trainer.step(next(target.batches(1, 0)))
+    assert 2 < trainer.micro <= 5
+    assert f"{trainer.micro} examples at a time from now on; each is told apart from these alone" in caplog.text
+    assert "the batch stays the same" not in caplog.text
+    target.room = 1  # one pair alone has nothing to be told apart from
+    with pytest.raises(DeviceError, match="not even two examples fit"):
+        trainer.step(next(target.batches(1, 0)))
+    several = Loop(target, config.training, CPU, progress=False, world=World(0, 2))
+    with pytest.raises(DeviceError, match="set a smaller micro_batch"):
+        several.step(next(target.batches(1, 0)))
+
+
+def test_validation_halves_what_does_not_fit_and_finds_the_same(
+    index: ExampleIndex, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, layout = drawn.config(), ClassLayout(drawn.taxonomy())
+    target = objective(config, index)
+    torch.manual_seed(0)
+    pairs = Contrastive(Backbone(config, pretrained=False), index, config, layout, Tokenizer(config), CPU)
+    expected, score = target.validate(), pairs.validate()
+    room = 4
+    encode = Backbone.encode_image
+
+    def small(self: Backbone, pixels: Tensor) -> Sequence:
+        if len(pixels) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(self, pixels)
+
+    monkeypatch.setattr(Backbone, "encode_image", small)
+    assert (target.validate(), pairs.validate()) == (expected, score)
+    assert "examples at a time from now on; nothing else changes" in caplog.text
+    room = 0
+    for one in (target, pairs):
+        with pytest.raises(DeviceError, match="not even one example fits"):
+            one.validate()
+
+
+def torchrun(processes: int, *arguments: str | Path, check: bool = True) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    subprocess.run(
+        [*command, "-m", data_parallel.__name__, *map(str, arguments)], check=check, cwd=ROOT, capture_output=True
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--pretrain",)])
+def test_two_processes_take_the_steps_of_one_with_the_double_batch(
+    folder: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """In pretraining each pair is told apart from those of both processes."""
     one, two = tmp_path / "one", tmp_path / "two"
     for out, processes in ((one, 1), (two, 2)):
         out.mkdir()
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        subprocess.run(
-            [*command, "-m", data_parallel.__name__, str(folder), str(out)], check=True, cwd=ROOT, capture_output=True
-        )
+        torchrun(processes, folder, out, *options)
     assert {p.name for p in two.iterdir()} == {"0.safetensors", "0.txt", "1.safetensors", "1.txt"}
     alone, first, second = (load_file(p) for p in (one / "0.safetensors", two / "0.safetensors", two / "1.safetensors"))
     for name, weight in alone.items():
@@ -213,6 +331,24 @@ def test_two_processes_take_the_steps_of_one_with_the_double_batch(folder: Path,
         torch.testing.assert_close(first[name], weight, rtol=0, atol=5e-3)
     losses = [[float(line) for line in (out / "0.txt").read_text().split()] for out in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_two_killed_processes_go_on_each_with_its_own_random_state(folder: Path, tmp_path: Path) -> None:
+    whole, resumed, work = tmp_path / "whole", tmp_path / "resumed", tmp_path / "work"
+    for out in (whole, resumed):
+        out.mkdir()
+    torchrun(2, folder, whole, "--dropout", "0.3")
+    torchrun(2, folder, resumed, "--dropout", "0.3", "--work", work, "--kill-at", "7", check=False)
+    assert not list(resumed.iterdir())
+    states = torch.load(work / CHECKPOINT)["random"]
+    assert len(states) == 2
+    assert not torch.equal(states[0], states[1])
+    torchrun(2, folder, resumed, "--dropout", "0.3", "--work", work)
+    for rank in range(2):
+        expected, found = (load_file(out / f"{rank}.safetensors") for out in (whole, resumed))
+        for name, weight in expected.items():
+            assert torch.equal(found[name], weight), name
+        assert (resumed / f"{rank}.txt").read_text() == (whole / f"{rank}.txt").read_text()
 
 
 def test_early_stop(index: ExampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +369,28 @@ def test_frozen_towers_stay_as_they_are(index: ExampleIndex) -> None:
     assert not {name for name in before if name.startswith("heads.")} & same
 
 
+def test_a_frozen_tower_keeps_its_running_statistics(tmp_path: Path) -> None:
+    """A ResNet's batch norms change with every batch they see in training mode, trained or not."""
+    vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    (tmp_path / "frozen-resnet.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(tmp_path / "frozen-resnet.json")
+    document = drawn.config(epochs=1, freeze=("image",)).model_dump()
+    document |= {"picture": {"height": 32, "width": 32}, "backbone": {"architecture": "frozen-resnet"}}
+    config = ModelConfig.model_validate(document)
+    rng = np.random.default_rng(0)
+    rows = [drawn.example(i, rng, 32, 32) for i in range(200)]
+    folder = drawn.write(tmp_path / "examples", pa.Table.from_pylist(rows, schema=EXAMPLES))
+    index = scan_examples([folder], drawn.taxonomy(), config.picture, config.selection).index
+    torch.manual_seed(config.training.seed)
+    before = build_model(config, drawn.taxonomy(), pretrained=True).state_dict()
+    after = fit(config, drawn.taxonomy(), index, CPU, progress=False)[0].state_dict()
+    statistics = [name for name in before if "running" in name or "num_batches" in name]
+    assert len(statistics) > 10
+    for name in statistics:
+        assert torch.equal(before[name], after[name]), name
+
+
 def test_tensorboard_logs_are_written(index: ExampleIndex, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -241,6 +399,38 @@ def test_tensorboard_logs_are_written(index: ExampleIndex, tmp_path: Path) -> No
     events.Reload()
     assert {"loss", "learning_rate", "examples_per_second", "validation"} <= set(events.Tags()["scalars"])
     assert [e.value for e in events.Scalars("validation")] == pytest.approx([e.validation for e in fitted.epochs])
+
+
+def test_a_resumed_training_logs_each_step_once_and_counts_all_its_seconds(
+    index: ExampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = busy(epochs=3)
+    steps = len(list(objective(config, index).batches(1, 0)))
+    arguments: dict[str, Any] = {"folder": tmp_path, "progress": False}
+    calls, step = itertools.count(1), Loop.step
+
+    def mortal(self: Loop, batch: Batch) -> float:
+        if next(calls) == steps + 4:  # three steps after the checkpoint of the first epoch
+            raise Killed
+        return step(self, batch)
+
+    monkeypatch.setattr(Loop, "step", mortal)
+    with pytest.raises(Killed):
+        fit(config, drawn.taxonomy(), index, CPU, **arguments)
+    monkeypatch.undo()
+    state = torch.load(tmp_path / CHECKPOINT)
+    state["epochs"][0]["seconds"] += 1000.0
+    save_checkpoint(tmp_path / CHECKPOINT, state)
+    trained = train(config, drawn.taxonomy(), index, CPU, **arguments)
+    assert trained.metrics.seconds > 1000
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    seen = [e.step for e in events.Scalars("loss")]
+    assert seen == sorted(set(seen))
+    assert len(seen) == 3 * steps
+    assert [e.step for e in events.Scalars("validation")] == [n * index.count("train") for n in (1, 2, 3)]
 
 
 def test_the_order_is_drawn_anew_in_each_epoch_and_the_same_each_time(index: ExampleIndex) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ def inputs(config: ModelConfig) -> Inputs:
 
 
 def rows(inputs: Inputs, at: list[int]) -> Inputs:
-    return Inputs(*(getattr(inputs, f.name)[at] for f in fields(inputs)))
+    return Inputs(*(part[at] for part in inputs))
 
 
 @torch.inference_mode()

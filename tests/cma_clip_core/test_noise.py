@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import torch
 
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.evaluation import evaluate
+from cma_clip_core.examples import Rows, stream_side
 from cma_clip_core.model import CmaClip
-from cma_clip_core.noise import Modality, Noise, swap
+from cma_clip_core.noise import Modality, Noise, swap, swap_all
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.tokens import Tokenizer
 from tests.cma_clip_core import drawn
@@ -70,6 +72,48 @@ def test_who_is_swapped_depends_on_the_seed_alone() -> None:
     assert swapped(0.2) < swapped(0.5)
     assert swapped(0.5, seed=1) != swapped(0.5)
     assert swapped(0.5, start=200) == {i for i in swapped(0.5) if i >= 200}
+
+
+def test_products_alone_in_their_batch_are_swapped_too() -> None:
+    """A side's share of a file may be one product: batches are joined, a few of them at a time."""
+    batch = own_titles(23)
+    alive: list[int] = []
+    read = 0
+
+    def stream() -> Iterator[tuple[pa.RecordBatch, Rows]]:
+        nonlocal read
+        for row in range(23):
+            read += 1
+            yield batch.slice(row, 1), np.array([row])
+
+    found: list[tuple[str, str]] = []
+    for examples, shown, families in swap_all(stream(), Noise("text", 1.0), least=5):
+        assert families.tolist() == [int(title) for title in titles(examples)]
+        found += zip(titles(examples), titles(shown), strict=True)
+        alive.append(read - len(found) + examples.num_rows)
+    assert [own for own, _ in found] == [str(i) for i in range(23)]
+    assert sorted(given for _, given in found) == sorted(own for own, _ in found)
+    assert not any(own == given for own, given in found)
+    assert max(alive) <= 10
+
+
+def test_evaluation_swaps_across_small_files(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config, taxonomy = drawn.config(), drawn.taxonomy()
+    for number in range(12):
+        drawn.write(tmp_path, drawn.examples(48).slice(4 * number, 4), f"part-{number}.parquet")
+    index = drawn.index(tmp_path, selection=config.selection)
+    sizes = [b.num_rows for b, _ in stream_side(index, "test")]
+    assert 1 in sizes
+    model, layout, tokenizer = CmaClip(config, taxonomy), ClassLayout(taxonomy), Tokenizer(config)
+    clean, noisy = (
+        evaluate(model, index, "test", config, layout, tokenizer, torch.device("cpu"), noise=noise)["colour"]
+        for noise in (None, Noise("text", 1.0))
+    )
+    assert sorted(clean.products) == sorted(noisy.products)
+    order = {product: row for row, product in enumerate(noisy.products)}
+    moved = [np.abs(clean.logits[row] - noisy.logits[order[p]]).max() for row, p in enumerate(clean.products)]
+    assert min(moved) > 1e-5
 
 
 def test_a_share_is_between_none_and_all() -> None:

@@ -11,13 +11,15 @@ import pyarrow as pa
 import pytest
 import torch
 
+from cma_clip_core.baseline import fit_text_baseline
 from cma_clip_core.classes import ClassLayout
-from cma_clip_core.errors import DataError
+from cma_clip_core.errors import DataError, NothingToLearnError
 from cma_clip_core.evaluation import evaluate
+from cma_clip_core.loop import Loop
 from cma_clip_core.pretraining import pretrain
 from cma_clip_core.splits import SIDES
 from cma_clip_core.tokens import Tokenizer
-from cma_clip_core.training import train
+from cma_clip_core.training import mean_recall, train
 from tests.cma_clip_core import drawn
 
 CPU = torch.device("cpu")
@@ -45,12 +47,19 @@ def test_an_attribute_of_one_value_or_few_labels_is_skipped_by_name(
             del labels["material"]
 
     index = drawn.index(drawn.write(tmp_path, changed(300, change)))
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         trained = train(drawn.config(epochs=1), drawn.taxonomy(), index, CPU, progress=False)
-    assert "pattern is not learnt, and nothing of it is ever accepted: all of its" in caplog.text
-    assert "training labels are 'Solid'" in caplog.text
-    assert "material is not learnt" in caplog.text
-    assert "colour is not learnt" not in caplog.text
+    before, after = caplog.text.split("epoch 1/1")  # who waits for hours has read it by then
+    assert "pattern is not learnt, accepted or counted in a mean: all of its" in before
+    assert "training labels are 'Solid'" in before
+    assert "material is not learnt" in before
+    assert "colour is not learnt" not in before
+    assert "is not learnt" not in after
+    assert list(trained.metrics.not_learnt) == ["pattern", "material"]
+    judged = [trained.metrics.validation[name].accuracy or 0 for name in ("article_type", "colour")]
+    assert trained.metrics.epochs[0].validation == pytest.approx(np.mean(judged))
+    recalls = [trained.metrics.test[name].recall_at_target or 0 for name in ("article_type", "colour")]
+    assert mean_recall(trained.metrics) == pytest.approx(np.mean(recalls))
     for name in ("pattern", "material"):
         assert trained.thresholds[name].lowest() is None
         assert trained.metrics.test[name].coverage in (0, None)
@@ -59,6 +68,14 @@ def test_an_attribute_of_one_value_or_few_labels_is_skipped_by_name(
     for name, same in (("pattern", True), ("colour", False)):
         one, other = (m.get_submodule(f"heads.{name}.3").weight for m in (trained.model, fresh))
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4) is same
+
+
+def test_nothing_that_can_be_learnt_is_an_error_with_its_reasons(tmp_path: Path) -> None:
+    index = drawn.index(drawn.write(tmp_path, drawn.examples(25)))
+    with pytest.raises(
+        DataError, match=r"no attribute can be learnt: article_type: it has \d+ training labels.*; colour"
+    ):
+        train(drawn.config(epochs=1), drawn.taxonomy(), index, CPU, progress=False)
 
 
 def test_a_label_never_seen_in_training_is_an_error_of_the_model_and_no_more(tmp_path: Path) -> None:
@@ -83,7 +100,7 @@ def test_a_label_never_seen_in_training_is_an_error_of_the_model_and_no_more(tmp
     )
 
 
-def test_a_catalog_without_any_picture(tmp_path: Path) -> None:
+def test_a_catalog_without_any_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def change(row: dict[str, Any], _: object) -> None:
         row["image"], row["image_status"] = None, "absent"
 
@@ -93,7 +110,8 @@ def test_a_catalog_without_any_picture(tmp_path: Path) -> None:
     assert (test.image_weight, test.text_weight) == (0, 1)
     assert test.accuracy is not None
     assert test.accuracy > 0.6
-    with pytest.raises(DataError, match="nothing to pretrain on"):
+    monkeypatch.setattr(Loop, "step", lambda *_: pytest.fail("it is known before an epoch is trained in vain"))
+    with pytest.raises(NothingToLearnError, match=r"no two products on the train side .* nothing to pretrain on"):
         pretrain(drawn.config(), drawn.taxonomy(), index, CPU, progress=False)
 
 
@@ -107,3 +125,5 @@ def test_a_catalog_without_any_text(tmp_path: Path) -> None:
     assert (test.image_weight, test.text_weight) == (1, 0)
     assert test.accuracy is not None
     assert test.accuracy > 0.6
+    with pytest.raises(NothingToLearnError, match="no two training products have a word in common in title, brand"):
+        fit_text_baseline(index, ClassLayout(drawn.taxonomy()), drawn.config().text, progress=False)

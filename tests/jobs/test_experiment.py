@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import open_clip
+import pyarrow as pa
 import pytest
 import torch
+import yaml
 
 from cma_clip_core import registry, towers
 from cma_clip_core.backbone import Backbone
 from cma_clip_core.errors import ModelError
+from cma_clip_core.loop import Loop
 from cma_clip_core.methods import LABELS, configure
 from jobs import experiment as module
 from jobs import storage
 from jobs.errors import JobError
 from jobs.experiment import Results, experiment
 from jobs.lake import Lake
+from jobs.prepare import prepare
 from jobs.pretrain import pretrain, with_towers
 from jobs.settings import Settings
+from jobs.suspects import suspects
 from jobs.train import train
 from tests.cma_clip_core import drawn
-from tests.jobs.test_train import RUN, add_examples, settings_of
+from tests.jobs.test_train import RUN, add_examples, settings_of, torchrun
 
 DAY = "2026-11-20"
 
@@ -37,6 +47,27 @@ def pretrained(settings: Settings) -> Path:
     return Lake(settings.root).towers / pretrain(settings, DAY)
 
 
+def test_two_processes_pretrain_one_pair_of_towers(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    lake = Lake(settings.root)
+    add_examples(lake, RUN, drawn.examples(200))
+    done = torchrun(settings, "pretrain")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (folder,) = lake.towers.iterdir()
+    assert {json.loads(line)["towers"] for line in done.stdout.splitlines()} == {folder.name}
+
+
+def test_steps_of_one_process_refuse_several(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")  # what torchrun sets
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(JobError, match="experiment runs in one process: start it without torchrun"):
+        experiment(settings, DAY)
+    with pytest.raises(JobError, match="experiment runs in one process"):
+        prepare(settings, Path("catalog"), DAY, "sample")
+    with pytest.raises(JobError, match="suspects runs in one process"):
+        suspects(settings, DAY)
+
+
 def test_pretrained_towers_find_the_picture_of_a_text(settings: Settings, pretrained: Path) -> None:
     metrics = towers.TowersMetrics.model_validate_json((pretrained / towers.METRICS).read_bytes())
     assert metrics.epochs[-1].loss < metrics.epochs[0].loss
@@ -47,6 +78,41 @@ def test_pretrained_towers_find_the_picture_of_a_text(settings: Settings, pretra
     assert {"text.tower.token_embedding.weight", "image.tower.conv1.weight", "logit_scale"} <= fresh
 
 
+@pytest.mark.parametrize("step", [pretrain, train])
+def test_a_killed_training_blocks_no_other_and_goes_on_when_it_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: Callable[..., str]
+) -> None:
+    lake = Lake((settings := settings_of(tmp_path)).root)
+    add_examples(lake, RUN, drawn.examples(300))
+    chosen = []
+    for epochs in (1, 2):
+        document = drawn.config(epochs=epochs).model_dump(mode="json")
+        document["pretraining"] |= {"epochs": epochs, "batch_size": 32}
+        (tmp_path / f"{epochs}.yaml").write_text(yaml.safe_dump(document))
+        chosen.append(settings.model_copy(update={"model_config_name": str(tmp_path / f"{epochs}.yaml")}))
+    one, two = chosen
+    above = lake.towers if step is pretrain else lake.models
+    epoch = Loop._epoch
+
+    def mortal(self: Loop) -> None:
+        if self.at.epoch == 2:
+            raise KeyboardInterrupt
+        epoch(self)
+
+    monkeypatch.setattr(Loop, "_epoch", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        step(two, DAY)
+    monkeypatch.undo()
+    (left,) = above.glob(".unfinished-*")
+    with caplog.at_level(logging.INFO):
+        step(one, DAY)
+        assert f"unfinished: {left} is of another training (configuration tiny, labelled set" in caplog.text
+        assert "training goes on in epoch 2" not in caplog.text
+        step(two, DAY)
+    assert "training goes on in epoch 2" in caplog.text
+    assert not list(above.glob(".unfinished-*"))
+
+
 def test_a_model_that_began_with_towers_needs_them_no_more(settings: Settings, pretrained: Path) -> None:
     version = train(settings, DAY, promote=False, towers=pretrained.name)
     folder = Lake(settings.root).models / version
@@ -55,6 +121,33 @@ def test_a_model_that_began_with_towers_needs_them_no_more(settings: Settings, p
     registry.load_model(folder)
     with pytest.raises(JobError, match=r"'20260101-00000000': no such towers .* there are \['"):
         train(settings, DAY, towers="20260101-00000000")
+
+
+def test_towers_of_an_open_clip_architecture_are_loaded_too(tmp_path: Path) -> None:
+    """An architecture's name alone, no weights to download: pretrain, train from the towers, compare methods."""
+    vision = {"image_size": 224, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    architecture = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "named-vit.json").write_text(json.dumps(architecture))
+    open_clip.add_model_config(tmp_path / "named-vit.json")
+    document = drawn.config(epochs=1).model_dump(mode="json")
+    document["backbone"] = {"architecture": "named-vit"}
+    document["pretraining"] |= {"epochs": 1, "batch_size": 32}
+    (tmp_path / "named.yaml").write_text(yaml.safe_dump(document))
+    settings = settings_of(tmp_path).model_copy(update={"model_config_name": str(tmp_path / "named.yaml")})
+    lake = Lake(settings.root)
+    add_examples(lake, RUN, drawn.examples(400))
+    name = pretrain(settings, DAY)
+    config = with_towers(type(drawn.config()).model_validate(document), lake.towers / name)
+    one, other = (Backbone(config, pretrained=p).state_dict() for p in (True, False))
+    assert not torch.equal(one["image.tower.conv1.weight"], other["image.tower.conv1.weight"])
+    version = train(settings, DAY, promote=False, towers=name)
+    registry.load_model(lake.models / version)
+    folder = experiment(settings, DAY, methods=("raw-clip",))
+    assert "raw CLIP" in (folder / "results.md").read_text()
+    wrong = with_towers(config, tmp_path)
+    with pytest.raises(ModelError, match="not a folder of pretrained towers"):
+        Backbone(wrong, pretrained=True)
 
 
 def test_towers_that_do_not_fit_say_how(pretrained: Path, tmp_path: Path) -> None:
@@ -108,6 +201,69 @@ def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
     assert (folder / "results.json").read_bytes() == before
     assert table in capsys.readouterr().out
     assert trained.out.count(table) == 1
+
+
+def test_results_are_of_all_methods_run_so_far(settings: Settings) -> None:
+    folder = experiment(settings, DAY, products=400, methods=("tf-idf",))
+    assert experiment(settings, DAY, products=400, methods=("raw-clip",)) == folder
+    assert experiment(settings, DAY, products=400, methods=("tf-idf",)) == folder
+    results = storage.read_document(folder / "results.json", Results)
+    assert results is not None
+    assert [m.method for m in results.methods] == [LABELS["raw-clip"], LABELS["tf-idf"]]
+    assert [r.method for r in results.runs] == ["raw-clip", "tf-idf"]
+
+
+def changed(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Settings:
+    """A lake of drawn examples, each row of which was changed in place."""
+    rows = drawn.examples(400).to_pylist()
+    for row in rows:
+        change(row)
+    settings = settings_of(tmp_path)
+    add_examples(Lake(settings.root), RUN, pa.Table.from_pylist(rows, schema=drawn.examples(1).schema))
+    return settings
+
+
+def test_without_any_picture_all_methods_begin_from_scratch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And an attribute that cannot be learnt is in no table and no mean, of the methods and of the baseline."""
+
+    def change(row: dict[str, Any]) -> None:
+        row["image"], row["image_status"] = None, "absent"
+        row["labels"] = [(name, ["Solid"] if name == "pattern" else values) for name, values in row["labels"]]
+
+    settings = changed(tmp_path, change)
+    with caplog.at_level(logging.WARNING):
+        folder = experiment(settings, DAY, methods=("text-tower", "tf-idf", "raw-clip"))
+    assert "pretraining: no two products on the train side have both a picture and a text" in caplog.text
+    results = storage.read_document(folder / "results.json", Results)
+    assert results is not None
+    assert len(results.methods) == 3
+    assert results.left_out["pretraining"].endswith("all methods begin from scratch")
+    assert results.not_learnt.keys() == {"pattern"}
+    assert results.attributes == ("article_type", "colour", "material")
+    for method in results.methods:
+        recalls = [m.recall_at_90 or 0 for m in method.attributes.values()]
+        assert len(recalls) == 3
+        assert method.mean_recall_at_90 == pytest.approx(sum(recalls) / 3)
+    page = (folder / "results.md").read_text()
+    assert "pattern is not learnt, nor in any mean: all of its" in page
+    assert "begin from scratch" in page
+    with pytest.raises(JobError, match="nothing to compare: pattern: all of its"):
+        experiment(settings, DAY, attributes=("pattern",))
+
+
+def test_without_any_text_the_text_baseline_is_left_out(tmp_path: Path) -> None:
+    def change(row: dict[str, Any]) -> None:
+        row["title"] = row["description"] = ""
+
+    settings = changed(tmp_path, change)
+    with pytest.raises(JobError, match="nothing to compare: no two training products have a word in common"):
+        experiment(settings, DAY, methods=("tf-idf",))
+    folder = experiment(settings, DAY, methods=("tf-idf", "raw-clip"))
+    results = storage.read_document(folder / "results.json", Results)
+    assert results is not None
+    assert [m.method for m in results.methods] == [LABELS["raw-clip"]]
+    assert LABELS["tf-idf"] in results.left_out
+    assert "it is left out" in (folder / "results.md").read_text()
 
 
 def test_unknown_names_say_what_there_is(settings: Settings) -> None:

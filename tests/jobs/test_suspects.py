@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cma_clip_core.suspects import fold_index
+from jobs import storage
 from jobs import suspects as module
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.suspects import suspects
+from schemas.documents import StepMetrics
 from schemas.tables import SUSPECTS
 from tests.cma_clip_core import drawn
 from tests.jobs.test_train import RUN, add_examples, settings_of
@@ -21,9 +23,11 @@ from tests.jobs.test_train import RUN, add_examples, settings_of
 DAY = "2026-11-20"
 
 
-def spoiled(count: int, wrong: int) -> tuple[pa.Table, set[str]]:
-    """Examples in which the colour of some products, which a picture shows plainly, is another."""
+def spoiled(count: int, wrong: int, only_pattern: str) -> tuple[pa.Table, set[str]]:
+    """Examples in which the colour of some products, which a picture shows plainly, is another. All have one pattern."""
     rows = drawn.examples(count).to_pylist()
+    for row in rows:
+        row["labels"] = [(name, [only_pattern] if name == "pattern" else values) for name, values in row["labels"]]
     chosen = [row for row in rows if row["image"] is not None][:: count // wrong][:wrong]
     for row in chosen:
         labels = dict(row["labels"])
@@ -37,7 +41,7 @@ def test_planted_errors_are_found_by_models_that_never_saw_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(tmp_path)
-    table, wrong = spoiled(900, 30)
+    table, wrong = spoiled(900, 30, only_pattern="Solid")
     add_examples(Lake(settings.root), RUN, table)
     calls = []
 
@@ -62,6 +66,9 @@ def test_planted_errors_are_found_by_models_that_never_saw_them(
     assert len(surest & wrong) >= 8
     page = (folder / "index.html").read_text()
     assert page.count("data:image/jpeg") >= 20
+    step = storage.read_document(folder / "steps" / "suspects.json", StepMetrics)
+    assert step is not None
+    assert step.details["not_learnt"] == "pattern"
     assert not (folder / "unfinished").exists()
     before = (folder / "suspects.parquet").stat().st_mtime_ns
     assert suspects(settings, DAY, folds=3) == folder

@@ -143,10 +143,9 @@ def test_nothing_to_train_on(tmp_path: Path, prepare: Callable[[Lake], object], 
     assert registry.list_versions(Lake(settings.root).models) == []
 
 
-def test_two_processes_train_one_version(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path)
-    lake = Lake(settings.root)
-    add_examples(lake, RUN, drawn.examples(300))
+def torchrun(settings: Settings, step: str) -> subprocess.CompletedProcess[str]:
+    """Run a step of the day in two processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "jobs"]
     options = [
         "--root",
         str(settings.root),
@@ -157,19 +156,15 @@ def test_two_processes_train_one_version(tmp_path: Path) -> None:
         "--device",
         "cpu",
     ]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "jobs",
-        *options,
-    ]
-    done = subprocess.run(
-        [*command, "train", "--ds", "2026-11-20"], cwd=ROOT, capture_output=True, text=True, env=os.environ | ONE_THREAD
-    )
+    command = [*launch, *options, step, "--ds", "2026-11-20"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | ONE_THREAD)
+
+
+def test_two_processes_train_one_version(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    lake = Lake(settings.root)
+    add_examples(lake, RUN, drawn.examples(300))
+    done = torchrun(settings, "train")
     assert done.returncode == 0, done.stderr[-2000:]
     (line,) = done.stdout.splitlines()
     assert registry.list_versions(lake.models) == [champion(settings)] == [json.loads(line)["model_version"]]
