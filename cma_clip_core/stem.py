@@ -64,7 +64,7 @@ class ConvolutionStem(nn.Module):
             inputs, channels = channels, 2 * channels
         self.layers = nn.Sequential(*layers)
         self.out = nn.Conv2d(inputs, width, 1)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the patches of `pixels`."""
