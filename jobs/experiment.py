@@ -409,10 +409,16 @@ def _markdown(results: Results, comparison: str) -> str:
             for r in results.runs
         ],
     )
+    promises = markdown(
+        ["method", "precision promised by its thresholds, on test"],
+        [[m.method, m.promise.words()] for m in results.methods if m.promise is not None],
+    )
     notes = [f"{name} is not learnt, nor in any mean: {why}" for name, why in results.not_learnt.items()]
     notes += [f"{what}: {why}" for what, why in results.left_out.items()]
     left_out = "".join(f"\n{note}.\n" for note in notes)
     return (
         f"Recall at 90 % precision, in %, on the test side; text: {', '.join(results.text_fields)}; products: {sides}; "
-        f"labelled set {results.labelled_set}; {results.device}.\n{left_out}\n{comparison}\n\n{margins}\n\n{noise}\n\n{cost}\n"
+        f"labelled set {results.labelled_set}; {results.device}.\n{left_out}\n"
+        + "\n\n".join([comparison, margins, noise, promises, cost])
+        + "\n"
     )
