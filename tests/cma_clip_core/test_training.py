@@ -301,7 +301,7 @@ def test_the_library_tags(version: Path) -> None:
     picture.paste(drawn.COLOURS["Blue"], (4, 4, 20, 28))
     both, text, image, nothing, broken = tagger.tag(
         [
-            {"title": "classic Striped Shirt", "description": "soft Wool", "image": picture},
+            {"title": "classic Striped Shirt 601", "description": "soft Wool", "image": picture},
             {"title": "modern Checked Shirt"},
             {"image": picture},
             {"title": "NA"},
