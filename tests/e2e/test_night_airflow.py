@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +16,11 @@ import pytest
 
 from jobs import storage
 from jobs.demo import show
+from jobs.lake import PRODUCTS as PRODUCTS_TABLE
 from jobs.lake import Lake
 from jobs.next_day import next_day
 from schemas.documents import Ledger, StepMetrics
+from tests.dirty import DIRTY
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAY1, DAY2, DAY3, NO_DAY = "2026-11-20", "2026-11-21", "2026-11-22", "2026-11-23"
@@ -129,6 +133,15 @@ def test_nights(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     assert pipeline.query("SELECT count(DISTINCT product_id), count(*) FROM t") == [
         (ledger.published_products, ledger.published_rows)
     ]
+    manifest = lake.read_manifest(first_run)
+    assert manifest is not None
+    (products,) = (str(lake.root / file.path) for file in manifest.files if file.table == PRODUCTS_TABLE)
+    planted = duckdb.sql(f"SELECT product_id, modality FROM read_parquet({products!r}) WHERE product_id LIKE 'dirty-%'")
+    assert dict(planted.fetchall()) == {
+        f"dirty-{kind}": "both" if dirty.image_status == "ok" else "text"
+        for kind, dirty in DIRTY.items()
+        if dirty.outcome == "valid"
+    }
     assert "</html>" in (lake.reports(first_run) / "report.html").read_text()
 
     # the second night tags what changed, and nothing else
@@ -153,7 +166,12 @@ def test_nights(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     show(lake, [ledger, second])
     shown = capsys.readouterr().out
     assert f"{ledger.run_id}  {second.run_id}" in shown
-    assert "article_type" in shown
+    ten = shown.split("== Ten products")[1].split("\n\n")[1].splitlines()[2:]
+    assert sum(not line.startswith(" ") for line in ten) == 10
+    query = shown.split("== The tables, read with DuckDB ==")[1].split("\n\n")[1]
+    counts = duckdb.connect().execute(query).fetchall()
+    assert all(f"{attribute} " in shown for attribute, *_ in counts)
+    assert "article_type" in {attribute for attribute, *_ in counts}
     assert shown.count("/report.html") == 2
 
     # an empty night: the same catalog again; neither pictures nor the model are touched
@@ -164,6 +182,14 @@ def test_nights(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     assert third.differences() == []
     assert third.new == third.changed == third.removed == third.tagged_both == 0
     assert third.published_products == second.published_products
+
+    # each publication told Airflow, and so whoever waits for the asset
+    with contextlib.closing(sqlite3.connect(pipeline.folder / "airflow" / "airflow.db")) as database:
+        events = [json.loads(extra) for (extra,) in database.execute("SELECT extra FROM asset_event ORDER BY id")]
+    assert events == [
+        {"run_id": done.run_id, "products": done.published_products, "rows": done.published_rows}
+        for done in (ledger, second, third)
+    ]
 
     # a night without its catalog fails at once, without a retry, and nothing is published
     before = lake.current.read_bytes()

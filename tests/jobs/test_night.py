@@ -16,8 +16,8 @@ from typing import Any
 import duckdb
 import pytest
 
-from jobs import history, night, storage, tables
-from jobs.lake import Lake
+from jobs import history, models, night, storage, tables
+from jobs.lake import PRODUCTS, Lake
 from jobs.plan import plan
 from jobs.preprocess import preprocess
 from jobs.publish import publish
@@ -132,6 +132,53 @@ def test_new_model_tags_all_products_with_the_examples_there_are(lake: Lake, set
     tag(settings, run_id)
     publish(settings, run_id)
     assert live(lake) == before  # the same model says the same
+
+
+def test_new_champion_tags_all_products_with_the_examples_there_are(lake: Lake, settings: Settings) -> None:
+    night.night(settings, DAY1)
+    first = models.champion(settings)
+    assert first is not None
+    second = f"20991231-{first[-8:]}"  # the same weights: a version ends with their hash
+    shutil.copytree(lake.models / first, lake.models / second)
+    models.promote(settings, second)
+    ledger, _ = night.night(settings, DAY1)
+    assert (ledger.model_version, ledger.model_changed, ledger.unchanged) == (second, 100, 0)
+    assert not lake.examples(ledger.run_id).exists()
+    with duckdb.connect() as connection:
+        found = connection.execute(
+            "select distinct model_version, run_id from read_parquet($1)", [lake.current_lines()]
+        ).fetchall()
+    assert found == [(second, ledger.run_id)]
+
+
+def test_products_with_nothing_usable_are_published_untaggable(lake: Lake, settings: Settings) -> None:
+    """A text that stands for none, and a picture that cannot be used: both are valid, and the model has nothing to see."""
+    (lake.pictures / "broken.jpg").write_bytes(b"no picture")
+    nothing = [
+        {"product_id": "placeholder", "title": "N/A", "attributes": {"kind": "Dress"}},
+        {"product_id": "broken", "title": "-", "description": "N/A", "image_uri": "broken.jpg"},
+        {"product_id": "missing", "image_uri": "nowhere.jpg"},
+    ]
+    write_raw(lake, DAY1, [*read_raw(lake, DAY1), *nothing])
+    ledger, _ = night.night(settings, DAY1)
+    assert ledger.differences() == []
+    assert (ledger.valid, ledger.untaggable) == (103, 3)
+    ids = [str(record["product_id"]) for record in nothing]
+    manifest = lake.read_manifest(ledger.run_id)
+    assert manifest is not None
+    with duckdb.connect() as connection:
+        (products,) = (str(lake.root / file.path) for file in manifest.files if file.table == PRODUCTS)
+        states = connection.execute(
+            "select product_id, modality, image_status from read_parquet($1) where product_id in $2 order by all",
+            [products, ids],
+        ).fetchall()
+        rows = connection.execute(
+            """select product_id, attribute, value, source from read_parquet($1)
+               where product_id in $2 and (value is not null or model_value is not null or accepted or conflict)""",
+            [lake.current_lines(), ids],
+        ).fetchall()
+    assert states == [("broken", "none", "broken"), ("missing", "none", "missing"), ("placeholder", "none", "absent")]
+    assert rows == [("placeholder", "article_type", "Dress", "catalog")]  # the catalog's own value stays
 
 
 def test_a_picture_that_was_missing_is_read_again_when_its_product_is_tagged_again(

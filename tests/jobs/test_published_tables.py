@@ -6,6 +6,7 @@ Run with ``make test TESTS=tests/jobs/test_published_tables.py``.
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import threading
@@ -123,6 +124,16 @@ def test_as_of_writes_a_file(published: Lake, tmp_path: Path) -> None:
     assert pq.read_metadata(tmp_path / "then.parquet").num_rows == len(as_of(settings_for(published.root), DAY1))
 
 
+def test_as_of_without_a_file_prints_each_attribute(published: Lake, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = settings_for(published.root)
+    tables.write_as_of(settings, DAY1, None)
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"the attribute table as it was on {DAY1} (write it whole with --out FILE.parquet):")
+    colours = sum(row[1] == "colour" for row in as_of(settings, DAY1))
+    assert re.search(rf"colour\W+{colours}\W.*{DAY1}", printed)
+    assert DAY2 not in printed
+
+
 def rows_by_run(lake: Lake) -> dict[str, int]:
     """Read the live tables as an analyst does, and count the rows each run wrote."""
     statements = tables.reader_lines(lake)["DuckDB"].split("; ")
@@ -190,9 +201,8 @@ def test_rollback_to_a_file_that_one_bit_is_wrong_in_is_refused(two_nights: Lake
     first = tables.runs(two_nights)[0]
     path = two_nights.root / first.files[0].path
     kept = path.read_bytes()
-    at = len(kept) // 4
     try:
-        path.write_bytes(kept[:at] + bytes([kept[at] ^ 1]) + kept[at + 1 :])
+        path.write_bytes(kept[:20] + bytes([kept[20] ^ 1]) + kept[21:])
         with pytest.raises(JobError, match=r"part-00000\.parquet: its SHA-256"):
             tables.rollback(settings_for(two_nights.root), first.run_id)
     finally:
