@@ -67,8 +67,8 @@ class FrozenTowers:
         found: dict[Tower, Sequence] = {}
         rows = self.slots[places]
         for name, file in self.files.items():
-            # The texts of a batch are padded to its longest one, the pictures are all of one size.
-            tokens = inputs.ids.shape[1] if name == "text" else file.dtype["tokens"].shape[0]
+            # Padding beyond the longest text of the batch need not be read; pictures are all of one size.
+            tokens = int(inputs.lengths.max()) if name == "text" else file.dtype["tokens"].shape[0]
             cls, body = (torch.from_numpy(part) for part in (file["cls"][rows], file["tokens"][rows, :tokens]))
             mask = torch.from_numpy(file["mask"][rows, :tokens]) if name == "text" else None
             if name == "image":  # as the model leaves those that are not shown

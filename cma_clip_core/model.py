@@ -120,7 +120,7 @@ class CmaClip(nn.Module):
         alone: list[tuple[Tensor, Tensor]] = []
         asks = self.training and len(self.alone) > 0
         if has_text:
-            text = self.backbone.encode_text(ids, lengths) if text is None else text
+            text = _trimmed(self.backbone.encode_text(ids, lengths) if text is None else text, int(lengths.max()))
             alone += [(self.alone["text"](text.cls), text_present)] if asks else []
             parts += [self.text_projection(text.cls)[:, None] + self.kind[0]]
             parts += [self.text_projection(text.tokens) + self.kind[1]]
@@ -158,6 +158,13 @@ class CmaClip(nn.Module):
         cls = found.cls.new_zeros(len(pixels), found.cls.shape[1]).index_copy(0, rows, found.cls)
         tokens = found.tokens.new_zeros(len(pixels), *found.tokens.shape[1:]).index_copy(0, rows, found.tokens)
         return Sequence(cls, tokens, None)
+
+
+def _trimmed(text: Sequence, longest: int) -> Sequence:
+    """Return a text sequence without the padding beyond the longest text, which nobody attends to."""
+    # Contiguous: what is not is added up in another order.
+    tokens = text.tokens[:, :longest].contiguous()
+    return Sequence(text.cls, tokens, None if text.mask is None else text.mask[:, :longest])
 
 
 def _masks(sequence: Sequence, present: Tensor) -> list[Tensor]:

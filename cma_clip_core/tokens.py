@@ -33,8 +33,12 @@ def compose(title: str, brand: str, description: str, config: TextConfig) -> str
 class Tokenizer:
     """open_clip's tokenizer of an architecture, giving each text at its true length."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        """Make the tokenizer of `config`'s text tower. Raises ModelError where there is no such architecture."""
+    def __init__(self, config: ModelConfig, *, whole: bool = False) -> None:
+        """Make the tokenizer of `config`'s text tower; `whole`: texts are padded to the context, not to the longest.
+
+        Raises:
+            ModelError: there is no such architecture.
+        """
         architecture = config.backbone.architecture
         self.context_length = config.text.context_length
         settings: dict[str, Any] = {} if architecture is None else text_settings(architecture)
@@ -44,7 +48,7 @@ class Tokenizer:
             self._tokenizer = open_clip.get_tokenizer(architecture, context_length=self.context_length)
         # In a causal tower nothing that follows the end-of-text token can change it, so padding beyond the batch's
         # longest text is wasted work. Other towers were trained with all of it.
-        self.trims = not (settings.get("no_causal_mask") or settings.get("embed_cls"))
+        self.trims = not (whole or settings.get("no_causal_mask") or settings.get("embed_cls"))
         self.pad_id = int(settings.get("pad_id", 0))
         tokenizer = self._tokenizer
         self._is_simple = type(tokenizer) is open_clip.SimpleTokenizer and tokenizer.reduction_fn is None

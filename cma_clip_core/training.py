@@ -99,7 +99,8 @@ def fit(
     check_sides(index)
     world = world or World()
     torch.manual_seed(config.training.seed)
-    layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
+    # The length of the padding changes a text's last digits, and a frozen tower's output is to be the same in any batch.
+    layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config, whole="text" in frozen_towers(config))
     model = build_model(config, taxonomy, pretrained=True).to(device)
     freeze(model, config)
     objective = MultiTask(model, index, config, layout, tokenizer, device)
