@@ -48,8 +48,8 @@ WITH tagged AS (
     FROM read_parquet(getvariable('files')) WHERE value IS NOT NULL),
 valid AS (SELECT product_id, title FROM read_parquet({valid})),  -- a product that is held has no title there
 ten AS (
-    SELECT DISTINCT product_id, title FROM tagged JOIN valid USING (product_id) WHERE source = 'model'
-    ORDER BY md5(product_id) LIMIT 10)
+    SELECT product_id, title FROM tagged JOIN valid USING (product_id) GROUP BY product_id, title
+    ORDER BY bool_or(source = 'model') DESC, md5(product_id) LIMIT 10)
 SELECT product_id, coalesce(nullif(title, ''), '(no title)'), attribute, value, source,
        CASE source WHEN 'model' THEN format('{{:.2f}}', confidence) END
 FROM tagged JOIN ten USING (product_id)
