@@ -219,6 +219,10 @@ def experiment(
         Path | None, typer.Option(help="Shop's export to make the examples of, if there are none.")
     ] = None,
     mapping: Annotated[str, typer.Option(help="Column mapping of that export.")] = "sample",
+    processes: Annotated[
+        int | None,
+        typer.Option(help="Methods trained side by side; on a CPU one a core where left out, on a GPU one.", min=1),
+    ] = None,
 ) -> None:
     """Compare CMA-CLIP with raw and fine-tuned CLIP, its own ablations, and TF-IDF: recall at 90 % precision.
 
@@ -237,6 +241,7 @@ def experiment(
         methods=_list(methods),
         text=_list(text),
         attributes=_list(attributes),
+        processes=processes,
     )
     _print({"results": str(folder / "results.md")})
 

@@ -1,7 +1,7 @@
 """The comparison of the paper on one's own catalog: all methods from one start, on one split, by one evaluator.
 
-Every method's predictions are kept, so that an experiment that is killed goes on with the method it was at, and a training
-within it where its last checkpoint is.
+Every method's predictions are kept, so that an experiment that is killed goes on with the methods it was at, and a training
+within them where its last checkpoint is. On a CPU the methods are trained side by side.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from pydantic import TypeAdapter
 from cma_clip_core.config import ModelConfig, TextConfig, load_config
 from cma_clip_core.documents import Difference, MethodMetrics, Threshold
 from cma_clip_core.errors import CoreError, NothingToLearnError
-from jobs import storage
+from jobs import side_by_side, storage
 from jobs.dataset import dataset
 from jobs.errors import JobError
 from jobs.lake import Lake
@@ -96,6 +97,7 @@ def experiment(
     methods: Sequence[str] = (),
     text: Sequence[str] = (),
     attributes: Sequence[str] = (),
+    processes: int | None = None,
 ) -> Path:
     """Compare the methods on the labelled set of a day and return the folder with the results.
 
@@ -106,6 +108,8 @@ def experiment(
         methods: names of `cma_clip_core.methods.LABELS`; empty: all. The results are of these and of all run before.
         text: text fields that are read; empty: those of the configuration.
         attributes: the attributes that are compared (all are trained); empty: all.
+        processes: methods that run side by side, each in a process with its share of the cores; None: on a CPU one a
+            core, as far as memory allows, on a GPU one.
 
     Raises:
         JobError: there is no such method, field or attribute, or no examples, or too few; or `torchrun` started several.
@@ -144,7 +148,7 @@ def experiment(
             base, taxonomy, index, resolve_device(settings.device), folder, wanted, not_learnt, settings.progress
         )  # fmt: skip
         log.info("experiment: %s: %d products", folder, len(index.row))
-        found, left_out = _run(setting, tuple(methods) or tuple(LABELS))
+        found, left_out = _run(setting, tuple(methods) or tuple(LABELS), processes)
         _write(setting, labelled.manifest.set_id, found, left_out)
     except CoreError as error:
         raise JobError(str(error)) from error
@@ -161,38 +165,57 @@ class _Found:
     noisy: dict[tuple[Modality, float], dict[str, Predictions]]
 
 
-def _run(setting: _Setting, methods: Sequence[str]) -> tuple[dict[str, _Found], dict[str, str]]:
+def _run(setting: _Setting, methods: Sequence[str], processes: int | None) -> tuple[dict[str, _Found], dict[str, str]]:
     """Run the methods that are asked for; return what is known of these and of all run before, and what could not be run."""
     from cma_clip_core.methods import LABELS
 
-    found: dict[str, _Found] = {}
     left_out: dict[str, str] = {}
 
     def leave_out(what: str, error: NothingToLearnError, instead: str) -> None:
         left_out[what] = f"{error}; {instead}"
         log.warning("experiment: %s: %s", what, left_out[what])
 
-    towers = None
-    # Of methods run before too: what they began with is told in the results each time.
-    if any(m != "tf-idf" and (m in methods or _is_done(setting, m)) for m in LABELS):
+    if processes is None:
+        missing = sum(not _is_done(setting, method) for method in methods)
+        processes = side_by_side.default_processes(max(missing, 1)) if setting.device.type == "cpu" else 1
+    with side_by_side.executor(processes) as pool:
         try:
-            towers = _towers(setting)
-        except NothingToLearnError as error:
-            leave_out("pretraining", error, "all methods begin from scratch")
-    for method in methods:
-        started = time.perf_counter()
-        try:
-            found[method] = _baseline(setting) if method == "tf-idf" else _method(setting, method, towers)
-        except NothingToLearnError as error:
-            leave_out(LABELS[method], error, "it is left out")
-            continue
-        log.info("experiment: %s is done, %.0f s", method, time.perf_counter() - started)
-    for method in LABELS:
-        if method not in found and (kept := _read(setting, method)) is not None:
-            found[method] = kept
+            running: dict[Future[None], str] = {}
+            if "tf-idf" in methods:  # needs no towers
+                running[pool.submit(_timed, _baseline, setting, "tf-idf")] = "tf-idf"
+            towers = None
+            # Of methods run before too: what they began with is told in the results each time.
+            if any(m != "tf-idf" and (m in methods or _is_done(setting, m)) for m in LABELS):
+                try:
+                    towers = pool.submit(_towers, setting).result()
+                except NothingToLearnError as error:
+                    leave_out("pretraining", error, "all methods begin from scratch")
+            for method in reversed(LABELS):  # the longest first, so that none is left to run alone at the end
+                if method in methods and method != "tf-idf":
+                    running[pool.submit(_timed, _method, setting, method, towers)] = method
+            for done in as_completed(running):
+                try:
+                    done.result()
+                except NothingToLearnError as error:
+                    leave_out(LABELS[running[done]], error, "it is left out")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    found = {method: kept for method in LABELS if (kept := _read(setting, method)) is not None}
     if not found:
         raise JobError(f"nothing to compare: {'; '.join(left_out.values())}")
-    return {method: found[method] for method in LABELS if method in found}, left_out
+    return found, left_out
+
+
+def _timed(run: Callable[..., None], setting: _Setting, method: str, *args: object) -> None:
+    """Run a method, unless its predictions are there."""
+    if _is_done(setting, method):
+        log.info("experiment: %s is there", method)
+        return
+    log.info("experiment: %s", method)
+    started = time.perf_counter()
+    run(setting, method, *args)
+    log.info("experiment: %s is done, %.0f s", method, time.perf_counter() - started)
 
 
 def _towers(setting: _Setting) -> Path:
@@ -215,8 +238,8 @@ def _towers(setting: _Setting) -> Path:
     return below / name
 
 
-def _method(setting: _Setting, method: str, towers: Path | None) -> _Found:
-    """Train a method, and evaluate it; what was done before is read."""
+def _method(setting: _Setting, method: str, towers: Path | None) -> None:
+    """Train a method, evaluate it, and keep what it says."""
     from cma_clip_core.classes import ClassLayout
     from cma_clip_core.evaluation import evaluate
     from cma_clip_core.methods import configure
@@ -224,12 +247,8 @@ def _method(setting: _Setting, method: str, towers: Path | None) -> _Found:
     from cma_clip_core.tokens import Tokenizer
     from cma_clip_core.training import fit
 
-    if (kept := _read(setting, method)) is not None:
-        log.info("experiment: %s is there", method)
-        return kept
     config = with_towers(configure(setting.base, method), towers)
     work = setting.folder / "unfinished" / method
-    log.info("experiment: %s", method)
     model, fitted = fit(config, setting.taxonomy, setting.index, setting.device, folder=work, progress=setting.progress)
     layout, tokenizer = ClassLayout(setting.taxonomy), Tokenizer(config)
 
@@ -243,19 +262,14 @@ def _method(setting: _Setting, method: str, towers: Path | None) -> _Found:
         best_epoch=fitted.best_epoch,
     )  # fmt: skip
     noisy = {key: judged("test", Noise(*key)) for key in _noises(method)}
-    found = _Found(run, judged("validation"), judged("test"), noisy)
-    _keep(setting, found)
+    _keep(setting, _Found(run, judged("validation"), judged("test"), noisy))
     shutil.rmtree(work, ignore_errors=True)
-    return found
 
 
-def _baseline(setting: _Setting) -> _Found:
+def _baseline(setting: _Setting, method: str) -> None:
     from cma_clip_core.baseline import fit_text_baseline
     from cma_clip_core.classes import ClassLayout
 
-    if (kept := _read(setting, "tf-idf")) is not None:
-        log.info("experiment: tf-idf is there")
-        return kept
     start = time.perf_counter()
     baseline = fit_text_baseline(
         setting.index, ClassLayout(setting.taxonomy), setting.base.text, not_learnt=setting.not_learnt,
@@ -263,11 +277,10 @@ def _baseline(setting: _Setting) -> _Found:
     )  # fmt: skip
     seconds = time.perf_counter() - start
     run = MethodRun(
-        method="tf-idf", seconds=seconds, examples_per_second=setting.index.count("train") / seconds, best_epoch=0
+        method=method, seconds=seconds, examples_per_second=setting.index.count("train") / seconds, best_epoch=0
     )
     found = _Found(run, baseline.predict(setting.index, "validation"), baseline.predict(setting.index, "test"), {})
     _keep(setting, found)
-    return found
 
 
 def _keep(setting: _Setting, found: _Found) -> None:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import psutil
 import pyarrow as pa
 import pytest
 import torch
@@ -164,7 +169,9 @@ def test_towers_that_do_not_fit_say_how(pretrained: Path, tmp_path: Path) -> Non
 def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {"products": 420, "attributes": ("colour", "pattern"), "text": ("title", "description")}
+    options = {
+        "products": 420, "attributes": ("colour", "pattern"), "text": ("title", "description"), "processes": 1,
+    }  # fmt: skip
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -204,13 +211,62 @@ def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
 
 
 def test_results_are_of_all_methods_run_so_far(settings: Settings) -> None:
-    folder = experiment(settings, DAY, products=400, methods=("tf-idf",))
-    assert experiment(settings, DAY, products=400, methods=("raw-clip",)) == folder
-    assert experiment(settings, DAY, products=400, methods=("tf-idf",)) == folder
+    folder = experiment(settings, DAY, products=400, methods=("tf-idf",), processes=1)
+    assert experiment(settings, DAY, products=400, methods=("raw-clip",), processes=1) == folder
+    assert experiment(settings, DAY, products=400, methods=("tf-idf",), processes=1) == folder
     results = storage.read_document(folder / "results.json", Results)
     assert results is not None
     assert [m.method for m in results.methods] == [LABELS["raw-clip"], LABELS["tf-idf"]]
     assert [r.method for r in results.runs] == ["raw-clip", "tf-idf"]
+
+
+def test_methods_side_by_side_give_what_one_after_the_other_gives(settings: Settings) -> None:
+    options = {"products": 300, "methods": ("tf-idf", "raw-clip", "picture-tower", "text-tower")}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each process has one core of two
+    try:
+        one = experiment(settings, DAY, processes=1, **options)  # type: ignore[arg-type]
+    finally:
+        torch.set_num_threads(threads)
+    kept = {p.relative_to(one): p.read_bytes() for p in (one / "predictions").glob("*/*/*.npz")}
+    assert len(kept) == 4 * 2 * 4
+    storage.remove_folder(one)
+    side_by_side = experiment(settings, DAY, processes=max(2, os.cpu_count() or 2), **options)  # type: ignore[arg-type]
+    assert side_by_side == one
+    assert {p.relative_to(one): p.read_bytes() for p in (one / "predictions").glob("*/*/*.npz")} == kept
+    assert not list((one / "unfinished").iterdir())
+
+
+def test_an_error_of_one_method_stops_them_all(settings: Settings) -> None:
+    folder = experiment(settings, DAY, products=290, methods=("raw-clip",), processes=1)
+    storage.remove_folder(folder / "predictions")
+    (folder / "predictions").write_text("a file in the way")
+    with pytest.raises(OSError, match="predictions"):
+        experiment(settings, DAY, products=290, methods=("raw-clip", "tf-idf"), processes=2)
+
+
+def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
+    script = (
+        "import time; from jobs.side_by_side import executor\n"
+        "if __name__ == '__main__':\n"
+        "    with executor(2) as pool:\n"
+        "        print(*(f.result() for f in [pool.submit(os.getpid) for _ in range(2)]), flush=True)\n"
+        "        pool.submit(time.sleep, 60), pool.submit(time.sleep, 60)\n"
+        "        time.sleep(60)\n"
+    )
+    path = tmp_path / "parent.py"
+    path.write_text("import os\n" + script)
+    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[1])}
+    with subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        children = {int(pid) for pid in parent.stdout.readline().split()}
+        assert children
+        assert parent.pid not in children
+        parent.kill()
+    deadline = time.monotonic() + 30
+    while any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def changed(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Settings:
@@ -232,7 +288,7 @@ def test_without_any_picture_all_methods_begin_from_scratch(tmp_path: Path, capl
 
     settings = changed(tmp_path, change)
     with caplog.at_level(logging.WARNING):
-        folder = experiment(settings, DAY, methods=("text-tower", "tf-idf", "raw-clip"))
+        folder = experiment(settings, DAY, methods=("text-tower", "tf-idf", "raw-clip"), processes=1)
     assert "pretraining: no two products on the train side have both a picture and a text" in caplog.text
     results = storage.read_document(folder / "results.json", Results)
     assert results is not None
@@ -257,8 +313,8 @@ def test_without_any_text_the_text_baseline_is_left_out(tmp_path: Path) -> None:
 
     settings = changed(tmp_path, change)
     with pytest.raises(JobError, match="nothing to compare: no two training products have a word in common"):
-        experiment(settings, DAY, methods=("tf-idf",))
-    folder = experiment(settings, DAY, methods=("tf-idf", "raw-clip"))
+        experiment(settings, DAY, methods=("tf-idf",), processes=1)
+    folder = experiment(settings, DAY, methods=("tf-idf", "raw-clip"), processes=1)
     results = storage.read_document(folder / "results.json", Results)
     assert results is not None
     assert [m.method for m in results.methods] == [LABELS["raw-clip"]]
