@@ -5,6 +5,7 @@ Letters of shapes: B batch, T text tokens, K attributes, C classes of all attrib
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -132,15 +133,25 @@ class Prepared:
         return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
 
 
-def prepare(examples: pa.RecordBatch, config: ModelConfig, tokenizer: Tokenizer) -> Prepared:
+def prepare(
+    examples: pa.RecordBatch, config: ModelConfig, tokenizer: Tokenizer, title_only: Bools | None = None
+) -> Prepared:
     """Return examples (columns product_id, title, brand, description, image) as tokens and pixels.
+
+    Args:
+        examples: [B] rows.
+        config: which text is read, and the size of the pictures.
+        tokenizer: of that configuration.
+        title_only: [B], True where the title is the only text that is read, if it is read at all and there is one.
 
     Raises:
         DataError: a picture is not of the model's size.
     """
     columns = (examples.column(name).to_pylist() for name in ("title", "brand", "description"))
+    rows = zip(*columns, itertools.repeat(False, len(examples)) if title_only is None else title_only, strict=True)
     texts = [
-        compose(title, brand, description, config.text) for title, brand, description in zip(*columns, strict=True)
+        (alone and compose(title, "", "", config.text)) or compose(title, brand, description, config.text)
+        for title, brand, description, alone in rows
     ]
     pixels, image_present = read_pixels(examples, config.picture)
     text_present = np.array([bool(text) for text in texts], dtype=np.bool_)

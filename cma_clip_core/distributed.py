@@ -7,8 +7,9 @@ one process does with the whole batch.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,15 @@ class World:
         """Wait until all processes are here."""
         if self.size > 1:
             distributed.barrier()
+
+    @contextlib.contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """Let the first process do the work in this context, and the others after it: what it wrote, they find."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
 
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of `value` over all processes."""

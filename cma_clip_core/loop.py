@@ -64,6 +64,7 @@ class Fitted:
     best_epoch: int = 0  # counted from 1; 0: the weights it began with
     best_score: float = -math.inf
     epochs: list[Epoch] = field(default_factory=list)
+    not_learnt: dict[str, str] = field(default_factory=dict)  # attribute: why
 
     @property
     def seconds(self) -> float:

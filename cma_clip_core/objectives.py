@@ -49,7 +49,10 @@ class TrainingBatches:
                 continue
             # A stream of its own for each buffer: what is skipped need not be drawn.
             rng = np.random.default_rng([training.seed, epoch, buffer])
-            prepared = prepare(examples, self.config, self.tokenizer)
+            title_only = None
+            if training.title_only and "text" not in training.freeze:
+                title_only = rng.random(examples.num_rows) < training.title_only
+            prepared = prepare(examples, self.config, self.tokenizer, title_only)
             labels = self.encoder.encode(examples.column("labels").to_pylist())
             products = examples.column("product_id").to_pylist()
             places = examples.column("place").to_numpy()

@@ -23,7 +23,6 @@ from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.frozen import frozen_towers, idle_settings, run_frozen
-from cma_clip_core.learnable import find_unlearnable
 from cma_clip_core.loop import Fitted, Loop
 from cma_clip_core.methods import build_model
 from cma_clip_core.metrics import judge_all, mean_of, promise_kept
@@ -122,6 +121,7 @@ def fit(
     if folder is not None:  # after the loop has read the checkpoint's weights: the towers are run with these
         objective.use(run_frozen(model, index, config, tokenizer, device, folder, world, progress))
     fitted = loop.run()
+    fitted.not_learnt = objective.not_learnt
     model.load_state_dict(fitted.weights)
     return model.eval(), fitted
 
@@ -141,8 +141,7 @@ def train(
     start = time.perf_counter()
     layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
     found = evaluate(model, index, "validation", config, layout, tokenizer, device)
-    not_learnt = find_unlearnable(index, layout, config.selection.least_labels)
-    for name in not_learnt:
+    for name in fitted.not_learnt:
         found[name] = found[name].take(np.zeros(len(found[name]), dtype=np.bool_))  # what it says means nothing
     thresholds = {name: choose_threshold(p, fit_temperature(p), config.selection) for name, p in found.items()}
     validation = judge_all(found, thresholds, config.text.fields)
@@ -159,7 +158,7 @@ def train(
         device=str(device),
         validation=validation,
         test=test,
-        not_learnt=not_learnt,
+        not_learnt=fitted.not_learnt,
         promise=promise_kept(test),
     )
     return Trained(model, thresholds, metrics, tested)

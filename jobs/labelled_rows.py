@@ -88,7 +88,7 @@ class TableRows:
         return found
 
 
-def count_labels(table: Path) -> dict[str, dict[str, LabelCount]]:
+def count_labels_of_sides(table: Path) -> dict[str, dict[str, LabelCount]]:
     """Return how many labels each attribute has on each side, and how many of them are silent, of a set's table."""
     found: Counter[tuple[str, str, bool]] = Counter()
     with pq.ParquetFile(table) as file:

@@ -46,11 +46,8 @@ def pretrain(settings: Settings, ds: str) -> str:
     try:
         device = resolve_device(settings.device)
         world = distributed.join(device)
-        if not world.is_first:
-            world.wait()  # for the labelled set
-        labelled = dataset(settings, ds)
-        if world.is_first:
-            world.wait()
+        with world.first_before_others():
+            labelled = dataset(settings, ds)
         with measure("pretrain") as measured:
             name = _pretrain(settings, lake, config, taxonomy, labelled, device, world, measured)
     except CoreError as error:

@@ -17,7 +17,7 @@ from cma_clip_core.errors import CoreError
 from jobs import promotion, unfinished
 from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
-from jobs.labelled_rows import count_labels
+from jobs.labelled_rows import count_labels_of_sides
 from jobs.lake import Lake
 from jobs.models import champion, check_version
 from jobs.pretrain import find_towers, with_towers
@@ -56,11 +56,8 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
     try:
         device = resolve_device(settings.device)
         world = distributed.join(device)
-        if not world.is_first:
-            world.wait()  # for the labelled set
-        labelled = dataset(settings, ds)
-        if world.is_first:
-            world.wait()
+        with world.first_before_others():
+            labelled = dataset(settings, ds)
         with measure("train") as measured:
             version = _train(settings, lake, config, taxonomy, labelled, start, device, world, measured.details)
             measured.rows = int(measured.details.get("examples", 0))
@@ -120,7 +117,7 @@ def _train(
         update={
             "labelled_set": lake.relative(labelled.folder),
             "catalog_day": labelled.manifest.ds,
-            "labels": count_labels(labelled.table),
+            "labels": count_labels_of_sides(labelled.table),
         }
     )
     version = registry.save(trained, made_with, taxonomy, lake.models, datetime.now(UTC))

@@ -110,6 +110,34 @@ def test_training_and_tagging_see_the_same(tmp_path: Path) -> None:
     assert bool(trained.image_present[0])
 
 
+def test_a_title_can_be_the_only_text_that_is_read() -> None:
+    config = drawn.config()
+    tokenizer = Tokenizer(config)
+    rows = drawn.examples(4).to_pylist()
+    for row, title in zip(rows, ("red shirt", "red shirt", "", "red shirt"), strict=True):
+        row |= {"title": title, "brand": "Acme", "description": "of cotton"}
+    examples = pa.RecordBatch.from_pylist(rows, schema=drawn.examples(1).schema)
+    title_only = np.array([True, False, True, True])
+    whole = tokenizer.encode("red shirt. Acme. of cotton")
+    found = prepare(examples, config, tokenizer, title_only).texts
+    assert found == [tokenizer.encode("red shirt"), whole, tokenizer.encode("Acme. of cotton"), found[0]]
+    untitled = config.model_copy(update={"text": TextConfig(fields=("description",), context_length=32)})
+    assert prepare(examples, untitled, tokenizer, title_only).texts == [tokenizer.encode("of cotton")] * 4
+
+
+def test_a_share_of_the_products_is_trained_on_titles_alone(tmp_path: Path) -> None:
+    index, layout = drawn.index(drawn.write(tmp_path, drawn.examples(300))), ClassLayout(drawn.taxonomy())
+
+    def lengths(share: float) -> list[int]:
+        config = drawn.config(title_only=share)
+        batches = TrainingBatches(index, config, layout, Tokenizer(config)).epoch(1)
+        return [int(n) for batch in batches for n in batch.inputs.lengths]
+
+    none, half, every = (sum(lengths(share)) for share in (0.0, 0.5, 1.0))
+    assert every < half < none
+    assert lengths(0.5) == lengths(0.5)
+
+
 def test_pictures_of_another_size_are_refused() -> None:
     other = PictureConfig(height=32, width=32)
     config = CONFIG.model_copy(update={"picture": other})

@@ -25,7 +25,7 @@ from jobs import storage
 from jobs.cli import app
 from jobs.dataset import dataset, example_folders
 from jobs.errors import JobError
-from jobs.labelled_rows import count_labels, read_batches
+from jobs.labelled_rows import count_labels_of_sides, read_batches
 from jobs.lake import Lake
 from jobs.report.labelled import Summary
 from jobs.settings import Settings
@@ -104,7 +104,7 @@ def test_labels_are_marked_as_the_spoken_finder_marks_them(settings: Settings) -
     )
     assert {
         (side, attribute, silent): n
-        for attribute, sides in count_labels(found.table).items()
+        for attribute, sides in count_labels_of_sides(found.table).items()
         for side, count in sides.items()
         for silent, n in ((True, count.silent), (False, count.labels - count.silent))
         if n
