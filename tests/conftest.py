@@ -22,6 +22,9 @@ from schemas.documents import RawFile, RawManifest
 DAY1, DAY2, DAY3, DAY4 = "2026-11-20", "2026-11-21", "2026-11-22", "2026-11-23"
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+# Before torch is loaded. The suite has a process on each core: with more threads each, they wait for one another's at every
+# small step, and the same training takes ten times the CPU time. `test_loop.py` has a training with two.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def settings_for(root: Path, **changes: Any) -> Settings:

@@ -76,11 +76,24 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
-@pytest.mark.parametrize("kill_at", [1, 9, 10, 25])
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """So many threads work on each step of this test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+# Two threads are slow where a core is not theirs alone, so they have one short epoch.
+@pytest.mark.parametrize(
+    ("kill_at", "epochs", "threads"), [(1, 3, 1), (9, 3, 1), (10, 3, 1), (25, 3, 1), (4, 1, 2)], indirect=["threads"]
+)
+@pytest.mark.usefixtures("threads")
 def test_killed_and_resumed_is_uninterrupted_to_the_last_digit(
-    index: ExampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+    index: ExampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int, epochs: int
 ) -> None:
-    config = busy()
+    config = busy(epochs=epochs)
     whole, course = fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path / "whole", progress=False)
     steps = itertools.count(1)
     step = Loop.step
