@@ -86,11 +86,14 @@ def products_of(found: list[tuple[Any, ...]]) -> set[str]:
     return {row[0] for row in found}
 
 
-def test_two_nights(lake: Lake, settings: Settings) -> None:
-    first, page = night.night(settings, DAY1)
+def test_two_nights(first_night: tuple[Lake, Settings]) -> None:
+    lake, settings = first_night
+    run_id = lake.current_run() or ""
+    first = lake.read_ledger(run_id)
+    assert first is not None
     assert first.differences() == []
     assert first.new == first.valid == first.published_products == 100
-    assert page.exists()
+    assert (lake.reports(run_id) / "report.html").exists()
     before = live(lake)
     assert as_of(settings, DAY1) == before
 
