@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from schemas.documents import RawFile, RawManifest
 DAY1, DAY2, DAY3, DAY4 = "2026-11-20", "2026-11-21", "2026-11-22", "2026-11-23"
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+# Before torch is loaded. The suite has a process on each core: with more threads each, they wait for one another's at every
+# small step, and the same training takes ten times the CPU time. `test_loop.py` has a training with two.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def settings_for(root: Path, **changes: Any) -> Settings:
@@ -93,23 +97,35 @@ def trained(tmp_path_factory: pytest.TempPathFactory, spark_session: Any) -> Lak
     from jobs.train import train
     from jobs.validate import validate
 
-    folder = tmp_path_factory.mktemp("trained")
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # of all processes of this run: the first that needs the lake makes it
+    folder, done = base / "trained", base / "trained" / "done"
     settings = settings_for(folder / "lake")
-    generate(folder / "catalog", products=100, seed=3, dirty=False)
-    import_catalog(settings, folder / "catalog", DAY1, "sample")
-    validate(settings, DAY1)
-    preprocess(settings, plan(settings, DAY1, prepare=True).run_id)
-    train(settings, DAY1)
+    with storage.locked(folder):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that could not end it
+            generate(folder / "catalog", products=100, seed=3, dirty=False)
+            import_catalog(settings, folder / "catalog", DAY1, "sample")
+            validate(settings, DAY1)
+            preprocess(settings, plan(settings, DAY1, prepare=True).run_id)
+            train(settings, DAY1)
+            done.touch()
     return Lake(settings.root)
+
+
+def copy_trained(trained: Lake, root: Path) -> None:
+    """Copy the lake, ready for the night of DAY1."""
+    shutil.copytree(trained.root, root, ignore=shutil.ignore_patterns("scratch"))
+    # Quarantined pictures' roots are part of a validation's version, so the copied day is validated anew.
+    shutil.rmtree(root / "catalog" / "valid")
 
 
 @pytest.fixture
 def lake(trained: Lake, tmp_path: Path) -> Lake:
     """A lake of one's own, ready for the night of DAY1."""
     root = tmp_path / "lake"
-    shutil.copytree(trained.root, root, ignore=shutil.ignore_patterns("scratch"))
-    # Quarantined pictures' roots are part of a validation's version, so the copied day is validated anew.
-    shutil.rmtree(root / "catalog" / "valid")
+    copy_trained(trained, root)
     return Lake(root)
 
 
@@ -117,3 +133,61 @@ def lake(trained: Lake, tmp_path: Path) -> Lake:
 def settings(lake: Lake) -> Settings:
     """The settings of that lake."""
     return settings_for(lake.root)
+
+
+@dataclass(frozen=True)
+class Night:
+    """A lake in the night of DAY1. Published paths are absolute, so its copies are put back where they were made."""
+
+    root: Path
+    run_id: str
+    copies: Path
+
+    def keep(self, step: str) -> None:
+        shutil.copytree(self.root, self.copies / step, ignore=shutil.ignore_patterns("scratch"))
+
+    def after(self, step: str) -> Lake:
+        shutil.rmtree(self.root)
+        shutil.copytree(self.copies / step, self.root)
+        return Lake(self.root)
+
+
+@pytest.fixture(scope="session")
+def night_of_day1(trained: Lake, tmp_path_factory: pytest.TempPathFactory) -> Night:
+    """The night of DAY1, done once: what was there after it was tagged, and at its end. Use the fixtures below."""
+    from jobs.night import night
+    from jobs.plan import plan
+    from jobs.preprocess import preprocess
+    from jobs.tag import tag
+    from jobs.validate import validate
+
+    folder = tmp_path_factory.mktemp("night-of-day1")
+    copy_trained(trained, folder / "lake")
+    settings = settings_for(folder / "lake")
+    validate(settings, DAY1)
+    made = Night(settings.root, plan(settings, DAY1).run_id, folder)
+    preprocess(settings, made.run_id)
+    tag(settings, made.run_id)
+    made.keep("tag")
+    night(settings, DAY1)
+    made.keep("report")
+    return made
+
+
+@pytest.fixture
+def tagged(night_of_day1: Night) -> tuple[Lake, Settings, str]:
+    """A lake whose night of DAY1 is tagged and not yet published, its settings, and the run's id."""
+    lake = night_of_day1.after("tag")
+    return lake, settings_for(lake.root), night_of_day1.run_id
+
+
+@pytest.fixture
+def first_night(night_of_day1: Night) -> tuple[Lake, Settings]:
+    """A lake after the night of DAY1, and its settings."""
+    lake = night_of_day1.after("report")
+    return lake, settings_for(lake.root)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the end-to-end test: the longest, it would else be what the other processes wait for at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import random
@@ -13,7 +14,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from cma_clip_core import loop, objectives
 from cma_clip_core.backbone import Backbone, Sequence
@@ -35,7 +36,7 @@ from cma_clip_core.distributed import World
 from cma_clip_core.errors import CheckpointError, DeviceError, DivergedError
 from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.labelled import scan_examples
-from cma_clip_core.loop import Loop
+from cma_clip_core.loop import Fitted, Loop
 from cma_clip_core.methods import build_model
 from cma_clip_core.objectives import Contrastive, MultiTask, class_weights
 from cma_clip_core.tokens import Tokenizer
@@ -76,12 +77,45 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
-@pytest.mark.parametrize("kill_at", [1, 9, 10, 25])
+@pytest.fixture(scope="module")
+def uninterrupted(
+    index: ExampleIndex, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[ModelConfig], tuple[nn.Module, Fitted]]:
+    """Trains without being killed, once for each configuration and number of threads."""
+
+    @functools.cache
+    def trained(config: str, threads: int) -> tuple[nn.Module, Fitted]:
+        folder = tmp_path_factory.mktemp(f"whole-{threads}")
+        document = ModelConfig.model_validate_json(config)
+        return fit(document, drawn.taxonomy(), index, CPU, folder=folder, progress=False)
+
+    return lambda config: trained(config.model_dump_json(), torch.get_num_threads())
+
+
+@pytest.fixture
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """So many threads work on each step of this test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+# Two threads are slow where a core is not theirs alone, so they have one short epoch.
+@pytest.mark.parametrize(
+    ("kill_at", "epochs", "threads"), [(1, 3, 1), (9, 3, 1), (10, 3, 1), (25, 3, 1), (4, 1, 2)], indirect=["threads"]
+)
+@pytest.mark.usefixtures("threads")
 def test_killed_and_resumed_is_uninterrupted_to_the_last_digit(
-    index: ExampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+    index: ExampleIndex,
+    uninterrupted: Callable[[ModelConfig], tuple[nn.Module, Fitted]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kill_at: int,
+    epochs: int,
 ) -> None:
-    config = busy()
-    whole, course = fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path / "whole", progress=False)
+    config = busy(epochs=epochs)
+    whole, course = uninterrupted(config)
     steps = itertools.count(1)
     step = Loop.step
 

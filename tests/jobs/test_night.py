@@ -86,11 +86,14 @@ def products_of(found: list[tuple[Any, ...]]) -> set[str]:
     return {row[0] for row in found}
 
 
-def test_two_nights(lake: Lake, settings: Settings) -> None:
-    first, page = night.night(settings, DAY1)
+def test_two_nights(first_night: tuple[Lake, Settings]) -> None:
+    lake, settings = first_night
+    run_id = lake.current_run() or ""
+    first = lake.read_ledger(run_id)
+    assert first is not None
     assert first.differences() == []
     assert first.new == first.valid == first.published_products == 100
-    assert page.exists()
+    assert (lake.reports(run_id) / "report.html").exists()
     before = live(lake)
     assert as_of(settings, DAY1) == before
 
@@ -113,8 +116,8 @@ def test_two_nights(lake: Lake, settings: Settings) -> None:
     assert as_of(settings, DAY2) == after
 
 
-def test_finished_night_run_again_changes_nothing(lake: Lake, settings: Settings) -> None:
-    night.night(settings, DAY1)
+def test_finished_night_run_again_changes_nothing(first_night: tuple[Lake, Settings]) -> None:
+    lake, settings = first_night
     pointer, before = lake.current.read_bytes(), live(lake)
     again, _ = night.night(settings, DAY1)
     assert (again.unchanged, again.new, again.changed, again.removed) == (100, 0, 0, 0)
@@ -122,8 +125,8 @@ def test_finished_night_run_again_changes_nothing(lake: Lake, settings: Settings
     assert live(lake) == before
 
 
-def test_new_model_tags_all_products_with_the_examples_there_are(lake: Lake, settings: Settings) -> None:
-    night.night(settings, DAY1)
+def test_new_model_tags_all_products_with_the_examples_there_are(first_night: tuple[Lake, Settings]) -> None:
+    lake, settings = first_night
     before = live(lake)
     run_id = plan(settings, DAY1, retag=True).run_id
     found = lake.read_plan(run_id)
@@ -134,8 +137,8 @@ def test_new_model_tags_all_products_with_the_examples_there_are(lake: Lake, set
     assert live(lake) == before  # the same model says the same
 
 
-def test_new_champion_tags_all_products_with_the_examples_there_are(lake: Lake, settings: Settings) -> None:
-    night.night(settings, DAY1)
+def test_new_champion_tags_all_products_with_the_examples_there_are(first_night: tuple[Lake, Settings]) -> None:
+    lake, settings = first_night
     first = models.champion(settings)
     assert first is not None
     second = f"20991231-{first[-8:]}"  # the same weights: a version ends with their hash
@@ -232,10 +235,10 @@ def killed_before_write(n: int, patch: pytest.MonkeyPatch, step: Callable[[], ob
 
 
 def test_plan_killed_before_any_write_and_started_again(
-    lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    first_night: tuple[Lake, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lake, settings = first_night
     second_day(lake)
-    night.night(settings, DAY1)
 
     def step() -> None:
         validate(settings, DAY2)
@@ -257,13 +260,13 @@ def values(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 
 def test_publish_killed_before_any_write(
-    lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    first_night: tuple[Lake, Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Kill publish before each of its writes. Its own second start, or the next day's night and the day after that,
     end as if nothing had happened."""
+    lake, settings = first_night
     second_day(lake)
     write_raw(lake, DAY3, raw_lines(lake, DAY2)[1:])
-    night.night(settings, DAY1)
     run_id = steps_to("tag", settings, DAY2)
     validate(settings, DAY3)
     tagged = tmp_path / "tagged"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from jobs.lake import Lake
 from jobs.plan import plan
 from jobs.settings import Settings
 from schemas.tables import ATTRIBUTES
-from tests.conftest import DAY1, DAY2, DAY3, DAY4, raw_lines, settings_for, split_raw, write_raw
+from tests.conftest import DAY1, DAY2, DAY3, DAY4, copy_trained, raw_lines, settings_for, split_raw, write_raw
 from tests.jobs.test_night import as_of, live, products_of, second_day, steps_to
 
 pytestmark = pytest.mark.spark
@@ -36,8 +35,7 @@ pytestmark = pytest.mark.spark
 def published(trained: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
     """A lake after the nights of DAY1 and DAY2. Copy it, or only read it."""
     root = tmp_path_factory.mktemp("published") / "lake"
-    shutil.copytree(trained.root, root, ignore=shutil.ignore_patterns("scratch"))
-    shutil.rmtree(root / "catalog" / "valid")
+    copy_trained(trained, root)
     lake, settings = Lake(root), settings_for(root)
     night.night(settings, DAY1)
     second_day(lake)
@@ -289,8 +287,8 @@ def test_run_whose_day_a_backfill_rewrote_is_refused_before_anything_is_swapped(
     assert two_nights.current_run() == newest
 
 
-def test_stale_plan_is_refused(lake: Lake, settings: Settings) -> None:
-    run_id = steps_to("tag", settings, DAY1)
+def test_stale_plan_is_refused(tagged: tuple[Lake, Settings, str]) -> None:
+    lake, settings, run_id = tagged
     # Someone else publishes the same day under other settings in the meantime.
     other = plan(settings, DAY1, retag=True).run_id
     assert other != run_id
@@ -303,8 +301,8 @@ def test_stale_plan_is_refused(lake: Lake, settings: Settings) -> None:
     assert lake.current_run() == other
 
 
-def test_ledger_that_does_not_add_up_publishes_nothing(lake: Lake, settings: Settings) -> None:
-    run_id = steps_to("tag", settings, DAY1)
+def test_ledger_that_does_not_add_up_publishes_nothing(tagged: tuple[Lake, Settings, str]) -> None:
+    lake, settings, run_id = tagged
     path = lake.plan(run_id) / "plan.json"
     found = lake.read_plan(run_id)
     storage.write_document(path, found.model_copy(update={"unchanged": found.unchanged + 1}))
@@ -313,16 +311,16 @@ def test_ledger_that_does_not_add_up_publishes_nothing(lake: Lake, settings: Set
     assert lake.current_run() is None
 
 
-def test_untagged_shard_is_named(lake: Lake, settings: Settings) -> None:
-    run_id = steps_to("tag", settings, DAY1)
+def test_untagged_shard_is_named(tagged: tuple[Lake, Settings, str]) -> None:
+    lake, settings, run_id = tagged
     lake.prediction_file(run_id, 1).unlink()
     with pytest.raises(JobError, match=rf"shard 1 is not tagged.*--run {run_id} --shard 1"):
         publish.publish(settings, run_id)
     assert lake.current_run() is None
 
 
-def test_altered_published_file_fails_the_audit(lake: Lake, settings: Settings) -> None:
-    night.night(settings, DAY1)
+def test_altered_published_file_fails_the_audit(first_night: tuple[Lake, Settings]) -> None:
+    lake, _ = first_night
     manifest = lake.read_manifest(lake.current_run() or "")
     assert manifest is not None
     publish.audit(lake, manifest.files, unique=True)
@@ -342,9 +340,9 @@ def test_run_ids_cannot_name_anything_else(command: str) -> None:
 
 
 def test_large_tables_are_cut_by_ranges_of_product_id(
-    lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    tagged: tuple[Lake, Settings, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id = steps_to("tag", settings, DAY1)
+    lake, settings, run_id = tagged
     monkeypatch.setattr(publish, "_ROWS_A_FILE", 40)
     ledger = publish.publish(settings, run_id)
     manifest = lake.read_manifest(run_id)

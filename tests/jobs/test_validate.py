@@ -101,13 +101,13 @@ def test_every_kind_of_bad_record(lake: Lake, settings: Settings) -> None:
     assert "implausible" in pages or "price" in pages
 
 
-@pytest.mark.parametrize("after", [b"x", b"{}", b", {}", b"]", b'{"product_id": "y", "title": "t"}'])
-def test_line_with_more_than_one_value_is_no_record(lake: Lake, settings: Settings, after: bytes) -> None:
-    line = b'{"product_id": "x", "title": "t"} ' + after
-    write_raw(lake, DAY1, [*good(20), line])
+def test_line_with_more_than_one_value_is_no_record(lake: Lake, settings: Settings) -> None:
+    after = (b"x", b"{}", b", {}", b"]", b'{"product_id": "y", "title": "t"}')
+    lines = [b'{"product_id": "x", "title": "t"} ' + rest for rest in after]
+    write_raw(lake, DAY1, [*good(100), *lines])
     result = validate(settings, DAY1)
-    assert (result.unparsable, result.valid) == (1, 20)
-    assert table(lake, result.quarantine_path)[0]["raw"] == line
+    assert (result.unparsable, result.valid) == (5, 100)
+    assert sorted(row["raw"] for row in table(lake, result.quarantine_path)) == sorted(lines)
 
 
 def test_labels_keep_their_words_and_wrong_types_are_told(lake: Lake, settings: Settings) -> None:
