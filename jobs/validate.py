@@ -138,14 +138,13 @@ def _validate(
     parsed = records.parse(lines).withColumn("reasons", row_filter.reasons(table, roots))
     # Read a dozen times below: from Parquet, a column at a time. Spark's cache would hold whole texts in the heap.
     scratch = lake.root / "scratch" / f"validate-{ds}-{version}"
-    parsed.write.mode("overwrite").parquet(str(scratch))
-    parsed = session.read.parquet(str(scratch))
     valid_path, quarantine_path = lake.valid(ds) / version, lake.quarantine(ds) / version
     try:
-        # Great Expectations runs many small queries one after the other; the writes use the cores it leaves.
+        parsed = _kept(parsed, scratch / "parsed")
+        # Great Expectations runs small queries one after the other; the writes use the cores it leaves.
         with ThreadPoolExecutor(1) as pool:
             checked = pool.submit(expectations.check, parsed, table, roots, last_days(lake, ds), docs, ds=ds)
-            marked = _mark_superseded(parsed).withColumn("ds", F.lit(ds))
+            marked = _mark_superseded(parsed, scratch / "doubled").withColumn("ds", F.lit(ds))
             parquet.write(marked.where("kind is null"), valid_path, tables.VALID)
             parquet.write(marked.where("kind is not null"), quarantine_path, tables.QUARANTINE)
             gate = checked.result()
@@ -177,17 +176,30 @@ def _validate(
     return result
 
 
-def _mark_superseded(parsed: DataFrame) -> DataFrame:
-    """Add `kind`: null where valid. Of the valid records with one id the newest wins, of equally new ones the last."""
+def _kept(frame: DataFrame, folder: Path) -> DataFrame:
+    """Write `frame` to `folder` and return it as it is read from there."""
+    frame.write.mode("overwrite").parquet(str(folder))
+    return frame.sparkSession.read.schema(frame.schema).parquet(str(folder))
+
+
+def _mark_superseded(parsed: DataFrame, scratch: Path) -> DataFrame:
+    """Add `kind`: null where valid. Of the valid records with one id the newest wins, of equally new ones the last.
+
+    Args:
+        scratch: where the ids that are there twice are kept. As a file their size is known before the texts are joined
+            with them: where they are few, as on all days but the worst, the texts stay where they are.
+    """
     from pyspark.sql import functions as F
 
     order = F.struct(F.try_to_timestamp(F.col("updated_at")), "source_file", "block", "position")
     candidates = parsed.where(F.size("reasons") == 0).select("product_id", order.alias("order"))
-    doubled = (
-        candidates.groupBy("product_id").agg(F.max("order").alias("newest"), F.count("*").alias("n")).where("n > 1")
-    )
-    joined = parsed.join(doubled.select("product_id", "newest"), "product_id", "left")
-    superseded = F.col("newest").isNotNull() & (order != F.col("newest"))
+    newest = candidates.groupBy("product_id").agg(F.max("order").alias("newest"), F.count("*").alias("n"))
+    doubled = _kept(newest.where("n > 1").drop("n"), scratch)
+    if parquet.count(parquet.files(scratch)):
+        joined = parsed.join(doubled, "product_id", "left")
+        superseded = F.col("newest").isNotNull() & (order != F.col("newest"))
+    else:
+        joined, superseded = parsed, F.lit(False)
     kind = (
         F.when(F.col("line_error").isNotNull(), "unparsable")
         .when(F.size("reasons") > 0, "quarantined")
