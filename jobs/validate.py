@@ -181,7 +181,8 @@ def _validate(
 def _has_doubled_ids(parsed: Path, scratch: Path) -> bool:
     """Whether an id is in the files of `parsed` twice, be it in records that are rejected. In bounded memory."""
     with duckdb.connect(config={"memory_limit": "512MB", "temp_directory": str(scratch)}) as connection:
-        ids = connection.read_parquet(str(parsed / "*.parquet")).filter("product_id is not null")
+        files = [str(file) for file in parquet.files(parsed)]
+        ids = connection.read_parquet(files).filter("product_id is not null")
         return bool(ids.aggregate("product_id, count(*) as n").filter("n > 1").limit(1).fetchall())
 
 
