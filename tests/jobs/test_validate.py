@@ -5,6 +5,7 @@ Run with ``make test TESTS=tests/jobs/test_validate.py``.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -286,13 +287,11 @@ def test_docs_show_failing_values_and_passing_rules_alike(lake: Lake, settings: 
     write_raw(lake, DAY1, [*good(50), *bad])
     result = validate(settings, DAY1)
     assert result.passed  # a few failing rows are allowed, and shown
-    pages = [page.read_text() for page in (lake.root / result.data_docs_path).parent.rglob("validations/**/*.html")]
-    assert len(pages) == 1
-    rules = load_rules("default")
-    assert pages[0].count("../1") >= 1
-    for rule in [*rules.row_rules, *rules.batch_rules]:
-        assert pages[0].count(rule.why.split(". ")[0]) == 1, rule.name
-    assert pages[0].count("unexpected values found") <= 1
+    (page,) = (lake.root / result.data_docs_path).parent.rglob("validations/**/*.html")
+    text = " ".join(re.sub(r"<[^>]+>", " ", page.read_text()).split())
+    assert {"../0", "../1"} <= set(text.split())
+    assert "Evaluated Expectations 13 Successful Expectations 13" in text
+    assert text.count("% of the time") == 12  # each rule but that of the row count
 
 
 def test_docs_of_a_clean_day_ask_for_no_examples(
