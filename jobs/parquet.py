@@ -25,6 +25,7 @@ Batches = Iterator[pa.RecordBatch]
 # Values that hardly repeat: a dictionary of them costs space and look-up time.
 _NO_DICTIONARY: Final = frozenset(
     {"product_id", "confidence", "text_weight", "image_weight", "source_hash", "title", "description", "image", "raw"}
+    | {"image_uri", "image_version", "content"}
 )
 _WRITTEN: Final = pa.schema(
     [
@@ -156,6 +157,34 @@ def write_files(
 
     found = placed.mapInArrow(task, spark_schema(_WRITTEN)).collect()
     return sorted((Written(**row.asDict()) for row in found), key=lambda written: written.target)
+
+
+def write_parts(
+    frame: DataFrame, folder: Path, table: pa.Schema, transform: Callable[[Iterable[pa.RecordBatch]], Batches]
+) -> DataFrame:
+    """Write what `transform` makes of each partition of `frame` to a file of its own, and return the rows as read back.
+
+    For tables that are read several times and then removed. From Python's worker straight to the file: back through the
+    JVM, row by row, they would take it longer than to make them. The files are the only content of `folder`.
+    """
+    storage.remove_folder(folder)
+    path = str(folder)
+
+    def task(batches: Batches) -> Batches:
+        from pyspark import TaskContext
+
+        context = TaskContext.get()
+        if context is None:
+            raise RuntimeError("not inside a Spark task")
+        with storage.whole_file(Path(path) / f"part-{context.partitionId():05d}.parquet") as temporary:
+            writer = FileWriter(temporary, table, row_group_bytes=32 * 2**20)
+            for batch in transform(batches):
+                writer.write(batch)
+            writer.close()
+        yield pa.RecordBatch.from_pydict({"rows": [writer.rows]})
+
+    frame.mapInArrow(task, "rows long").collect()
+    return read(frame.sparkSession, [folder], table)
 
 
 def files(folder: Path) -> list[Path]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from schemas.tables import LABELS, spark_schema
+from jobs import parquet
+from schemas.tables import LABELS
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -82,9 +83,9 @@ def rejected_ids(quarantine: DataFrame) -> DataFrame:
     return read.union(shown).distinct()
 
 
-def parse(lines: DataFrame) -> DataFrame:
-    """Return the non-blank `lines` with the record's columns beside them: those of `PARSED`."""
-    return lines.mapInArrow(_parse_batches, spark_schema(PARSED))
+def parse(lines: DataFrame, folder: Path) -> DataFrame:
+    """Return the non-blank `lines` with the record's columns beside them, those of `PARSED`, as files in `folder`."""
+    return parquet.write_parts(lines, folder, PARSED, _parse_batches)
 
 
 def _parse_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import dataset
@@ -135,17 +136,17 @@ def _validate(
             f"{lake.raw(ds)}: the catalog of {ds} is empty. Publishing it would remove every product; nothing is done."
         )
     lines = records.read_lines(session, [lake.raw(ds) / file.name for file in manifest.files])
-    parsed = records.parse(lines).withColumn("reasons", row_filter.reasons(table, roots))
-    # Read a dozen times below: from Parquet, a column at a time. Spark's cache would hold whole texts in the heap.
+    # Read several times below: from Parquet, a column at a time. Spark's cache would hold whole texts in the heap.
     scratch = lake.root / "scratch" / f"validate-{ds}-{version}"
-    parsed.write.mode("overwrite").parquet(str(scratch))
-    parsed = session.read.parquet(str(scratch))
     valid_path, quarantine_path = lake.valid(ds) / version, lake.quarantine(ds) / version
     try:
-        # Great Expectations runs many small queries one after the other; the writes use the cores it leaves.
+        parsed = records.parse(lines, scratch / "parsed")
+        # Great Expectations runs small queries one after the other; the writes use the cores it leaves.
         with ThreadPoolExecutor(1) as pool:
             checked = pool.submit(expectations.check, parsed, table, roots, last_days(lake, ds), docs, ds=ds)
-            marked = _mark_superseded(parsed).withColumn("ds", F.lit(ds))
+            judged = parsed.withColumn("reasons", row_filter.reasons(table, roots))
+            doubled = _has_doubled_ids(scratch / "parsed", scratch)
+            marked = _mark_superseded(judged, scratch / "doubled", doubled=doubled).withColumn("ds", F.lit(ds))
             parquet.write(marked.where("kind is null"), valid_path, tables.VALID)
             parquet.write(marked.where("kind is not null"), quarantine_path, tables.QUARANTINE)
             gate = checked.result()
@@ -177,17 +178,34 @@ def _validate(
     return result
 
 
-def _mark_superseded(parsed: DataFrame) -> DataFrame:
-    """Add `kind`: null where valid. Of the valid records with one id the newest wins, of equally new ones the last."""
+def _has_doubled_ids(parsed: Path, scratch: Path) -> bool:
+    """Whether an id is in the files of `parsed` twice, be it in records that are rejected. In bounded memory."""
+    with duckdb.connect(config={"memory_limit": "512MB", "temp_directory": str(scratch)}) as connection:
+        files = [str(file) for file in parquet.files(parsed)]
+        ids = connection.read_parquet(files).filter("product_id is not null")
+        return bool(ids.aggregate("product_id, count(*) as n").filter("n > 1").limit(1).fetchall())
+
+
+def _mark_superseded(parsed: DataFrame, scratch: Path, *, doubled: bool) -> DataFrame:
+    """Add `kind`: null where valid. Of the valid records with one id the newest wins, of equally new ones the last.
+
+    Args:
+        scratch: where the doubled ids are kept. As a file their size is known before the texts are joined with them:
+            where they are few, as on all days but the worst, the texts stay where they are.
+        doubled: whether an id is there twice at all.
+    """
     from pyspark.sql import functions as F
 
-    order = F.struct(F.try_to_timestamp(F.col("updated_at")), "source_file", "block", "position")
-    candidates = parsed.where(F.size("reasons") == 0).select("product_id", order.alias("order"))
-    doubled = (
-        candidates.groupBy("product_id").agg(F.max("order").alias("newest"), F.count("*").alias("n")).where("n > 1")
-    )
-    joined = parsed.join(doubled.select("product_id", "newest"), "product_id", "left")
-    superseded = F.col("newest").isNotNull() & (order != F.col("newest"))
+    joined, superseded = parsed, F.lit(False)
+    if doubled:
+        order = F.struct(F.try_to_timestamp(F.col("updated_at")), "source_file", "block", "position")
+        candidates = parsed.where(F.size("reasons") == 0).select("product_id", order.alias("order"))
+        newest = candidates.groupBy("product_id").agg(F.max("order").alias("newest"), F.count("*").alias("n"))
+        several = newest.where("n > 1").drop("n")
+        several.write.mode("overwrite").parquet(str(scratch))
+        several = parsed.sparkSession.read.schema(several.schema).parquet(str(scratch))
+        joined = parsed.join(several, "product_id", "left")
+        superseded = F.col("newest").isNotNull() & (order != F.col("newest"))
     kind = (
         F.when(F.col("line_error").isNotNull(), "unparsable")
         .when(F.size("reasons") > 0, "quarantined")

@@ -5,6 +5,7 @@ Run with ``make test TESTS=tests/jobs/test_validate.py``.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from jobs.errors import CriticalDataError, JobError
 from jobs.lake import Lake
 from jobs.plan import plan
 from jobs.settings import Settings
-from jobs.validate import last_days, validate
+from jobs.validate import _has_doubled_ids, last_days, validate
 from schemas.documents import Validation
 from schemas.rules import load_rules
 from tests.conftest import DAY1, DAY2, settings_for, write_raw
@@ -268,7 +269,7 @@ def test_suite_and_filter_find_the_same_rows(lake: Lake, spark_session: Any, tmp
     )
     roots = (lake.pictures,)
     lines = records.read_lines(spark_session, [lake.raw(DAY1) / "part-00000.jsonl.gz"])
-    frame = records.parse(lines)
+    frame = records.parse(lines, tmp_path / "parsed")
     by_filter = {rule.name: frame.where(~row_filter.passes(rule, roots)).count() for rule in rules.row_rules}
     assert all(by_filter.values()), "each rule must be broken at least once for this test to mean something"
     gate = expectations.check(frame, rules, roots, [], tmp_path / "docs", ds=DAY1)
@@ -278,3 +279,37 @@ def test_suite_and_filter_find_the_same_rows(lake: Lake, spark_session: Any, tmp
         # A rule on a value is about the rows that have one.
         whole = frame if rule.check in ("is_null", "not_null") else frame.where(F.col(rule.column).isNotNull())
         assert told[rule.name].startswith(f"{rule.name}: {n} of {whole.count()} rows"), (rule.name, n, told[rule.name])
+
+
+def test_docs_show_failing_values_and_passing_rules_alike(lake: Lake, settings: Settings) -> None:
+    """The examples are looked for in a second round, for failing rules alone: each rule is told once, with all it counted."""
+    bad = [{"product_id": f"../{i}", "title": "t"} for i in range(2)]
+    write_raw(lake, DAY1, [*good(50), *bad])
+    result = validate(settings, DAY1)
+    assert result.passed  # a few failing rows are allowed, and shown
+    (page,) = (lake.root / result.data_docs_path).parent.rglob("validations/**/*.html")
+    text = " ".join(re.sub(r"<[^>]+>", " ", page.read_text()).split())
+    assert {"../0", "../1"} <= set(text.split())
+    assert "Evaluated Expectations 13 Successful Expectations 13" in text
+    assert text.count("% of the time") == 12  # each rule but that of the row count
+
+
+def test_docs_of_a_clean_day_ask_for_no_examples(
+    lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from great_expectations.datasource.fluent.interfaces import Batch
+
+    write_raw(lake, DAY1, good(50))
+    monkeypatch.setattr(Batch, "validate", None)
+    assert validate(settings, DAY1).valid == 50
+
+
+def test_doubled_ids_are_seen_in_rejected_records_too(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for at, ids in enumerate((["a", None], ["b", None])):
+        pq.write_table(pa.table({"product_id": pa.array(ids, pa.string())}), tmp_path / f"part-{at}.parquet")
+    assert not _has_doubled_ids(tmp_path, tmp_path)
+    pq.write_table(pa.table({"product_id": ["c", "a"]}), tmp_path / "part-2.parquet")
+    assert _has_doubled_ids(tmp_path, tmp_path)
