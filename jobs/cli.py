@@ -7,6 +7,7 @@ which is what Airflow hands to the next task.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -58,6 +59,8 @@ def _settings(context: typer.Context) -> Settings:
 
 
 def _print(result: dict[str, Any]) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # of processes that `torchrun` started the first one speaks
     sys.stdout.flush()
     print(json.dumps(result), flush=True)
 
@@ -262,9 +265,7 @@ def train(
     """Train CMA-CLIP on the day's labelled set, choose thresholds, and write a model version."""
     from jobs.train import train as step
 
-    version = step(_settings(context), ds, promote=promote, towers=towers)
-    if version:
-        _print({"model_version": version})
+    _print({"model_version": step(_settings(context), ds, promote=promote, towers=towers)})
 
 
 @app.command()
