@@ -93,6 +93,9 @@ def _common(
     ] = None,
     spark_master: Annotated[str | None, typer.Option(help="Where Spark runs. [TAGGING_SPARK_MASTER, local[*]]")] = None,
     spark_memory: Annotated[str | None, typer.Option(help="Heap of Spark's driver. [TAGGING_SPARK_MEMORY, 2g]")] = None,
+    spark_options: Annotated[
+        str | None, typer.Option(help="More of Spark's options, a JSON object. [TAGGING_SPARK_OPTIONS]")
+    ] = None,
     progress: Annotated[bool | None, typer.Option(help="Show progress bars. [TAGGING_PROGRESS]")] = None,
 ) -> None:
     from jobs.steps import set_up_logging
@@ -101,7 +104,7 @@ def _common(
     flags: dict[str, Any] = {
         "root": root, "picture_roots": picture_roots, "taxonomy": taxonomy, "rules": rules, "model_config_name": model_config,
         "shard_rows": shard_rows, "batch_size": batch_size, "device": device, "spark_master": spark_master,
-        "spark_memory": spark_memory, "progress": progress,
+        "spark_memory": spark_memory, "spark_options": spark_options, "progress": progress,
     }  # fmt: skip
     context.obj = Settings(**{name: value for name, value in flags.items() if value is not None})
 

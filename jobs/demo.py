@@ -183,6 +183,8 @@ def _environment(settings: Settings, folder: Path, *, real: bool) -> dict[str, s
 
 
 def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

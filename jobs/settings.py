@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +29,9 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="cuda fails where there is no GPU")
     spark_master: str = Field(default="local[*]", description="where Spark runs")
     spark_memory: str = Field(default="2g", description="heap of Spark's driver")
+    spark_options: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict, description="more of Spark's options, a JSON object; they win over ours"
+    )
     progress: bool = Field(default=True, description="show progress bars")
 
     @field_validator("root", mode="before")
@@ -43,6 +47,25 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
+
+    @field_validator("spark_options", mode="before")
+    @classmethod
+    def _object(cls, value: object) -> object:
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise ValueError(
+                    f'{value!r} is no JSON object such as {{"spark.executor.cores": "4"}}: {error}'
+                ) from None
+        return value
+
+    @field_validator("spark_options")
+    @classmethod
+    def _of_spark(cls, value: dict[str, str]) -> dict[str, str]:
+        if others := [name for name in value if not name.startswith("spark.")]:
+            raise ValueError(f"Spark's options begin with 'spark.', these do not: {', '.join(others)}")
+        return value
 
     @field_validator("picture_roots", mode="before")
     @classmethod

@@ -65,7 +65,7 @@ def session(settings: Settings, *, jvm: str | None = None) -> Iterator[SparkSess
         "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "false",
         "spark.hadoop.parquet.block.size": str(32 * 2**20),  # held in memory by each writing task
         "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
-    }
+    } | settings.spark_options
     builder = SparkSession.builder.master(settings.spark_master).appName("catalog-attribute-tagger")
     builder = reduce(lambda b, option: b.config(*option), options.items(), builder)
     spark = builder.getOrCreate()

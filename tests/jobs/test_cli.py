@@ -46,6 +46,12 @@ def test_a_flag_before_a_variable_before_the_default(
     [
         ([], {"TAGGING_BATCH_SIZE": "0"}, "batch_size: Input should be greater than or equal to 1"),
         ([], {"TAGGING_DEVICE": "tpu"}, "device: Input should be 'auto', 'cpu' or 'cuda'"),
+        (["--spark-options", "spark.a=b"], {}, "spark_options: 'spark.a=b' is no JSON object such as"),
+        (
+            [],
+            {"TAGGING_SPARK_OPTIONS": '{"executor.cores": "4"}'},
+            "spark_options: Spark's options begin with 'spark.'",
+        ),
         (["--root", "s3://bucket/lake"], {}, "root: 's3://bucket/lake': the lake must be a local folder"),
     ],
 )

@@ -41,7 +41,10 @@ def test_a_missing_catalog_is_said_before_anything_is_removed(tmp_path: Path) ->
 def test_given_settings_hold_but_for_the_lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAGGING_MODEL_CONFIG_NAME", "tiny")
     monkeypatch.setenv("TAGGING_ROOT", str(tmp_path / "production"))
-    found = _environment(Settings(picture_roots=(tmp_path / "a", tmp_path / "b")), tmp_path, real=True)
+    options = {"spark.executor.cores": "4", "spark.jars": "a.jar,b.jar"}
+    given = Settings(picture_roots=(tmp_path / "a", tmp_path / "b"), spark_options=options)
+    found = _environment(given, tmp_path, real=True)
+    assert Settings(spark_options=found["TAGGING_SPARK_OPTIONS"]).spark_options == options  # type: ignore[arg-type]
     assert found["TAGGING_MODEL_CONFIG_NAME"] == "tiny"
     assert found["TAGGING_TAXONOMY"] == "fashion"
     assert found["TAGGING_ROOT"] == str(tmp_path / "lake")

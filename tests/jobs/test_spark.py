@@ -18,7 +18,7 @@ import pytest
 
 from jobs import class_archive
 from jobs.lake import Lake
-from tests.conftest import DAY1, write_raw
+from tests.conftest import DAY1, FOR_FEW_ROWS, write_raw
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -46,6 +46,12 @@ def kill_jvm_at_work(step: psutil.Process) -> None:
                     return
         time.sleep(0.02)
     raise AssertionError("the step's JVM never had a Python worker")
+
+
+@pytest.mark.spark
+def test_given_options_win_over_ours(spark_session: Any) -> None:
+    for name, value in FOR_FEW_ROWS.items():
+        assert spark_session.conf.get(name) == value
 
 
 @pytest.mark.spark
