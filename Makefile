@@ -31,11 +31,10 @@ experiment: $(STAMP) ## Compare CMA-CLIP with CLIP, its ablations and TF-IDF on 
 		experiment --ds 2026-11-20 $(if $(FULL),,--products 8000) --text '$(TEXT)' --attributes '$(ATTRIBUTES)' \
 		--catalog '$(or $(CATALOG),$(EXPERIMENT)/catalog)' --mapping '$(if $(CATALOG),$(MAPPING),sample)'
 
-# A process more than cores, since Airflow's and the killed steps' tests wait for half of their time. Files in the order they
-# are found: the end-to-end test, the longest, must not be started last.
-ALL_TESTS = -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Files in the order they are found: the end-to-end test, the longest, must not be started last.
+ALL_TESTS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test: $(STAMP) ## Run all tests, in a process for each core and one more; TESTS=tests/dags for some, in one process
+test: $(STAMP) ## Run all tests, a process on each core; TESTS=tests/dags for some, in one process
 	$(VENV)/bin/python -m pytest $(or $(TESTS),$(ALL_TESTS))
 
 lint: $(STAMP) ## Check style, format and types

@@ -177,7 +177,7 @@ def _run(setting: _Setting, methods: Sequence[str], processes: int | None) -> tu
 
     if processes is None:
         missing = sum(not _is_done(setting, method) for method in methods)
-        processes = side_by_side.default_processes(max(missing, 1)) if setting.device.type == "cpu" else 1
+        processes = side_by_side.default_processes(missing) if setting.device.type == "cpu" else 1
     with side_by_side.executor(processes) as pool:
         try:
             running: dict[Future[None], str] = {}
@@ -199,7 +199,7 @@ def _run(setting: _Setting, methods: Sequence[str], processes: int | None) -> tu
                 except NothingToLearnError as error:
                     leave_out(LABELS[running[done]], error, "it is left out")
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)  # what runs is kept when it is done
             raise
     found = {method: kept for method in LABELS if (kept := _read(setting, method)) is not None}
     if not found:

@@ -134,12 +134,7 @@ def write_files(
     paths = [str(path) for path in targets]
 
     def task(batches: Batches) -> Batches:
-        from pyspark import TaskContext
-
-        context = TaskContext.get()
-        if context is None:
-            raise RuntimeError("not inside a Spark task")
-        target, notes = context.partitionId(), dict[str, int]()
+        target, notes = _partition(), dict[str, int]()
         rows: Batches = (batch.drop_columns(["target"]) for batch in batches)
         with storage.whole_file(Path(paths[target])) as temporary:
             writer = FileWriter(temporary, table)
@@ -171,20 +166,25 @@ def write_parts(
     path = str(folder)
 
     def task(batches: Batches) -> Batches:
-        from pyspark import TaskContext
-
-        context = TaskContext.get()
-        if context is None:
-            raise RuntimeError("not inside a Spark task")
-        with storage.whole_file(Path(path) / f"part-{context.partitionId():05d}.parquet") as temporary:
+        with storage.whole_file(Path(path) / f"part-{_partition():05d}.parquet") as temporary:
             writer = FileWriter(temporary, table, row_group_bytes=32 * 2**20)
             for batch in transform(batches):
                 writer.write(batch)
             writer.close()
-        yield pa.RecordBatch.from_pydict({"rows": [writer.rows]})
+        return iter(())
 
-    frame.mapInArrow(task, "rows long").collect()
+    frame.mapInArrow(task, "nothing int").collect()
     return read(frame.sparkSession, [folder], table)
+
+
+def _partition() -> int:
+    """Return which partition the Spark task that this runs in works on."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    if context is None:
+        raise RuntimeError("not inside a Spark task")
+    return int(context.partitionId())
 
 
 def files(folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ _MEMORY = 3 << 30  # bytes that a process which trains is reckoned with
 
 
 def default_processes(most: int) -> int:
-    """Return how many processes to run side by side: one a core, but no more than memory allows, or than `most`."""
+    """Return how many processes to run side by side: one a core, no more than memory allows or `most`, but one."""
     return max(1, min(_cores(), int(psutil.virtual_memory().available // _MEMORY), most))
 
 

@@ -237,7 +237,7 @@ def test_methods_side_by_side_give_what_one_after_the_other_gives(settings: Sett
     assert not list((one / "unfinished").iterdir())
 
 
-def test_an_error_of_one_method_stops_them_all(settings: Settings) -> None:
+def test_an_error_of_one_method_is_an_error_of_the_experiment(settings: Settings) -> None:
     folder = experiment(settings, DAY, products=290, methods=("raw-clip",), processes=1)
     storage.remove_folder(folder / "predictions")
     (folder / "predictions").write_text("a file in the way")
