@@ -56,7 +56,7 @@ labels are those that none of the texts the model reads names. *Average precisio
 precision-recall curve of the best value's confidence, *calibration error* the mean gap between that confidence and the
 share that is right. *Text* and *image* are the mean modality-wise attention. Of an attribute with several values,
 (product, value) pairs count, but for accuracy and calibration error.
-{_pictures(plots)}
+{_picture_evidence(metrics)}{_pictures(plots)}
 ## Thresholds
 
 {_kept(metrics)}
@@ -155,6 +155,17 @@ def _labels(taxonomy: Taxonomy, metrics: Metrics) -> str:
         sides = [metrics.labels.get(name, {}).get(side) for side in SIDES]
         rows.append([name, *(f"{n:,}" for c in sides for n in ((c.labels, c.silent) if c else (0, 0)))])
     return f"\n{markdown(header, rows)}\n\nA label is *silent* here where no text field of the product names it.\n"
+
+
+def _picture_evidence(metrics: Metrics) -> str:
+    taken = ", ".join(f"{name} {weight:.3g}" for name, weight in metrics.picture_evidence.items() if weight)
+    if not taken:
+        return ""
+    return (
+        f"\nWhat the image tower says without the text is added to the logits: {taken} times. The weight is the largest that "
+        "costs no recall on validation, so that confidence falls where picture and text disagree\n"
+        "(`cma_clip_core/picture_evidence.py`).\n"
+    )
 
 
 def _pictures(plots: Sequence[str]) -> str:

@@ -69,7 +69,7 @@ class ClipClassifier(nn.Module):
             scale = self.backbone.logit_scale.exp().clamp(max=LARGEST_SCALE)
             logits = logits.index_copy(0, rows, (scale * found @ prompts.T).to(logits.dtype))
         present = torch.stack([torch.zeros_like(image_present), image_present], dim=1).float()
-        return Output(self._odds(logits), present[:, None].expand(-1, len(self.layout.attributes), -1))
+        return Output(self._odds(logits), present[:, None].expand(-1, len(self.layout.attributes), -1), {})
 
     def _prompts(self) -> Tensor:
         """Return the vector of each class's prompts [C, E], of length 1."""

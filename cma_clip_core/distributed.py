@@ -57,6 +57,16 @@ class World:
         if self.is_first:
             self.wait()
 
+    @contextlib.contextmanager
+    def with_threads_of_all(self) -> Iterator[None]:
+        """Give the first process the others' threads in this context, while they wait for it."""
+        own = torch.get_num_threads()
+        torch.set_num_threads(min(own * self.size, max(own, os.cpu_count() or 1)))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(own)
+
     def sum(self, value: Tensor) -> Tensor:
         """Return the sum of `value` over all processes."""
         if self.size > 1:

@@ -50,19 +50,52 @@ def evaluate(
     Raises:
         DeviceError: not even one product fits.
     """
+    batches = _batches(index, side, config, layout, tokenizer, batch_size, noise, frozen)
+    return split_attributes(layout, _run(model, batches, device, batch_size))
+
+
+@torch.inference_mode()
+def evaluate_with_picture_alone(
+    model: nn.Module,
+    index: ExampleIndex,
+    side: Side,
+    config: ModelConfig,
+    layout: ClassLayout,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    batch_size: int = 256,
+    frozen: FrozenTowers | None = None,
+) -> tuple[dict[str, Predictions], dict[str, Predictions]]:
+    """Return what `evaluate` does, and of the same products in the same order what the picture's own head says.
+
+    Where there is no picture, or no such head, its logits are 0. Arguments and errors as of `evaluate`.
+    """
+    batches = _batches(index, side, config, layout, tokenizer, batch_size, None, frozen)
+    parts = _run(model, batches, device, batch_size)
+    return split_attributes(layout, parts), split_attributes(layout, [{**c, "logits": c["picture"]} for c in parts])
+
+
+def _run(
+    model: nn.Module, batches: Iterator[tuple[Inputs, Columns]], device: torch.device, batch_size: int
+) -> list[Columns]:
+    """Return the columns of all batches, with `logits`, `lambdas`, and `picture`, the logits of its own head or zeros."""
     parts: list[Columns] = []
     halving = Halving(device, batch_size)
     model.eval()
 
-    def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def forward(inputs: Inputs) -> tuple[Tensor, ...]:
         with precision(device):
             output: Output = model(*inputs)
-        return output.logits, output.lambdas
+        picture = torch.zeros_like(output.logits)
+        if "image" in output.alone:
+            alone, there = output.alone["image"]
+            picture = alone * there[:, None]
+        return output.logits, output.lambdas, picture
 
-    for inputs, columns in prefetch(_batches(index, side, config, layout, tokenizer, batch_size, noise, frozen)):
-        columns["logits"], columns["lambdas"] = (found.numpy() for found in halving.run(forward, inputs))
-        parts.append(columns)
-    return split_attributes(layout, parts)
+    for inputs, columns in prefetch(batches):
+        found = (column.numpy() for column in halving.run(forward, inputs))
+        parts.append(columns | dict(zip(("logits", "lambdas", "picture"), found, strict=True)))
+    return parts
 
 
 def split_attributes(layout: ClassLayout, parts: list[Columns]) -> dict[str, Predictions]:

@@ -28,6 +28,7 @@ from cma_clip_core.distributed import World
 from cma_clip_core.documents import Epoch
 from cma_clip_core.errors import DeviceError, DivergedError
 from cma_clip_core.optimizer import make_optimizer, set_learning_rate
+from cma_clip_core.predictions import Predictions
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Fitted:
     best_score: float = -math.inf
     epochs: list[Epoch] = field(default_factory=list)
     not_learnt: dict[str, str] = field(default_factory=dict)  # attribute: why
+    validation: dict[str, Predictions] = field(default_factory=dict)  # what the model says of the validation side
 
     @property
     def seconds(self) -> float:
@@ -177,7 +179,7 @@ class Loop:
                 if self._is_time_to_save(now - saved):
                     self._save()
                     saved = time.perf_counter()
-        score = self.world.broadcast(self.objective.validate() if self.world.is_first else 0.0)
+        score = self.world.broadcast(self._validate() if self.world.is_first else 0.0)
         at.seconds = spent + time.perf_counter() - started
         done = Epoch(loss=at.loss_sum / max(at.seen, 1), validation=score, seconds=at.seconds, examples=at.seen)
         self.fitted.epochs.append(done)
@@ -191,6 +193,10 @@ class Loop:
             writer.add_scalar("validation", score, at.epoch * total)
         self.at = _Progress(at.epoch + 1)
         self._save()
+
+    def _validate(self) -> float:
+        with self.world.with_threads_of_all():
+            return self.objective.validate()
 
     def step(self, batch: Batch) -> float:
         """Take one step on a batch and return its loss. Raises as `run`."""

@@ -26,7 +26,7 @@ class Output(NamedTuple):
 
     logits: Tensor  # [B, C]: attribute by attribute, in the taxonomy's order, a class for each of its values
     lambdas: Tensor  # [B, K, M]: MA's weights; 0 for an absent modality, so both 0 where nothing was seen
-    alone: tuple[tuple[Tensor, Tensor], ...] = ()  # in training, of each modality: logits [B, C], where it is there [B]
+    alone: dict[str, tuple[Tensor, Tensor]]  # by modality: its own tower's logits [B, C], and where it is there [B]
 
 
 class CmaClip(nn.Module):
@@ -73,6 +73,9 @@ class CmaClip(nn.Module):
         self.alone = nn.ModuleDict(
             {"text": nn.Linear(text.width, classes), "image": nn.Linear(image.cls_width, classes)} if asks else {}
         )
+        # Nor this: chosen after training, 0 until then (cma_clip_core.picture_evidence).
+        self.picture_evidence: Tensor | None
+        self.register_buffer("picture_evidence", torch.zeros(classes) if asks else None)
 
     def forward(
         self,
@@ -99,8 +102,11 @@ class CmaClip(nn.Module):
         image_present = image_present & self.sees_image
         h, alone = self._cls(ids, lengths, text_present, pixels, image_present, text, image)
         mixtures, lambdas = self.modality_attention(h, torch.stack([text_present, image_present], dim=1))
-        logits = [head(mixtures[:, k]) for k, head in enumerate(self.heads.values())]
-        return Output(torch.cat(logits, dim=1), lambdas, alone)
+        logits = torch.cat([head(mixtures[:, k]) for k, head in enumerate(self.heads.values())], dim=1)
+        if not self.training and self.picture_evidence is not None and "image" in alone:
+            picture, there = alone["image"]
+            logits = logits + self.picture_evidence * picture * there[:, None]
+        return Output(logits, lambdas, alone)
 
     def _cls(
         self,
@@ -111,30 +117,31 @@ class CmaClip(nn.Module):
         image_present: Tensor,
         text: Sequence | None = None,
         image: Sequence | None = None,
-    ) -> tuple[Tensor, tuple[tuple[Tensor, Tensor], ...]]:
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
         """Return T'_cls and I'_cls, [B, M, W], zeros for a modality that is nowhere in the batch; and `Output.alone`."""
         rows = len(ids)
         has_text, has_image = bool(text_present.any()), bool(image_present.any())
         parts: list[Tensor] = []
         masks: list[Tensor] = []
-        alone: list[tuple[Tensor, Tensor]] = []
-        asks = self.training and len(self.alone) > 0
+        alone: dict[str, tuple[Tensor, Tensor]] = {}
         if has_text:
             text = _trimmed(self.backbone.encode_text(ids, lengths) if text is None else text, int(lengths.max()))
-            alone += [(self.alone["text"](text.cls), text_present)] if asks else []
+            if "text" in self.alone:
+                alone["text"] = self.alone["text"](text.cls), text_present
             parts += [self.text_projection(text.cls)[:, None] + self.kind[0]]
             parts += [self.text_projection(text.tokens) + self.kind[1]]
             masks += _masks(text, text_present)
         image_at = sum(part.shape[1] for part in parts)
         if has_image:
             image = self._encode_images(pixels, image_present) if image is None else image
-            alone += [(self.alone["image"](image.cls), image_present)] if asks else []
+            if "image" in self.alone:
+                alone["image"] = self.alone["image"](image.cls), image_present
             project_cls = self.image_cls_projection or self.image_projection
             parts += [project_cls(image.cls)[:, None] + self.kind[2]]
             parts += [self.image_projection(image.tokens) + self.kind[3]]
             masks += _masks(image, image_present)
         if not parts:
-            return self.kind.new_zeros(rows, 2, self.kind.shape[1]), ()
+            return self.kind.new_zeros(rows, 2, self.kind.shape[1]), alone
         x, mask = self.norm(torch.cat(parts, dim=1)), torch.cat(masks, dim=1)
         at = torch.tensor([0] * has_text + [image_at] * has_image, device=x.device)
         h: Tensor
@@ -147,7 +154,7 @@ class CmaClip(nn.Module):
         if not (has_text and has_image):
             zeros = torch.zeros_like(h)
             h = torch.cat([h, zeros] if has_text else [zeros, h], dim=1)
-        return h, tuple(alone)
+        return h, alone
 
     def _encode_images(self, pixels: Tensor, present: Tensor) -> Sequence:
         """Run the image tower on the pictures that are there; the rest of the sequence is zeros, which SA masks out."""

@@ -108,7 +108,7 @@ class MultiTask:
         labelled = part.labels.labelled & self.learnt.to(part.labels.labelled.device)
         smoothing = self.config.training.label_smoothing
         total = self.layout.loss(output.logits, part.labels.targets, labelled, smoothing, self.weights)
-        for logits, there in output.alone:
+        for logits, there in output.alone.values():
             alone = self.layout.loss(logits, part.labels.targets, labelled & there[:, None], smoothing, self.weights)
             total = total + self.config.training.alone_loss * alone
         return total / (whole.labels.labelled & self.learnt).sum().clamp(min=1)

@@ -218,6 +218,8 @@ def load_model(folder: Path) -> nn.Module:
     except SafetensorError as error:
         raise ModelError(f"{path}: not a safetensors file: {error}") from error
     model = build_model(config, taxonomy)
+    # A version from before the picture's own word was heard (cma_clip_core.picture_evidence): 0, it is not.
+    state |= {name: value for name, value in model.named_buffers() if name == "picture_evidence" and name not in state}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

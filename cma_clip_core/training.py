@@ -20,13 +20,14 @@ from cma_clip_core.config import ModelConfig
 from cma_clip_core.distributed import World
 from cma_clip_core.documents import AttributeMetrics, Epoch, LabelCount, Promise, Threshold
 from cma_clip_core.errors import DataError
-from cma_clip_core.evaluation import evaluate
+from cma_clip_core.evaluation import evaluate, evaluate_with_picture_alone
 from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.frozen import frozen_towers, idle_settings, run_frozen
 from cma_clip_core.loop import Fitted, Loop
 from cma_clip_core.methods import build_model
 from cma_clip_core.metrics import judge_all, mean_of, promise_kept
 from cma_clip_core.objectives import MultiTask
+from cma_clip_core.picture_evidence import weigh_picture, weights_of
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.promise import choose_threshold
 from cma_clip_core.tokens import Tokenizer
@@ -54,6 +55,10 @@ class Metrics(Strict):
     test: dict[str, AttributeMetrics]
     not_learnt: dict[str, str] = Field(default_factory=dict, description="attribute: why; they count in no mean")
     promise: Promise | None = None  # on test
+    picture_evidence: dict[str, float] = Field(
+        default_factory=dict,
+        description="attribute: weight of what the picture alone says (cma_clip_core.picture_evidence)",
+    )
 
 
 @dataclass(slots=True)
@@ -78,6 +83,9 @@ def fit(
     checkpoint_seconds: float = 300.0,
 ) -> tuple[nn.Module, Fitted]:
     """Train a model on the training side of `index` and return it, on `device`, with its best epoch's weights.
+
+    What the picture alone says has its weight, too, and what the model says of the validation side is kept; both by the
+    first process alone.
 
     Args:
         config: which model, and how it is trained.
@@ -123,6 +131,12 @@ def fit(
     fitted = loop.run()
     fitted.not_learnt = objective.not_learnt
     model.load_state_dict(fitted.weights)
+    if world.is_first:
+        with world.with_threads_of_all():
+            fused, picture = evaluate_with_picture_alone(
+                model, index, "validation", config, layout, tokenizer, device, frozen=objective.frozen
+            )
+        fitted.validation = weigh_picture(model, layout, fused, picture)
     return model.eval(), fitted
 
 
@@ -140,12 +154,13 @@ def train(
     model, fitted = fit(config, taxonomy, index, device, folder=folder, world=world, progress=progress)
     start = time.perf_counter()
     layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
-    found = evaluate(model, index, "validation", config, layout, tokenizer, device)
+    found = dict(fitted.validation)
     for name in fitted.not_learnt:
         found[name] = found[name].take(np.zeros(len(found[name]), dtype=np.bool_))  # what it says means nothing
     thresholds = {name: choose_threshold(p, fit_temperature(p), config.selection) for name, p in found.items()}
     validation = judge_all(found, thresholds, config.text.fields)
-    tested = evaluate(model, index, "test", config, layout, tokenizer, device)
+    with (world or World()).with_threads_of_all():
+        tested = evaluate(model, index, "test", config, layout, tokenizer, device)
     test = judge_with_intervals(config.name, tested, thresholds, config.text.fields).attributes
     metrics = Metrics(
         train_examples=index.count("train"),
@@ -160,6 +175,7 @@ def train(
         test=test,
         not_learnt=fitted.not_learnt,
         promise=promise_kept(test),
+        picture_evidence=weights_of(model, layout),
     )
     return Trained(model, thresholds, metrics, tested)
 

@@ -48,6 +48,12 @@ Ds = Annotated[str, typer.Option("--ds", help="Day of the catalog, YYYY-MM-DD.",
 Newest = Annotated[
     str, typer.Option("--ds", help="Newest day whose examples are used, YYYY-MM-DD.", callback=lambda v: check_day(v))
 ]
+Together = Annotated[
+    int | None,
+    typer.Option(
+        "--processes", help="Processes that train together; one a GPU where left out, on a CPU one a core.", min=1
+    ),
+]
 Version = Annotated[str, typer.Argument(help="Model version, as `models list` names it.")]
 Run = Annotated[str, typer.Option("--run", help="Run id, as `plan` prints it.", callback=lambda v: check_run(v))]
 
@@ -204,11 +210,13 @@ def dataset(
 
 
 @app.command()
-def pretrain(context: typer.Context, ds: Newest) -> None:
+def pretrain(context: typer.Context, ds: Newest, processes: Together = None) -> None:
     """Train the two towers on the catalog's own pairs of picture and text, where no pretrained weights can be had."""
+    from jobs.data_parallel import together
     from jobs.pretrain import pretrain as step
 
-    _print({"towers": step(_settings(context), ds)})
+    settings = _settings(context)
+    _print({"towers": together(processes, settings.device, step, settings, ds)})
 
 
 @app.command()
@@ -264,11 +272,14 @@ def train(
     towers: Annotated[
         str | None, typer.Option(help="Pretrained towers to begin with, as `pretrain` names them.")
     ] = None,
+    processes: Together = None,
 ) -> None:
     """Train CMA-CLIP on the day's labelled set, choose thresholds, and write a model version."""
+    from jobs.data_parallel import together
     from jobs.train import train as step
 
-    _print({"model_version": step(_settings(context), ds, promote=promote, towers=towers)})
+    settings = _settings(context)
+    _print({"model_version": together(processes, settings.device, step, settings, ds, promote, towers)})
 
 
 @app.command()

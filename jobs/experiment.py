@@ -252,8 +252,8 @@ def _method(setting: _Setting, method: str, towers: Path | None) -> None:
     model, fitted = fit(config, setting.taxonomy, setting.index, setting.device, folder=work, progress=setting.progress)
     layout, tokenizer = ClassLayout(setting.taxonomy), Tokenizer(config)
 
-    def judged(side: str, noise: Noise | None = None) -> dict[str, Predictions]:
-        return evaluate(model, setting.index, side, config, layout, tokenizer, setting.device, noise=noise)  # type: ignore[arg-type]
+    def tested(noise: Noise | None = None) -> dict[str, Predictions]:
+        return evaluate(model, setting.index, "test", config, layout, tokenizer, setting.device, noise=noise)
 
     seconds = sum(epoch.seconds for epoch in fitted.epochs)
     examples = sum(epoch.examples for epoch in fitted.epochs)
@@ -261,8 +261,8 @@ def _method(setting: _Setting, method: str, towers: Path | None) -> None:
         method=method, seconds=seconds, examples_per_second=examples / seconds if seconds else 0.0,
         best_epoch=fitted.best_epoch,
     )  # fmt: skip
-    noisy = {key: judged("test", Noise(*key)) for key in _noises(method)}
-    _keep(setting, _Found(run, judged("validation"), judged("test"), noisy))
+    noisy = {key: tested(Noise(*key)) for key in _noises(method)}
+    _keep(setting, _Found(run, fitted.validation, tested(), noisy))
     shutil.rmtree(work, ignore_errors=True)
 
 

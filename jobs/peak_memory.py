@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import threading
 from collections.abc import Iterator
 from typing import Final
@@ -20,7 +21,8 @@ class PeakMemory:
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._process = psutil.Process()
+        parent = multiprocessing.parent_process()  # of processes that work together: all that it started count
+        self._process = psutil.Process(None if parent is None else parent.pid)
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:

@@ -40,8 +40,26 @@ def executor(processes: int) -> Executor:
         processes,
         mp_context=context,
         initializer=_begin,
-        initargs=(max(1, _cores() // processes), context.Value("i", 0), context.RLock()),
+        initargs=(threads_of_each(processes), context.Value("i", 0), context.RLock()),
     )
+
+
+def threads_of_each(processes: int) -> int:
+    """Return how many threads each of so many processes has, so that together they have the machine's cores."""
+    return max(1, _cores() // processes)
+
+
+def set_up_process(threads: int) -> None:
+    """Set a new process up: its threads, its logs; it ends with the one that started it, however that ends."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read as the libraries are loaded
+        os.environ[name] = str(threads)
+    import torch
+
+    from jobs.steps import set_up_logging
+
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    torch.set_num_threads(threads)
+    set_up_logging()
 
 
 class _Here(Executor):
@@ -55,16 +73,8 @@ class _Here(Executor):
 
 
 def _begin(threads: int, taken: Synchronized[int], bars: object) -> None:
-    """Set a new process up: its threads, its logs, and a line of its own for its progress bar."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read as the libraries are loaded
-        os.environ[name] = str(threads)
-    import torch
-
-    from jobs.steps import set_up_logging
-
-    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
-    torch.set_num_threads(threads)
-    set_up_logging()
+    """Set a new process up, with a line of its own for its progress bar."""
+    set_up_process(threads)
     with taken.get_lock():
         os.environ["TQDM_POSITION"] = str(taken.value)
         taken.value += 1

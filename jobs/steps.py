@@ -21,9 +21,13 @@ log = logging.getLogger("jobs")
 
 
 def set_up_logging() -> None:
-    """Log to standard error, so that standard output carries a step's result alone."""
+    """Log to standard error, so that standard output carries a step's result alone.
+
+    Of processes that train together the first one tells what they do, the others what is wrong.
+    """
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
     for noisy in ("py4j", "great_expectations", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,12 +1,19 @@
-"""Trains on the examples in one folder and writes the weights into another: what test_loop.py starts as a process."""
+"""Trains on the examples in one folder and writes the weights into another: what test_loop.py does in processes.
+
+They are forked from a server that has loaded torch, since that takes a process longer than these trainings.
+"""
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import multiprocessing
 import os
 import signal
+import socket
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -33,21 +40,47 @@ def config(dropout: float) -> ModelConfig:
     return ModelConfig.model_validate(document)
 
 
-def main() -> None:
-    """Train, and write `out`/<rank>.safetensors and the epochs' losses."""
+def start(processes: int, *arguments: str | Path, says_steps: Connection | None = None) -> list[BaseProcess]:
+    """Start processes that train together, as `torchrun` does."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started: list[BaseProcess] = []
+    for rank in range(processes):
+        world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
+        environment = {name: str(value) for name, value in world.items()}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        process = context.Process(target=main, args=(environment, [str(a) for a in arguments], says_steps), daemon=True)
+        process.start()
+        started.append(process)
+    return started
+
+
+def run(processes: int, *arguments: str | Path) -> list[int | None]:
+    """Run processes that train together and return their exit codes."""
+    started = start(processes, *arguments)
+    for process in started:
+        process.join()
+    return [process.exitcode for process in started]
+
+
+def main(environment: dict[str, str], arguments: Sequence[str], says_steps: Connection | None) -> None:
+    """Train, and write `out`/<rank>.safetensors and the epochs' losses; with `says_steps`, send each step's number first."""
+    os.environ.update(environment)
     parser = argparse.ArgumentParser()
     parser.add_argument("examples", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--work", type=Path, help="where checkpoints are, one at each step")
-    parser.add_argument("--say-steps", action="store_true", help="print a line before each step")
     parser.add_argument("--pretrain", action="store_true", help="train the towers on pairs")
     parser.add_argument("--kill-at", type=int, help="step before which every process is killed")
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     if chosen.kill_at is not None:
         _before_steps(lambda number: os.kill(os.getpid(), signal.SIGKILL) if number == chosen.kill_at else None)
-    if chosen.say_steps:
-        _before_steps(lambda number: print(number, flush=True))
+    if says_steps is not None:
+        _before_steps(says_steps.send)
     torch.set_num_threads(1)
     world = distributed.join(torch.device("cpu"))
     chosen_config = config(chosen.dropout)
@@ -77,7 +110,3 @@ def _before_steps(act: Callable[[int], None]) -> None:
         return step(self, batch)
 
     Loop.step = counted  # type: ignore[method-assign]
-
-
-if __name__ == "__main__":
-    main()

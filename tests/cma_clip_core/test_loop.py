@@ -8,12 +8,11 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import multiprocessing
 import random
 import resource
 import secrets
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,6 @@ from schemas.tables import EXAMPLES
 from tests.cma_clip_core import data_parallel, drawn
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -152,22 +150,22 @@ def test_killed_by_the_system_at_any_step_and_resumed_is_uninterrupted(folder: P
     for out in (whole, resumed):
         out.mkdir()
 
-    def command(out: Path, *options: str | Path) -> list[str]:
-        arguments = [folder, out, "--dropout", "0.3", *options]
-        return [sys.executable, "-m", data_parallel.__name__, *map(str, arguments)]
-
-    done = subprocess.run(command(whole, "--say-steps"), check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    steps = int(done.stdout.split()[-1])
-    kill_at = random.Random(seed).randrange(1, steps - 3)  # not the last ones: it must not end before it is killed
-    with subprocess.Popen(
-        command(resumed, "--say-steps", "--work", tmp_path / "work"), cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if int(line) == kill_at:
-                process.kill()
-    assert process.returncode == -signal.SIGKILL
-    subprocess.run(command(resumed, "--work", tmp_path / "work"), check=True, cwd=ROOT)
+    steps, says = multiprocessing.Pipe(duplex=False)
+    (process,) = data_parallel.start(1, folder, whole, "--dropout", "0.3", says_steps=says)
+    process.join()
+    assert process.exitcode == 0
+    last = 0
+    while steps.poll():
+        last = steps.recv()
+    kill_at = random.Random(seed).randrange(1, last - 3)  # not the last ones: it must not end before it is killed
+    work = tmp_path / "work"
+    (process,) = data_parallel.start(1, folder, resumed, "--dropout", "0.3", "--work", work, says_steps=says)
+    while steps.recv() != kill_at:
+        pass
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert data_parallel.run(1, folder, resumed, "--dropout", "0.3", "--work", work) == [0]
     expected, found = (load_file(out / "0.safetensors") for out in (whole, resumed))
     for name, weight in expected.items():
         assert torch.equal(found[name], weight), name
@@ -341,13 +339,6 @@ def test_validation_halves_what_does_not_fit_and_finds_the_same(
             one.validate()
 
 
-def torchrun(processes: int, *arguments: str | Path, check: bool = True) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    subprocess.run(
-        [*command, "-m", data_parallel.__name__, *map(str, arguments)], check=check, cwd=ROOT, capture_output=True
-    )
-
-
 @pytest.mark.parametrize("options", [(), ("--pretrain",)])
 def test_two_processes_take_the_steps_of_one_with_the_double_batch(
     folder: Path, tmp_path: Path, options: tuple[str, ...]
@@ -356,7 +347,7 @@ def test_two_processes_take_the_steps_of_one_with_the_double_batch(
     one, two = tmp_path / "one", tmp_path / "two"
     for out, processes in ((one, 1), (two, 2)):
         out.mkdir()
-        torchrun(processes, folder, out, *options)
+        assert data_parallel.run(processes, folder, out, *options) == [0] * processes
     assert {p.name for p in two.iterdir()} == {"0.safetensors", "0.txt", "1.safetensors", "1.txt"}
     alone, first, second = (load_file(p) for p in (one / "0.safetensors", two / "0.safetensors", two / "1.safetensors"))
     for name, weight in alone.items():
@@ -371,13 +362,14 @@ def test_two_killed_processes_go_on_each_with_its_own_random_state(folder: Path,
     whole, resumed, work = tmp_path / "whole", tmp_path / "resumed", tmp_path / "work"
     for out in (whole, resumed):
         out.mkdir()
-    torchrun(2, folder, whole, "--dropout", "0.3")
-    torchrun(2, folder, resumed, "--dropout", "0.3", "--work", work, "--kill-at", "7", check=False)
+    assert data_parallel.run(2, folder, whole, "--dropout", "0.3") == [0, 0]
+    killed = data_parallel.run(2, folder, resumed, "--dropout", "0.3", "--work", work, "--kill-at", "7")
+    assert killed == [-signal.SIGKILL] * 2
     assert not list(resumed.iterdir())
     states = torch.load(work / CHECKPOINT)["random"]
     assert len(states) == 2
     assert not torch.equal(states[0], states[1])
-    torchrun(2, folder, resumed, "--dropout", "0.3", "--work", work)
+    assert data_parallel.run(2, folder, resumed, "--dropout", "0.3", "--work", work) == [0, 0]
     for rank in range(2):
         expected, found = (load_file(out / f"{rank}.safetensors") for out in (whole, resumed))
         for name, weight in expected.items():

@@ -184,19 +184,35 @@ def test_ablations(config: ModelConfig, inputs: Inputs, switch: str) -> None:
         assert output.lambdas[0].tolist() == [[0.5, 0.5]] * 4
 
 
-def test_in_training_each_tower_is_asked_alone(inputs: Inputs) -> None:
+def test_each_tower_is_asked_alone(inputs: Inputs) -> None:
     """Its loss reaches the tower even where the fused model would leave it nothing to learn."""
     asking = CmaClip(drawn.config(alone_loss=0.5), drawn.taxonomy())
-    assert run(asking.eval(), inputs).alone == ()
     assert len(CmaClip(drawn.config(), drawn.taxonomy()).alone) == 0
     output = asking.train()(*inputs)
-    (text, has_text), (image, has_image) = output.alone
+    (text, has_text), (image, has_image) = output.alone["text"], output.alone["image"]
     assert text.shape == image.shape == output.logits.shape
     assert has_text.tolist() == inputs.text_present.tolist()
     assert has_image.tolist() == inputs.image_present.tolist()
     image[has_image].sum().backward()
     assert asking.backbone.image.tower.class_embedding.grad.abs().sum() > 0
     assert asking.backbone.text.tower.token_embedding.weight.grad is None
+
+
+def test_the_picture_alone_is_heard_after_training_where_there_is_one(inputs: Inputs) -> None:
+    asking = CmaClip(drawn.config(alone_loss=0.5), drawn.taxonomy()).eval()
+    assert asking.picture_evidence is not None
+    before = run(asking, inputs)
+    picture, there = before.alone["image"]
+    assert 0 < there.sum() < len(there)
+    weights = torch.linspace(0, 1, picture.shape[1])
+    asking.picture_evidence.copy_(weights)
+    torch.testing.assert_close(run(asking, inputs).logits, before.logits + weights * picture * there[:, None])
+    assert torch.equal(run(asking, inputs).logits[~there], before.logits[~there])
+    torch.manual_seed(0)
+    heard = asking.train()(*inputs).logits
+    asking.picture_evidence.zero_()
+    torch.manual_seed(0)
+    assert torch.equal(asking(*inputs).logits, heard)
 
 
 def named(architecture: str, height: int, width: int, pretrained: str | None = None) -> ModelConfig:

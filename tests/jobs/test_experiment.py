@@ -35,7 +35,7 @@ from jobs.settings import Settings
 from jobs.suspects import suspects
 from jobs.train import train
 from tests.cma_clip_core import drawn
-from tests.jobs.test_train import RUN, add_examples, settings_of, torchrun
+from tests.jobs.test_train import ONE_THREAD, ROOT, RUN, add_examples, settings_of
 
 DAY = "2026-11-20"
 
@@ -50,6 +50,23 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 @pytest.fixture(scope="module")
 def pretrained(settings: Settings) -> Path:
     return Lake(settings.root).towers / pretrain(settings, DAY)
+
+
+def torchrun(settings: Settings, step: str) -> subprocess.CompletedProcess[str]:
+    """Run a step of the day in two processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "jobs"]
+    options = [
+        "--root",
+        str(settings.root),
+        "--taxonomy",
+        settings.taxonomy,
+        "--model-config",
+        "tiny",
+        "--device",
+        "cpu",
+    ]
+    command = [*launch, *options, step, "--ds", "2026-11-20"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | ONE_THREAD)
 
 
 def test_two_processes_pretrain_one_pair_of_towers(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 import yaml
@@ -19,13 +19,15 @@ import yaml
 from cma_clip_core import registry
 from cma_clip_core.training import Metrics
 from jobs import storage
-from jobs.errors import JobError
+from jobs.data_parallel import together
+from jobs.errors import JobError, TransientError
 from jobs.lake import Lake
 from jobs.models import champion, promote
 from jobs.settings import Settings
 from jobs.train import list_models, train
 from schemas.documents import ExamplesManifest, StepMetrics
 from tests.cma_clip_core import drawn
+from tests.jobs import members
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -143,29 +145,29 @@ def test_nothing_to_train_on(tmp_path: Path, prepare: Callable[[Lake], object], 
     assert registry.list_versions(Lake(settings.root).models) == []
 
 
-def torchrun(settings: Settings, step: str) -> subprocess.CompletedProcess[str]:
-    """Run a step of the day in two processes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "jobs"]
-    options = [
-        "--root",
-        str(settings.root),
-        "--taxonomy",
-        settings.taxonomy,
-        "--model-config",
-        "tiny",
-        "--device",
-        "cpu",
-    ]
-    command = [*launch, *options, step, "--ds", "2026-11-20"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | ONE_THREAD)
-
-
 def test_two_processes_train_one_version(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     lake = Lake(settings.root)
     add_examples(lake, RUN, drawn.examples(300))
-    done = torchrun(settings, "train")
-    assert done.returncode == 0, done.stderr[-2000:]
-    (line,) = done.stdout.splitlines()
-    assert registry.list_versions(lake.models) == [champion(settings)] == [json.loads(line)["model_version"]]
+    version = together(2, "cpu", train, settings, "2026-11-20")
+    assert registry.list_versions(lake.models) == [champion(settings)] == [version]
     assert not list(lake.models.glob(".unfinished*"))
+    (step,) = lake.root.glob("reports/ds=2026-11-20/*/steps/train.json")
+    assert StepMetrics.model_validate_json(step.read_bytes()).rows > 250
+
+
+def test_what_is_wrong_is_told_as_by_one_process() -> None:
+    with pytest.raises(JobError, match="needs more products"):
+        together(2, "cpu", members.refuse)
+
+
+def test_a_process_that_is_killed_ends_the_others_and_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TransientError, match=r"process 1 of the 2 that train together ended, killed by signal 9"):
+        together(2, "cpu", members.kill_the_second, tmp_path)
+    assert not psutil.pid_exists(int((tmp_path / "0").read_text()))
+
+
+def test_one_process_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert together(1, "cpu", os.getpid) == os.getpid()
+    monkeypatch.setenv("RANK", "0")  # what torchrun sets
+    assert together(2, "cpu", os.getpid) == os.getpid()
