@@ -24,7 +24,6 @@ from jobs.next_day import next_day
 from jobs.plan import plan
 from jobs.preprocess import preprocess
 from jobs.sample_catalog import generate
-from jobs.train import train
 from jobs.validate import validate
 from schemas.documents import Ledger, StepMetrics
 from tests.conftest import FOR_FEW_ROWS, settings_for
@@ -33,7 +32,7 @@ from tests.dirty import DIRTY
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAY1, DAY2, NO_DAY = "2026-11-20", "2026-11-21", "2026-11-22"
 PRODUCTS = 150
-SHARD_ROWS = 90
+SHARD_ROWS = 200
 
 pytestmark = [pytest.mark.e2e, pytest.mark.spark, pytest.mark.timeout(1800)]
 
@@ -100,10 +99,11 @@ class Pipeline:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory, spark_session: Any) -> Pipeline:  # noqa: ARG001
-    """A lake with one day imported and a model trained on it, and an Airflow."""
+def pipeline(tmp_path_factory: pytest.TempPathFactory, trained: Lake) -> Pipeline:
+    """A lake with one day imported and a model trained before, and an Airflow."""
     folder = tmp_path_factory.mktemp("e2e")
     made = Pipeline(folder)
+    shutil.copytree(trained.models, made.lake.models)
     made.run("airflow", "db", "migrate")
     made.run("airflow", "pools", "set", "gpu", "1", "GPUs that tag")
     # In this process, with the Spark session there is: a night starts each as a process, and so does `make run`.
@@ -113,7 +113,6 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory, spark_session: Any) -> Pi
     validate(settings, DAY1)
     prepared = plan(settings, DAY1, prepare=True)
     preprocess(settings, prepared.run_id)
-    train(settings, DAY1)
     shutil.rmtree(made.lake.root / "catalog" / "valid")  # the first night's own validation
     return made
 
@@ -129,7 +128,7 @@ def test_nights(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     assert ledger.raw > ledger.valid, "the drawn catalog has dirty records"
     # The examples were made before, those apart whose picture could not be used: it may be there now. These are a shard.
     tags = [f"tag[{shard}]" for shard in range(1 + -(-ledger.valid // SHARD_ROWS))]
-    assert len(tags) > 2
+    assert len(tags) > 1
     assert started[:5] == ["resolve_day", "validate", "plan", "list_shards", "branch"]
     assert started[5] == "preprocess"
     assert sorted(started[6:-2]) == tags

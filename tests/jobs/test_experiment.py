@@ -259,7 +259,7 @@ def test_an_error_of_one_method_is_an_error_of_the_experiment(settings: Settings
     storage.remove_folder(folder / "predictions")
     (folder / "predictions").write_text("a file in the way")
     with pytest.raises(OSError, match="predictions"):
-        experiment(settings, DAY, products=290, methods=("raw-clip", "tf-idf"), processes=2)
+        experiment(settings, DAY, products=290, methods=("raw-clip", "tf-idf"), processes=1)
 
 
 def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
