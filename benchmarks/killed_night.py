@@ -73,6 +73,12 @@ def main() -> None:
     delays = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, lake = Lake(options.lake.resolve()), Lake(Path(folder) / "lake")
+        live = whole.read_manifest(whole.current_run())
+        if live is None or live.ds != options.ds:
+            there = "nothing" if live is None else f"the night of {live.ds}"
+            sys.exit(
+                f"{options.lake}: {there} is live, not that of {options.ds}: `python -m jobs tables rollback` to it"
+            )
         shutil.copytree(whole.raw(options.ds), lake.raw(options.ds))
         shutil.copytree(whole.models, lake.models)
         lake.pictures.symlink_to(whole.pictures)
