@@ -73,7 +73,7 @@ def main() -> None:
     delays = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, lake = Lake(options.lake.resolve()), Lake(Path(folder) / "lake")
-        live = whole.read_manifest(whole.current_run())
+        live = whole.read_manifest(whole.current_run() or "none")
         if live is None or live.ds != options.ds:
             there = "nothing" if live is None else f"the night of {live.ds}"
             sys.exit(
