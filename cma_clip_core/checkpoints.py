@@ -16,7 +16,7 @@ import torch
 from cma_clip_core.errors import CheckpointError
 
 CHECKPOINT = "checkpoint.pt"
-FORMAT = 2  # what `cma_clip_core.loop` writes and reads: 2 has the random state of each process
+FORMAT = 3  # what `cma_clip_core.loop` writes and reads: 3 has what is heard of the picture alone
 
 
 def fingerprint(*parts: Any) -> str:

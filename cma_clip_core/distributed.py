@@ -11,9 +11,14 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
 
 import torch
 from torch import Tensor, distributed, nn
+
+# The others wait while the first one validates, or runs frozen towers. That one is gone, the launcher sees at once.
+_PATIENCE: Final = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class World:
     def with_threads_of_all(self) -> Iterator[None]:
         """Give the first process the others' threads in this context, while they wait for it."""
         own = torch.get_num_threads()
-        torch.set_num_threads(min(own * self.size, max(own, os.cpu_count() or 1)))
+        torch.set_num_threads(own * int(os.environ.get("LOCAL_WORLD_SIZE", self.size)))
         try:
             yield
         finally:
@@ -128,7 +133,8 @@ def join(device: torch.device) -> World:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=_PATIENCE)
     return World(distributed.get_rank(), distributed.get_world_size())
 
 

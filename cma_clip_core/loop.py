@@ -67,6 +67,7 @@ class Fitted:
     epochs: list[Epoch] = field(default_factory=list)
     not_learnt: dict[str, str] = field(default_factory=dict)  # attribute: why
     validation: dict[str, Predictions] = field(default_factory=dict)  # what the model says of the validation side
+    judging_seconds: float = 0.0  # what that took
 
     @property
     def seconds(self) -> float:

@@ -10,14 +10,14 @@ Letters of shapes: n labelled products, C values of one attribute.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Final
 
 import numpy as np
 from torch import nn
 
-from cma_clip_core.calibration import LEAST_LABELS, fit_temperature
+from cma_clip_core.calibration import fit_temperature
 from cma_clip_core.candidates import candidates
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.metrics import recall_at
@@ -25,7 +25,8 @@ from cma_clip_core.model import CmaClip
 from cma_clip_core.predictions import Predictions
 
 WEIGHTS: Final = tuple(eighths / 8 for eighths in range(9))
-COST: Final = 0.0025  # of recall at the target precision, on validation: less than can be measured there
+COST: Final = 0.0025  # of recall at the target precision, on validation
+LEAST_PRODUCTS: Final = round(1 / COST)  # with fewer, one product more or less would decide
 
 
 def pool(fused: Predictions, alone: Predictions, weight: float) -> Predictions:
@@ -44,19 +45,25 @@ def choose_weight(fused: Predictions, alone: Predictions) -> float:
         alone: of the same products in the same order; logits of the picture alone, zeros where there is none [n, C].
 
     Returns:
-        The weight; 0 where there are fewer than `calibration.LEAST_LABELS` products.
+        The weight; 0 where there are fewer than `LEAST_PRODUCTS`, or the target is not reached with any.
     """
-    if len(fused) < LEAST_LABELS:
+    if len(fused) < LEAST_PRODUCTS:
         return 0.0
     recalls = []
     for weight in WEIGHTS:
         pooled = pool(fused, alone, weight)
         recalls.append(recall_at(candidates(pooled, fit_temperature(pooled)), fused.attribute.target_precision) or 0.0)
+    if not max(recalls):
+        return 0.0
     return max(weight for weight, recall in zip(WEIGHTS, recalls, strict=True) if recall >= max(recalls) - COST)
 
 
 def weigh_picture(
-    model: nn.Module, layout: ClassLayout, fused: Mapping[str, Predictions], alone: Mapping[str, Predictions]
+    model: nn.Module,
+    layout: ClassLayout,
+    fused: Mapping[str, Predictions],
+    alone: Mapping[str, Predictions],
+    not_learnt: Collection[str] = (),
 ) -> dict[str, Predictions]:
     """Set what each attribute of the model takes of the picture alone; return what the model then says.
 
@@ -65,10 +72,11 @@ def weigh_picture(
         layout: its classes.
         fused: what it says of the validation side, by attribute.
         alone: what its picture's head says of the same products.
+        not_learnt: attributes of which it knows nothing.
     """
     if not isinstance(model, CmaClip) or model.picture_evidence is None:
         return dict(fused)
-    weights = {name: choose_weight(p, alone[name]) for name, p in fused.items()}
+    weights = {name: 0.0 if name in not_learnt else choose_weight(p, alone[name]) for name, p in fused.items()}
     for attribute, part in zip(layout.attributes, layout.slices, strict=True):
         model.picture_evidence[part] = weights[attribute.name]
     return {name: pool(p, alone[name], weights[name]) for name, p in fused.items()}

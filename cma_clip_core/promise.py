@@ -13,7 +13,8 @@ The rule, for one group of candidates ranked by confidence:
    fixed-sequence testing, which needs no correction (Angelopoulos et al. 2021, "Learn then Test", arXiv 2110.01052).
    From the very top a single error ends it too early; so it starts where the confidences themselves, taken
    at their word, make passing surest. If they lie, it fails there and nothing is accepted: the promise holds anyway.
-   Of the labels only the temperature, one number, and rho go into it; that does no harm (last numbers below).
+   Of the labels only the temperature, one number, and rho go into it; that does no harm (last numbers below). So does the
+   weight of the picture alone, one of nine (cma_clip_core.picture_evidence), which is not in these numbers.
 
 How rules fare (`python -m benchmarks.threshold_promise`: 6 kinds of attributes, of 100, 300, 1,000 and 3,000 validation
 products, 500 draws of each, target 0.9): share of draws in which precision reaches the target in truth, in the worst of

@@ -132,11 +132,13 @@ def fit(
     fitted.not_learnt = objective.not_learnt
     model.load_state_dict(fitted.weights)
     if world.is_first:
+        start = time.perf_counter()
         with world.with_threads_of_all():
             fused, picture = evaluate_with_picture_alone(
                 model, index, "validation", config, layout, tokenizer, device, frozen=objective.frozen
             )
-        fitted.validation = weigh_picture(model, layout, fused, picture)
+        fitted.validation = weigh_picture(model, layout, fused, picture, fitted.not_learnt)
+        fitted.judging_seconds = time.perf_counter() - start
     return model.eval(), fitted
 
 
@@ -169,7 +171,7 @@ def train(
         families=index.families,
         best_epoch=fitted.best_epoch,
         epochs=tuple(fitted.epochs),
-        seconds=fitted.seconds + time.perf_counter() - start,
+        seconds=fitted.seconds + fitted.judging_seconds + time.perf_counter() - start,
         device=str(device),
         validation=validation,
         test=test,

@@ -16,6 +16,8 @@ _SECONDS: Final = 0.5  # between two looks, of which each costs 2 ms
 class PeakMemory:
     """The largest resident memory so far of this process and all below it, in bytes; while `watch` is open, it grows.
 
+    Of one that another process of ours started to work beside others: of that one and all below it.
+
     Pages that processes share count in each, so it is rather too high than too low.
     """
 

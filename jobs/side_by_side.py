@@ -1,4 +1,4 @@
-"""Work that is independent, in processes side by side, each with its share of the machine's cores.
+"""Work in processes side by side, each with its share of the machine's cores.
 
 Small models gain little from a second thread: two that train side by side, a core each, are done sooner than one after the
 other with both.
@@ -15,7 +15,10 @@ from multiprocessing.sharedctypes import Synchronized
 from typing import ParamSpec, TypeVar
 
 import psutil
+import threadpoolctl
 from tqdm import tqdm
+
+from jobs import machine
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,8 +27,14 @@ _MEMORY = 3 << 30  # bytes that a process which trains is reckoned with
 
 
 def default_processes(most: int) -> int:
-    """Return how many processes to run side by side: one a core, no more than memory allows or `most`, but one."""
-    return max(1, min(_cores(), int(psutil.virtual_memory().available // _MEMORY), most))
+    """Return how many processes to run side by side: one a core, no more than free memory allows or `most`, but one."""
+    free = min(psutil.virtual_memory().available, machine.memory())
+    return processes_in(free, min(machine.cores(), most))
+
+
+def processes_in(memory: int, most: int) -> int:
+    """Return how many processes that train fit into so many bytes, at most `most`, but one."""
+    return max(1, min(int(memory // _MEMORY), most))
 
 
 def executor(processes: int) -> Executor:
@@ -46,12 +55,12 @@ def executor(processes: int) -> Executor:
 
 def threads_of_each(processes: int) -> int:
     """Return how many threads each of so many processes has, so that together they have the machine's cores."""
-    return max(1, _cores() // processes)
+    return max(1, machine.cores() // processes)
 
 
 def set_up_process(threads: int) -> None:
     """Set a new process up: its threads, its logs; it ends with the one that started it, however that ends."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read as the libraries are loaded
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # of libraries that are yet to be loaded
         os.environ[name] = str(threads)
     import torch
 
@@ -59,6 +68,7 @@ def set_up_process(threads: int) -> None:
 
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
     torch.set_num_threads(threads)
+    threadpoolctl.threadpool_limits(threads)
     set_up_logging()
 
 
@@ -86,7 +96,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

@@ -69,7 +69,8 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
     if version:
         log.info("train: %s is saved", lake.models / version)
     if promote and version:
-        _promote(settings, version)
+        with world.with_threads_of_all():
+            _promote(settings, version)
     return version
 
 

@@ -160,8 +160,8 @@ def test_killed_by_the_system_at_any_step_and_resumed_is_uninterrupted(folder: P
     kill_at = random.Random(seed).randrange(1, last - 3)  # not the last ones: it must not end before it is killed
     work = tmp_path / "work"
     (process,) = data_parallel.start(1, folder, resumed, "--dropout", "0.3", "--work", work, says_steps=says)
-    while steps.recv() != kill_at:
-        pass
+    while steps.poll(120) and steps.recv() != kill_at:
+        assert process.is_alive()
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from cma_clip_core import picture_evidence
 from cma_clip_core.candidates import candidates
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.evaluation import evaluate, evaluate_with_picture_alone
 from cma_clip_core.metrics import recall_at
-from cma_clip_core.picture_evidence import WEIGHTS, choose_weight, pool, weights_of
+from cma_clip_core.picture_evidence import LEAST_PRODUCTS, WEIGHTS, choose_weight, pool, weights_of
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.tokens import Tokenizer
 from cma_clip_core.training import fit
@@ -64,12 +65,21 @@ def test_one_that_changes_nothing_costs_nothing() -> None:
 
 
 def test_too_few_products_to_choose_by() -> None:
-    fused, alone = two_witnesses(np.random.default_rng(0), 19)
+    fused, alone = two_witnesses(np.random.default_rng(0), LEAST_PRODUCTS - 1)
     assert choose_weight(fused, alone) == 0.0
     assert choose_weight(Predictions.empty(PATTERN), Predictions.empty(PATTERN)) == 0.0
 
 
-def test_what_the_fit_says_of_validation_is_what_the_model_says(tmp_path: Path) -> None:
+def test_a_target_that_is_out_of_reach_is_no_reason_to_hear_it() -> None:
+    rng = np.random.default_rng(3)
+    fused = scored(rng, rng.uniform(0.4, 0.6, 1000), rng.random(1000) < 0.2)
+    assert choose_weight(fused, replace(fused, logits=rng.normal(0, 1, (1000, 3)).astype(np.float32))) == 0.0
+
+
+def test_what_the_fit_says_of_validation_is_what_the_model_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picture_evidence, "LEAST_PRODUCTS", 20)
     index = drawn.index(drawn.write(tmp_path, drawn.examples(600)))
     config, layout = drawn.config(epochs=3, alone_loss=0.5), ClassLayout(drawn.taxonomy())
     model, fitted = fit(config, drawn.taxonomy(), index, CPU, progress=False)

@@ -7,15 +7,35 @@ import signal
 import time
 from pathlib import Path
 
-from jobs.errors import JobError
+import torch
+
+from cma_clip_core import distributed
+from schemas.loading import ContractError
 
 
-def refuse() -> None:
-    raise JobError("the training needs more products")
+def refuse_first(problem: str) -> None:
+    """Let the first process alone find what is wrong, while the other one waits for it."""
+    world = distributed.join(torch.device("cpu"))
+    if world.is_first:
+        raise ContractError(problem)
+    world.wait()
 
 
 def kill_the_second(folder: Path) -> None:
-    (folder / os.environ["RANK"]).write_text(str(os.getpid()))
     if os.environ["RANK"] == "1":
+        while not (folder / "pid").is_file():
+            time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGKILL)
+    temporary = folder / "new"
+    temporary.write_text(str(os.getpid()))
+    temporary.rename(folder / "pid")
+    time.sleep(60)
+
+
+def fail() -> None:
+    raise ZeroDivisionError
+
+
+def wait(folder: Path) -> None:
+    (folder / os.environ["RANK"]).touch()
     time.sleep(60)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,14 +20,16 @@ import yaml
 
 from cma_clip_core import registry
 from cma_clip_core.training import Metrics
-from jobs import storage
+from jobs import machine, storage
 from jobs.data_parallel import together
 from jobs.errors import JobError, TransientError
 from jobs.lake import Lake
 from jobs.models import champion, promote
 from jobs.settings import Settings
+from jobs.side_by_side import processes_in
 from jobs.train import list_models, train
 from schemas.documents import ExamplesManifest, StepMetrics
+from schemas.loading import ContractError
 from tests.cma_clip_core import drawn
 from tests.jobs import members
 
@@ -156,15 +160,58 @@ def test_two_processes_train_one_version(tmp_path: Path) -> None:
     assert StepMetrics.model_validate_json(step.read_bytes()).rows > 100
 
 
-def test_what_is_wrong_is_told_as_by_one_process() -> None:
-    with pytest.raises(JobError, match="needs more products"):
-        together(2, "cpu", members.refuse)
+def test_what_one_process_finds_wrong_is_told_as_by_one_alone() -> None:
+    with pytest.raises(ContractError, match="no such taxonomy"):
+        together(2, "cpu", members.refuse_first, "no such taxonomy")
 
 
 def test_a_process_that_is_killed_ends_the_others_and_is_told(tmp_path: Path) -> None:
-    with pytest.raises(TransientError, match=r"process 1 of the 2 that train together ended, killed by signal 9"):
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(
+        TransientError, match=r"process 1 of the 2 .* was killed by signal 9, most likely for want of memory"
+    ):
         together(2, "cpu", members.kill_the_second, tmp_path)
-    assert not psutil.pid_exists(int((tmp_path / "0").read_text()))
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_bug_is_no_reason_to_start_again() -> None:
+    with pytest.raises(RuntimeError, match=r"process \d of the 2 .* its traceback is above"):
+        together(2, "cpu", members.fail)
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(JobError, match="--processes 4: there are 1 GPUs"):
+        together(4, "auto", os.getpid)
+    assert together(None, "auto", os.getpid) == os.getpid()
+
+
+def test_as_many_processes_as_cores_and_memory_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes_in(100 << 30, 4) == 4
+    assert processes_in(7 << 30, 4) == 2
+    assert processes_in(1 << 30, 4) == 1
+    monkeypatch.setattr(machine, "memory", lambda: 1 << 30)
+    assert together(None, "cpu", os.getpid) == os.getpid()
+
+
+def test_a_training_that_is_told_to_end_ends_all_its_processes(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from jobs.data_parallel import together; from tests.jobs import members\n"
+        f"if __name__ == '__main__': together(2, 'cpu', members.wait, Path({str(tmp_path)!r}))"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    with subprocess.Popen([sys.executable, script], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}) as parent:
+        while not ((tmp_path / "0").exists() and (tmp_path / "1").exists()):
+            assert parent.poll() is None
+            time.sleep(0.1)
+        members_of = psutil.Process(parent.pid).children(recursive=True)
+        parent.terminate()
+        assert parent.wait(60) == 128 + signal.SIGTERM
+    _, alive = psutil.wait_procs(members_of, timeout=30)
+    assert not alive
 
 
 def test_one_process_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
