@@ -50,9 +50,7 @@ Newest = Annotated[
 ]
 Together = Annotated[
     int | None,
-    typer.Option(
-        "--processes", help="Processes that train together; one a GPU where left out, on a CPU one a core.", min=1
-    ),
+    typer.Option("--processes", help="Processes that train together; one a GPU where left out, on a CPU one.", min=1),
 ]
 Version = Annotated[str, typer.Argument(help="Model version, as `models list` names it.")]
 Run = Annotated[str, typer.Option("--run", help="Run id, as `plan` prints it.", callback=lambda v: check_run(v))]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from cma_clip_core.errors import CoreError
-from jobs import machine, side_by_side
+from jobs import side_by_side
 from jobs.errors import JobError, TransientError
 from schemas.loading import ContractError
 
@@ -32,7 +32,8 @@ def together(processes: int | None, device: str, run: Callable[..., T], *argumen
     """Run a training in so many processes that train together, and return what the first one returns.
 
     Args:
-        processes: how many; None: one a GPU, or on a CPU one a core, as far as the machine's memory allows.
+        processes: how many; None: one a GPU. On a CPU one, whose threads share the work: several, each of which prepares
+            all batches and takes all of the optimizer's steps, were 9 % faster with `fashion`, 15 % slower with `sample`.
         device: setting of that name.
         run: the training, at the top of a module; where `torchrun` started this process, it is run here.
         arguments: what it is called with; they, and what it returns, are pickled.
@@ -49,8 +50,7 @@ def together(processes: int | None, device: str, run: Callable[..., T], *argumen
     if gpus and processes is not None and processes > gpus:
         raise JobError(f"--processes {processes}: there are {gpus} GPUs, and each process takes one")
     if processes is None:
-        # By all of the memory, not what is free just now: a training goes on only with as many as it began with.
-        processes = gpus or side_by_side.processes_in(machine.memory(), machine.cores())
+        processes = gpus or 1
     if processes == 1 or (device == "cuda" and not gpus):  # which `run` refuses
         return run(*arguments)
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException

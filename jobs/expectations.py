@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -96,6 +97,7 @@ def check(
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
     rules: list[RowRule | BatchRule] = [*table.row_rules, *table.batch_rules]
+    logging.getLogger(ProgressBarsConfig.__module__).setLevel(logging.WARNING)  # it sets its own to INFO
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     source = context.data_sources.add_spark("catalog", persist=False)

@@ -29,12 +29,7 @@ _MEMORY = 3 << 30  # bytes that a process which trains is reckoned with
 def default_processes(most: int) -> int:
     """Return how many processes to run side by side: one a core, no more than free memory allows or `most`, but one."""
     free = min(psutil.virtual_memory().available, machine.memory())
-    return processes_in(free, min(machine.cores(), most))
-
-
-def processes_in(memory: int, most: int) -> int:
-    """Return how many processes that train fit into so many bytes, at most `most`, but one."""
-    return max(1, min(int(memory // _MEMORY), most))
+    return max(1, min(machine.cores(), int(free // _MEMORY), most))
 
 
 def executor(processes: int) -> Executor:

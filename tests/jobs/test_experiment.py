@@ -25,13 +25,14 @@ from cma_clip_core.errors import ModelError
 from cma_clip_core.loop import Loop
 from cma_clip_core.methods import LABELS, configure
 from jobs import experiment as module
-from jobs import storage
+from jobs import machine, storage
 from jobs.errors import JobError
 from jobs.experiment import Results, experiment
 from jobs.lake import Lake
 from jobs.prepare import prepare
 from jobs.pretrain import pretrain, with_towers
 from jobs.settings import Settings
+from jobs.side_by_side import default_processes
 from jobs.suspects import suspects
 from jobs.train import train
 from tests.cma_clip_core import drawn
@@ -260,6 +261,16 @@ def test_an_error_of_one_method_is_an_error_of_the_experiment(settings: Settings
     (folder / "predictions").write_text("a file in the way")
     with pytest.raises(OSError, match="predictions"):
         experiment(settings, DAY, products=290, methods=("raw-clip", "tf-idf"), processes=1)
+
+
+def test_as_many_processes_as_cores_and_memory_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 4)
+    assert default_processes(2) <= 2
+    assert default_processes(0) == 1
+    monkeypatch.setattr(machine, "memory", lambda: 7 << 30)
+    assert default_processes(9) <= 2
+    monkeypatch.setattr(machine, "memory", lambda: 1 << 30)
+    assert default_processes(9) == 1
 
 
 def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:

@@ -20,13 +20,12 @@ import yaml
 
 from cma_clip_core import registry
 from cma_clip_core.training import Metrics
-from jobs import machine, storage
+from jobs import storage
 from jobs.data_parallel import together
 from jobs.errors import JobError, TransientError
 from jobs.lake import Lake
 from jobs.models import champion, promote
 from jobs.settings import Settings
-from jobs.side_by_side import processes_in
 from jobs.train import list_models, train
 from schemas.documents import ExamplesManifest, StepMetrics
 from schemas.loading import ContractError
@@ -188,14 +187,6 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert together(None, "auto", os.getpid) == os.getpid()
 
 
-def test_as_many_processes_as_cores_and_memory_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert processes_in(100 << 30, 4) == 4
-    assert processes_in(7 << 30, 4) == 2
-    assert processes_in(1 << 30, 4) == 1
-    monkeypatch.setattr(machine, "memory", lambda: 1 << 30)
-    assert together(None, "cpu", os.getpid) == os.getpid()
-
-
 def test_a_training_that_is_told_to_end_ends_all_its_processes(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from jobs.data_parallel import together; from tests.jobs import members\n"
@@ -215,6 +206,6 @@ def test_a_training_that_is_told_to_end_ends_all_its_processes(tmp_path: Path) -
 
 
 def test_one_process_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert together(1, "cpu", os.getpid) == os.getpid()
+    assert together(1, "cpu", os.getpid) == together(None, "cpu", os.getpid) == os.getpid()
     monkeypatch.setenv("RANK", "0")  # what torchrun sets
     assert together(2, "cpu", os.getpid) == os.getpid()
