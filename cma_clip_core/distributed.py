@@ -17,7 +17,7 @@ from typing import Final
 import torch
 from torch import Tensor, distributed, nn
 
-# The others wait while the first one validates, or runs frozen towers. That one is gone, the launcher sees at once.
+# The others wait while the first one validates, or runs frozen towers. That one of them is gone, the launcher sees at once.
 _PATIENCE: Final = timedelta(days=7)
 
 

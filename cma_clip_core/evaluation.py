@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ from cma_clip_core.tokens import Tokenizer
 
 Columns = dict[str, npt.NDArray[Any]]
 
+BATCH: Final = 256  # products in a forward pass
+
 
 @torch.inference_mode()
 def evaluate(
@@ -37,7 +39,7 @@ def evaluate(
     layout: ClassLayout,
     tokenizer: Tokenizer,
     device: torch.device,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
     noise: Noise | None = None,
     frozen: FrozenTowers | None = None,
 ) -> dict[str, Predictions]:
@@ -63,15 +65,14 @@ def evaluate_with_picture_alone(
     layout: ClassLayout,
     tokenizer: Tokenizer,
     device: torch.device,
-    batch_size: int = 256,
     frozen: FrozenTowers | None = None,
 ) -> tuple[dict[str, Predictions], dict[str, Predictions]]:
     """Return what `evaluate` does, and of the same products in the same order what the picture's own head says.
 
     Where there is no picture, or no such head, its logits are 0. Arguments and errors as of `evaluate`.
     """
-    batches = _batches(index, side, config, layout, tokenizer, batch_size, None, frozen)
-    parts = _run(model, batches, device, batch_size)
+    batches = _batches(index, side, config, layout, tokenizer, BATCH, None, frozen)
+    parts = _run(model, batches, device, BATCH)
     return split_attributes(layout, parts), split_attributes(layout, [{**c, "logits": c["picture"]} for c in parts])
 
 

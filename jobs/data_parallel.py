@@ -67,8 +67,8 @@ def together(processes: int | None, device: str, run: Callable[..., T], *argumen
             found: T = elastic_launch(config, _member)(threads, Path(told), run, arguments)[0]
         except ChildFailedError as error:
             # Of those that end because another one did, none has anything to tell.
-            for path in sorted(Path(told).iterdir()):
-                raise pickle.loads(path.read_bytes()) from None
+            if words := sorted(Path(told).iterdir()):
+                raise pickle.loads(words[0].read_bytes()) from None
             rank, failure = error.get_first_failure()
             raise _ended(rank, processes, failure.exitcode) from error
         except SignalException as error:

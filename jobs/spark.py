@@ -63,7 +63,7 @@ def session(settings: Settings, *, jvm: str | None = None) -> Iterator[SparkSess
         "spark.python.daemon.module": "jobs.spark_daemon",
         # On, it is in the environment of some workers and not of others, and so none is used again by the next step.
         "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "false",
-        # On, each operator asks the JVM five things to name its line in an error: a fifth of a small day's validation.
+        # On, each operator asks the JVM five things to name its line in an error.
         "spark.python.sql.dataFrameDebugging.enabled": "false",
         "spark.hadoop.parquet.block.size": str(32 * 2**20),  # held in memory by each writing task
         "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",

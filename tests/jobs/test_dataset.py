@@ -33,7 +33,7 @@ from schemas.documents import LabelledManifest
 from schemas.tables import LABELLED
 from tests.cma_clip_core import drawn
 from tests.cma_clip_core.test_families import jaccard, near_pictures
-from tests.jobs.test_train import RUN, add_examples, settings_of
+from tests.jobs.test_train import RUN, add_examples, options_of, settings_of
 
 DAY = "2026-11-20"
 
@@ -348,16 +348,9 @@ def test_no_label_at_all_says_what_to_look_at(settings: Settings) -> None:
 
 def test_the_command_prints_where_the_set_is(settings: Settings) -> None:
     add_examples(Lake(settings.root), RUN, drawn.examples(60))
-    arguments = [
-        "--root",
-        str(settings.root),
-        "--taxonomy",
-        settings.taxonomy,
-        "--model-config",
-        "tiny",
-        "--no-progress",
-    ]
-    done = CliRunner().invoke(app, [*arguments, "dataset", "--ds", DAY], catch_exceptions=False)
+    done = CliRunner().invoke(
+        app, [*options_of(settings), "--no-progress", "dataset", "--ds", DAY], catch_exceptions=False
+    )
     result = json.loads(done.stdout.splitlines()[-1])
     assert Path(result["table"]).is_file()
     assert result["products"] == dataset(settings, DAY).manifest.products

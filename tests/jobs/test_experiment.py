@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import open_clip
@@ -36,7 +37,7 @@ from jobs.side_by_side import default_processes
 from jobs.suspects import suspects
 from jobs.train import train
 from tests.cma_clip_core import drawn
-from tests.jobs.test_train import ONE_THREAD, ROOT, RUN, add_examples, settings_of
+from tests.jobs.test_train import ONE_THREAD, ROOT, RUN, add_examples, options_of, settings_of
 
 DAY = "2026-11-20"
 
@@ -56,17 +57,7 @@ def pretrained(settings: Settings) -> Path:
 def torchrun(settings: Settings, step: str) -> subprocess.CompletedProcess[str]:
     """Run a step of the day in two processes."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "jobs"]
-    options = [
-        "--root",
-        str(settings.root),
-        "--taxonomy",
-        settings.taxonomy,
-        "--model-config",
-        "tiny",
-        "--device",
-        "cpu",
-    ]
-    command = [*launch, *options, step, "--ds", "2026-11-20"]
+    command = [*launch, *options_of(settings), "--device", "cpu", step, "--ds", "2026-11-20"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | ONE_THREAD)
 
 
@@ -260,15 +251,15 @@ def test_an_error_of_one_method_is_an_error_of_the_experiment(settings: Settings
     storage.remove_folder(folder / "predictions")
     (folder / "predictions").write_text("a file in the way")
     with pytest.raises(OSError, match="predictions"):
-        experiment(settings, DAY, products=290, methods=("raw-clip", "tf-idf"), processes=1)
+        experiment(settings, DAY, products=290, methods=("raw-clip", "tf-idf"), processes=2)
 
 
 def test_as_many_processes_as_cores_and_memory_allow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cores", lambda: 4)
-    assert default_processes(2) <= 2
-    assert default_processes(0) == 1
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=100 << 30, available=100 << 30))
+    assert [default_processes(most) for most in (0, 2, 9)] == [1, 2, 4]
     monkeypatch.setattr(machine, "memory", lambda: 7 << 30)
-    assert default_processes(9) <= 2
+    assert default_processes(9) == 2
     monkeypatch.setattr(machine, "memory", lambda: 1 << 30)
     assert default_processes(9) == 1
 

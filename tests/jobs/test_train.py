@@ -45,6 +45,12 @@ def settings_of(root: Path) -> Settings:
     )  # fmt: skip
 
 
+def options_of(settings: Settings) -> list[str]:
+    """Return the command line's options for these settings."""
+    options = {"--root": str(settings.root), "--taxonomy": settings.taxonomy, "--model-config": "tiny"}
+    return [word for option in options.items() for word in option]
+
+
 def add_examples(
     lake: Lake, run_id: str, table: pa.Table, *, complete: bool = True, height: int = 32, fingerprint: str = ""
 ) -> Path:
