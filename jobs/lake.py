@@ -134,6 +134,11 @@ class Lake:
     def read_raw_manifest(self, ds: str) -> RawManifest | None:
         return storage.read_document(self.raw(ds) / "_manifest.json", RawManifest)
 
+    def raw_rows(self, ds: str) -> int | None:
+        """Return how many lines the raw catalog of `ds` has; None where there is none."""
+        manifest = self.read_raw_manifest(ds)
+        return None if manifest is None else manifest.rows
+
     def read_validation(self, ds: str) -> Validation:
         found = storage.read_document(self.valid(ds) / "current.json", Validation)
         if found is None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jobs import plan as plan_step
 from jobs import preprocess, publish, report, spark, tag, validate
+from jobs.lake import Lake
 from jobs.settings import Settings
 from schemas.documents import Ledger
 
@@ -20,7 +21,7 @@ def night(settings: Settings, ds: str, *, retag: bool = False) -> tuple[Ledger, 
         JobError: what any step raises; the steps before it are kept.
     """
     _preload("great_expectations.expectations", "cma_clip_core.tagger")
-    with spark.session(settings):  # one JVM for all steps
+    with spark.session(settings, Lake(settings.root).raw_rows(ds)):  # one JVM for all steps
         validate.validate(settings, ds)
         plan = plan_step.plan(settings, ds, retag=retag)
         preprocess.preprocess(settings, plan.run_id)

@@ -90,7 +90,7 @@ def plan(settings: Settings, ds: str, *, prepare: bool = False, retag: bool = Fa
         if found is not None:
             log.info("plan: run %s is planned already", run_id)
             return found
-        with measure("plan", lake.reports(run_id)) as measured, spark.session(settings) as session:
+        with measure("plan", lake.reports(run_id)) as measured, spark.session(settings, lake.raw_rows(ds)) as session:
             made = _plan(session, settings, lake, inputs)
             measured.rows = validation.valid
     log.info(

@@ -36,6 +36,6 @@ def prepare(settings: Settings, catalog: Path, ds: str, mapping: str) -> None:
         return
     if lake.read_raw_manifest(ds) is None:
         import_catalog(settings, catalog, ds, mapping)
-    with spark.session(settings):
+    with spark.session(settings, lake.raw_rows(ds)):
         validate.validate(settings, ds)
         preprocess.preprocess(settings, plan_step.plan(settings, ds, prepare=True).run_id)

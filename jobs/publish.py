@@ -153,7 +153,7 @@ class _Frames:
 def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> RunManifest:
     """Write the run's tables and history, audit them, and write the manifest."""
     taxonomy = load_taxonomy(lake.root / plan.taxonomy_path)
-    with spark.session(settings) as session:
+    with spark.session(settings, lake.raw_rows(plan.ds)) as session:
         frames = _frames(session, lake, plan, index, taxonomy)
         folder = lake.run(plan.run_id)
         storage.remove_folder(folder)

@@ -20,14 +20,19 @@ if TYPE_CHECKING:
 # Light compilation alone: of a job of seconds or minutes the full compiler costs more than it brings.
 _JVM: Final = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true"
 _BREWS_JAVA: Final = class_archive.path().with_name("java")  # a link, where `.ci/install` made one
+FEW_ROWS: Final = 50_000
+# Making, compiling and loading Java code for each query is a tenth of the processor time of a small night.
+_INTERPRETED: Final = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
 _ENDING: Final = 10  # seconds that a JVM which no longer answers may take to end
 
 
 @contextlib.contextmanager
-def session(settings: Settings, *, jvm: str | None = None) -> Iterator[SparkSession]:
+def session(settings: Settings, rows: int | None = None, *, jvm: str | None = None) -> Iterator[SparkSession]:
     """Yield the process's Spark session, started if there is none; who starts it, stops it.
 
     Args:
+        settings: its master, memory and further options, which win over what is set here.
+        rows: of the catalog it is for; of at most `FEW_ROWS` expressions are interpreted. None: not known.
         jvm: options of the JVM beside the usual ones; by default those that map the class archive.
     """
     from py4j.protocol import Py4JError
@@ -67,7 +72,10 @@ def session(settings: Settings, *, jvm: str | None = None) -> Iterator[SparkSess
         "spark.python.sql.dataFrameDebugging.enabled": "false",
         "spark.hadoop.parquet.block.size": str(32 * 2**20),  # held in memory by each writing task
         "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
-    } | settings.spark_options
+    }
+    if rows is not None and rows <= FEW_ROWS:
+        options |= _INTERPRETED
+    options |= settings.spark_options
     builder = SparkSession.builder.master(settings.spark_master).appName("catalog-attribute-tagger")
     builder = reduce(lambda b, option: b.config(*option), options.items(), builder)
     spark = builder.getOrCreate()

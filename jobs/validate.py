@@ -51,7 +51,7 @@ def validate(settings: Settings, ds: str) -> Validation:
     with storage.locked(lake.valid(ds)), measure("validate", docs) as measured:
         found = storage.read_document(lake.valid(ds) / "current.json", Validation)
         if found is None or found.version != version or not (lake.root / found.valid_path).is_dir():
-            with spark.session(settings) as session:
+            with spark.session(settings, manifest.rows) as session:
                 found = _validate(session, lake, manifest, table, roots, version, docs)
         else:
             log.info("validate: %s is validated already, by the same rules", ds)

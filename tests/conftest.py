@@ -28,14 +28,9 @@ os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-# What Spark does for large tables (several partitions after each shuffle, plans made anew from statistics, code made and
-# compiled for each) is a fifth of the CPU time of these nights. The end-to-end nights keep it.
-FOR_FEW_ROWS = {
-    "spark.sql.shuffle.partitions": "2",
-    "spark.sql.adaptive.enabled": "false",
-    "spark.sql.codegen.wholeStage": "false",
-    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
-}
+# What Spark does for large tables (several partitions after each shuffle, plans made anew from statistics) costs a night of
+# few rows time. The end-to-end nights keep it.
+FOR_FEW_ROWS = {"spark.sql.shuffle.partitions": "2", "spark.sql.adaptive.enabled": "false"}
 
 
 def settings_for(root: Path, **changes: Any) -> Settings:
@@ -94,7 +89,7 @@ def raw_lines(lake: Lake, ds: str) -> list[bytes]:
 @pytest.fixture(scope="session")
 def spark_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The one Spark session of the tests; jobs that run in the test's process use it."""
-    with spark.session(settings_for(tmp_path_factory.mktemp("spark"))) as session:
+    with spark.session(settings_for(tmp_path_factory.mktemp("spark")), rows=100) as session:
         yield session
 
 

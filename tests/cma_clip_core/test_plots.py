@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +81,3 @@ def test_curve() -> None:
     recall, precision = plots.curve(candidates(single([0.9, 0.8, 0.8, 0.7], marks("rrww"))))
     assert recall.tolist() == pytest.approx([1 / 4, 2 / 4, 2 / 4])
     assert precision.tolist() == pytest.approx([1, 2 / 3, 2 / 4])
-
-
-def test_nobody_waits_for_matplotlib_who_draws_nothing() -> None:
-    code = "import sys, cma_clip_core.plots, cma_clip_core.card\nassert 'matplotlib' not in sys.modules\n"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -325,12 +325,14 @@ def test_any_pil_image_will_do(version: Path) -> None:
     assert [f["image_status"] for f in found] == ["ok"] * 6
 
 
-def test_importing_the_package_loads_no_torch() -> None:
+def test_nobody_waits_for_torch_or_matplotlib_who_needs_none() -> None:
     code = (
         "import sys, cma_clip_core, cma_clip_core.pictures, cma_clip_core.text, cma_clip_core.config\n"
         "import cma_clip_core.registry, jobs.train, jobs.tag\n"
         "assert not {'torch', 'open_clip', 'pyspark'} & sys.modules.keys()\n"
         "assert callable(cma_clip_core.load)\n"
+        "import cma_clip_core.plots, cma_clip_core.card\n"
+        "assert 'matplotlib' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(cma_clip_core.__file__).parents[1])
 

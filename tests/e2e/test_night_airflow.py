@@ -29,7 +29,7 @@ from tests.dirty import DIRTY
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAY1, DAY2, NO_DAY = "2026-11-20", "2026-11-21", "2026-11-22"
 PRODUCTS = 150
-SHARD_ROWS = 6  # so that the few products of the second night are several shards
+SHARD_ROWS = 8  # so that the few products of the second night are several shards
 
 pytestmark = [pytest.mark.e2e, pytest.mark.spark, pytest.mark.timeout(1800)]
 

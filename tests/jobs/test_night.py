@@ -262,8 +262,8 @@ def values(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 def test_publish_killed_before_any_write(
     first_night: tuple[Lake, Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Kill publish before each of its writes. Its own second start, or the next day's night and the day after that,
-    end as if nothing had happened."""
+    """Kill publish before each of its writes. Its own second start ends as if nothing had happened; so does the next
+    day's night without one, and then the day's own."""
     lake, settings = first_night
     second_day(lake)
     write_raw(lake, DAY3, raw_lines(lake, DAY2)[1:])
@@ -286,14 +286,15 @@ def test_publish_killed_before_any_write(
         start_over()
         if not killed_before_write(n, monkeypatch, lambda: publish(settings, run_id)):
             break
-        killed = tmp_path / "killed"
+        killed = tmp_path / f"killed-{n}"
         shutil.copytree(lake.root, killed)
-
         assert publish(settings, run_id).differences() == []
         assert live(lake) == as_of(settings, DAY2) == second, n
-
+        n += 1
+    assert n == 6  # manifest, the index that is left, the index, the pointer, the ledger, the step's cost
+    for n in (1, 3, 4):  # before the swap, in its middle, after it: what the next night finds
         shutil.rmtree(lake.root)
-        killed.rename(lake.root)
+        (tmp_path / f"killed-{n}").rename(lake.root)
         steps_to("publish", settings, DAY3)
         assert live(lake) == as_of(settings, DAY3), n
         assert values(live(lake)) == values(third), n
@@ -305,8 +306,6 @@ def test_publish_killed_before_any_write(
         assert (ledger.new, ledger.removed) == (2, 2), n
         assert values(as_of(settings, DAY2)) == values(second), n
         assert live(lake) == as_of(settings, DAY3), n
-        n += 1
-    assert n == 6  # manifest, the index that is left, the index, the pointer, the ledger, the step's cost
 
 
 def test_step_started_twice_at_once_works_once(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,11 @@ def test_given_options_win_over_ours(spark_session: Any) -> None:
 
 
 @pytest.mark.spark
+def test_a_small_catalogs_queries_are_interpreted(spark_session: Any) -> None:
+    assert spark_session.conf.get("spark.sql.codegen.wholeStage") == "false"
+
+
+@pytest.mark.spark
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
 def test_class_archive_of_the_installation_is_mapped(spark_session: Any) -> None:
     assert class_archive.path().is_file(), "`make install` records it"

@@ -6,6 +6,7 @@ Run with ``make test TESTS=tests/jobs/test_validate.py``.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,21 @@ def lake(tmp_path: Path) -> Lake:
     return Lake(tmp_path / "lake")
 
 
+@pytest.fixture(params=["interpreted", "compiled"])
+def few_and_many_rows(request: pytest.FixtureRequest, spark_session: Any) -> Iterator[None]:
+    """How Spark evaluates a small catalog's queries, and how a large one's."""
+    if request.param == "interpreted":
+        yield
+        return
+    options = {"spark.sql.codegen.wholeStage": "true", "spark.sql.codegen.factoryMode": "FALLBACK"}
+    before = {name: spark_session.conf.get(name) for name in options}
+    for name, value in options.items():
+        spark_session.conf.set(name, value)
+    yield
+    for name, value in before.items():
+        spark_session.conf.set(name, value)
+
+
 @pytest.fixture
 def settings(lake: Lake) -> Settings:
     return settings_for(lake.root)
@@ -72,6 +88,7 @@ def table(lake: Lake, path: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.usefixtures("few_and_many_rows")
 def test_every_kind_of_bad_record(lake: Lake, settings: Settings) -> None:
     lines = [line for dirty in DIRTY.values() for line in dirty.lines]
     # Enough good ones that the batch as a whole can be trusted.
