@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 # Light compilation alone: of a job of seconds or minutes the full compiler costs more than it brings.
 _JVM: Final = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true"
 _BREWS_JAVA: Final = class_archive.path().with_name("java")  # a link, where `.ci/install` made one
-FEW_ROWS: Final = 50_000
-# Making, compiling and loading Java code for each query is a tenth of the processor time of a small night.
+FEW_ROWS: Final = 10_000
+# To make, compile and load Java code for each query costs a small night more than it brings; of 37,507 products it is even.
 _INTERPRETED: Final = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
 _ENDING: Final = 10  # seconds that a JVM which no longer answers may take to end
 
