@@ -35,10 +35,8 @@ def record() -> Path:
     """Do a small night's Spark work in a JVM that archives what it loaded; return the archive's path."""
     from jobs import spark
     from jobs.import_catalog import import_catalog
-    from jobs.plan import plan
-    from jobs.preprocess import preprocess
+    from jobs.prepare import prepare
     from jobs.sample_catalog import generate
-    from jobs.validate import validate
 
     folder = Path(tempfile.mkdtemp(prefix="class-archive-"))
     try:
@@ -48,8 +46,7 @@ def record() -> Path:
         with storage.whole_file(path()) as temporary:
             temporary.unlink()  # the JVM does not write over a file
             with spark.session(settings, jvm=f"-XX:ArchiveClassesAtExit={temporary} {_QUIET}") as session:
-                validate(settings, "2026-01-01")
-                preprocess(settings, plan(settings, "2026-01-01", prepare=True).run_id)
+                prepare(settings, "2026-01-01")
                 gateway = session.sparkContext._gateway
             gateway.shutdown()
             gateway.proc.stdin.close()  # the JVM ends when its starter does: now, and not with this process

@@ -25,8 +25,8 @@ app = typer.Typer(
     help="""Tags a shop's catalog: every product's attributes from its picture and its text.
 
     A night is `validate`, `plan`, `preprocess`, `tag`, `publish`, `report`; `night` runs them all for one day.
-    Before the first night: `import-catalog` brings a day's export into the lake, `plan --prepare` and `preprocess`
-    make the examples, and `train` makes the model; `dataset` shows what it is trained on. Every step can be run again
+    Before the first night: `import-catalog` brings a day's export into the lake, `prepare` makes the examples, and
+    `train` makes the model; `dataset` shows what it is trained on. Every step can be run again
     at any time: what is done is skipped.
 
     Settings come from TAGGING_* environment variables or from the flags below, before the step's name:
@@ -153,13 +153,12 @@ def validate(context: typer.Context, ds: Ds) -> None:
 def plan(
     context: typer.Context,
     ds: Ds,
-    prepare: Annotated[bool, typer.Option(help="Plan only the making of examples, to train a first model on.")] = False,
     retag: Annotated[bool, typer.Option(help="Tag every product again, changed or not.")] = False,
 ) -> None:
     """Freeze what this run must do: new and changed products, removed ones, those a new model must tag again."""
     from jobs.plan import plan as step
 
-    result = step(_settings(context), ds, prepare=prepare, retag=retag)
+    result = step(_settings(context), ds, retag=retag)
     _print(
         {
             "ds": ds,
@@ -179,13 +178,21 @@ def preprocess(context: typer.Context, run: Run) -> None:
 
 
 @app.command()
+def prepare(context: typer.Context, ds: Ds) -> None:
+    """Make the examples of an imported day without a night, to train on: validate, plan and preprocess in one go."""
+    from jobs.prepare import prepare as step
+
+    _print({"ds": ds, "examples": step(_settings(context), ds)})
+
+
+@app.command()
 def dataset(
     context: typer.Context,
     ds: Newest,
 ) -> None:
     """Make the labelled set to train and judge models on: one table, and a page that shows what is in it.
 
-    It takes the examples that `plan --prepare` and `preprocess` made up to that day, of the picture size of
+    It takes the examples that `prepare` and the nights made up to that day, of the picture size of
     `--model-config` and of `--taxonomy`. Labels count only where their attribute applies to the product's article type;
     each says which text fields name it (none: *silent*). Products are split into train, validation and test by family:
     near-same descriptions of a brand, and near-same pictures, are never on two sides.
@@ -242,10 +249,10 @@ def experiment(
     are judged by the same evaluator. Killed, it goes on where it was. Results: a table, plots, JSON.
     """
     from jobs.experiment import experiment as step
-    from jobs.prepare import prepare
+    from jobs.prepare import prepare_export
 
     if catalog is not None:
-        prepare(_settings(context), catalog, ds, mapping)
+        prepare_export(_settings(context), catalog, ds, mapping)
     folder = step(
         _settings(context),
         ds,

@@ -87,7 +87,7 @@ def dataset(settings: Settings, ds: str) -> LabelledSet:
             if not len(scan.index.row):
                 raise JobError(
                     f"{', '.join(map(str, folders))}: no example has a label that counts; check the `field` of each "
-                    f"attribute in the taxonomy {settings.taxonomy!r}, then run `plan --prepare` and `preprocess` again"
+                    f"attribute in the taxonomy {settings.taxonomy!r}, then run `prepare` again"
                 )
             manifest = _write(lake, folder, taxonomy, scan, inputs, set_id, ds, settings.progress)
         except CoreError as error:
@@ -130,8 +130,7 @@ def example_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy
     wanted = f"{picture.height}x{picture.width} pixels, taxonomy {taxonomy.name!r} ({taxonomy.fingerprint})"
     there = f"; there are only others: {'; '.join(sorted(others))}" if others else ""
     raise JobError(
-        f"{lake.root}: no examples up to {ds} for {wanted}{there}. Make them: `python -m jobs plan --ds {ds} --prepare`, "
-        "then `python -m jobs preprocess --run <the run it prints>`"
+        f"{lake.root}: no examples up to {ds} for {wanted}{there}. Make them: `python -m jobs prepare --ds {ds}`"
     )
 
 

@@ -139,9 +139,7 @@ def demo(settings: Settings, folder: Path, catalog: Path | None, mapping: str) -
         days = (catalog.resolve(), folder / "catalog-day2")
 
     console.job("import-catalog", str(days[0]), "--ds", DAYS[0], "--mapping", mapping)
-    console.job("validate", "--ds", DAYS[0])
-    prepared = console.job("plan", "--ds", DAYS[0], "--prepare")
-    console.job("preprocess", "--run", prepared["run_id"])
+    console.job("prepare", "--ds", DAYS[0])
     console.job("train", "--ds", DAYS[0])
 
     console.run("airflow", "db", "migrate")

@@ -118,8 +118,8 @@ def _inputs(
         version = models.champion(settings)
         if version is None:
             raise JobError(
-                f"{lake.models}: there is no model yet. Make examples with `python -m jobs plan --ds {ds} --prepare` and "
-                f"`python -m jobs preprocess --run RUN`, then train one: `python -m jobs train --ds {ds}`"
+                f"{lake.models}: there is no model yet. Make examples, `python -m jobs prepare --ds {ds}`, and "
+                f"train one: `python -m jobs train --ds {ds}`"
             )
         try:
             taxonomy = registry.read_taxonomy(lake.models / version)
@@ -150,9 +150,8 @@ def _check_taxonomy(settings: Settings, ds: str, version: str, taxonomy: Taxonom
     if differences := taxonomy.differences(load_taxonomy(settings.taxonomy)):
         raise JobError(
             f"the taxonomy {settings.taxonomy!r} is not the one that the champion {version} was trained on: "
-            f"{'; '.join(differences)}. Train a model on it (`python -m jobs plan --ds {ds} --prepare`, `preprocess`, "
-            "`train`) and promote that one, or leave the setting TAGGING_TAXONOMY (--taxonomy) out to go on with the "
-            "champion's own"
+            f"{'; '.join(differences)}. Train a model on it (`python -m jobs prepare --ds {ds}`, `train`) and "
+            "promote that one, or leave the setting TAGGING_TAXONOMY (--taxonomy) out to go on with the champion's own"
         )
 
 

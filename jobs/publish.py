@@ -49,7 +49,7 @@ def publish(settings: Settings, run_id: str) -> Ledger:
     lake = Lake(settings.root)
     plan = lake.read_plan(run_id)
     if plan.prepare_only or plan.model_version is None:
-        raise JobError(f"{run_id} was planned to make examples only; plan the day without --prepare")
+        raise JobError(f"{run_id} only makes examples to train on; plan a night: `python -m jobs plan --ds {plan.ds}`")
     with storage.locked(lake.run(run_id)):
         return _publish(settings, lake, plan)
 

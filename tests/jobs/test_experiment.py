@@ -30,7 +30,7 @@ from jobs import machine, storage
 from jobs.errors import JobError
 from jobs.experiment import Results, experiment
 from jobs.lake import Lake
-from jobs.prepare import prepare
+from jobs.prepare import prepare, prepare_export
 from jobs.pretrain import pretrain, with_towers
 from jobs.settings import Settings
 from jobs.side_by_side import default_processes
@@ -76,8 +76,10 @@ def test_steps_of_one_process_refuse_several(settings: Settings, monkeypatch: py
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(JobError, match="experiment runs in one process: start it without torchrun"):
         experiment(settings, DAY)
-    with pytest.raises(JobError, match="experiment runs in one process"):
-        prepare(settings, Path("catalog"), DAY, "sample")
+    with pytest.raises(JobError, match="prepare runs in one process"):
+        prepare(settings, DAY)
+    with pytest.raises(JobError, match="prepare runs in one process"):
+        prepare_export(settings, Path("catalog"), DAY, "sample")
     with pytest.raises(JobError, match="suspects runs in one process"):
         suspects(settings, DAY)
 

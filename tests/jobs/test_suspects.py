@@ -88,5 +88,5 @@ def test_folds_hold_each_product_out_once_and_keep_families_together(tmp_path: P
 
 
 def test_nothing_to_look_at(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="plan --ds 2026-11-20 --prepare"):
+    with pytest.raises(JobError, match="jobs prepare --ds 2026-11-20"):
         suspects(settings_of(tmp_path), DAY)

@@ -141,7 +141,7 @@ def test_broken_versions_are_listed_with_the_reason(tmp_path: Path, trained: Lak
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [
-        (lambda _: None, "plan --ds 2026-11-20 --prepare.*preprocess"),
+        (lambda _: None, "jobs prepare --ds 2026-11-20"),
         (lambda lake: add_examples(lake, RUN, drawn.examples(4), height=64), "only others: 64x24 pixels"),
         (lambda lake: add_examples(lake, RUN, drawn.examples(2)), "needs more products"),
     ],
