@@ -2,9 +2,9 @@
 
 Drawn attributes of many kinds: a product's chance of being right is a logistic function of a normal number, with a ceiling
 (labels themselves are wrong). Validation products are drawn, a threshold is chosen on them, and it is held against the
-true precision and against a test side of twice the size. Four questions: which rule, what families do, from how many
-predictions on a value should have its own threshold, and whether a temperature fitted on the same products does
-harm. Prints Markdown; a few minutes on one core.
+true precision and against a test side of twice the size. Five questions: which rule, what families do, from how many
+predictions on a value should have its own threshold, and whether a temperature, or the weight of what the picture alone
+says, chosen on the same products does harm. Prints Markdown; some ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from scipy.special import expit
 from cma_clip_core.calibration import fit_temperature
 from cma_clip_core.candidates import Integers, candidates
 from cma_clip_core.config import SelectionConfig
+from cma_clip_core.picture_evidence import LEAST_PRODUCTS, choose_weight, pool
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.promise import (
     Doubles,
@@ -268,6 +269,58 @@ def _judge_temperature(attribute: Attribute, n: int, fitted: bool, rng: np.rando
     return right >= attribute.target_precision * accepted.sum(), right / POPULATION, not accepted.any()
 
 
+def study_picture(repeats: int) -> None:
+    attribute = Attribute(name="drawn", label="Drawn", field="drawn", values=[f"v{i}" for i in range(VALUES)])
+
+    def rows() -> Iterator[tuple[str, Doubles]]:
+        for n in (LEAST_PRODUCTS, 1000, 3000):
+            for chosen in (False, True):
+                rng = np.random.default_rng(5)
+                found = [_judge_picture(attribute, n, chosen, rng) for _ in range(repeats)]
+                yield f"{n} products, {'chosen' if chosen else 'none'}", np.mean(found, axis=0)
+
+    title = f"The weight of the picture alone and a temperature, both chosen on the same products, {repeats} repeats"
+    table(title, ("kept, %", "recall", "nothing accepted", "weight, %"), rows())
+
+
+def _judge_picture(attribute: Attribute, n: int, chosen: bool, rng: np.random.Generator) -> tuple[float, ...]:
+    """Two answers that share some of their noise, each more or less sure than it should be; one of 20 texts errs."""
+    fused, alone = (
+        rng.uniform(2.5, 4.5),
+        rng.uniform(1, 3),
+    )  # how far the right value stands out, in standard deviations
+    lies, shared = rng.uniform(0.7, 2, 2), np.sqrt(rng.uniform(0, 1))
+
+    def draw(m: int) -> tuple[Predictions, Predictions]:
+        rows, right = np.arange(m), rng.integers(0, VALUES, m)
+        noise = rng.normal(size=(m, VALUES))
+        own = shared * noise + np.sqrt(1 - shared**2) * rng.normal(size=(m, VALUES))
+        named = np.where(rng.random(m) < 0.05, rng.integers(0, VALUES, m), right)
+        noise[rows, named] += fused
+        own[rows, right] += alone
+        targets = np.zeros((m, VALUES), dtype=np.bool_)
+        targets[rows, right] = True
+        # Logits of normal classes of unit variance are so many standard deviations times the value.
+        one, other = (
+            Predictions(
+                attribute, rows.astype(object), rows, (lie * s * x).astype(np.float32), targets,
+                np.zeros((m, VALUES), np.uint8), np.full((m, 2), 0.5, np.float32),
+            )
+            for lie, s, x in zip(lies, (fused, alone), (noise, own), strict=True)
+        )  # fmt: skip
+        return one, other
+
+    validation, truth = draw(n), draw(POPULATION // 2)
+    weight = choose_weight(*validation) if chosen else 0.0
+    temperature = fit_temperature(pool(*validation, weight))
+    threshold = choose_threshold(pool(*validation, weight), temperature, SelectionConfig())
+    found = candidates(pool(*truth, weight), temperature)
+    accepted = found.confidence >= threshold.limits(attribute)[found.value]
+    right = found.right[accepted].sum()
+    kept = right >= attribute.target_precision * accepted.sum()
+    return kept, right / len(found.right), not accepted.any(), weight
+
+
 def _predictions(attribute: Attribute, found: Products) -> Predictions:
     """Predictions whose best value has the drawn confidence, and is right where the drawn product is."""
     n, rows = len(found.value), np.arange(len(found.value))
@@ -290,6 +343,7 @@ def main() -> None:
     study_families(repeats)
     study_values(repeats)
     study_temperature(repeats)
+    study_picture(repeats)
 
 
 if __name__ == "__main__":
