@@ -23,11 +23,13 @@ $(STAMP): requirements.lock pyproject.toml .ci/install
 run: $(STAMP) ## Tag a drawn catalog, two nights through Airflow; CATALOG=folder for your own, MAPPING=its columns
 	$(VENV)/bin/python -m jobs demo $(if $(CATALOG),--catalog '$(CATALOG)' --mapping '$(MAPPING)')
 
-EXPERIMENT := .experiment/$(if $(CATALOG),own,drawn)
+# A lake for each catalog and mapping. Settings in the environment hold (TAGGING_TAXONOMY, TAGGING_MODEL_CONFIG_NAME).
+EXPERIMENT := .experiment/$(if $(CATALOG),$(shell printf '%s' '$(abspath $(CATALOG)) $(MAPPING)' | cksum | cut -d' ' -f1),drawn)
+OF_CATALOG := --taxonomy '$(or $(TAGGING_TAXONOMY),fashion)' --model-config '$(or $(TAGGING_MODEL_CONFIG_NAME),fashion)'
 
 experiment: $(STAMP) ## Compare CMA-CLIP with CLIP, its ablations and TF-IDF on 8,000 products; FULL=1 all, CATALOG, TEXT=title
 	$(if $(CATALOG),,$(VENV)/bin/python -m jobs sample-catalog $(EXPERIMENT)/catalog)
-	$(VENV)/bin/python -m jobs --root $(EXPERIMENT)/lake $(if $(CATALOG),--taxonomy fashion --model-config fashion) \
+	$(VENV)/bin/python -m jobs --root $(EXPERIMENT)/lake $(if $(CATALOG),$(OF_CATALOG)) \
 		experiment --ds 2026-11-20 $(if $(FULL),,--products 8000) --text '$(TEXT)' --attributes '$(ATTRIBUTES)' \
 		--catalog '$(or $(CATALOG),$(EXPERIMENT)/catalog)' --mapping '$(if $(CATALOG),$(MAPPING),sample)'
 

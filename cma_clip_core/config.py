@@ -215,7 +215,8 @@ class ModelConfig(Strict):
 
 
 def load_config(path: str | Path) -> ModelConfig:
-    """Return the model configuration at `path`, or the shipped one of that name (``sample``, ``fashion``, ``tiny``).
+    """Return the model configuration at `path`, or the shipped one of that name (``sample``, ``fashion``, ``tiny``,
+    ``clip-vit-b-32``).
 
     Raises:
         ContractError: it is missing or wrong; the message says where and why.

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
-from cma_clip_core.config import load_config
 from jobs import plan as plan_step
 from jobs import preprocess, spark, validate
-from jobs.dataset import example_folders
-from jobs.errors import JobError
 from jobs.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import refuse_several
-from schemas.taxonomy import load_taxonomy
-
-log = logging.getLogger(__name__)
 
 
 def prepare(settings: Settings, ds: str) -> int:
@@ -32,20 +25,11 @@ def prepare(settings: Settings, ds: str) -> int:
 
 
 def prepare_export(settings: Settings, catalog: Path, ds: str, mapping: str) -> None:
-    """Import the export in the folder `catalog` as the day `ds` and make its examples, where there are none that fit.
+    """Import the export in the folder `catalog` as the day `ds` and make the examples that are not there yet.
 
     Raises:
         JobError: what the steps raise: the export is missing or damaged, or the batch is not to be trusted.
     """
     refuse_several("prepare")
-    lake = Lake(settings.root)
-    try:
-        example_folders(lake, ds, load_config(settings.model_config_name), load_taxonomy(settings.taxonomy))
-    except JobError:
-        pass
-    else:
-        log.info("prepare: the examples of %s are there", ds)
-        return
-    if lake.read_raw_manifest(ds) is None:
-        import_catalog(settings, catalog, ds, mapping)
+    import_catalog(settings, catalog, ds, mapping)  # may be another one than before, and is soon done
     prepare(settings, ds)

@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pyarrow as pa
 import pytest
 import torch
@@ -343,6 +344,14 @@ def test_shipped_configurations(name: str) -> None:
     assert config.name == name
     assert ModelConfig.model_validate_json(config.model_dump_json()) == config
     CmaClip(config, drawn.taxonomy())
+
+
+def test_the_shipped_configuration_of_pretrained_towers() -> None:
+    config = load_config("clip-vit-b-32")
+    assert (config.backbone.architecture, config.backbone.pretrained) in open_clip.list_pretrained()
+    size = open_clip.get_model_config(config.backbone.architecture)["vision_cfg"]["image_size"]
+    assert config.picture.height == config.picture.width == size
+    assert config.training.learning_rate >= 10 * config.training.backbone_learning_rate
 
 
 def test_wrong_configurations_say_where(tmp_path: Path) -> None:
