@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cma_clip_core import registry
@@ -108,7 +110,7 @@ def promote(settings: Settings, version: str, *, force: bool = False) -> Verdict
 
 
 def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
-    """Judge two model versions on the challenger's test products, those that the champion learnt from left out.
+    """Judge two model versions on the challenger's test products, but for the families that the champion learnt from.
 
     Raises:
         JobError: their taxonomies, picture sizes or labelled sets do not let them be compared.
@@ -139,15 +141,13 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
         raise JobError(
             f"{table}: the labelled set that {challenger} was trained on is gone; train it again, or use --force"
         )
-    seen = _learnt_from(lake.root / (sets[champion] or "-") / "products.parquet")
-    if not seen:
+    seen = _families_learnt_from(table, lake.root / (sets[champion] or "-") / "products.parquet")
+    if seen is None:
         log.warning("the champion's labelled set is gone: it may have learnt from the products it is judged on")
     found, thresholds = {}, {}
     for name, folder in folders.items():
         predictions = _predict(settings, folder, table, lake.root)
-        found[name] = {
-            a: p.take(np.array([q not in seen for q in p.products], dtype=np.bool_)) for a, p in predictions.items()
-        }
+        found[name] = {a: p if seen is None else p.take(~np.isin(p.families, seen)) for a, p in predictions.items()}
         thresholds[name] = registry.read_thresholds(folder)
     draws = draw_recalls(found, thresholds, configs[challenger].text.fields)
     new, old = draws[challenger], draws[champion]
@@ -177,9 +177,20 @@ def _predict(settings: Settings, folder: Path, table: Path, root: Path) -> dict[
     return evaluate(model, read_index(table, root), "test", config, layout, Tokenizer(config), device)
 
 
-def _learnt_from(table: Path) -> frozenset[str]:
-    """Return the products that a model was trained or its thresholds were chosen on."""
-    if not table.is_file():
-        return frozenset()
-    found = pq.read_table(table, columns=["product_id"], filters=[("side", "!=", "test")])
-    return frozenset(found.column("product_id").to_pylist())
+def _families_learnt_from(table: Path, learnt: Path) -> npt.NDArray[np.int64] | None:
+    """Return the families of a labelled set with a product that a model learnt from, or None where that is not known.
+
+    Sides move from day to day: a product that is on the test side now may have a sibling that an older model was trained,
+    or its thresholds were chosen, on.
+
+    Args:
+        table: the labelled set.
+        learnt: the products of the labelled set that the model was made with.
+    """
+    if not learnt.is_file():
+        return None
+    seen = pq.read_table(learnt, columns=["product_id"], filters=[("side", "!=", "test")])["product_id"]
+    found = pq.read_table(table, columns=["product_id", "family"])
+    known = pc.is_in(found["product_id"], value_set=seen.combine_chunks())
+    families: npt.NDArray[np.int64] = pc.unique(found["family"].filter(known)).to_numpy()
+    return families

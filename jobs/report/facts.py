@@ -145,6 +145,7 @@ class Night:
     picture_problems: tuple[PictureProblem, ...]
     attributes: tuple[AttributeFacts, ...]
     conflicts: tuple[Conflict, ...]
+    conflicts_of_training: int  # labels of products that the model was trained on; not shown
     tagged: tuple[Shown, ...]
 
     @property

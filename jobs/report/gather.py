@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from cma_clip_core.documents import Threshold
 from cma_clip_core.errors import CoreError
-from cma_clip_core.registry import read_thresholds
+from cma_clip_core.registry import METRICS, read_thresholds
 from jobs import history, parquet
 from jobs.errors import JobError
 from jobs.lake import Lake
@@ -70,6 +71,7 @@ def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
         query = Query(db, lake, plan, load_taxonomy(lake.root / plan.taxonomy_path))
         manifest = lake.read_manifest(run_id)
         before_run = query.open_tables(manifest)
+        query.open_training(ledger.model_version)
         attributes = query.attributes(thresholds, before=before_run is not None)
         unknown, unknown_total = query.unknown_labels()
         conflicts, tagged = query.products_to_show()
@@ -87,6 +89,7 @@ def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
             picture_problems=query.picture_problems(),
             attributes=attributes,
             conflicts=conflicts,
+            conflicts_of_training=query.conflicts_of_training(),
             tagged=tagged,
         )
 
@@ -158,6 +161,17 @@ class Query:
             return None
         self._view("attributes_before", _scan(self._db, found, tables.ATTRIBUTES))
         return parent.run_id
+
+    def open_training(self, model_version: str) -> None:
+        """Name the products that the model was trained on ``training``: none where its labelled set is gone."""
+        try:
+            metrics = json.loads((self._lake.models / model_version / METRICS).read_bytes())
+        except (OSError, ValueError):
+            metrics = {}
+        table = (self._lake.root / str(metrics.get("labelled_set")) / "products.parquet").resolve()
+        there = table.is_relative_to(self._lake.root.resolve()) and table.is_file()
+        source = _scan(self._db, [table] if there else [], tables.LABELLED)
+        self._view("training", f"{source} where side = 'train'")
 
     def _open_past(self) -> str | None:
         ds, index = self._plan.ds, self._lake.read_history_index()
@@ -340,11 +354,16 @@ class Query:
     # products
 
     def products_to_show(self) -> tuple[tuple[Conflict, ...], tuple[Shown, ...]]:
-        """Return the most confident conflicts with the catalog, and some of the products tagged, with pictures."""
+        """Return the most confident conflicts with the catalog, and some of the products tagged, with pictures.
+
+        Not conflicts of products that the model was trained on: it saw those labels (`jobs.suspects` has models that
+        did not).
+        """
         rows = self._rows(
             f"""select product_id, attribute, model_value, confidence, run_id = ?,
                     row_number() over (partition by attribute order by confidence desc, product_id) as place
-                from attributes where conflict qualify place <= {2 * _CONFLICTS}
+                from attributes where conflict and product_id not in (select product_id from training)
+                qualify place <= {2 * _CONFLICTS}
                 order by place > {_CONFLICTS_AN_ATTRIBUTE}, confidence desc, product_id""",
             self._plan.run_id,
         )
@@ -364,6 +383,13 @@ class Query:
             )
             conflicts.append(Conflict(product, value, this_run))
         return tuple(conflicts), tuple(products[product_id] for product_id in tagged)
+
+    def conflicts_of_training(self) -> int:
+        """Return how many conflicts are of products that the model was trained on."""
+        ((n,),) = self._rows(
+            "select count(*) from attributes where conflict and product_id in (select product_id from training)"
+        )
+        return int(n)
 
     def _choose_tagged(self) -> list[str]:
         """Return some products tagged in this run (of the tables, where none was), the same ones every time."""

@@ -99,23 +99,22 @@ def test_what_the_champion_learnt_from_is_left_out(made: tuple[Path, str, str], 
     path = lake.root.parent / "other.yaml"
     path.write_text(yaml.safe_dump(other))
     third = train(settings.model_copy(update={"model_config_name": str(path)}), DAY, promote=False)
-    sides = {
-        v: dict(
-            zip(
-                *(column.to_pylist() for column in pq.read_table(table, columns=["product_id", "side"]).columns),
-                strict=True,
-            )
-        )
+    tables = {
+        v: lake.root / registry.read_json(lake.models / v / registry.METRICS, Metrics).labelled_set / "products.parquet"
         for v in (good, third)
-        for table in [
-            lake.root
-            / registry.read_json(lake.models / v / registry.METRICS, Metrics).labelled_set
-            / "products.parquet"
-        ]
     }
-    fair = {p for p, side in sides[third].items() if side == "test" and sides[good][p] == "test"}
-    assert 0 < len(fair) < sum(side == "test" for side in sides[third].values())
+    sides = {p["product_id"]: p["side"] for p in pq.read_table(tables[good]).to_pylist()}
+    found = pq.read_table(tables[third])
+    rows = found.to_pylist()
+    known = {row["family"] for row in rows if sides[row["product_id"]] != "test"}
+    here = [row for row in rows if row["side"] == "test"]
+    fair = [row for row in here if row["family"] not in known]
+    assert 1 < len(fair) < len(here)
     assert compare(settings, third, good).products == len(fair)
+    # A sibling of what it learnt from is no fair test either.
+    fair[0]["family"] = next(iter(known))
+    pq.write_table(pa.Table.from_pylist(rows, schema=found.schema), tables[third])
+    assert compare(settings, third, good).products == len(fair) - 1
 
 
 def test_of_two_promoted_against_no_champion_one_wins(made: tuple[Path, str, str], settings: Settings) -> None:

@@ -530,6 +530,29 @@ def test_conflicts_are_the_surest_with_their_own_pictures(shop: Shop) -> None:
     assert "u1" not in text
 
 
+def test_conflicts_of_products_that_the_model_learnt_from_are_counted_and_not_shown(shop: Shop) -> None:
+    shop.night(FIRST, [Product(f"k{i}", [Row("kind", "Shirt", "Dress", 0.9)]) for i in range(5)])
+    assert "models that have not" not in section(shop.page(FIRST), "conflicts")
+    table = shop.lake.labelled(FIRST[:10], "0123abcd") / "products.parquet"
+    table.parent.mkdir(parents=True)
+    nothing = {f.name: [] if pa.types.is_map(f.type) or pa.types.is_list(f.type) else None for f in tables.LABELLED}
+    rows = [
+        nothing | {"product_id": f"k{i}", "side": side}
+        for i, side in enumerate(("train", "train", "validation", "test"))
+    ]
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=pa.schema([f.with_nullable(True) for f in tables.LABELLED])), table
+    )
+    metrics = shop.lake.models / MODEL / "metrics.json"
+    metrics.write_text(json.dumps({"labelled_set": shop.lake.relative(table.parent)}))
+    night = gather_night(shop.lake, FIRST, load_rules("default"))
+    assert sorted(c.product.product_id for c in night.conflicts) == ["k2", "k3", "k4"]
+    text = section(shop.page(FIRST), "conflicts")
+    assert "5 labels in all, 2 of them of products that the model was trained on, which are not shown" in text
+    metrics.write_text(json.dumps({"labelled_set": "../elsewhere"}))
+    assert len(gather_night(shop.lake, FIRST, load_rules("default")).conflicts) == 5
+
+
 def test_first_night_has_nothing_to_compare_with(shop: Shop) -> None:
     shop.night(FIRST, catalog())
     page = shop.page(FIRST)
