@@ -16,13 +16,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cma_clip_core.batches import Inputs, prefetch, prepare
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
 from cma_clip_core.documents import Threshold
+from cma_clip_core.halving import Halving
+from cma_clip_core.model import Output
 from cma_clip_core.predictions import LIKELY
 from cma_clip_core.tokens import Tokenizer
 from schemas.tables import PREDICTIONS
@@ -69,6 +71,7 @@ class Engine:
             [thresholds[a.name].temperature if a.name in thresholds else 1.0 for a in taxonomy.attributes], np.float32
         )[self.layout.attribute_of]  # [C]
         self._rows = _RowBuilder(taxonomy, self.layout, thresholds)
+        self._halving = Halving(device, batch_size)
 
     def predict(
         self, examples: Iterable[pa.RecordBatch], tagged_at: datetime, timings: Timings | None = None
@@ -80,6 +83,7 @@ class Engine:
 
         Raises:
             DataError: a picture is not of the model's size.
+            DeviceError: not even one example fits into the device's memory.
         """
         timings = timings if timings is not None else Timings()
         inputs = prefetch(self._prepared(examples, timings))
@@ -111,12 +115,16 @@ class Engine:
         probabilities = np.zeros((rows, self.layout.classes), dtype=np.float32)
         lambdas = np.zeros((rows, len(self.layout.attributes), 2), dtype=np.float32)
         for at, inputs in parts:
-            with precision(self.device):
-                output = self.model(*inputs.to(self.device))
-            probabilities[at] = self.layout.probabilities(output.logits.float().cpu().numpy(), self._temperature)
-            lambdas[at] = output.lambdas.float().cpu().numpy()
+            logits, lambdas_of = self._halving.run(self._run, inputs)
+            probabilities[at] = self.layout.probabilities(logits.numpy(), self._temperature)
+            lambdas[at] = lambdas_of.numpy()
         timings.forward += time.perf_counter() - start
         return probabilities, lambdas
+
+    def _run(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        with precision(self.device):
+            output: Output = self.model(*inputs)
+        return output.logits, output.lambdas
 
 
 def _timed_next(source: Iterator[Item], timings: Timings, name: str) -> Item | None:

@@ -29,6 +29,7 @@ from cma_clip_core.documents import Epoch
 from cma_clip_core.errors import DeviceError, DivergedError
 from cma_clip_core.optimizer import make_optimizer, set_learning_rate
 from cma_clip_core.predictions import Predictions
+from cma_clip_core.scalars import Scalars
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class Loop:
         self.optimizer = make_optimizer(objective.model, config)
         self.at = _Progress()
         self.fitted = Fitted(self._weights())
-        self.writer: Any = None  # of TensorBoard
+        self.scalars = Scalars(None, 0)
         if folder is not None and (state := load_checkpoint(folder / CHECKPOINT, fits)) is not None:
             self._restore(state)
 
@@ -136,13 +137,14 @@ class Loop:
             CheckpointError: a checkpoint cannot be written; the last good one is kept.
             DeviceError: not even one example fits into the device's memory.
         """
-        self.writer = self._make_writer()
+        logs = None if self.folder is None or not self.world.is_first else self.folder / "tensorboard"
+        # Points of steps after the checkpoint that training goes on from are taken back: they come again.
+        self.scalars = Scalars(logs, purge_step=self._seen() + 1)
         try:
             while self.at.epoch <= self.config.epochs and not self._is_stale():
                 self._epoch()
         finally:
-            if self.writer is not None:
-                self.writer.close()
+            self.scalars.close()
         return self.fitted
 
     def _is_stale(self) -> bool:
@@ -153,7 +155,6 @@ class Loop:
         return stale
 
     def _epoch(self) -> None:
-        writer = self.writer
         at, config, total = self.at, self.config, self.objective.examples
         started = saved = time.perf_counter()
         spent = at.seconds
@@ -172,11 +173,11 @@ class Loop:
                 at.seconds = spent + now - started
                 bar.update(len(batch))
                 bar.set_postfix(loss=f"{at.loss_sum / at.seen:.3f}", refresh=False)
-                if writer is not None:
-                    seen = self._seen()
-                    writer.add_scalar("loss", loss, seen)
-                    writer.add_scalar("learning_rate", self.optimizer.param_groups[-1]["lr"], seen)
-                    writer.add_scalar("examples_per_second", at.seen / at.seconds, seen)
+                rates = {
+                    "learning_rate": self.optimizer.param_groups[-1]["lr"],
+                    "examples_per_second": at.seen / at.seconds,
+                }
+                self.scalars.add({"loss": loss} | rates, self._seen())
                 if self._is_time_to_save(now - saved):
                     self._save()
                     saved = time.perf_counter()
@@ -190,8 +191,7 @@ class Loop:
             "epoch %d/%d: loss %.4f, validation %.4f, %.0f examples/s",
             at.epoch, config.epochs, done.loss, score, done.examples / done.seconds,
         )  # fmt: skip
-        if writer is not None:
-            writer.add_scalar("validation", score, at.epoch * total)
+        self.scalars.add({"validation": score}, at.epoch * total)
         self.at = _Progress(at.epoch + 1)
         self._save()
 
@@ -216,7 +216,13 @@ class Loop:
         norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
         if not (math.isfinite(value) and math.isfinite(float(norm))):
             raise DivergedError(self._diverged(batch, value, float(norm)))
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except torch.OutOfMemoryError as error:  # the first one makes the optimizer's own numbers, two a weight
+            raise DeviceError(
+                f"{self.device}: the optimizer's state does not fit into its memory beside the model; use a smaller model, "
+                "or freeze a tower"
+            ) from error
         return value
 
     def _halve(self, rows: int, error: torch.OutOfMemoryError) -> None:
@@ -277,17 +283,6 @@ class Loop:
         """Return how many examples were trained on, each as often as it was: where TensorBoard's points are."""
         return (self.at.epoch - 1) * self.objective.examples + self.at.seen
 
-    def _make_writer(self) -> Any:
-        """Return a TensorBoard writer into the folder, if there is one.
-
-        Points of steps after the checkpoint that training goes on from are taken back: they come again.
-        """
-        if self.folder is None or not self.world.is_first:
-            return None
-        from torch.utils.tensorboard import SummaryWriter  # slow to load
-
-        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._seen() + 1)
-
     def _is_time_to_save(self, seconds: float) -> bool:
         """Whether a checkpoint is due, so many seconds after the last: the first process's clock says so for all."""
         return self.folder is not None and bool(self.world.broadcast(float(seconds >= self.checkpoint_seconds)))
@@ -300,8 +295,7 @@ class Loop:
         random_cuda = self.world.gather(torch.cuda.get_rng_state()) if self.device.type == "cuda" else None
         if not self.world.is_first:
             return
-        if self.writer is not None:
-            self.writer.flush()  # what is before the checkpoint does not come again
+        self.scalars.flush()  # what is before the checkpoint does not come again
         at, fitted = self.at, self.fitted
         state = {
             "fits": self.fits,

@@ -130,6 +130,9 @@ def _train(
             name, m.n, _percent(m.accuracy), m.target_precision, _percent(m.recall_at_target), m.text_weight,
             m.image_weight,
         )  # fmt: skip
+    if metrics.promise is not None:
+        level = logging.WARNING if metrics.promise.broken else logging.INFO
+        log.log(level, "the promised precision, on test: %s", metrics.promise.words())
     details |= {
         "model_version": version,
         "labelled_set": labelled.manifest.set_id,

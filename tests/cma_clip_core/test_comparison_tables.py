@@ -67,7 +67,7 @@ def test_one_model() -> None:
 def card_of(config: ModelConfig, thresholds: dict[str, Threshold], **known: Any) -> str:
     taxonomy = drawn.taxonomy()
     found = {a.name: judge(Predictions.empty(a), thresholds[a.name], ("title",)) for a in taxonomy.attributes}
-    test = found | {"pattern": metrics(0.5)}
+    test = found | {"pattern": metrics(0.5)} | known.pop("also", {})
     trained = Metrics(
         train_examples=10, validation_examples=2, test_examples=3, families=12, best_epoch=1, epochs=(), seconds=1.0,
         device="cpu", validation=found, test=test, promise=promise_kept(test), **known,
@@ -93,6 +93,13 @@ def test_the_card_names_what_is_never_accepted_with_the_reason() -> None:
     assert "| pattern | Striped | 0.500 |" in card
     card = card_of(drawn.config(), thresholds, not_learnt={"colour": "all of its 40 training labels are 'Red'"})
     assert "- colour: nothing is ever accepted: it was not learnt, as all of its 40 training labels are 'Red'." in card
+
+
+def test_what_was_not_learnt_is_in_no_mean_of_the_card() -> None:
+    known: dict[str, Any] = {"also": {"colour": metrics(0.1)}}
+    assert "Mean recall at 90 % precision: 0.300" in card_of(drawn.config(), ALL_BUT_PATTERN, **known)
+    known = {"also": {"colour": metrics(0.1)}, "not_learnt": {"colour": "all of its 40 training labels are 'Red'"}}
+    assert "Mean recall at 90 % precision: 0.500" in card_of(drawn.config(), ALL_BUT_PATTERN, **known)
 
 
 def test_the_card_says_what_was_promised_and_what_was_kept() -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch import Tensor
 
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig, TextConfig
@@ -46,6 +47,32 @@ def predict(engine: Engine, *batches: pa.RecordBatch) -> list[dict[str, Any]]:
 
 def values(row: dict[str, Any], attribute: str) -> list[dict[str, Any]]:
     return [p for p in row["predictions"] if p["attribute"] == attribute]
+
+
+class _Small(CmaClip):
+    """A model of which only so many rows fit into memory at a time."""
+
+    room = 3
+
+    def forward(self, ids: Tensor, *rest: Any) -> Any:
+        if len(ids) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(ids, *rest)
+
+
+def test_too_little_memory_takes_fewer_at_a_time_and_says_the_same() -> None:
+    found = []
+    for kind in (CmaClip, _Small):
+        torch.manual_seed(0)
+        small = kind(drawn.config(), drawn.taxonomy())
+        found.append(predict(engine(small, batch_size=16), drawn.batch(40)))
+    for one, other in zip(*found, strict=True):
+        assert [p["value"] for p in one["predictions"]] == [p["value"] for p in other["predictions"]]
+        confidences = [[p["confidence"] for p in row["predictions"]] for row in (one, other)]
+        assert confidences[0] == pytest.approx(confidences[1], abs=1e-5)
+    _Small.room = 0
+    with pytest.raises(DeviceError, match="not even one example fits"):
+        predict(engine(small), drawn.batch(4))
 
 
 def test_rows_are_those_of_the_contract_in_the_order_of_the_examples(model: CmaClip) -> None:

@@ -219,6 +219,21 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
+def test_a_full_disk_ends_tensorboards_logs_and_not_the_training(
+    index: ExampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+    _, fitted = fit(drawn.config(epochs=2), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    assert len(fitted.epochs) == 2
+    said = [r.getMessage() for r in caplog.records if "TensorBoard's logs end here" in r.getMessage()]
+    assert len(said) == 1
+    assert "No space left on device" in said[0]
+
+
 def test_a_loss_that_is_no_number_stops_and_names_the_batch(index: ExampleIndex, tmp_path: Path) -> None:
     config = busy(learning_rate=1e30, backbone_learning_rate=1e30, warmup=0.0, batch_size=16)
     with pytest.raises(DivergedError, match=r"epoch 1, batch \d+ \(16 products: p0.*Lower the learning rates") as error:
@@ -281,6 +296,18 @@ def test_too_little_memory_takes_smaller_micro_batches_and_the_same_step(index: 
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     target.room = 0  # type: ignore[attr-defined]
     with pytest.raises(DeviceError, match="not even one example fits"):
+        trainer.step(next(target.batches(1, 0)))
+
+
+def test_too_little_memory_for_the_optimizer_says_so(index: ExampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = objective(busy(), index)
+    trainer = Loop(target, busy().training, CPU, progress=False)
+
+    def no_room() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.optimizer, "step", no_room)
+    with pytest.raises(DeviceError, match="the optimizer's state does not fit"):
         trainer.step(next(target.batches(1, 0)))
 
 
@@ -481,3 +508,20 @@ def test_rare_values_weigh_more_and_an_attribute_as_before() -> None:
     assert weights[1] / weights[0] == pytest.approx(3)
     assert (weights[:2] * counts[:2]).sum() == pytest.approx(1000)
     assert (weights[2:] == 1).all()
+
+
+def test_the_loss_weighs_rare_values_as_the_configuration_says(index: ExampleIndex) -> None:
+    torch.manual_seed(0)
+    model = build_model(busy(), drawn.taxonomy()).eval()
+    layout, tokenizer = ClassLayout(drawn.taxonomy()), Tokenizer(busy())
+
+    def loss(class_balance: float, weights: Tensor | None = None) -> float:
+        config = busy(class_balance=class_balance)
+        target = MultiTask(model, index, config, layout, tokenizer, CPU)
+        if weights is not None:
+            target.weights = weights
+        batch = next(target.batches(1, 0))
+        return float(target.loss(batch, batch).detach())
+
+    assert loss(0.5) != loss(0.0)
+    assert loss(0.5, torch.ones(layout.classes)) == pytest.approx(loss(0.0))
