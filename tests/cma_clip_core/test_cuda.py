@@ -1,0 +1,44 @@
+"""What only a GPU can show: `pytest tests/cma_clip_core/test_cuda.py`. Skipped where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cma_clip_core.classes import ClassLayout
+from cma_clip_core.devices import precision, resolve_device
+from cma_clip_core.evaluation import evaluate
+from cma_clip_core.tokens import Tokenizer
+from cma_clip_core.training import fit
+from tests.cma_clip_core import drawn
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_auto_is_the_gpu_in_mixed_precision() -> None:
+    device = resolve_device("auto")
+    assert device.type == "cuda"
+    with precision(device):
+        product = torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)
+    assert product.dtype == torch.bfloat16
+
+
+def test_a_training_on_the_gpu_learns_goes_on_and_says_on_the_cpu_what_it_says_there(tmp_path: Path) -> None:
+    config, taxonomy, device = drawn.config(epochs=4), drawn.taxonomy(), torch.device("cuda")
+    index = drawn.index(drawn.write(tmp_path / "examples", drawn.examples(400)))
+    model, fitted = fit(config, taxonomy, index, device, folder=tmp_path / "work", progress=False)
+    assert fitted.epochs[-1].loss < fitted.epochs[0].loss
+    again, _ = fit(config, taxonomy, index, device, folder=tmp_path / "work", progress=False)  # from its checkpoint
+    for one, other in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
+    found = [
+        evaluate(model.to(where), index, "test", config, layout, tokenizer, where)
+        for where in (device, torch.device("cpu"))
+    ]
+    for name, there in found[0].items():
+        # bfloat16 has eight bits of precision.
+        np.testing.assert_allclose(there.logits, found[1][name].logits, rtol=0.05, atol=0.1)
