@@ -30,7 +30,7 @@ OF_CATALOG := --taxonomy '$(or $(TAGGING_TAXONOMY),fashion)' --model-config '$(o
 experiment: $(STAMP) ## Compare CMA-CLIP with CLIP, its ablations and TF-IDF on 8,000 products; FULL=1 all, CATALOG, TEXT=title
 	$(if $(CATALOG),,$(VENV)/bin/python -m jobs sample-catalog $(EXPERIMENT)/catalog)
 	$(VENV)/bin/python -m jobs --root $(EXPERIMENT)/lake $(if $(CATALOG),$(OF_CATALOG)) \
-		experiment --ds 2026-11-20 $(if $(FULL),,--products 8000) --text '$(TEXT)' --attributes '$(ATTRIBUTES)' \
+		experiment --ds 2026-11-20 $(if $(FULL),,--products 8000 $(if $(CATALOG),--epochs 6)) --text '$(TEXT)' --attributes '$(ATTRIBUTES)' \
 		--catalog '$(or $(CATALOG),$(EXPERIMENT)/catalog)' --mapping '$(if $(CATALOG),$(MAPPING),sample)'
 
 # Files in the order they are found: the end-to-end test, the longest, must not be started last.

@@ -231,6 +231,9 @@ def experiment(
     products: Annotated[
         int | None, typer.Option(help="Take about so many products; all where left out.", min=1)
     ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of every method's training; the configuration's where left out.", min=1)
+    ] = None,
     methods: Annotated[str, typer.Option(help="Methods to compare, comma-separated; all where left out.")] = "",
     text: Annotated[str, typer.Option(help="Text fields to read, such as `title`; the configuration's.")] = "",
     attributes: Annotated[str, typer.Option(help="Attributes to compare, comma-separated; all where left out.")] = "",
@@ -257,6 +260,7 @@ def experiment(
         _settings(context),
         ds,
         products=products,
+        epochs=epochs,
         methods=_list(methods),
         text=_list(text),
         attributes=_list(attributes),

@@ -94,6 +94,7 @@ def experiment(
     ds: str,
     *,
     products: int | None = None,
+    epochs: int | None = None,
     methods: Sequence[str] = (),
     text: Sequence[str] = (),
     attributes: Sequence[str] = (),
@@ -105,6 +106,7 @@ def experiment(
         settings: names the base configuration, the taxonomy and the device.
         ds: newest day whose examples are used.
         products: take whole families of about so many products; None: all.
+        epochs: of every method's training; None: those of the configuration.
         methods: names of `cma_clip_core.methods.LABELS`; empty: all. The results are of these and of all run before.
         text: text fields that are read; empty: those of the configuration.
         attributes: the attributes that are compared (all are trained); empty: all.
@@ -132,6 +134,8 @@ def experiment(
             raise JobError(f"no such {what}: {', '.join(unknown)}; there are {', '.join(known)}")
     if text:
         base = base.model_copy(update={"text": TextConfig(fields=tuple(text), context_length=base.text.context_length)})  # type: ignore[arg-type]
+    if epochs is not None:
+        base = base.model_copy(update={"training": base.training.model_copy(update={"epochs": epochs})})
     labelled = dataset(settings, ds)
     try:
         index = read_index(labelled.table, lake.root)
