@@ -215,7 +215,7 @@ def study_values(repeats: int) -> None:
     for n in (300, 1000, 3000):
 
         def rows(n: int = n) -> Iterator[tuple[str, Doubles]]:
-            for least in (30, 50, 100, 200, 10**9):
+            for least in (30, 50, 100, 200, 300, 10**9):
                 rng = np.random.default_rng(3)
                 numbers = np.mean([_judge_values(attribute, n, least, rng) for _ in range(repeats)], axis=0)
                 yield ("one threshold for all" if least == 10**9 else f"own threshold from {least}"), numbers

@@ -174,7 +174,7 @@ class SelectionConfig(Strict):
         default=0.95, ge=0.5, lt=1, description="of a threshold's promise of precision (cma_clip_core.promise)"
     )
     value_predictions: int = Field(
-        default=200, ge=1, description="fewest validation products a value is predicted for to get its own threshold"
+        default=300, ge=1, description="fewest validation products a value is predicted for to get its own threshold"
     )
 
     @model_validator(mode="after")
