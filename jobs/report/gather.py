@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -164,11 +164,10 @@ class Query:
 
     def open_training(self, model_version: str) -> None:
         """Name the products that the model was trained on ``training``: none where its labelled set is gone."""
-        try:
-            metrics = json.loads((self._lake.models / model_version / METRICS).read_bytes())
-        except (OSError, ValueError):
-            metrics = {}
-        table = (self._lake.root / str(metrics.get("labelled_set")) / "products.parquet").resolve()
+        labelled = None
+        with suppress(OSError, ValueError, AttributeError):
+            labelled = json.loads((self._lake.models / model_version / METRICS).read_bytes()).get("labelled_set")
+        table = (self._lake.root / str(labelled) / "products.parquet").resolve()
         there = table.is_relative_to(self._lake.root.resolve()) and table.is_file()
         source = _scan(self._db, [table] if there else [], tables.LABELLED)
         self._view("training", f"{source} where side = 'train'")
