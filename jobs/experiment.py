@@ -73,6 +73,7 @@ class Results(Strict):
     against_whole: dict[str, Difference | None]  # CMA-CLIP less each method, mean recall at 90 % precision, paired
     against_whole_silent: dict[str, Difference | None]
     noise: dict[str, dict[str, list[float]]]  # modality: method: mean recall at each of SHARES
+    noise_by_attribute: dict[str, dict[str, list[float]]]  # of CMA-CLIP; modality: attribute: recall at each of SHARES
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,16 +355,14 @@ def _write(setting: _Setting, labelled_set: str, found: dict[str, _Found], left_
         with_intervals(method_metrics(LABELS[m], judge_all(tests[m], thresholds[m], fields)), draws[m]) for m in found
     ]
     noise: dict[str, dict[str, list[float]]] = {"text": {}, "image": {}}
+    by_attribute: dict[str, dict[str, list[float]]] = {"text": {}, "image": {}}
     for method, f in found.items():
         for modality in noise if f.noisy else ():
             series = [tests[method], *(f.noisy[modality, share] for share in SHARES if share)]  # type: ignore[index]
-            noise[modality][LABELS[method]] = [
-                method_metrics(
-                    method, judge_all({a: p[a] for a in wanted}, thresholds[method], fields)
-                ).mean_recall_at_90
-                or 0.0
-                for p in series
-            ]
+            judged = [judge_all({a: p[a] for a in wanted}, thresholds[method], fields) for p in series]
+            noise[modality][LABELS[method]] = [method_metrics(method, j).mean_recall_at_90 or 0.0 for j in judged]
+            if method == WHOLE:
+                by_attribute[modality] = {a: [j[a].recall_at_90 or 0.0 for j in judged] for a in wanted}
     others = [m for m in found if m != WHOLE] if WHOLE in found else []
     results = Results(
         labelled_set=labelled_set,
@@ -378,6 +377,7 @@ def _write(setting: _Setting, labelled_set: str, found: dict[str, _Found], left_
         against_whole={m: difference(draws[WHOLE].mean_all(), draws[m].mean_all()) for m in others},
         against_whole_silent={m: difference(draws[WHOLE].mean_silent(), draws[m].mean_silent()) for m in others},
         noise=noise,
+        noise_by_attribute=by_attribute,
     )
     folder = setting.folder
     storage.write_document(folder / "results.json", results)
@@ -419,6 +419,14 @@ def _markdown(results: Results, comparison: str) -> str:
             for method, series in methods.items()
         ],
     )
+    by_attribute = markdown(
+        ["swapped", "attribute, CMA-CLIP", *(f"{100 * share:.0f} %" for share in SHARES)],
+        [
+            [modality, attribute, *(number(value) for value in series)]
+            for modality, attributes in results.noise_by_attribute.items()
+            for attribute, series in attributes.items()
+        ],
+    )
     cost = markdown(
         ["method", "training, s", "examples/s", "best epoch"],
         [
@@ -436,6 +444,6 @@ def _markdown(results: Results, comparison: str) -> str:
     return (
         f"Recall at 90 % precision, in %, on the test side; text: {', '.join(results.text_fields)}; products: {sides}; "
         f"labelled set {results.labelled_set}; {results.device}.\n{left_out}\n"
-        + "\n\n".join([comparison, margins, noise, promises, cost])
+        + "\n\n".join([comparison, margins, noise, by_attribute, promises, cost])
         + "\n"
     )

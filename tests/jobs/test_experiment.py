@@ -207,6 +207,10 @@ def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
     assert results.runs[list(LABELS).index("raw-clip")].seconds == 0
     assert set(results.against_whole) == set(LABELS) - {"cma-clip"}
     assert all(len(series) == 4 for methods in results.noise.values() for series in methods.values())
+    # The colour is lost with the pictures, the pattern with the texts.
+    lost = {m: {a: r[0] - r[-1] for a, r in by.items()} for m, by in results.noise_by_attribute.items()}
+    assert lost["image"]["colour"] > lost["text"]["colour"]
+    assert lost["text"]["pattern"] > lost["image"]["pattern"]
     table = (folder / "results.md").read_text()
     assert all(f"| {label} |" in table for label in LABELS.values())
     assert {p.name for p in folder.glob("*.svg")} == {
