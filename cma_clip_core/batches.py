@@ -183,13 +183,7 @@ def augment(prepared: Prepared, config: TrainingConfig, rng: np.random.Generator
     if config.text_dropout or config.image_dropout:
         both = prepared.text_present & prepared.image_present  # nobody loses their only modality
         draw = rng.random(rows)
-        without_text = both & (draw < config.text_dropout)
-        prepared.text_present = prepared.text_present & ~without_text
-        # The shortest text there is: such products share batches, in which the text tower is not run at all.
-        prepared.texts = [
-            text[:1] + text[-1:] if without else text
-            for text, without in zip(prepared.texts, without_text, strict=True)
-        ]
+        prepared.text_present = prepared.text_present & ~(both & (draw < config.text_dropout))
         prepared.image_present = prepared.image_present & ~(both & (draw > 1 - config.image_dropout))
     if config.word_dropout and "text" not in config.freeze:
         prepared.texts = [_drop_words(text, config.word_dropout, rng) for text in prepared.texts]

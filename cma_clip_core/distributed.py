@@ -38,15 +38,20 @@ class World:
         return slice(self.rank, batch, self.size)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients of all processes; one that is missing here counts as zero."""
+        """Sum the gradients of all processes; one that is missing here counts as zero, and one that is missing in all stays so.
+
+        Adam moves by its momentum where a gradient is zero, and not where there is none: as one process alone would.
+        """
         if self.size == 1:
             return
         wanted = [p for p in parameters if p.requires_grad]
+        there = torch.tensor([float(p.grad is not None) for p in wanted], device=wanted[0].device)
         # One message for all: a model of hundreds of small tensors would pay each one's latency.
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in wanted])
+        flat = torch.cat([there, *((torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in wanted)])
         distributed.all_reduce(flat)
-        for p, part in zip(wanted, torch.split(flat, [p.numel() for p in wanted]), strict=True):
-            p.grad = part.view_as(p)
+        anywhere, *parts = torch.split(flat, [len(wanted), *(p.numel() for p in wanted)])
+        for p, n, part in zip(wanted, anywhere.tolist(), parts, strict=True):
+            p.grad = part.view_as(p) if n else None
 
     def wait(self) -> None:
         """Wait until all processes are here."""
