@@ -233,11 +233,7 @@ def test_results_are_of_all_methods_run_so_far(settings: Settings) -> None:
     assert results is not None
     assert [m.method for m in results.methods] == [LABELS["raw-clip"], LABELS["tf-idf"]]
     assert [r.method for r in results.runs] == ["raw-clip", "tf-idf"]
-    fewer = experiment(settings, DAY, products=400, epochs=1, methods=("picture-tower",), processes=1)
-    assert fewer != folder
-    results = storage.read_document(fewer / "results.json", Results)
-    assert results is not None
-    assert [r.best_epoch for r in results.runs] == [1]
+    assert experiment(settings, DAY, products=400, epochs=1, methods=("tf-idf",), processes=1) != folder
 
 
 def test_methods_side_by_side_give_what_one_after_the_other_gives(settings: Settings) -> None:

@@ -110,7 +110,6 @@ def test_what_the_champion_learnt_from_is_left_out(made: tuple[Path, str, str], 
     here = [row for row in rows if row["side"] == "test"]
     fair = [row for row in here if row["family"] not in known]
     assert 1 < len(fair) < len(here)
-    assert compare(settings, third, good).products == len(fair)
     # A sibling of what it learnt from is no fair test either.
     fair[0]["family"] = next(iter(known))
     pq.write_table(pa.Table.from_pylist(rows, schema=found.schema), tables[third])

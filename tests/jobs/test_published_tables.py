@@ -268,16 +268,17 @@ def test_run_whose_day_a_backfill_rewrote_is_refused_before_anything_is_swapped(
     held = products_of(live(two_nights)) - {r["product_id"] for r in records}
     assert len(held) == len(unreadable) > 0
     write_raw(two_nights, DAY4, [*records[1:], *unreadable])
-    replaced = night.night(settings, DAY4)[0]
+    replaced = two_nights.read_ledger(steps_to("publish", settings, DAY4))
+    assert replaced is not None
     write_raw(two_nights, DAY4, [*records[2:], *unreadable])
     run_id = steps_to("tag", settings, DAY4)
     write_raw(two_nights, DAY3, [*records[3:], *unreadable])
-    night.night(settings, DAY3)
+    steps_to("publish", settings, DAY3)
     before = [path.read_bytes() for path in (two_nights.current, two_nights.history_index)]
     with pytest.raises(StalePlanError, match=f"Start the night of {DAY4} again"):
         publish.publish(settings, run_id)
     assert [path.read_bytes() for path in (two_nights.current, two_nights.history_index)] == before
-    night.night(settings, DAY4)
+    steps_to("publish", settings, DAY4)
     assert products_of(live(two_nights)) == {r["product_id"] for r in records[2:]} | held
     assert as_of(settings, DAY4) == live(two_nights)
     assert products_of(as_of(settings, DAY3)) == {r["product_id"] for r in records[3:]} | held
