@@ -285,10 +285,8 @@ def study_picture(repeats: int) -> None:
 
 def _judge_picture(attribute: Attribute, n: int, chosen: bool, rng: np.random.Generator) -> tuple[float, ...]:
     """Two answers that share some of their noise, each more or less sure than it should be; one of 20 texts errs."""
-    fused, alone = (
-        rng.uniform(2.5, 4.5),
-        rng.uniform(1, 3),
-    )  # how far the right value stands out, in standard deviations
+    # How far the right value stands out, in standard deviations.
+    fused, alone = rng.uniform(2.5, 4.5), rng.uniform(1, 3)
     lies, shared = rng.uniform(0.7, 2, 2), np.sqrt(rng.uniform(0, 1))
 
     def draw(m: int) -> tuple[Predictions, Predictions]:

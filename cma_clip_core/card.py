@@ -29,6 +29,7 @@ def model_card(
 ) -> str:
     """Return the model card as Markdown; `plots` are files beside it."""
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    counted = learnt(metrics)
     return f"""# Model {version}
 
 {_method(config)} for the taxonomy `{taxonomy.name}` ({taxonomy.fingerprint}): {len(taxonomy.attributes)}
@@ -46,9 +47,9 @@ validate, {metrics.test_examples:,} to test, of {metrics.families:,} families. T
 
 {one_model(metrics.test)}
 
-Mean recall at 90 % precision: {mean_of(learnt(metrics), "recall_at_90"):.3f}, on the silent labels alone
-{mean_of(learnt(metrics), "silent_recall_at_90"):.3f}; mean recall at the target precision:
-{mean_of(learnt(metrics), "recall_at_target"):.3f}; mean accuracy: {mean_of(learnt(metrics), "accuracy"):.3f}.
+Mean recall at 90 % precision: {mean_of(counted, "recall_at_90"):.3f}, on the silent labels alone
+{mean_of(counted, "silent_recall_at_90"):.3f}; mean recall at the target precision:
+{mean_of(counted, "recall_at_target"):.3f}; mean accuracy: {mean_of(counted, "accuracy"):.3f}.
 
 *Recall at 90 %* (in %) and *at target* are the paper's number, at the lowest threshold on the test products themselves
 whose precision reaches it; the range in brackets holds 95 % of {DRAWS:,} bootstrap draws of product families. *Silent*

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -13,42 +16,38 @@ class Scalars:
 
     def __init__(self, folder: Path | None, purge_step: int) -> None:
         """Begin to write; points from `purge_step` on, of a training that is gone on with, are taken back."""
-        self._writer = None
+        self._writer: Any = None
         if folder is None:
             return
         from torch.utils.tensorboard import SummaryWriter  # slow to load
 
-        try:
+        with self._ending_at_an_error():
             self._writer = SummaryWriter(str(folder), purge_step=purge_step)
-        except OSError as error:
-            self._stop(error)
 
     def add(self, values: dict[str, float], step: int) -> None:
         """Add a point to each of `values`, by name."""
-        try:
-            if self._writer is not None:
+        if self._writer is not None:
+            with self._ending_at_an_error():
                 for name, value in values.items():
                     self._writer.add_scalar(name, value, step)
-        except OSError as error:
-            self._stop(error)
 
     def flush(self) -> None:
         """See to it that what was added is on disk."""
-        try:
-            if self._writer is not None:
+        if self._writer is not None:
+            with self._ending_at_an_error():
                 self._writer.flush()
-        except OSError as error:
-            self._stop(error)
 
     def close(self) -> None:
         """Write what is left."""
-        try:
-            if self._writer is not None:
+        if self._writer is not None:
+            with self._ending_at_an_error():
                 self._writer.close()
-        except OSError as error:
-            self._stop(error)
         self._writer = None
 
-    def _stop(self, error: OSError) -> None:
-        log.warning("TensorBoard's logs end here, training goes on: %s", error)
-        self._writer = None
+    @contextlib.contextmanager
+    def _ending_at_an_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            log.warning("TensorBoard's logs end here, training goes on: %s", error)
+            self._writer = None
