@@ -30,9 +30,9 @@ from cma_clip_core.training import fit
 from tests.cma_clip_core import drawn
 
 
-def config(dropout: float) -> ModelConfig:
+def config(dropout: float, text_dropout: float) -> ModelConfig:
     """Without dropout nothing is drawn by torch: its numbers depend on how the rows are dealt out."""
-    document = drawn.config(epochs=2, batch_size=32, word_dropout=0.2, text_dropout=0.2).model_dump()
+    document = drawn.config(epochs=2, batch_size=32, word_dropout=0.2, text_dropout=text_dropout).model_dump()
     document["fusion"]["dropout"] = dropout
     document["backbone"]["patch_dropout"] = dropout
     # Odd, so that the processes have different numbers of rows.
@@ -73,6 +73,7 @@ def main(environment: dict[str, str], arguments: Sequence[str], says_steps: Conn
     parser.add_argument("examples", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--text-dropout", type=float, default=0.2)
     parser.add_argument("--work", type=Path, help="where checkpoints are, one at each step")
     parser.add_argument("--pretrain", action="store_true", help="train the towers on pairs")
     parser.add_argument("--kill-at", type=int, help="step before which every process is killed")
@@ -83,7 +84,7 @@ def main(environment: dict[str, str], arguments: Sequence[str], says_steps: Conn
         _before_steps(says_steps.send)
     torch.set_num_threads(1)
     world = distributed.join(torch.device("cpu"))
-    chosen_config = config(chosen.dropout)
+    chosen_config = config(chosen.dropout, chosen.text_dropout)
     index = drawn.index(chosen.examples, selection=chosen_config.selection)
     cpu, taxonomy = torch.device("cpu"), drawn.taxonomy()
     model: nn.Module
