@@ -249,7 +249,8 @@ def experiment(
     """Compare CMA-CLIP with raw and fine-tuned CLIP, its own ablations, and TF-IDF: recall at 90 % precision.
 
     All methods begin with the same towers (pretrained here, unless the configuration names some), see the same split, and
-    are judged by the same evaluator. Killed, it goes on where it was. Results: a table, plots, JSON.
+    are judged by the same evaluator: where they are trained with titles alone too (`title_only`), on both kinds of text.
+    Killed, it goes on where it was. Results: a table, plots, JSON.
     """
     from jobs.experiment import experiment as step
     from jobs.prepare import prepare_export

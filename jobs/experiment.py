@@ -1,5 +1,7 @@
 """The comparison of the paper on one's own catalog: all methods from one start, on one split, by one evaluator.
 
+Where training shows the models some products with their title alone (`title_only`), they are judged on both kinds of text:
+on all that is read, and on titles alone, with thresholds chosen for each. TF-IDF is fitted to each kind.
 Every method's predictions are kept, so that an experiment that is killed goes on with the methods it was at, and a training
 within them where its last checkpoint is. On a CPU the methods are trained side by side.
 """
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from cma_clip_core.examples import ExampleIndex
     from cma_clip_core.noise import Modality
     from cma_clip_core.predictions import Predictions
+    from cma_clip_core.splits import Side
     from schemas.taxonomy import Taxonomy
 
 log = logging.getLogger(__name__)
@@ -46,6 +49,8 @@ log = logging.getLogger(__name__)
 SHARES = (0.0, 0.2, 0.5, 1.0)  # of the products whose text or picture is swapped, as in the paper
 NOISY = ("late-concatenation", "cma-clip")  # the methods that this is tried on
 WHOLE = "cma-clip"
+_LAYOUT = 2  # of the predictions that are kept; others are of another experiment
+_JUDGED: tuple[Side, ...] = ("validation", "test")
 _THRESHOLDS: TypeAdapter[dict[str, Threshold]] = TypeAdapter(dict[str, Threshold])
 
 
@@ -58,20 +63,26 @@ class MethodRun(Strict):
     best_epoch: int
 
 
+class Judged(Strict):
+    """The methods on one kind of text."""
+
+    text_fields: tuple[str, ...]
+    methods: tuple[MethodMetrics, ...]
+    against_whole: dict[str, Difference | None]  # CMA-CLIP less each method, mean recall at 90 % precision, paired
+    against_whole_silent: dict[str, Difference | None]
+
+
 class Results(Strict):
     """An experiment's outcome."""
 
     labelled_set: str
     products: dict[str, int]  # by side
-    text_fields: tuple[str, ...]
     attributes: tuple[str, ...]
     not_learnt: dict[str, str]  # attribute: why; in no table and no mean
     left_out: dict[str, str]  # method, or pretraining: why it could not be run
     device: str
-    methods: tuple[MethodMetrics, ...]
+    texts: tuple[Judged, ...]  # first with all text that is read
     runs: tuple[MethodRun, ...]
-    against_whole: dict[str, Difference | None]  # CMA-CLIP less each method, mean recall at 90 % precision, paired
-    against_whole_silent: dict[str, Difference | None]
     noise: dict[str, dict[str, list[float]]]  # modality: method: mean recall at each of SHARES
     noise_by_attribute: dict[str, dict[str, list[float]]]  # of CMA-CLIP; modality: attribute: recall at each of SHARES
 
@@ -88,6 +99,15 @@ class _Setting:
     attributes: tuple[str, ...]
     not_learnt: dict[str, str]
     progress: bool
+
+    @property
+    def readings(self) -> dict[str, TextConfig]:
+        """What the methods are judged on, by the end of its name: all text, and titles alone if trained with both."""
+        text, training = self.base.text, self.base.training
+        found = {"": text}
+        if training.title_only and "text" not in training.freeze and "title" in text.fields and len(text.fields) > 1:
+            found["-title"] = text.model_copy(update={"fields": ("title",)})
+        return found
 
 
 def experiment(
@@ -142,7 +162,8 @@ def experiment(
         index = read_index(labelled.table, lake.root)
         if products is not None:
             index = index.sample(products)
-        parts = [labelled.manifest.set_id, index.fingerprint, base.model_dump(mode="json"), taxonomy.fingerprint]
+        learnt_from = [labelled.manifest.set_id, index.fingerprint]
+        parts = [_LAYOUT, *learnt_from, base.model_dump(mode="json"), taxonomy.fingerprint]
         name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
         folder = lake.experiments / f"ds={ds}" / f"experiment={name}"
         not_learnt = find_unlearnable(index, ClassLayout(taxonomy), base.selection.least_labels)
@@ -165,9 +186,7 @@ class _Found:
     """What is known of a method."""
 
     run: MethodRun
-    validation: dict[str, Predictions]
-    test: dict[str, Predictions]
-    noisy: dict[tuple[Modality, float], dict[str, Predictions]]
+    sides: dict[str, dict[str, Predictions]]  # by the name of what was seen ("test", "test-title", ...) and attribute
 
 
 def _run(setting: _Setting, methods: Sequence[str], processes: int | None) -> tuple[dict[str, _Found], dict[str, str]]:
@@ -257,8 +276,9 @@ def _method(setting: _Setting, method: str, towers: Path | None) -> None:
     model, fitted = fit(config, setting.taxonomy, setting.index, setting.device, folder=work, progress=setting.progress)
     layout, tokenizer = ClassLayout(setting.taxonomy), Tokenizer(config)
 
-    def tested(noise: Noise | None = None) -> dict[str, Predictions]:
-        return evaluate(model, setting.index, "test", config, layout, tokenizer, setting.device, noise=noise)
+    def said(side: Side, text: TextConfig, noise: Noise | None = None) -> dict[str, Predictions]:
+        reading = config.model_copy(update={"text": text})
+        return evaluate(model, setting.index, side, reading, layout, tokenizer, setting.device, noise=noise)
 
     seconds = sum(epoch.seconds for epoch in fitted.epochs)
     examples = sum(epoch.examples for epoch in fitted.epochs)
@@ -266,8 +286,13 @@ def _method(setting: _Setting, method: str, towers: Path | None) -> None:
         method=method, seconds=seconds, examples_per_second=examples / seconds if seconds else 0.0,
         best_epoch=fitted.best_epoch,
     )  # fmt: skip
-    noisy = {key: tested(Noise(*key)) for key in _noises(method)}
-    _keep(setting, _Found(run, fitted.validation, tested(), noisy))
+    sides = {"validation": fitted.validation}
+    for end, text in setting.readings.items():
+        if end:
+            sides[f"validation{end}"] = said("validation", text)
+        sides[f"test{end}"] = said("test", text)
+    sides |= {_noisy_name(*key): said("test", setting.base.text, Noise(*key)) for key in _noises(method)}
+    _keep(setting, _Found(run, sides))
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -275,24 +300,24 @@ def _baseline(setting: _Setting, method: str) -> None:
     from cma_clip_core.baseline import fit_text_baseline
     from cma_clip_core.classes import ClassLayout
 
-    start = time.perf_counter()
-    baseline = fit_text_baseline(
-        setting.index, ClassLayout(setting.taxonomy), setting.base.text, not_learnt=setting.not_learnt,
-        progress=setting.progress,
-    )  # fmt: skip
-    seconds = time.perf_counter() - start
+    sides, seconds = {}, 0.0
+    for end, text in setting.readings.items():
+        start = time.perf_counter()
+        baseline = fit_text_baseline(
+            setting.index, ClassLayout(setting.taxonomy), text, not_learnt=setting.not_learnt, progress=setting.progress
+        )
+        seconds = seconds or time.perf_counter() - start  # of all text
+        for side in _JUDGED:
+            sides[f"{side}{end}"] = baseline.predict(setting.index, side)
     run = MethodRun(
         method=method, seconds=seconds, examples_per_second=setting.index.count("train") / seconds, best_epoch=0
     )
-    found = _Found(run, baseline.predict(setting.index, "validation"), baseline.predict(setting.index, "test"), {})
-    _keep(setting, found)
+    _keep(setting, _Found(run, sides))
 
 
 def _keep(setting: _Setting, found: _Found) -> None:
     folder = setting.folder / "predictions" / found.run.method
-    sides = {"validation": found.validation, "test": found.test}
-    sides |= {_noisy_name(*key): predictions for key, predictions in found.noisy.items()}
-    for name, predictions in sides.items():
+    for name, predictions in found.sides.items():
         for attribute, p in predictions.items():
             storage.write_bytes(folder / name / f"{attribute}.npz", p.to_bytes())
     storage.write_document(folder / "run.json", found.run)  # last: the method is done
@@ -327,64 +352,77 @@ def _read(setting: _Setting, method: str) -> _Found | None:
             for a in setting.taxonomy.attributes
         }
 
-    noisy = {key: side(_noisy_name(*key)) for key in _noises(method)}
-    return _Found(run, side("validation"), side("test"), noisy)
+    names = [f"{judged}{end}" for end in setting.readings for judged in _JUDGED]
+    names += [_noisy_name(*key) for key in _noises(method)]
+    return _Found(run, {name: side(name) for name in names})
 
 
-def _write(setting: _Setting, labelled_set: str, found: dict[str, _Found], left_out: dict[str, str]) -> None:
-    """Judge the methods, and write tables, plots and numbers."""
-    from cma_clip_core import plots, tables
+def _judge(
+    setting: _Setting, found: dict[str, _Found], end: str
+) -> tuple[Judged, dict[str, dict[str, Threshold]], dict[str, dict[str, Predictions]]]:
+    """Judge the methods on one kind of text; return that, and each method's thresholds and predictions on test."""
     from cma_clip_core.bootstrap import difference, draw_recalls, with_intervals
     from cma_clip_core.calibration import fit_temperature
     from cma_clip_core.methods import LABELS
     from cma_clip_core.metrics import judge_all, method_metrics
     from cma_clip_core.promise import choose_threshold
 
-    fields = setting.base.text.fields
-    wanted = setting.attributes
-    thresholds = {
-        method: {
-            a: choose_threshold(f.validation[a], fit_temperature(f.validation[a]), setting.base.selection)
-            for a in wanted
-        }
-        for method, f in found.items()
-    }
-    tests = {method: {a: f.test[a] for a in wanted} for method, f in found.items()}
+    fields = setting.readings[end].fields
+    wanted, selection = setting.attributes, setting.base.selection
+    thresholds, tests = {}, {}
+    for method, f in found.items():
+        validation = f.sides[f"validation{end}"]
+        thresholds[method] = {a: choose_threshold(p := validation[a], fit_temperature(p), selection) for a in wanted}
+        tests[method] = {a: f.sides[f"test{end}"][a] for a in wanted}
     draws = draw_recalls(tests, thresholds, fields)
-    metrics = [
-        with_intervals(method_metrics(LABELS[m], judge_all(tests[m], thresholds[m], fields)), draws[m]) for m in found
-    ]
+    others = [m for m in found if m != WHOLE] if WHOLE in found else []
+    judged = Judged(
+        text_fields=fields,
+        methods=tuple(
+            with_intervals(method_metrics(LABELS[m], judge_all(tests[m], thresholds[m], fields)), draws[m])
+            for m in found
+        ),
+        against_whole={m: difference(draws[WHOLE].mean_all(), draws[m].mean_all()) for m in others},
+        against_whole_silent={m: difference(draws[WHOLE].mean_silent(), draws[m].mean_silent()) for m in others},
+    )
+    return judged, thresholds, tests
+
+
+def _write(setting: _Setting, labelled_set: str, found: dict[str, _Found], left_out: dict[str, str]) -> None:
+    """Judge the methods, and write tables, plots and numbers."""
+    from cma_clip_core import plots, tables
+    from cma_clip_core.methods import LABELS
+    from cma_clip_core.metrics import judge_all, method_metrics
+
+    wanted = setting.attributes
+    (full, thresholds, tests), *others = (_judge(setting, found, end) for end in setting.readings)
     noise: dict[str, dict[str, list[float]]] = {"text": {}, "image": {}}
     by_attribute: dict[str, dict[str, list[float]]] = {"text": {}, "image": {}}
     for method, f in found.items():
-        for modality in noise if f.noisy else ():
-            series = [tests[method], *(f.noisy[modality, share] for share in SHARES if share)]  # type: ignore[index]
-            judged = [judge_all({a: p[a] for a in wanted}, thresholds[method], fields) for p in series]
+        for modality in ("text", "image") if _noises(method) else ():
+            series = [tests[method], *(f.sides[_noisy_name(modality, share)] for share in SHARES if share)]
+            judged = [judge_all({a: p[a] for a in wanted}, thresholds[method], full.text_fields) for p in series]
             noise[modality][LABELS[method]] = [method_metrics(method, j).mean_recall_at_90 or 0.0 for j in judged]
             if method == WHOLE:
                 by_attribute[modality] = {a: [j[a].recall_at_90 or 0.0 for j in judged] for a in wanted}
-    others = [m for m in found if m != WHOLE] if WHOLE in found else []
     results = Results(
         labelled_set=labelled_set,
         products={side: setting.index.count(side) for side in ("train", "validation", "test")},
-        text_fields=fields,
         attributes=wanted,
         not_learnt=setting.not_learnt,
         left_out=left_out,
         device=str(setting.device),
-        methods=tuple(metrics),
+        texts=(full, *(judged for judged, _, _ in others)),
         runs=tuple(f.run for f in found.values()),
-        against_whole={m: difference(draws[WHOLE].mean_all(), draws[m].mean_all()) for m in others},
-        against_whole_silent={m: difference(draws[WHOLE].mean_silent(), draws[m].mean_silent()) for m in others},
         noise=noise,
         noise_by_attribute=by_attribute,
     )
     folder = setting.folder
     storage.write_document(folder / "results.json", results)
-    text = _markdown(results, tables.comparison(metrics))
+    text = _markdown(results)
     storage.write_bytes(folder / "results.md", text.encode())
     if WHOLE in found:
-        whole = metrics[list(found).index(WHOLE)].attributes
+        whole = full.methods[list(found).index(WHOLE)].attributes
         plots.precision_recall(folder / "precision_recall.svg", tests[WHOLE], thresholds[WHOLE])
         plots.calibration(folder / "calibration.svg", tests[WHOLE], thresholds[WHOLE])
         plots.modality_weights(folder / "modality_weights.svg", whole, {a: setting.taxonomy[a].label for a in wanted})
@@ -397,9 +435,9 @@ def _write(setting: _Setting, labelled_set: str, found: dict[str, _Found], left_
     print(text)
 
 
-def _markdown(results: Results, comparison: str) -> str:
+def _markdown(results: Results) -> str:
     from cma_clip_core.methods import LABELS
-    from cma_clip_core.tables import markdown, number
+    from cma_clip_core.tables import comparison, markdown, number
 
     def points(d: Difference | None) -> str:
         if d is None:
@@ -407,10 +445,6 @@ def _markdown(results: Results, comparison: str) -> str:
         return f"{100 * d.mean:+.1f} ({100 * d.interval.low:+.1f} to {100 * d.interval.high:+.1f})"
 
     sides = ", ".join(f"{n:,} {side}" for side, n in results.products.items())
-    margins = markdown(
-        ["CMA-CLIP less", "points of mean recall", "on silent labels"],
-        [[LABELS[m], points(d), points(results.against_whole_silent.get(m))] for m, d in results.against_whole.items()],
-    )
     noise = markdown(
         ["swapped", "method", *(f"{100 * share:.0f} %" for share in SHARES)],
         [
@@ -434,16 +468,28 @@ def _markdown(results: Results, comparison: str) -> str:
             for r in results.runs
         ],
     )
-    promises = markdown(
-        ["method", "precision promised by its thresholds, on test"],
-        [[m.method, m.promise.words()] for m in results.methods if m.promise is not None],
-    )
+
+    def on(judged: Judged) -> list[str]:
+        margins = [
+            [LABELS[m], points(d), points(judged.against_whole_silent.get(m))] for m, d in judged.against_whole.items()
+        ]
+        promises = [[m.method, m.promise.words()] for m in judged.methods if m.promise is not None]
+        return [
+            f"## Text: {', '.join(judged.text_fields)}",
+            comparison(judged.methods),
+            markdown(["CMA-CLIP less", "points of mean recall", "on silent labels"], margins),
+            markdown(["method", "precision promised by its thresholds, on test"], promises),
+        ]
+
     notes = [f"{name} is not learnt, nor in any mean: {why}" for name, why in results.not_learnt.items()]
     notes += [f"{what}: {why}" for what, why in results.left_out.items()]
     left_out = "".join(f"\n{note}.\n" for note in notes)
-    return (
-        f"Recall at 90 % precision, in %, on the test side; text: {', '.join(results.text_fields)}; products: {sides}; "
-        f"labelled set {results.labelled_set}; {results.device}.\n{left_out}\n"
-        + "\n\n".join([comparison, margins, noise, by_attribute, promises, cost])
-        + "\n"
+    head = (
+        f"Recall at 90 % precision, in %, on the test side; products: {sides}; labelled set {results.labelled_set}; "
+        f"{results.device}.\n{left_out}"
     )
+    swapped = f"## Texts or pictures swapped with another product's; text: {', '.join(results.texts[0].text_fields)}"
+    parts = [head, *(part for judged in results.texts for part in on(judged))]
+    if any(results.noise.values()):
+        parts += [swapped, noise, by_attribute]
+    return "\n\n".join([*parts, "## Training", cost]) + "\n"

@@ -178,10 +178,13 @@ def test_towers_that_do_not_fit_say_how(pretrained: Path, tmp_path: Path) -> Non
 
 
 def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
-    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(drawn.config(title_only=0.5).model_dump(mode="json")))
+    settings = settings.model_copy(update={"model_config_name": str(tmp_path / "both.yaml")})
     options = {
-        "products": 420, "attributes": ("colour", "pattern"), "text": ("title", "description"), "processes": 1,
+        "products": 420, "attributes": ("colour", "pattern", "material"), "text": ("title", "description"),
+        "processes": 1,
     }  # fmt: skip
 
     def killed(*_: object) -> None:
@@ -195,9 +198,9 @@ def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
     folder = experiment(settings, DAY, **options)  # type: ignore[arg-type]
     results = storage.read_document(folder / "results.json", Results)
     assert results is not None
-    assert [m.method for m in results.methods] == list(LABELS.values())
+    assert [m.method for m in results.texts[0].methods] == list(LABELS.values())
     assert sum(results.products.values()) <= 425
-    by_name = dict(zip(LABELS, results.methods, strict=True))
+    by_name = dict(zip(LABELS, results.texts[0].methods, strict=True))
     # The drawn colour is in the picture alone, the pattern in the text alone.
     for blind in ("tf-idf", "text-tower"):
         assert (by_name[blind].attributes["colour"].accuracy or 0) < 0.55
@@ -205,7 +208,17 @@ def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
     assert (by_name["picture-tower"].attributes["pattern"].accuracy or 0) < 0.55
     assert (by_name["cma-clip"].attributes["colour"].accuracy or 0) > 0.6
     assert results.runs[list(LABELS).index("raw-clip")].seconds == 0
-    assert set(results.against_whole) == set(LABELS) - {"cma-clip"}
+    # Trained with both, judged on both kinds of text; a material is named in descriptions alone.
+    assert [judged.text_fields for judged in results.texts] == [("title", "description"), ("title",)]
+    full, title = (dict(zip(LABELS, judged.methods, strict=True)) for judged in results.texts)
+    for method in ("tf-idf", "text-tower", "cma-clip"):
+        assert (title[method].attributes["pattern"].accuracy or 0) > 0.6
+        material = [of[method].attributes["material"] for of in (full, title)]
+        assert material[0].n_silent < material[1].n_silent == material[1].n
+    assert (full["tf-idf"].attributes["material"].accuracy or 0) > 0.9
+    assert (title["tf-idf"].attributes["material"].accuracy or 0) < 0.6
+    assert title["picture-tower"].attributes["colour"].accuracy == full["picture-tower"].attributes["colour"].accuracy
+    assert set(results.texts[0].against_whole) == set(LABELS) - {"cma-clip"}
     assert all(len(series) == 4 for methods in results.noise.values() for series in methods.values())
     # The colour is lost with the pictures, the pattern with the texts.
     lost = {m: {a: r[0] - r[-1] for a, r in by.items()} for m, by in results.noise_by_attribute.items()}
@@ -213,6 +226,7 @@ def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
     assert lost["text"]["pattern"] > lost["image"]["pattern"]
     table = (folder / "results.md").read_text()
     assert all(f"| {label} |" in table for label in LABELS.values())
+    assert table.index("## Text: title, description") < table.index("## Text: title\n")
     assert {p.name for p in folder.glob("*.svg")} == {
         "precision_recall.svg", "calibration.svg", "modality_weights.svg", "robustness.svg",
     }  # fmt: skip
@@ -231,7 +245,7 @@ def test_results_are_of_all_methods_run_so_far(settings: Settings) -> None:
     assert experiment(settings, DAY, products=400, methods=("tf-idf",), processes=1) == folder
     results = storage.read_document(folder / "results.json", Results)
     assert results is not None
-    assert [m.method for m in results.methods] == [LABELS["raw-clip"], LABELS["tf-idf"]]
+    assert [m.method for m in results.texts[0].methods] == [LABELS["raw-clip"], LABELS["tf-idf"]]
     assert [r.method for r in results.runs] == ["raw-clip", "tf-idf"]
     assert experiment(settings, DAY, products=400, epochs=1, methods=("tf-idf",), processes=1) != folder
 
@@ -318,11 +332,11 @@ def test_without_any_picture_all_methods_begin_from_scratch(tmp_path: Path, capl
     assert "pretraining: no two products on the train side have both a picture and a text" in caplog.text
     results = storage.read_document(folder / "results.json", Results)
     assert results is not None
-    assert len(results.methods) == 3
+    assert len(results.texts[0].methods) == 3
     assert results.left_out["pretraining"].endswith("all methods begin from scratch")
     assert results.not_learnt.keys() == {"pattern"}
     assert results.attributes == ("article_type", "colour", "material")
-    for method in results.methods:
+    for method in results.texts[0].methods:
         recalls = [m.recall_at_90 or 0 for m in method.attributes.values()]
         assert len(recalls) == 3
         assert method.mean_recall_at_90 == pytest.approx(sum(recalls) / 3)
@@ -343,7 +357,7 @@ def test_without_any_text_the_text_baseline_is_left_out(tmp_path: Path) -> None:
     folder = experiment(settings, DAY, methods=("tf-idf", "raw-clip"), processes=1)
     results = storage.read_document(folder / "results.json", Results)
     assert results is not None
-    assert [m.method for m in results.methods] == [LABELS["raw-clip"]]
+    assert [m.method for m in results.texts[0].methods] == [LABELS["raw-clip"]]
     assert LABELS["tf-idf"] in results.left_out
     assert "it is left out" in (folder / "results.md").read_text()
 
