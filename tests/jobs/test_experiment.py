@@ -251,7 +251,7 @@ def test_results_are_of_all_methods_run_so_far(settings: Settings) -> None:
 
 
 def test_methods_side_by_side_give_what_one_after_the_other_gives(settings: Settings) -> None:
-    options = {"products": 300, "methods": ("tf-idf", "raw-clip", "picture-tower")}
+    options = {"products": 250, "methods": ("tf-idf", "raw-clip", "picture-tower")}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each process has one core of two
     try:

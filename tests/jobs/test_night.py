@@ -292,7 +292,7 @@ def test_publish_killed_before_any_write(
         assert live(lake) == as_of(settings, DAY2) == second, n
         n += 1
     assert n == 6  # manifest, the index that is left, the index, the pointer, the ledger, the step's cost
-    for n in (1, 3, 4):  # before the swap, in its middle, after it: what the next night finds
+    for n in (1, 3):  # before the swap, and in its middle: what the next night finds
         shutil.rmtree(lake.root)
         (tmp_path / f"killed-{n}").rename(lake.root)
         steps_to("publish", settings, DAY3)

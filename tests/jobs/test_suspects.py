@@ -41,7 +41,7 @@ def test_planted_errors_are_found_by_models_that_never_saw_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(tmp_path)
-    table, wrong = spoiled(900, 30, only_pattern="Solid")
+    table, wrong = spoiled(600, 20, only_pattern="Solid")
     add_examples(Lake(settings.root), RUN, table)
     calls = []
 
