@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from datetime import datetime
@@ -30,6 +29,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.documents import Threshold
 from cma_clip_core.errors import ModelError
+from cma_clip_core.versions import TAXONOMY as TAXONOMY
+from cma_clip_core.versions import is_version
+from cma_clip_core.versions import list_versions as list_versions
 from schemas.loading import ContractError, parse_yaml
 from schemas.taxonomy import Taxonomy
 
@@ -38,24 +40,12 @@ if TYPE_CHECKING:
 
     from cma_clip_core.training import Trained
 
-WEIGHTS, CONFIG, TAXONOMY = "model.safetensors", "config.json", "taxonomy.yaml"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 THRESHOLDS, METRICS, CARD, SUMS = "thresholds.json", "metrics.json", "MODEL_CARD.md", "SHA256SUMS"
 PRECISION_RECALL, CALIBRATION, MODALITY_WEIGHTS = "precision_recall.svg", "calibration.svg", "modality_weights.svg"
 
 _THRESHOLDS: TypeAdapter[dict[str, Threshold]] = TypeAdapter(dict[str, Threshold])
 Document = TypeVar("Document", bound=BaseModel)
-
-
-def is_version(name: str) -> bool:
-    """Whether `name` could name a model version: the day it was made and eight hex digits of the hash of its hashes."""
-    return re.fullmatch(r"\d{8}-[0-9a-f]{8}", name) is not None
-
-
-def list_versions(models: Path) -> list[str]:
-    """Return the versions in the folder `models`, oldest first."""
-    if not models.is_dir():
-        return []
-    return sorted(path.name for path in models.iterdir() if is_version(path.name) and path.is_dir())
 
 
 def read_config(folder: Path) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""What the DAGs share: the operator that runs a job's command, and the day a run is for. No DAG of its own."""
+"""The operator that runs a job's command, and the link to the page that it wrote. No DAG of its own."""
 
 from __future__ import annotations
 
@@ -10,16 +10,35 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import BaseOperator, Context
+from airflow.sdk import BaseOperator, BaseOperatorLink, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from jobs.lake import Lake
+from jobs.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WRONG_INPUT = 2  # exit code of a step whose input or settings are wrong: to try again would change nothing
 GRACE_SECONDS = 10
+# A bar of progress that is drawn anew ten times a second is a line of the log each time.
+LINES_OF_PROGRESS = {"TAGGING_PROGRESS": "true", "TQDM_MININTERVAL": "30", "TQDM_ASCII": "true", "TQDM_NCOLS": "100"}
+
+
+class ReportLink(BaseOperatorLink):
+    """The button *Report* of a task: the page that its step wrote, served by the plugin in `dags/plugins`."""
+
+    name = "Report"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:  # noqa: ARG002 - the interface's
+        """Return the page's address; empty where the step wrote none."""
+        result = getattr(operator, "result", None) or {}
+        page = result.get("report") or result.get("page")
+        root = Lake(Settings().root).root
+        if not page or not Path(page).is_relative_to(root):
+            return ""
+        return f"{os.environ.get('TAGGING_REPORTS_URL', '/catalog').rstrip('/')}/{Path(page).relative_to(root)}"
 
 
 class JobOperator(BaseOperator):
@@ -30,22 +49,30 @@ class JobOperator(BaseOperator):
     """
 
     template_fields: Sequence[str] = ("arguments", "shard")
+    operator_extra_links = (ReportLink(),)
 
     def __init__(self, *, arguments: list[Any], shard: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.arguments = arguments
         self.shard = shard  # of a mapped task
+        self.result: dict[str, Any] = {}
         self._process: subprocess.Popen[str] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Run the step. Raises AirflowFailException, which is not retried, where its input or settings are wrong."""
-        arguments = [str(argument) for argument in self.arguments]
+        """Run the step. An empty argument is left out.
+
+        Raises:
+            AirflowFailException: its input or settings are wrong; it is not tried again.
+            AirflowException: anything else; it is.
+        """
+        arguments = [text for argument in self.arguments if (text := str(argument))]
         if self.shard is not None:
             arguments += ["--shard", str(self.shard)]
         self.log.info("python -m jobs %s", " ".join(arguments))
         self._process = process = subprocess.Popen(
             [sys.executable, "-m", "jobs", *arguments],
             cwd=REPOSITORY,
+            env=LINES_OF_PROGRESS | os.environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -68,7 +95,7 @@ class JobOperator(BaseOperator):
             raise AirflowFailException(last)
         if code != 0:
             raise AirflowException(f"{arguments[0]} ended with exit code {code}: {last}")
-        result: dict[str, Any] = json.loads(output[-1])
+        self.result = result = json.loads(output[-1])
         for asset in self.outlets:
             context["outlet_events"][asset].extra = result
         return result
@@ -83,25 +110,3 @@ class JobOperator(BaseOperator):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_SECONDS)
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def partition_day(ds: str | None, interval_start: datetime | None) -> str:
-    """Return the day a run is for: the one asked for, else the day on which its data interval starts.
-
-    Raises:
-        AirflowFailException: where there is neither, or `ds` is no day.
-    """
-    if not ds and interval_start is None:
-        raise AirflowFailException(
-            "this run has no data interval, so its day is unknown: trigger it with ds=YYYY-MM-DD"
-        )
-    if not ds:
-        assert interval_start is not None
-        return interval_start.astimezone(UTC).date().isoformat()
-    try:
-        # fromisoformat also reads 20261120 and 2026-W47-5: a partition has one spelling
-        if datetime.fromisoformat(ds).date().isoformat() != ds:
-            raise ValueError
-    except ValueError:
-        raise AirflowFailException(f"ds={ds!r} is not a day; write it as 2026-11-20") from None
-    return ds

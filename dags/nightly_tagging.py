@@ -1,16 +1,18 @@
 """Tags the day's catalog and publishes the attribute tables.
 
-Every night at 02:00 UTC the run takes the day that has just ended: it checks the day's records, freezes a plan of what
-is new, changed or removed, makes the examples, predicts them shard by shard on the GPU queue, publishes the attribute
-tables in one atomic swap, and writes a report.
+Every night at 02:00 UTC the run takes the day that has just ended: it waits for the day's export, checks its records,
+freezes a plan of what is new, changed or removed, makes the examples, predicts them shard by shard on the GPU queue,
+publishes the attribute tables in one atomic swap, and writes a report.
 
-* **Another day**: trigger the DAG with `ds`, or use *Backfill* for a range, with one active run. An old day changes
-  the history alone; it never replaces newer values in the tables.
+* **Another day**: trigger the DAG with `ds`. **Several days**: trigger *backfill_tagging*, whose form has all that can be
+  chosen, or use *Backfill* here, with one active run. An old day changes the history alone; it never replaces newer
+  values in the tables.
 * **Everything again**: trigger it with `retag`. A new champion model does that by itself.
 * **A night that failed**: read the last lines of the failed task's log, put the cause right, and clear the task. What
   is done is skipped. Exit code 2 of a step means that its input or its settings are wrong: it is not retried.
 
-Each task runs one step of the command line, `python -m jobs <step>`, with the worker's TAGGING_* settings.
+Each task runs one step of the command line, `python -m jobs <step>`, with the worker's TAGGING_* settings. The buttons
+*Report* of `validate` and `report` open Data Docs and the night's page; the ledger is the result (*XCom*) of `publish`.
 """
 
 from __future__ import annotations
@@ -19,10 +21,29 @@ import os
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from airflow.sdk import Asset, CronDataIntervalTimetable, Param, TriggerRule, dag, task
-from job_operator import JobOperator, partition_day  # Airflow puts the folder of the DAGs on the path
+from airflow.sdk import (
+    Asset,
+    CronDataIntervalTimetable,
+    DeadlineAlert,
+    DeadlineReference,
+    Param,
+    SyncCallback,
+    TriggerRule,
+    dag,
+    task,
+)
+from export_sensor import ExportSensor  # Airflow puts the folder of the DAGs on the path
+from house import DEFAULTS, partition_day
+from job_operator import JobOperator
+
+from jobs import choices
+from jobs.settings import Settings
 
 ATTRIBUTE_TABLES = Asset("attribute_tables")
+CHAMPION = "champion"
+SETTINGS = Settings()
+# Left out where it is not set: `airflow dags test` (3.3.2) fails on a DAG that has a deadline.
+LATE = os.environ.get("TAGGING_LATE_AFTER_MINUTES")
 
 
 @dag(
@@ -33,6 +54,7 @@ ATTRIBUTE_TABLES = Asset("attribute_tables")
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
     max_active_runs=1,
+    dagrun_timeout=timedelta(hours=23),
     tags=["catalog", "tagging"],
     params={
         "ds": Param(
@@ -45,15 +67,32 @@ ATTRIBUTE_TABLES = Asset("attribute_tables")
         "retag": Param(
             False, type="boolean", title="Tag every product again", description="Also those that did not change."
         ),
+        "model": Param(
+            CHAMPION,
+            type="string",
+            enum=[CHAMPION, *choices.model_versions(SETTINGS)],
+            title="Model version",
+            description="With another one than the champion, products of another version are tagged again.",
+        ),
+        "attributes": Param(
+            [],
+            type="array",
+            items={"type": "string"},
+            examples=choices.attributes(SETTINGS),
+            title="Attributes",
+            description="Of products that did not change, tag these alone again. Empty: all. New and changed products "
+            "are always tagged whole.",
+        ),
     },
-    default_args={
-        "owner": "catalog",
-        "retries": 2,
-        "retry_delay": timedelta(seconds=float(os.environ.get("TAGGING_RETRY_DELAY", "60"))),
-        "retry_exponential_backoff": 2.0,
-        "max_retry_delay": timedelta(minutes=15),
-        "execution_timeout": timedelta(hours=2),
-    },
+    default_args=DEFAULTS,
+    deadline=DeadlineAlert(
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        interval=timedelta(minutes=float(LATE)),
+        callback=SyncCallback("jobs.alerts.late", kwargs={"minutes": float(LATE)}),
+        name="the night is late",
+    )
+    if LATE
+    else None,
 )
 def nightly_tagging() -> None:
     @task(doc_md="Settles the day once: `ds` where it is given, else the day on which the data interval starts.")
@@ -71,6 +110,14 @@ def nightly_tagging() -> None:
         return "preprocess" if to_preprocess else "tag"
 
     day = resolve_day()
+    wait_for_export = ExportSensor(
+        task_id="wait_for_export",
+        day="{{ ti.xcom_pull(task_ids='resolve_day') }}",
+        poke_interval=float(os.environ.get("TAGGING_EXPORT_POKE_SECONDS", "60")),
+        timeout=3600 * float(os.environ.get("TAGGING_EXPORT_WAIT_HOURS", "6")),
+        execution_timeout=timedelta(days=1),
+        doc_md="Waits, deferred, until the day's export is complete: its manifest is written last.",
+    )
     validate = JobOperator(
         task_id="validate",
         arguments=["validate", "--ds", day],
@@ -78,7 +125,14 @@ def nightly_tagging() -> None:
     )
     plan = JobOperator(
         task_id="plan",
-        arguments=["plan", "--ds", day, "{{ '--retag' if params.retag else '--no-retag' }}"],
+        arguments=[
+            "plan",
+            "--ds",
+            day,
+            "{{ '--retag' if params.retag else '--no-retag' }}",
+            f"{{{{ '' if params.model == '{CHAMPION}' else '--model=' ~ params.model }}}}",
+            "{{ '--attributes=' ~ params.attributes | join(',') if params.attributes else '' }}",
+        ],
         multiple_outputs=True,
         doc_md="Compares the day with what is published and freezes the work, cut into shards. Its result is the run id.",
     )
@@ -105,16 +159,17 @@ def nightly_tagging() -> None:
         arguments=["publish", "--run", run_id],
         outlets=[ATTRIBUTE_TABLES],
         trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
-        doc_md="Writes and audits the new tables, then swaps them in; fails where a shard is missing or a row is lost.",
+        doc_md="Writes and audits the new tables, then swaps them in; fails where a shard is missing or a row is lost. "
+        "Its result is the night's ledger.",
     )
     report = JobOperator(
         task_id="report",
         arguments=["report", "--run", run_id],
         execution_timeout=timedelta(minutes=30),
-        doc_md="Writes the run's report: one HTML page. Its result is the page's path.",
+        doc_md="Writes the run's report: one HTML page, behind the button *Report*.",
     )
 
-    validate >> plan
+    day >> wait_for_export >> validate >> plan
     branched >> [preprocess, tag, publish]
     preprocess >> tag >> publish >> report
 

@@ -145,8 +145,17 @@ def validate(context: typer.Context, ds: Ds) -> None:
     """Check a day's records: quarantine the bad ones with their reasons, stop where the batch is not to be trusted."""
     from jobs.validate import validate as step
 
-    result = step(_settings(context), ds)
-    _print({"ds": ds, "valid": result.valid, "quarantined": result.quarantined, "unparsable": result.unparsable})
+    settings = _settings(context)
+    result = step(settings, ds)
+    _print(
+        {
+            "ds": ds,
+            "valid": result.valid,
+            "quarantined": result.quarantined,
+            "unparsable": result.unparsable,
+            "report": str(settings.root / result.data_docs_path),
+        }
+    )
 
 
 @app.command()
@@ -322,10 +331,21 @@ def tag(
 @app.command()
 def publish(context: typer.Context, run: Run) -> None:
     """Merge a run's predictions into the tables and the history: write, audit, then one atomic swap; then the ledger."""
+    from jobs.lake import Lake
     from jobs.publish import publish as step
 
-    ledger = step(_settings(context), run)
-    _print({"run_id": run, "products": ledger.published_products, "rows": ledger.published_rows})
+    settings = _settings(context)
+    ledger = step(settings, run)
+    manifest = Lake(settings.root).run(run) / "manifest.json"
+    _print(
+        {
+            "run_id": run,
+            "products": ledger.published_products,
+            "rows": ledger.published_rows,
+            "manifest": str(manifest) if manifest.exists() else None,  # none: nothing changed
+            "ledger": ledger.model_dump(mode="json"),
+        }
+    )
 
 
 @app.command()
@@ -369,6 +389,25 @@ def demo(
     step(_settings(context), folder, catalog, mapping)
 
 
+@app.command()
+def airflow(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Option(help="Airflow's home: its database, logs and password.")] = Path(".airflow"),
+    port: Annotated[int, typer.Option(help="Port of the UI, on this machine alone.", min=1)] = 8080,
+    only_set_up: Annotated[
+        bool,
+        typer.Option("--only-set-up", help="Make pools and connections in the Airflow of the environment, and end."),
+    ] = False,
+) -> None:
+    """Start Airflow with the DAGs on this machine and print its address and login; Ctrl-C ends all of it."""
+    from jobs import standalone
+
+    if only_set_up:
+        standalone.set_up(_settings(context), dict(os.environ))
+    else:
+        standalone.start(_settings(context), folder, port)
+
+
 @tables_app.callback(invoke_without_command=True)
 def tables(
     context: typer.Context,
@@ -409,6 +448,20 @@ def models_show(context: typer.Context, version: Version) -> None:
     show_model(_settings(context), version)
 
 
+@models_app.command("judge")
+def models_judge(context: typer.Context, version: Version) -> None:
+    """Judge a model version against the champion, as `promote` does, and change nothing.
+
+    The last line is JSON: `accepted`, and the `verdict` in words. Where there is no champion yet, the version is accepted.
+    """
+    from jobs.promotion import judge as step
+
+    verdict = step(_settings(context), version)
+    words = "\n".join(verdict.lines()) if verdict else f"there is no other champion to compare {version} with"
+    print(words)
+    _print({"model_version": version, "accepted": verdict is None or verdict.accepted, "verdict": words})
+
+
 @models_app.command("promote")
 def models_promote(
     context: typer.Context,
@@ -424,6 +477,7 @@ def models_promote(
 
     verdict = step(_settings(context), version, force=force)
     print("\n".join(verdict.lines()) if verdict else f"{version} is the champion")
+    _print({"champion": version})
 
 
 @models_app.command("rollback")

@@ -21,7 +21,7 @@ from typing import Any
 
 import duckdb
 
-from jobs import parquet, sql
+from jobs import parquet, sql, standalone
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.report.text import plain
@@ -170,20 +170,19 @@ def _environment(settings: Settings, folder: Path, *, real: bool) -> dict[str, s
     defaults: dict[str, Any] = {"taxonomy": name, "model_config_name": name, "progress": False}
     if not real:
         defaults["shard_rows"] = 1600  # small, so that the drawn catalog shows several shards
-    given = {field: getattr(settings, field) for field in settings.model_fields_set}
-    chosen = defaults | given | {"root": folder / "lake"}
-    return {f"TAGGING_{field.upper()}": _text(value) for field, value in sorted(chosen.items())} | {
-        "TAGGING_RETRY_DELAY": "5",
-        "AIRFLOW_HOME": str(folder / "airflow"),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-    }
-
-
-def _text(value: object) -> str:
-    if isinstance(value, dict):
-        return json.dumps(value)
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    chosen = settings.model_copy(update={"root": folder / "lake"})
+    variables = Settings.model_construct(set(defaults), **defaults).variables() | chosen.variables()
+    return (
+        variables
+        | standalone.connection(chosen)
+        | {
+            "TAGGING_ROOT": str(folder / "lake"),
+            "TAGGING_RETRY_DELAY": "5",
+            "AIRFLOW_HOME": str(folder / "airflow"),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        }
+    )
 
 
 def _night(console: Console, ds: str) -> None:

@@ -70,6 +70,29 @@ class Verdict(Strict):
         return [f"{self.challenger} {says} the champion {self.champion}, on {self.products:,} products:", *found]
 
 
+def judge(settings: Settings, version: str) -> Verdict | None:
+    """Judge a model version against the champion and keep the verdict; None: there is no other champion to compare with.
+
+    Raises:
+        JobError: there is no such version, it is broken, or the two cannot be compared; says why.
+    """
+    lake, champion = Lake(settings.root), models.champion(settings)
+    models.check_whole(lake, version)
+    return None if champion in (None, version) else _judge(settings, lake, version, str(champion))
+
+
+def _judge(settings: Settings, lake: Lake, version: str, champion: str) -> Verdict:
+    try:
+        verdict = compare(settings, version, champion)
+    except (CoreError, ContractError, pa.ArrowException, OSError) as error:
+        raise JobError(
+            f"{version} cannot be compared with the champion {champion}: {error}; `models promote {version} --force` "
+            "promotes it all the same"
+        ) from error
+    storage.write_document(lake.models_reports / f"{version}-against-{champion}.json", verdict)
+    return verdict
+
+
 def promote(settings: Settings, version: str, *, force: bool = False) -> Verdict | None:
     """Make a model version the champion if it is no worse than the one there is; return the verdict, if there was one.
 
@@ -88,14 +111,7 @@ def promote(settings: Settings, version: str, *, force: bool = False) -> Verdict
     if force or champion is None or champion == version:
         models.promote(settings, version, seen)
         return None
-    try:
-        verdict = compare(settings, version, champion)
-    except (CoreError, ContractError, pa.ArrowException, OSError) as error:
-        raise JobError(
-            f"{version} cannot be compared with the champion {champion}: {error}; `models promote {version} --force` "
-            "promotes it all the same"
-        ) from error
-    storage.write_document(lake.models_reports / f"{version}-against-{champion}.json", verdict)
+    verdict = _judge(settings, lake, version, champion)
     if not verdict.accepted:
         raise JobError(
             "\n".join(

@@ -76,7 +76,8 @@ def _publish(settings: Settings, lake: Lake, plan: Plan) -> Ledger:
         storage.write_document(lake.reports(run_id) / "ledger.json", ledger)
         measured.rows = plan.to_tag
         measured.details |= {"published_rows": ledger.published_rows, "published_products": ledger.published_products}
-    log.info("publish: %s products, %s rows are live", f"{ledger.published_products:,}", f"{ledger.published_rows:,}")
+    for line in ledger.lines():
+        log.info("publish: %s", line)
     return ledger
 
 

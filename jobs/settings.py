@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.lake import Lake
@@ -33,6 +33,15 @@ class Settings(BaseSettings):
         default_factory=dict, description="more of Spark's options, a JSON object; they win over ours"
     )
     progress: bool = Field(default=True, description="show progress bars")
+    # Whom to tell of a night that failed or is late. Never on a command line: addresses and passwords are in them.
+    alert_webhook: SecretStr | None = Field(default=None, description="address that gets a JSON object with `text`")
+    alert_to: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="mail addresses, comma-separated; needs alert_smtp"
+    )
+    alert_from: str = Field(default="catalog-tagger@localhost", description="sender of the mails")
+    alert_smtp: SecretStr | None = Field(
+        default=None, description="smtp://user:password@host:587 (STARTTLS where there is a user) or smtps://..."
+    )
 
     @field_validator("root", mode="before")
     @classmethod
@@ -67,7 +76,7 @@ class Settings(BaseSettings):
             raise ValueError(f"Spark's options begin with 'spark.', these do not: {', '.join(others)}")
         return value
 
-    @field_validator("picture_roots", mode="before")
+    @field_validator("picture_roots", "alert_to", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [part for part in value.split(",") if part] if isinstance(value, str) else value
@@ -76,6 +85,18 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute_all(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
         return tuple(path.expanduser().resolve() for path in value)
+
+    def variables(self) -> dict[str, str]:
+        """Return what was given, by environment or flags, as TAGGING_* variables; secrets are left out."""
+        found = {}
+        for name in sorted(self.model_fields_set):
+            value = getattr(self, name)
+            if isinstance(value, SecretStr):
+                continue
+            if isinstance(value, dict):
+                value = json.dumps(value)
+            found[f"TAGGING_{name.upper()}"] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        return found
 
     @property
     def all_picture_roots(self) -> tuple[Path, ...]:

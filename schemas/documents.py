@@ -238,6 +238,18 @@ class Ledger(Strict):
     published_rows: int
     created_at: datetime
 
+    def lines(self) -> list[str]:
+        """Return the ledger in words, an equation a line."""
+        return [
+            f"{self.raw:,} raw lines = {self.unparsable:,} unparsable + {self.quarantined:,} quarantined + "
+            f"{self.superseded:,} superseded + {self.valid:,} valid",
+            f"{self.valid:,} valid = {self.unchanged:,} unchanged + {self.tagged_both:,} tagged by both + "
+            f"{self.tagged_text:,} by text + {self.tagged_image:,} by picture + {self.untaggable:,} untaggable",
+            f"{self.new:,} new, {self.changed:,} changed, {self.model_changed:,} for a new model, {self.removed:,} removed, "
+            f"{self.held:,} held",
+            f"{self.published_products:,} products, {self.published_rows:,} rows are published",
+        ]
+
     def differences(self) -> list[str]:
         """Return each equation that does not hold, in words; an empty list means the ledger adds up."""
         seen = self.unparsable + self.quarantined + self.superseded + self.valid

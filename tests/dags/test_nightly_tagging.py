@@ -24,6 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DAGS = REPOSITORY / "dags"
 
 sys.path.insert(0, str(DAGS))
+import house  # noqa: E402
 import job_operator as module  # noqa: E402
 
 
@@ -42,7 +43,7 @@ def nightly(dagbag: DagBag) -> Any:
 
 def test_all_dags_load(dagbag: DagBag) -> None:
     assert dagbag.import_errors == {}
-    assert "nightly_tagging" in dagbag.dags
+    assert set(dagbag.dags) == {"nightly_tagging", "backfill_tagging", "train_model", "maintenance"}
 
 
 def test_dags_keep_the_rules(dagbag: DagBag) -> None:
@@ -57,15 +58,19 @@ def test_dags_keep_the_rules(dagbag: DagBag) -> None:
             assert task.doc_md, f"{name} has no doc_md"
             assert task.retries >= 1, f"{name} has no retries"
             assert task.retry_exponential_backoff > 1, f"{name} retries without backing off"
-            assert task.execution_timeout, f"{name} has no execution_timeout"
+            assert task.execution_timeout or task.task_id == "approve", f"{name} has no execution_timeout"
+            assert task.on_failure_callback == [house.alert] or task.on_failure_callback is house.alert, (
+                f"{name}: no alert"
+            )
 
 
-def test_parsing_is_fast_and_loads_nothing_heavy() -> None:
+@pytest.mark.parametrize("name", ["nightly_tagging", "backfill_tagging", "train_model", "maintenance"])
+def test_parsing_is_fast_and_loads_nothing_heavy(name: str) -> None:
     code = f"""
 import sys, time, airflow.sdk
 sys.path.insert(0, {str(DAGS)!r})
 start = time.perf_counter()
-import nightly_tagging
+import {name}
 seconds = time.perf_counter() - start
 heavy = {{"torch", "pyspark", "great_expectations", "pandas", "pyarrow"}} & sys.modules.keys()
 import json; print(json.dumps([seconds, sorted(heavy)]))
@@ -83,7 +88,8 @@ def test_order(nightly: Any) -> None:
     upstream = {task.task_id: task.upstream_task_ids for task in nightly.tasks}
     assert upstream == {
         "resolve_day": set(),
-        "validate": {"resolve_day"},
+        "wait_for_export": {"resolve_day"},
+        "validate": {"resolve_day", "wait_for_export"},
         "plan": {"resolve_day", "validate"},
         "list_shards": {"plan"},
         "branch": {"plan", "list_shards"},
@@ -135,18 +141,18 @@ INTERVAL_START = datetime(2026, 11, 20, 2, tzinfo=UTC)
     ],
 )
 def test_partition_day(ds: str | None, start: datetime | None, expected: str) -> None:
-    assert module.partition_day(ds, start) == expected
+    assert house.partition_day(ds, start) == expected
 
 
 @pytest.mark.parametrize("ds", ["2026-02-30", "20261120", "2026-W47-5", "2026-11-20T02:00:00", "; rm -rf /", " "])
 def test_partition_day_refuses_what_is_no_day(ds: str) -> None:
     with pytest.raises(AirflowFailException, match="is not a day"):
-        module.partition_day(ds, INTERVAL_START)
+        house.partition_day(ds, INTERVAL_START)
 
 
 def test_partition_day_is_never_guessed() -> None:
     with pytest.raises(AirflowFailException, match="trigger it with ds=YYYY-MM-DD"):
-        module.partition_day(None, None)
+        house.partition_day(None, None)
 
 
 # --- running a step ----------------------------------------------------------------------------------------------------

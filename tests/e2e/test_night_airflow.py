@@ -22,6 +22,7 @@ from jobs.lake import Lake
 from jobs.next_day import next_day
 from jobs.night import night
 from jobs.sample_catalog import generate
+from jobs.standalone import connection
 from schemas.documents import Ledger
 from tests.conftest import settings_for
 from tests.dirty import DIRTY
@@ -48,6 +49,7 @@ class Pipeline:
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
             "TAGGING_ROOT": str(self.lake.root),
+            **connection(settings_for(self.lake.root)),
             "TAGGING_MODEL_CONFIG_NAME": "tiny",
             "TAGGING_SHARD_ROWS": str(SHARD_ROWS),
             "TAGGING_SPARK_MASTER": "local[2]",
@@ -143,8 +145,8 @@ def test_nights(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     second = pipeline.ledger(DAY2)
     shards = -(-(second.new + second.changed) // SHARD_ROWS)
     assert shards > 1
-    assert started[:6] == ["resolve_day", "validate", "plan", "list_shards", "branch", "preprocess"]
-    assert sorted(started[6:-2]) == [f"tag[{shard}]" for shard in range(shards)]
+    assert started[:7] == ["resolve_day", "wait_for_export", "validate", "plan", "list_shards", "branch", "preprocess"]
+    assert sorted(started[7:-2]) == [f"tag[{shard}]" for shard in range(shards)]
     assert started[-2:] == ["publish", "report"]
     assert second.differences() == []
     assert second.new > 0
@@ -172,4 +174,7 @@ def test_nights(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     # the publication told Airflow, and so whoever waits for the asset
     with contextlib.closing(sqlite3.connect(pipeline.folder / "airflow" / "airflow.db")) as database:
         events = [json.loads(extra) for (extra,) in database.execute("SELECT extra FROM asset_event ORDER BY id")]
-    assert events == [{"run_id": second.run_id, "products": second.published_products, "rows": second.published_rows}]
+    (event,) = events
+    assert (event["run_id"], event["rows"]) == (second.run_id, second.published_rows)
+    assert Ledger.model_validate(event["ledger"]) == second
+    assert Path(event["manifest"]) == lake.run(second.run_id) / "manifest.json"

@@ -1,0 +1,36 @@
+"""The sensor that waits for a day's complete export without holding a worker. No DAG of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.providers.standard.sensors.filesystem import FileSensor
+from airflow.sdk.exceptions import AirflowSensorTimeout
+
+LAKE = "catalog_lake"  # connection: the lake's folder
+
+
+class ExportSensor(FileSensor):
+    """Waits for the manifest of a day's raw catalog, which `import-catalog` writes last.
+
+    Deferred: the triggerer looks for the file, and no worker waits.
+    """
+
+    def __init__(self, *, day: Any, **kwargs: Any) -> None:
+        super().__init__(
+            filepath=f"catalog/raw/ds={day}/_manifest.json",
+            fs_conn_id=LAKE,
+            deferrable=True,
+            mode="reschedule",
+            **kwargs,
+        )
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Any) -> Any:
+        """As FileSensor's; where the time is up, say what is missing and what to do."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowSensorTimeout:
+            raise AirflowSensorTimeout(
+                f"{self.path}: the day's export is not there, or not complete, after {self.timeout / 3600:g} hours; bring it "
+                "in (`python -m jobs import-catalog FOLDER --ds DAY`) and clear this task"
+            ) from None

@@ -1,0 +1,46 @@
+"""Airflow plugin: serves the pages that the jobs write (reports, Data Docs, labelled sets), to people who are logged in.
+
+They are behind the button *Report* of a task. Nothing else of the lake is served. The pages hold texts of the shop's
+catalog, so they are sandboxed: whatever is in them cannot act as the person who looks at them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from airflow.api_fastapi.core_api.security import GetUserDep
+from airflow.plugins_manager import AirflowPlugin
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import FileResponse
+
+from jobs.settings import Settings
+
+FOLDERS: Final = ("reports", "labelled")  # of the lake
+HEADERS: Final = {"Content-Security-Policy": "sandbox allow-scripts allow-popups", "X-Content-Type-Options": "nosniff"}
+
+app = FastAPI(title="Pages of the catalog tagger", openapi_url=None)
+
+
+@app.get("/{path:path}")
+def page(path: str, user: GetUserDep) -> FileResponse:  # noqa: ARG001 - nobody gets here who is not logged in
+    """Return a file of the served folders; 404 for all else, links that lead out of the lake included."""
+    root = Settings().root
+    try:
+        file = (root / path).resolve()
+    except ValueError:  # a name that can be no file's
+        raise HTTPException(404) from None
+    if Path(path).parts[:1] not in [(folder,) for folder in FOLDERS] or not any(
+        file.is_relative_to(root / folder) for folder in FOLDERS
+    ):
+        raise HTTPException(404)
+    if not file.is_file() or any(part.startswith(".") for part in file.relative_to(root).parts):
+        raise HTTPException(404)
+    return FileResponse(file, headers=HEADERS)
+
+
+class CatalogPages(AirflowPlugin):
+    """What Airflow's API server takes from here."""
+
+    name = "catalog_pages"
+    fastapi_apps = [{"app": app, "url_prefix": "/catalog", "name": "Pages of the catalog tagger"}]  # noqa: RUF012

@@ -1,0 +1,178 @@
+"""Airflow with the DAGs on one machine: pools and connections made, all its parts started, its address and login printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from jobs.errors import JobError
+from jobs.lake import Lake
+from jobs.machine import cores
+from jobs.settings import Settings
+
+REPOSITORY: Final = Path(__file__).resolve().parents[1]
+CONNECTION: Final = "catalog_lake"  # what the sensor looks for a day's export in
+START_SECONDS: Final = 300
+PASSWORDS: Final = "simple_auth_manager_passwords.json.generated"
+
+
+def environment(settings: Settings, folder: Path, port: int = 8080) -> dict[str, str]:
+    """Return the variables of an Airflow whose home is `folder`, for this lake, beside those of the caller.
+
+    Whatever the caller sets, AIRFLOW__*, TAGGING_* or flags, holds.
+    """
+    given = {name: value for name, value in os.environ.items() if name.startswith(("AIRFLOW", "TAGGING_"))}
+    return {
+        "AIRFLOW_HOME": str(folder),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "dags" / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__PARALLELISM": str(max(4, 2 * cores())),
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
+        "AIRFLOW__API__WORKERS": "1",
+        "TAGGING_LATE_AFTER_MINUTES": "240",
+    } | given | settings.variables() | {"TAGGING_ROOT": str(settings.root)}  # fmt: skip
+
+
+def connection(settings: Settings) -> dict[str, str]:
+    """Return the variable that is the connection to the lake, for an Airflow that is not set up in its database."""
+    return {f"AIRFLOW_CONN_{CONNECTION.upper()}": json.dumps(_connection(settings))}
+
+
+def _connection(settings: Settings) -> dict[str, object]:
+    return {"conn_type": "fs", "description": "The lake's folder", "extra": {"path": str(settings.root)}}
+
+
+def set_up(settings: Settings, variables: Mapping[str, str], gpus: int = 1) -> None:
+    """Make Airflow's database, the pool `gpu` and the connection to the lake; done again, they are as they should be.
+
+    Raises:
+        JobError: a command of Airflow failed; its output is in the message.
+    """
+    lake = json.dumps(_connection(settings))
+    _airflow(variables, "db", "migrate")
+    _airflow(variables, "pools", "set", "gpu", str(gpus), "GPUs that tag and train: as many slots as GPUs")
+    _airflow(variables, "connections", "delete", CONNECTION, may_fail=True)
+    _airflow(variables, "connections", "add", CONNECTION, "--conn-json", lake)
+
+
+def _airflow(variables: Mapping[str, str], *arguments: str, may_fail: bool = False) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow", *arguments],
+        env=dict(variables), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    if done.returncode != 0 and not may_fail:
+        raise JobError(f"`airflow {' '.join(arguments[:3])}` failed:\n{done.stdout[-3000:]}")
+
+
+def start(settings: Settings, folder: Path, port: int) -> None:
+    """Start Airflow and wait until it is stopped (Ctrl-C, SIGTERM); every process of it ends with this one.
+
+    Raises:
+        JobError: the port is taken, or Airflow ends or does not answer in time; its log is named.
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    variables = os.environ | environment(settings, folder, port)
+    if _answers(port):
+        raise JobError(f"port {port} is taken; name another by --port")
+    Lake(settings.root).root.mkdir(parents=True, exist_ok=True)
+    print(f"Setting up Airflow in {folder} ...", flush=True)
+    set_up(settings, variables)
+    log = folder / "standalone.log"
+    with log.open("a") as output:
+        # In a session of its own: told to end, it leaves its parts running, so the whole group is ended.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "airflow", "standalone"],
+            env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        _wait(process, port, log)
+        print(_welcome(variables, folder, port, log), flush=True)
+        code = process.wait()
+        raise JobError(f"Airflow ended with exit code {code}; its log is {log}")
+    except KeyboardInterrupt:
+        print("\nStopping Airflow ...", flush=True)
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
+    """End all processes of a session: first in peace, after `grace` seconds by force."""
+    for sent in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sent)
+        except ProcessLookupError:
+            break
+        deadline = time.monotonic() + grace
+        while time.monotonic() < deadline and _lives(process.pid):
+            process.poll()  # reaps it
+            time.sleep(0.2)
+    process.wait()
+
+
+def _lives(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not _answers(port):
+        if process.poll() is not None:
+            raise JobError(f"Airflow ended with exit code {process.returncode} while it started; its log is {log}")
+        if time.monotonic() > deadline:
+            raise JobError(f"Airflow does not answer on port {port} after {START_SECONDS} s; its log is {log}")
+        threading.Event().wait(0.5)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v2/version", timeout=5):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+
+
+def _welcome(variables: Mapping[str, str], folder: Path, port: int, log: Path) -> str:
+    passwords = folder / PASSWORDS
+    login = [f"  {user}: {password}" for user, password in _passwords(passwords).items()]
+    return "\n".join(
+        [
+            "",
+            f"Airflow: http://127.0.0.1:{port}",
+            "Login:",
+            *(login or ["  none is asked for"]),
+            f"Lake: {variables['TAGGING_ROOT']}",
+            f"Log: {log}; the tasks' logs are in the UI",
+            "The DAGs are paused: switch on what is to run. Ctrl-C ends all.",
+        ]
+    )
+
+
+def _passwords(file: Path) -> dict[str, str]:
+    """Return the users and passwords that Airflow made; none where it asks for no login."""
+    try:
+        found: dict[str, str] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
