@@ -39,8 +39,8 @@ SETTINGS = Settings()
         "first_day": Param(type="string", format="date", title="First day"),
         "last_day": Param(type="string", format="date", title="Last day"),
         "attributes": Param(
-            [],
-            type="array",
+            None,
+            type=["null", "array"],
             items={"type": "string"},
             examples=choices.attributes(SETTINGS),
             title="Attributes",

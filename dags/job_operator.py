@@ -22,8 +22,9 @@ from jobs.settings import Settings
 REPOSITORY = Path(__file__).resolve().parents[1]
 WRONG_INPUT = 2  # exit code of a step whose input or settings are wrong: to try again would change nothing
 GRACE_SECONDS = 10
+NOISE = "WARNING: Using incubator modules"  # Java says so whenever Spark starts it
 # A bar of progress that is drawn anew ten times a second is a line of the log each time.
-LINES_OF_PROGRESS = {"TAGGING_PROGRESS": "true", "TQDM_MININTERVAL": "30", "TQDM_ASCII": "true", "TQDM_NCOLS": "100"}
+LINES_OF_PROGRESS = {"TAGGING_PROGRESS": "true", "TQDM_MININTERVAL": "30", "TQDM_ASCII": " #", "TQDM_NCOLS": "100"}
 
 
 class ReportLink(BaseOperatorLink):
@@ -87,7 +88,9 @@ class JobOperator(BaseOperator):
         reader.start()
         last = ""
         for line in process.stderr:
-            last = line.strip() or last
+            if not line.strip() or line.startswith(NOISE):
+                continue
+            last = line.strip()
             self.log.info("%s", line.rstrip())
         code = process.wait()
         reader.join()

@@ -53,7 +53,7 @@ LATE = os.environ.get("TAGGING_LATE_AFTER_MINUTES")
     schedule=CronDataIntervalTimetable("0 2 * * *", timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     catchup=False,
-    max_active_runs=1,
+    max_active_runs=4,  # a night that waits for its export must not hold up the others; publications are serialised
     dagrun_timeout=timedelta(hours=23),
     tags=["catalog", "tagging"],
     params={
@@ -75,8 +75,8 @@ LATE = os.environ.get("TAGGING_LATE_AFTER_MINUTES")
             description="With another one than the champion, products of another version are tagged again.",
         ),
         "attributes": Param(
-            [],
-            type="array",
+            None,
+            type=["null", "array"],
             items={"type": "string"},
             examples=choices.attributes(SETTINGS),
             title="Attributes",

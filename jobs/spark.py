@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from jobs import class_archive
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 # Light compilation alone: of a job of seconds or minutes the full compiler costs more than it brings.
 _JVM: Final = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true"
+_LOGGING: Final = Path(__file__).with_name("log4j2.properties").as_uri()
 _BREWS_JAVA: Final = class_archive.path().with_name("java")  # a link, where `.ci/install` made one
 FEW_ROWS: Final = 10_000
 # To make, compile and load Java code for each query costs a small night more than it brings; of 37,507 products it is even.
@@ -50,10 +52,9 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
     scratch = settings.root / "scratch"
     options = {
         "spark.driver.memory": settings.spark_memory,
-        "spark.driver.extraJavaOptions": f"{_JVM} {class_archive.options() if jvm is None else jvm}",
+        "spark.driver.extraJavaOptions": f"{_JVM} -Dlog4j2.configurationFile={_LOGGING} {class_archive.options() if jvm is None else jvm}",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
-        "spark.log.level": "ERROR",
         "spark.local.dir": str(scratch),
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
         "spark.sql.session.timeZone": "UTC",

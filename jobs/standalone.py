@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -32,7 +33,9 @@ def environment(settings: Settings, folder: Path, port: int = 8080) -> dict[str,
     Whatever the caller sets, AIRFLOW__*, TAGGING_* or flags, holds.
     """
     given = {name: value for name, value in os.environ.items() if name.startswith(("AIRFLOW", "TAGGING_"))}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {
+        "PATH": path,  # `airflow standalone` starts its parts by name
         "AIRFLOW_HOME": str(folder),
         "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "dags" / "plugins"),
@@ -62,19 +65,20 @@ def set_up(settings: Settings, variables: Mapping[str, str], gpus: int = 1) -> N
     Raises:
         JobError: a command of Airflow failed; its output is in the message.
     """
-    lake = json.dumps(_connection(settings))
     _airflow(variables, "db", "migrate")
     _airflow(variables, "pools", "set", "gpu", str(gpus), "GPUs that tag and train: as many slots as GPUs")
-    _airflow(variables, "connections", "delete", CONNECTION, may_fail=True)
-    _airflow(variables, "connections", "add", CONNECTION, "--conn-json", lake)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "connections.json"
+        file.write_text(json.dumps({CONNECTION: _connection(settings)}))
+        _airflow(variables, "connections", "import", str(file), "--overwrite")
 
 
-def _airflow(variables: Mapping[str, str], *arguments: str, may_fail: bool = False) -> None:
+def _airflow(variables: Mapping[str, str], *arguments: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "airflow", *arguments],
         env=dict(variables), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    if done.returncode != 0 and not may_fail:
+    if done.returncode != 0:
         raise JobError(f"`airflow {' '.join(arguments[:3])}` failed:\n{done.stdout[-3000:]}")
 
 

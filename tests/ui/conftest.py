@@ -1,0 +1,216 @@
+"""A real Airflow, started as a user starts it, and a real browser that is logged in. `make test-ui`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from jobs.import_catalog import import_catalog
+from jobs.lake import Lake
+from jobs.next_day import next_day
+from jobs.sample_catalog import generate
+from schemas.documents import Ledger
+from tests.conftest import settings_for
+from tests.jobs.test_alerts import Webhook, served
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PICTURES = REPOSITORY / "docs" / "images"  # written where TAGGING_KEEP_SCREENSHOTS is set
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+BROWSER_FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+DAYS = ("2026-11-20", "2026-11-21", "2026-11-22", "2026-11-23")
+WAIT = 600.0  # seconds for what a whole night may take on a busy machine
+
+expect.set_options(timeout=60_000)
+
+
+@dataclass(slots=True)
+class Airflow:
+    """The Airflow under test: its address, its lake, and as much of its API as waiting needs."""
+
+    url: str
+    password: str
+    lake: Lake
+    webhook: Webhook
+    token: str = field(default="", repr=False)
+
+    def api(self, path: str, method: str = "GET", body: object = None) -> dict[str, Any]:
+        """Call Airflow's public API."""
+        if not self.token:
+            login = {"username": "admin", "password": self.password}
+            self.token = self._call("/auth/token", "POST", login)["access_token"]
+        return self._call(f"/api/v2{path}", method, body)
+
+    def _call(self, path: str, method: str, body: object) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.token}"} if self.token else {})
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found: dict[str, Any] = json.loads(answer.read() or b"{}")
+            return found
+
+    def runs(self, dag: str) -> list[dict[str, Any]]:
+        """Return the runs of a DAG, newest first."""
+        found: list[dict[str, Any]] = self.api(f"/dags/{dag}/dagRuns?order_by=-run_after&limit=50")["dag_runs"]
+        return found
+
+    def state(self, dag: str, run: str) -> str:
+        return str(self.api(f"/dags/{dag}/dagRuns/{quote(run, safe='')}")["state"])
+
+    def task(self, dag: str, run: str, task: str, index: int = -1) -> dict[str, Any]:
+        path = f"/dags/{dag}/dagRuns/{quote(run, safe='')}/taskInstances/{task}"
+        return self.api(path if index < 0 else f"{path}/{index}")
+
+    def tasks(self, dag: str, run: str) -> list[dict[str, Any]]:
+        found = self.api(f"/dags/{dag}/dagRuns/{quote(run, safe='')}/taskInstances?limit=1000")["task_instances"]
+        return list(found)
+
+    def wait(self, dag: str, run: str, state: str = "success", seconds: float = WAIT) -> None:
+        """Wait until a run is in a state; fail where it ends in another."""
+        until(lambda: self.state(dag, run) in {state, "success", "failed"}, f"{dag} {run} to end", seconds)
+        found = self.state(dag, run)
+        tasks = {t["task_id"]: t["state"] for t in self.tasks(dag, run)}
+        assert found == state, f"{dag} {run} is {found}: {tasks}"
+
+    def ledgers(self, ds: str) -> list[Ledger]:
+        """Return a day's ledgers, oldest first."""
+        pages = (self.lake.root / "reports" / f"ds={ds}").glob("run=*/ledger.json")
+        return sorted((Ledger.model_validate_json(p.read_text()) for p in pages), key=lambda ledger: ledger.created_at)
+
+
+def until(true: Callable[[], bool], what: str, seconds: float = WAIT) -> None:
+    """Wait for something to become true."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(1)
+
+
+@pytest.fixture(scope="session")
+def airflow(tmp_path_factory: pytest.TempPathFactory, trained: Lake) -> Iterator[Airflow]:
+    """`python -m jobs airflow`, over a lake with a model and four imported days."""
+    folder = tmp_path_factory.mktemp("ui")
+    lake = Lake(folder / "lake")
+    shutil.copytree(trained.models, lake.models)
+    settings = settings_for(lake.root)
+    generate(folder / "catalog-0", products=120)
+    for at, ds in enumerate(DAYS):
+        if at:
+            next_day(
+                folder / f"catalog-{at - 1}", folder / f"catalog-{at}", "sample", changed=0.08, new=0.05, removed=0.03,
+                seed=at,
+            )  # fmt: skip
+        import_catalog(settings, folder / f"catalog-{at}", ds, "sample")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    webhook_of_test = served(Webhook())
+    webhook = next(webhook_of_test)
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "TAGGING_"))}
+    environment = inherited | {
+        "PYTHONPATH": str(REPOSITORY),
+        "TAGGING_TAXONOMY": "sample",
+        "TAGGING_MODEL_CONFIG_NAME": "tiny",
+        "TAGGING_SHARD_ROWS": "60",
+        "TAGGING_SPARK_MASTER": "local[2]",
+        "TAGGING_RETRY_DELAY": "1",
+        "TAGGING_EXPORT_POKE_SECONDS": "2",
+        "TAGGING_ALERT_WEBHOOK": f"http://127.0.0.1:{webhook.server_port}/",
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
+    }
+    command = ["-m", "jobs", "--root", str(lake.root), "airflow", "--folder", str(folder / "home"), "--port", str(port)]
+    log = folder / "start.log"
+    with log.open("w") as output, subprocess.Popen(
+        [sys.executable, *command], cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT
+    ) as process:  # fmt: skip
+        try:
+            until(lambda: "Ctrl-C" in log.read_text() or process.poll() is not None, "Airflow to start", 300)
+            said = log.read_text()
+            assert process.poll() is None, said
+            password = next(line.split(": ")[1] for line in said.splitlines() if line.startswith("  admin: "))
+            made = Airflow(f"http://127.0.0.1:{port}", password, lake, webhook)
+            until(lambda: len(made.api("/dags")["dags"]) == 4, "the DAGs to be read", 180)
+            yield made
+        finally:
+            process.terminate()
+            process.wait(60)
+            next(webhook_of_test, None)
+
+
+@pytest.fixture(scope="session")
+def browser_page(airflow: Airflow) -> Iterator[Page]:
+    assert CHROMIUM, "the UI tests need Chromium: apt-get install -y chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_FLAGS)
+        page = browser.new_context(viewport={"width": 1400, "height": 900}, locale="en-GB").new_page()
+        page.goto(airflow.url)
+        page.locator("input[name=username]").fill("admin")
+        page.locator("input[name=password]").fill(airflow.password)
+        page.locator("button[type=submit]").click()
+        expect(page.get_by_role("link", name="Dags", exact=True).first).to_be_visible()
+        yield page
+        browser.close()
+
+
+@dataclass(slots=True)
+class Ui:
+    """What a person does in the browser."""
+
+    page: Page
+    airflow: Airflow
+
+    def open(self, path: str) -> None:
+        self.page.goto(self.airflow.url + path)
+
+    def picture(self, name: str) -> None:
+        """Keep a screenshot for the docs, once what moves has come to rest."""
+        self.page.wait_for_timeout(1500)
+        if os.environ.get("TAGGING_KEEP_SCREENSHOTS"):
+            PICTURES.mkdir(parents=True, exist_ok=True)
+            self.page.screenshot(path=PICTURES / f"{name}.png")
+
+    def form(self, dag: str) -> Any:
+        """Open a DAG's trigger form and return it."""
+        self.open(f"/dags/{dag}")
+        self.page.get_by_role("button", name="Trigger", exact=True).first.click()
+        dialog = self.page.get_by_role("dialog")
+        expect(dialog.get_by_text(f"Trigger Dag - {dag}")).to_be_visible()
+        return dialog
+
+    def submit(self, dialog: Any, dag: str) -> str:
+        """Send the form; return the run that it made."""
+        before = {run["dag_run_id"] for run in self.airflow.runs(dag)}
+        dialog.get_by_role("button", name="Trigger", exact=True).click()
+        expect(dialog).to_be_hidden()
+
+        def made() -> set[str]:
+            manual = [run for run in self.airflow.runs(dag) if run["run_type"] == "manual"]
+            return {str(run["dag_run_id"]) for run in manual} - before
+
+        until(lambda: bool(made()), f"a new run of {dag}", 60)
+        return made().pop()
+
+
+@pytest.fixture
+def ui(browser_page: Page, airflow: Airflow) -> Ui:
+    return Ui(browser_page, airflow)
+
+
