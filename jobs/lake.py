@@ -145,8 +145,11 @@ class Lake:
             raise JobError(f"{self.valid(ds)}: the day is not validated; run `python -m jobs validate --ds {ds}`")
         return found
 
+    def find_plan(self, run_id: str) -> Plan | None:
+        return storage.read_document(self.plan(check_run(run_id)) / "plan.json", Plan)
+
     def read_plan(self, run_id: str) -> Plan:
-        found = storage.read_document(self.plan(check_run(run_id)) / "plan.json", Plan)
+        found = self.find_plan(run_id)
         if found is None:
             raise JobError(f"{self.plan(run_id)}: there is no such plan; run `python -m jobs plan --ds {run_id[:10]}`")
         return found

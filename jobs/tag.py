@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from cma_clip_core.errors import CoreError
 from jobs import storage
 from jobs.errors import JobError
+from jobs.known import Wanted, take_known
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import measure
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
     from cma_clip_core.engine import Engine, Timings
 
 log = logging.getLogger(__name__)
-
-Wanted = dict[Path, dict[str, str]]  # folder of examples -> product id -> source hash
 
 
 def tag(settings: Settings, run_id: str, shard: int | None = None) -> int:
@@ -50,8 +50,9 @@ def tag(settings: Settings, run_id: str, shard: int | None = None) -> int:
         if done not in todo:
             log.info("tag-%05d: already done, skipped", done.id)
     if todo:
+        # Made when the first product needs it: where all is known from other runs, torch is not loaded.
+        engine = functools.cache(functools.partial(_engine, settings, lake.models / plan.model_version))
         try:
-            engine = _engine(settings, lake.models / plan.model_version)
             for each in todo:
                 _tag_shard(lake, plan, each, engine, settings.progress)
         except CoreError as error:
@@ -91,30 +92,42 @@ def _metadata(plan: Plan, shard: Shard) -> dict[str, str]:
     }
 
 
-def _tag_shard(lake: Lake, plan: Plan, shard: Shard, engine: Engine, progress: bool) -> None:
-    from cma_clip_core.engine import Timings
-
+def _tag_shard(lake: Lake, plan: Plan, shard: Shard, engine: Callable[[], Engine], progress: bool) -> None:
     name = f"tag-{shard.id:05d}"
     with measure("tag", lake.reports(plan.run_id), name=name) as measured:
         wanted = _wanted(lake, plan, shard)
-        timings, modalities = Timings(), Counter[str]()
-        write = 0.0
+        modalities, write = Counter[str](), 0.0
         schema = PREDICTIONS.with_metadata({**(PREDICTIONS.metadata or {}), **_metadata(plan, shard)})
         with (
             storage.whole_file(lake.prediction_file(plan.run_id, shard.id)) as path,
             pq.ParquetWriter(path, schema, compression="zstd", write_page_index=True) as writer,
             tqdm(total=shard.rows, desc=name, unit="product", disable=not progress) as bar,
         ):
-            for batch in engine.predict(_examples(lake, shard, wanted), datetime.now(UTC), timings):
+
+            def keep(batch: pa.RecordBatch) -> None:
+                nonlocal write
                 start = time.perf_counter()
                 writer.write_batch(batch)
                 write += time.perf_counter() - start
                 modalities.update(batch.column("modality").to_pylist())
                 bar.update(batch.num_rows)
-        measured.rows = timings.rows
-        measured.details |= {"device": str(engine.device), "model_version": str(plan.model_version)}
-        measured.details |= {**timings.as_dict(), "write": round(write, 3), **modalities}
-        _log_rates(name, engine, timings, write)
+
+            for batch in take_known(lake, plan, wanted, finished, functools.partial(_wanted, lake)):
+                keep(batch)
+            known = sum(modalities.values())
+            if known:
+                log.info("%s: %s of %s products are known from another run of the day", name, known, shard.rows)
+            if known < shard.rows:
+                from cma_clip_core.engine import Timings
+
+                timings = Timings()
+                for batch in engine().predict(_examples(lake, shard, wanted), datetime.now(UTC), timings):
+                    keep(batch)
+                measured.details |= {"device": str(engine().device), **timings.as_dict()}
+                _log_rates(name, engine(), timings, write)
+        measured.rows = shard.rows - known
+        measured.details |= {"model_version": str(plan.model_version), "known": known, "write": round(write, 3)}
+        measured.details |= modalities
 
 
 def _log_rates(name: str, engine: Engine, timings: Timings, write: float) -> None:

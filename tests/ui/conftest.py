@@ -30,7 +30,9 @@ from tests.jobs.test_alerts import Webhook, served
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PICTURES = REPOSITORY / "docs" / "images"  # written where TAGGING_KEEP_SCREENSHOTS is set
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 BROWSER_FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -59,7 +61,9 @@ class Airflow:
         return self._call(f"/api/v2{path}", method, body)
 
     def _call(self, path: str, method: str, body: object) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.token}"} if self.token else {})
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        )
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -212,5 +216,3 @@ class Ui:
 @pytest.fixture
 def ui(browser_page: Page, airflow: Airflow) -> Ui:
     return Ui(browser_page, airflow)
-
-

@@ -1,0 +1,72 @@
+"""Predictions that other runs of the same day have made of the same examples, by the same model: not made again.
+
+A day is planned anew where another run was published meanwhile, or where it is tagged again with other choices; the model
+would say the same of the same example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from jobs.lake import Lake
+from schemas.documents import Plan, Shard
+from schemas.tables import PREDICTIONS
+
+Wanted = dict[Path, dict[str, str]]  # folder of examples -> product id -> source hash
+
+
+def take_known(
+    lake: Lake,
+    plan: Plan,
+    wanted: Wanted,
+    finished: Callable[[Path, Plan, Shard], bool],
+    wanted_of: Callable[[Plan, Shard], Wanted],
+) -> Iterator[pa.RecordBatch]:
+    """Yield the predictions of wanted products that there are, and take these products out of `wanted`.
+
+    A folder of which nothing is wanted any more is taken out too.
+
+    Args:
+        lake: where.
+        plan: of the run that wants them.
+        wanted: its products, by the folder of their examples; those that are found are removed.
+        finished: whether a file holds the predictions of a shard of a plan, whole.
+        wanted_of: the products of a shard of another plan.
+    """
+    for folder in sorted(lake.predictions(plan.run_id).parent.glob(f"run={plan.ds}-*")):
+        run_id = folder.name.removeprefix("run=")
+        other = lake.find_plan(run_id) if run_id != plan.run_id else None
+        if other is None or other.model_version != plan.model_version:
+            continue
+        for shard in other.shards:
+            path = lake.prediction_file(run_id, shard.id)
+            if not wanted:
+                return
+            if path.exists() and finished(path, other, shard):
+                yield from _take(path, wanted, wanted_of(other, shard))
+
+
+def _take(path: Path, wanted: Wanted, there: Wanted) -> Iterator[pa.RecordBatch]:
+    found = {
+        product
+        for source, products in wanted.items()
+        for product, source_hash in products.items()
+        if there.get(source, {}).get(product) == source_hash
+    }
+    if not found:
+        return
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=PREDICTIONS.names):
+            rows = batch.filter(pc.is_in(batch["product_id"], value_set=pa.array(found)))
+            if rows.num_rows:
+                yield rows.cast(PREDICTIONS)
+    for source, products in list(wanted.items()):
+        for product in found & products.keys():
+            del products[product]
+        if not products:
+            del wanted[source]

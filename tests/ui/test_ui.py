@@ -1,0 +1,277 @@
+"""Airflow as its users live with it, in a real browser. One story, in order: `make test-ui`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import quote
+
+import psutil
+import pytest
+from playwright.sync_api import expect
+
+from jobs.import_catalog import import_catalog
+from tests.conftest import settings_for
+from tests.ui.conftest import DAYS, Airflow, Ui, until
+
+pytestmark = [pytest.mark.spark, pytest.mark.timeout(1800)]
+
+NIGHT, BACKFILL, TRAINING = "nightly_tagging", "backfill_tagging", "train_model"
+RUNS: dict[str, str] = {}  # by what they are for
+
+
+def page_of(dag: str, run: str, rest: str = "") -> str:
+    return f"/dags/{dag}/runs/{quote(run, safe='')}{rest}"
+
+
+def test_the_list_has_all_dags_and_no_import_error(ui: Ui) -> None:
+    ui.open("/dags")
+    for dag in (NIGHT, BACKFILL, TRAINING, "maintenance"):
+        expect(ui.page.get_by_role("link", name=dag, exact=True)).to_be_visible()
+    expect(ui.page.get_by_text("4 Dags")).to_be_visible()
+    expect(ui.page.get_by_text("Import Error")).to_have_count(0)
+    assert ui.airflow.api("/importErrors")["total_entries"] == 0
+    ui.picture("dags")
+
+
+def test_the_night_is_triggered_and_turns_green(ui: Ui) -> None:
+    dialog = ui.form(NIGHT)
+    dialog.locator("input[name=element_ds]").fill(DAYS[0])
+    ui.picture("night-form")
+    RUNS["first"] = run = ui.submit(dialog, NIGHT)  # the form unpauses the DAG
+    ui.airflow.wait(NIGHT, run)
+    ui.open(page_of(NIGHT, run))
+    expect(ui.page.get_by_text("Success").first).to_be_visible()
+    ui.picture("night-green")
+    (ledger,) = ui.airflow.ledgers(DAYS[0])
+    assert ledger.differences() == []
+    assert ui.airflow.lake.current_run() == ledger.run_id
+
+
+def test_the_scheduled_night_waits_for_its_export_without_a_worker(ui: Ui) -> None:
+    """Unpausing the DAG started the night of yesterday, whose export is not there."""
+    (waiting,) = (run for run in ui.airflow.runs(NIGHT) if run["run_type"] == "scheduled")
+    run = waiting["dag_run_id"]
+    until(
+        lambda: ui.airflow.task(NIGHT, run, "wait_for_export")["state"] == "deferred", "the sensor to be deferred", 120
+    )
+    ui.open(page_of(NIGHT, run, "/tasks/wait_for_export"))
+    expect(ui.page.get_by_text("Deferred").first).to_be_visible()
+    ui.picture("night-waits")
+
+
+def test_a_mapped_shard_and_its_log(ui: Ui) -> None:
+    run = RUNS["first"]
+    shards = [t for t in ui.airflow.tasks(NIGHT, run) if t["task_id"] == "tag"]
+    assert len(shards) > 1
+    ui.open(page_of(NIGHT, run, "/tasks/tag/mapped/0"))
+    expect(ui.page.get_by_text("tag [shard 0]").first).to_be_visible()
+    expect(ui.page.get_by_text(re.compile(r"tag-00000: done in .* rows/s")).first).to_be_visible()
+    ui.picture("shard-log")
+    ui.open(page_of(NIGHT, run, "/tasks/validate"))
+    expect(ui.page.get_by_text(re.compile(r"validate: .* raw = .* unparsable")).first).to_be_visible()
+    for noise in ("incubator", "log4j", "NativeCodeLoader", "Setting default log level"):
+        expect(ui.page.get_by_text(noise)).to_have_count(0)
+
+
+def test_the_ledger_and_the_report_are_on_the_tasks_pages(ui: Ui) -> None:
+    run = RUNS["first"]
+    (ledger,) = ui.airflow.ledgers(DAYS[0])
+    ui.open(page_of(NIGHT, run, "/tasks/publish"))
+    expect(
+        ui.page.get_by_text(re.compile(f"{ledger.raw} raw lines = {ledger.unparsable} unparsable")).first
+    ).to_be_visible()
+    ui.picture("ledger-log")
+    ui.open(page_of(NIGHT, run, "/tasks/publish/xcom"))
+    expect(ui.page.get_by_text("return_value")).to_be_visible()
+    ui.open(page_of(NIGHT, run, "/tasks/report/details"))
+    link = ui.page.get_by_role("link", name="Report", exact=True).or_(
+        ui.page.get_by_role("button", name="Report", exact=True)
+    )
+    expect(link.first).to_be_visible()
+    ui.picture("report-button")
+    found = ui.airflow.api(f"{page_of(NIGHT, run).replace('/runs/', '/dagRuns/')}/taskInstances/report/links")
+    address = found["extra_links"]["Report"]
+    ui.open(address)
+    expect(ui.page.get_by_text(ledger.run_id).first).to_be_visible()
+    ui.picture("report")
+
+
+def test_a_wrong_date_range_is_told_at_once(ui: Ui) -> None:
+    dialog = ui.form(BACKFILL)
+    dialog.locator("input[name=element_first_day]").fill(DAYS[2])
+    dialog.locator("input[name=element_last_day]").fill(DAYS[0])
+    run = ui.submit(dialog, BACKFILL)
+    ui.airflow.wait(BACKFILL, run, "failed", 180)
+    ui.open(page_of(BACKFILL, run, "/tasks/check_form"))
+    expect(ui.page.get_by_text(f"the first day, {DAYS[2]}, is after the last, {DAYS[0]}").first).to_be_visible()
+    ui.picture("backfill-wrong-range")
+
+
+def test_a_dry_run_of_a_backfill_says_what_it_would_cost(ui: Ui) -> None:
+    before = ui.airflow.lake.current.read_bytes()
+    dialog = ui.form(BACKFILL)
+    dialog.locator("input[name=element_first_day]").fill(DAYS[0])
+    dialog.locator("input[name=element_last_day]").fill(DAYS[1])
+    dialog.get_by_text("Select one or multiple values").click()
+    ui.page.get_by_role("option", name="colour", exact=True).click()
+    ui.page.keyboard.press("Escape")
+    ui.picture("backfill-form")
+    run = ui.submit(dialog, BACKFILL)
+    ui.airflow.wait(BACKFILL, run)
+    assert ui.airflow.task(BACKFILL, run, "night")["state"] == "skipped"
+    ui.open(page_of(BACKFILL, run, "/tasks/estimate"))
+    expect(ui.page.get_by_text(DAYS[1]).first).to_be_visible()
+    ui.picture("backfill-estimate")
+    assert ui.airflow.lake.current.read_bytes() == before
+
+
+def test_a_backfill_from_the_form_runs_its_nights(ui: Ui) -> None:
+    dialog = ui.form(BACKFILL)
+    dialog.locator("input[name=element_first_day]").fill(DAYS[0])
+    dialog.locator("input[name=element_last_day]").fill(DAYS[1])
+    dialog.locator("input[name=element_retag]").locator("xpath=..").click()
+    dialog.locator("input[name=element_dry_run]").locator("xpath=..").click()
+    run = ui.submit(dialog, BACKFILL)
+    ui.airflow.wait(BACKFILL, run)
+    ui.open(page_of(BACKFILL, run, "/tasks/night"))
+    ui.picture("backfill-nights")
+    assert [ledger.model_changed > 0 for ledger in ui.airflow.ledgers(DAYS[0])] == [False, True]
+    (second,) = ui.airflow.ledgers(DAYS[1])
+    assert ui.airflow.lake.current_run() == second.run_id
+
+
+def test_a_native_backfill_of_three_days(ui: Ui) -> None:
+    newest = ui.airflow.lake.current_run()
+    dialog = ui.form(NIGHT)
+    dialog.get_by_text("Run this Dag for a range of dates").click()
+    dates = dialog.locator("input[type=date], input[type=datetime-local]")
+    dates.nth(0).fill(f"{DAYS[0]}T00:00" if dates.nth(0).get_attribute("type") == "datetime-local" else DAYS[0])
+    dates.nth(1).fill(f"{DAYS[2]}T23:59" if dates.nth(1).get_attribute("type") == "datetime-local" else DAYS[2])
+    ui.picture("native-backfill-form")
+    dialog.get_by_role("button", name=re.compile("Run Backfill|Backfill$")).last.click()
+
+    def days() -> list[str]:
+        return [str(run["state"]) for run in ui.airflow.runs(NIGHT) if run["run_type"] == "backfill"]
+
+    until(lambda: len(days()) == 3, "three runs", 120)
+    until(lambda: set(days()) <= {"success", "failed"}, "the backfill to end")
+    assert days() == ["success"] * 3
+    ui.open(f"/dags/{NIGHT}/backfills")
+    ui.picture("native-backfill")
+    assert ui.airflow.lake.current_run() != newest  # the third day is new
+    index = ui.airflow.lake.read_history_index()
+    assert list(index.days) == list(DAYS[:3])
+
+
+def test_a_bad_export_turns_the_night_red_and_repaired_it_finishes(ui: Ui, tmp_path: Path) -> None:
+    lake, ds = ui.airflow.lake, DAYS[3]
+    good = tmp_path / "good"
+    lake.raw(ds).rename(good)
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / "catalog.jsonl").write_text("".join(f'{{"id": "p{n}"}}\n' for n in range(3)))
+    (export / "images").mkdir()
+    import_catalog(settings_for(lake.root), export, ds, "sample")
+    before, told = lake.current.read_bytes(), len(ui.airflow.webhook.posted)
+    dialog = ui.form(NIGHT)
+    dialog.locator("input[name=element_ds]").fill(ds)
+    RUNS["repaired"] = run = ui.submit(dialog, NIGHT)
+    ui.airflow.wait(NIGHT, run, "failed")
+    ui.open(page_of(NIGHT, run, "/tasks/validate"))
+    expect(ui.page.get_by_text("Failed").first).to_be_visible()
+    ui.picture("night-red")
+    assert lake.current.read_bytes() == before
+    (alert,) = ui.airflow.webhook.posted[told:]
+    assert f"catalog of {ds}: validate failed" in alert["text"]
+    assert "Critical rule" in alert["text"]
+    assert ui.airflow.task(NIGHT, run, "validate")["try_number"] == 1  # wrong input is not tried again
+
+    import shutil
+
+    shutil.rmtree(lake.raw(ds))
+    good.rename(lake.raw(ds))
+    ui.page.get_by_role("button", name=re.compile("Clear Task Instance|Clear")).first.click()
+    dialog = ui.page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Confirm").click()
+    until(lambda: ui.airflow.state(NIGHT, run) != "failed", "the cleared night to start", 60)
+    ui.airflow.wait(NIGHT, run)
+    (ledger,) = ui.airflow.ledgers(ds)
+    assert lake.current_run() == ledger.run_id
+
+
+def test_a_stopped_tag_task_ends_its_processes_and_resumed_repeats_no_finished_shard(ui: Ui) -> None:
+    lake = ui.airflow.lake
+    dialog = ui.form(NIGHT)
+    dialog.locator("input[name=element_ds]").fill(DAYS[3])
+    dialog.locator("input[name=element_retag]").locator("xpath=..").click()
+    run = ui.submit(dialog, NIGHT)
+
+    def shard(at: int) -> str:
+        found = [t for t in ui.airflow.tasks(NIGHT, run) if t["task_id"] == "tag" and t["map_index"] == at]
+        return str(found[0]["state"]) if found else ""
+
+    until(lambda: shard(1) == "running", "the second shard to run")
+    until(lambda: bool(steps_of("tag")), "its process", 60)
+    ui.open(page_of(NIGHT, run, "/tasks/tag/mapped/1"))
+    ui.page.get_by_role("button", name=re.compile("Mark.*as failed|failed", re.IGNORECASE)).first.click()
+    ui.page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+    until(lambda: not steps_of("tag"), "the step and all that it started to end", 60)
+    run_id = sorted(p.name.removeprefix("run=") for p in lake.predictions("x").parent.glob(f"run={DAYS[3]}-*"))
+    done = {p: p.stat().st_mtime_ns for name in run_id for p in lake.predictions(name).glob("shard=00000.parquet")}
+    ui.open(page_of(NIGHT, run, "/tasks/tag/mapped/1"))
+    ui.picture("shard-stopped")
+    until(lambda: ui.airflow.state(NIGHT, run) == "failed", "the run to fail", 300)
+    ui.page.reload()
+    ui.page.get_by_role("button", name=re.compile("Clear Task Instance|Clear")).first.click()
+    ui.page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+    until(lambda: ui.airflow.state(NIGHT, run) != "failed", "the cleared shard to start", 60)
+    ui.airflow.wait(NIGHT, run)
+    assert {p: p.stat().st_mtime_ns for p in done} == done
+
+
+def steps_of(name: str) -> list[int]:
+    """Return the processes of a step."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if command[1:4] == ["-m", "jobs", name]:
+            found.append(process.pid)
+    return found
+
+
+def test_the_assets_page_says_who_published_what(ui: Ui) -> None:
+    ui.open("/assets")
+    ui.page.get_by_text("attribute_tables").first.click()
+    expect(ui.page.get_by_text("nightly_tagging").first).to_be_visible()
+    ui.picture("asset")
+    events = ui.airflow.api("/assets/events?limit=100")["asset_events"]
+    extras = [event["extra"] for event in events]
+    assert ui.airflow.lake.current_run() in {extra["run_id"] for extra in extras}
+    for extra in extras:
+        assert extra["ledger"]["published_rows"] == extra["rows"]
+        assert extra["manifest"] is None or json.loads(Path(extra["manifest"]).read_text())["run_id"] == extra["run_id"]
+
+
+def test_a_person_approves_a_model(ui: Ui, airflow: Airflow) -> None:
+    champion = airflow.lake.champion.read_text().split()[0]
+    dialog = ui.form(TRAINING)
+    dialog.locator("input[name=element_ds]").fill(DAYS[3])
+    dialog.locator("input[name=element_approval]").locator("xpath=..").click()
+    run = ui.submit(dialog, TRAINING)
+
+    def asked() -> bool:
+        states = {t["task_id"]: t["state"] for t in airflow.tasks(TRAINING, run)}
+        assert "failed" not in states.values(), states
+        return states["approve"] in ("awaiting_input", "deferred") or states["keep"] == "success"
+
+    until(asked, "the question")
+    assert airflow.task(TRAINING, run, "keep")["state"] != "success", "the model was worse: nothing to approve"
+    assert airflow.lake.champion.read_text().split()[0] == champion
+    ui.open(page_of(TRAINING, run, "/tasks/approve/required_actions"))
+    expect(ui.page.get_by_text(re.compile("the champion\\?")).first).to_be_visible()
+    ui.picture("approval")
+    ui.page.get_by_role("button", name="Approve").click()
+    airflow.wait(TRAINING, run)
+    assert airflow.lake.champion.read_text().split()[0] != champion
