@@ -52,6 +52,19 @@ Together = Annotated[
     int | None,
     typer.Option("--processes", help="Processes that train together; one a GPU where left out, on a CPU one.", min=1),
 ]
+Retag = Annotated[bool, typer.Option(help="Tag every product again, changed or not.")]
+Model = Annotated[
+    str,
+    typer.Option("--model", help="Model version to tag with, as `models list` names it; the champion where left out."),
+]
+Attributes = Annotated[
+    str,
+    typer.Option(
+        "--attributes",
+        help="Comma-separated: of products that did not change and are tagged again, replace these attributes alone. "
+        "New and changed products are always tagged whole.",
+    ),
+]
 Version = Annotated[str, typer.Argument(help="Model version, as `models list` names it.")]
 Run = Annotated[str, typer.Option("--run", help="Run id, as `plan` prints it.", callback=lambda v: check_run(v))]
 
@@ -107,8 +120,8 @@ def _common(
     set_up_logging()
     flags: dict[str, Any] = {
         "root": root, "picture_roots": picture_roots, "taxonomy": taxonomy, "rules": rules, "model_config_name": model_config,
-        "shard_rows": shard_rows, "batch_size": batch_size, "device": device, "spark_master": spark_master,
-        "spark_memory": spark_memory, "spark_options": spark_options, "progress": progress,
+        "shard_rows": shard_rows, "batch_size": batch_size, "device": device,
+        "spark_master": spark_master, "spark_memory": spark_memory, "spark_options": spark_options, "progress": progress,
     }  # fmt: skip
     context.obj = Settings(**{name: value for name, value in flags.items() if value is not None})
 
@@ -150,15 +163,11 @@ def validate(context: typer.Context, ds: Ds) -> None:
 
 
 @app.command()
-def plan(
-    context: typer.Context,
-    ds: Ds,
-    retag: Annotated[bool, typer.Option(help="Tag every product again, changed or not.")] = False,
-) -> None:
+def plan(context: typer.Context, ds: Ds, retag: Retag = False, model: Model = "", attributes: Attributes = "") -> None:
     """Freeze what this run must do: new and changed products, removed ones, those a new model must tag again."""
     from jobs.plan import plan as step
 
-    result = step(_settings(context), ds, retag=retag)
+    result = step(_settings(context), ds, retag=retag, model=model or None, attributes=_list(attributes))
     _print(
         {
             "ds": ds,
@@ -337,15 +346,11 @@ def report(context: typer.Context, run: Run) -> None:
 
 
 @app.command()
-def night(
-    context: typer.Context,
-    ds: Ds,
-    retag: Annotated[bool, typer.Option(help="Tag every product again, changed or not.")] = False,
-) -> None:
+def night(context: typer.Context, ds: Ds, retag: Retag = False, model: Model = "", attributes: Attributes = "") -> None:
     """Run a whole night without Airflow: validate, plan, preprocess, tag, publish, report."""
     from jobs.night import night as step
 
-    ledger, page = step(_settings(context), ds, retag=retag)
+    ledger, page = step(_settings(context), ds, retag=retag, model=model or None, attributes=_list(attributes))
     _print(
         {
             "run_id": ledger.run_id,

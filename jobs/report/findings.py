@@ -57,8 +57,10 @@ def _ledger(night: Night) -> list[Finding]:
             )
         )
     if ledger.model_changed:
+        alone = ", ".join(a.label for a in night.attributes if a.name in night.plan.attributes)
+        what = f": {alone} alone, their other values are as they were" if alone else ""
         found.append(
-            Finding("note", f"A new model tagged {count(ledger.model_changed, 'product')} again.", "attributes")
+            Finding("note", f"A new model tagged {count(ledger.model_changed, 'product')} again{what}.", "attributes")
         )
     return found
 

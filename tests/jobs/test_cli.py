@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from jobs.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -63,3 +67,31 @@ def test_a_wrong_setting_is_told_by_name(
     first, second = done.stderr.splitlines()
     assert first == "error: wrong settings:"
     assert second.startswith(f"  {told}")
+
+
+class _Asked(Exception):
+    """Carries what a step was asked for."""
+
+
+@pytest.mark.parametrize("step", ["plan", "night"])
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ([], {"retag": False, "model": None, "attributes": ()}),
+        (["--model", "", "--attributes", "", "--no-retag"], {"retag": False, "model": None, "attributes": ()}),
+        (
+            ["--model", "20261120-0123abcd", "--attributes", "colour, neck", "--retag"],
+            {"retag": True, "model": "20261120-0123abcd", "attributes": ("colour", "neck")},
+        ),
+    ],
+)
+def test_what_is_asked_of_a_night_reaches_its_step(
+    monkeypatch: pytest.MonkeyPatch, step: str, flags: list[str], asked: dict[str, object]
+) -> None:
+    def told(_: Settings, *days: str, **named: object) -> None:
+        raise _Asked(days, named)
+
+    monkeypatch.setattr(f"jobs.{step}.{step}", told)
+    done = CliRunner().invoke(app, [step, "--ds", "2026-11-20", *flags])
+    assert isinstance(done.exception, _Asked)
+    assert done.exception.args == (("2026-11-20",), asked)
