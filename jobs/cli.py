@@ -105,6 +105,13 @@ def _common(
     batch_size: Annotated[
         int | None, typer.Option(help="Products in a forward pass. [TAGGING_BATCH_SIZE, 256]")
     ] = None,
+    max_retag_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Most of the day's products that a night tags again for a new model alone; the others wait for later "
+            "nights. [TAGGING_MAX_RETAG_SHARE, 1]"
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, or cuda (fails without a GPU). [TAGGING_DEVICE]")
     ] = None,
@@ -120,7 +127,7 @@ def _common(
     set_up_logging()
     flags: dict[str, Any] = {
         "root": root, "picture_roots": picture_roots, "taxonomy": taxonomy, "rules": rules, "model_config_name": model_config,
-        "shard_rows": shard_rows, "batch_size": batch_size, "device": device,
+        "shard_rows": shard_rows, "batch_size": batch_size, "max_retag_share": max_retag_share, "device": device,
         "spark_master": spark_master, "spark_memory": spark_memory, "spark_options": spark_options, "progress": progress,
     }  # fmt: skip
     context.obj = Settings(**{name: value for name, value in flags.items() if value is not None})
@@ -420,7 +427,8 @@ def models_promote(
     version: Version,
     force: Annotated[bool, typer.Option("--force", help="Without a comparison with the champion.")] = False,
 ) -> None:
-    """Make a model version the champion, unless it is worse than the one there is: the next night re-tags every product.
+    """Make a model version the champion, unless it is worse than the one there is: the next night re-tags every product,
+    or `--max-retag-share` of them.
 
     Both are judged on the same test products: the challenger must be no worse in mean recall at 90 % precision, nor at
     any attribute, beyond noise (paired bootstrap).

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 # Of these examples nothing changes when they are made again. A picture that could not be used may be there by now.
 _REUSABLE = ("ok", "absent")
 _TO_TAG = ("new", "changed", "model_changed")
+_PLACES = 2**32  # that a hash of a product can take
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ class _Inputs:
     taxonomy: Taxonomy
     picture: PictureConfig
     attributes: tuple[str, ...]
+    share: float  # most of the day's products that are tagged again for a new model alone
 
     @property
     def spec(self) -> str:
@@ -65,6 +67,8 @@ class _Inputs:
         # Only where they are given: an ordinary night has the id that it always had.
         if self.attributes:
             inputs += (("attributes", self.attributes),)
+        if self.share != 1:
+            inputs += (("share", self.share),)
         key = hashlib.sha256(repr(inputs).encode()).hexdigest()[:8]
         return f"{self.ds}-{'prepare-' if self.prepare else ''}{key}"
 
@@ -81,7 +85,7 @@ def plan(
     """Return the plan of the day `ds`, made now or, where the same run is planned already, as it was frozen.
 
     Args:
-        settings: names the lake.
+        settings: names the lake, and how many products a night tags again for a new model alone.
         ds: the day.
         prepare: plan only examples to train on: no model is needed, nothing will be tagged or published.
         retag: tag every product again, changed or not.
@@ -121,9 +125,10 @@ def plan(
 
 def _in_words(made: Plan) -> str:
     alone = f" (their {', '.join(made.attributes)} alone)" if made.attributes else ""
+    waiting = f" ({made.waiting:,} of them wait for a later night)" if made.waiting else ""
     return (
         f"{made.new:,} new, {made.changed:,} changed, {made.model_changed:,} for a new model{alone}, "
-        f"{made.unchanged:,} unchanged, {made.removed:,} removed, {made.held:,} held"
+        f"{made.unchanged:,} unchanged{waiting}, {made.removed:,} removed, {made.held:,} held"
     )
 
 
@@ -160,6 +165,8 @@ def _inputs(
             raise JobError(f"{name} is broken: {error}{instead}") from error
         _check_taxonomy(settings, ds, name, taxonomy)
         chosen = _chosen(taxonomy, attributes, name)
+    # What a person asks for is done whole.
+    ordinary = not (prepare or retag or model is not None or chosen)
     return _Inputs(
         ds=ds,
         validation=validation,
@@ -171,6 +178,7 @@ def _inputs(
         taxonomy=taxonomy,
         picture=picture,
         attributes=chosen,
+        share=settings.max_retag_share if ordinary else 1.0,
     )
 
 
@@ -220,9 +228,9 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
     from pyspark.sql import functions as F
 
     folder = lake.plan(inputs.run_id)
-    classified = _classify(session, lake, inputs).persist(StorageLevel.MEMORY_AND_DISK)
+    compared = _classify(session, lake, inputs).persist(StorageLevel.MEMORY_AND_DISK)
     try:
-        rows, counts = _count(classified)
+        classified, rows, counts = _limited(compared, inputs)
         to_tag = classified.where(F.col("reason").isin(*_TO_TAG))
         if inputs.prepare:
             to_tag = to_tag.where("example_path is null")
@@ -243,7 +251,7 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
         removed = classified.where("reason = 'removed'").select("product_id")
         parquet.write(removed.coalesce(1), lake.removed(inputs.run_id), tables.REMOVED)
     finally:
-        classified.unpersist()
+        compared.unpersist()
     shards = tuple(Shard(id=w.target, rows=w.rows, example_paths=tuple(folders[w.target])) for w in written if w.rows)
     taxonomy_path = _freeze_taxonomy(lake, inputs)
     made = Plan(
@@ -261,7 +269,8 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
         picture_width=inputs.picture.width,
         validation=inputs.validation,
         shards=shards,
-        **{reason: counts[reason] for reason in (*_TO_TAG, "unchanged", "removed", "held")},
+        unchanged=counts["unchanged"] + counts["waiting"],
+        **{reason: counts[reason] for reason in (*_TO_TAG, "waiting", "removed", "held")},
         to_preprocess=fresh,
         created_at=datetime.now(UTC),
     )
@@ -307,6 +316,27 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
     return joined.select(
         "product_id", "source_hash", reason.alias("reason"), F.coalesce("made_example", usable).alias("example_path")
     )
+
+
+def _limited(classified: DataFrame, inputs: _Inputs) -> tuple[DataFrame, list[Row], Counter[str]]:
+    """Let products wait that only a new model is for, where they are more than the night's share of the day's products.
+
+    Which ones, a hash of the product and the day says: the same inputs, the same products, and each night others.
+
+    Returns:
+        the products, of whom those that wait have the reason "waiting", their counts by reason and `fresh` (there is no
+        example to use again), and by reason alone.
+    """
+    from pyspark.sql import functions as F
+
+    rows, counts = _count(classified)
+    most = math.ceil(inputs.share * inputs.validation.valid)
+    if counts["model_changed"] <= most:
+        return classified, rows, counts
+    place = F.pmod(F.xxhash64("product_id", F.lit(inputs.ds)), F.lit(_PLACES))
+    waits = (F.col("reason") == "model_changed") & (place >= F.lit(_PLACES * most // counts["model_changed"]))
+    limited = classified.withColumn("reason", F.when(waits, "waiting").otherwise(F.col("reason")))
+    return limited, *_count(limited)
 
 
 def _count(classified: DataFrame) -> tuple[list[Row], Counter[str]]:

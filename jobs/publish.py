@@ -381,6 +381,7 @@ def _ledger(
         superseded=validation.superseded,
         valid=validation.valid,
         unchanged=plan.unchanged,
+        waiting=plan.waiting,
         tagged_both=modalities.get("both", 0),
         tagged_text=modalities.get("text", 0),
         tagged_image=modalities.get("image", 0),

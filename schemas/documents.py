@@ -90,6 +90,9 @@ class Plan(Strict):
     changed: int
     model_changed: int
     unchanged: int
+    waiting: int = Field(
+        default=0, description="of the unchanged: left to later nights, though an older model tagged them"
+    )
     removed: int
     held: int = Field(
         description="published products kept as they are because today's record is, or may be, quarantined"
@@ -230,6 +233,9 @@ class Ledger(Strict):
     superseded: int
     valid: int
     unchanged: int
+    waiting: int = Field(
+        default=0, description="of the unchanged: left to later nights, though an older model tagged them"
+    )
     tagged_both: int
     tagged_text: int
     tagged_image: int

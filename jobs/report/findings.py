@@ -62,6 +62,14 @@ def _ledger(night: Night) -> list[Finding]:
         found.append(
             Finding("note", f"A new model tagged {count(ledger.model_changed, 'product')} again{what}.", "attributes")
         )
+    if ledger.waiting:
+        found.append(
+            Finding(
+                "note",
+                f"{count(ledger.waiting, 'product waits', 'products wait')} for a later night to be tagged by the new model.",
+                "ledger",
+            )
+        )
     return found
 
 

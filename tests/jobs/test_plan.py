@@ -113,29 +113,36 @@ def test_a_night_with_another_model_or_some_attributes_names_what_there_is(root:
         plan(settings, DAY, attributes=("neck", "colour", "size"))
 
 
-def inputs(root: Path, **asked: Any) -> Any:
-    settings = Settings(root=root)
+def inputs(root: Path, *, share: float = 0.5, **asked: Any) -> Any:
+    settings = Settings(root=root, max_retag_share=share)
     lake = Lake(settings.root)
     asked = {"prepare": False, "retag": False, **asked}
     return _inputs(settings, lake, DAY, lake.read_validation(DAY), HistoryIndex(), **asked)
 
 
+def test_a_share_is_for_ordinary_nights_alone(root: Path) -> None:
+    version = models.champion(Settings(root=root))
+    assert inputs(root).share == 0.5
+    for asked in ({"retag": True}, {"model": version}, {"attributes": ("colour",)}, {"prepare": True}):
+        assert inputs(root, **asked).share == 1, asked
+
+
 def test_runs_are_other_ones_only_where_something_else_is_asked_for(root: Path) -> None:
     version = models.champion(Settings(root=root))
-    ordinary = dataclasses.replace(inputs(root), model_version="20261120-0123abcd")
-    assert ordinary.run_id == "2026-11-20-ba1c9a7e"  # as before there were chosen attributes
+    ordinary = dataclasses.replace(inputs(root, share=1.0), model_version="20261120-0123abcd")
+    assert ordinary.run_id == "2026-11-20-ba1c9a7e"  # as before there were shares and chosen attributes
     ids = {
-        inputs(root, **asked).run_id
-        for asked in [
-            {}, {"retag": True}, {"attributes": ("colour",)},
-            {"attributes": ("colour", "pattern")}, {"attributes": ("colour",), "retag": True},
+        inputs(root, share=share, **asked).run_id
+        for share, asked in [
+            (1.0, {}), (0.5, {}), (0.25, {}), (1.0, {"retag": True}), (1.0, {"attributes": ("colour",)}),
+            (1.0, {"attributes": ("colour", "pattern")}), (1.0, {"attributes": ("colour",), "retag": True}),
         ]
     }  # fmt: skip
-    assert len(ids) == 5
+    assert len(ids) == 7
     same = [{"attributes": ("pattern", "colour")}, {"attributes": ("colour", "pattern", "colour"), "model": version}]
     assert {inputs(root, **asked).run_id for asked in same} <= ids
     # All of the model's attributes are none in particular.
-    assert inputs(root, attributes=drawn.taxonomy().names).run_id == inputs(root).run_id
+    assert inputs(root, share=1.0, attributes=drawn.taxonomy().names).run_id == inputs(root, share=1.0).run_id
 
 
 def test_a_plan_of_before_is_read(root: Path) -> None:
@@ -146,4 +153,4 @@ def test_a_plan_of_before_is_read(root: Path) -> None:
         "validation": Lake(root).read_validation(DAY), "shards": (), "created_at": datetime.now(UTC), **counts,
     }  # fmt: skip
     read = Plan.model_validate(document)
-    assert read.attributes == ()
+    assert (read.attributes, read.waiting) == ((), 0)

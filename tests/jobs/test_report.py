@@ -146,6 +146,7 @@ class Shop:
             self._work(run, own)
         both = {
             "unchanged": counts.get("unchanged", 0),
+            "waiting": counts.get("waiting", 0),
             "removed": counts.get("removed", 0),
             "held": counts.get("held", 0),
         }
@@ -753,6 +754,17 @@ def test_what_to_look_at_is_sorted(shop: Shop) -> None:
     assert "4.8% of the raw lines are not usable" in texts
     assert "18.5% of the products are gone" in texts
     assert "2 held as they were" in section(shop.page(SECOND), "ledger")
+
+
+def test_what_waits_for_a_later_night_is_told(shop: Shop) -> None:
+    shop.night(FIRST, catalog(20))
+    shop.night(SECOND, catalog(20), tagged=["p00"], parent=FIRST, unchanged=19, waiting=17, new=0, model_changed=1)
+    found = findings(gather_night(shop.lake, SECOND, load_rules("default")))
+    assert "17 products wait for a later night to be tagged by the new model." in [f.text for f in found]
+    text = section(shop.page(SECOND), "ledger")
+    assert "✓ 20 valid = 19 unchanged (17 of them waiting) + 1 tagged by both" in text
+    assert "17 of the unchanged wait for a later night" in text
+    assert "wait" not in section(shop.page(FIRST), "ledger")
 
 
 def test_which_attributes_were_replaced_is_told(shop: Shop) -> None:

@@ -1,10 +1,11 @@
-"""Products that another model tags again: the chosen attributes alone.
+"""Products that another model tags again: the chosen attributes alone, or a share of the products each night.
 
 Run with ``make test TESTS=tests/jobs/test_retag.py``.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -17,14 +18,15 @@ import torch
 from cma_clip_core import registry
 from cma_clip_core.documents import Threshold
 from cma_clip_core.training import Metrics, Trained
-from jobs import history, models, tables
+from jobs import history, models, parquet, storage, tables
 from jobs.lake import PRODUCTS, Lake
 from jobs.night import night
 from jobs.plan import plan
 from jobs.publish import publish
 from jobs.settings import Settings
+from jobs.tag import tag
 from schemas.documents import Plan
-from tests.conftest import DAY1, DAY2, read_raw, settings_for, write_raw
+from tests.conftest import DAY1, DAY2, DAY3, DAY4, read_raw, settings_for, write_raw
 from tests.jobs.test_night import second_day, steps_to
 
 pytestmark = pytest.mark.spark
@@ -168,3 +170,53 @@ def test_a_night_and_then_a_backfill_of_one_attribute(first_night: tuple[Lake, S
     assert as_of(settings, DAY2) == live(lake) == second
     assert states_as_of(lake, DAY2) == live_states(lake)
     assert lake.current.read_bytes() == pointer
+
+
+def planned(lake: Lake, made: Plan) -> dict[str, str]:
+    """Return the products of a plan, each with its reason."""
+    files = [file for shard in made.shards for file in parquet.files(lake.plan_file(made.run_id, shard.id).parent)]
+    rows = [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
+    return {row["product_id"]: row["reason"] for row in rows}
+
+
+def test_a_share_of_the_products_each_night(
+    first_night: tuple[Lake, Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    lake, _ = first_night
+    settings = settings_for(lake.root, max_retag_share=0.5)
+    first = str(models.champion(settings))
+    second = f"20991231-{first[-8:]}"  # the same weights: a version ends with their hash
+    shutil.copytree(lake.models / first, lake.models / second)
+    models.promote(settings, second)
+    day = second_day(lake)
+    caplog.set_level("INFO", "jobs.plan")
+    made = lake.read_plan(steps_to("tag", settings, DAY2))
+    assert (made.new, made.changed, made.removed, made.held) == (2, 3, 2, 3)
+    assert made.model_changed + made.waiting == made.unchanged + made.model_changed == 92
+    assert 34 <= made.model_changed <= 64  # about 49, half of the 97
+    assert f"{made.unchanged} unchanged ({made.waiting} of them wait for a later night)" in caplog.text
+    # The same inputs, the same products.
+    chosen = planned(lake, made)
+    assert {product for product, reason in chosen.items() if reason != "model_changed"} == {
+        *day["new"],
+        *day["changed"],
+    }
+    shutil.rmtree(lake.plan(made.run_id))
+    again = plan(settings, DAY2)
+    assert planned(lake, again) == chosen
+    ledger = publish(settings, made.run_id)
+    assert (ledger.unchanged, ledger.waiting) == (made.unchanged, made.waiting)
+
+    # Two more nights of the same records.
+    for ds in (DAY3, DAY4):
+        same = lake.read_validation(DAY2).model_copy(update={"ds": ds})
+        storage.write_document(lake.valid(ds) / "current.json", same)
+    third = plan(settings, DAY3)
+    assert (third.new, third.changed, third.model_changed + third.waiting) == (0, 0, made.waiting)
+    assert third.model_changed > made.waiting / 2
+    tag(settings, third.run_id)
+    publish(settings, third.run_id)
+    last = plan(settings, DAY4)
+    assert (last.new, last.changed, last.model_changed, last.waiting) == (0, 0, third.waiting, 0)
+    left = {product for product, state in live_states(lake).items() if state["model_version"] != second}
+    assert left == {*planned(lake, last), *day["held"]}
