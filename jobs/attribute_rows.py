@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def read_plan(session: SparkSession, lake: Lake, plan: Plan) -> DataFrame:
-    """Return product_id and example_path of the products a run tags."""
+    """Return product_id, example_path and reason of the products a run tags."""
     from pyspark.sql import functions as F
 
     planned = parquet.read(session, [lake.plan_file(plan.run_id, shard.id) for shard in plan.shards], tables.PLAN)
     made = F.concat(F.lit(f"{lake.relative(lake.examples(plan.run_id))}/shard="), F.col("shard"))
-    return planned.select("product_id", F.coalesce("example_path", made).alias("example_path"))
+    return planned.select("product_id", F.coalesce("example_path", made).alias("example_path"), "reason")
 
 
 def products(predictions: DataFrame, planned: DataFrame, plan: Plan) -> DataFrame:

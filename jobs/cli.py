@@ -52,6 +52,19 @@ Together = Annotated[
     int | None,
     typer.Option("--processes", help="Processes that train together; one a GPU where left out, on a CPU one.", min=1),
 ]
+Retag = Annotated[bool, typer.Option(help="Tag every product again, changed or not.")]
+Model = Annotated[
+    str,
+    typer.Option("--model", help="Model version to tag with, as `models list` names it; the champion where left out."),
+]
+Attributes = Annotated[
+    str,
+    typer.Option(
+        "--attributes",
+        help="Comma-separated: of products that did not change and are tagged again, replace these attributes alone. "
+        "New and changed products are always tagged whole.",
+    ),
+]
 Version = Annotated[str, typer.Argument(help="Model version, as `models list` names it.")]
 Run = Annotated[str, typer.Option("--run", help="Run id, as `plan` prints it.", callback=lambda v: check_run(v))]
 
@@ -92,6 +105,13 @@ def _common(
     batch_size: Annotated[
         int | None, typer.Option(help="Products in a forward pass. [TAGGING_BATCH_SIZE, 256]")
     ] = None,
+    max_retag_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Most of the day's products that a night tags again for a new model alone; the others wait for later "
+            "nights. [TAGGING_MAX_RETAG_SHARE, 1]"
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, or cuda (fails without a GPU). [TAGGING_DEVICE]")
     ] = None,
@@ -107,8 +127,8 @@ def _common(
     set_up_logging()
     flags: dict[str, Any] = {
         "root": root, "picture_roots": picture_roots, "taxonomy": taxonomy, "rules": rules, "model_config_name": model_config,
-        "shard_rows": shard_rows, "batch_size": batch_size, "device": device, "spark_master": spark_master,
-        "spark_memory": spark_memory, "spark_options": spark_options, "progress": progress,
+        "shard_rows": shard_rows, "batch_size": batch_size, "max_retag_share": max_retag_share, "device": device,
+        "spark_master": spark_master, "spark_memory": spark_memory, "spark_options": spark_options, "progress": progress,
     }  # fmt: skip
     context.obj = Settings(**{name: value for name, value in flags.items() if value is not None})
 
@@ -159,15 +179,11 @@ def validate(context: typer.Context, ds: Ds) -> None:
 
 
 @app.command()
-def plan(
-    context: typer.Context,
-    ds: Ds,
-    retag: Annotated[bool, typer.Option(help="Tag every product again, changed or not.")] = False,
-) -> None:
+def plan(context: typer.Context, ds: Ds, retag: Retag = False, model: Model = "", attributes: Attributes = "") -> None:
     """Freeze what this run must do: new and changed products, removed ones, those a new model must tag again."""
     from jobs.plan import plan as step
 
-    result = step(_settings(context), ds, retag=retag)
+    result = step(_settings(context), ds, retag=retag, model=model or None, attributes=_list(attributes))
     _print(
         {
             "ds": ds,
@@ -357,15 +373,11 @@ def report(context: typer.Context, run: Run) -> None:
 
 
 @app.command()
-def night(
-    context: typer.Context,
-    ds: Ds,
-    retag: Annotated[bool, typer.Option(help="Tag every product again, changed or not.")] = False,
-) -> None:
+def night(context: typer.Context, ds: Ds, retag: Retag = False, model: Model = "", attributes: Attributes = "") -> None:
     """Run a whole night without Airflow: validate, plan, preprocess, tag, publish, report."""
     from jobs.night import night as step
 
-    ledger, page = step(_settings(context), ds, retag=retag)
+    ledger, page = step(_settings(context), ds, retag=retag, model=model or None, attributes=_list(attributes))
     _print(
         {
             "run_id": ledger.run_id,
@@ -468,7 +480,8 @@ def models_promote(
     version: Version,
     force: Annotated[bool, typer.Option("--force", help="Without a comparison with the champion.")] = False,
 ) -> None:
-    """Make a model version the champion, unless it is worse than the one there is: the next night re-tags every product.
+    """Make a model version the champion, unless it is worse than the one there is: the next night re-tags every product,
+    or `--max-retag-share` of them.
 
     Both are judged on the same test products: the challenger must be no worse in mean recall at 90 % precision, nor at
     any attribute, beyond noise (paired bootstrap).

@@ -69,7 +69,7 @@ def as_of(session: SparkSession, lake: Lake, index: HistoryIndex, table: str, ds
 
 
 def changes(table: str, before: DataFrame, after: DataFrame, ds: str) -> DataFrame:
-    """Return the changes that turn `before` into `after`; both hold all rows of the products that were touched, alone."""
+    """Return the changes that turn `before` into `after`; both hold all rows of the keys that may differ, alone."""
     from pyspark.sql import functions as F
 
     keys = list(KEYS[table])

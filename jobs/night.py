@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from jobs import plan as plan_step
@@ -14,8 +15,15 @@ from jobs.settings import Settings
 from schemas.documents import Ledger
 
 
-def night(settings: Settings, ds: str, *, retag: bool = False) -> tuple[Ledger, Path]:
+def night(
+    settings: Settings, ds: str, *, retag: bool = False, model: str | None = None, attributes: Sequence[str] = ()
+) -> tuple[Ledger, Path]:
     """Run every step for the catalog of `ds`; return the ledger and the report's path. Safe to run again at any time.
+
+    Args:
+        settings: of all steps.
+        ds: the day.
+        retag, model, attributes: as `jobs.plan.plan` takes them.
 
     Raises:
         JobError: what any step raises; the steps before it are kept.
@@ -23,7 +31,7 @@ def night(settings: Settings, ds: str, *, retag: bool = False) -> tuple[Ledger, 
     _preload("great_expectations.expectations", "cma_clip_core.tagger")
     with spark.session(settings, Lake(settings.root).raw_rows(ds)):  # one JVM for all steps
         validate.validate(settings, ds)
-        plan = plan_step.plan(settings, ds, retag=retag)
+        plan = plan_step.plan(settings, ds, retag=retag, model=model, attributes=attributes)
         preprocess.preprocess(settings, plan.run_id)
         if plan.shards:
             tag.tag(settings, plan.run_id)

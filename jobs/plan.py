@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -29,12 +30,14 @@ from schemas.documents import HistoryIndex, Plan, Shard, Validation
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame, Row, SparkSession
 
 log = logging.getLogger(__name__)
 
 # Of these examples nothing changes when they are made again. A picture that could not be used may be there by now.
 _REUSABLE = ("ok", "absent")
+_TO_TAG = ("new", "changed", "model_changed")
+_PLACES = 2**32  # that a hash of a product can take
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ class _Inputs:
     model_version: str | None
     taxonomy: Taxonomy
     picture: PictureConfig
+    attributes: tuple[str, ...]
+    share: float  # most of the day's products that are tagged again for a new model alone
 
     @property
     def spec(self) -> str:
@@ -58,20 +63,39 @@ class _Inputs:
     @property
     def run_id(self) -> str:
         base = (self.base.run, sorted(self.base.days.items()))
-        inputs = (self.validation.version, base, self.retag, self.model_version, self.spec)
+        inputs: tuple[object, ...] = (self.validation.version, base, self.retag, self.model_version, self.spec)
+        # Only where they are given: an ordinary night has the id that it always had.
+        if self.attributes:
+            inputs += (("attributes", self.attributes),)
+        if self.share != 1:
+            inputs += (("share", self.share),)
         key = hashlib.sha256(repr(inputs).encode()).hexdigest()[:8]
         return f"{self.ds}-{'prepare-' if self.prepare else ''}{key}"
 
 
-def plan(settings: Settings, ds: str, *, prepare: bool = False, retag: bool = False) -> Plan:
+def plan(
+    settings: Settings,
+    ds: str,
+    *,
+    prepare: bool = False,
+    retag: bool = False,
+    model: str | None = None,
+    attributes: Sequence[str] = (),
+) -> Plan:
     """Return the plan of the day `ds`, made now or, where the same run is planned already, as it was frozen.
 
     Args:
+        settings: names the lake, and how many products a night tags again for a new model alone.
+        ds: the day.
         prepare: plan only examples to train on: no model is needed, nothing will be tagged or published.
-        retag: tag every product again with the champion, changed or not.
+        retag: tag every product again, changed or not.
+        model: version to tag with; None: the champion.
+        attributes: of products that did not change and are tagged again, replace the rows of these attributes alone;
+            none, or all that the model has: all their rows.
 
     Raises:
-        JobError: the day is not validated, there is no champion, or it has another taxonomy than the one that was named.
+        JobError: the day is not validated, there is no champion, no such model or attribute, or the model has another
+            taxonomy than the one that was named.
         CriticalDataError: the day's batch broke a critical rule.
     """
     lake = Lake(settings.root)
@@ -83,7 +107,9 @@ def plan(settings: Settings, ds: str, *, prepare: bool = False, retag: bool = Fa
     if unfinished is not None:
         log.info("plan: run %s is published, but has no ledger yet; it is taken up again", unfinished.run_id)
         return unfinished
-    inputs = _inputs(settings, lake, ds, validation, index, prepare=prepare, retag=retag)
+    inputs = _inputs(
+        settings, lake, ds, validation, index, prepare=prepare, retag=retag, model=model, attributes=attributes
+    )
     run_id = inputs.run_id
     with storage.locked(lake.plan(run_id)):
         found = storage.read_document(lake.plan(run_id) / "plan.json", Plan)
@@ -93,13 +119,17 @@ def plan(settings: Settings, ds: str, *, prepare: bool = False, retag: bool = Fa
         with measure("plan", lake.reports(run_id)) as measured, spark.session(settings, lake.raw_rows(ds)) as session:
             made = _plan(session, settings, lake, inputs)
             measured.rows = validation.valid
-    log.info(
-        "plan: run %s: %s new, %s changed, %s for a new model, %s unchanged, %s removed, %s held; %s shards",
-        run_id,
-        *(f"{n:,}" for n in (made.new, made.changed, made.model_changed, made.unchanged, made.removed, made.held)),
-        len(made.shards),
-    )
+    log.info("plan: run %s: %s; %s shards", run_id, _in_words(made), len(made.shards))
     return made
+
+
+def _in_words(made: Plan) -> str:
+    alone = f" (their {', '.join(made.attributes)} alone)" if made.attributes else ""
+    waiting = f" ({made.waiting:,} of them wait for a later night)" if made.waiting else ""
+    return (
+        f"{made.new:,} new, {made.changed:,} changed, {made.model_changed:,} for a new model{alone}, "
+        f"{made.unchanged:,} unchanged{waiting}, {made.removed:,} removed, {made.held:,} held"
+    )
 
 
 def _unfinished(lake: Lake, index: HistoryIndex, ds: str) -> Plan | None:
@@ -109,24 +139,34 @@ def _unfinished(lake: Lake, index: HistoryIndex, ds: str) -> Plan | None:
 
 
 def _inputs(
-    settings: Settings, lake: Lake, ds: str, validation: Validation, index: HistoryIndex, *, prepare: bool, retag: bool
+    settings: Settings,
+    lake: Lake,
+    ds: str,
+    validation: Validation,
+    index: HistoryIndex,
+    *,
+    prepare: bool,
+    retag: bool,
+    model: str | None = None,
+    attributes: Sequence[str] = (),
 ) -> _Inputs:
+    version: str | None = None
+    chosen: tuple[str, ...] = ()
     if prepare:
-        version, taxonomy = None, load_taxonomy(settings.taxonomy)
-        picture = load_config(settings.model_config_name).picture
+        taxonomy, picture = load_taxonomy(settings.taxonomy), load_config(settings.model_config_name).picture
     else:
-        version = models.champion(settings)
-        if version is None:
-            raise JobError(
-                f"{lake.models}: there is no model yet. Make examples, `python -m jobs prepare --ds {ds}`, and "
-                f"train one: `python -m jobs train --ds {ds}`"
-            )
+        version = _version(settings, lake, ds, model)
+        name = f"the {'champion' if model is None else 'model'} {version}"
         try:
             taxonomy = registry.read_taxonomy(lake.models / version)
             picture = registry.read_config(lake.models / version).picture
         except CoreError as error:
-            raise JobError(f"the champion {version} is broken: {error}; `python -m jobs models rollback`") from error
-        _check_taxonomy(settings, ds, version, taxonomy)
+            instead = "; `python -m jobs models rollback`" if model is None else ""
+            raise JobError(f"{name} is broken: {error}{instead}") from error
+        _check_taxonomy(settings, ds, name, taxonomy)
+        chosen = _chosen(taxonomy, attributes, name)
+    # What a person asks for is done whole.
+    ordinary = not (prepare or retag or model is not None or chosen)
     return _Inputs(
         ds=ds,
         validation=validation,
@@ -137,11 +177,39 @@ def _inputs(
         model_version=version,
         taxonomy=taxonomy,
         picture=picture,
+        attributes=chosen,
+        share=settings.max_retag_share if ordinary else 1.0,
     )
 
 
-def _check_taxonomy(settings: Settings, ds: str, version: str, taxonomy: Taxonomy) -> None:
-    """Raise JobError where the taxonomy that the user named is not the champion's: nights go by the champion's own.
+def _version(settings: Settings, lake: Lake, ds: str, model: str | None) -> str:
+    """Return `model`, or the champion where it is None. Raises JobError where there is no such version."""
+    if model is not None:
+        models.check_version(lake, model)
+        return model
+    version = models.champion(settings)
+    if version is None:
+        raise JobError(
+            f"{lake.models}: there is no model yet. Make examples, `python -m jobs prepare --ds {ds}`, and "
+            f"train one: `python -m jobs train --ds {ds}`"
+        )
+    return version
+
+
+def _chosen(taxonomy: Taxonomy, attributes: Sequence[str], model: str) -> tuple[str, ...]:
+    """Return `attributes` in the taxonomy's order; of all of them none: the products are then tagged again whole.
+
+    Raises:
+        JobError: the model has no such attribute.
+    """
+    if unknown := [name for name in attributes if name not in taxonomy.names]:
+        raise JobError(f"--attributes {','.join(unknown)}: no such attribute; {model} has {', '.join(taxonomy.names)}")
+    chosen = tuple(name for name in taxonomy.names if name in attributes)
+    return () if chosen == taxonomy.names else chosen
+
+
+def _check_taxonomy(settings: Settings, ds: str, model: str, taxonomy: Taxonomy) -> None:
+    """Raise JobError where the taxonomy that the user named is not the model's: nights go by the model's own.
 
     One that is not named, the default, says nothing of what the user expects.
     """
@@ -149,9 +217,9 @@ def _check_taxonomy(settings: Settings, ds: str, version: str, taxonomy: Taxonom
         return
     if differences := taxonomy.differences(load_taxonomy(settings.taxonomy)):
         raise JobError(
-            f"the taxonomy {settings.taxonomy!r} is not the one that the champion {version} was trained on: "
+            f"the taxonomy {settings.taxonomy!r} is not the one that {model} was trained on: "
             f"{'; '.join(differences)}. Train a model on it (`python -m jobs prepare --ds {ds}`, `train`) and "
-            "promote that one, or leave the setting TAGGING_TAXONOMY (--taxonomy) out to go on with the champion's own"
+            "promote that one, or leave the setting TAGGING_TAXONOMY (--taxonomy) out to go on with the model's own"
         )
 
 
@@ -160,16 +228,13 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
     from pyspark.sql import functions as F
 
     folder = lake.plan(inputs.run_id)
-    classified = _classify(session, lake, inputs).persist(StorageLevel.MEMORY_AND_DISK)
+    compared = _classify(session, lake, inputs).persist(StorageLevel.MEMORY_AND_DISK)
     try:
-        rows = classified.groupBy("reason", F.col("example_path").isNull().alias("fresh")).count().collect()
-        counts: dict[str, int] = {}
-        for row in rows:
-            counts[row["reason"]] = counts.get(row["reason"], 0) + row["count"]
-        to_tag = classified.where(F.col("reason").isin("new", "changed", "model_changed"))
+        classified, rows, counts = _limited(compared, inputs)
+        to_tag = classified.where(F.col("reason").isin(*_TO_TAG))
         if inputs.prepare:
             to_tag = to_tag.where("example_path is null")
-        fresh = sum(r["count"] for r in rows if r["fresh"] and r["reason"] in ("new", "changed", "model_changed"))
+        fresh = sum(r["count"] for r in rows if r["fresh"] and r["reason"] in _TO_TAG)
         reused = to_tag.where("example_path is not null").groupBy("example_path").count().collect()
         folders, places = _cut(
             lake.relative(lake.examples(inputs.run_id)),
@@ -186,7 +251,7 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
         removed = classified.where("reason = 'removed'").select("product_id")
         parquet.write(removed.coalesce(1), lake.removed(inputs.run_id), tables.REMOVED)
     finally:
-        classified.unpersist()
+        compared.unpersist()
     shards = tuple(Shard(id=w.target, rows=w.rows, example_paths=tuple(folders[w.target])) for w in written if w.rows)
     taxonomy_path = _freeze_taxonomy(lake, inputs)
     made = Plan(
@@ -197,16 +262,15 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
         backfill=inputs.base.backfill,
         prepare_only=inputs.prepare,
         model_version=inputs.model_version,
+        attributes=inputs.attributes,
         taxonomy_path=taxonomy_path,
         taxonomy_fingerprint=inputs.taxonomy.fingerprint,
         picture_height=inputs.picture.height,
         picture_width=inputs.picture.width,
         validation=inputs.validation,
         shards=shards,
-        **{
-            reason: counts.get(reason, 0)
-            for reason in ("new", "changed", "model_changed", "unchanged", "removed", "held")
-        },
+        unchanged=counts["unchanged"] + counts["waiting"],
+        **{reason: counts[reason] for reason in (*_TO_TAG, "waiting", "removed", "held")},
         to_preprocess=fresh,
         created_at=datetime.now(UTC),
     )
@@ -252,6 +316,37 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
     return joined.select(
         "product_id", "source_hash", reason.alias("reason"), F.coalesce("made_example", usable).alias("example_path")
     )
+
+
+def _limited(classified: DataFrame, inputs: _Inputs) -> tuple[DataFrame, list[Row], Counter[str]]:
+    """Let products wait that only a new model is for, where they are more than the night's share of the day's products.
+
+    Which ones, a hash of the product and the day says: the same inputs, the same products, and each night others.
+
+    Returns:
+        the products, of whom those that wait have the reason "waiting", their counts by reason and `fresh` (there is no
+        example to use again), and by reason alone.
+    """
+    from pyspark.sql import functions as F
+
+    rows, counts = _count(classified)
+    most = math.ceil(inputs.share * inputs.validation.valid)
+    if counts["model_changed"] <= most:
+        return classified, rows, counts
+    place = F.pmod(F.xxhash64("product_id", F.lit(inputs.ds)), F.lit(_PLACES))
+    waits = (F.col("reason") == "model_changed") & (place >= F.lit(_PLACES * most // counts["model_changed"]))
+    limited = classified.withColumn("reason", F.when(waits, "waiting").otherwise(F.col("reason")))
+    return limited, *_count(limited)
+
+
+def _count(classified: DataFrame) -> tuple[list[Row], Counter[str]]:
+    from pyspark.sql import functions as F
+
+    rows = classified.groupBy("reason", F.col("example_path").isNull().alias("fresh")).count().collect()
+    counts = Counter[str]()
+    for row in rows:
+        counts[row["reason"]] += row["count"]
+    return rows, counts
 
 
 def _published(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:

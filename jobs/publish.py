@@ -25,6 +25,7 @@ from jobs.errors import JobError, LedgerError
 from jobs.lake import PRODUCTS, Lake
 from jobs.settings import Settings
 from jobs.steps import measure
+from jobs.touched import Touched
 from schemas import tables
 from schemas.documents import HistoryDay, HistoryIndex, Ledger, Plan, PublishedFile, RunManifest
 from schemas.taxonomy import Taxonomy, load_taxonomy
@@ -137,18 +138,13 @@ class _Frames:
 
     kind: str  # "attributes" or "products"
     before: DataFrame  # the table this run is based on, whole
-    fresh: DataFrame  # the rows of the products tagged in this run
-    touched: DataFrame  # product_id of all products tagged or removed
+    fresh: DataFrame  # the rows that this run makes
+    touched: Touched  # whose rows they replace
 
     @property
     def after(self) -> DataFrame:
         """The whole table after this run."""
-        return self.before.join(self.touched, "product_id", "left_anti").unionByName(self.fresh)
-
-    @property
-    def before_touched(self) -> DataFrame:
-        """The rows before this run of the products it touches."""
-        return self.before.join(self.touched, "product_id", "left_semi")
+        return self.touched.kept(self.before).unionByName(self.fresh)
 
 
 def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> RunManifest:
@@ -197,10 +193,11 @@ def _frames(
     paths = [lake.prediction_file(plan.run_id, shard.id) for shard in plan.shards]
     predictions = parquet.read(session, paths, tables.PREDICTIONS)
     planned = attribute_rows.read_plan(session, lake, plan)
+    touched = Touched.by(plan, planned, parquet.read(session, [lake.removed(plan.run_id)], tables.REMOVED))
     attributes = attribute_rows.attributes(predictions, plan, taxonomy)
     products = attribute_rows.products(predictions, planned, plan)
-    removed = parquet.read(session, [lake.removed(plan.run_id)], tables.REMOVED)
-    touched = predictions.select("product_id").unionByName(removed)
+    if plan.attributes:  # of some products the other rows stay, and with them their state
+        attributes, products = touched.replaced(attributes), touched.whole().replaced(products)
     if plan.backfill:
         before_attributes = history.as_of(session, lake, index, "attributes", plan.ds)
         before_products = history.as_of(session, lake, index, "products", plan.ds)
@@ -215,7 +212,7 @@ def _frames(
         )
     return (
         _Frames("attributes", before_attributes, attributes, touched),
-        _Frames("products", before_products, products, touched),
+        _Frames("products", before_products, products, touched.whole()),
     )
 
 
@@ -299,12 +296,12 @@ def _write_history(
     changes: dict[str, dict[str, DataFrame]] = {day: {} for day in plan.history_base}
     following = next((day for day in plan.history_base if day != plan.ds), None)
     for table in frames:
-        own = history.changes(table.kind, table.before_touched, table.fresh, plan.ds)
+        own = history.changes(table.kind, table.touched.replaced(table.before), table.fresh, plan.ds)
         changes[plan.ds][table.kind] = _merged(session, lake, index, table.kind, own, plan.ds)
         if following is not None:
             later = history.as_of(session, lake, index, table.kind, following)
-            kept = later.join(table.touched, "product_id", "left_semi")
-            repair = history.changes(table.kind, table.fresh, kept, following)
+            stay = table.touched.replaced(later)
+            repair = history.changes(table.kind, table.fresh, stay, following)
             changes[following][table.kind] = _merged(session, lake, index, table.kind, repair, following)
     writes: dict[str, list[Future[list[PublishedFile]]]] = {}
     for ds, by_table in changes.items():
@@ -385,6 +382,7 @@ def _ledger(
         superseded=validation.superseded,
         valid=validation.valid,
         unchanged=plan.unchanged,
+        waiting=plan.waiting,
         tagged_both=modalities.get("both", 0),
         tagged_text=modalities.get("text", 0),
         tagged_image=modalities.get("image", 0),

@@ -26,6 +26,9 @@ class Settings(BaseSettings):
     model_config_name: str = Field(default="sample", description="model to train: a shipped name or a YAML file")
     shard_rows: int = Field(default=20_000, ge=1, description="most products in a shard")
     batch_size: int = Field(default=256, ge=1, description="products in a forward pass")
+    max_retag_share: float = Field(
+        default=1.0, gt=0, le=1, description="most of the day's products that a night tags again for a new model alone"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="cuda fails where there is no GPU")
     spark_master: str = Field(default="local[*]", description="where Spark runs")
     spark_memory: str = Field(default="2g", description="heap of Spark's driver")

@@ -73,6 +73,11 @@ class Plan(Strict):
     backfill: bool = Field(description="True: a later day is published, so this run changes history only")
     prepare_only: bool = Field(description="True: makes examples to train on; nothing is tagged or published")
     model_version: str | None
+    attributes: tuple[str, ...] = Field(
+        default=(),
+        description="where given: of products that did not change only the rows of these attributes are replaced, and "
+        "their other rows and their state stay",
+    )
     taxonomy_path: str = Field(
         description="the taxonomy labels are read by: the model's, or for training the settings'"
     )
@@ -85,6 +90,9 @@ class Plan(Strict):
     changed: int
     model_changed: int
     unchanged: int
+    waiting: int = Field(
+        default=0, description="of the unchanged: left to later nights, though an older model tagged them"
+    )
     removed: int
     held: int = Field(
         description="published products kept as they are because today's record is, or may be, quarantined"
@@ -225,6 +233,9 @@ class Ledger(Strict):
     superseded: int
     valid: int
     unchanged: int
+    waiting: int = Field(
+        default=0, description="of the unchanged: left to later nights, though an older model tagged them"
+    )
     tagged_both: int
     tagged_text: int
     tagged_image: int

@@ -57,8 +57,18 @@ def _ledger(night: Night) -> list[Finding]:
             )
         )
     if ledger.model_changed:
+        alone = ", ".join(a.label for a in night.attributes if a.name in night.plan.attributes)
+        what = f": {alone} alone, their other values are as they were" if alone else ""
         found.append(
-            Finding("note", f"A new model tagged {count(ledger.model_changed, 'product')} again.", "attributes")
+            Finding("note", f"A new model tagged {count(ledger.model_changed, 'product')} again{what}.", "attributes")
+        )
+    if ledger.waiting:
+        found.append(
+            Finding(
+                "note",
+                f"{count(ledger.waiting, 'product waits', 'products wait')} for a later night to be tagged by the new model.",
+                "ledger",
+            )
         )
     return found
 

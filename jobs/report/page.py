@@ -126,6 +126,7 @@ def equations(ledger: Ledger) -> list[tuple[str, int, list[tuple[str, int]], boo
         ("by picture", ledger.tagged_image),
         ("untaggable", ledger.untaggable),
     ]
+    waiting = f" ({ledger.waiting:,} of them waiting)" if ledger.waiting else ""
     lines: list[tuple[str, int, list[tuple[str, int]]]] = [
         (
             "raw lines",
@@ -137,7 +138,7 @@ def equations(ledger: Ledger) -> list[tuple[str, int, list[tuple[str, int]], boo
                 ("valid", ledger.valid),
             ],
         ),
-        ("valid", ledger.valid, [("unchanged", ledger.unchanged), *tagged]),
+        ("valid", ledger.valid, [(f"unchanged{waiting}", ledger.unchanged), *tagged]),
         (
             "tagged or untaggable",
             sum(n for _, n in tagged),

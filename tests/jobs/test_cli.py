@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from jobs.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -45,6 +49,7 @@ def test_a_flag_before_a_variable_before_the_default(
     ("flags", "variables", "told"),
     [
         ([], {"TAGGING_BATCH_SIZE": "0"}, "batch_size: Input should be greater than or equal to 1"),
+        (["--max-retag-share", "0"], {}, "max_retag_share: Input should be greater than 0"),
         ([], {"TAGGING_DEVICE": "tpu"}, "device: Input should be 'auto', 'cpu' or 'cuda'"),
         (["--spark-options", "spark.a=b"], {}, "spark_options: 'spark.a=b' is no JSON object such as"),
         (
@@ -63,3 +68,31 @@ def test_a_wrong_setting_is_told_by_name(
     first, second = done.stderr.splitlines()
     assert first == "error: wrong settings:"
     assert second.startswith(f"  {told}")
+
+
+class _Asked(Exception):
+    """Carries what a step was asked for."""
+
+
+@pytest.mark.parametrize("step", ["plan", "night"])
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ([], {"retag": False, "model": None, "attributes": ()}),
+        (["--model", "", "--attributes", "", "--no-retag"], {"retag": False, "model": None, "attributes": ()}),
+        (
+            ["--model", "20261120-0123abcd", "--attributes", "colour, neck", "--retag"],
+            {"retag": True, "model": "20261120-0123abcd", "attributes": ("colour", "neck")},
+        ),
+    ],
+)
+def test_what_is_asked_of_a_night_reaches_its_step(
+    monkeypatch: pytest.MonkeyPatch, step: str, flags: list[str], asked: dict[str, object]
+) -> None:
+    def told(settings: Settings, *days: str, **named: object) -> None:
+        raise _Asked(settings.max_retag_share, days, named)
+
+    monkeypatch.setattr(f"jobs.{step}.{step}", told)
+    done = CliRunner().invoke(app, ["--max-retag-share", "0.25", step, "--ds", "2026-11-20", *flags])
+    assert isinstance(done.exception, _Asked)
+    assert done.exception.args == (0.25, ("2026-11-20",), asked)

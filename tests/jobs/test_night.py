@@ -51,10 +51,10 @@ def as_of(settings: Settings, ds: str) -> list[tuple[Any, ...]]:
         return connection.sql(f"select * exclude ({', '.join(VOLATILE)}) from found order by all").fetchall()
 
 
-def steps_to(step: str, settings: Settings, ds: str) -> str:
-    """Run a night up to, and with, `step`; return its run id."""
+def steps_to(step: str, settings: Settings, ds: str, **asked: Any) -> str:
+    """Run a night up to, and with, `step`; return its run id. What is asked of it is as `plan` takes it."""
     validate(settings, ds)
-    run_id = plan(settings, ds).run_id
+    run_id = plan(settings, ds, **asked).run_id
     for name, job in (("preprocess", preprocess), ("tag", tag), ("publish", publish)):
         job(settings, run_id)
         if name == step:

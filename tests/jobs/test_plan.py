@@ -1,7 +1,8 @@
-"""Which taxonomy a night goes by: `pytest tests/jobs/test_plan.py`. What is planned: tests/jobs/test_night.py."""
+"""Which taxonomy a night goes by, and what names its run: `pytest tests/jobs/test_plan.py`. What is planned: tests/jobs/test_night.py."""
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.plan import _inputs, plan
 from jobs.settings import Settings
-from schemas.documents import HistoryIndex, Validation
+from schemas.documents import HistoryIndex, Plan, Validation
 from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn
 from tests.jobs.test_tag import THRESHOLDS
@@ -98,3 +99,58 @@ def test_a_broken_champion_says_what_to_do(root: Path) -> None:
     path.write_text(path.read_text().replace("Red", "Rot"))
     with pytest.raises(JobError, match=rf"the champion {version} is broken: .*taxonomy\.yaml.*models rollback"):
         plan(Settings(root=root), DAY)
+
+
+def test_a_night_with_another_model_or_some_attributes_names_what_there_is(root: Path) -> None:
+    settings = Settings(root=root)
+    version = models.champion(settings)
+    with pytest.raises(JobError, match=rf"'20991231-00000000' is no model version in .*; there are \['{version}'\]"):
+        plan(settings, DAY, model="20991231-00000000")
+    said = (
+        f"--attributes neck,size: no such attribute; the champion {version} has article_type, colour, pattern, material"
+    )
+    with pytest.raises(JobError, match=said):
+        plan(settings, DAY, attributes=("neck", "colour", "size"))
+
+
+def inputs(root: Path, *, share: float = 0.5, **asked: Any) -> Any:
+    settings = Settings(root=root, max_retag_share=share)
+    lake = Lake(settings.root)
+    asked = {"prepare": False, "retag": False, **asked}
+    return _inputs(settings, lake, DAY, lake.read_validation(DAY), HistoryIndex(), **asked)
+
+
+def test_a_share_is_for_ordinary_nights_alone(root: Path) -> None:
+    version = models.champion(Settings(root=root))
+    assert inputs(root).share == 0.5
+    for asked in ({"retag": True}, {"model": version}, {"attributes": ("colour",)}, {"prepare": True}):
+        assert inputs(root, **asked).share == 1, asked
+
+
+def test_runs_are_other_ones_only_where_something_else_is_asked_for(root: Path) -> None:
+    version = models.champion(Settings(root=root))
+    ordinary = dataclasses.replace(inputs(root, share=1.0), model_version="20261120-0123abcd")
+    assert ordinary.run_id == "2026-11-20-ba1c9a7e"  # as before there were shares and chosen attributes
+    ids = {
+        inputs(root, share=share, **asked).run_id
+        for share, asked in [
+            (1.0, {}), (0.5, {}), (0.25, {}), (1.0, {"retag": True}), (1.0, {"attributes": ("colour",)}),
+            (1.0, {"attributes": ("colour", "pattern")}), (1.0, {"attributes": ("colour",), "retag": True}),
+        ]
+    }  # fmt: skip
+    assert len(ids) == 7
+    same = [{"attributes": ("pattern", "colour")}, {"attributes": ("colour", "pattern", "colour"), "model": version}]
+    assert {inputs(root, **asked).run_id for asked in same} <= ids
+    # All of the model's attributes are none in particular.
+    assert inputs(root, share=1.0, attributes=drawn.taxonomy().names).run_id == inputs(root, share=1.0).run_id
+
+
+def test_a_plan_of_before_is_read(root: Path) -> None:
+    counts = dict.fromkeys(("new", "changed", "model_changed", "unchanged", "removed", "held", "to_preprocess"), 0)
+    document = {
+        "run_id": "2026-11-20-0123abcd", "ds": DAY, "base_run": None, "backfill": False, "prepare_only": False,
+        "model_version": "m", "taxonomy_path": "", "taxonomy_fingerprint": "", "picture_height": 1, "picture_width": 1,
+        "validation": Lake(root).read_validation(DAY), "shards": (), "created_at": datetime.now(UTC), **counts,
+    }  # fmt: skip
+    read = Plan.model_validate(document)
+    assert (read.attributes, read.waiting) == ((), 0)

@@ -112,6 +112,7 @@ class Shop:
         tagged: Sequence[str] | None = None,
         parent: str | None = None,
         backfill: bool = False,
+        attributes: tuple[str, ...] = (),
         quarantine: Sequence[dict[str, Any]] = (),
         valid: Sequence[dict[str, Any]] = (),
         **counts: int,
@@ -145,6 +146,7 @@ class Shop:
             self._work(run, own)
         both = {
             "unchanged": counts.get("unchanged", 0),
+            "waiting": counts.get("waiting", 0),
             "removed": counts.get("removed", 0),
             "held": counts.get("held", 0),
         }
@@ -152,7 +154,7 @@ class Shop:
             lake.plan(run) / "plan.json",
             Plan(
                 run_id=run, ds=ds, base_run=parent, backfill=backfill, prepare_only=False, model_version=MODEL,
-                taxonomy_path=f"models/{MODEL}/taxonomy.yaml", taxonomy_fingerprint="f" * 12, picture_height=HEIGHT,
+                attributes=attributes, taxonomy_path=f"models/{MODEL}/taxonomy.yaml", taxonomy_fingerprint="f" * 12, picture_height=HEIGHT,
                 picture_width=WIDTH, validation=validation, shards=shards, to_preprocess=len(own), created_at=NOW,
                 **why, **both,
             ),
@@ -752,6 +754,30 @@ def test_what_to_look_at_is_sorted(shop: Shop) -> None:
     assert "4.8% of the raw lines are not usable" in texts
     assert "18.5% of the products are gone" in texts
     assert "2 held as they were" in section(shop.page(SECOND), "ledger")
+
+
+def test_what_waits_for_a_later_night_is_told(shop: Shop) -> None:
+    shop.night(FIRST, catalog(20))
+    shop.night(SECOND, catalog(20), tagged=["p00"], parent=FIRST, unchanged=19, waiting=17, new=0, model_changed=1)
+    found = findings(gather_night(shop.lake, SECOND, load_rules("default")))
+    assert "17 products wait for a later night to be tagged by the new model." in [f.text for f in found]
+    text = section(shop.page(SECOND), "ledger")
+    assert "✓ 20 valid = 19 unchanged (17 of them waiting) + 1 tagged by both" in text
+    assert "17 of the unchanged wait for a later night" in text
+    assert "wait" not in section(shop.page(FIRST), "ledger")
+
+
+def test_which_attributes_were_replaced_is_told(shop: Shop) -> None:
+    shop.night(FIRST, catalog())
+    shop.night(
+        SECOND, catalog(), tagged=["p00"], parent=FIRST, unchanged=9, new=0, model_changed=1, attributes=("colour",)
+    )
+    found = findings(gather_night(shop.lake, SECOND, load_rules("default")))
+    assert "A new model tagged 1 product again: Colour alone, their other values are as they were." in [
+        f.text for f in found
+    ]
+    assert "Of the products that did not change only colour was replaced." in section(shop.page(SECOND), "ledger")
+    assert "only" not in section(shop.page(FIRST), "ledger")
 
 
 def test_the_list_of_nights(shop: Shop) -> None:
