@@ -158,13 +158,14 @@ def nightly_tagging() -> None:
         task_id="publish",
         arguments=["publish", "--run", run_id],
         outlets=[ATTRIBUTE_TABLES],
+        multiple_outputs=True,
         trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
         doc_md="Writes and audits the new tables, then swaps them in; fails where a shard is missing or a row is lost. "
-        "Its result is the night's ledger.",
+        "Its result is the night's ledger. Where another run was first, the day is planned anew on that one.",
     )
     report = JobOperator(
         task_id="report",
-        arguments=["report", "--run", run_id],
+        arguments=["report", "--run", publish.output["run_id"]],
         execution_timeout=timedelta(minutes=30),
         doc_md="Writes the run's report: one HTML page, behind the button *Report*.",
     )

@@ -346,16 +346,20 @@ def tag(
 
 @app.command()
 def publish(context: typer.Context, run: Run) -> None:
-    """Merge a run's predictions into the tables and the history: write, audit, then one atomic swap; then the ledger."""
+    """Merge a run's predictions into the tables and the history: write, audit, then one atomic swap; then the ledger.
+
+    Where another run was published since the plan was made, the day is planned anew on it, and what is known is not tagged
+    again; the result names the run that was published.
+    """
+    from jobs.in_turn import publish_in_turn as step
     from jobs.lake import Lake
-    from jobs.publish import publish as step
 
     settings = _settings(context)
     ledger = step(settings, run)
-    manifest = Lake(settings.root).run(run) / "manifest.json"
+    manifest = Lake(settings.root).run(ledger.run_id) / "manifest.json"
     _print(
         {
-            "run_id": run,
+            "run_id": ledger.run_id,
             "products": ledger.published_products,
             "rows": ledger.published_rows,
             "manifest": str(manifest) if manifest.exists() else None,  # none: nothing changed

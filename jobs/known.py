@@ -38,8 +38,10 @@ def take_known(
         finished: whether a file holds the predictions of a shard of a plan, whole.
         wanted_of: the products of a shard of another plan.
     """
-    for folder in sorted(lake.predictions(plan.run_id).parent.glob(f"run={plan.ds}-*")):
-        run_id = folder.name.removeprefix("run=")
+    runs = [f.name.removeprefix("run=") for f in lake.predictions(plan.run_id).parent.glob(f"run={plan.ds}-*")]
+    if plan.retag:  # a person wants the model to look again: once, not once more for each other run
+        runs = [run_id for run_id in runs if run_id == plan.replaces]
+    for run_id in sorted(runs):
         other = lake.find_plan(run_id) if run_id != plan.run_id else None
         if other is None or other.model_version != plan.model_version:
             continue
@@ -52,11 +54,22 @@ def take_known(
 
 
 def _take(path: Path, wanted: Wanted, there: Wanted) -> Iterator[pa.RecordBatch]:
+    known = {product: (folder, hash_) for folder, products in there.items() for product, hash_ in products.items()}
+
+    def is_known(product: str, source: Path, source_hash: str) -> bool:
+        folder, hash_ = known.get(product, (None, ""))
+        # The run that made an example names its own folder, a later one the shard in it.
+        return (
+            folder is not None
+            and hash_ == source_hash
+            and (source.is_relative_to(folder) or folder.is_relative_to(source))
+        )
+
     found = {
         product
         for source, products in wanted.items()
         for product, source_hash in products.items()
-        if there.get(source, {}).get(product) == source_hash
+        if is_known(product, source, source_hash)
     }
     if not found:
         return

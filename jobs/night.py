@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs import plan as plan_step
-from jobs import preprocess, publish, report, spark, tag, validate
+from jobs import preprocess, report, spark, tag, validate
+from jobs.in_turn import publish_in_turn
 from jobs.lake import Lake
 from jobs.settings import Settings
 from schemas.documents import Ledger
@@ -35,8 +36,8 @@ def night(
         preprocess.preprocess(settings, plan.run_id)
         if plan.shards:
             tag.tag(settings, plan.run_id)
-        ledger = publish.publish(settings, plan.run_id)
-    return ledger, report.report(settings, plan.run_id)
+        ledger = publish_in_turn(settings, plan.run_id)
+    return ledger, report.report(settings, ledger.run_id)
 
 
 def _preload(*modules: str) -> None:

@@ -55,6 +55,8 @@ class _Inputs:
     picture: PictureConfig
     attributes: tuple[str, ...]
     share: float  # most of the day's products that are tagged again for a new model alone
+    model_given: bool
+    replaces: str | None
 
     @property
     def spec(self) -> str:
@@ -81,6 +83,7 @@ def plan(
     retag: bool = False,
     model: str | None = None,
     attributes: Sequence[str] = (),
+    replaces: str | None = None,
 ) -> Plan:
     """Return the plan of the day `ds`, made now or, where the same run is planned already, as it was frozen.
 
@@ -92,6 +95,7 @@ def plan(
         model: version to tag with; None: the champion.
         attributes: of products that did not change and are tagged again, replace the rows of these attributes alone;
             none, or all that the model has: all their rows.
+        replaces: the run whose plan went stale, where this is planned in its place.
 
     Raises:
         JobError: the day is not validated, there is no champion, no such model or attribute, or the model has another
@@ -108,8 +112,9 @@ def plan(
         log.info("plan: run %s is published, but has no ledger yet; it is taken up again", unfinished.run_id)
         return unfinished
     inputs = _inputs(
-        settings, lake, ds, validation, index, prepare=prepare, retag=retag, model=model, attributes=attributes
-    )
+        settings, lake, ds, validation, index, prepare=prepare, retag=retag, model=model, attributes=attributes,
+        replaces=replaces,
+    )  # fmt: skip
     run_id = inputs.run_id
     with storage.locked(lake.plan(run_id)):
         found = storage.read_document(lake.plan(run_id) / "plan.json", Plan)
@@ -147,8 +152,9 @@ def _inputs(
     *,
     prepare: bool,
     retag: bool,
-    model: str | None = None,
-    attributes: Sequence[str] = (),
+    model: str | None,
+    attributes: Sequence[str],
+    replaces: str | None,
 ) -> _Inputs:
     version: str | None = None
     chosen: tuple[str, ...] = ()
@@ -179,6 +185,8 @@ def _inputs(
         picture=picture,
         attributes=chosen,
         share=settings.max_retag_share if ordinary else 1.0,
+        model_given=model is not None,
+        replaces=replaces,
     )
 
 
@@ -262,6 +270,9 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
         backfill=inputs.base.backfill,
         prepare_only=inputs.prepare,
         model_version=inputs.model_version,
+        retag=inputs.retag,
+        model_given=inputs.model_given,
+        replaces=inputs.replaces,
         attributes=inputs.attributes,
         taxonomy_path=taxonomy_path,
         taxonomy_fingerprint=inputs.taxonomy.fingerprint,

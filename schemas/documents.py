@@ -73,6 +73,11 @@ class Plan(Strict):
     backfill: bool = Field(description="True: a later day is published, so this run changes history only")
     prepare_only: bool = Field(description="True: makes examples to train on; nothing is tagged or published")
     model_version: str | None
+    retag: bool = Field(default=False, description="True: a person asked for every product to be tagged again")
+    model_given: bool = Field(default=False, description="True: a person asked for this model version")
+    replaces: str | None = Field(
+        default=None, description="the run of the same day whose plan went stale, and which this one takes the place of"
+    )
     attributes: tuple[str, ...] = Field(
         default=(),
         description="where given: of products that did not change only the rows of these attributes are replaced, and "

@@ -96,12 +96,12 @@ def test_order(nightly: Any) -> None:
         "preprocess": {"plan", "branch"},
         "tag": {"plan", "list_shards", "branch", "preprocess"},
         "publish": {"plan", "branch", "tag"},
-        "report": {"plan", "publish"},
+        "report": {"publish"},
     }
 
 
-def test_one_run_at_a_time_on_a_daily_interval(nightly: Any) -> None:
-    assert nightly.max_active_runs == 1
+def test_several_runs_at_once_on_a_daily_interval(nightly: Any) -> None:
+    assert nightly.max_active_runs > 1  # one that waits for its export holds up no other
     assert type(nightly.timetable).__name__ == "CronDataIntervalTimetable"
 
 

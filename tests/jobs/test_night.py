@@ -17,6 +17,7 @@ import duckdb
 import pytest
 
 from jobs import history, models, night, storage, tables
+from jobs.in_turn import publish_in_turn
 from jobs.lake import PRODUCTS, Lake
 from jobs.plan import plan
 from jobs.preprocess import preprocess
@@ -306,6 +307,38 @@ def test_publish_killed_before_any_write(
         assert (ledger.new, ledger.removed) == (2, 2), n
         assert values(as_of(settings, DAY2)) == values(second), n
         assert live(lake) == as_of(settings, DAY3), n
+
+
+def test_runs_planned_at_once_are_published_one_after_the_other(
+    first_night: tuple[Lake, Settings], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two days planned on the same night: the one that comes second is planned anew, and the model sees nothing twice."""
+    lake, settings = first_night
+    expected = second_day(lake)
+    write_raw(lake, DAY3, raw_lines(lake, DAY2)[1:])
+    second, third = (steps_to("tag", settings, ds) for ds in (DAY2, DAY3))
+    before = products_of(live(lake))
+    publish(settings, third)
+    newest = live(lake)
+
+    def looked(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("jobs.tag._engine", looked)
+    with caplog.at_level("INFO"):
+        ledger = publish_in_turn(settings, second)
+    assert ledger.run_id != second
+    assert lake.read_plan(ledger.run_id).replaces == second
+    assert ledger.backfill
+    assert ledger.differences() == []
+    assert (ledger.new, ledger.changed, ledger.removed) == (2, 3, 2)
+    assert "5 of 5 products are known from another run of the day" in caplog.text
+    assert live(lake) == as_of(settings, DAY3) == newest
+    assert products_of(as_of(settings, DAY2)) == before - set(expected["removed"]) | set(expected["new"])
+    assert list(lake.read_history_index().days) == [DAY1, DAY2, DAY3]
+    assert publish_in_turn(settings, ledger.run_id) == ledger  # done again, nothing is
+    with pytest.raises(AssertionError, match="the model was loaded"):  # what a person asks for is looked at again
+        steps_to("tag", settings, DAY3, retag=True)
 
 
 def test_step_started_twice_at_once_works_once(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
