@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from tests.jobs.test_alerts import Webhook, served
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PICTURES = REPOSITORY / "docs" / "images"  # written where TAGGING_KEEP_SCREENSHOTS is set
+FAILURES = REPOSITORY / "build" / "ui-failures"
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
@@ -194,7 +195,7 @@ class Ui:
     def form(self, dag: str) -> Any:
         """Open a DAG's trigger form and return it."""
         self.open(f"/dags/{dag}")
-        self.page.get_by_role("button", name="Trigger", exact=True).first.click()
+        self.page.get_by_role("button", name="Trigger").first.click()
         dialog = self.page.get_by_role("dialog")
         expect(dialog.get_by_text(f"Trigger Dag - {dag}")).to_be_visible()
         return dialog
@@ -202,7 +203,7 @@ class Ui:
     def submit(self, dialog: Any, dag: str) -> str:
         """Send the form; return the run that it made."""
         before = {run["dag_run_id"] for run in self.airflow.runs(dag)}
-        dialog.get_by_role("button", name="Trigger", exact=True).click()
+        dialog.get_by_role("button", name="Trigger").last.click()
         expect(dialog).to_be_hidden()
 
         def made() -> set[str]:
@@ -211,6 +212,18 @@ class Ui:
 
         until(lambda: bool(made()), f"a new run of {dag}", 60)
         return made().pop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep what the browser showed when a test failed."""
+    report = yield
+    page = getattr(item, "funcargs", {}).get("ui")
+    if report.when == "call" and report.failed and page is not None:
+        FAILURES.mkdir(parents=True, exist_ok=True)
+        page.page.screenshot(path=FAILURES / f"{item.name}.png")
+        report.sections.append(("browser", f"{page.page.url}: {FAILURES / item.name}.png"))
+    return report
 
 
 @pytest.fixture
