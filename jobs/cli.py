@@ -52,6 +52,10 @@ Together = Annotated[
     int | None,
     typer.Option("--processes", help="Processes that train together; one a GPU where left out, on a CPU one.", min=1),
 ]
+First = Annotated[
+    str, typer.Option("--first", help="First day, YYYY-MM-DD.", callback=lambda v: check_day(v, "--first"))
+]
+Last = Annotated[str, typer.Option("--last", help="Last day, YYYY-MM-DD.", callback=lambda v: check_day(v, "--last"))]
 Retag = Annotated[bool, typer.Option(help="Tag every product again, changed or not.")]
 Model = Annotated[
     str,
@@ -390,6 +394,27 @@ def night(context: typer.Context, ds: Ds, retag: Retag = False, model: Model = "
             "report": str(page),
         }
     )
+
+
+@app.command()
+def estimate(
+    context: typer.Context,
+    first: First,
+    last: Last,
+    retag: Retag = False,
+    model: Model = "",
+    attributes: Attributes = "",
+) -> None:
+    """Say what a backfill of these days would do and cost: counts by reason, and time at the rates of the last runs.
+
+    Each day with an export is validated and planned; nothing is tagged or published. The first day's plan is the one that
+    a backfill finds again. Each later day is compared with what is published now, not with what the days before it would
+    have changed by then.
+    """
+    from jobs.estimate import estimate as step
+
+    found = step(_settings(context), first, last, retag=retag, model=model or None, attributes=_list(attributes))
+    _print(found.as_dict())
 
 
 @app.command()

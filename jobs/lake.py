@@ -15,14 +15,14 @@ from schemas.documents import ExamplesManifest, HistoryIndex, Ledger, Plan, RawM
 PRODUCTS: Final = "_products"  # what a run's manifest calls the state of the products, beside the attributes' names
 
 
-def check_day(ds: str) -> str:
-    """Return `ds`. Raises JobError where it is no day written YYYY-MM-DD."""
+def check_day(ds: str, option: str = "--ds") -> str:
+    """Return `ds`, the value of `option`. Raises JobError where it is no day written YYYY-MM-DD."""
     try:
         if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", ds):
             raise ValueError
         date.fromisoformat(ds)
     except ValueError:
-        raise JobError(f"--ds {ds!r} is not a day; write it as 2026-11-20") from None
+        raise JobError(f"{option} {ds!r} is not a day; write it as 2026-11-20") from None
     return ds
 
 

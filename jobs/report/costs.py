@@ -68,7 +68,7 @@ class Costs:
 def read_costs(lake: Lake, plan: Plan) -> Costs:
     """Return what each step of a run cost. The report's own cost is not in it: it is known when the page is written."""
     validation = lake.root / "reports" / f"ds={plan.ds}" / f"validation-{plan.validation.version}"
-    found = {**_read(validation), **_read(lake.reports(plan.run_id))}
+    found = {**read_steps(validation), **read_steps(lake.reports(plan.run_id))}
     found.pop("report", None)
     started = sorted(found.items(), key=lambda item: (item[1].started_at, item[0]))
     if not started:
@@ -114,7 +114,8 @@ def _parts(members: Sequence[StepMetrics]) -> dict[str, float]:
     return parts
 
 
-def _read(folder: Path) -> dict[str, StepMetrics]:
+def read_steps(folder: Path) -> dict[str, StepMetrics]:
+    """Return what was measured of the steps in a report folder, by file name. Raises JobError where one is broken."""
     found = {}
     for path in sorted((folder / "steps").glob("*.json")):
         metrics = storage.read_document(path, StepMetrics)
@@ -129,7 +130,7 @@ def _points(lake: Lake) -> dict[str, list[tuple[int, float]]]:
     points: dict[str, list[tuple[int, float]]] = {}
     for folder in folders[-2 * _NIGHTS :]:  # a night has a folder for its run and one for its validation
         try:
-            for metrics in _read(folder.parent).values():
+            for metrics in read_steps(folder.parent).values():
                 if metrics.rows:
                     points.setdefault(metrics.step, []).append((metrics.rows, metrics.seconds))
         except JobError:  # another night's broken file is not this night's trouble

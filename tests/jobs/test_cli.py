@@ -74,7 +74,7 @@ class _Asked(Exception):
     """Carries what a step was asked for."""
 
 
-@pytest.mark.parametrize("step", ["plan", "night"])
+@pytest.mark.parametrize("step", ["plan", "night", "estimate"])
 @pytest.mark.parametrize(
     ("flags", "asked"),
     [
@@ -93,6 +93,12 @@ def test_what_is_asked_of_a_night_reaches_its_step(
         raise _Asked(settings.max_retag_share, days, named)
 
     monkeypatch.setattr(f"jobs.{step}.{step}", told)
-    done = CliRunner().invoke(app, ["--max-retag-share", "0.25", step, "--ds", "2026-11-20", *flags])
+    days = ["--first", "2026-11-20", "--last", "2026-11-21"] if step == "estimate" else ["--ds", "2026-11-20"]
+    done = CliRunner().invoke(app, ["--max-retag-share", "0.25", step, *days, *flags])
     assert isinstance(done.exception, _Asked)
-    assert done.exception.args == (0.25, ("2026-11-20",), asked)
+    assert done.exception.args == (0.25, tuple(days[1::2]), asked)
+
+
+def test_days_of_an_estimate_are_named_by_their_flags() -> None:
+    done = CliRunner().invoke(app, ["estimate", "--first", "2026-11-20", "--last", "2026-11-31"])
+    assert str(done.exception) == "--last '2026-11-31' is not a day; write it as 2026-11-20"
