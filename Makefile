@@ -9,7 +9,7 @@ TEXT ?=
 ATTRIBUTES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run experiment test lint format hooks lock clean
+.PHONY: help install run airflow experiment test test-ui lint format hooks lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ $(STAMP): requirements.lock pyproject.toml .ci/install
 run: $(STAMP) ## Tag a drawn catalog, two nights through Airflow; CATALOG=folder for your own, MAPPING=its columns
 	$(VENV)/bin/python -m jobs demo $(if $(CATALOG),--catalog '$(CATALOG)' --mapping '$(MAPPING)')
 
+airflow: $(STAMP) ## Start Airflow with the DAGs on this machine, over TAGGING_ROOT; prints address and login
+	$(VENV)/bin/python -m jobs airflow
+
 # A lake for each catalog and mapping. Settings in the environment hold (TAGGING_TAXONOMY, TAGGING_MODEL_CONFIG_NAME).
 EXPERIMENT := .experiment/$(if $(CATALOG),$(shell printf '%s' '$(abspath $(CATALOG)) $(MAPPING)' | cksum | cut -d' ' -f1),drawn)
 OF_CATALOG := --taxonomy '$(or $(TAGGING_TAXONOMY),fashion)' --model-config '$(or $(TAGGING_MODEL_CONFIG_NAME),fashion)'
@@ -34,10 +37,13 @@ experiment: $(STAMP) ## Compare CMA-CLIP with CLIP, its ablations and TF-IDF on 
 		--catalog '$(or $(CATALOG),$(EXPERIMENT)/catalog)' --mapping '$(if $(CATALOG),$(MAPPING),sample)'
 
 # Files in the order they are found: the end-to-end test, the longest, must not be started last.
-ALL_TESTS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+ALL_TESTS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/ui
 
 test: $(STAMP) ## Run all tests, a process on each core; TESTS=tests/dags for some, in one process
 	$(VENV)/bin/python -m pytest $(or $(TESTS),$(ALL_TESTS))
+
+test-ui: $(STAMP) ## Test a real Airflow in a real browser (needs Chromium); takes a quarter of an hour
+	$(VENV)/bin/python -m pytest tests/ui
 
 lint: $(STAMP) ## Check style, format and types
 	$(VENV)/bin/ruff check .

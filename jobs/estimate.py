@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
 from typing import Any, Final
 
 from jobs import plan as plan_step
 from jobs import spark, validate
+from jobs.days import exported
 from jobs.errors import CriticalDataError, JobError
 from jobs.lake import Lake
 from jobs.report import costs, text
@@ -114,18 +114,12 @@ def estimate(
         retag, model, attributes: as `jobs.plan.plan` takes them.
 
     Raises:
-        JobError: `last` is before `first`, no day has an export, or what `validate` and `plan` raise.
+        JobError: what `jobs.days.exported`, `validate` and `plan` raise.
     """
-    if last < first:
-        raise JobError(f"--first {first} is after --last {last}")
     lake = Lake(settings.root)
-    rows = {ds: lake.raw_rows(ds) for ds in _days(first, last)}
-    largest = max((n for n in rows.values() if n is not None), default=None)
-    if largest is None:
-        raise JobError(
-            f"{lake.raw(first).parent}: there is no export of any day from {first} to {last}; bring them into the lake "
-            f"first: `python -m jobs import-catalog FOLDER --ds {first}`"
-        )
+    there, missing = exported(settings, first, last)
+    rows = {ds: lake.raw_rows(ds) for ds in sorted([*there, *missing])}
+    largest = max(n for n in rows.values() if n is not None)
     plans: dict[str, Plan | str] = {}
     with spark.session(settings, largest):  # one JVM for all days
         for ds, n in rows.items():
@@ -146,11 +140,6 @@ def estimate(
     made = Estimate(first, last, tuple(days))
     log.info("estimate: against what is published now, at the rates of the newest runs\n%s", made.table())
     return made
-
-
-def _days(first: str, last: str) -> list[str]:
-    start = date.fromisoformat(first)
-    return [str(start + timedelta(n)) for n in range((date.fromisoformat(last) - start).days + 1)]
 
 
 def rates(lake: Lake, model_version: str | None) -> Rates:

@@ -63,9 +63,9 @@ def test_counts_of_each_day_and_nothing_published(
 
 def test_a_range_that_is_none(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
-    with pytest.raises(JobError, match=f"--first {DAY2} is after --last {DAY1}"):
+    with pytest.raises(JobError, match=f"the first day, {DAY2}, is after the last, {DAY1}"):
         estimate(settings, DAY2, DAY1)
-    with pytest.raises(JobError, match=f"no export of any day from {DAY1} to {DAY2}"):
+    with pytest.raises(JobError, match=f"no day from {DAY1} to {DAY2} has an export"):
         estimate(settings, DAY1, DAY2)
 
 
