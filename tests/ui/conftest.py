@@ -183,7 +183,7 @@ class Ui:
     airflow: Airflow
 
     def open(self, path: str) -> None:
-        self.page.goto(self.airflow.url + path)
+        self.page.goto(path if path == "about:blank" else self.airflow.url + path)
 
     def picture(self, name: str) -> None:
         """Keep a screenshot for the docs, once what moves has come to rest."""
@@ -205,6 +205,7 @@ class Ui:
         before = {run["dag_run_id"] for run in self.airflow.runs(dag)}
         dialog.get_by_role("button", name="Trigger").last.click()
         expect(dialog).to_be_hidden()
+        self.page.goto("about:blank")  # a page that is not looked at takes no processor time
 
         def made() -> set[str]:
             manual = [run for run in self.airflow.runs(dag) if run["run_type"] == "manual"]
@@ -212,6 +213,32 @@ class Ui:
 
         until(lambda: bool(made()), f"a new run of {dag}", 60)
         return made().pop()
+
+    def clear(self) -> None:
+        """Clear the task instance that is shown, and what comes after it."""
+        self.page.get_by_role("button", name="Press shift+c to clear").click()
+        self._confirm()
+
+    def mark_failed(self) -> None:
+        """Mark the task instance that is shown as failed, which stops it where it runs."""
+        self.page.get_by_role("button", name="Mark Task Instance as...").click()
+        self.page.get_by_role("menuitem", name="Failed").click()
+        self._confirm()
+
+    def _confirm(self) -> None:
+        dialog = self.page.get_by_role("dialog")
+        expect(dialog.get_by_text("Affected Tasks")).to_be_visible()
+        dialog.get_by_role("button", name="Confirm").click()
+        expect(dialog).to_be_hidden()
+
+    def pick(self, dialog: Any, day: str, time: str) -> None:
+        """Fill in the next empty field of date and time."""
+        dialog.get_by_text("Select date and time").first.click()
+        self.page.get_by_placeholder("YYYY/MM/DD").fill(day.replace("-", "/"))
+        self.page.keyboard.press("Enter")
+        self.page.get_by_placeholder("HH:mm").fill(time)
+        self.page.keyboard.press("Enter")
+        self.page.keyboard.press("Escape")
 
 
 @pytest.hookimpl(wrapper=True)

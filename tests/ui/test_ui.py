@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,6 +13,7 @@ import pytest
 from playwright.sync_api import expect
 
 from jobs.import_catalog import import_catalog
+from jobs.sample_catalog import generate
 from tests.conftest import settings_for
 from tests.ui.conftest import DAYS, Airflow, Ui, until
 
@@ -114,9 +116,9 @@ def test_a_dry_run_of_a_backfill_says_what_it_would_cost(ui: Ui) -> None:
     dialog = ui.form(BACKFILL)
     dialog.locator("input[name=element_first_day]").fill(DAYS[0])
     dialog.locator("input[name=element_last_day]").fill(DAYS[1])
-    dialog.get_by_text("Select one or multiple values").click()
-    ui.page.get_by_role("option", name="colour", exact=True).click()
-    ui.page.keyboard.press("Escape")
+    dialog.get_by_role("combobox").first.fill("colour")
+    ui.page.keyboard.press("Enter")
+    expect(dialog.get_by_text("colour", exact=True)).to_be_visible()
     ui.picture("backfill-form")
     run = ui.submit(dialog, BACKFILL)
     ui.airflow.wait(BACKFILL, run)
@@ -146,11 +148,14 @@ def test_a_native_backfill_of_three_days(ui: Ui) -> None:
     newest = ui.airflow.lake.current_run()
     dialog = ui.form(NIGHT)
     dialog.get_by_text("Run this Dag for a range of dates").click()
-    dates = dialog.locator("input[type=date], input[type=datetime-local]")
-    dates.nth(0).fill(f"{DAYS[0]}T00:00" if dates.nth(0).get_attribute("type") == "datetime-local" else DAYS[0])
-    dates.nth(1).fill(f"{DAYS[2]}T23:59" if dates.nth(1).get_attribute("type") == "datetime-local" else DAYS[2])
+    ui.pick(dialog, DAYS[0], "00:00")
+    ui.pick(dialog, DAYS[2], "23:00")
+    expect(dialog.get_by_text("3 runs will be triggered")).to_be_visible()
+    dialog.locator("input[name=max_active_runs]").fill("3")  # at once: their publications come one after the other
     ui.picture("native-backfill-form")
-    dialog.get_by_role("button", name=re.compile("Run Backfill|Backfill$")).last.click()
+    dialog.get_by_role("button", name="Run Backfill").click()
+    ui.page.wait_for_timeout(2000)
+    ui.open("about:blank")
 
     def days() -> list[str]:
         return [str(run["state"]) for run in ui.airflow.runs(NIGHT) if run["run_type"] == "backfill"]
@@ -169,11 +174,8 @@ def test_a_bad_export_turns_the_night_red_and_repaired_it_finishes(ui: Ui, tmp_p
     lake, ds = ui.airflow.lake, DAYS[3]
     good = tmp_path / "good"
     lake.raw(ds).rename(good)
-    export = tmp_path / "export"
-    export.mkdir()
-    (export / "catalog.jsonl").write_text("".join(f'{{"id": "p{n}"}}\n' for n in range(3)))
-    (export / "images").mkdir()
-    import_catalog(settings_for(lake.root), export, ds, "sample")
+    generate(tmp_path / "export", products=5, dirty=False)
+    import_catalog(settings_for(lake.root), tmp_path / "export", ds, "sample")
     before, told = lake.current.read_bytes(), len(ui.airflow.webhook.posted)
     dialog = ui.form(NIGHT)
     dialog.locator("input[name=element_ds]").fill(ds)
@@ -188,13 +190,9 @@ def test_a_bad_export_turns_the_night_red_and_repaired_it_finishes(ui: Ui, tmp_p
     assert "Critical rule" in alert["text"]
     assert ui.airflow.task(NIGHT, run, "validate")["try_number"] == 1  # wrong input is not tried again
 
-    import shutil
-
     shutil.rmtree(lake.raw(ds))
     good.rename(lake.raw(ds))
-    ui.page.get_by_role("button", name=re.compile("Clear Task Instance|Clear")).first.click()
-    dialog = ui.page.get_by_role("dialog")
-    dialog.get_by_role("button", name="Confirm").click()
+    ui.clear()
     until(lambda: ui.airflow.state(NIGHT, run) != "failed", "the cleared night to start", 60)
     ui.airflow.wait(NIGHT, run)
     (ledger,) = ui.airflow.ledgers(ds)
@@ -212,33 +210,29 @@ def test_a_stopped_tag_task_ends_its_processes_and_resumed_repeats_no_finished_s
         found = [t for t in ui.airflow.tasks(NIGHT, run) if t["task_id"] == "tag" and t["map_index"] == at]
         return str(found[0]["state"]) if found else ""
 
-    until(lambda: shard(1) == "running", "the second shard to run")
-    until(lambda: bool(steps_of("tag")), "its process", 60)
+    until(lambda: bool(steps_of("tag", "--shard", "1")), "the process of the second shard")
+    (step,) = steps_of("tag", "--shard", "1")
+    step.suspend()  # so that it is still running when a person has found the button
     ui.open(page_of(NIGHT, run, "/tasks/tag/mapped/1"))
-    ui.page.get_by_role("button", name=re.compile("Mark.*as failed|failed", re.IGNORECASE)).first.click()
-    ui.page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
-    until(lambda: not steps_of("tag"), "the step and all that it started to end", 60)
+    assert shard(1) == "running"
+    ui.mark_failed()
+    until(lambda: not steps_of("tag", "--shard", "1"), "the step and all that it started to end, by force", 60)
     run_id = sorted(p.name.removeprefix("run=") for p in lake.predictions("x").parent.glob(f"run={DAYS[3]}-*"))
     done = {p: p.stat().st_mtime_ns for name in run_id for p in lake.predictions(name).glob("shard=00000.parquet")}
     ui.open(page_of(NIGHT, run, "/tasks/tag/mapped/1"))
     ui.picture("shard-stopped")
     until(lambda: ui.airflow.state(NIGHT, run) == "failed", "the run to fail", 300)
     ui.page.reload()
-    ui.page.get_by_role("button", name=re.compile("Clear Task Instance|Clear")).first.click()
-    ui.page.get_by_role("dialog").get_by_role("button", name="Confirm").click()
+    ui.clear()
     until(lambda: ui.airflow.state(NIGHT, run) != "failed", "the cleared shard to start", 60)
     ui.airflow.wait(NIGHT, run)
     assert {p: p.stat().st_mtime_ns for p in done} == done
 
 
-def steps_of(name: str) -> list[int]:
-    """Return the processes of a step."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        command = process.info["cmdline"] or []
-        if command[1:4] == ["-m", "jobs", name]:
-            found.append(process.pid)
-    return found
+def steps_of(*arguments: str) -> list[psutil.Process]:
+    """Return the processes of a step that have these arguments."""
+    commands = [(process, process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    return [process for process, c in commands if c[1:3] == ["-m", "jobs"] and set(arguments) <= set(c)]
 
 
 def test_the_assets_page_says_who_published_what(ui: Ui) -> None:
