@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -20,17 +19,16 @@ from jobs.import_catalog import import_catalog
 from jobs.lake import PRODUCTS as PRODUCTS_TABLE
 from jobs.lake import Lake
 from jobs.next_day import next_day
-from jobs.night import night
 from jobs.sample_catalog import generate
 from jobs.standalone import connection
 from schemas.documents import Ledger
-from tests.conftest import settings_for
+from tests.conftest import Night, settings_for
 from tests.dirty import DIRTY
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAY1, DAY2 = "2026-11-20", "2026-11-21"
-PRODUCTS = 150
-SHARD_ROWS = 8  # so that the few products of the second night are several shards
+PRODUCTS = 100  # as the lake that is copied has
+SHARD_ROWS = 16  # so that the few products of the second night are several shards
 
 pytestmark = [pytest.mark.e2e, pytest.mark.spark, pytest.mark.timeout(1800)]
 
@@ -38,9 +36,9 @@ pytestmark = [pytest.mark.e2e, pytest.mark.spark, pytest.mark.timeout(1800)]
 class Pipeline:
     """Runs commands as a user does, each in its own process, with one lake and one Airflow."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lake: Lake) -> None:
         self.folder = folder
-        self.lake = Lake(folder / "lake")
+        self.lake = lake
         airflow_home = folder / "airflow"
         airflow_home.mkdir(parents=True)
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "TAGGING_"))}
@@ -98,46 +96,25 @@ class Pipeline:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory, trained: Lake) -> Pipeline:
-    """A lake with a model and its first night, and an Airflow."""
-    folder = tmp_path_factory.mktemp("e2e")
-    made = Pipeline(folder)
-    shutil.copytree(trained.models, made.lake.models)
+def pipeline(tmp_path_factory: pytest.TempPathFactory, night_of_day1: Night) -> Pipeline:
+    """A lake with a model and its first night, done in this process, and an Airflow; `make run` has all by Airflow."""
+    made = Pipeline(tmp_path_factory.mktemp("e2e"), night_of_day1.after("report"))
     made.run("airflow", "db", "migrate")
     made.run("airflow", "pools", "set", "gpu", "1", "GPUs that tag")
-    # In this process, with the Spark session there is; `make run` starts each step as a process.
-    settings = settings_for(made.lake.root, shard_rows=100)
-    generate(folder / "catalog", products=PRODUCTS)
-    import_catalog(settings, folder / "catalog", DAY1, "sample")
-    night(settings, DAY1)
     return made
 
 
 def test_nights(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     lake = pipeline.lake
 
-    # the first night tags everything
+    # the first night tagged everything
     ledger = pipeline.ledger(DAY1)
-    assert ledger.differences() == []
-    assert ledger.new == ledger.valid > PRODUCTS / 2
-    assert ledger.raw > ledger.valid, "the drawn catalog has dirty records"
     first_run = lake.current_run()
     assert first_run == ledger.run_id
-    assert pipeline.query("SELECT count(DISTINCT product_id), count(*) FROM t") == [
-        (ledger.published_products, ledger.published_rows)
-    ]
-    manifest = lake.read_manifest(first_run)
-    assert manifest is not None
-    (products,) = (str(lake.root / file.path) for file in manifest.files if file.table == PRODUCTS_TABLE)
-    planted = duckdb.sql(f"SELECT product_id, modality FROM read_parquet({products!r}) WHERE product_id LIKE 'dirty-%'")
-    assert dict(planted.fetchall()) == {
-        f"dirty-{kind}": "both" if dirty.image_status == "ok" else "text"
-        for kind, dirty in DIRTY.items()
-        if dirty.outcome in ("valid", "superseded")  # of a superseded one the newer record is valid
-    }
-    assert "</html>" in (lake.reports(first_run) / "report.html").read_text()
 
-    # the second night, by Airflow, tags what changed, and nothing else, in several mapped tasks
+    # the second night, by Airflow, tags what changed, and nothing else, in several mapped tasks: the catalog of the first
+    # with dirty records, and what a day changes
+    generate(pipeline.folder / "catalog", products=PRODUCTS, seed=3)
     day2 = pipeline.folder / "catalog-some-change"
     next_day(pipeline.folder / "catalog", day2, "sample", changed=0.05, new=0.03, removed=0.03)
     pipeline.import_day(day2, DAY2)
@@ -153,7 +130,21 @@ def test_nights(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
     assert second.changed > 0
     assert second.removed > 0
     assert second.unchanged > PRODUCTS / 2
+    assert second.raw > second.valid, "the drawn catalog has dirty records"
     assert lake.current_run() == second.run_id != first_run
+    assert pipeline.query("SELECT count(DISTINCT product_id), count(*) FROM t") == [
+        (second.published_products, second.published_rows)
+    ]
+    manifest = lake.read_manifest(second.run_id)
+    assert manifest is not None
+    (products,) = (str(lake.root / file.path) for file in manifest.files if file.table == PRODUCTS_TABLE)
+    planted = duckdb.sql(f"SELECT product_id, modality FROM read_parquet({products!r}) WHERE product_id LIKE 'dirty-%'")
+    assert dict(planted.fetchall()) == {
+        f"dirty-{kind}": "both" if dirty.image_status == "ok" else "text"
+        for kind, dirty in DIRTY.items()
+        if dirty.outcome in ("valid", "superseded")  # of a superseded one the newer record is valid
+    }
+    assert "</html>" in (lake.reports(second.run_id) / "report.html").read_text()
     assert pipeline.query("SELECT count(*) FROM t WHERE ds = '2026-11-20'")[0][0] > 0
     assert pipeline.query("SELECT count(DISTINCT product_id) FROM t WHERE ds = '2026-11-21'") == [
         (second.new + second.changed,)

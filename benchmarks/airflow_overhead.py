@@ -1,0 +1,162 @@
+"""What Airflow adds to a night: the same day by `python -m jobs night` and by the DAG under a real scheduler, in turns.
+
+    PYTHONPATH=. python benchmarks/airflow_overhead.py LAKE --shards 10           # LAKE has a champion; asked: at most 60 s
+    PYTHONPATH=. python benchmarks/airflow_overhead.py LAKE --shards 500 --only-dag   # many mapped shards: all are scheduled
+
+A drawn catalog of --products is cut into so many shards. The lake's models are used; everything else is written to a
+temporary folder and removed. Each turn is a lake of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jobs import standalone
+from jobs.import_catalog import import_catalog
+from jobs.lake import Lake
+from jobs.sample_catalog import generate
+from jobs.settings import Settings
+
+DAY, DAG = "2026-11-20", "nightly_tagging"
+PORT = 8123
+
+
+def made(scratch: Path, name: str, models: Path, catalog: Path) -> Lake:
+    """Return a lake with a model and the day's raw catalog."""
+    lake = Lake(scratch / name)
+    shutil.copytree(models, lake.models)
+    import_catalog(Settings(root=lake.root, progress=False), catalog, DAY, "sample")
+    return lake
+
+
+def by_night(lake: Lake, environment: Mapping[str, str]) -> float:
+    """Return the seconds of `python -m jobs night`, all in."""
+    start = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "jobs", "night", "--ds", DAY],
+        env=environment | {"TAGGING_ROOT": str(lake.root)}, check=True, capture_output=True,
+    )  # fmt: skip
+    return time.perf_counter() - start
+
+
+class Api:
+    """As much of Airflow's API as is needed here; no login is asked for."""
+
+    def __init__(self) -> None:
+        self.token = ""
+        self.token = str(self.call("/auth/token")["access_token"])
+
+    def call(self, path: str, body: object = None, method: str | None = None) -> dict[str, Any]:
+        headers = {"Content-Type": "application/json"} | (
+            {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        )
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{PORT}{path}",
+            data=None if body is None else json.dumps(body).encode(), headers=headers, method=method,
+        )  # fmt: skip
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+            return found
+
+
+@contextmanager
+def airflow(folder: Path, lake: Lake, environment: Mapping[str, str]) -> Iterator[Api]:
+    """A real Airflow: scheduler, API server, DAG processor, triggerer."""
+    command = [sys.executable, "-m", "jobs", "airflow", "--folder", str(folder), "--port", str(PORT)]
+    log = folder / "start.log"
+    folder.mkdir(parents=True)
+    asked = {"TAGGING_ROOT": str(lake.root), "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True"}
+    with log.open("w") as output:
+        process = subprocess.Popen(command, env=environment | asked, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        while "Ctrl-C" not in log.read_text():
+            if process.poll() is not None:
+                raise SystemExit(log.read_text())
+            time.sleep(0.5)
+        api = Api()
+        while DAG not in {dag["dag_id"] for dag in api.call("/api/v2/dags")["dags"]}:
+            time.sleep(0.5)
+        yield api
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def by_dag(api: Api) -> tuple[float, list[dict[str, Any]]]:
+    """Return the seconds of the DAG's run from its trigger to its end, and its tasks."""
+    api.call(f"/api/v2/dags/{DAG}", {"is_paused": False}, "PATCH")
+    start = time.perf_counter()
+    run = api.call(f"/api/v2/dags/{DAG}/dagRuns", {"logical_date": None, "conf": {"ds": DAY}})["dag_run_id"]
+    path = f"/api/v2/dags/{DAG}/dagRuns/{quote(str(run), safe='')}"
+    while (state := api.call(path)["state"]) not in ("success", "failed"):
+        time.sleep(1)
+    seconds = time.perf_counter() - start
+    tasks: list[dict[str, Any]] = []
+    while len(page := api.call(f"{path}/taskInstances?limit=100&offset={len(tasks)}")["task_instances"]):
+        tasks += page
+    if state != "success":
+        raise SystemExit(f"the run failed: {[(t['task_id'], t['map_index'], t['state']) for t in tasks]}")
+    return seconds, tasks
+
+
+def told(tasks: list[dict[str, Any]]) -> str:
+    """Return the seconds of each task; of the shards their number, their sum and the longest."""
+    shards = [float(t["duration"]) for t in tasks if t["task_id"] == "tag"]
+    parts = [f"{t['task_id']} {float(t['duration'] or 0):.1f}" for t in tasks if t["task_id"] != "tag"]
+    return ", ".join([*parts, f"{len(shards)} shards {sum(shards):.1f}, longest {max(shards):.1f}"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lake", type=Path, help="a lake with a champion trained on the drawn catalog")
+    parser.add_argument("--shards", type=int, default=10)
+    parser.add_argument("--products", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--gpu-slots", type=int, default=1, help="shards that are tagged at once")
+    parser.add_argument("--only-dag", action="store_true", help="leave `jobs night` out, one round")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        generate(scratch / "catalog", products=options.products, dirty=False)
+        environment = os.environ | {
+            "TAGGING_SHARD_ROWS": str(-(-options.products // options.shards)),
+            "TAGGING_PROGRESS": "false",
+            "TAGGING_LATE_AFTER_MINUTES": "600",
+        }
+        nights: list[float] = []
+        runs: list[float] = []
+        for turn in range(1 if options.only_dag else options.rounds):
+            if not options.only_dag:
+                nights.append(
+                    by_night(made(scratch, f"night-{turn}", options.lake / "models", scratch / "catalog"), environment)
+                )
+                print(f"jobs night: {nights[-1]:.1f} s", flush=True)
+            lake = made(scratch, f"dag-{turn}", options.lake / "models", scratch / "catalog")
+            with airflow(scratch / f"airflow-{turn}", lake, environment) as api:
+                if options.gpu_slots != 1:
+                    home = standalone.environment(Settings(root=lake.root), scratch / f"airflow-{turn}", PORT)
+                    standalone.set_up(Settings(root=lake.root), environment | home, options.gpu_slots)
+                seconds, tasks = by_dag(api)
+            runs.append(seconds)
+            print(f"the DAG: {seconds:.1f} s; {told(tasks)}", flush=True)
+        if nights:
+            print(
+                f"\nAirflow adds {min(runs) - min(nights):.1f} s to {min(nights):.1f} s (best of {len(runs)}); asked: 60"
+            )
+
+
+if __name__ == "__main__":
+    main()
