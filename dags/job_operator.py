@@ -22,6 +22,7 @@ from jobs.settings import Settings
 REPOSITORY = Path(__file__).resolve().parents[1]
 WRONG_INPUT = 2  # exit code of a step whose input or settings are wrong: to try again would change nothing
 GRACE_SECONDS = 10
+MOST_LINES = 20  # of an error, in the exception and the alert; the log has all
 NOISE = "WARNING: Using incubator modules"  # Java says so whenever Spark starts it
 # A bar of progress that is drawn anew ten times a second is a line of the log each time.
 LINES_OF_PROGRESS = {"TAGGING_PROGRESS": "true", "TQDM_MININTERVAL": "30", "TQDM_ASCII": " #", "TQDM_NCOLS": "100"}
@@ -86,18 +87,21 @@ class JobOperator(BaseOperator):
         output: list[str] = []
         reader = threading.Thread(target=output.extend, args=(process.stdout,), daemon=True)
         reader.start()
-        last = ""
+        said: list[str] = []  # since the last line that began with "error:"; a step's last word
         for line in process.stderr:
             if not line.strip() or line.startswith(NOISE):
                 continue
-            last = line.strip()
+            if line.startswith("error:") or not (said and said[0].startswith("error:")):
+                said.clear()
+            said.append(line.rstrip())
             self.log.info("%s", line.rstrip())
         code = process.wait()
         reader.join()
+        why = "\n".join(said[:MOST_LINES])
         if code == WRONG_INPUT:
-            raise AirflowFailException(last)
+            raise AirflowFailException(why)
         if code != 0:
-            raise AirflowException(f"{arguments[0]} ended with exit code {code}: {last}")
+            raise AirflowException(f"{arguments[0]} ended with exit code {code}: {why}")
         self.result = result = json.loads(output[-1])
         for asset in self.outlets:
             context["outlet_events"][asset].extra = result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -227,7 +228,7 @@ class Ui:
 
     def _confirm(self) -> None:
         dialog = self.page.get_by_role("dialog")
-        expect(dialog.get_by_text("Affected Tasks")).to_be_visible()
+        expect(dialog.get_by_text(re.compile("Affected Tasks: [1-9]"))).to_be_visible()
         dialog.get_by_role("button", name="Confirm").click()
         expect(dialog).to_be_hidden()
 
