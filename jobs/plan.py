@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 # Of these examples nothing changes when they are made again. A picture that could not be used may be there by now.
 _REUSABLE = ("ok", "absent")
+_TAGGED = ("new", "changed", "model_changed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class _Inputs:
     model_version: str | None
     taxonomy: Taxonomy
     picture: PictureConfig
+    again: int = 0  # how many runs of these inputs have expired: their id is never given again
 
     @property
     def spec(self) -> str:
@@ -58,7 +61,8 @@ class _Inputs:
     @property
     def run_id(self) -> str:
         base = (self.base.run, sorted(self.base.days.items()))
-        inputs = (self.validation.version, base, self.retag, self.model_version, self.spec)
+        again = (self.again,) if self.again else ()
+        inputs = (self.validation.version, base, self.retag, self.model_version, self.spec, *again)
         key = hashlib.sha256(repr(inputs).encode()).hexdigest()[:8]
         return f"{self.ds}-{'prepare-' if self.prepare else ''}{key}"
 
@@ -84,15 +88,26 @@ def plan(settings: Settings, ds: str, *, prepare: bool = False, retag: bool = Fa
         log.info("plan: run %s is published, but has no ledger yet; it is taken up again", unfinished.run_id)
         return unfinished
     inputs = _inputs(settings, lake, ds, validation, index, prepare=prepare, retag=retag)
+    while (found := _find_or_make(settings, lake, inputs)) is None:
+        inputs = replace(inputs, again=inputs.again + 1)
+    return found
+
+
+def _find_or_make(settings: Settings, lake: Lake, inputs: _Inputs) -> Plan | None:
+    """Return the plan of these inputs, or None where its run has expired."""
     run_id = inputs.run_id
-    with storage.locked(lake.plan(run_id)):
+    # No example that is there now is removed before the plan names it.
+    with storage.locked(lake.plan(run_id)), storage.locked(lake.all_examples, shared=True):
+        if lake.has_expired(run_id):
+            return None
         found = storage.read_document(lake.plan(run_id) / "plan.json", Plan)
         if found is not None:
             log.info("plan: run %s is planned already", run_id)
             return found
-        with measure("plan", lake.reports(run_id)) as measured, spark.session(settings, lake.raw_rows(ds)) as session:
+        rows = lake.raw_rows(inputs.ds)
+        with measure("plan", lake.reports(run_id)) as measured, spark.session(settings, rows) as session:
             made = _plan(session, settings, lake, inputs)
-            measured.rows = validation.valid
+            measured.rows = inputs.validation.valid
     log.info(
         "plan: run %s: %s new, %s changed, %s for a new model, %s unchanged, %s removed, %s held; %s shards",
         run_id,
@@ -105,7 +120,9 @@ def plan(settings: Settings, ds: str, *, prepare: bool = False, retag: bool = Fa
 def _unfinished(lake: Lake, index: HistoryIndex, ds: str) -> Plan | None:
     """Return the plan of a run of `ds` that was killed after it was published and before its ledger was written."""
     run_id = history.own_run(lake, index, ds)
-    return lake.read_plan(run_id) if run_id is not None and lake.read_ledger(run_id) is None else None
+    if run_id is None or lake.read_ledger(run_id) is not None or lake.has_expired(run_id):
+        return None
+    return lake.read_plan(run_id)
 
 
 def _inputs(
@@ -162,21 +179,25 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
     folder = lake.plan(inputs.run_id)
     classified = _classify(session, lake, inputs).persist(StorageLevel.MEMORY_AND_DISK)
     try:
-        rows = classified.groupBy("reason", F.col("example_path").isNull().alias("fresh")).count().collect()
-        counts: dict[str, int] = {}
-        for row in rows:
-            counts[row["reason"]] = counts.get(row["reason"], 0) + row["count"]
-        to_tag = classified.where(F.col("reason").isin("new", "changed", "model_changed"))
+        wanted = F.col("reason").isin(*_TAGGED)
+        known = F.when(wanted, F.col("example_path")).alias("example_path")
+        counts, examples = Counter[str](), Counter[str | None]()
+        for row in classified.groupBy("reason", known).count().collect():
+            counts[row["reason"]] += row["count"]
+            if row["reason"] in _TAGGED:
+                examples[row["example_path"]] += row["count"]
+        # Of an old day's products the examples may have expired since: they are made again.
+        gone = [path for path in examples if path is not None and not lake.has_examples(path)]
+        fresh = sum(examples.pop(path, 0) for path in (None, *gone))
+        to_tag = classified.where(wanted)
+        if gone:
+            there = F.when(~F.col("example_path").isin(gone), F.col("example_path"))
+            to_tag = to_tag.withColumn("example_path", there)
         if inputs.prepare:
             to_tag = to_tag.where("example_path is null")
-        fresh = sum(r["count"] for r in rows if r["fresh"] and r["reason"] in ("new", "changed", "model_changed"))
-        reused = to_tag.where("example_path is not null").groupBy("example_path").count().collect()
-        folders, places = _cut(
-            lake.relative(lake.examples(inputs.run_id)),
-            fresh,
-            {r["example_path"]: r["count"] for r in reused},
-            settings.shard_rows,
-        )
+        reused = {} if inputs.prepare else {path: n for path, n in examples.items() if path is not None}
+        own = lake.relative(lake.examples(inputs.run_id))
+        folders, places = _cut(own, fresh, reused, settings.shard_rows)
         sharded = to_tag.withColumn("shard", _shard(places, fresh, settings.shard_rows))
         targets = [lake.plan_file(inputs.run_id, s) for s in range(len(folders))]
         storage.remove_folder(folder)
