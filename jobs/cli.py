@@ -473,6 +473,43 @@ def rollback(context: typer.Context, run: Run) -> None:
     _print({"live": step(_settings(context), run)})
 
 
+@app.command()
+def maintenance(
+    context: typer.Context,
+    days: Annotated[
+        int,
+        typer.Option(
+            help="Least age of what goes: of a run, in days since it was last worked on and last live.", min=0
+        ),
+    ] = 30,
+    keep: Annotated[
+        int, typer.Option(help="Newest published runs that stay beside the live one, whatever their age.", min=0)
+    ] = 7,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it. Without it nothing is changed.")] = False,
+) -> None:
+    """Take out of the lake what it no longer needs. Without `--delete` it only says what that is, and how large.
+
+    What goes: old runs, each with its tables, predictions and plan; changes that no day's history names any more;
+    examples that no plan, no product of a run that stays, and no labelled set of a model names; records of days that
+    were validated anew; what killed steps and trainings left (after a day; trainings after `--days`).
+
+    What stays: the live run and the `--keep` newest others, with all that `tables rollback` to them needs; every day of
+    the history, to be read by `tables --as-of`; runs that are at work, or were within a day. Whoever reads the tables of a
+    run that is live no more has `--days` for it; `--days 0` is for a lake that nobody reads meanwhile.
+
+    A run that has expired cannot be gone back to. Its day can be run again, as another run; examples that are gone are
+    made again. Products that left the catalog leave the labelled sets of later models with their examples.
+
+    Not its business: the raw catalog and its pictures, the newest valid records of each day, models, towers, labelled
+    sets, experiments, suspects, reports. Nothing behind a link is removed. Killed, it goes on when it is started again.
+    """
+    from jobs.maintenance import maintenance as step
+
+    sweep = step(_settings(context), days=days, keep=keep, delete=delete)
+    print("\n".join(sweep.lines()), file=sys.stderr)
+    _print({"deleted": delete, "expired": sweep.expired, "bytes": sweep.bytes})
+
+
 @models_app.command("list")
 def models_list(context: typer.Context) -> None:
     """List the model versions, the champion marked."""

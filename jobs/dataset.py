@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,6 +65,11 @@ def dataset(settings: Settings, ds: str) -> LabelledSet:
         JobError: there are no examples for this configuration and taxonomy, none with a label, or one is broken.
     """
     lake = Lake(settings.root)
+    with storage.locked(lake.all_examples, shared=True):  # none is removed before the set names it
+        return _find_or_make(settings, lake, ds)
+
+
+def _find_or_make(settings: Settings, lake: Lake, ds: str) -> LabelledSet:
     config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
     folders = example_folders(lake, ds, config, taxonomy)
     inputs = LabelledInputs(
@@ -79,6 +85,7 @@ def dataset(settings: Settings, ds: str) -> LabelledSet:
     folder = lake.labelled(ds, set_id)
     found = storage.read_document(folder / "manifest.json", LabelledManifest)
     if found is not None:
+        os.utime(folder)  # `maintenance` keeps the examples of a set that is in use
         log.info("dataset: %s is there", folder)
         return LabelledSet(folder, found)
     with measure("dataset", folder) as measured:

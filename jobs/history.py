@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from jobs import parquet
+from jobs.errors import JobError
 from jobs.lake import Lake
 from schemas import tables
 from schemas.documents import HistoryIndex
@@ -33,9 +34,8 @@ def as_of_query(table: str, source: str) -> str:
 
 
 def files_until(lake: Lake, index: HistoryIndex, table: str, ds: str) -> list[Path]:
-    """Return the files of changes to `table` of all days up to `ds`."""
-    days = [day for ds_, day in sorted(index.days.items()) if ds_ <= ds and day.path]
-    return [file for day in days for file in parquet.files(lake.root / day.path / table)]
+    """Return the files of changes to `table` of all days up to `ds`. Raises JobError where some are missing."""
+    return [file for day in sorted(index.days) if day <= ds for file in day_files(lake, index, table, day)]
 
 
 def next_day(index: HistoryIndex, ds: str) -> str | None:
@@ -56,7 +56,7 @@ def own_run(lake: Lake, index: HistoryIndex, ds: str) -> str | None:
     """
     run_id = run_of(index, ds)
     while run_id is not None and not run_id.startswith(ds):
-        manifest = lake.read_manifest(run_id)
+        manifest = lake.read_record(run_id)
         run_id = manifest.history_base.get(ds) if manifest else None
     return run_id
 
@@ -86,6 +86,15 @@ def merged(table: str, newer: DataFrame, older: DataFrame) -> DataFrame:
 
 
 def day_files(lake: Lake, index: HistoryIndex, table: str, ds: str) -> Sequence[Path]:
-    """Return the files of the changes to `table` on the day `ds` alone."""
+    """Return the files of the changes to `table` on the day `ds` alone. Raises JobError where they are missing."""
     day = index.days.get(ds)
-    return parquet.files(lake.root / day.path / table) if day is not None and day.path else []
+    if day is None or not day.path:
+        return []
+    folder = lake.root / day.path / table
+    found = parquet.files(folder)
+    if not found:  # each day that changed anything has a file, be it without rows
+        raise JobError(
+            f"{folder}: the changes of {ds} are not there any more. Where another run has replaced them just now, start "
+            "again; else put them back from a copy of the lake"
+        )
+    return found

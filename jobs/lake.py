@@ -10,7 +10,16 @@ from typing import Final
 
 from jobs import storage
 from jobs.errors import JobError
-from schemas.documents import ExamplesManifest, HistoryIndex, Ledger, Plan, RawManifest, RunManifest, Validation
+from schemas.documents import (
+    ExamplesManifest,
+    Expired,
+    HistoryIndex,
+    Ledger,
+    Plan,
+    RawManifest,
+    RunManifest,
+    Validation,
+)
 
 PRODUCTS: Final = "_products"  # what a run's manifest calls the state of the products, beside the attributes' names
 
@@ -26,9 +35,14 @@ def check_day(ds: str, option: str = "--ds") -> str:
     return ds
 
 
+def is_run(name: str) -> bool:
+    """Whether `name` could name a run."""
+    return re.fullmatch(r"\d{4}-\d{2}-\d{2}-[a-z]*-?[0-9a-f]{8}", name) is not None
+
+
 def check_run(run_id: str) -> str:
     """Return `run_id`. Raises JobError where it could name anything but a run."""
-    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}-[a-z]*-?[0-9a-f]{8}", run_id):
+    if not is_run(run_id):
         raise JobError(f"--run {run_id!r} is not a run id; `python -m jobs plan` prints it, e.g. 2026-11-20-1f3a09bc")
     return run_id
 
@@ -63,8 +77,13 @@ class Lake:
     def removed(self, run_id: str) -> Path:
         return self.plan(run_id) / "removed"
 
+    @property
+    def all_examples(self) -> Path:
+        """Whoever is about to name examples that are there shares its lock; who removes some has it alone."""
+        return self.root / "examples"
+
     def examples(self, run_id: str) -> Path:
-        return self.root / "examples" / f"ds={run_id[:10]}" / f"run={run_id}"
+        return self.all_examples / f"ds={run_id[:10]}" / f"run={run_id}"
 
     def labelled(self, ds: str, set_id: str) -> Path:
         return self.root / "labelled" / f"ds={ds}" / f"set={set_id}"
@@ -99,6 +118,10 @@ class Lake:
         """The history index as it was when `run_id` was last live and another run took its place."""
         return self.history / "left" / f"{run_id}.json"
 
+    def expired(self, run_id: str) -> Path:
+        """What is left of a run that has expired."""
+        return self.root / "expired" / f"{run_id}.json"
+
     # models, reports
     @property
     def models(self) -> Path:
@@ -123,6 +146,11 @@ class Lake:
         """Challengers against champions."""
         return self.root / "reports" / "models"
 
+    @property
+    def scratch(self) -> Path:
+        """What nothing in outlives its step."""
+        return self.root / "scratch"
+
     def reports(self, run_id: str) -> Path:
         return self.root / "reports" / f"ds={run_id[:10]}" / f"run={run_id}"
 
@@ -145,11 +173,32 @@ class Lake:
             raise JobError(f"{self.valid(ds)}: the day is not validated; run `python -m jobs validate --ds {ds}`")
         return found
 
+    def read_expired(self, run_id: str) -> Expired | None:
+        return storage.read_document(self.expired(run_id), Expired)
+
+    def has_expired(self, run_id: str) -> bool:
+        """Whether a run has expired, be it that some of it is still there."""
+        return self.expired(run_id).exists()
+
+    def check_not_expired(self, run_id: str) -> None:
+        """Raise JobError where a run has expired."""
+        found = self.read_expired(run_id)
+        if found is not None:
+            raise JobError(
+                f"{run_id} has expired: `maintenance` took it out of the lake on {found.expired_at:%Y-%m-%d}; its day can be "
+                f"run again: `python -m jobs night --ds {found.ds}`"
+            )
+
     def find_plan(self, run_id: str) -> Plan | None:
-        return storage.read_document(self.plan(check_run(run_id)) / "plan.json", Plan)
+        """Return the plan of a run; None where there is none, or it has expired."""
+        return None if self.has_expired(check_run(run_id)) else self._plan_document(run_id)
+
+    def _plan_document(self, run_id: str) -> Plan | None:
+        return storage.read_document(self.plan(run_id) / "plan.json", Plan)
 
     def read_plan(self, run_id: str) -> Plan:
-        found = self.find_plan(run_id)
+        self.check_not_expired(check_run(run_id))
+        found = self._plan_document(run_id)
         if found is None:
             raise JobError(f"{self.plan(run_id)}: there is no such plan; run `python -m jobs plan --ds {run_id[:10]}`")
         return found
@@ -157,7 +206,21 @@ class Lake:
     def read_examples_manifest(self, run_id: str) -> ExamplesManifest | None:
         return storage.read_document(self.examples(run_id) / "_manifest.json", ExamplesManifest)
 
+    def has_examples(self, path: str) -> bool:
+        """Whether the folder `path`, relative to the lake, of a run's examples is there, whole."""
+        folder = self.root / path
+        return folder.is_dir() and (folder.parent / "_manifest.json").is_file()
+
     def read_manifest(self, run_id: str) -> RunManifest | None:
+        """Return the manifest of a run whose tables and changes are all there, or None."""
+        return None if self.has_expired(run_id) else self._read_manifest(run_id)
+
+    def read_record(self, run_id: str) -> RunManifest | None:
+        """Return what a run wrote, be it that it has expired; None where it wrote nothing."""
+        expired = self.read_expired(run_id)
+        return self._read_manifest(run_id) if expired is None else expired.manifest
+
+    def _read_manifest(self, run_id: str) -> RunManifest | None:
         return storage.read_document(self.run(run_id) / "manifest.json", RunManifest)
 
     def read_ledger(self, run_id: str) -> Ledger | None:

@@ -88,7 +88,8 @@ def settle(lake: Lake) -> HistoryIndex:
 
 
 def manifest_of(lake: Lake, run_id: str) -> RunManifest:
-    """Return the manifest of a live run. Raises JobError where it is gone."""
+    """Return the manifest of a run that is live, or about to be. Raises JobError where it is gone."""
+    lake.check_not_expired(run_id)
     found = lake.read_manifest(run_id)
     if found is None:
         raise JobError(

@@ -11,7 +11,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ from schemas.documents import HistoryIndex, Plan, Shard, Validation
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, Row, SparkSession
+    from pyspark.sql import Column, DataFrame, SparkSession
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class _Inputs:
     share: float  # most of the day's products that are tagged again for a new model alone
     model_given: bool
     replaces: str | None
+    again: int = 0  # how many runs of these inputs have expired: their id is never given again
 
     @property
     def spec(self) -> str:
@@ -71,6 +72,8 @@ class _Inputs:
             inputs += (("attributes", self.attributes),)
         if self.share != 1:
             inputs += (("share", self.share),)
+        if self.again:
+            inputs += (self.again,)
         key = hashlib.sha256(repr(inputs).encode()).hexdigest()[:8]
         return f"{self.ds}-{'prepare-' if self.prepare else ''}{key}"
 
@@ -115,15 +118,26 @@ def plan(
         settings, lake, ds, validation, index, prepare=prepare, retag=retag, model=model, attributes=attributes,
         replaces=replaces,
     )  # fmt: skip
+    while (found := _find_or_make(settings, lake, inputs)) is None:
+        inputs = replace(inputs, again=inputs.again + 1)
+    return found
+
+
+def _find_or_make(settings: Settings, lake: Lake, inputs: _Inputs) -> Plan | None:
+    """Return the plan of these inputs, or None where its run has expired."""
     run_id = inputs.run_id
-    with storage.locked(lake.plan(run_id)):
+    # No example that is there now is removed before the plan names it.
+    with storage.locked(lake.plan(run_id)), storage.locked(lake.all_examples, shared=True):
+        if lake.has_expired(run_id):
+            return None
         found = storage.read_document(lake.plan(run_id) / "plan.json", Plan)
         if found is not None:
             log.info("plan: run %s is planned already", run_id)
             return found
-        with measure("plan", lake.reports(run_id)) as measured, spark.session(settings, lake.raw_rows(ds)) as session:
+        rows = lake.raw_rows(inputs.ds)
+        with measure("plan", lake.reports(run_id)) as measured, spark.session(settings, rows) as session:
             made = _plan(session, settings, lake, inputs)
-            measured.rows = validation.valid
+            measured.rows = inputs.validation.valid
     log.info("plan: run %s: %s; %s shards", run_id, _in_words(made), len(made.shards))
     return made
 
@@ -140,7 +154,9 @@ def _in_words(made: Plan) -> str:
 def _unfinished(lake: Lake, index: HistoryIndex, ds: str) -> Plan | None:
     """Return the plan of a run of `ds` that was killed after it was published and before its ledger was written."""
     run_id = history.own_run(lake, index, ds)
-    return lake.read_plan(run_id) if run_id is not None and lake.read_ledger(run_id) is None else None
+    if run_id is None or lake.read_ledger(run_id) is not None or lake.has_expired(run_id):
+        return None
+    return lake.read_plan(run_id)
 
 
 def _inputs(
@@ -238,18 +254,19 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
     folder = lake.plan(inputs.run_id)
     compared = _classify(session, lake, inputs).persist(StorageLevel.MEMORY_AND_DISK)
     try:
-        classified, rows, counts = _limited(compared, inputs)
+        classified, examples, counts = _limited(compared, inputs)
+        # Of an old day's products the examples may have expired since: they are made again.
+        gone = [path for path in examples if path is not None and not lake.has_examples(path)]
+        fresh = sum(examples.pop(path, 0) for path in (None, *gone))
         to_tag = classified.where(F.col("reason").isin(*_TO_TAG))
+        if gone:
+            there = F.when(~F.col("example_path").isin(gone), F.col("example_path"))
+            to_tag = to_tag.withColumn("example_path", there)
         if inputs.prepare:
             to_tag = to_tag.where("example_path is null")
-        fresh = sum(r["count"] for r in rows if r["fresh"] and r["reason"] in _TO_TAG)
-        reused = to_tag.where("example_path is not null").groupBy("example_path").count().collect()
-        folders, places = _cut(
-            lake.relative(lake.examples(inputs.run_id)),
-            fresh,
-            {r["example_path"]: r["count"] for r in reused},
-            settings.shard_rows,
-        )
+        reused = {} if inputs.prepare else {path: n for path, n in examples.items() if path is not None}
+        own = lake.relative(lake.examples(inputs.run_id))
+        folders, places = _cut(own, fresh, reused, settings.shard_rows)
         sharded = to_tag.withColumn("shard", _shard(places, fresh, settings.shard_rows))
         targets = [lake.plan_file(inputs.run_id, s) for s in range(len(folders))]
         storage.remove_folder(folder)
@@ -329,35 +346,37 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
     )
 
 
-def _limited(classified: DataFrame, inputs: _Inputs) -> tuple[DataFrame, list[Row], Counter[str]]:
+def _limited(classified: DataFrame, inputs: _Inputs) -> tuple[DataFrame, Counter[str | None], Counter[str]]:
     """Let products wait that only a new model is for, where they are more than the night's share of the day's products.
 
     Which ones, a hash of the product and the day says: the same inputs, the same products, and each night others.
 
     Returns:
-        the products, of whom those that wait have the reason "waiting", their counts by reason and `fresh` (there is no
-        example to use again), and by reason alone.
+        the products, of whom those that wait have the reason "waiting"; the counts of those to tag by the folder of their
+        example (None: there is none to use again), and of all by reason.
     """
     from pyspark.sql import functions as F
 
-    rows, counts = _count(classified)
+    examples, counts = _count(classified)
     most = math.ceil(inputs.share * inputs.validation.valid)
     if counts["model_changed"] <= most:
-        return classified, rows, counts
+        return classified, examples, counts
     place = F.pmod(F.xxhash64("product_id", F.lit(inputs.ds)), F.lit(_PLACES))
     waits = (F.col("reason") == "model_changed") & (place >= F.lit(_PLACES * most // counts["model_changed"]))
     limited = classified.withColumn("reason", F.when(waits, "waiting").otherwise(F.col("reason")))
     return limited, *_count(limited)
 
 
-def _count(classified: DataFrame) -> tuple[list[Row], Counter[str]]:
+def _count(classified: DataFrame) -> tuple[Counter[str | None], Counter[str]]:
     from pyspark.sql import functions as F
 
-    rows = classified.groupBy("reason", F.col("example_path").isNull().alias("fresh")).count().collect()
-    counts = Counter[str]()
-    for row in rows:
+    examples, counts = Counter[str | None](), Counter[str]()
+    known = F.when(F.col("reason").isin(*_TO_TAG), F.col("example_path")).alias("example_path")
+    for row in classified.groupBy("reason", known).count().collect():
         counts[row["reason"]] += row["count"]
-    return rows, counts
+        if row["reason"] in _TO_TAG:
+            examples[row["example_path"]] += row["count"]
+    return examples, counts
 
 
 def _published(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from jobs import attribute_rows, history, live, parquet, spark, storage
 from jobs.errors import JobError, LedgerError
-from jobs.lake import PRODUCTS, Lake
+from jobs.lake import PRODUCTS, Lake, check_run
 from jobs.settings import Settings
 from jobs.steps import measure
 from jobs.touched import Touched
@@ -43,11 +43,14 @@ def publish(settings: Settings, run_id: str) -> Ledger:
     """Publish a run whose shards are all tagged; return its ledger. Run again, it catches up with what is missing.
 
     Raises:
-        JobError: a shard is not tagged, or what was written is not what was meant.
+        JobError: a shard is not tagged, what was written is not what was meant, or the run has expired unfinished.
         LedgerError: the rows do not add up; nothing is published.
         StalePlanError: the lake no longer holds what the plan was made from; plan the day again.
     """
     lake = Lake(settings.root)
+    if (finished := _ledger_of_expired(lake, check_run(run_id))) is not None:
+        log.info("publish: run %s is finished already, and has expired", run_id)
+        return finished
     plan = lake.read_plan(run_id)
     if plan.prepare_only or plan.model_version is None:
         raise JobError(f"{run_id} only makes examples to train on; plan a night: `python -m jobs plan --ds {plan.ds}`")
@@ -82,6 +85,13 @@ def _publish(settings: Settings, lake: Lake, plan: Plan) -> Ledger:
     return ledger
 
 
+def _ledger_of_expired(lake: Lake, run_id: str) -> Ledger | None:
+    """Return the ledger of a run that has expired and is part of the history, or None."""
+    ledger = lake.read_ledger(run_id) if lake.has_expired(run_id) else None
+    entered = ledger is not None and history.own_run(lake, lake.read_history_index(), ledger.ds) == run_id
+    return ledger if entered else None
+
+
 def _is_entered(lake: Lake, index: HistoryIndex, plan: Plan) -> bool:
     return history.own_run(lake, index, plan.ds) == plan.run_id
 
@@ -95,6 +105,7 @@ def _enter(lake: Lake, index: HistoryIndex, plan: Plan, manifest: RunManifest | 
     """Return the index with the run in it; a day that changed nothing is entered too: backfills must leave it as it is."""
     if _is_entered(lake, index, plan):
         return index
+    lake.check_not_expired(plan.run_id)  # no run expires while the index is locked
     live.check_base(lake, index, plan)
     if manifest is None:
         days = {plan.ds: HistoryDay(run_id=plan.run_id, path="", rows=0)} | index.days
@@ -202,8 +213,7 @@ def _frames(
         before_attributes = history.as_of(session, lake, index, "attributes", plan.ds)
         before_products = history.as_of(session, lake, index, "products", plan.ds)
     else:
-        base = lake.read_manifest(plan.base_run) if plan.base_run else None
-        found = base.files if base else ()
+        found = _base_files(lake, plan)
         before_attributes = parquet.read(
             session, [lake.root / f.path for f in found if f.table != PRODUCTS], tables.ATTRIBUTES
         )
@@ -216,10 +226,14 @@ def _frames(
     )
 
 
+def _base_files(lake: Lake, plan: Plan) -> tuple[PublishedFile, ...]:
+    """Return the files of the tables that a run starts from. Raises JobError where they are gone: it is not live any more."""
+    return live.manifest_of(lake, plan.base_run).files if plan.base_run else ()
+
+
 def _attribute_names(lake: Lake, plan: Plan, taxonomy: Taxonomy) -> list[str]:
     """Return the attributes that get a file: the taxonomy's, and those of earlier models that products still have."""
-    base = lake.read_manifest(plan.base_run) if plan.base_run else None
-    earlier = {f.table for f in base.files if f.table != PRODUCTS and f.rows} if base else set()
+    earlier = {f.table for f in _base_files(lake, plan) if f.table != PRODUCTS and f.rows}
     return [*taxonomy.names, *sorted(earlier - set(taxonomy.names))]
 
 
@@ -258,9 +272,8 @@ def _bounds(lake: Lake, plan: Plan, frame: DataFrame) -> list[str]:
 
     How many files follows from what was published before and what is new; the table itself is read only where it is cut.
     """
-    base = lake.read_manifest(plan.base_run) if plan.base_run else None
     before = Counter[str]()
-    for file in base.files if base else ():
+    for file in _base_files(lake, plan):
         before[file.table] += file.rows
     rows = max((n for table, n in before.items() if table != PRODUCTS), default=0) + plan.to_tag
     n = -(-rows // _ROWS_A_FILE)
@@ -369,7 +382,7 @@ def _ledger(
 ) -> Ledger:
     if manifest is None or plan.backfill:  # what is published then stays
         published = index.live if plan.backfill else plan.base_run
-        manifest = lake.read_manifest(published) if published is not None else None
+        manifest = lake.read_record(published) if published is not None else None
     validation = plan.validation
     return Ledger(
         run_id=plan.run_id,

@@ -31,7 +31,7 @@ def reader_lines(lake: Lake) -> dict[str, str]:
 
 def runs(lake: Lake) -> list[RunManifest]:
     """Return the manifests of all runs that wrote tables, newest last."""
-    paths = (lake.root / "attribute_tables" / "runs").glob("*/manifest.json")
+    paths = (lake.root / "attribute_tables" / "runs").glob("[!.]*/manifest.json")
     found = (lake.read_manifest(path.parent.name) for path in paths)
     return sorted((m for m in found if m is not None and m.files), key=lambda m: m.created_at)
 
@@ -117,9 +117,10 @@ def rollback(settings: Settings, run_id: str) -> str:
     brings the history back as it was when that run was last live.
 
     Raises:
-        JobError: there is no such run, it was never live, or its files are not what it wrote.
+        JobError: there is no such run, it has expired, it was never live, or its files are not what it wrote.
     """
     lake = Lake(settings.root)
+    lake.check_not_expired(run_id)
     manifest = lake.read_manifest(run_id)
     if manifest is None or not manifest.files:
         raise JobError(f"{run_id} wrote no tables; there are {[m.run_id for m in runs(lake)] or 'none'}")

@@ -53,9 +53,22 @@ def begin(work: Path, config: ModelConfig, labelled_set: str, processes: int) ->
             )  # fmt: skip
 
 
-def _about(folder: Path) -> str:
+def labelled_set(work: Path) -> str | None:
+    """Return the id of the labelled set of an unfinished training; None where nothing says it."""
+    found = _read(work)
+    return str(found.get("labelled_set")) if found else None
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((folder / ABOUT).read_bytes())
+        found: dict[str, Any] = json.loads((folder / ABOUT).read_bytes())
     except (OSError, ValueError):
+        return None
+    return found
+
+
+def _about(folder: Path) -> str:
+    found = _read(folder)
+    if found is None:
         return "nothing says of what"
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items())

@@ -212,6 +212,20 @@ class RunManifest(Strict):
     created_at: datetime
 
 
+class Expired(Strict):
+    """``expired/R.json``: a run that `maintenance` took out of the lake; written before anything of it is removed.
+
+    Its id is never given again, since the history may still hold its changes, and products may still have its examples.
+    """
+
+    run_id: str
+    ds: Day
+    manifest: RunManifest | None = Field(
+        description="what it wrote: the tables are gone, the changes stay as long as the history names them; None: nothing"
+    )
+    expired_at: datetime
+
+
 class StepMetrics(Strict):
     """``reports/ds=D/run=R/steps/<step>.json``: what a step cost."""
 

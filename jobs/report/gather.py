@@ -146,11 +146,16 @@ class Query:
 
         Returns:
             what the tables before are called (a run, a day), or None where there are none.
+
+        Raises:
+            JobError: the tables that a night left as they were have expired.
         """
         if self._plan.backfill:
             return self._open_past()
         if manifest is None:
-            manifest = self._lake.read_manifest(self._plan.base_run) if self._plan.base_run else None
+            if self._plan.base_run:
+                self._lake.check_not_expired(self._plan.base_run)
+                manifest = self._lake.read_manifest(self._plan.base_run)
             parent = None
         else:
             parent = self._lake.read_manifest(manifest.parent) if manifest.parent else None
