@@ -83,15 +83,18 @@ class Estimate:
         }
 
     def table(self) -> str:
-        """Return it as a Markdown table."""
-        lines = [_COLUMNS, ["---"] * len(_COLUMNS)]
-        for day in self.days:
-            if day.plan is None:
-                lines.append([day.ds, day.why_not])
-            else:
-                lines.append([day.ds, *(f"{getattr(day.plan, name):,}" for name in _COUNTS), _time(day.seconds)])
-        lines.append(["all", *(f"{self.total(name):,}" for name in _COUNTS), _time(self.seconds)])
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        """Return it as a Markdown table that is one to the eye too."""
+        rows = [[d.ds, *(f"{getattr(d.plan, name):,}" for name in _COUNTS), _time(d.seconds)] for d in self.planned]
+        rows.append(["all", *(f"{self.total(name):,}" for name in _COUNTS), _time(self.seconds)])
+        widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
+
+        def line(cells: Sequence[str]) -> str:
+            return f"| {' | '.join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))} |"
+
+        lines = [line(_COLUMNS), line(["-" * width for width in widths])]
+        by_day = dict(zip((day.ds for day in self.planned), map(line, rows), strict=False))
+        lines += [by_day.get(day.ds) or f"| {day.ds.rjust(widths[0])} | {day.why_not} |" for day in self.days]
+        return "\n".join([*lines, line(rows[-1])])
 
 
 def estimate(

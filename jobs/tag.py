@@ -101,7 +101,7 @@ def _tag_shard(lake: Lake, plan: Plan, shard: Shard, engine: Callable[[], Engine
         with (
             storage.whole_file(lake.prediction_file(plan.run_id, shard.id)) as path,
             pq.ParquetWriter(path, schema, compression="zstd", write_page_index=True) as writer,
-            tqdm(total=shard.rows, desc=name, unit="product", disable=not progress) as bar,
+            tqdm(total=shard.rows, desc=name, unit="product", disable=not progress, delay=1) as bar,
         ):
 
             def keep(batch: pa.RecordBatch) -> None:

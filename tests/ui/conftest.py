@@ -186,12 +186,13 @@ class Ui:
     def open(self, path: str) -> None:
         self.page.goto(path if path == "about:blank" else self.airflow.url + path)
 
-    def picture(self, name: str) -> None:
-        """Keep a screenshot for the docs, once what moves has come to rest."""
+    def picture(self, name: str, height: int = 900) -> None:
+        """Keep a screenshot for the docs, once what moves has come to rest; of its top alone, where paths are below."""
         self.page.wait_for_timeout(1500)
         if os.environ.get("TAGGING_KEEP_SCREENSHOTS"):
             PICTURES.mkdir(parents=True, exist_ok=True)
-            self.page.screenshot(path=PICTURES / f"{name}.png")
+            clip: Any = {"x": 0, "y": 0, "width": 1400, "height": height}
+            self.page.screenshot(path=PICTURES / f"{name}.png", clip=clip)
 
     def form(self, dag: str) -> Any:
         """Open a DAG's trigger form and return it."""

@@ -108,7 +108,7 @@ def test_a_wrong_date_range_is_told_at_once(ui: Ui) -> None:
     ui.airflow.wait(BACKFILL, run, "failed", 180)
     ui.open(page_of(BACKFILL, run, "/tasks/check_form"))
     expect(ui.page.get_by_text(f"the first day, {DAYS[2]}, is after the last, {DAYS[0]}").first).to_be_visible()
-    ui.picture("backfill-wrong-range")
+    ui.picture("backfill-wrong-range", height=395)
 
 
 def test_a_dry_run_of_a_backfill_says_what_it_would_cost(ui: Ui) -> None:
@@ -183,7 +183,7 @@ def test_a_bad_export_turns_the_night_red_and_repaired_it_finishes(ui: Ui, tmp_p
     ui.airflow.wait(NIGHT, run, "failed")
     ui.open(page_of(NIGHT, run, "/tasks/validate"))
     expect(ui.page.get_by_text("Failed").first).to_be_visible()
-    ui.picture("night-red")
+    ui.picture("night-red", height=465)
     assert lake.current.read_bytes() == before
     (alert,) = ui.airflow.webhook.posted[told:]
     assert f"catalog of {ds}: validate failed" in alert["text"]
