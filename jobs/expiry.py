@@ -46,9 +46,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What becomes of the runs."""
+    """What becomes of the runs: those that are in neither set stay whole."""
 
-    kept: frozenset[str]  # they stay whole
     expiring: frozenset[str]  # they may go now
     expired: frozenset[str]  # they went before; something of them may still be there
     changes: frozenset[str]  # folders of changes, relative to the lake, that an index which stays names
@@ -92,7 +91,7 @@ def judge(lake: Lake, found: Listing, limits: Limits, busy: Iterable[str] = ()) 
     for each in _indexes(lake, index, ((kept | cut_off) & left.keys()) - {index.live}):
         changes |= {day.path for day in each.days.values() if day.path}
         kept |= {run for run in cut_off if history.own_run(lake, each, run[:10]) == run}
-    return State(frozenset(kept), frozenset(runs - kept), expired, frozenset(changes))
+    return State(frozenset(runs - kept), expired, frozenset(changes))
 
 
 def _tables_made(lake: Lake, found: Listing) -> dict[str, datetime]:

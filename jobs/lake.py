@@ -79,7 +79,9 @@ class Lake:
 
     @property
     def all_examples(self) -> Path:
-        """Whoever is about to name examples that are there shares its lock; who removes some has it alone."""
+        """Who is about to name examples that are there, or reads what other runs predicted, shares its lock; who removes
+        some has it alone.
+        """
         return self.root / "examples"
 
     def examples(self, run_id: str) -> Path:

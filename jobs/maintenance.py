@@ -160,18 +160,19 @@ def _sweep(lake: Lake, limits: Limits, sweep: Sweep) -> None:
     for kind, path in found.aside:
         sweep.take(kind, path)
     sweep.empty()
-    for kind in (PREDICTIONS, PLANS, TABLES):
-        sweep.sort(found.of(kind), [folder for folder in found.of(kind) if folder.run_id in state.gone])
-        sweep.empty()
+    with _lock(sweep, lake.all_examples):
+        for kind in (PREDICTIONS, PLANS):
+            sweep.sort(found.of(kind), [folder for folder in found.of(kind) if folder.run_id in state.gone])
+        sweep.sort(found.of(EXAMPLES), expiry.unneeded_examples(lake, found, state, limits))
+    sweep.empty()
+    sweep.sort(found.of(TABLES), [folder for folder in found.of(TABLES) if folder.run_id in state.gone])
+    sweep.empty()
     for run in folders.left_indexes(lake):
         if run in state.gone:
             sweep.take(INDEXES, lake.left_index(run))
         else:
             sweep.keep(INDEXES)
     sweep.sort(found.of(HISTORY), expiry.unneeded_changes(lake, found, state, limits))
-    sweep.empty()
-    with _lock(sweep, lake.all_examples):
-        sweep.sort(found.of(EXAMPLES), expiry.unneeded_examples(lake, found, state, limits))
     sweep.empty()
     _sweep_versions(lake, limits, sweep, found, state)
     for path in expiry.given_up(found, limits):

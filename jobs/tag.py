@@ -112,8 +112,9 @@ def _tag_shard(lake: Lake, plan: Plan, shard: Shard, engine: Callable[[], Engine
                 modalities.update(batch.column("modality").to_pylist())
                 bar.update(batch.num_rows)
 
-            for batch in take_known(lake, plan, wanted, finished, functools.partial(_wanted, lake)):
-                keep(batch)
+            with storage.locked(lake.all_examples, shared=True):  # none of what is read is removed meanwhile
+                for batch in take_known(lake, plan, wanted, finished, functools.partial(_wanted, lake)):
+                    keep(batch)
             known = sum(modalities.values())
             if known:
                 log.info("%s: %s of %s products are known from another run of the day", name, known, shard.rows)

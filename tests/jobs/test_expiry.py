@@ -324,17 +324,20 @@ def test_examples_stay_as_long_as_something_names_them_that_stays(lake: Lake, na
     assert not other.exists()
 
 
-def test_examples_are_waited_for_while_a_step_is_about_to_name_some(lake: Lake) -> None:
+def test_steps_that_are_about_to_name_examples_or_read_predictions_are_waited_for(lake: Lake) -> None:
     folder = examples(lake, run(DAY1))
+    plan(lake, run(DAY1))
     age(lake.root, 40)
     with storage.locked(lake.all_examples, shared=True), storage.locked(lake.all_examples, shared=True):
         at_work = threading.Thread(target=sweep, args=[lake])
         at_work.start()
         at_work.join(0.5)
         assert at_work.is_alive()
+        assert lake.prediction_file(run(DAY1), 0).exists()
         plan(lake, run(DAY2), [folder])
     at_work.join()
     assert folder.exists()
+    assert not lake.predictions(run(DAY1)).exists()
 
 
 def test_no_examples_go_where_a_model_does_not_say_what_it_was_trained_on(lake: Lake) -> None:
