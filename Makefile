@@ -9,7 +9,7 @@ TEXT ?=
 ATTRIBUTES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run airflow experiment test test-ui lint format hooks lock clean
+.PHONY: help install run airflow experiment test test-long test-ui lint format hooks lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,8 +39,11 @@ experiment: $(STAMP) ## Compare CMA-CLIP with CLIP, its ablations and TF-IDF on 
 # Files in the order they are found: the end-to-end test, the longest, must not be started last.
 ALL_TESTS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/ui
 
-test: $(STAMP) ## Run all tests, a process on each core; TESTS=tests/dags for some, in one process
-	$(VENV)/bin/python -m pytest $(or $(TESTS),$(ALL_TESTS))
+test: $(STAMP) ## Run the tests, a process on each core; TESTS=tests/dags for some, in one process
+	$(VENV)/bin/python -m pytest $(or $(TESTS),$(ALL_TESTS) -m 'not long')
+
+test-long: $(STAMP) ## Run those that `make test` leaves out: steps killed at each of their writes, several trainings
+	$(VENV)/bin/python -m pytest $(ALL_TESTS) -m long
 
 test-ui: $(STAMP) ## Test a real Airflow in a real browser (needs Chromium); takes a quarter of an hour
 	$(VENV)/bin/python -m pytest tests/ui

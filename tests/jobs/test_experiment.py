@@ -250,6 +250,7 @@ def test_results_are_of_all_methods_run_so_far(settings: Settings) -> None:
     assert experiment(settings, DAY, products=400, epochs=1, methods=("tf-idf",), processes=1) != folder
 
 
+@pytest.mark.long
 def test_methods_side_by_side_give_what_one_after_the_other_gives(settings: Settings) -> None:
     options = {"products": 250, "methods": ("tf-idf", "raw-clip", "picture-tower")}
     threads = torch.get_num_threads()

@@ -29,7 +29,7 @@ from schemas.documents import HistoryIndex, LabelledManifest
 from tests.conftest import DAY1, DAY2, DAY3, DAY4, Night, raw_lines, settings_for, split_raw, write_raw
 from tests.jobs.test_night import as_of, live, second_day, values
 
-pytestmark = pytest.mark.spark
+pytestmark = [pytest.mark.spark, pytest.mark.long]
 
 DAY5 = "2026-11-24"
 

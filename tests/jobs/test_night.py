@@ -235,6 +235,7 @@ def killed_before_write(n: int, patch: pytest.MonkeyPatch, step: Callable[[], ob
     return False
 
 
+@pytest.mark.long
 def test_plan_killed_before_any_write_and_started_again(
     first_night: tuple[Lake, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +261,7 @@ def values(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     return [row[:6] for row in found]
 
 
+@pytest.mark.long
 def test_publish_killed_before_any_write(
     first_night: tuple[Lake, Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -179,6 +179,7 @@ def planned(lake: Lake, made: Plan) -> dict[str, str]:
     return {row["product_id"]: row["reason"] for row in rows}
 
 
+@pytest.mark.long
 def test_a_share_of_the_products_each_night(
     first_night: tuple[Lake, Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
