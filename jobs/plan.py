@@ -168,9 +168,9 @@ def _inputs(
     *,
     prepare: bool,
     retag: bool,
-    model: str | None,
-    attributes: Sequence[str],
-    replaces: str | None,
+    model: str | None = None,
+    attributes: Sequence[str] = (),
+    replaces: str | None = None,
 ) -> _Inputs:
     version: str | None = None
     chosen: tuple[str, ...] = ()

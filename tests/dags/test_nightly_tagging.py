@@ -69,9 +69,9 @@ def test_parsing_is_fast_and_loads_nothing_heavy(name: str) -> None:
     code = f"""
 import sys, time, airflow.sdk
 sys.path.insert(0, {str(DAGS)!r})
-start = time.perf_counter()
+start = time.process_time()  # whatever else the machine does
 import {name}
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 heavy = {{"torch", "pyspark", "great_expectations", "pandas", "pyarrow"}} & sys.modules.keys()
 import json; print(json.dumps([seconds, sorted(heavy)]))
 """
