@@ -42,7 +42,7 @@ ALL_TESTS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder 
 test: $(STAMP) ## Run the tests, a process on each core; TESTS=tests/dags for some, in one process
 	$(VENV)/bin/python -m pytest $(or $(TESTS),$(ALL_TESTS) -m 'not long')
 
-test-long: $(STAMP) ## Run those that `make test` leaves out: steps killed at each of their writes, several trainings
+test-long: $(STAMP) ## Run what `make test` leaves out: steps killed at each write, several trainings or nights
 	$(VENV)/bin/python -m pytest $(ALL_TESTS) -m long
 
 test-ui: $(STAMP) ## Test a real Airflow in a real browser (needs Chromium); takes a quarter of an hour

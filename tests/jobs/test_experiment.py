@@ -177,6 +177,7 @@ def test_towers_that_do_not_fit_say_how(pretrained: Path, tmp_path: Path) -> Non
         Backbone(with_towers(drawn.config(), tmp_path), pretrained=True)
 
 
+@pytest.mark.long
 def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
     settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -128,6 +128,7 @@ def check_replaced(lake: Lake, made: Plan, before: Rows, after: Rows, whole: set
     assert by == {(made.model_version, made.ds, made.run_id)}
 
 
+@pytest.mark.long
 def test_a_night_and_then_a_backfill_of_one_attribute(first_night: tuple[Lake, Settings]) -> None:
     lake, settings = first_night
     other = other_model(lake)

@@ -37,6 +37,7 @@ def spoiled(count: int, wrong: int, only_pattern: str) -> tuple[pa.Table, set[st
     return pa.Table.from_pylist(rows, schema=drawn.examples(1).schema), {row["product_id"] for row in chosen}
 
 
+@pytest.mark.long
 def test_planted_errors_are_found_by_models_that_never_saw_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
