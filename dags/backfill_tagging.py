@@ -6,24 +6,21 @@ run waits for; their links are on the tasks of `night`. A day older than the pub
 * **Dry run** (on by default) shows the plan and its cost in the log of `estimate` and publishes nothing.
 * **A day that failed** does not stop the others: what they publish is right without it. Put its cause right and clear its
   task here: its night runs again; days that are done are found done.
-* **Without choices**: Airflow's own *Backfill* of *nightly_tagging* (one active run) does the same for a range of days.
+* **Without choices**: Airflow's own *Backfill* of *nightly_tagging* does the same for a range of days.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import Param, dag, task
-from house import DEFAULTS, told
+from house import ASKED, HOUSE, asked_of_a_night, told
 from job_operator import JobOperator
 
-from jobs import choices, days
+from jobs import days
 from jobs.settings import Settings
-
-CHAMPION = "champion"
-SETTINGS = Settings()
 
 
 @dag(
@@ -31,32 +28,12 @@ SETTINGS = Settings()
     description="Tags past days again: days, attributes and model are chosen in a form.",
     doc_md=__doc__,
     schedule=None,
-    start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    catchup=False,
     max_active_runs=1,
     tags=["catalog", "tagging"],
     params={
         "first_day": Param(type="string", format="date", title="First day"),
         "last_day": Param(type="string", format="date", title="Last day"),
-        "attributes": Param(
-            None,
-            type=["null", "array"],
-            items={"type": "string"},
-            examples=choices.attributes(SETTINGS),
-            title="Attributes",
-            description="Of products that did not change, tag these alone again. Empty: all. New and changed products "
-            "are always tagged whole.",
-        ),
-        "model": Param(
-            CHAMPION,
-            type="string",
-            enum=[CHAMPION, *choices.model_versions(SETTINGS)],
-            title="Model version",
-            description="Products that another version tagged are tagged again by this one.",
-        ),
-        "retag": Param(
-            False, type="boolean", title="Tag every product again", description="Also those that did not change."
-        ),
+        **asked_of_a_night(),
         "dry_run": Param(
             True,
             type="boolean",
@@ -64,7 +41,7 @@ SETTINGS = Settings()
             description="Show the plan and its cost; publish nothing. Switch it off to run the nights.",
         ),
     },
-    default_args=DEFAULTS,
+    **HOUSE,
 )
 def backfill_tagging() -> None:
     @task(doc_md="Looks at the form: the days must be a range, and have exports. Its result is one night a day.")
@@ -88,9 +65,7 @@ def backfill_tagging() -> None:
             "estimate",
             "--first={{ params.first_day }}",
             "--last={{ params.last_day }}",
-            "{{ '--retag' if params.retag else '--no-retag' }}",
-            f"{{{{ '' if params.model == '{CHAMPION}' else '--model=' ~ params.model }}}}",
-            "{{ '--attributes=' ~ params.attributes | join(',') if params.attributes else '' }}",
+            *ASKED,
         ],
         doc_md="What the backfill would do and cost, day by day. Nothing is published.",
     )

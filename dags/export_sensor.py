@@ -7,7 +7,9 @@ from typing import Any
 from airflow.providers.standard.sensors.filesystem import FileSensor
 from airflow.sdk.exceptions import AirflowSensorTimeout
 
-LAKE = "catalog_lake"  # connection: the lake's folder
+from jobs.lake import Lake
+from jobs.settings import Settings
+from jobs.standalone import CONNECTION
 
 
 class ExportSensor(FileSensor):
@@ -17,13 +19,9 @@ class ExportSensor(FileSensor):
     """
 
     def __init__(self, *, day: Any, **kwargs: Any) -> None:
-        super().__init__(
-            filepath=f"catalog/raw/ds={day}/_manifest.json",
-            fs_conn_id=LAKE,
-            deferrable=True,
-            mode="reschedule",
-            **kwargs,
-        )
+        lake = Lake(Settings().root)
+        path = lake.relative(lake.raw_manifest(day))
+        super().__init__(filepath=path, fs_conn_id=CONNECTION, deferrable=True, mode="reschedule", **kwargs)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Any) -> Any:
         """As FileSensor's; where the time is up, say what is missing and what to do."""

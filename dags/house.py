@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from airflow.sdk import Context
+from airflow.sdk import Context, Param
 from airflow.sdk.exceptions import AirflowFailException
 
-from jobs import alerts
+from jobs import alerts, choices
 from jobs.errors import JobError
 from jobs.settings import Settings
-
-log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -59,16 +56,53 @@ def alert(context: Context) -> None:
     if not arguments:  # a task that runs no step: its day is that of the run
         with contextlib.suppress(Exception):
             arguments = ["--ds", ti.xcom_pull(task_ids="resolve_day")]
+    settings = Settings()
     subject, text = alerts.of_failure(
-        Settings(),
+        settings,
         dag=ti.dag_id,
         task=name,
         arguments=arguments,
         error=str(context.get("exception") or "its log says why"),
         log_url=ti.log_url,
     )
-    alerts.send(Settings(), subject, text)
+    alerts.send(settings, subject, text)
 
+
+CHAMPION = "champion"
+
+
+def asked_of_a_night() -> dict[str, Param]:
+    """Return the form's fields of what may be asked of a night, beside its day; `ASKED` hands them to a step."""
+    settings = Settings()
+    return {
+        "attributes": Param(
+            None,
+            type=["null", "array"],
+            items={"type": "string"},
+            examples=choices.attributes(settings),
+            title="Attributes",
+            description="Of products that did not change, tag these alone again. Empty: all. New and changed products "
+            "are always tagged whole.",
+        ),
+        "model": Param(
+            CHAMPION,
+            type="string",
+            enum=[CHAMPION, *choices.model_versions(settings)],
+            title="Model version",
+            description="Products that another version tagged are tagged again by this one.",
+        ),
+        "retag": Param(
+            False, type="boolean", title="Tag every product again", description="Also those that did not change."
+        ),
+    }
+
+
+# What was asked, as arguments of a step; one that is empty is left out.
+ASKED = (
+    "{{ '--retag' if params.retag else '--no-retag' }}",
+    f"{{{{ '' if params.model == '{CHAMPION}' else '--model=' ~ params.model }}}}",
+    "{{ '--attributes=' ~ params.attributes | join(',') if params.attributes else '' }}",
+)
 
 DEFAULTS: dict[str, Any] = {
     "owner": "catalog",
@@ -79,3 +113,6 @@ DEFAULTS: dict[str, Any] = {
     "execution_timeout": timedelta(hours=2),
     "on_failure_callback": alert,
 }
+
+# Of every DAG: it begins this year, does not catch up, and its tasks have the defaults above.
+HOUSE: dict[str, Any] = {"start_date": datetime(2026, 1, 1, tzinfo=UTC), "catchup": False, "default_args": DEFAULTS}

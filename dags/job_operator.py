@@ -16,7 +16,6 @@ from typing import Any
 from airflow.sdk import BaseOperator, BaseOperatorLink, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from jobs.lake import Lake
 from jobs.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -37,7 +36,7 @@ class ReportLink(BaseOperatorLink):
         """Return the page's address; empty where the step wrote none."""
         result = getattr(operator, "result", None) or {}
         page = result.get("report") or result.get("page")
-        root = Lake(Settings().root).root
+        root = Settings().root
         if not page or not Path(page).is_relative_to(root):
             return ""
         return f"{os.environ.get('TAGGING_REPORTS_URL', '/catalog').rstrip('/')}/{Path(page).relative_to(root)}"

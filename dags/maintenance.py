@@ -8,10 +8,9 @@ what an example or a labelled set still needs, what is being read.
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 
 from airflow.sdk import CronDataIntervalTimetable, Param, dag
-from house import DEFAULTS
+from house import HOUSE
 from job_operator import JobOperator
 
 
@@ -20,8 +19,6 @@ from job_operator import JobOperator
     description="Expires what the lake no longer needs; a dry run unless it is told to delete.",
     doc_md=__doc__,
     schedule=CronDataIntervalTimetable("0 12 * * 0", timezone="UTC"),
-    start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    catchup=False,
     max_active_runs=1,
     tags=["catalog", "lake"],
     params={
@@ -36,7 +33,7 @@ from job_operator import JobOperator
             description="Off: a dry run, which only says what would go.",
         ),
     },
-    default_args=DEFAULTS,
+    **HOUSE,
 )
 def maintenance() -> None:
     JobOperator(

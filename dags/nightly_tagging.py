@@ -5,7 +5,7 @@ freezes a plan of what is new, changed or removed, makes the examples, predicts 
 publishes the attribute tables in one atomic swap, and writes a report.
 
 * **Another day**: trigger the DAG with `ds`. **Several days**: trigger *backfill_tagging*, whose form has all that can be
-  chosen, or use *Backfill* here, with one active run. An old day changes the history alone; it never replaces newer
+  chosen, or use *Backfill* here. An old day changes the history alone; it never replaces newer
   values in the tables.
 * **Everything again**: trigger it with `retag`. A new champion model does that by itself.
 * **A night that failed**: read the last lines of the failed task's log, put the cause right, and clear the task. What
@@ -18,7 +18,7 @@ Each task runs one step of the command line, `python -m jobs <step>`, with the w
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.sdk import (
@@ -33,15 +33,10 @@ from airflow.sdk import (
     task,
 )
 from export_sensor import ExportSensor  # Airflow puts the folder of the DAGs on the path
-from house import DEFAULTS, partition_day
+from house import ASKED, HOUSE, asked_of_a_night, partition_day
 from job_operator import JobOperator
 
-from jobs import choices
-from jobs.settings import Settings
-
 ATTRIBUTE_TABLES = Asset("attribute_tables")
-CHAMPION = "champion"
-SETTINGS = Settings()
 # Left out where it is not set: `airflow dags test` (3.3.2) fails on a DAG that has a deadline.
 LATE = os.environ.get("TAGGING_LATE_AFTER_MINUTES")
 
@@ -51,8 +46,6 @@ LATE = os.environ.get("TAGGING_LATE_AFTER_MINUTES")
     description="Checks the day's catalog, predicts product attributes, publishes the attribute tables.",
     doc_md=__doc__,
     schedule=CronDataIntervalTimetable("0 2 * * *", timezone="UTC"),
-    start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    catchup=False,
     max_active_runs=4,  # a night that waits for its export must not hold up the others; publications are serialised
     dagrun_timeout=timedelta(hours=23),
     tags=["catalog", "tagging"],
@@ -64,27 +57,9 @@ LATE = os.environ.get("TAGGING_LATE_AFTER_MINUTES")
             title="Day of the catalog",
             description="Leave empty for the day of the run's data interval.",
         ),
-        "retag": Param(
-            False, type="boolean", title="Tag every product again", description="Also those that did not change."
-        ),
-        "model": Param(
-            CHAMPION,
-            type="string",
-            enum=[CHAMPION, *choices.model_versions(SETTINGS)],
-            title="Model version",
-            description="With another one than the champion, products of another version are tagged again.",
-        ),
-        "attributes": Param(
-            None,
-            type=["null", "array"],
-            items={"type": "string"},
-            examples=choices.attributes(SETTINGS),
-            title="Attributes",
-            description="Of products that did not change, tag these alone again. Empty: all. New and changed products "
-            "are always tagged whole.",
-        ),
+        **asked_of_a_night(),
     },
-    default_args=DEFAULTS,
+    **HOUSE,
     deadline=DeadlineAlert(
         reference=DeadlineReference.DAGRUN_QUEUED_AT,
         interval=timedelta(minutes=float(LATE)),
@@ -129,9 +104,7 @@ def nightly_tagging() -> None:
             "plan",
             "--ds",
             day,
-            "{{ '--retag' if params.retag else '--no-retag' }}",
-            f"{{{{ '' if params.model == '{CHAMPION}' else '--model=' ~ params.model }}}}",
-            "{{ '--attributes=' ~ params.attributes | join(',') if params.attributes else '' }}",
+            *ASKED,
         ],
         multiple_outputs=True,
         doc_md="Compares the day with what is published and freezes the work, cut into shards. Its result is the run id.",

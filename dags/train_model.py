@@ -10,13 +10,13 @@ promotion the nights tag again what the new model must, at most the share TAGGIN
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import CronDataIntervalTimetable, Param, TriggerRule, dag, task
-from house import DEFAULTS, told
+from house import HOUSE, told
 from job_operator import JobOperator
 
 from jobs import days
@@ -28,8 +28,6 @@ from jobs.settings import Settings
     description="Trains a model on the newest labelled set, judges it, promotes it if it is no worse.",
     doc_md=__doc__,
     schedule=CronDataIntervalTimetable("0 6 * * 0", timezone="UTC"),
-    start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    catchup=False,
     max_active_runs=1,
     tags=["catalog", "model"],
     params={
@@ -47,7 +45,7 @@ from jobs.settings import Settings
             description="A person says yes or no on the page of the task `approve`.",
         ),
     },
-    default_args=DEFAULTS,
+    **HOUSE,
 )
 def train_model() -> None:
     @task(doc_md="Settles the day once: `ds` where it is given, else the newest day that has an export.")

@@ -51,11 +51,11 @@ def newest(settings: Settings, until: str | None = None) -> str:
 
 def is_exported(lake: Lake, ds: str) -> bool:
     """Whether the export of a day is complete: its manifest is written last."""
-    return (lake.raw(ds) / "_manifest.json").is_file()
+    return lake.raw_manifest(ds).is_file()
 
 
 def _days(lake: Lake) -> list[str]:
-    found = (lake.root / "catalog" / "raw").glob("ds=*/_manifest.json")
+    found = lake.root.glob(lake.relative(lake.raw_manifest("*")))
     return sorted(path.parent.name.removeprefix("ds=") for path in found)
 
 

@@ -170,19 +170,10 @@ def _environment(settings: Settings, folder: Path, *, real: bool) -> dict[str, s
     defaults: dict[str, Any] = {"taxonomy": name, "model_config_name": name, "progress": False}
     if not real:
         defaults["shard_rows"] = 1600  # small, so that the drawn catalog shows several shards
-    chosen = settings.model_copy(update={"root": folder / "lake"})
-    variables = Settings.model_construct(set(defaults), **defaults).variables() | chosen.variables()
-    return (
-        variables
-        | standalone.connection(chosen)
-        | {
-            "TAGGING_ROOT": str(folder / "lake"),
-            "TAGGING_RETRY_DELAY": "5",
-            "AIRFLOW_HOME": str(folder / "airflow"),
-            "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
-            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        }
-    )
+    ours = {field: value for field, value in defaults.items() if field not in settings.model_fields_set}
+    chosen = settings.model_copy(update=ours | {"root": folder / "lake"})
+    airflow = standalone.connection(chosen) | standalone.home(folder / "airflow")
+    return chosen.variables() | airflow | {"TAGGING_RETRY_DELAY": "5"}
 
 
 def _night(console: Console, ds: str) -> None:

@@ -6,7 +6,7 @@ would say the same of the same example.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,19 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.lake import Lake
-from schemas.documents import Plan, Shard
+from jobs.shards import Wanted, finished, wanted_of
+from schemas.documents import Plan
 from schemas.tables import PREDICTIONS
 
-Wanted = dict[Path, dict[str, str]]  # folder of examples -> product id -> source hash
 
-
-def take_known(
-    lake: Lake,
-    plan: Plan,
-    wanted: Wanted,
-    finished: Callable[[Path, Plan, Shard], bool],
-    wanted_of: Callable[[Plan, Shard], Wanted],
-) -> Iterator[pa.RecordBatch]:
+def take_known(lake: Lake, plan: Plan, wanted: Wanted) -> Iterator[pa.RecordBatch]:
     """Yield the predictions of wanted products that there are, and take these products out of `wanted`.
 
     A folder of which nothing is wanted any more is taken out too.
@@ -35,8 +28,6 @@ def take_known(
         lake: where.
         plan: of the run that wants them.
         wanted: its products, by the folder of their examples; those that are found are removed.
-        finished: whether a file holds the predictions of a shard of a plan, whole.
-        wanted_of: the products of a shard of another plan.
     """
     runs = [f.name.removeprefix("run=") for f in lake.predictions(plan.run_id).parent.glob(f"run={plan.ds}-*")]
     if plan.retag:  # a person wants the model to look again: once, not once more for each other run
@@ -50,7 +41,7 @@ def take_known(
             if not wanted:
                 return
             if path.exists() and finished(path, other, shard):
-                yield from _take(path, wanted, wanted_of(other, shard))
+                yield from _take(path, wanted, wanted_of(lake, other, shard))
 
 
 def _take(path: Path, wanted: Wanted, there: Wanted) -> Iterator[pa.RecordBatch]:

@@ -57,6 +57,10 @@ class Lake:
     def raw(self, ds: str) -> Path:
         return self.root / "catalog" / "raw" / f"ds={ds}"
 
+    def raw_manifest(self, ds: str) -> Path:
+        """What marks a day's export as complete: written last."""
+        return self.raw(ds) / "_manifest.json"
+
     @property
     def pictures(self) -> Path:
         return self.root / "catalog" / "pictures"
@@ -162,7 +166,7 @@ class Lake:
 
     # documents
     def read_raw_manifest(self, ds: str) -> RawManifest | None:
-        return storage.read_document(self.raw(ds) / "_manifest.json", RawManifest)
+        return storage.read_document(self.raw_manifest(ds), RawManifest)
 
     def raw_rows(self, ds: str) -> int | None:
         """Return how many lines the raw catalog of `ds` has; None where there is none."""

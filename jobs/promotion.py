@@ -78,7 +78,7 @@ def judge(settings: Settings, version: str) -> Verdict | None:
     """
     lake, champion = Lake(settings.root), models.champion(settings)
     models.check_whole(lake, version)
-    return None if champion in (None, version) else _judge(settings, lake, version, str(champion))
+    return None if champion is None or champion == version else _judge(settings, lake, version, champion)
 
 
 def _judge(settings: Settings, lake: Lake, version: str, champion: str) -> Verdict:

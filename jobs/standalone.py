@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -36,10 +35,8 @@ def environment(settings: Settings, folder: Path, port: int = 8080) -> dict[str,
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {
         "PATH": path,  # `airflow standalone` starts its parts by name
-        "AIRFLOW_HOME": str(folder),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        **home(folder),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(REPOSITORY / "dags" / "plugins"),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__PARALLELISM": str(max(4, 2 * cores())),
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
@@ -48,6 +45,15 @@ def environment(settings: Settings, folder: Path, port: int = 8080) -> dict[str,
         "AIRFLOW__API__WORKERS": "1",
         "TAGGING_LATE_AFTER_MINUTES": "240",
     } | given | settings.variables() | {"TAGGING_ROOT": str(settings.root)}  # fmt: skip
+
+
+def home(folder: Path) -> dict[str, str]:
+    """Return the variables of an Airflow whose home is `folder` and whose DAGs are ours alone."""
+    return {
+        "AIRFLOW_HOME": str(folder),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    }
 
 
 def connection(settings: Settings) -> dict[str, str]:
@@ -144,7 +150,7 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
             raise JobError(f"Airflow ended with exit code {process.returncode} while it started; its log is {log}")
         if time.monotonic() > deadline:
             raise JobError(f"Airflow does not answer on port {port} after {START_SECONDS} s; its log is {log}")
-        threading.Event().wait(0.5)
+        time.sleep(0.5)
 
 
 def _answers(port: int) -> bool:

@@ -18,9 +18,10 @@ from tqdm import tqdm
 from cma_clip_core.errors import CoreError
 from jobs import storage
 from jobs.errors import JobError
-from jobs.known import Wanted, take_known
+from jobs.known import take_known
 from jobs.lake import Lake
 from jobs.settings import Settings
+from jobs.shards import Wanted, finished, metadata, wanted_of
 from jobs.steps import measure
 from schemas.documents import Plan, Shard
 from schemas.tables import PREDICTIONS
@@ -66,38 +67,12 @@ def _engine(settings: Settings, folder: Path) -> Engine:
     return load_engine(folder, settings.device, settings.batch_size)
 
 
-def finished(path: Path, plan: Plan, shard: Shard) -> bool:
-    """Whether `path` holds the predictions of `shard`, whole: readable, of this run and model, with all rows."""
-    try:
-        with pq.ParquetFile(path) as file:
-            metadata, rows = file.schema_arrow.metadata or {}, file.metadata.num_rows
-    except FileNotFoundError:
-        return False
-    except (OSError, pa.ArrowInvalid) as error:
-        log.warning("%s: broken, tagged again: %s", path, error)
-        return False
-    expected = _metadata(plan, shard)
-    if rows != shard.rows or any(metadata.get(key.encode()) != value.encode() for key, value in expected.items()):
-        log.warning("%s: not of this run, model and number of rows; tagged again", path)
-        return False
-    return True
-
-
-def _metadata(plan: Plan, shard: Shard) -> dict[str, str]:
-    return {
-        "run_id": plan.run_id,
-        "shard": str(shard.id),
-        "model_version": str(plan.model_version),
-        "rows": str(shard.rows),
-    }
-
-
 def _tag_shard(lake: Lake, plan: Plan, shard: Shard, engine: Callable[[], Engine], progress: bool) -> None:
     name = f"tag-{shard.id:05d}"
     with measure("tag", lake.reports(plan.run_id), name=name) as measured:
-        wanted = _wanted(lake, plan, shard)
+        wanted = wanted_of(lake, plan, shard)
         modalities, write = Counter[str](), 0.0
-        schema = PREDICTIONS.with_metadata({**(PREDICTIONS.metadata or {}), **_metadata(plan, shard)})
+        schema = PREDICTIONS.with_metadata({**(PREDICTIONS.metadata or {}), **metadata(plan, shard)})
         with (
             storage.whole_file(lake.prediction_file(plan.run_id, shard.id)) as path,
             pq.ParquetWriter(path, schema, compression="zstd", write_page_index=True) as writer,
@@ -113,7 +88,7 @@ def _tag_shard(lake: Lake, plan: Plan, shard: Shard, engine: Callable[[], Engine
                 bar.update(batch.num_rows)
 
             with storage.locked(lake.all_examples, shared=True):  # none of what is read is removed meanwhile
-                for batch in take_known(lake, plan, wanted, finished, functools.partial(_wanted, lake)):
+                for batch in take_known(lake, plan, wanted):
                     keep(batch)
             known = sum(modalities.values())
             if known:
@@ -140,25 +115,6 @@ def _log_rates(name: str, engine: Engine, timings: Timings, write: float) -> Non
         name, engine.device, rate(timings.read), rate(timings.prepare), rate(timings.forward), rate(timings.assemble),
         rate(write), timings.wait,
     )  # fmt: skip
-
-
-def _wanted(lake: Lake, plan: Plan, shard: Shard) -> Wanted:
-    """Return the products of a shard by the folder their example is in. Raises JobError where the plan is not whole."""
-    folder = lake.plan(plan.run_id) / "products" / f"shard={shard.id}"
-    wanted: Wanted = {}
-    rows = 0
-    for path in sorted(folder.glob("*.parquet")):
-        table = pq.read_table(path, columns=["product_id", "source_hash", "example_path"], partitioning=None)
-        rows += table.num_rows
-        for product, source_hash, example in zip(*(c.to_pylist() for c in table.columns), strict=True):
-            source = lake.examples(plan.run_id) if example is None else lake.root / example
-            wanted.setdefault(source, {})[product] = source_hash
-    if rows != shard.rows or sum(map(len, wanted.values())) != rows:
-        raise JobError(
-            f"{folder}: {rows} rows of {sum(map(len, wanted.values()))} products where the plan says {shard.rows}; the "
-            "plan was changed or half copied: plan the day again"
-        )
-    return wanted
 
 
 def _examples(lake: Lake, shard: Shard, wanted: Wanted) -> Iterator[pa.RecordBatch]:

@@ -60,7 +60,7 @@ def test_the_scheduled_night_waits_for_its_export_without_a_worker(ui: Ui) -> No
     )
     ui.open(page_of(NIGHT, run, "/tasks/wait_for_export"))
     expect(ui.page.get_by_text("Deferred").first).to_be_visible()
-    ui.picture("night-waits")
+    ui.picture("night-waits", height=355)
 
 
 def test_a_mapped_shard_and_its_log(ui: Ui) -> None:
@@ -137,7 +137,7 @@ def test_a_backfill_from_the_form_runs_its_nights(ui: Ui) -> None:
     dialog.locator("input[name=element_dry_run]").locator("xpath=..").click()
     run = ui.submit(dialog, BACKFILL)
     ui.airflow.wait(BACKFILL, run)
-    ui.open(page_of(BACKFILL, run, "/tasks/night"))
+    ui.open(page_of(BACKFILL, run, "/tasks/night/mapped/0"))
     ui.picture("backfill-nights")
     assert [ledger.model_changed > 0 for ledger in ui.airflow.ledgers(DAYS[0])] == [False, True]
     (second,) = ui.airflow.ledgers(DAYS[1])
