@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jobs import standalone
 from jobs.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.sample_catalog import generate
@@ -73,9 +72,10 @@ class Api:
 
 
 @contextmanager
-def airflow(folder: Path, lake: Lake, environment: Mapping[str, str]) -> Iterator[Api]:
+def airflow(folder: Path, lake: Lake, environment: Mapping[str, str], slots: int | None) -> Iterator[Api]:
     """A real Airflow: scheduler, API server, DAG processor, triggerer."""
     command = [sys.executable, "-m", "jobs", "airflow", "--folder", str(folder), "--port", str(PORT)]
+    command += ["--gpu-slots", str(slots)] if slots else []
     log = folder / "start.log"
     folder.mkdir(parents=True)
     asked = {"TAGGING_ROOT": str(lake.root), "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True"}
@@ -125,7 +125,9 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=10)
     parser.add_argument("--products", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--gpu-slots", type=int, default=1, help="shards that are tagged at once")
+    parser.add_argument(
+        "--gpu-slots", type=int, help="shards that are tagged at once; default: as `make airflow` has it"
+    )
     parser.add_argument("--only-dag", action="store_true", help="leave `jobs night` out, one round")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -145,10 +147,7 @@ def main() -> None:
                 )
                 print(f"jobs night: {nights[-1]:.1f} s", flush=True)
             lake = made(scratch, f"dag-{turn}", options.lake / "models", scratch / "catalog")
-            with airflow(scratch / f"airflow-{turn}", lake, environment) as api:
-                if options.gpu_slots != 1:
-                    home = standalone.environment(Settings(root=lake.root), scratch / f"airflow-{turn}", PORT)
-                    standalone.set_up(Settings(root=lake.root), environment | home, options.gpu_slots)
+            with airflow(scratch / f"airflow-{turn}", lake, environment, options.gpu_slots) as api:
                 seconds, tasks = by_dag(api)
             runs.append(seconds)
             print(f"the DAG: {seconds:.1f} s; {told(tasks)}", flush=True)

@@ -439,14 +439,20 @@ def airflow(
         bool,
         typer.Option("--only-set-up", help="Make pools and connections in the Airflow of the environment, and end."),
     ] = False,
+    gpu_slots: Annotated[
+        int | None,
+        typer.Option(
+            help="Slots of the pool `gpu`: tasks that tag or train at once. Default: this machine's GPUs.", min=1
+        ),
+    ] = None,
 ) -> None:
     """Start Airflow with the DAGs on this machine and print its address and login; Ctrl-C ends all of it."""
     from jobs import standalone
 
     if only_set_up:
-        standalone.set_up(_settings(context), dict(os.environ))
+        standalone.set_up(_settings(context), dict(os.environ), gpu_slots)
     else:
-        standalone.start(_settings(context), folder, port)
+        standalone.start(_settings(context), folder, port, gpu_slots)
 
 
 @tables_app.callback(invoke_without_command=True)

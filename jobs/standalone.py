@@ -15,23 +15,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from jobs import side_by_side
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.machine import cores
 from jobs.settings import Settings
 
 REPOSITORY: Final = Path(__file__).resolve().parents[1]
+AT_ONCE: Final = 2  # shards that are tagged side by side where there is no GPU, each with its share of the cores
 CONNECTION: Final = "catalog_lake"  # what the sensor looks for a day's export in
 START_SECONDS: Final = 300
 PASSWORDS: Final = "simple_auth_manager_passwords.json.generated"
 
 
+def gpus() -> int:
+    """Return how many NVIDIA GPUs this machine has; without loading torch, which takes seconds."""
+    return len([node for node in Path("/dev").glob("nvidia[0-9]*") if node.name[6:].isdigit()])
+
+
+def slots(settings: Settings) -> int:
+    """Return how many shards are tagged at once: one a GPU; on a CPU a few, so that one works while another starts."""
+    if settings.device == "cuda" or (settings.device == "auto" and gpus()):
+        return max(1, gpus())
+    return side_by_side.default_processes(AT_ONCE)
+
+
 def environment(settings: Settings, folder: Path, port: int = 8080) -> dict[str, str]:
     """Return the variables of an Airflow whose home is `folder`, for this lake, beside those of the caller.
 
-    Whatever the caller sets, AIRFLOW__*, TAGGING_* or flags, holds.
+    Whatever the caller sets, AIRFLOW__*, TAGGING_*, OMP_* or flags, holds.
     """
-    given = {name: value for name, value in os.environ.items() if name.startswith(("AIRFLOW", "TAGGING_"))}
+    given = {name: value for name, value in os.environ.items() if name.startswith(("AIRFLOW", "TAGGING_", "OMP_"))}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {
         "PATH": path,  # `airflow standalone` starts its parts by name
@@ -43,6 +57,7 @@ def environment(settings: Settings, folder: Path, port: int = 8080) -> dict[str,
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
         "AIRFLOW__API__WORKERS": "1",
+        "OMP_NUM_THREADS": str(side_by_side.threads_of_each(slots(settings))),
         "TAGGING_LATE_AFTER_MINUTES": "240",
     } | given | settings.variables() | {"TAGGING_ROOT": str(settings.root)}  # fmt: skip
 
@@ -65,14 +80,20 @@ def _connection(settings: Settings) -> dict[str, object]:
     return {"conn_type": "fs", "description": "The lake's folder", "extra": {"path": str(settings.root)}}
 
 
-def set_up(settings: Settings, variables: Mapping[str, str], gpus: int = 1) -> None:
+def set_up(settings: Settings, variables: Mapping[str, str], gpu_slots: int | None = None) -> None:
     """Make Airflow's database, the pool `gpu` and the connection to the lake; done again, they are as they should be.
+
+    Args:
+        settings: name the lake.
+        variables: of the Airflow that is set up.
+        gpu_slots: of the pool: tasks that tag or train at once, on all workers together; None: what this machine has.
 
     Raises:
         JobError: a command of Airflow failed; its output is in the message.
     """
     _airflow(variables, "db", "migrate")
-    _airflow(variables, "pools", "set", "gpu", str(gpus), "GPUs that tag and train: as many slots as GPUs")
+    held = str(slots(settings) if gpu_slots is None else gpu_slots)
+    _airflow(variables, "pools", "set", "gpu", held, "What tags and trains: as many slots as GPUs")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "connections.json"
         file.write_text(json.dumps({CONNECTION: _connection(settings)}))
@@ -88,7 +109,7 @@ def _airflow(variables: Mapping[str, str], *arguments: str) -> None:
         raise JobError(f"`airflow {' '.join(arguments[:3])}` failed:\n{done.stdout[-3000:]}")
 
 
-def start(settings: Settings, folder: Path, port: int) -> None:
+def start(settings: Settings, folder: Path, port: int, gpu_slots: int | None = None) -> None:
     """Start Airflow and wait until it is stopped (Ctrl-C, SIGTERM); every process of it ends with this one.
 
     Raises:
@@ -101,7 +122,7 @@ def start(settings: Settings, folder: Path, port: int) -> None:
         raise JobError(f"port {port} is taken; name another by --port")
     Lake(settings.root).root.mkdir(parents=True, exist_ok=True)
     print(f"Setting up Airflow in {folder} ...", flush=True)
-    set_up(settings, variables)
+    set_up(settings, variables, gpu_slots)
     log = folder / "standalone.log"
     with log.open("a") as output:
         # In a session of its own: told to end, it leaves its parts running, so the whole group is ended.
