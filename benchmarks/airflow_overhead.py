@@ -46,7 +46,7 @@ def by_night(lake: Lake, environment: Mapping[str, str]) -> float:
     start = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "jobs", "night", "--ds", DAY],
-        env=environment | {"TAGGING_ROOT": str(lake.root)}, check=True, capture_output=True,
+        env=dict(environment) | {"TAGGING_ROOT": str(lake.root)}, check=True, capture_output=True,
     )  # fmt: skip
     return time.perf_counter() - start
 
@@ -80,7 +80,7 @@ def airflow(folder: Path, lake: Lake, environment: Mapping[str, str], slots: int
     folder.mkdir(parents=True)
     asked = {"TAGGING_ROOT": str(lake.root), "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True"}
     with log.open("w") as output:
-        process = subprocess.Popen(command, env=environment | asked, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=dict(environment) | asked, stdout=output, stderr=subprocess.STDOUT)
     try:
         while "Ctrl-C" not in log.read_text():
             if process.poll() is not None:

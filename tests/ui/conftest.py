@@ -27,7 +27,7 @@ from jobs.next_day import next_day
 from jobs.sample_catalog import generate
 from schemas.documents import Ledger
 from tests.conftest import settings_for
-from tests.jobs.test_alerts import Webhook, served
+from tests.jobs.test_alerts import MailServer, Webhook, served
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PICTURES = REPOSITORY / "docs" / "images"  # written where TAGGING_KEEP_SCREENSHOTS is set
@@ -39,7 +39,7 @@ BROWSER_FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-DAYS = ("2026-11-20", "2026-11-21", "2026-11-22", "2026-11-23")
+DAYS = ("2026-11-20", "2026-11-21", "2026-11-22", "2026-11-23", "2026-11-24")
 WAIT = 600.0  # seconds for what a whole night may take on a busy machine
 
 expect.set_options(timeout=60_000)
@@ -53,6 +53,7 @@ class Airflow:
     password: str
     lake: Lake
     webhook: Webhook
+    mail: MailServer
     token: str = field(default="", repr=False)
 
     def api(self, path: str, method: str = "GET", body: object = None) -> dict[str, Any]:
@@ -95,6 +96,10 @@ class Airflow:
         tasks = {t["task_id"]: t["state"] for t in self.tasks(dag, run)}
         assert found == state, f"{dag} {run} is {found}: {tasks}"
 
+    def alerts(self, word: str) -> list[str]:
+        """Return what the webhook was told that has this word in it."""
+        return [post["text"] for post in self.webhook.posted if word in post["text"]]
+
     def ledgers(self, ds: str) -> list[Ledger]:
         """Return a day's ledgers, oldest first."""
         pages = (self.lake.root / "reports" / f"ds={ds}").glob("run=*/ledger.json")
@@ -111,7 +116,7 @@ def until(true: Callable[[], bool], what: str, seconds: float = WAIT) -> None:
 
 @pytest.fixture(scope="session")
 def airflow(tmp_path_factory: pytest.TempPathFactory, trained: Lake) -> Iterator[Airflow]:
-    """`python -m jobs airflow`, over a lake with a model and four imported days."""
+    """`python -m jobs airflow`, over a lake with a model and five imported days."""
     folder = tmp_path_factory.mktemp("ui")
     lake = Lake(folder / "lake")
     shutil.copytree(trained.models, lake.models)
@@ -127,8 +132,8 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, trained: Lake) -> Iterator
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    webhook_of_test = served(Webhook())
-    webhook = next(webhook_of_test)
+    servers = (served(Webhook()), served(MailServer()))
+    webhook, mail = next(servers[0]), next(servers[1])
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "TAGGING_"))}
     environment = inherited | {
         "PYTHONPATH": str(REPOSITORY),
@@ -138,7 +143,10 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, trained: Lake) -> Iterator
         "TAGGING_SPARK_MASTER": "local[2]",
         "TAGGING_RETRY_DELAY": "1",
         "TAGGING_EXPORT_POKE_SECONDS": "2",
+        "TAGGING_LATE_AFTER_MINUTES": "2",
         "TAGGING_ALERT_WEBHOOK": f"http://127.0.0.1:{webhook.server_port}/",
+        "TAGGING_ALERT_TO": "on-call@example.com",
+        "TAGGING_ALERT_SMTP": f"smtp://127.0.0.1:{mail.server_address[1]}",
         "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
     }
@@ -152,13 +160,14 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, trained: Lake) -> Iterator
             said = log.read_text()
             assert process.poll() is None, said
             password = next(line.split(": ")[1] for line in said.splitlines() if line.startswith("  admin: "))
-            made = Airflow(f"http://127.0.0.1:{port}", password, lake, webhook)
+            made = Airflow(f"http://127.0.0.1:{port}", password, lake, webhook, mail)
             until(lambda: len(made.api("/dags")["dags"]) == 4, "the DAGs to be read", 180)
             yield made
         finally:
             process.terminate()
             process.wait(60)
-            next(webhook_of_test, None)
+            for server in servers:
+                next(server, None)
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,18 @@ import shutil
 from pathlib import Path
 from urllib.parse import quote
 
+import duckdb
 import psutil
 import pytest
 from playwright.sync_api import expect
 
+from jobs import tables
 from jobs.import_catalog import import_catalog
+from jobs.lake import Lake
+from jobs.night import night
 from jobs.sample_catalog import generate
 from tests.conftest import settings_for
-from tests.ui.conftest import DAYS, Airflow, Ui, until
+from tests.ui.conftest import DAYS, WAIT, Airflow, Ui, until
 
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(1800)]
 
@@ -61,6 +65,13 @@ def test_the_scheduled_night_waits_for_its_export_without_a_worker(ui: Ui) -> No
     ui.open(page_of(NIGHT, run, "/tasks/wait_for_export"))
     expect(ui.page.get_by_text("Deferred").first).to_be_visible()
     ui.picture("night-waits", height=355)
+
+
+def test_a_night_that_is_late_is_told(ui: Ui) -> None:
+    """The one that waits is, two minutes after it began."""
+    (waiting,) = (run for run in ui.airflow.runs(NIGHT) if run["run_type"] == "scheduled")
+    day = waiting["data_interval_start"][:10]
+    until(lambda: bool(ui.airflow.alerts(f"catalog of {day}: late")), "the alert", 300)
 
 
 def test_a_mapped_shard_and_its_log(ui: Ui) -> None:
@@ -176,7 +187,7 @@ def test_a_bad_export_turns_the_night_red_and_repaired_it_finishes(ui: Ui, tmp_p
     lake.raw(ds).rename(good)
     generate(tmp_path / "export", products=5, dirty=False)
     import_catalog(settings_for(lake.root), tmp_path / "export", ds, "sample")
-    before, told = lake.current.read_bytes(), len(ui.airflow.webhook.posted)
+    before = lake.current.read_bytes()
     dialog = ui.form(NIGHT)
     dialog.locator("input[name=element_ds]").fill(ds)
     RUNS["repaired"] = run = ui.submit(dialog, NIGHT)
@@ -185,9 +196,9 @@ def test_a_bad_export_turns_the_night_red_and_repaired_it_finishes(ui: Ui, tmp_p
     expect(ui.page.get_by_text("Failed").first).to_be_visible()
     ui.picture("night-red", height=465)
     assert lake.current.read_bytes() == before
-    (alert,) = ui.airflow.webhook.posted[told:]
-    assert f"catalog of {ds}: validate failed" in alert["text"]
-    assert "Critical rule" in alert["text"]
+    (alert,) = ui.airflow.alerts(f"catalog of {ds}: validate failed")
+    assert "Critical rule" in alert
+    assert any("validate failed" in mail and "To: on-call@example.com" in mail for mail in ui.airflow.mail.messages)
     assert ui.airflow.task(NIGHT, run, "validate")["try_number"] == 1  # wrong input is not tried again
 
     shutil.rmtree(lake.raw(ds))
@@ -217,6 +228,7 @@ def test_a_stopped_tag_task_ends_its_processes_and_resumed_repeats_no_finished_s
     assert shard(1) == "running"
     ui.mark_failed()
     until(lambda: not steps_of("tag", "--shard", "1"), "the step and all that it started to end, by force", 60)
+    until(lambda: shard(0) == "success", "the first shard, which goes on")
     run_id = sorted(p.name.removeprefix("run=") for p in lake.predictions("x").parent.glob(f"run={DAYS[3]}-*"))
     done = {p: p.stat().st_mtime_ns for name in run_id for p in lake.predictions(name).glob("shard=00000.parquet")}
     ui.open(page_of(NIGHT, run, "/tasks/tag/mapped/1"))
@@ -269,3 +281,60 @@ def test_a_person_approves_a_model(ui: Ui, airflow: Airflow) -> None:
     ui.page.get_by_role("button", name="Approve").click()
     airflow.wait(TRAINING, run)
     assert airflow.lake.champion.read_text().split()[0] != champion
+
+
+def test_all_at_once_leaves_the_tables_of_one_after_another(ui: Ui, tmp_path: Path) -> None:
+    """A night, a backfill from the form, a native backfill of three days, and a training that waits for a person."""
+    airflow, lake = ui.airflow, ui.airflow.lake
+    shutil.copytree(lake.root, tmp_path / "lake", ignore=shutil.ignore_patterns("scratch"))
+    known = {dag: {run["dag_run_id"] for run in airflow.runs(dag)} for dag in (NIGHT, BACKFILL, TRAINING)}
+    for dag, conf in (
+        (NIGHT, {"ds": DAYS[4]}),
+        (BACKFILL, {"first_day": DAYS[1], "last_day": DAYS[1], "retag": True, "dry_run": False}),
+        (TRAINING, {"ds": DAYS[3], "approval": True}),
+    ):
+        airflow.api(f"/dags/{dag}/dagRuns", "POST", {"logical_date": None, "conf": conf})
+    three = {"dag_id": NIGHT, "from_date": f"{DAYS[0]}T00:00:00Z", "to_date": f"{DAYS[2]}T23:00:00Z"}
+    asked = three | {"max_active_runs": 3, "reprocess_behavior": "completed", "dag_run_conf": {}}
+    airflow.api("/backfills", "POST", asked)
+
+    def states() -> list[str]:
+        """Of the runs that were begun here: of nights there are five, one of them the backfill's."""
+        new = [run for dag in (NIGHT, BACKFILL) for run in airflow.runs(dag) if run["dag_run_id"] not in known[dag]]
+        again = [
+            run for run in airflow.runs(NIGHT) if run["run_type"] == "backfill" and run["dag_run_id"] in known[NIGHT]
+        ]
+        return [str(run["state"]) for run in new + again]
+
+    until(lambda: sum(state == "running" for state in states()) >= 5, "all to run at once", 120)
+    ui.open("/dags")
+    ui.picture("all-at-once")
+    ui.open("about:blank")
+    until(lambda: len(states()) == 6 and set(states()) <= {"success", "failed"}, "all to end", 2 * WAIT)
+    assert set(states()) == {"success"}
+    (training,) = (run["dag_run_id"] for run in airflow.runs(TRAINING) if run["dag_run_id"] not in known[TRAINING])
+    until(lambda: airflow.task(TRAINING, training, "decide")["state"] in {"success", "failed"}, "the verdict")
+    assert airflow.task(TRAINING, training, "decide")["state"] == "success"
+
+    apart = settings_for(tmp_path / "lake", shard_rows=60)
+    for ds, retag in ((DAYS[4], False), (DAYS[1], True), (DAYS[0], False), (DAYS[1], False), (DAYS[2], False)):
+        night(apart, ds, retag=retag)
+    for ds in DAYS:
+        assert as_of(lake, ds) == as_of(Lake(apart.root), ds), ds
+    assert rows_of(lake.current_lines()) == rows_of(Lake(apart.root).current_lines())
+    assert lake.read_history_index().live == lake.current_run()
+
+
+# What is decided of a product; when and by which run is another thing.
+DECIDED = "product_id, attribute, value, source, model_value, round(confidence, 3) as confidence, model_version"
+
+
+def as_of(lake: Lake, ds: str) -> list[tuple[object, ...]]:
+    with duckdb.connect() as connection:
+        found = tables.as_of(connection, settings_for(lake.root), ds)
+        return sorted(found.project(DECIDED).fetchall(), key=str)
+
+
+def rows_of(files: list[str]) -> list[tuple[object, ...]]:
+    with duckdb.connect() as connection:
+        return sorted(connection.read_parquet(files).project(DECIDED).fetchall(), key=str)
