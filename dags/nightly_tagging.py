@@ -61,8 +61,10 @@ LATE = os.environ.get("TAGGING_LATE_AFTER_MINUTES")
     },
     **HOUSE,
     deadline=DeadlineAlert(
-        reference=DeadlineReference.DAGRUN_QUEUED_AT,
-        interval=timedelta(minutes=float(LATE)),
+        # Counted from the start of the data interval, a day before the night. A run with a deadline since it was queued
+        # cannot be cleared (Airflow 3.3.2, apache/airflow#70368).
+        reference=DeadlineReference.DAGRUN_LOGICAL_DATE,
+        interval=timedelta(days=1, minutes=float(LATE)),
         callback=SyncCallback("jobs.alerts.late", kwargs={"minutes": float(LATE)}),
         name="the night is late",
     )

@@ -49,8 +49,8 @@ def of_failure(
 
 
 def of_late_night(settings: Settings, ds: str, minutes: int) -> tuple[str, str]:
-    """Return subject and text of the alert that the night of `ds` is not done `minutes` after it was queued."""
-    lines = [f"It is not done {minutes} minutes after it was queued.", *_rows(Lake(settings.root), ds, None)]
+    """Return subject and text of the alert that the night of `ds` is not done `minutes` after the day's interval."""
+    lines = [f"It is not done {minutes} minutes after the end of its data interval.", *_rows(Lake(settings.root), ds, None)]
     return f"nightly_tagging, catalog of {ds}: late", "\n".join(lines)
 
 
@@ -58,10 +58,13 @@ def late(minutes: float, context: dict[str, Any]) -> None:
     """Tell of a night that is not done in time: the callback of Airflow's deadline.
 
     Args:
-        minutes: since the night was queued.
-        context: Airflow's, of which its `dag_run` is read: the day asked for, else that of its data interval.
+        minutes: since the end of its data interval.
+        context: Airflow's, of which its `dag_run` is read: the day asked for, else that of its data interval. A backfill's
+            days are long past: of those nothing is told.
     """
     run = context.get("dag_run") or {}
+    if run.get("run_type") == "backfill":
+        return
     ds = (run.get("conf") or {}).get("ds") or str(run.get("data_interval_start") or "")[:10]
     settings = Settings()
     send(settings, *of_late_night(settings, ds, round(minutes)))

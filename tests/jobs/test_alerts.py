@@ -151,3 +151,15 @@ def test_a_late_night_is_of_the_day_that_was_asked_for(
             alerts.late(240.0, {"dag_run": run})
         assert f"catalog of {DAY}: late" in caplog.text
         assert "not done 240 minutes after" in caplog.text
+
+
+def test_a_backfill_is_never_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TAGGING_ROOT", str(tmp_path))
+    run = {"conf": None, "data_interval_start": f"{DAY}T02:00:00Z"}
+    with caplog.at_level(logging.ERROR):
+        alerts.late(240.0, {"dag_run": run | {"run_type": "backfill"}})
+        assert caplog.text == ""
+        alerts.late(240.0, {"dag_run": run | {"run_type": "scheduled"}})
+    assert "late" in caplog.text
