@@ -20,7 +20,7 @@ from jobs.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WRONG_INPUT = 2  # exit code of a step whose input or settings are wrong: to try again would change nothing
-GRACE_SECONDS = 10
+GRACE_SECONDS = 3  # Airflow's supervisor ends the task, and with it `on_kill`, by force after five
 MOST_LINES = 20  # of an error, in the exception and the alert; the log has all
 NOISE = "WARNING: Using incubator modules"  # Java says so whenever Spark starts it
 # A bar of progress that is drawn anew ten times a second is a line of the log each time.

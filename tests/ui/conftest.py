@@ -69,9 +69,16 @@ class Airflow:
         )
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            found: dict[str, Any] = json.loads(answer.read() or b"{}")
-            return found
+        for left in reversed(range(10)):
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    found: dict[str, Any] = json.loads(answer.read() or b"{}")
+                    return found
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or not left:  # SQLite is locked: to be asked again
+                    raise
+                time.sleep(1)
+        raise AssertionError
 
     def runs(self, dag: str) -> list[dict[str, Any]]:
         """Return the runs of a DAG, newest first."""

@@ -262,6 +262,9 @@ def test_the_assets_page_says_who_published_what(ui: Ui) -> None:
 
 
 def test_a_person_approves_a_model(ui: Ui, airflow: Airflow) -> None:
+    airflow.api(f"/dags/{TRAINING}", "PATCH", {"is_paused": False})  # which starts the training of last week
+    until(lambda: bool(airflow.runs(TRAINING)), "the scheduled training", 120)
+    airflow.wait(TRAINING, airflow.runs(TRAINING)[0]["dag_run_id"])
     champion = airflow.lake.champion.read_text().split()[0]
     dialog = ui.form(TRAINING)
     dialog.locator("input[name=element_ds]").fill(DAYS[3])
