@@ -50,7 +50,10 @@ def of_failure(
 
 def of_late_night(settings: Settings, ds: str, minutes: int) -> tuple[str, str]:
     """Return subject and text of the alert that the night of `ds` is not done `minutes` after the day's interval."""
-    lines = [f"It is not done {minutes} minutes after the end of its data interval.", *_rows(Lake(settings.root), ds, None)]
+    lines = [
+        f"It is not done {minutes} minutes after the end of its data interval.",
+        *_rows(Lake(settings.root), ds, None),
+    ]
     return f"nightly_tagging, catalog of {ds}: late", "\n".join(lines)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +9,7 @@ from jobs import plan as plan_step
 from jobs import preprocess, report, spark, tag, validate
 from jobs.in_turn import publish_in_turn
 from jobs.lake import Lake
+from jobs.preload import preload
 from jobs.settings import Settings
 from schemas.documents import Ledger
 
@@ -29,7 +27,7 @@ def night(
     Raises:
         JobError: what any step raises; the steps before it are kept.
     """
-    _preload("great_expectations.expectations", "cma_clip_core.tagger")
+    preload("great_expectations.expectations", "cma_clip_core.tagger")
     with spark.session(settings, Lake(settings.root).raw_rows(ds)):  # one JVM for all steps
         validate.validate(settings, ds)
         plan = plan_step.plan(settings, ds, retag=retag, model=model, attributes=attributes)
@@ -38,19 +36,3 @@ def night(
             tag.tag(settings, plan.run_id)
         ledger = publish_in_turn(settings, plan.run_id)
     return ledger, report.report(settings, ledger.run_id)
-
-
-def _preload(*modules: str) -> None:
-    """Import what takes seconds (Great Expectations, torch) while Spark's JVM works and Python waits for it."""
-
-    def work() -> None:
-        # Each of Spark's thousands of small answers would wait this long for the interpreter.
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(interval / 10)
-        try:
-            for module in modules:
-                importlib.import_module(module)
-        finally:
-            sys.setswitchinterval(interval)
-
-    threading.Thread(target=work, daemon=True).start()

@@ -21,6 +21,7 @@ from pyarrow import dataset
 from jobs import expectations, parquet, records, row_filter, spark, storage
 from jobs.errors import CriticalDataError, JobError
 from jobs.lake import Lake
+from jobs.preload import preload
 from jobs.settings import Settings
 from jobs.steps import measure
 from schemas import tables
@@ -51,6 +52,7 @@ def validate(settings: Settings, ds: str) -> Validation:
     with storage.locked(lake.valid(ds)), measure("validate", docs) as measured:
         found = storage.read_document(lake.valid(ds) / "current.json", Validation)
         if found is None or found.version != version or not (lake.root / found.valid_path).is_dir():
+            preload("great_expectations.expectations")
             with spark.session(settings, manifest.rows) as session:
                 found = _validate(session, lake, manifest, table, roots, version, docs)
         else:

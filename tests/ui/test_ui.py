@@ -233,7 +233,7 @@ def test_a_stopped_tag_task_ends_its_processes_and_resumed_repeats_no_finished_s
     run_id = sorted(p.name.removeprefix("run=") for p in lake.predictions("x").parent.glob(f"run={DAYS[3]}-*"))
     done = {p: p.stat().st_mtime_ns for name in run_id for p in lake.predictions(name).glob("shard=00000.parquet")}
     ui.open(page_of(NIGHT, run, "/tasks/tag/mapped/1"))
-    ui.picture("shard-stopped")
+    ui.picture("shard-stopped", height=430)
     until(lambda: ui.airflow.state(NIGHT, run) == "failed", "the run to fail", 300)
     ui.page.reload()
     ui.clear()
@@ -297,6 +297,7 @@ def test_all_at_once_leaves_the_tables_of_one_after_another(ui: Ui, tmp_path: Pa
         (BACKFILL, {"first_day": DAYS[1], "last_day": DAYS[1], "retag": True, "dry_run": False}),
         (TRAINING, {"ds": DAYS[3], "approval": True}),
     ):
+        airflow.api(f"/dags/{dag}", "PATCH", {"is_paused": False})
         airflow.api(f"/dags/{dag}/dagRuns", "POST", {"logical_date": None, "conf": conf})
     three = {"dag_id": NIGHT, "from_date": f"{DAYS[0]}T00:00:00Z", "to_date": f"{DAYS[2]}T23:00:00Z"}
     asked = three | {"max_active_runs": 3, "reprocess_behavior": "completed", "dag_run_conf": {}}
