@@ -40,8 +40,10 @@ def slots(settings: Settings) -> int:
     return side_by_side.default_processes(AT_ONCE)
 
 
-def environment(settings: Settings, folder: Path, port: int = 8080) -> dict[str, str]:
+def environment(settings: Settings, folder: Path, port: int, gpu_slots: int) -> dict[str, str]:
     """Return the variables of an Airflow whose home is `folder`, for this lake, beside those of the caller.
+
+    Its tasks that tag or train at once, `gpu_slots`, share the cores.
 
     Whatever the caller sets, AIRFLOW__*, TAGGING_*, OMP_* or flags, holds.
     """
@@ -57,7 +59,7 @@ def environment(settings: Settings, folder: Path, port: int = 8080) -> dict[str,
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
         "AIRFLOW__API__WORKERS": "1",
-        "OMP_NUM_THREADS": str(side_by_side.threads_of_each(slots(settings))),
+        "OMP_NUM_THREADS": str(side_by_side.threads_of_each(gpu_slots)),
         "TAGGING_LATE_AFTER_MINUTES": "240",
     } | given | settings.variables() | {"TAGGING_ROOT": str(settings.root)}  # fmt: skip
 
@@ -117,7 +119,8 @@ def start(settings: Settings, folder: Path, port: int, gpu_slots: int | None = N
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    variables = os.environ | environment(settings, folder, port)
+    gpu_slots = gpu_slots or slots(settings)
+    variables = os.environ | environment(settings, folder, port, gpu_slots)
     if _answers(port):
         raise JobError(f"port {port} is taken; name another by --port")
     Lake(settings.root).root.mkdir(parents=True, exist_ok=True)

@@ -14,13 +14,13 @@ def test_shards_tagged_at_once_share_the_cores(tmp_path: Path, monkeypatch: pyte
     settings = Settings(root=tmp_path, device="cpu")
     at_once = standalone.slots(settings)
     assert 1 <= at_once <= standalone.AT_ONCE
-    threads = int(standalone.environment(settings, tmp_path / "airflow")["OMP_NUM_THREADS"])
+    threads = int(standalone.environment(settings, tmp_path / "airflow", 8080, at_once)["OMP_NUM_THREADS"])
     assert threads == max(1, cores() // at_once)
 
 
 def test_what_the_caller_says_of_threads_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert standalone.environment(Settings(root=tmp_path, device="cpu"), tmp_path)["OMP_NUM_THREADS"] == "7"
+    assert standalone.environment(Settings(root=tmp_path, device="cpu"), tmp_path, 8080, 2)["OMP_NUM_THREADS"] == "7"
 
 
 def test_a_gpu_that_is_asked_for_tags_one_shard_at_a_time(tmp_path: Path) -> None:
