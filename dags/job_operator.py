@@ -16,6 +16,7 @@ from typing import Any
 from airflow.sdk import BaseOperator, BaseOperatorLink, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from jobs import step_server
 from jobs.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -23,8 +24,6 @@ WRONG_INPUT = 2  # exit code of a step whose input or settings are wrong: to try
 GRACE_SECONDS = 3  # Airflow's supervisor ends the task, and with it `on_kill`, by force after five
 MOST_LINES = 20  # of an error, in the exception and the alert; the log has all
 NOISE = "WARNING: Using incubator modules"  # Java says so whenever Spark starts it
-# A bar of progress that is drawn anew ten times a second is a line of the log each time.
-LINES_OF_PROGRESS = {"TAGGING_PROGRESS": "true", "TQDM_MININTERVAL": "30", "TQDM_ASCII": " #", "TQDM_NCOLS": "100"}
 
 
 class ReportLink(BaseOperatorLink):
@@ -57,7 +56,7 @@ class JobOperator(BaseOperator):
         self.arguments = arguments
         self.shard = shard  # of a mapped task
         self.result: dict[str, Any] = {}
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[str] | step_server.Step | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the step. An empty argument is left out.
@@ -70,17 +69,7 @@ class JobOperator(BaseOperator):
         if self.shard is not None:
             arguments += ["--shard", str(self.shard)]
         self.log.info("python -m jobs %s", " ".join(arguments))
-        self._process = process = subprocess.Popen(
-            [sys.executable, "-m", "jobs", *arguments],
-            cwd=REPOSITORY,
-            env=LINES_OF_PROGRESS | os.environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="backslashreplace",
-            start_new_session=True,
-        )
+        self._process = process = self._start(arguments)
         assert process.stdout is not None
         assert process.stderr is not None
         output: list[str] = []
@@ -105,6 +94,25 @@ class JobOperator(BaseOperator):
         for asset in self.outlets:
             context["outlet_events"][asset].extra = result
         return result
+
+    def _start(self, arguments: list[str]) -> subprocess.Popen[str] | step_server.Step:
+        environment = step_server.LINES_OF_PROGRESS | os.environ
+        if address := os.environ.get(step_server.VARIABLE):
+            try:
+                return step_server.start(Path(address), arguments, environment, REPOSITORY)
+            except OSError as error:
+                self.log.warning("%s: no step server there (%s); its libraries are loaded anew", address, error)
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs", *arguments],
+            cwd=REPOSITORY,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="backslashreplace",
+            start_new_session=True,
+        )
 
     def on_kill(self) -> None:
         """End the step and all that it started (Spark's JVM, data loaders), by force where it does not end in time."""

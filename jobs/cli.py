@@ -445,6 +445,10 @@ def airflow(
             help="Slots of the pool `gpu`: tasks that tag or train at once. Default: this machine's GPUs.", min=1
         ),
     ] = None,
+    keep_loaded: Annotated[
+        bool,
+        typer.Option(help="Keep torch, Spark's client and the like loaded (0.7 GB), so that steps start at once."),
+    ] = True,
 ) -> None:
     """Start Airflow with the DAGs on this machine and print its address and login; Ctrl-C ends all of it."""
     from jobs import standalone
@@ -452,7 +456,7 @@ def airflow(
     if only_set_up:
         standalone.set_up(_settings(context), dict(os.environ), gpu_slots)
     else:
-        standalone.start(_settings(context), folder, port, gpu_slots)
+        standalone.start(_settings(context), folder, port, gpu_slots, keep_loaded=keep_loaded)
 
 
 @tables_app.callback(invoke_without_command=True)

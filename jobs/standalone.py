@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from jobs import side_by_side
+from jobs import side_by_side, step_server
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.machine import cores
@@ -111,8 +112,17 @@ def _airflow(variables: Mapping[str, str], *arguments: str) -> None:
         raise JobError(f"`airflow {' '.join(arguments[:3])}` failed:\n{done.stdout[-3000:]}")
 
 
-def start(settings: Settings, folder: Path, port: int, gpu_slots: int | None = None) -> None:
+def start(
+    settings: Settings, folder: Path, port: int, gpu_slots: int | None = None, *, keep_loaded: bool = True
+) -> None:
     """Start Airflow and wait until it is stopped (Ctrl-C, SIGTERM); every process of it ends with this one.
+
+    Args:
+        settings: of the lake and the steps.
+        folder: Airflow's home.
+        port: of its pages and API, on this machine alone.
+        gpu_slots: as `set_up` takes it.
+        keep_loaded: start a step server beside it, where the system has what that needs.
 
     Raises:
         JobError: the port is taken, or Airflow ends or does not answer in time; its log is named.
@@ -127,13 +137,23 @@ def start(settings: Settings, folder: Path, port: int, gpu_slots: int | None = N
     print(f"Setting up Airflow in {folder} ...", flush=True)
     set_up(settings, variables, gpu_slots)
     log = folder / "standalone.log"
+    with contextlib.ExitStack() as stack:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        if keep_loaded and step_server.supported():
+            # A socket's path must be short, and its folder this user's alone.
+            address = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="steps-"))) / "socket"
+            variables[step_server.VARIABLE] = str(address)
+            stack.callback(end, step_server.launch(address, folder / "steps.log", variables))
+        _run(variables, folder, port, log)
+
+
+def _run(variables: Mapping[str, str], folder: Path, port: int, log: Path) -> None:
     with log.open("a") as output:
         # In a session of its own: told to end, it leaves its parts running, so the whole group is ended.
         process = subprocess.Popen(
             [sys.executable, "-m", "airflow", "standalone"],
             env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         _wait(process, port, log)
         print(_welcome(variables, folder, port, log), flush=True)

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from jobs import spark, storage
+from jobs import spark, step_server, storage
 from jobs.lake import Lake
 from jobs.settings import Settings
 from schemas.documents import RawFile, RawManifest
@@ -91,6 +93,26 @@ def spark_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The one Spark session of the tests; jobs that run in the test's process use it."""
     with spark.session(settings_for(tmp_path_factory.mktemp("spark")), rows=100) as session:
         yield session
+
+
+@pytest.fixture(scope="session")
+def step_server_address() -> Iterator[Path]:
+    """The address of a step server that has loaded its libraries."""
+    if not step_server.supported():
+        pytest.skip("needs Linux")
+    with tempfile.TemporaryDirectory(prefix="steps-") as folder:
+        address, log = Path(folder) / "socket", Path(folder) / "log"
+        process = step_server.launch(address, log, os.environ)
+        deadline = time.monotonic() + 120
+        while f"{step_server.LIBRARIES[-1]}: " not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        assert "not loaded" not in log.read_text()
+        yield address
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(30) == 0, log.read_text()
 
 
 @pytest.fixture(scope="session")

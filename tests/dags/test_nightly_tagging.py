@@ -20,6 +20,8 @@ from airflow.sdk import TriggerRule
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
+from jobs import step_server
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAGS = REPOSITORY / "dags"
 
@@ -158,12 +160,22 @@ def test_partition_day_is_never_guessed() -> None:
 # --- running a step ----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=["started", "forked"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that are started anew, and steps that are forked by a step server."""
+    monkeypatch.delenv(step_server.VARIABLE, raising=False)
+    if request.param == "forked":
+        monkeypatch.setenv(step_server.VARIABLE, str(request.getfixturevalue("step_server_address")))
+
+
+@pytest.mark.usefixtures("either_way")
 def test_wrong_input_is_not_retried() -> None:
     operator = module.JobOperator(task_id="validate", arguments=["validate", "--ds", "no-day; touch /tmp/x"])
     with pytest.raises(AirflowFailException, match="error: --ds 'no-day; touch /tmp/x' is not a day"):
         operator.execute({})
 
 
+@pytest.mark.usefixtures("either_way")
 def test_any_other_failure_is_retried() -> None:
     operator = module.JobOperator(task_id="sample", arguments=["sample-catalog", "/dev/null/folder"])
     with pytest.raises(AirflowException, match="sample-catalog ended with exit code 1: NotADirectoryError") as caught:
@@ -172,6 +184,7 @@ def test_any_other_failure_is_retried() -> None:
 
 
 @pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.usefixtures("either_way")
 def test_killing_the_task_ends_the_whole_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, stopped: bool
 ) -> None:
@@ -204,6 +217,13 @@ def test_killing_the_task_ends_the_whole_step(
     assert not thread.is_alive()
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     assert f"ended with exit code -{signal.SIGKILL if stopped else signal.SIGTERM:d}" in str(failures[0])
+
+
+def test_without_its_step_server_a_step_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(step_server.VARIABLE, str(tmp_path / "gone"))
+    operator = module.JobOperator(task_id="validate", arguments=["validate", "--ds", "no-day"])
+    with pytest.raises(AirflowFailException, match="error: --ds 'no-day' is not a day"):
+        operator.execute({})
 
 
 @pytest.mark.parametrize(("setting", "seconds"), [({}, "60.0"), ({"TAGGING_RETRY_DELAY": "7"}, "7.0")])

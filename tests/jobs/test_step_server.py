@@ -1,0 +1,134 @@
+"""Steps forked from a process with their libraries loaded: they are what `python -m jobs` is, and end when they should."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import psutil
+import pytest
+
+from jobs import step_server
+from jobs.lake import Lake
+from jobs.settings import Settings
+from tests.conftest import DAY1, settings_for
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(not step_server.supported(), reason="needs Linux")
+
+
+def run(address: Path, *arguments: str, **variables: str) -> tuple[int, str, str]:
+    step = step_server.start(address, arguments, os.environ | variables, REPOSITORY)
+    with step.stdout, step.stderr:
+        out, err = step.stdout.read(), step.stderr.read()
+    return step.wait(60), out, err
+
+
+def by_itself(*arguments: str, **variables: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", *arguments], cwd=REPOSITORY, env=os.environ | variables,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tag", "--help"),
+        ("models", "list"),
+        ("plan", "--ds", "yesterday"),
+        ("no-such-step",),
+        ("report", "--run", "none"),
+    ],
+    ids=" ".join,
+)
+def test_a_step_says_and_returns_what_it_does_by_itself(
+    step_server_address: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    variables = {"TAGGING_ROOT": str(tmp_path / "lake"), "COLUMNS": "100"}
+    code, out, err = run(step_server_address, *arguments, **variables)
+    assert (code, out, err) == by_itself(*arguments, **variables)
+
+
+def test_a_night_by_forked_steps(step_server_address: Path, lake: Lake, first_night: tuple[Lake, Settings]) -> None:
+    """Spark's JVM, its Python workers and torch do in forks what they do elsewhere."""
+    variables = settings_for(lake.root).variables() | {"TAGGING_ROOT": str(lake.root)}
+
+    def step(*arguments: str) -> dict[str, Any]:
+        code, out, err = run(step_server_address, *arguments, **variables)
+        assert code == 0, err
+        found: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return found
+
+    step("validate", "--ds", DAY1)
+    planned = step("plan", "--ds", DAY1)
+    step("preprocess", "--run", planned["run_id"])
+    for shard in planned["shards"]:
+        step("tag", "--run", planned["run_id"], "--shard", str(shard))
+    assert step("publish", "--run", planned["run_id"])["run_id"] == planned["run_id"]
+    assert decisions(lake) == decisions(first_night[0])
+
+
+def decisions(lake: Lake) -> list[tuple[Any, ...]]:
+    with duckdb.connect() as connection:
+        rows = connection.read_parquet(lake.current_lines())
+        return sorted(rows.project("product_id, attribute, value, source, round(confidence, 3)").fetchall(), key=str)
+
+
+def test_ended_as_airflow_ends_it(step_server_address: Path, tmp_path: Path) -> None:
+    """Its session is its own, and the answer tells of the signal."""
+    step = started_sample(step_server_address, tmp_path)
+    assert os.getsid(step.pid) == step.pid
+    with pytest.raises(subprocess.TimeoutExpired):
+        step.wait(0.05)
+    os.killpg(step.pid, signal.SIGKILL)
+    assert step.wait(10) == -signal.SIGKILL
+
+
+def test_a_caller_that_is_gone_takes_its_step_along(step_server_address: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from jobs import step_server\n"
+        f"step = step_server.start(Path({str(step_server_address)!r}), {(*SLOW, str(tmp_path / 'catalog'))!r}, os.environ, Path('.'))\n"
+        "print(step.pid, flush=True); step.wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout is not None
+        step = psutil.Process(int(caller.stdout.readline()))
+        caller.kill()
+    gone(step)
+
+
+def test_a_server_that_ends_takes_its_steps_along(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="steps-") as folder:
+        address = Path(folder) / "socket"
+        process = step_server.launch(address, Path(folder) / "log", os.environ)
+        while not address.exists():
+            time.sleep(0.05)
+        step = started_sample(address, tmp_path)
+        process.terminate()
+        process.wait(30)
+        assert step.wait(10) < 0
+        gone(psutil.Process(step.pid) if psutil.pid_exists(step.pid) else None)
+    with pytest.raises(OSError, match="No such file"):
+        step_server.start(address, ["--help"], os.environ, REPOSITORY)
+
+
+SLOW = ("sample-catalog", "--products", "1000000")
+
+
+def started_sample(address: Path, tmp_path: Path) -> step_server.Step:
+    return step_server.start(address, [*SLOW, str(tmp_path / "catalog")], os.environ, REPOSITORY)
+
+
+def gone(process: psutil.Process | None) -> None:
+    if process is not None:
+        process.wait(step_server.GRACE_SECONDS + 10)
