@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import selectors
+import shlex
 import signal
 import socket
 import subprocess
@@ -30,6 +31,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
+
+from setproctitle import getproctitle, setproctitle
 
 log = logging.getLogger(__name__)
 
@@ -306,6 +309,7 @@ def _become(wanted: _Wanted) -> Callable[[], object]:
     os.environ.update(wanted.environment)
     os.chdir(wanted.cwd)
     sys.argv = [str(Path(__file__).with_name("__main__.py")), *wanted.arguments]
+    setproctitle(shlex.join([sys.executable, "-m", "jobs", *wanted.arguments]))  # as `ps` shows it where it is started
     wanted.connection.sendall(b"%d\n" % os.getpid())  # from now on its session can be ended
     wanted.connection.close()
     logging.root.handlers.clear()
@@ -320,6 +324,7 @@ if __name__ == "__main__":
     leaving = Leaving()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    getproctitle()  # it finds where the title is by the environment, as long as that is what it was
     server, itself = Server(Path(sys.argv[1])), os.getpid()
     wanted: _Wanted | None = None
     try:

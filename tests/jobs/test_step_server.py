@@ -88,6 +88,7 @@ def test_ended_as_airflow_ends_it(step_server_address: Path, tmp_path: Path) -> 
     """Its session is its own, and the answer tells of the signal."""
     step = started_sample(step_server_address, tmp_path)
     assert os.getsid(step.pid) == step.pid
+    assert " -m jobs sample-catalog " in " ".join(psutil.Process(step.pid).cmdline())
     with pytest.raises(subprocess.TimeoutExpired):
         step.wait(0.05)
     os.killpg(step.pid, signal.SIGKILL)

@@ -244,7 +244,8 @@ def test_a_stopped_tag_task_ends_its_processes_and_resumed_repeats_no_finished_s
 
 def steps_of(*arguments: str) -> list[psutil.Process]:
     """Return the processes of a step that have these arguments."""
-    commands = [(process, process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    # Of a forked step it is one text.
+    commands = [(p, " ".join(p.info["cmdline"] or []).split()) for p in psutil.process_iter(["cmdline"])]
     return [process for process, c in commands if c[1:3] == ["-m", "jobs"] and set(arguments) <= set(c)]
 
 
