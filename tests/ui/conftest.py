@@ -113,12 +113,12 @@ class Airflow:
         return sorted((Ledger.model_validate_json(p.read_text()) for p in pages), key=lambda ledger: ledger.created_at)
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = WAIT) -> None:
+def until(true: Callable[[], bool], what: str, seconds: float = WAIT, every: float = 1.0) -> None:
     """Wait for something to become true."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-        time.sleep(1)
+        time.sleep(every)
 
 
 @pytest.fixture(scope="session")
