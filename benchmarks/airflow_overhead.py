@@ -1,11 +1,10 @@
 """What Airflow adds to a night: the same day by `python -m jobs night` and by the DAG under a real scheduler, in turns.
 
     PYTHONPATH=. python benchmarks/airflow_overhead.py LAKE --shards 10           # LAKE has a champion; asked: at most 60 s
-    PYTHONPATH=. python benchmarks/airflow_overhead.py LAKE --shards 500 --only-dag --tagged   # all are scheduled
+    PYTHONPATH=. python benchmarks/airflow_overhead.py LAKE --shards 500 --only-dag   # all are scheduled
 
 A drawn catalog of --products is cut into so many shards. The lake's models are used; everything else is written to a
-temporary folder and removed. Each turn is a lake of its own. With --tagged another run has tagged the day's products before,
-so that a shard takes what is known and does not load the model: what is left is Airflow and the start of a process.
+temporary folder and removed. Each turn is a lake of its own.
 """
 
 from __future__ import annotations
@@ -40,22 +39,6 @@ def made(scratch: Path, name: str, models: Path, catalog: Path) -> Lake:
     shutil.copytree(models, lake.models)
     import_catalog(Settings(root=lake.root, progress=False), catalog, DAY, "sample")
     return lake
-
-
-def tagged(lake: Lake, environment: Mapping[str, str]) -> None:
-    """Tag the day's products in one shard of a run that is not published."""
-    one = dict(environment) | {"TAGGING_ROOT": str(lake.root), "TAGGING_SHARD_ROWS": "1000000"}
-
-    def step(*arguments: str) -> dict[str, Any]:
-        command = [sys.executable, "-m", "jobs", *arguments]
-        done = subprocess.run(command, env=one, check=True, capture_output=True, text=True)
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return found
-
-    step("validate", "--ds", DAY)
-    run = step("plan", "--ds", DAY)["run_id"]
-    step("preprocess", "--run", run)
-    step("tag", "--run", run)
 
 
 def by_night(lake: Lake, environment: Mapping[str, str]) -> float:
@@ -153,7 +136,6 @@ def main() -> None:
         "--gpu-slots", type=int, help="shards that are tagged at once; default: as `make airflow` has it"
     )
     parser.add_argument("--only-dag", action="store_true", help="leave `jobs night` out, one round")
-    parser.add_argument("--tagged", action="store_true", help="tag the products by another run before")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -172,8 +154,6 @@ def main() -> None:
                 )
                 print(f"jobs night: {nights[-1]:.1f} s", flush=True)
             lake = made(scratch, f"dag-{turn}", options.lake / "models", scratch / "catalog")
-            if options.tagged:
-                tagged(lake, environment)
             with airflow(scratch / f"airflow-{turn}", lake, environment, options.gpu_slots) as api:
                 seconds, tasks = by_dag(api)
             runs.append(seconds)
