@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 
 from cma_clip_core.config import PictureConfig
 from cma_clip_core.errors import DataError
+from cma_clip_core.places import Place, names, open_parquet, parquet_files
 from cma_clip_core.splits import SIDES, Side
 from schemas.tables import EXAMPLES, LABELLED
 
@@ -25,20 +25,19 @@ Bools = npt.NDArray[np.bool_]
 Pixels = npt.NDArray[np.uint8]
 
 
-def example_files(folders: Iterable[Path]) -> list[Path]:
+def example_files(folders: Iterable[Place]) -> list[Place]:
     """Return the Parquet files in `folders` and below, in a fixed order. Raises DataError where a folder is missing."""
-    found: list[Path] = []
+    found: list[Place] = []
     for folder in folders:
-        if not folder.is_dir():
+        here = parquet_files(folder)
+        if not here and not names(folder):
             raise DataError(f"{folder}: there is no such folder of examples")
-        found += sorted(
-            path for path in folder.rglob("*.parquet") if not path.name.startswith((".", "_")) and path.stat().st_size
-        )
+        found += here
     return found
 
 
 def read_examples(
-    files: Iterable[Path],
+    files: Iterable[Place],
     wanted: Mapping[str, str] | None = None,
     columns: Sequence[str] | None = None,
     rows: int = READ_ROWS,
@@ -71,19 +70,19 @@ def _select(batch: pa.RecordBatch, ids: pa.Array, hashes: pa.Array) -> pa.Record
     return batch.filter(keep)
 
 
-def open_examples(path: Path) -> pq.ParquetFile:
+def open_examples(path: Place) -> pq.ParquetFile:
     """Open an example file. Raises DataError where it is broken or has not the columns of EXAMPLES."""
     return open_table(path, EXAMPLES, "run the step `preprocess` again")
 
 
-def open_table(path: Path, table: pa.Schema, remedy: str) -> pq.ParquetFile:
+def open_table(path: Place, table: pa.Schema, remedy: str) -> pq.ParquetFile:
     """Open a Parquet file of schema `table`.
 
     Raises:
         DataError: it is broken or has not the columns of `table`; the message ends with the `remedy`.
     """
     try:
-        file = pq.ParquetFile(path)
+        file = open_parquet(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}; {remedy}") from error
     schema = file.schema_arrow
@@ -117,7 +116,7 @@ def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
 class ExampleIndex:
     """Where each labelled example is, its family, and its side of the split: 21 bytes an example, whatever their size."""
 
-    files: list[Path]
+    files: list[Place]
     file: npt.NDArray[np.int32]  # [N] index into `files`
     row: Rows  # [N] row within the file
     side: npt.NDArray[np.int8]  # [N] index into SIDES
@@ -176,7 +175,7 @@ class ExampleIndex:
         return np.asarray((self.file == file) & (self.side == SIDES.index(side)))
 
 
-def read_index(table: Path, root: Path) -> ExampleIndex:
+def read_index(table: Place, root: Place) -> ExampleIndex:
     """Read which examples are labelled, and their sides and families, from a labelled set.
 
     Args:
@@ -262,7 +261,8 @@ def stream_shuffled(index: ExampleIndex, side: Side, buffer: int, rng: np.random
     groups: list[tuple[int, int, int]] = []  # file, row group, its first row
     for number, path in enumerate(index.files):
         if len(index.rows_of(number, side)):
-            metadata = pq.read_metadata(path)
+            with open_parquet(path) as file:
+                metadata = file.metadata
             first = 0
             for group in range(metadata.num_row_groups):
                 groups.append((number, group, first))
@@ -283,7 +283,7 @@ def stream_shuffled(index: ExampleIndex, side: Side, buffer: int, rng: np.random
         yield _shuffled(held, rng)
 
 
-def read_rows(path: Path, keep: Rows, columns: Sequence[str], rows: int = READ_ROWS) -> Iterator[pa.RecordBatch]:
+def read_rows(path: Place, keep: Rows, columns: Sequence[str], rows: int = READ_ROWS) -> Iterator[pa.RecordBatch]:
     """Yield some columns of the rows `keep`, in order, of an example file, a batch at a time.
 
     Raises:

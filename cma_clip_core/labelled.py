@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -16,6 +15,7 @@ from cma_clip_core.errors import DataError
 from cma_clip_core.examples import Bools, ExampleIndex, Rows, example_files, open_examples, read_examples, read_pixels
 from cma_clip_core.families import FamilyFinder
 from cma_clip_core.labels import LabelReader
+from cma_clip_core.places import Place
 from cma_clip_core.splits import sides_of
 from cma_clip_core.spoken import TEXT_FIELDS
 from schemas.taxonomy import Taxonomy
@@ -35,7 +35,7 @@ class Scan:
 
 
 def scan_examples(
-    folders: Sequence[Path],
+    folders: Sequence[Place],
     taxonomy: Taxonomy,
     picture: PictureConfig,
     selection: SelectionConfig,
@@ -104,7 +104,7 @@ class _Chooser:
         return np.array(keep, dtype=np.int64)
 
 
-def _count(files: Sequence[Path]) -> int:
+def _count(files: Sequence[Place]) -> int:
     rows = 0
     for path in files:
         with open_examples(path) as file:

@@ -11,11 +11,11 @@ import io
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -24,6 +24,8 @@ import simplejpeg
 
 # Imported so that they are registered: otherwise the first WebP or TIFF makes Pillow load every plugin it has.
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
+
+from cma_clip_core.places import Place, on_disk
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -38,6 +40,7 @@ FORMATS: Final = (
     "TIFF",
 )  # Pillow's rarer decoders are never run on strangers' files
 
+_AT_ONCE: Final = 64  # objects asked for together; they are in memory together
 _WHITE: Final = 255  # padding and what transparency shows
 _REDUCING_GAP: Final = 3.0  # Pillow: from this gap on, a fast first reduction is indistinguishable from fair resampling
 _ORIENTATION: Final = 0x0112
@@ -126,6 +129,82 @@ def fetch(uri: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> bytes:
         raise PictureError("broken", error.strerror or type(error).__name__) from error
     _check_size(len(data), max_bytes)
     return data
+
+
+def fetch_all(uris: Sequence[str | None], roots: Sequence[Place]) -> Iterator[bytes | PictureError | None]:
+    """Yield the file of each URI, or why there is none; None where there is no URI. In order, one at a time.
+
+    Args:
+        uris: as `fetch` takes them; in object stores as well, ``s3://bucket/key``. Objects are asked for many at a time.
+        roots: folders on disks and in object stores; a relative path is below the first.
+
+    Raises:
+        OSError: a disk, a network or a store fails.
+    """
+    if all(on_disk(root) for root in roots):
+        disks = cast("Sequence[Path]", roots)
+        for uri in uris:
+            yield None if uri is None else _or_why_not(fetch, uri, disks)
+        return
+    for start in range(0, len(uris), _AT_ONCE):
+        yield from _fetch_some(uris[start : start + _AT_ONCE], roots)
+
+
+def _or_why_not(get: Callable[..., bytes], *args: object) -> bytes | PictureError:
+    try:
+        return get(*args)
+    except PictureError as error:
+        return error
+
+
+def _fetch_some(uris: Sequence[str | None], roots: Sequence[Place]) -> Iterator[bytes | PictureError | None]:
+    found: list[bytes | PictureError | None] = [None] * len(uris)
+    objects: dict[str, list[int]] = {}
+    fs = next(root.fs for root in roots if not on_disk(root))
+    for n, uri in enumerate(uris):
+        try:
+            if uri is not None and (key := _object(uri, roots)) is not None:
+                objects.setdefault(key, []).append(n)
+            elif uri is not None:
+                found[n] = fetch(uri, [root for root in roots if on_disk(root)])
+        except PictureError as error:
+            found[n] = error
+    keys = list(objects)
+    answers = fs.cat_ranges(keys, [0] * len(keys), [MAX_BYTES + 1] * len(keys), on_error="return")
+    for key, answer in zip(keys, answers, strict=True):
+        data = _or_why_not(_checked, key, answer)
+        for n in objects[key]:
+            found[n] = data
+    yield from found
+
+
+def _checked(key: str, answer: bytes | Exception) -> bytes:
+    if isinstance(answer, FileNotFoundError):
+        raise PictureError("missing", "no such object")
+    if isinstance(answer, Exception):
+        response = getattr(answer.__cause__, "response", None) or getattr(answer, "response", None) or {}
+        if response.get("Error", {}).get("Code") == "InvalidRange":  # of nothing there is no first byte
+            raise PictureError("empty", "no bytes")
+        raise OSError(f"{key}: {answer}") from answer
+    _check_size(len(answer), MAX_BYTES)
+    return answer
+
+
+def _object(uri: str, roots: Sequence[Place]) -> str | None:
+    """Return bucket and key of a URI in an object store; None where it names a file. Raises PictureError (missing, forbidden)."""
+    if not uri.strip():
+        raise PictureError("missing", "no URI")
+    if uri.startswith("s3://"):
+        key = uri.removeprefix("s3://")
+    elif _SCHEME.match(uri) or uri.startswith("/") or on_disk(roots[0]):
+        return None
+    else:
+        key = f"{roots[0].path.rstrip('/')}/{uri}"
+    if _FORBIDDEN.search(key) or not {"", ".", ".."}.isdisjoint(key.split("/")):
+        raise PictureError("forbidden", "a control character, a backslash, or an empty or .. step in the URI")
+    if not any(key.startswith(f"{root.path.rstrip('/')}/") for root in roots if not on_disk(root)):
+        raise PictureError("forbidden", "outside the picture roots")
+    return key
 
 
 def _resolve(uri: str, roots: Sequence[Path]) -> str:

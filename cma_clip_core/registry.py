@@ -19,9 +19,8 @@ import os
 import shutil
 import tempfile
 from datetime import datetime
-from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -29,6 +28,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.documents import Threshold
 from cma_clip_core.errors import ModelError
+from cma_clip_core.places import Place
 from cma_clip_core.versions import TAXONOMY as TAXONOMY
 from cma_clip_core.versions import is_version
 from cma_clip_core.versions import list_versions as list_versions
@@ -48,12 +48,12 @@ _THRESHOLDS: TypeAdapter[dict[str, Threshold]] = TypeAdapter(dict[str, Threshold
 Document = TypeVar("Document", bound=BaseModel)
 
 
-def read_config(folder: Path) -> ModelConfig:
+def read_config(folder: Place) -> ModelConfig:
     """Return a version's configuration. Raises ModelError where it is missing, broken or changed."""
     return read_json(folder / CONFIG, ModelConfig)
 
 
-def read_taxonomy(folder: Path) -> Taxonomy:
+def read_taxonomy(folder: Place) -> Taxonomy:
     """Return a version's taxonomy. Raises ModelError where it is missing, broken or changed."""
     path = folder / TAXONOMY
     try:
@@ -62,12 +62,12 @@ def read_taxonomy(folder: Path) -> Taxonomy:
         raise ModelError(f"{path}: broken: {error}") from error
 
 
-def read_thresholds(folder: Path) -> dict[str, Threshold]:
+def read_thresholds(folder: Place) -> dict[str, Threshold]:
     """Return a version's thresholds by attribute. Raises ModelError where they are missing, broken or changed."""
     return _parse(folder / THRESHOLDS, _THRESHOLDS)
 
 
-def read_json(path: Path, model: type[Document]) -> Document:
+def read_json(path: Place, model: type[Document]) -> Document:
     """Return one of a version's JSON documents. Raises ModelError where it is missing, broken or changed."""
     return _parse(path, TypeAdapter(model))
 
@@ -75,7 +75,7 @@ def read_json(path: Path, model: type[Document]) -> Document:
 _Parsed = TypeVar("_Parsed")
 
 
-def _parse(path: Path, adapter: TypeAdapter[_Parsed]) -> _Parsed:
+def _parse(path: Place, adapter: TypeAdapter[_Parsed]) -> _Parsed:
     data = _read(path)
     try:
         return adapter.validate_json(data)
@@ -83,28 +83,28 @@ def _parse(path: Path, adapter: TypeAdapter[_Parsed]) -> _Parsed:
         raise ModelError(f"{path}: broken: {error}") from error
 
 
-def check(folder: Path) -> None:
+def check(folder: Place) -> None:
     """Raise ModelError where a version is not what was saved: a file is missing, or was changed."""
     for name in _sums(folder) or (WEIGHTS, CONFIG, TAXONOMY, THRESHOLDS, METRICS):
         with _open(folder / name) as file:
-            _compare(folder / name, hashlib.file_digest(file, "sha256").hexdigest())
+            _compare(folder / name, _digest(file))
 
 
-def _open(path: Path) -> BufferedReader:
+def _open(path: Place) -> IO[bytes]:
     try:
         return path.open("rb")
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}; is {path.parent} a model version?") from error
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Place) -> bytes:
     with _open(path) as file:
         data = file.read()
     _compare(path, hashlib.sha256(data).hexdigest())
     return data
 
 
-def _compare(path: Path, digest: str) -> None:
+def _compare(path: Place, digest: str) -> None:
     """Raise ModelError where a file is not what was saved, by its hash."""
     folder, sums = path.parent, _sums(path.parent)
     if sums:
@@ -115,7 +115,7 @@ def _compare(path: Path, digest: str) -> None:
         raise ModelError(f"{path}: its hash is {digest[:8]}, not that of version {folder.name}: the file was changed")
 
 
-def _sums(folder: Path) -> dict[str, str]:
+def _sums(folder: Place) -> dict[str, str]:
     """Return the hashes that a version was saved with, by file; empty where there is no list. Raises ModelError."""
     path = folder / SUMS
     try:
@@ -184,7 +184,14 @@ def _draw(trained: Trained, taxonomy: Taxonomy, folder: Path) -> None:
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _digest(file)
+
+
+def _digest(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(2**20):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def load_model(folder: Path) -> nn.Module:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Final
+
+from cma_clip_core.places import Place, names
 
 TAXONOMY: Final = "taxonomy.yaml"  # in a version's folder: the attributes and values it predicts
 
@@ -14,8 +15,6 @@ def is_version(name: str) -> bool:
     return re.fullmatch(r"\d{8}-[0-9a-f]{8}", name) is not None
 
 
-def list_versions(models: Path) -> list[str]:
+def list_versions(models: Place) -> list[str]:
     """Return the versions in the folder `models`, oldest first."""
-    if not models.is_dir():
-        return []
-    return sorted(path.name for path in models.iterdir() if is_version(path.name) and path.is_dir())
+    return [name for name in names(models) if is_version(name)]

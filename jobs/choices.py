@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from cma_clip_core.versions import TAXONOMY, list_versions
+from jobs import storage
+from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.settings import Settings
 from schemas.loading import ContractError
@@ -16,10 +18,11 @@ def attributes(settings: Settings) -> list[str]:
     """
     lake = Lake(settings.root)
     try:
-        version = next(iter(lake.champion.read_text().split()), None) if lake.champion.exists() else None
-        path = settings.taxonomy if version is None else lake.models / version / TAXONOMY
-        return list(load_taxonomy(path).names)
-    except (ContractError, OSError, UnicodeDecodeError):
+        version = next(iter((storage.read_bytes(lake.champion) or b"").decode().split()), None)
+        if version is None:
+            return list(load_taxonomy(settings.taxonomy).names)
+        return list(lake.read_taxonomy(lake.relative(lake.models / version / TAXONOMY)).names)
+    except (ContractError, JobError, OSError, UnicodeDecodeError):
         return []
 
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -29,6 +27,7 @@ from jobs.report.labelled import Summary
 from jobs.report.page import render_set
 from jobs.settings import Settings
 from jobs.steps import measure
+from jobs.storage import Place
 from schemas.documents import ExamplesManifest, LabelledInputs, LabelledManifest
 from schemas.tables import LABELLED
 from schemas.taxonomy import Taxonomy, load_taxonomy
@@ -40,16 +39,16 @@ log = logging.getLogger(__name__)
 class LabelledSet:
     """A complete labelled set in the lake."""
 
-    folder: Path
+    folder: Place
     manifest: LabelledManifest
 
     @property
-    def table(self) -> Path:
+    def table(self) -> Place:
         """Its table, of schema LABELLED."""
         return self.folder / "products.parquet"
 
     @property
-    def page(self) -> Path:
+    def page(self) -> Place:
         """The page that shows what is in it."""
         return self.folder / "index.html"
 
@@ -85,7 +84,7 @@ def _find_or_make(settings: Settings, lake: Lake, ds: str) -> LabelledSet:
     folder = lake.labelled(ds, set_id)
     found = storage.read_document(folder / "manifest.json", LabelledManifest)
     if found is not None:
-        os.utime(folder)  # `maintenance` keeps the examples of a set that is in use
+        storage.touch(folder)  # `maintenance` keeps the examples of a set that is in use
         log.info("dataset: %s is there", folder)
         return LabelledSet(folder, found)
     with measure("dataset", folder) as measured:
@@ -110,25 +109,26 @@ def _find_or_make(settings: Settings, lake: Lake, ds: str) -> LabelledSet:
     return LabelledSet(folder, manifest)
 
 
-def example_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy) -> list[Path]:
+def example_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy) -> list[Place]:
     """Return the complete example folders that fit the configuration and the taxonomy, newest first.
 
     Raises:
         JobError: there is none; says what there is, and the commands that make one.
     """
     picture = config.picture
-    found: list[tuple[str, datetime, Path]] = []
+    found: list[tuple[str, datetime, Place]] = []
     others: set[str] = set()
-    for path in sorted(lake.root.glob("examples/ds=*/run=*/_manifest.json")):
-        manifest = storage.read_document(path, ExamplesManifest)
-        if manifest is None or manifest.ds > ds:
+    days = [day for day in storage.children(lake.all_examples, "ds=") if day.name <= f"ds={ds}"]
+    for path in (run for day in days for run in storage.children(day, "run=")):
+        manifest = storage.read_document(path / "_manifest.json", ExamplesManifest)
+        if manifest is None:
             continue
         if (manifest.picture_height, manifest.picture_width, manifest.taxonomy_fingerprint) == (
             picture.height,
             picture.width,
             taxonomy.fingerprint,
         ):
-            found.append((manifest.ds, manifest.created_at, path.parent))
+            found.append((manifest.ds, manifest.created_at, path))
         else:
             size = f"{manifest.picture_height}x{manifest.picture_width}"
             others.add(f"{size} pixels, taxonomy {manifest.taxonomy_fingerprint}")
@@ -143,7 +143,7 @@ def example_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy
 
 def _write(
     lake: Lake,
-    folder: Path,
+    folder: Place,
     taxonomy: Taxonomy,
     scan: Scan,
     inputs: LabelledInputs,

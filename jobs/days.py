@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 
+from jobs import storage
 from jobs.errors import JobError
 from jobs.lake import Lake, check_day
 from jobs.settings import Settings
@@ -40,25 +41,25 @@ def newest(settings: Settings, until: str | None = None) -> str:
         JobError: there is none.
     """
     lake = Lake(settings.root)
-    days = [day for day in _days(lake) if until is None or day <= until]
-    if not days:
-        raise JobError(
-            f"{lake.root / 'catalog' / 'raw'}: no day{f' up to {until}' if until else ''} has an export; import one: "
-            "`python -m jobs import-catalog FOLDER --ds YYYY-MM-DD`"
-        )
-    return days[-1]
+    for day in reversed(_named(lake)):
+        if (until is None or day <= until) and is_exported(lake, day):
+            return day
+    raise JobError(
+        f"{lake.root / 'catalog' / 'raw'}: no day{f' up to {until}' if until else ''} has an export; import one: "
+        "`python -m jobs import-catalog FOLDER --ds YYYY-MM-DD`"
+    )
 
 
 def is_exported(lake: Lake, ds: str) -> bool:
     """Whether the export of a day is complete: its manifest is written last."""
-    return lake.raw_manifest(ds).is_file()
+    return storage.exists(lake.raw_manifest(ds))
 
 
-def _days(lake: Lake) -> list[str]:
-    found = lake.root.glob(lake.relative(lake.raw_manifest("*")))
-    return sorted(path.parent.name.removeprefix("ds=") for path in found)
+def _named(lake: Lake) -> list[str]:
+    """Return the days that there is anything of, oldest first."""
+    return [path.name.removeprefix("ds=") for path in storage.children(lake.raw("-").parent, "ds=")]
 
 
 def _known(lake: Lake) -> str:
-    days = _days(lake)
+    days = [day for day in _named(lake) if is_exported(lake, day)]
     return f"{len(days)}, from {days[0]} to {days[-1]}" if days else "none"

@@ -21,7 +21,8 @@ from typing import Any
 
 import duckdb
 
-from jobs import parquet, sql, standalone
+from cma_clip_core.places import parquet_files
+from jobs import sql, standalone, storage
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.report.text import plain
@@ -208,7 +209,7 @@ def show(lake: Lake, ledgers: Sequence[Ledger]) -> None:
     with duckdb.connect() as connection:
         connection.execute(files)
         print("\n== Ten products, with what the model added ==\n")
-        valid = parquet.files(lake.root / lake.read_validation(ledgers[-1].ds).valid_path)
+        valid = parquet_files(lake.root / lake.read_validation(ledgers[-1].ds).valid_path)
         found = connection.execute(TEN_PRODUCTS.format(valid=sql.listed(valid))).fetchall()
         _print_table(("title", "attribute", "value", "source", "confidence"), _first_of_each(found))
         print(f"\n== The tables, read with DuckDB ==\n\n{files}\n{BY_ATTRIBUTE}\n")
@@ -217,8 +218,9 @@ def show(lake: Lake, ledgers: Sequence[Ledger]) -> None:
 
     print("\n== Reports ==\n")
     for ledger in ledgers:
-        for page in sorted(lake.reports(ledger.run_id).glob("*.html")):
-            print(f"{ledger.ds}  {page.as_uri()}")
+        for page in storage.children(lake.reports(ledger.run_id)):
+            if page.suffix == ".html":
+                print(f"{ledger.ds}  {page.as_uri()}")
 
 
 def _first_of_each(rows: Iterable[Sequence[object]]) -> list[Sequence[object]]:

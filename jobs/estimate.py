@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from jobs import plan as plan_step
-from jobs import spark, validate
+from jobs import spark, storage, validate
 from jobs.days import exported
 from jobs.errors import CriticalDataError, JobError
 from jobs.lake import Lake
@@ -150,11 +150,11 @@ def rates(lake: Lake, model_version: str | None) -> Rates:
 
     `tag` is that of this model where it was measured, else that of others.
     """
-    ledgers = sorted((lake.root / "reports").glob("ds=*/run=*/ledger.json"), key=lambda path: path.stat().st_mtime)
     found: dict[str, list[StepMetrics]] = {}
-    for path in ledgers[-_RUNS:]:
+    reports = costs.newest_reports(lake, 2 * _RUNS)
+    for folder in [folder for folder in reports if storage.exists(folder / "ledger.json")][-_RUNS:]:
         try:
-            steps = costs.read_steps(path.parent).values()
+            steps = costs.read_steps(folder).values()
         except JobError:  # another run's broken file is no trouble of this one
             continue
         for metrics in steps:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
+from jobs import storage
 from jobs.errors import JobError
 from jobs.row_filter import within_roots_pattern
+from jobs.storage import Place
 from schemas.rules import (
     BatchRule,
     Between,
@@ -39,7 +42,7 @@ class Gate:
     """What Great Expectations says of a batch."""
 
     failures: tuple[str, ...]  # one sentence for each critical rule that failed
-    data_docs: Path  # index.html
+    data_docs: Place  # index.html
 
 
 def row_count_bounds(rule: RowCount, last_days: Sequence[int]) -> tuple[int, int | None]:
@@ -51,7 +54,7 @@ def row_count_bounds(rule: RowCount, last_days: Sequence[int]) -> tuple[int, int
     return max(rule.minimum, int(mean * rule.minimum_ratio)), int(mean * rule.maximum_ratio) + 1
 
 
-def _expectation(rule: RowRule | BatchRule, roots: Sequence[Path], last_days: Sequence[int]) -> Any:
+def _expectation(rule: RowRule | BatchRule, roots: Sequence[Place], last_days: Sequence[int]) -> Any:
     import great_expectations.expectations as gxe
 
     common: dict[str, Any] = {"meta": {"rule": rule.name}, "notes": rule.why, "severity": "critical"}
@@ -81,7 +84,7 @@ def _expectation(rule: RowRule | BatchRule, roots: Sequence[Path], last_days: Se
 
 
 def check(
-    frame: DataFrame, table: RuleTable, roots: Sequence[Path], last_days: Sequence[int], docs: Path, *, ds: str
+    frame: DataFrame, table: RuleTable, roots: Sequence[Place], last_days: Sequence[int], docs: Place, *, ds: str
 ) -> Gate:
     """Validate `frame` by every rule of `table` and write Data Docs to the folder `docs`.
 
@@ -105,12 +108,13 @@ def check(
     expectations = [_expectation(rule, roots, last_days) for rule in rules]
     suite = context.suites.add(gx.ExpectationSuite(name="catalog rules", expectations=expectations))
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=ds, data=batch, suite=suite))
-    shutil.rmtree(docs, ignore_errors=True)
+    storage.remove_folder(docs)
+    made = docs if storage.on_disk(docs) else Path(tempfile.mkdtemp(prefix="data-docs-"))
     context.add_data_docs_site(
         site_name="night",
         site_config={
             "class_name": "SiteBuilder",
-            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs)},
+            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(made)},
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
         },
     )
@@ -129,6 +133,9 @@ def check(
         (key,) = store.list_keys()
         store.set(key, outcome)
     context.build_data_docs(site_names=["night"])
+    if made != docs:
+        storage.send_folder(made, docs)
+        shutil.rmtree(made)
     seen = {result.expectation_config.meta["rule"]: result for result in outcome.results}
     missing = [rule.name for rule in rules if rule.name not in seen]
     if missing:

@@ -32,6 +32,7 @@ from jobs.lake import Lake
 from jobs.pretrain import with_towers
 from jobs.settings import Settings
 from jobs.steps import refuse_several
+from jobs.storage import Place
 from schemas.loading import Strict
 from schemas.taxonomy import load_taxonomy
 
@@ -120,7 +121,7 @@ def experiment(
     text: Sequence[str] = (),
     attributes: Sequence[str] = (),
     processes: int | None = None,
-) -> Path:
+) -> Place:
     """Compare the methods on the labelled set of a day and return the folder with the results.
 
     Args:
@@ -165,7 +166,7 @@ def experiment(
         learnt_from = [labelled.manifest.set_id, index.fingerprint]
         parts = [_LAYOUT, *learnt_from, base.model_dump(mode="json"), taxonomy.fingerprint]
         name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
-        folder = lake.experiments / f"ds={ds}" / f"experiment={name}"
+        folder = lake.work / "experiments" / f"ds={ds}" / f"experiment={name}"
         not_learnt = find_unlearnable(index, ClassLayout(taxonomy), base.selection.least_labels)
         wanted = tuple(name for name in attributes or taxonomy.names if name not in not_learnt)
         if not wanted:
@@ -178,7 +179,9 @@ def experiment(
         _write(setting, labelled.manifest.set_id, found, left_out)
     except CoreError as error:
         raise JobError(str(error)) from error
-    return folder
+    found_at = lake.experiments / f"ds={ds}" / f"experiment={name}"
+    storage.send_folder(folder, found_at, deep=False)
+    return found_at
 
 
 @dataclass(slots=True)

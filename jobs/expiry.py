@@ -10,13 +10,12 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cma_clip_core import registry
+from cma_clip_core.places import Place, open_parquet
 from jobs import folders, history, storage, unfinished
 from jobs.errors import JobError
 from jobs.folders import EXAMPLES, HISTORY, TABLES, Folder, Listing, last_written
@@ -112,7 +111,7 @@ def _indexes(lake: Lake, index: HistoryIndex, left: Iterable[str]) -> Iterator[H
 def _is_done(lake: Lake, index: HistoryIndex, run_id: str) -> bool:
     """Whether each step of a run is done, its report too, and the history has it: nothing will work on it any more."""
     ledger, page = (lake.reports(run_id) / name for name in ("ledger.json", "report.html"))
-    reported = ledger.exists() and last_written(page) >= last_written(ledger)
+    reported = storage.exists(ledger) and last_written(page) >= last_written(ledger)
     return reported and history.own_run(lake, index, run_id[:10]) == run_id
 
 
@@ -133,7 +132,7 @@ def unneeded_changes(lake: Lake, found: Listing, state: State, limits: Limits) -
     Since when is written nowhere. Not later than the newest run that wrote the same day was at work: it took their
     place. Or the day was rolled back, by a run that left an index which names them, and stays as long.
     """
-    by_day: dict[Path, list[Folder]] = {}
+    by_day: dict[Place, list[Folder]] = {}
     for folder in found.of(HISTORY):
         by_day.setdefault(folder.path.parent, []).append(folder)
     unneeded = []
@@ -186,7 +185,7 @@ def _named_by_products(lake: Lake, manifest: RunManifest) -> set[str]:
     found = set[str]()
     for path in (lake.root / file.path for file in manifest.files if file.table == PRODUCTS):
         try:
-            with pq.ParquetFile(path, read_dictionary=["example_path"]) as file:
+            with open_parquet(path, read_dictionary=["example_path"]) as file:
                 for batch in file.iter_batches(columns=["example_path"]):
                     found |= {_of_run(name) for name in batch.column(0).unique().to_pylist()}
         except (OSError, pa.ArrowException) as error:
@@ -208,10 +207,10 @@ def _named_by_sets(lake: Lake, found: Listing, limits: Limits) -> set[str]:
     return named
 
 
-def _set_of(model: Path) -> str:
+def _set_of(model: Place) -> str:
     """Return the folder of the labelled set that a model version was trained on. Raises JobError where it is not told."""
     try:
-        return str(json.loads((model / registry.METRICS).read_bytes()).get("labelled_set"))
+        return str(json.loads(storage.read_bytes(model / registry.METRICS) or b"").get("labelled_set"))
     except (OSError, ValueError, AttributeError) as error:
         raise JobError(
             f"{model / registry.METRICS}: cannot be read ({error}), so which examples the model was trained on is not known; "
@@ -228,7 +227,7 @@ def versions_of_plans(lake: Lake, state: State) -> frozenset[str]:
     return frozenset(path for paths in both for path in paths)
 
 
-def superseded(lake: Lake, ds: str, versions: Iterable[Path], named: frozenset[str], limits: Limits) -> list[Path]:
+def superseded(lake: Lake, ds: str, versions: Iterable[Place], named: frozenset[str], limits: Limits) -> list[Place]:
     """Return those of a day's versions that were superseded long enough ago, and are not `named`.
 
     Who acts on it holds the lock of the day meanwhile.
@@ -243,7 +242,7 @@ def superseded(lake: Lake, ds: str, versions: Iterable[Path], named: frozenset[s
 # --- what was begun and never ended
 
 
-def given_up(found: Listing, limits: Limits) -> Iterator[Path]:
+def given_up(found: Listing, limits: Limits) -> Iterator[Place]:
     """Yield what killed writers left, what in ``scratch`` was not written for a day, and trainings long left alone."""
     any_age = Limits(0, 0, limits.now)
     yield from (path for path in found.temporary if any_age.is_idle(last_written(path)))
@@ -251,5 +250,5 @@ def given_up(found: Listing, limits: Limits) -> Iterator[Path]:
     yield from (path for path in found.trainings if _is_given_up(path, limits))
 
 
-def _is_given_up(training: Path, limits: Limits) -> bool:
+def _is_given_up(training: Place, limits: Limits) -> bool:
     return limits.is_idle(folders.newest(training))

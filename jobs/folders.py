@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from jobs import storage, unfinished
+from jobs import object_store, storage, unfinished
 from jobs.lake import Lake, is_run
+from jobs.storage import Entry, Place
 
 TABLES, INDEXES, HISTORY, PLANS, PREDICTIONS = "tables", "indexes", "history", "plans", "predictions"
 EXAMPLES, VALIDATED, UNFINISHED = "examples", "validated", "unfinished"
@@ -23,7 +24,7 @@ class Folder:
 
     kind: str
     run_id: str
-    path: Path
+    path: Place
 
 
 @dataclass(slots=True)
@@ -31,11 +32,11 @@ class Listing:
     """What there is."""
 
     runs: list[Folder] = field(default_factory=list)
-    versions: dict[str, list[Path]] = field(default_factory=dict)  # by day, the valid and the quarantined records
-    aside: list[tuple[str, Path]] = field(default_factory=list)  # what a killed maintenance has not removed yet
-    temporary: list[Path] = field(default_factory=list)  # what `storage.whole_file` leaves where its process is killed
-    trainings: list[Path] = field(default_factory=list)  # that are not finished
-    scratch: list[Path] = field(default_factory=list)
+    versions: dict[str, list[Place]] = field(default_factory=dict)  # by day, the valid and the quarantined records
+    aside: list[tuple[str, Place]] = field(default_factory=list)  # what a killed maintenance has not removed yet
+    temporary: list[Place] = field(default_factory=list)  # what `storage.whole_file` leaves where its process is killed
+    trainings: list[Place] = field(default_factory=list)  # that are not finished
+    scratch: list[Place] = field(default_factory=list)
 
     def of(self, *kinds: str) -> list[Folder]:
         """Return the folders of runs of these kinds."""
@@ -46,22 +47,22 @@ def look(lake: Lake) -> Listing:
     """Return what there is of the kinds that expire."""
     found = Listing()
     for kind, place in _places(lake):
-        for entry in _entries(place):
-            path = Path(entry.path)
-            if entry.is_dir() and entry.name.startswith(storage.ASIDE):
+        for entry in storage.entries(place):
+            path, name = entry.path, entry.path.name
+            if entry.is_folder and name.startswith(storage.ASIDE):
                 found.aside.append((kind, path))
             elif _is_temporary(entry):
                 found.temporary.append(path)
-            elif kind == VALIDATED and entry.is_dir() and re.fullmatch(r"[0-9a-f]{12}", entry.name):
+            elif kind == VALIDATED and entry.is_folder and re.fullmatch(r"[0-9a-f]{12}", name):
                 found.versions.setdefault(place.name.removeprefix("ds="), []).append(path)
             elif kind == UNFINISHED and place == lake.scratch:
                 found.scratch.append(path)
-            elif kind == UNFINISHED and entry.is_dir() and entry.name.startswith(unfinished.PREFIX):
+            elif kind == UNFINISHED and entry.is_folder and name.startswith(unfinished.PREFIX):
                 found.trainings.append(path)
-            elif entry.is_dir() and (folder := _of_run(lake, kind, path)) is not None:
+            elif entry.is_folder and (folder := _of_run(lake, kind, path)) is not None:
                 found.runs.append(folder)
     for place in _with_documents(lake, found):
-        found.temporary += [Path(entry.path) for entry in _entries(place) if _is_temporary(entry)]
+        found.temporary += [entry.path for entry in storage.entries(place) if _is_temporary(entry)]
     return found
 
 
@@ -71,35 +72,28 @@ def plans(lake: Lake) -> list[Folder]:
     return [folder for path in paths if (folder := _of_run(lake, PLANS, path)) is not None]
 
 
-def subfolders(folder: Path, prefix: str) -> list[Path]:
+def subfolders(folder: Place, prefix: str) -> list[Place]:
     """Return the folders in `folder` whose name begins so, in order; none where it is not there."""
-    return [Path(entry.path) for entry in _entries(folder) if entry.name.startswith(prefix) and entry.is_dir()]
+    return [e.path for e in storage.entries(folder) if e.path.name.startswith(prefix) and e.is_folder]
 
 
-def _is_temporary(entry: os.DirEntry[str]) -> bool:
-    return entry.name.startswith(".") and entry.name.endswith(".tmp") and entry.is_file(follow_symlinks=False)
+def _is_temporary(entry: Entry) -> bool:
+    name = entry.path.name
+    return name.startswith(".") and name.endswith(".tmp") and not entry.is_folder
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except FileNotFoundError:
-        return []
-
-
-def _places(lake: Lake) -> Iterator[tuple[str, Path]]:
+def _places(lake: Lake) -> Iterator[tuple[str, Place]]:
     """Yield each folder that holds folders of a kind."""
     yield TABLES, lake.run("-").parent
     yield PREDICTIONS, lake.predictions("-").parent
-    yield from ((UNFINISHED, place) for place in (lake.models, lake.towers, lake.scratch))
+    yield from ((UNFINISHED, place) for place in (lake.work / "models", lake.work / "towers", lake.scratch))
     by_day = [(HISTORY, lake.history), (PLANS, lake.root / "plans"), (EXAMPLES, lake.all_examples)]
     by_day += [(VALIDATED, lake.valid("-").parent), (VALIDATED, lake.quarantine("-").parent)]
     for kind, zone in by_day:
         yield from ((kind, day) for day in subfolders(zone, "ds="))
 
 
-def _with_documents(lake: Lake, found: Listing) -> Iterator[Path]:
+def _with_documents(lake: Lake, found: Listing) -> Iterator[Place]:
     """Yield the other folders with documents or files that are written whole, and that no run's folder goes with."""
     yield from (lake.current.parent, lake.history, lake.left_index("-").parent, lake.expired("-").parent)
     yield from (folder.path for folder in found.of(PREDICTIONS))
@@ -107,7 +101,7 @@ def _with_documents(lake: Lake, found: Listing) -> Iterator[Path]:
         yield from subfolders(day, "set=")
 
 
-def _of_run(lake: Lake, kind: str, path: Path) -> Folder | None:
+def _of_run(lake: Lake, kind: str, path: Place) -> Folder | None:
     run_id = path.name if kind == TABLES else path.name.removeprefix("run=")
     own = {
         TABLES: lake.run(run_id),
@@ -130,27 +124,35 @@ def expired_runs(lake: Lake) -> frozenset[str]:
     return frozenset(path.stem for path in _documents(lake.expired("-").parent))
 
 
-def _documents(folder: Path) -> list[Path]:
-    paths = (Path(entry.path) for entry in _entries(folder))
-    return [path for path in paths if path.suffix == ".json" and is_run(path.stem)]
+def _documents(folder: Place) -> list[Place]:
+    return [path for path in storage.children(folder) if path.suffix == ".json" and is_run(path.stem)]
 
 
-def last_written(path: Path) -> float:
+def last_written(path: Place) -> float:
     """Return when the file or the folder at `path` itself was last written; 0 where it is not there."""
+    if not storage.on_disk(path):
+        # A folder is what is in it; the first entry that is named so is the object itself.
+        inside = [entry.written for entry in storage.entries(path)]
+        itself = [e.written or 0.0 for e in object_store.entries(path.parent, path.name) if e.path.name == path.name]
+        return max([*inside, *itself], default=0.0)
     try:
         return path.lstat().st_mtime
     except FileNotFoundError:
         return 0.0
 
 
-def newest(path: Path) -> float:
+def newest(path: Place) -> float:
     """Return when anything in the folder, or the file, at `path` was last written."""
+    if not storage.on_disk(path):
+        return max((each.written for each in object_store.below(path)), default=last_written(path))
     inside = (Path(at) / name for at, folders, files in os.walk(path) for name in (*folders, *files))
     return max(last_written(path), max(map(last_written, inside), default=0.0))
 
 
-def size(path: Path) -> int:
+def size(path: Place) -> int:
     """Return the bytes of the file, or of all files in the folder, at `path`."""
+    if not storage.on_disk(path):
+        return storage.size(path) or sum(each.bytes for each in object_store.below(path))
     if not path.is_dir():
         return path.lstat().st_size
     return sum((Path(at) / name).lstat().st_size for at, _, names in os.walk(path) for name in names)

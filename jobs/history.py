@@ -8,12 +8,13 @@ changes and those of the next day done are written anew, so that every later day
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from cma_clip_core.places import parquet_files
 from jobs import parquet
 from jobs.errors import JobError
 from jobs.lake import Lake
+from jobs.storage import Place
 from schemas import tables
 from schemas.documents import HistoryIndex
 
@@ -33,7 +34,7 @@ def as_of_query(table: str, source: str) -> str:
     )
 
 
-def files_until(lake: Lake, index: HistoryIndex, table: str, ds: str) -> list[Path]:
+def files_until(lake: Lake, index: HistoryIndex, table: str, ds: str) -> list[Place]:
     """Return the files of changes to `table` of all days up to `ds`. Raises JobError where some are missing."""
     return [file for day in sorted(index.days) if day <= ds for file in day_files(lake, index, table, day)]
 
@@ -85,13 +86,13 @@ def merged(table: str, newer: DataFrame, older: DataFrame) -> DataFrame:
     return newer.unionByName(older.join(newer.select(*keys).distinct(), keys, "left_anti"))
 
 
-def day_files(lake: Lake, index: HistoryIndex, table: str, ds: str) -> Sequence[Path]:
+def day_files(lake: Lake, index: HistoryIndex, table: str, ds: str) -> Sequence[Place]:
     """Return the files of the changes to `table` on the day `ds` alone. Raises JobError where they are missing."""
     day = index.days.get(ds)
     if day is None or not day.path:
         return []
     folder = lake.root / day.path / table
-    found = parquet.files(folder)
+    found = parquet_files(folder)
     if not found:  # each day that changed anything has a file, be it without rows
         raise JobError(
             f"{folder}: the changes of {ds} are not there any more. Where another run has replaced them just now, start "

@@ -17,26 +17,33 @@ import json
 import logging
 import os
 import re
+import shutil
+import tempfile
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, Self, TypeAlias, cast
 
 from tqdm import tqdm
 
 from cma_clip_core.pictures import MAX_BYTES, PictureError, fetch
-from jobs import storage
+from jobs import object_store, storage
 from jobs.errors import JobError
 from jobs.lake import Lake, check_day
 from jobs.records import unique
 from jobs.settings import Settings
 from jobs.steps import measure
+from jobs.storage import Place
 from schemas.documents import RawFile, RawManifest
 from schemas.mapping import Mapping, load_mapping
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +51,7 @@ Json: TypeAlias = Any
 Row: TypeAlias = "dict[str, Json] | bytes"  # a record by the shop's column names, or a line that is none, verbatim
 
 PART_ROWS: Final = 10_000
+_AT_ONCE: Final = 32  # requests to S3
 MAX_LINE: Final = 64 * 2**20  # bytes; a longer line is no record but a file without line ends
 MAX_FIELD: Final = 16 * 2**20  # characters of a CSV field; a longer one is a quote that is never closed
 MISSING: Final = "missing"  # no folder of the lake: preprocess reports what points into it as missing
@@ -80,20 +88,17 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
     files, is_csv = find_records(folder, columns)
     alone = storage.locked(day, busy="another import of this day is running; wait for it")
     with measure("import-catalog") as measured, alone, contextlib.ExitStack() as stack:
-        fresh, old = (day.with_name(f".{day.name}.{what}") for what in ("fresh", "old"))
-        scratch = lake.pictures / f".{day.name}"
-        for leftover in (fresh, old, scratch):
-            storage.remove_folder(leftover)  # of a killed import
-            stack.callback(storage.remove_folder, leftover)  # of this one, where it fails
+        target = DayOnDisk(day, stack) if storage.on_disk(day) else DayOnS3(day, stack)
         pictures = None
         if columns.pictures:
-            scratch.mkdir(parents=True)
-            pictures = PictureStore(lake.pictures, scratch, open_sources(folder, columns, stack))
+            sources, counts = open_sources(folder, columns, stack), Counter[str]()
+            pictures = PictureStore(picture_writer(lake, day, counts, stack), sources, counts)
         mapper = Mapper(columns, pictures, numbers_are_text=is_csv)
         rows = itertools.chain.from_iterable(_read(file, is_csv, settings.progress) for file in files)
-        parts = write_parts(fresh, (line for row in rows if (line := mapper.line(row))))
+        parts = write_parts(target.add, (line for row in rows if (line := mapper.line(row))))
         mapper.check(files)
-        os.sync()  # the pictures, all at once: the day may name only what is on the disk
+        if pictures is not None:
+            pictures.writer.finish()  # the day may name only what is there
         manifest = RawManifest(
             ds=ds,
             source=str(folder.resolve()),
@@ -101,10 +106,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
             rows=sum(part.rows for part in parts),
             created_at=datetime.now(UTC),
         )
-        storage.write_document(fresh / "_manifest.json", manifest)
-        if day.exists():
-            day.rename(old)
-        fresh.rename(day)
+        target.publish(manifest)
         measured.rows = manifest.rows
     if pictures is not None:
         log.info("import-catalog: pictures %s", dict(pictures.counts))
@@ -519,10 +521,9 @@ def _folder_source(folder: Path) -> Source:
 
 @dataclass(slots=True)
 class PictureStore:
-    """Pictures by the hash of their content: ``<two digits>/<SHA-1>.<ending>`` in `folder`."""
+    """Pictures by the hash of their content: ``<two digits>/<SHA-1>.<ending>``."""
 
-    folder: Path
-    scratch: Path  # on the same disk, for pictures that are being written
+    writer: PictureWriter
     sources: Sequence[Source]
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -558,45 +559,154 @@ class PictureStore:
         digest = hashlib.sha1(data, usedforsecurity=False).hexdigest()
         ending = _EXTENSION.search(name)
         path = f"{digest[:2]}/{digest}.{ending.group(1).lower() if ending else 'img'}"
-        known = self._has(path, len(data))
-        self.counts["known" if known else "added"] += 1
-        if not known:
-            self._write(self.folder / path, data)
+        self.writer.add(path, data)
         return path, digest
 
-    def _has(self, path: str, size: int) -> bool:
-        try:
-            return (self.folder / path).stat().st_size == size
-        except FileNotFoundError:
-            return False
 
-    def _write(self, path: Path, data: bytes) -> None:
-        """Write whole, by rename; without `storage.whole_file`, whose fsync for each picture takes minutes."""
-        temporary = self.scratch / path.name
+class PictureWriter(Protocol):
+    """Writes pictures that are not there yet, and counts those that were ("known") and those that were not ("added")."""
+
+    def add(self, path: str, data: bytes) -> None:
+        """Write a picture, now or before `finish` returns."""
+
+    def finish(self) -> None:
+        """Return when all are written, for good. Raises OSError where one could not be."""
+
+
+def picture_writer(lake: Lake, day: Place, counts: Counter[str], stack: contextlib.ExitStack) -> PictureWriter:
+    """Return what writes pictures into the lake, while `stack` is open."""
+    if not storage.on_disk(lake.pictures):
+        return stack.enter_context(PicturesToS3(lake.pictures, counts))
+    scratch = lake.pictures / f".{day.name}"
+    storage.remove_folder(scratch)  # of a killed import
+    stack.callback(storage.remove_folder, scratch)
+    scratch.mkdir(parents=True)
+    return PicturesToDisk(lake.pictures, scratch, counts)
+
+
+@dataclass(frozen=True, slots=True)
+class PicturesToDisk:
+    """Writes whole, by rename; without `storage.whole_file`, whose fsync for each picture takes minutes."""
+
+    folder: Path
+    scratch: Path  # on the same disk, for pictures that are being written
+    counts: Counter[str]
+
+    def add(self, path: str, data: bytes) -> None:
+        target = self.folder / path
+        known = storage.size(target) == len(data)
+        self.counts["known" if known else "added"] += 1
+        if known:
+            return
+        temporary = self.scratch / target.name
         temporary.write_bytes(data)
-        path.parent.mkdir(exist_ok=True)
-        temporary.replace(path)
+        target.parent.mkdir(exist_ok=True)
+        temporary.replace(target)
+
+    def finish(self) -> None:
+        os.sync()  # all at once
+
+
+class PicturesToS3:
+    """Asks and writes many at a time: each is a request or two that mostly waits."""
+
+    def __init__(self, folder: UPath, counts: Counter[str]) -> None:
+        self._folder, self._counts = folder, counts
+        self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="picture")
+        self._running: set[Future[str]] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def add(self, path: str, data: bytes) -> None:
+        if len(self._running) >= 2 * _AT_ONCE:  # so that few are held in memory
+            self._collect(FIRST_COMPLETED)
+        self._running.add(self._pool.submit(self._write, self._folder / path, data))
+
+    def finish(self) -> None:
+        self._collect(ALL_COMPLETED)
+
+    def _write(self, path: UPath, data: bytes) -> str:
+        if storage.size(path) == len(data):
+            return "known"
+        path.write_bytes(data)
+        return "added"
+
+    def _collect(self, until: str) -> None:
+        done, self._running = wait(self._running, return_when=until)
+        self._counts.update(future.result() for future in done)
 
 
 # --- writing
 
 
-def write_parts(folder: Path, lines: Iterable[bytes]) -> tuple[RawFile, ...]:
-    """Write `lines` to ``part-00000.jsonl.gz`` and so on in `folder`; the same lines give the same bytes."""
-    folder.mkdir(parents=True)
+class DayOnDisk:
+    """A day's raw files in a folder that takes the day's place in one step."""
+
+    def __init__(self, day: Path, stack: contextlib.ExitStack) -> None:
+        self._day = day
+        self._fresh, self._old = (day.with_name(f".{day.name}.{what}") for what in ("fresh", "old"))
+        for leftover in (self._fresh, self._old):
+            storage.remove_folder(leftover)  # of a killed import
+            stack.callback(storage.remove_folder, leftover)  # of this one, where it fails
+        self._fresh.mkdir(parents=True)
+
+    def add(self, name: str, written: Path, digest: str) -> str:  # noqa: ARG002 - of `DayOnS3`
+        """Take over a file; return its name."""
+        with storage.whole_file(self._fresh / name) as temporary:
+            shutil.move(written, temporary)
+        return name
+
+    def publish(self, manifest: RawManifest) -> None:
+        storage.write_document(self._fresh / "_manifest.json", manifest)
+        if self._day.exists():
+            self._day.rename(self._old)
+        self._fresh.rename(self._day)
+
+
+class DayOnS3:
+    """A day's raw files beside those that it had before, until the manifest names them."""
+
+    def __init__(self, day: UPath, stack: contextlib.ExitStack) -> None:
+        self._day, self._names = day, set[str]()
+        stack.callback(self._remove_others)
+
+    def add(self, name: str, written: Path, digest: str) -> str:
+        """Take over a file; return its name, by its content: none that the day has is written over."""
+        stem, _, ending = name.partition(".")
+        own = f"{stem}-{digest[:12]}.{ending}"
+        object_store.upload(written, self._day / own)
+        return own
+
+    def publish(self, manifest: RawManifest) -> None:
+        storage.write_document(self._day / "_manifest.json", manifest)
+
+    def _remove_others(self) -> None:
+        """Remove what the manifest does not name: what the day had before, or what a failed import wrote."""
+        found = storage.read_document(self._day / "_manifest.json", RawManifest)
+        named = {"_manifest.json", *(file.name for file in (found.files if found else ()))}
+        object_store.remove([path for path in object_store.children(self._day) if path.name not in named])
+
+
+def write_parts(add: Callable[[str, Path, str], str], lines: Iterable[bytes]) -> tuple[RawFile, ...]:
+    """Write `lines` to files ``part-00000.jsonl.gz`` and so on, and `add` each; the same lines give the same bytes."""
     source = iter(lines)
     parts: list[RawFile] = []
-    while (first := next(source, None)) is not None:
-        path, rows = folder / f"part-{len(parts):05d}.jsonl.gz", 0
-        with path.open("wb") as file:
+    with tempfile.TemporaryDirectory(prefix="import-") as folder:
+        while (first := next(source, None)) is not None:
+            path, rows = Path(folder) / f"part-{len(parts):05d}.jsonl.gz", 0
             with (
+                path.open("wb") as file,
                 gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0) as packed,
                 io.BufferedWriter(cast(io.RawIOBase, packed), 2**18) as buffer,
             ):
                 for line in itertools.chain([first], itertools.islice(source, PART_ROWS - 1)):
                     buffer.write(line)
                     rows += 1
-            file.flush()
-            os.fsync(file.fileno())
-        parts.append(RawFile(name=path.name, bytes=path.stat().st_size, rows=rows, sha256=storage.sha256(path)))
+            size, digest = path.stat().st_size, storage.sha256(path)
+            parts.append(RawFile(name=add(path.name, path, digest), bytes=size, rows=rows, sha256=digest))
+            path.unlink(missing_ok=True)
     return tuple(parts)

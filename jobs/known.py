@@ -7,12 +7,12 @@ would say the same of the same example.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from cma_clip_core.places import Place, open_parquet
+from jobs import storage
 from jobs.lake import Lake
 from jobs.shards import Wanted, finished, wanted_of
 from schemas.documents import Plan
@@ -29,7 +29,8 @@ def take_known(lake: Lake, plan: Plan, wanted: Wanted) -> Iterator[pa.RecordBatc
         plan: of the run that wants them.
         wanted: its products, by the folder of their examples; those that are found are removed.
     """
-    runs = [f.name.removeprefix("run=") for f in lake.predictions(plan.run_id).parent.glob(f"run={plan.ds}-*")]
+    found = storage.children(lake.predictions(plan.run_id).parent, f"run={plan.ds}-")
+    runs = [folder.name.removeprefix("run=") for folder in found]
     if plan.retag:  # a person wants the model to look again: once, not once more for each other run
         runs = [run_id for run_id in runs if run_id == plan.replaces]
     for run_id in sorted(runs):
@@ -40,20 +41,20 @@ def take_known(lake: Lake, plan: Plan, wanted: Wanted) -> Iterator[pa.RecordBatc
             path = lake.prediction_file(run_id, shard.id)
             if not wanted:
                 return
-            if path.exists() and finished(path, other, shard):
+            if finished(path, other, shard):
                 yield from _take(path, wanted, wanted_of(lake, other, shard))
 
 
-def _take(path: Path, wanted: Wanted, there: Wanted) -> Iterator[pa.RecordBatch]:
+def _take(path: Place, wanted: Wanted, there: Wanted) -> Iterator[pa.RecordBatch]:
     known = {product: (folder, hash_) for folder, products in there.items() for product, hash_ in products.items()}
 
-    def is_known(product: str, source: Path, source_hash: str) -> bool:
+    def is_known(product: str, source: Place, source_hash: str) -> bool:
         folder, hash_ = known.get(product, (None, ""))
         # The run that made an example names its own folder, a later one the shard in it.
         return (
             folder is not None
             and hash_ == source_hash
-            and (source.is_relative_to(folder) or folder.is_relative_to(source))
+            and (storage.below(source, folder) or storage.below(folder, source))
         )
 
     found = {
@@ -64,7 +65,7 @@ def _take(path: Path, wanted: Wanted, there: Wanted) -> Iterator[pa.RecordBatch]
     }
     if not found:
         return
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         for batch in file.iter_batches(columns=PREDICTIONS.names):
             rows = batch.filter(pc.is_in(batch["product_id"], value_set=pa.array(found)))
             if rows.num_rows:

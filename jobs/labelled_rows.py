@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cma_clip_core.documents import LabelCount
 from cma_clip_core.examples import ExampleIndex, read_rows
 from cma_clip_core.labels import LabelReader, LabelRows
+from cma_clip_core.places import Place, open_parquet
 from cma_clip_core.splits import SIDES
 from cma_clip_core.spoken import TEXT_FIELDS, Fields, SpokenFinder
 from jobs.lake import Lake
@@ -88,10 +87,10 @@ class TableRows:
         return found
 
 
-def count_labels_of_sides(table: Path) -> dict[str, dict[str, LabelCount]]:
+def count_labels_of_sides(table: Place) -> dict[str, dict[str, LabelCount]]:
     """Return how many labels each attribute has on each side, and how many of them are silent, of a set's table."""
     found: Counter[tuple[str, str, bool]] = Counter()
-    with pq.ParquetFile(table) as file:
+    with open_parquet(table) as file:
         for batch in file.iter_batches(columns=["side", "labels"]):
             labels = batch.column("labels")
             flat = labels.flatten()

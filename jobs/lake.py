@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from jobs import storage
 from jobs.errors import JobError
+from jobs.storage import Place
 from schemas.documents import (
     ExamplesManifest,
     Expired,
@@ -20,6 +21,8 @@ from schemas.documents import (
     RunManifest,
     Validation,
 )
+from schemas.loading import ContractError, parse_yaml
+from schemas.taxonomy import Taxonomy
 
 PRODUCTS: Final = "_products"  # what a run's manifest calls the state of the products, beside the attributes' names
 
@@ -51,120 +54,139 @@ def check_run(run_id: str) -> str:
 class Lake:
     """Paths of the zones and readers of the documents in them."""
 
-    root: Path
+    root: Place
 
     # catalog
-    def raw(self, ds: str) -> Path:
+    def raw(self, ds: str) -> Place:
         return self.root / "catalog" / "raw" / f"ds={ds}"
 
-    def raw_manifest(self, ds: str) -> Path:
+    def raw_manifest(self, ds: str) -> Place:
         """What marks a day's export as complete: written last."""
         return self.raw(ds) / "_manifest.json"
 
     @property
-    def pictures(self) -> Path:
+    def pictures(self) -> Place:
         return self.root / "catalog" / "pictures"
 
-    def valid(self, ds: str) -> Path:
+    def valid(self, ds: str) -> Place:
         return self.root / "catalog" / "valid" / f"ds={ds}"
 
-    def quarantine(self, ds: str) -> Path:
+    def quarantine(self, ds: str) -> Place:
         return self.root / "catalog" / "quarantine" / f"ds={ds}"
 
     # plans, examples, labelled sets, predictions
-    def plan(self, run_id: str) -> Path:
+    def plan(self, run_id: str) -> Place:
         return self.root / "plans" / f"ds={run_id[:10]}" / f"run={run_id}"
 
-    def plan_file(self, run_id: str, shard: int) -> Path:
+    def plan_file(self, run_id: str, shard: int) -> Place:
         return self.plan(run_id) / "products" / f"shard={shard}" / "part-00000.parquet"
 
-    def removed(self, run_id: str) -> Path:
+    def removed(self, run_id: str) -> Place:
         return self.plan(run_id) / "removed"
 
     @property
-    def all_examples(self) -> Path:
+    def all_examples(self) -> Place:
         """Who is about to name examples that are there, or reads what other runs predicted, shares its lock; who removes
         some has it alone.
         """
         return self.root / "examples"
 
-    def examples(self, run_id: str) -> Path:
+    def examples(self, run_id: str) -> Place:
         return self.all_examples / f"ds={run_id[:10]}" / f"run={run_id}"
 
-    def labelled(self, ds: str, set_id: str) -> Path:
+    def labelled(self, ds: str, set_id: str) -> Place:
         return self.root / "labelled" / f"ds={ds}" / f"set={set_id}"
 
-    def predictions(self, run_id: str) -> Path:
+    def predictions(self, run_id: str) -> Place:
         return self.root / "predictions" / f"run={run_id}"
 
-    def prediction_file(self, run_id: str, shard: int) -> Path:
+    def prediction_file(self, run_id: str, shard: int) -> Place:
         return self.predictions(run_id) / f"shard={shard:05d}.parquet"
 
     # published
     @property
-    def current(self) -> Path:
+    def current(self) -> Place:
         """The pointer: one line for each Parquet file of the live run."""
         return self.root / "attribute_tables" / "current"
 
-    def run(self, run_id: str) -> Path:
+    def run(self, run_id: str) -> Place:
         return self.root / "attribute_tables" / "runs" / run_id
 
     @property
-    def history(self) -> Path:
+    def history(self) -> Place:
         return self.root / "attribute_history"
 
-    def history_run(self, ds: str, run_id: str) -> Path:
+    def history_run(self, ds: str, run_id: str) -> Place:
         return self.history / f"ds={ds}" / f"run={run_id}"
 
     @property
-    def history_index(self) -> Path:
+    def history_index(self) -> Place:
         return self.history / "index.json"
 
-    def left_index(self, run_id: str) -> Path:
+    def left_index(self, run_id: str) -> Place:
         """The history index as it was when `run_id` was last live and another run took its place."""
         return self.history / "left" / f"{run_id}.json"
 
-    def expired(self, run_id: str) -> Path:
+    def expired(self, run_id: str) -> Place:
         """What is left of a run that has expired."""
         return self.root / "expired" / f"{run_id}.json"
 
     # models, reports
     @property
-    def models(self) -> Path:
+    def models(self) -> Place:
         return self.root / "models"
 
     @property
-    def towers(self) -> Path:
+    def towers(self) -> Place:
         """Pretrained towers, a folder each."""
         return self.root / "towers"
 
     @property
-    def experiments(self) -> Path:
+    def experiments(self) -> Place:
         return self.root / "experiments"
 
     @property
-    def champion(self) -> Path:
+    def champion(self) -> Place:
         """The file that names the champion, and those before it."""
         return self.models / "champion"
 
     @property
-    def models_reports(self) -> Path:
+    def models_reports(self) -> Place:
         """Challengers against champions."""
         return self.root / "reports" / "models"
 
     @property
-    def scratch(self) -> Path:
+    def work(self) -> Path:
+        """Where this machine keeps what it works on: in the lake itself, or for one on S3 in TMPDIR, for this user alone."""
+        return self.root if storage.on_disk(self.root) else storage.own_folder(str(self.root))
+
+    def local_model(self, version: str) -> Path:
+        """Return the folder of a model version on this machine: itself, or a copy. A version never changes."""
+        return storage.local_copy(self.models / version, self.work / "models" / version)
+
+    @property
+    def scratch(self) -> Place:
         """What nothing in outlives its step."""
         return self.root / "scratch"
 
-    def reports(self, run_id: str) -> Path:
+    def reports(self, run_id: str) -> Place:
         return self.root / "reports" / f"ds={run_id[:10]}" / f"run={run_id}"
 
-    def relative(self, path: Path) -> str:
+    def relative(self, path: Place) -> str:
         """Return `path` as documents name it: relative to the lake."""
-        return str(path.relative_to(self.root))
+        return storage.relative(path, self.root)
 
     # documents
+    def read_taxonomy(self, path: str) -> Taxonomy:
+        """Return the taxonomy at `path`, relative to the lake. Raises JobError where it is missing or broken."""
+        data = storage.read_bytes(self.root / path)
+        if data is None:
+            raise JobError(f"{self.root / path}: there is no such file")
+        try:
+            return parse_yaml(data.decode(), Taxonomy, str(self.root / path))
+        except (ContractError, UnicodeDecodeError) as error:
+            raise JobError(str(error)) from error
+
     def read_raw_manifest(self, ds: str) -> RawManifest | None:
         return storage.read_document(self.raw_manifest(ds), RawManifest)
 
@@ -184,7 +206,7 @@ class Lake:
 
     def has_expired(self, run_id: str) -> bool:
         """Whether a run has expired, be it that some of it is still there."""
-        return self.expired(run_id).exists()
+        return storage.exists(self.expired(run_id))
 
     def check_not_expired(self, run_id: str) -> None:
         """Raise JobError where a run has expired."""
@@ -215,7 +237,7 @@ class Lake:
     def has_examples(self, path: str) -> bool:
         """Whether the folder `path`, relative to the lake, of a run's examples is there, whole."""
         folder = self.root / path
-        return folder.is_dir() and (folder.parent / "_manifest.json").is_file()
+        return storage.exists(folder.parent / "_manifest.json") and storage.exists(folder)
 
     def read_manifest(self, run_id: str) -> RunManifest | None:
         """Return the manifest of a run whose tables and changes are all there, or None."""
@@ -232,20 +254,22 @@ class Lake:
     def read_ledger(self, run_id: str) -> Ledger | None:
         return storage.read_document(self.reports(run_id) / "ledger.json", Ledger)
 
-    def read_history_index(self) -> HistoryIndex:
-        found = storage.read_document(self.history_index, HistoryIndex) or HistoryIndex()
+    def read_history_index(self, content: bytes | None = None) -> HistoryIndex:
+        """Return the index; that of `content`, where it was read already."""
+        content = storage.read_bytes(self.history_index) if content is None else content
+        found = HistoryIndex()
+        if content is not None:
+            found = storage.from_bytes(self.history_index, content, HistoryIndex)
         # An index of version 0.1.0 does not name the live run: the pointer alone did.
         return found if found.live else found.model_copy(update={"live": self.current_run()})
 
     def current_lines(self) -> list[str]:
         """Return the paths of the live run's attribute files; empty where nothing is published."""
-        try:
-            return self.current.read_text().split("\n")[:-1]
-        except FileNotFoundError:
-            return []
+        found = storage.read_bytes(self.current)
+        return [] if found is None else found.decode().split("\n")[:-1]
 
     def current_run(self) -> str | None:
         """Return the id of the live run, or None where nothing is published."""
         lines = self.current_lines()
         # Of a lake that was moved too: its pointer still has the old place's paths until the next publication.
-        return Path(lines[0]).parent.parent.name if lines else None
+        return PurePosixPath(lines[0]).parent.parent.name if lines else None

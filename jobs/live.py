@@ -67,16 +67,17 @@ def swap(lake: Lake, change: Callable[[HistoryIndex], HistoryIndex]) -> HistoryI
     Raises:
         JobError: the run to become live has no manifest.
     """
-    with storage.locked(lake.history_index):
-        before = lake.read_history_index()
+    with storage.locked(lake.history):
+        content = storage.read_bytes(lake.history_index)
+        before = lake.read_history_index(content)
         after = change(before)
         lines = None
         if after.live is not None and lake.current_run() != after.live:
             lines = pointer(lake, after.live)  # before any write: the run may be gone
         if before.live is not None and after.live != before.live:
             storage.write_document(lake.left_index(before.live), before)  # a rollback may come back to it
-        if after != before:
-            storage.write_document(lake.history_index, after)
+        if after != before:  # a lease that was lost is no harm: then this finds other content
+            storage.compare_and_swap(lake.history_index, content, storage.to_bytes(after))
         if lines is not None:
             storage.write_bytes(lake.current, lines)
     return after

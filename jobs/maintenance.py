@@ -35,6 +35,7 @@ from jobs.folders import (
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import measure
+from jobs.storage import Place
 from schemas.documents import Expired
 
 log = logging.getLogger(__name__)
@@ -83,11 +84,11 @@ class Sweep:
         """Count what stays."""
         self.counts[kind].kept += number
 
-    def take(self, kind: str, path: Path) -> None:
+    def take(self, kind: str, path: Place) -> None:
         """Count what goes; take it away in one step. What lies behind a link is not the lake's, and stays."""
-        if not path.exists() and not path.is_symlink():
+        if not storage.exists(path) and not (storage.on_disk(path) and path.is_symlink()):
             return  # someone else has removed it
-        if path.resolve() != path:
+        if storage.on_disk(path) and path.resolve() != path:
             log.warning("maintenance: %s is or lies behind a link, and is left alone", path)
             self.keep(kind)
             return
@@ -99,7 +100,9 @@ class Sweep:
         )
         if not self.delete:
             return
-        if path.is_dir():
+        if not storage.on_disk(path):
+            storage.remove_folder(path)
+        elif path.is_dir():
             self._aside.append(path if path.name.startswith(storage.ASIDE) else storage.set_aside(path))
         else:
             storage.remove(path)
@@ -136,7 +139,7 @@ def maintenance(settings: Settings, *, days: int = 30, keep: int = 7, delete: bo
             removed. Started again, it goes on.
     """
     lake = Lake(settings.root)
-    if not lake.raw("-").parent.is_dir():
+    if not storage.exists(lake.raw("-").parent):
         raise JobError(f"{lake.root} is no lake: no day was ever imported there")
     limits, sweep = Limits(days, keep, time.time()), Sweep(lake, delete)
     alone = _lock(sweep, lake.expired("-").parent, busy="another maintenance is at work; wait for it")
@@ -146,7 +149,7 @@ def maintenance(settings: Settings, *, days: int = 30, keep: int = 7, delete: bo
     return sweep
 
 
-def _lock(sweep: Sweep, path: Path, busy: str | None = None) -> AbstractContextManager[None]:
+def _lock(sweep: Sweep, path: Place, busy: str | None = None) -> AbstractContextManager[None]:
     """Return the lock of `path`; where nothing is removed, none: nothing is waited for, and no file is written."""
     return storage.locked(path, busy=busy) if sweep.delete else contextlib.nullcontext()
 
@@ -154,7 +157,7 @@ def _lock(sweep: Sweep, path: Path, busy: str | None = None) -> AbstractContextM
 def _sweep(lake: Lake, limits: Limits, sweep: Sweep) -> None:
     if sweep.delete:
         live.settle(lake)  # readers have the run that the pointer names
-    with _lock(sweep, lake.history_index):
+    with _lock(sweep, lake.history):
         found = folders.look(lake)
         state = _expire(lake, limits, found, sweep)
     for kind, path in found.aside:
@@ -206,7 +209,7 @@ def _sweep_versions(lake: Lake, limits: Limits, sweep: Sweep, found: Listing, st
     several = {ds: paths for ds, paths in found.versions.items() if len({path.name for path in paths}) > 1}
     named = expiry.versions_of_plans(lake, state) if several else frozenset()
     for ds, paths in found.versions.items():
-        gone: list[Path] = []
+        gone: list[Place] = []
         if ds in several:
             with storage.unless_busy(lake.valid(ds)) as free:
                 gone = expiry.superseded(lake, ds, paths, named, limits) if free else []

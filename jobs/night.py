@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from jobs import plan as plan_step
 from jobs import preprocess, report, spark, tag, validate
@@ -11,12 +10,13 @@ from jobs.in_turn import publish_in_turn
 from jobs.lake import Lake
 from jobs.preload import preload
 from jobs.settings import Settings
+from jobs.storage import Place
 from schemas.documents import Ledger
 
 
 def night(
     settings: Settings, ds: str, *, retag: bool = False, model: str | None = None, attributes: Sequence[str] = ()
-) -> tuple[Ledger, Path]:
+) -> tuple[Ledger, Place]:
     """Run every step for the catalog of `ds`; return the ledger and the report's path. Safe to run again at any time.
 
     Args:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cma_clip_core.places import open_parquet
 from jobs import storage
+from jobs.storage import Place
 from schemas.tables import spark_schema
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Written:
     notes: dict[str, int]
 
 
-def write(frame: DataFrame, folder: Path, table: pa.Schema) -> None:
+def write(frame: DataFrame, folder: Place, table: pa.Schema) -> None:
     """Write `frame` by Spark's writer as the only content of `folder`, in the columns and types of `table`.
 
     For tables that only our own steps read, of any number of files.
@@ -58,16 +60,16 @@ def write(frame: DataFrame, folder: Path, table: pa.Schema) -> None:
 
     fields = spark_schema(table).fields
     frame.select(*[F.col(f.name).cast(f.dataType).alias(f.name) for f in fields]).write.mode("overwrite").parquet(
-        str(folder)
+        storage.spark_uri(folder)
     )
 
 
-def read(spark: SparkSession, paths: Sequence[Path], table: pa.Schema) -> DataFrame:
+def read(spark: SparkSession, paths: Sequence[Place], table: pa.Schema) -> DataFrame:
     """Return the Parquet files or folders `paths` with the columns of `table`; an empty frame where there are none."""
     schema = spark_schema(table)
     if not paths:
         return spark.createDataFrame([], schema)
-    return spark.read.schema(schema).parquet(*[str(path) for path in paths])
+    return spark.read.schema(schema).parquet(*[storage.spark_uri(path) for path in paths])
 
 
 class FileWriter:
@@ -108,7 +110,7 @@ class FileWriter:
 
 def write_files(
     frame: DataFrame,
-    targets: Sequence[Path],
+    targets: Sequence[Place],
     table: pa.Schema,
     *,
     order: Sequence[str] = (),
@@ -136,7 +138,7 @@ def write_files(
     def task(batches: Batches) -> Batches:
         target, notes = _partition(), dict[str, int]()
         rows: Batches = (batch.drop_columns(["target"]) for batch in batches)
-        with storage.whole_file(Path(paths[target])) as temporary:
+        with storage.whole_file(storage.place(paths[target])) as temporary:
             writer = FileWriter(temporary, table)
             for batch in transform(rows, notes) if transform else rows:
                 writer.write(batch)
@@ -155,7 +157,7 @@ def write_files(
 
 
 def write_parts(
-    frame: DataFrame, folder: Path, table: pa.Schema, transform: Callable[[Iterable[pa.RecordBatch]], Batches]
+    frame: DataFrame, folder: Place, table: pa.Schema, transform: Callable[[Iterable[pa.RecordBatch]], Batches]
 ) -> DataFrame:
     """Write what `transform` makes of each partition of `frame` to a file of its own, and return the rows as read back.
 
@@ -166,7 +168,7 @@ def write_parts(
     path = str(folder)
 
     def task(batches: Batches) -> Batches:
-        with storage.whole_file(Path(path) / f"part-{_partition():05d}.parquet") as temporary:
+        with storage.whole_file(storage.place(path) / f"part-{_partition():05d}.parquet") as temporary:
             writer = FileWriter(temporary, table, row_group_bytes=32 * 2**20)
             for batch in transform(batches):
                 writer.write(batch)
@@ -187,11 +189,11 @@ def _partition() -> int:
     return int(context.partitionId())
 
 
-def files(folder: Path) -> list[Path]:
-    """Return the Parquet files in `folder` and below, in order."""
-    return sorted(p for p in folder.rglob("*.parquet") if not p.name.startswith((".", "_")))
-
-
-def count(paths: Iterable[Path]) -> int:
+def count(paths: Iterable[Place]) -> int:
     """Return the rows of the Parquet files `paths`, by their footers."""
-    return sum(pq.read_metadata(path).num_rows for path in paths)
+    return sum(_rows(path) for path in paths)
+
+
+def _rows(path: Place) -> int:
+    with open_parquet(path) as file:
+        return int(file.metadata.num_rows)

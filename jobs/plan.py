@@ -394,11 +394,11 @@ def _examples_of(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFram
     from pyspark.sql import functions as F
 
     folders = []
-    for path in sorted((lake.root / "examples" / f"ds={inputs.ds}").glob("run=*")):
+    for path in storage.children(lake.all_examples / f"ds={inputs.ds}", "run="):
         run_id = path.name.removeprefix("run=")
         found = lake.read_examples_manifest(run_id) if run_id != inputs.run_id else None
         if found and f"{found.picture_height}x{found.picture_width}-{found.taxonomy_fingerprint}" == inputs.spec:
-            folders += sorted(path.glob("shard=*"))
+            folders += storage.children(path, "shard=")
     examples = [
         parquet.read(session, [folder], tables.EXAMPLES)
         .where(F.col("image_status").isin(*_REUSABLE))

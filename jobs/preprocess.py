@@ -6,12 +6,12 @@ through the driver or the JVM. A missing or broken picture does not lose its pro
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,9 +23,10 @@ from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import measure
+from jobs.storage import Place
 from schemas import tables
 from schemas.documents import ExamplesManifest, Plan
-from schemas.taxonomy import Taxonomy, load_taxonomy
+from schemas.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -75,12 +76,16 @@ def preprocess(settings: Settings, run_id: str) -> int:
     return rows
 
 
-def check_roots(roots: Sequence[Path]) -> None:
+def check_roots(roots: Sequence[Place]) -> None:
     """Raise JobError for a folder of `roots` that is absent or empty, as one is where nothing is mounted.
 
     Its pictures would be taken for missing, and their products published by their texts alone.
     """
     for root in roots:
+        if not storage.on_disk(root):
+            if not storage.children(root):
+                raise JobError(f"{root}: nothing is there; TAGGING_PICTURE_ROOTS names it: correct the setting")
+            continue
         try:
             with os.scandir(root) as entries:
                 problem = None if any(entries) else "the folder is empty"
@@ -97,7 +102,7 @@ def _preprocess(session: SparkSession, settings: Settings, lake: Lake, plan: Pla
     make = ExampleMaker(
         spec=pictures.PictureSpec(plan.picture_height, plan.picture_width),
         roots=settings.all_picture_roots,
-        taxonomy=load_taxonomy(lake.root / plan.taxonomy_path),
+        taxonomy=lake.read_taxonomy(plan.taxonomy_path),
     )
     # Half-written leftovers of a killed attempt are replaced file by file; a wider attempt's extra files go here.
     storage.remove_folder(lake.examples(plan.run_id))
@@ -109,7 +114,7 @@ def _preprocess(session: SparkSession, settings: Settings, lake: Lake, plan: Pla
     return dict(sorted(statuses.items()))
 
 
-def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, list[Path]]:
+def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, list[Place]]:
     """Return the records to preprocess, each with the index of its file, and the files."""
     from pyspark.sql import functions as F
 
@@ -121,7 +126,7 @@ def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, l
     # From the plan alone, as is the order of rows: the same run makes the same files, on whatever machine, however often
     # it is started again, and from the same batches the model makes the same confidences to the last bit.
     rows_a_file = min(_ROWS_A_FILE, max(64, math.ceil(sum(sizes.values()) / _FILES)))
-    targets: list[Path] = []
+    targets: list[Place] = []
     first, parts = {}, {}
     for shard, size in sorted(sizes.items()):
         first[shard], parts[shard] = len(targets), math.ceil(size / rows_a_file)
@@ -140,11 +145,15 @@ def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, l
 class ExampleMaker:
     """Records to examples, batch by batch. Sent to Spark's workers."""
 
-    def __init__(self, spec: pictures.PictureSpec, roots: tuple[Path, ...], taxonomy: Taxonomy) -> None:
+    def __init__(self, spec: pictures.PictureSpec, roots: tuple[Place, ...], taxonomy: Taxonomy) -> None:
         self._spec = spec
         self._picture_bytes = spec.height * spec.width * 3
-        self._roots = roots
+        self._names = tuple(str(root) for root in roots)  # connections are not sent to the workers
         self._taxonomy = taxonomy
+
+    @functools.cached_property
+    def _roots(self) -> tuple[Place, ...]:
+        return tuple(storage.place(name) for name in self._names)
 
     def __call__(self, batches: Iterator[pa.RecordBatch], statuses: dict[str, int]) -> Iterator[pa.RecordBatch]:
         """Yield a batch with the columns of EXAMPLES for each batch of records; count pictures by status."""
@@ -182,12 +191,14 @@ class ExampleMaker:
         offsets = np.zeros(len(uris) + 1, dtype=np.int32)
         found: list[tuple[str, str | None]] = []
         decoded = 0
-        for row, uri in enumerate(uris):
+        for row, data in enumerate(pictures.fetch_all(uris, self._roots)):
             status, detail = "ok", None
             try:
-                if uri is None:
+                if data is None:
                     raise pictures.PictureError("absent", "")
-                pictures.decode(pictures.fetch(uri, self._roots), self._spec, out=pixels[decoded])
+                if isinstance(data, pictures.PictureError):
+                    raise data
+                pictures.decode(data, self._spec, out=pixels[decoded])
                 decoded += 1
             except pictures.PictureError as error:
                 status, detail = error.status, error.detail or None

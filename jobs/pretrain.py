@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.errors import CoreError
-from jobs import unfinished
+from jobs import storage, unfinished
 from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
 from jobs.lake import Lake
@@ -74,14 +74,15 @@ def _pretrain(
 
     index = read_index(labelled.table, lake.root)
     decides, set_id = pretraining_config(config), labelled.manifest.set_id
-    work = unfinished.work_folder(lake.towers, decides, set_id, processes=world.size)
+    work = unfinished.work_folder(lake.work / "towers", decides, set_id, processes=world.size)
     if world.is_first:
         unfinished.begin(work, config, set_id, world.size)
     progress = settings.progress and world.is_first
     backbone, metrics = run(config, taxonomy, index, device, folder=work, world=world, progress=progress)
     if not world.is_first:
         return world.broadcast_text("")
-    name = towers.save(backbone, config, metrics, lake.towers, datetime.now(UTC))
+    name = towers.save(backbone, config, metrics, lake.work / "towers", datetime.now(UTC))
+    storage.send_folder(lake.work / "towers" / name, lake.towers / name, last=towers.METRICS)
     shutil.rmtree(work, ignore_errors=True)
     measured.rows, measured.folder = metrics.train_examples, lake.towers / name
     measured.details |= {"towers": name, "labelled_set": set_id, "device": metrics.device}
@@ -100,10 +101,9 @@ def find_towers(lake: Lake, name: str | None) -> Path | None:
     """Return the folder of pretrained towers in the lake. Raises JobError where there are none of that name."""
     if name is None:
         return None
-    folder = lake.towers / name
-    if "/" in name or not folder.is_dir():
-        there = sorted(p.name for p in lake.towers.glob("[0-9]*")) or "none"
+    there = [path.name for path in storage.children(lake.towers) if path.name[:1].isdigit()]
+    if name not in there:
         raise JobError(
-            f"{name!r}: no such towers in {lake.towers}; there are {there}; `python -m jobs pretrain` makes them"
+            f"{name!r}: no such towers in {lake.towers}; there are {there or 'none'}; `python -m jobs pretrain` makes them"
         )
-    return folder
+    return storage.local_copy(lake.towers / name, lake.work / "towers" / name)

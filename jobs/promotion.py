@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cma_clip_core import registry
 from cma_clip_core.documents import Difference
 from cma_clip_core.errors import CoreError
+from cma_clip_core.places import Place, open_parquet
 from jobs import models, storage
 from jobs.errors import JobError
 from jobs.lake import Lake
@@ -153,7 +153,7 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
         name: registry.read_json(folder / registry.METRICS, Metrics).labelled_set for name, folder in folders.items()
     }
     table = lake.root / (sets[challenger] or "-") / "products.parquet"
-    if not table.is_file():
+    if not storage.exists(table):
         raise JobError(
             f"{table}: the labelled set that {challenger} was trained on is gone; train it again, or use --force"
         )
@@ -162,7 +162,7 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
         log.warning("the champion's labelled set is gone: it may have learnt from the products it is judged on")
     found, thresholds = {}, {}
     for name, folder in folders.items():
-        predictions = _predict(settings, folder, table, lake.root)
+        predictions = _predict(settings, lake.local_model(name), table, lake.root)
         found[name] = {a: p if seen is None else p.take(~np.isin(p.families, seen)) for a, p in predictions.items()}
         thresholds[name] = registry.read_thresholds(folder)
     draws = draw_recalls(found, thresholds, configs[challenger].text.fields)
@@ -180,7 +180,7 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
     )
 
 
-def _predict(settings: Settings, folder: Path, table: Path, root: Path) -> dict[str, Predictions]:
+def _predict(settings: Settings, folder: Path, table: Place, root: Place) -> dict[str, Predictions]:
     from cma_clip_core.classes import ClassLayout
     from cma_clip_core.devices import resolve_device
     from cma_clip_core.evaluation import evaluate
@@ -193,7 +193,7 @@ def _predict(settings: Settings, folder: Path, table: Path, root: Path) -> dict[
     return evaluate(model, read_index(table, root), "test", config, layout, Tokenizer(config), device)
 
 
-def _families_learnt_from(table: Path, learnt: Path) -> npt.NDArray[np.int64] | None:
+def _families_learnt_from(table: Place, learnt: Place) -> npt.NDArray[np.int64] | None:
     """Return the families of a labelled set with a product that a model learnt from, or None where that is not known.
 
     Sides move from day to day: a product that is on the test side now may have a sibling that an older model was trained,
@@ -203,10 +203,13 @@ def _families_learnt_from(table: Path, learnt: Path) -> npt.NDArray[np.int64] | 
         table: the labelled set.
         learnt: the products of the labelled set that the model was made with.
     """
-    if not learnt.is_file():
+    if not storage.exists(learnt):
         return None
-    seen = pq.read_table(learnt, columns=["product_id"], filters=[("side", "!=", "test")])["product_id"]
-    found = pq.read_table(table, columns=["product_id", "family"])
+    with open_parquet(learnt) as file:
+        rows = file.read(columns=["product_id", "side"])
+    seen = rows.filter(pc.not_equal(rows["side"], "test"))["product_id"]
+    with open_parquet(table) as file:
+        found = file.read(columns=["product_id", "family"])
     known = pc.is_in(found["product_id"], value_set=seen.combine_chunks())
     families: npt.NDArray[np.int64] = pc.unique(found["family"].filter(known)).to_numpy()
     return families

@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from cma_clip_core.places import Place, open_parquet
 from jobs import attribute_rows, history, live, parquet, spark, storage
 from jobs.errors import JobError, LedgerError
 from jobs.lake import PRODUCTS, Lake, check_run
@@ -28,7 +27,7 @@ from jobs.steps import measure
 from jobs.touched import Touched
 from schemas import tables
 from schemas.documents import HistoryDay, HistoryIndex, Ledger, Plan, PublishedFile, RunManifest
-from schemas.taxonomy import Taxonomy, load_taxonomy
+from schemas.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -125,7 +124,7 @@ def check_predictions(lake: Lake, plan: Plan) -> Counter[str]:
     for shard in plan.shards:
         path = lake.prediction_file(plan.run_id, shard.id)
         try:
-            with pq.ParquetFile(path) as file:
+            with open_parquet(path) as file:
                 rows = file.metadata.num_rows
                 metadata = {k.decode(): v.decode() for k, v in (file.schema_arrow.metadata or {}).items()}
                 column = file.read(columns=["modality"])["modality"].to_pylist()
@@ -160,7 +159,7 @@ class _Frames:
 
 def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> RunManifest:
     """Write the run's tables and history, audit them, and write the manifest."""
-    taxonomy = load_taxonomy(lake.root / plan.taxonomy_path)
+    taxonomy = lake.read_taxonomy(plan.taxonomy_path)
     with spark.session(settings, lake.raw_rows(plan.ds)) as session:
         frames = _frames(session, lake, plan, index, taxonomy)
         folder = lake.run(plan.run_id)
@@ -238,7 +237,7 @@ def _attribute_names(lake: Lake, plan: Plan, taxonomy: Taxonomy) -> list[str]:
 
 
 def _write_by_attribute(
-    lake: Lake, plan: Plan, frame: DataFrame, folder: Path, names: Sequence[str]
+    lake: Lake, plan: Plan, frame: DataFrame, folder: Place, names: Sequence[str]
 ) -> list[PublishedFile]:
     """Write one file for each attribute, or several by ranges of product_id where there are very many products."""
     from pyspark.sql import functions as F
@@ -284,7 +283,7 @@ def _bounds(lake: Lake, plan: Plan, frame: DataFrame) -> list[str]:
     return [sample[len(sample) * i // n] for i in range(1, n)] if sample else []
 
 
-def _write_one(lake: Lake, frame: DataFrame, folder: Path, table: pa.Schema, name: str) -> list[PublishedFile]:
+def _write_one(lake: Lake, frame: DataFrame, folder: Place, table: pa.Schema, name: str) -> list[PublishedFile]:
     from pyspark.sql import functions as F
 
     targets = [folder / "part-00000.parquet"]
@@ -350,20 +349,18 @@ def audit(lake: Lake, files: Sequence[PublishedFile], *, unique: bool, digest: b
     """
     for file in files:
         path = lake.root / file.path
-        metadata = pq.read_metadata(path)
-        if metadata.num_rows != file.rows or path.stat().st_size != file.bytes:
-            raise JobError(
-                f"{path}: {metadata.num_rows} rows, {path.stat().st_size} bytes; {file.rows}, {file.bytes} were written"
-            )
+        rows, size = parquet.count([path]), storage.size(path)
+        if rows != file.rows or size != file.bytes:
+            raise JobError(f"{path}: {rows} rows, {size} bytes; {file.rows}, {file.bytes} were written")
         if digest and storage.sha256(path) != file.sha256:
             raise JobError(f"{path}: its SHA-256 is not that of what was written")
         if unique:
             _check_keys(path)
 
 
-def _check_keys(path: Path) -> None:
+def _check_keys(path: Place) -> None:
     """Check that a table's file is sorted by product_id and no (product, values) is there twice, in bounded memory."""
-    with pq.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         keys = ["product_id", *(n for n in ("catalog_value", "model_value") if n in file.schema_arrow.names)]
         held = file.schema_arrow.empty_table().select(keys)  # the last product's rows: more may follow
         for batch in file.iter_batches(_ROWS_A_BATCH, columns=keys):

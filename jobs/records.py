@@ -10,12 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from jobs import parquet
+from jobs import parquet, storage
+from jobs.storage import Place
 from schemas.tables import LABELS
 
 if TYPE_CHECKING:
@@ -54,11 +54,11 @@ _SEARCHED: Final = 2**20  # bytes of a line that are searched for an id
 _SHOWN: Final = 200  # characters of a label of a wrong type
 
 
-def read_lines(spark: SparkSession, files: Sequence[Path]) -> DataFrame:
+def read_lines(spark: SparkSession, files: Sequence[Place]) -> DataFrame:
     """Return the lines of `files`: raw (binary), source_file, and block, position, which order a file's lines."""
     from pyspark.sql import functions as F
 
-    lines = spark.read.text([str(file) for file in files])
+    lines = spark.read.text([storage.spark_uri(file) for file in files])
     return lines.select(
         F.col("value").cast("binary").alias("raw"),
         F.col("_metadata.file_name").alias("source_file"),
@@ -83,7 +83,7 @@ def rejected_ids(quarantine: DataFrame) -> DataFrame:
     return read.union(shown).distinct()
 
 
-def parse(lines: DataFrame, folder: Path) -> DataFrame:
+def parse(lines: DataFrame, folder: Place) -> DataFrame:
     """Return the non-blank `lines` with the record's columns beside them, those of `PARSED`, as files in `folder`."""
     return parquet.write_parts(lines, folder, PARSED, _parse_batches)
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
+from cma_clip_core.places import Place
 from schemas.rules import Between, IsNull, Matches, MaxLength, NotNull, RowRule, RuleTable, WithinRoots
 
 if TYPE_CHECKING:
     from pyspark.sql import Column
 
 
-def within_roots_pattern(roots: Sequence[Path]) -> str:
+def within_roots_pattern(roots: Sequence[Place]) -> str:
     r"""Return the regular expression (Java's and Python's) of the URIs that cannot leave `roots`.
 
     Relative paths, and absolute ones or file URIs inside a root; none with a ``..`` step, a backslash or a control
@@ -28,7 +28,7 @@ def within_roots_pattern(roots: Sequence[Path]) -> str:
     return rf"(?s)^(?!(?:.*/)?\.\.(?:/|(?!.)))(?:{relative}|{absolute})(?!.)"
 
 
-def passes(rule: RowRule, roots: Sequence[Path]) -> Column:
+def passes(rule: RowRule, roots: Sequence[Place]) -> Column:
     """Return the column that is true where a record passes `rule`."""
     from pyspark.sql import functions as F
 
@@ -49,7 +49,7 @@ def passes(rule: RowRule, roots: Sequence[Path]) -> Column:
     assert_never(rule)
 
 
-def reasons(table: RuleTable, roots: Sequence[Path]) -> Column:
+def reasons(table: RuleTable, roots: Sequence[Place]) -> Column:
     """Return the names of the rules a record breaks: an empty list where it is valid.
 
     A line that is no record says only that: what else it lacks follows from it.

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, PlainSerializer, PlainValidator, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from jobs import storage
 from jobs.lake import Lake
+from jobs.storage import Place
+
+
+def _place(value: object) -> Place:
+    """Return the place that a setting names. Raises ValueError for one that is neither a folder nor on S3."""
+    if not isinstance(value, str):
+        return value.expanduser().resolve() if isinstance(value, Path) else cast(Place, value)
+    value = value.removeprefix("file://")
+    scheme, found, rest = value.partition("://")
+    if not found:
+        return Path(value).expanduser().resolve()
+    if scheme not in ("s3", "s3a"):
+        raise ValueError(f"{value!r}: give a folder, or s3://bucket/prefix; {scheme}:// is not supported")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()=-]+)*/?", rest) or "/../" in f"/{rest}/":
+        raise ValueError(f"{value!r} is no s3://bucket/prefix")
+    return storage.place(f"s3://{rest.rstrip('/')}")
+
+
+if TYPE_CHECKING:
+    Root: TypeAlias = Place
+else:
+    Root = Annotated[Any, PlainValidator(_place), PlainSerializer(str)]
 
 
 class Settings(BaseSettings):
@@ -17,9 +41,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TAGGING_", frozen=True)
 
-    root: Path = Field(default=Path("lake"), description="folder of the lake")
-    picture_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
-        default=(), description="folders pictures may be read from, comma-separated; the lake's own is always one"
+    root: Root = Field(default=Path("lake"), validate_default=True, description="the lake: a folder, or s3://bucket/prefix")
+    picture_roots: Annotated[tuple[Root, ...], NoDecode] = Field(
+        default=(), description="folders or s3:// prefixes pictures may be read from, comma-separated; the lake's own is always one"
     )
     taxonomy: str = Field(default="sample", description="taxonomy to train with: a shipped name or a YAML file")
     rules: str = Field(default="default", description="data-quality rules: a shipped name or a YAML file")
@@ -46,20 +70,6 @@ class Settings(BaseSettings):
         default=None, description="smtp://user:password@host:587 (STARTTLS where there is a user) or smtps://..."
     )
 
-    @field_validator("root", mode="before")
-    @classmethod
-    def _local(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = value.removeprefix("file://")
-            if "://" in value:
-                raise ValueError(f"{value!r}: the lake must be a local folder; object stores are not supported yet")
-        return value
-
-    @field_validator("root")
-    @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().resolve()
-
     @field_validator("spark_options", mode="before")
     @classmethod
     def _object(cls, value: object) -> object:
@@ -84,11 +94,6 @@ class Settings(BaseSettings):
     def _split(cls, value: object) -> object:
         return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
-    @field_validator("picture_roots")
-    @classmethod
-    def _absolute_all(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
-        return tuple(path.expanduser().resolve() for path in value)
-
     def variables(self) -> dict[str, str]:
         """Return what was given, by environment or flags, as TAGGING_* variables; secrets are left out."""
         found = {}
@@ -102,6 +107,6 @@ class Settings(BaseSettings):
         return found
 
     @property
-    def all_picture_roots(self) -> tuple[Path, ...]:
+    def all_picture_roots(self) -> tuple[Place, ...]:
         """The folders pictures may be read from; relative URIs are under the first, the lake's own."""
         return (Lake(self.root).pictures, *self.picture_roots)

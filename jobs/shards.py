@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from cma_clip_core.places import open_parquet, parquet_files
 from jobs.errors import JobError
 from jobs.lake import Lake
+from jobs.storage import Place
 from schemas.documents import Plan, Shard
 
 log = logging.getLogger(__name__)
 
-Wanted = dict[Path, dict[str, str]]  # folder of examples -> product id -> source hash
+Wanted = dict[Place, dict[str, str]]  # folder of examples -> product id -> source hash
 
 
-def finished(path: Path, plan: Plan, shard: Shard) -> bool:
+def finished(path: Place, plan: Plan, shard: Shard) -> bool:
     """Whether `path` holds the predictions of `shard`, whole: readable, of this run and model, with all rows."""
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             found, rows = file.schema_arrow.metadata or {}, file.metadata.num_rows
     except FileNotFoundError:
         return False
@@ -49,8 +49,9 @@ def wanted_of(lake: Lake, plan: Plan, shard: Shard) -> Wanted:
     folder = lake.plan(plan.run_id) / "products" / f"shard={shard.id}"
     wanted: Wanted = {}
     rows = 0
-    for path in sorted(folder.glob("*.parquet")):
-        table = pq.read_table(path, columns=["product_id", "source_hash", "example_path"], partitioning=None)
+    for path in parquet_files(folder):
+        with open_parquet(path) as file:
+            table = file.read(columns=["product_id", "source_hash", "example_path"])
         rows += table.num_rows
         for product, source_hash, example in zip(*(c.to_pylist() for c in table.columns), strict=True):
             source = lake.examples(plan.run_id) if example is None else lake.root / example

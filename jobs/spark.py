@@ -11,9 +11,11 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from jobs import class_archive
+from jobs import class_archive, s3a, storage
 from jobs.errors import JobError, TransientError
+from jobs.lake import Lake
 from jobs.settings import Settings
+from jobs.storage import Place
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -49,14 +51,14 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
         os.environ.setdefault("JAVA_HOME", str(_BREWS_JAVA))
     # Without a hostname look-up, so that it starts where the machine's own name does not resolve.
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    scratch = settings.root / "scratch"
+    local = Lake(settings.root).work / "scratch"
     options = {
         "spark.driver.memory": settings.spark_memory,
         "spark.driver.extraJavaOptions": f"{_JVM} -Dlog4j2.configurationFile={_LOGGING} {class_archive.options() if jvm is None else jvm}",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
-        "spark.local.dir": str(scratch),
-        "spark.sql.warehouse.dir": str(scratch / "warehouse"),
+        "spark.local.dir": str(local),
+        "spark.sql.warehouse.dir": str(local / "warehouse"),
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "16",  # adaptive execution joins small ones
         "spark.sql.adaptive.coalescePartitions.minPartitionSize": "4m",
@@ -74,6 +76,8 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
         "spark.hadoop.parquet.block.size": str(32 * 2**20),  # held in memory by each writing task
         "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
     }
+    if not storage.on_disk(settings.root):
+        options |= s3a.options()
     if rows is not None and rows <= FEW_ROWS:
         options |= _INTERPRETED
     options |= settings.spark_options
@@ -94,6 +98,11 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
     finally:
         with contextlib.suppress(Py4JError, OSError):  # the JVM may be gone
             spark.stop()
+
+
+def scratch(settings: Settings, lake: Lake) -> Place:
+    """Return where steps put tables between two queries: on a disk, if all executors see that."""
+    return lake.work / "scratch" if settings.spark_master.startswith("local") else lake.scratch
 
 
 def _has_ended(jvm: subprocess.Popen[bytes]) -> bool:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.lake import Lake
+from jobs.storage import Place, on_disk
+
+if TYPE_CHECKING:
+    import duckdb
 
 
-def quoted(text: str | Path) -> str:
+def reach(connection: duckdb.DuckDBPyConnection, root: Place) -> None:
+    """Let DuckDB read the files of a lake, wherever it is."""
+    if not on_disk(root):
+        connection.register_filesystem(root.fs)
+
+
+def quoted(text: str | Place) -> str:
     """Return `text` as an SQL literal."""
     return "'" + str(text).replace("'", "''") + "'"
 
 
-def listed(files: Iterable[Path]) -> str:
+def listed(files: Iterable[Place]) -> str:
     """Return `files` as an SQL list of literals."""
     return f"[{', '.join(map(quoted, files))}]"
 

@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 
 from jobs import storage
 from jobs.errors import JobError
 from jobs.peak_memory import PeakMemory
+from jobs.storage import Place
 from schemas.documents import StepMetrics
 
 log = logging.getLogger("jobs")
@@ -29,7 +29,7 @@ def set_up_logging() -> None:
     logging.basicConfig(
         stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    for noisy in ("py4j", "great_expectations", "PIL"):
+    for noisy in ("py4j", "great_expectations", "PIL", "aiobotocore", "botocore", "s3fs"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
@@ -51,11 +51,11 @@ class Measured:
 
     rows: int = 0
     details: dict[str, float | int | str] = field(default_factory=dict)
-    folder: Path | None = None  # the run's report folder, once the step knows it
+    folder: Place | None = None  # the run's report folder, once the step knows it
 
 
 @contextlib.contextmanager
-def measure(step: str, folder: Path | None = None, *, name: str = "") -> Iterator[Measured]:
+def measure(step: str, folder: Place | None = None, *, name: str = "") -> Iterator[Measured]:
     """Time a step, log its rate, and write ``<folder>/steps/<name or step>.json`` when it ends well."""
     measured, memory = Measured(folder=folder), PeakMemory()
     started_at, start = datetime.now(UTC), time.perf_counter()

@@ -1,6 +1,7 @@
-"""The few storage operations that need care: whole-file writes, create-only, compare-and-swap.
+"""The few storage operations that need care, on a disk and on S3 alike: whole-file writes, create-only, compare-and-swap, lists, locks.
 
-A reader sees a file as it was before or as it is after, never between, whatever instant a writer is killed at.
+A reader sees a file as it was before or as it is after, never between, whatever instant a writer is killed at. Places are
+paths: `pathlib` on a disk, `upath` on S3; what is not here, both have.
 """
 
 from __future__ import annotations
@@ -10,62 +11,195 @@ import fcntl
 import hashlib
 import logging
 import os
+import random
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from cma_clip_core.places import Place as Place
+from cma_clip_core.places import on_disk as on_disk
 from jobs.errors import JobError
+
+if TYPE_CHECKING:
+    from upath import UPath
 
 log = logging.getLogger(__name__)
 
 Document = TypeVar("Document", bound=BaseModel)
 
+USED: Final = ".used"  # in a folder on S3, where folders have no times: when it was last asked for
 ASIDE: Final = ".expired-"  # before the name of what is about to be removed
+_TRIES: Final = 1000  # of a swap; each time somebody else has won
 
 
 class SwapLostError(JobError):
     """A compare-and-swap found other content than expected: someone else swapped first."""
 
 
+# --- places
+
+
+def place(name: str) -> Place:
+    """Return the place that a path or an ``s3://`` URI names."""
+    if not name.startswith("s3://"):
+        return Path(name)
+    from jobs import object_store
+
+    return object_store.place(name)
+
+
+def spark_uri(path: Place) -> str:
+    """Return `path` as Spark names it: what is on S3 it reads through Hadoop's s3a."""
+    return str(path) if on_disk(path) else f"s3a://{path.path}"
+
+
+def below(path: Place, folder: Place) -> bool:
+    """Whether `path` is `folder`, or in it."""
+    return path == folder or str(path).startswith(f"{str(folder).rstrip('/')}/")
+
+
+def own_folder(name: str) -> Path:
+    """Return this user's folder on this machine for work on what is elsewhere, `name`.
+
+    Raises:
+        JobError: it is another user's.
+    """
+    base = Path(tempfile.gettempdir()) / f"catalog-attribute-tagger-{os.getuid()}"
+    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if base.stat().st_uid != os.getuid():
+        raise JobError(f"{base} is another user's; remove it, or set TMPDIR")
+    return base / hashlib.sha256(name.encode()).hexdigest()[:12]
+
+
+def local_copy(folder: Place, copy: Path) -> Path:
+    """Return `folder` where it is on a disk, else a copy of it, made where there is none yet; for what never changes.
+
+    Raises:
+        FileNotFoundError: there is nothing in it.
+    """
+    if on_disk(folder):
+        return folder
+    if not copy.is_dir():
+        from jobs import object_store
+
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=copy.parent, prefix=".copy-"))
+        try:
+            found = list(object_store.below(folder))
+            if not found:
+                raise FileNotFoundError(f"{folder}: there is no such folder")
+            for each in found:
+                target = fresh / relative(each.path, folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                object_store.download(each.path, target)
+            with contextlib.suppress(OSError):  # another process was first
+                fresh.rename(copy)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    return copy
+
+
+def send_folder(source: Path, folder: Place, *, last: str | None = None, deep: bool = True) -> None:
+    """Copy what is in the folder `source` into `folder`, whole files. On a disk they are one and the same.
+
+    Args:
+        last: name of the file that says that the others are there.
+        deep: with the folders in it.
+    """
+    if on_disk(folder):
+        if source != folder:
+            raise ValueError(f"{source} is not {folder}")
+        return
+    from jobs import object_store
+
+    paths = sorted(path for path in source.glob("**/*" if deep else "*") if path.is_file())
+    for path in sorted(paths, key=lambda path: path.name == last):
+        object_store.upload(path, folder / path.relative_to(source).as_posix())
+
+
+def relative(path: Place, root: Place) -> str:
+    """Return `path` as documents name it, relative to `root`. Raises ValueError where it is not below it."""
+    start = f"{str(root).rstrip('/')}/"
+    if not str(path).startswith(start):
+        raise ValueError(f"{path} is not in {root}")
+    return str(path)[len(start) :]
+
+
+# --- files
+
+
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on a clean exit it becomes `path` in one step, on an error it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+def whole_file(path: Place) -> Iterator[Path]:
+    """Yield a temporary file; on a clean exit it becomes `path` in one step, on an error it is removed.
+
+    For S3 it is on this machine's disk for temporary files (TMPDIR), and is sent whole.
+    """
+    if on_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent if on_disk(path) else None, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
+        if on_disk(path):
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        else:
+            from jobs import object_store
+
+            object_store.upload(temporary, path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Place, data: bytes) -> None:
     """Write `data` to `path`, replacing it whole."""
-    with whole_file(path) as temporary:
-        temporary.write_bytes(data)
+    if on_disk(path):
+        with whole_file(path) as temporary:
+            temporary.write_bytes(data)
+    else:
+        path.write_bytes(data)  # one request
 
 
-def write_document(path: Path, document: BaseModel) -> None:
-    """Write `document` as JSON to `path`, replacing it whole."""
-    write_bytes(path, document.model_dump_json(indent=1).encode() + b"\n")
+def read_bytes(path: Place) -> bytes | None:
+    """Return the content of `path`; None where there is nothing."""
+    if not on_disk(path):
+        from jobs import object_store
 
-
-def read_document(path: Path, model: type[Document]) -> Document | None:
-    """Return the JSON document at `path`, or None where there is none. Raises JobError where it is broken."""
+        found = object_store.read(path)
+        return None if found is None else found.data
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         return None
+
+
+def write_document(path: Place, document: BaseModel) -> None:
+    """Write `document` as JSON to `path`, replacing it whole."""
+    write_bytes(path, to_bytes(document))
+
+
+def to_bytes(document: BaseModel) -> bytes:
+    """Return what `write_document` writes."""
+    return document.model_dump_json(indent=1).encode() + b"\n"
+
+
+def read_document(path: Place, model: type[Document]) -> Document | None:
+    """Return the JSON document at `path`, or None where there is none. Raises JobError where it is broken."""
+    data = read_bytes(path)
+    return None if data is None else from_bytes(path, data, model)
+
+
+def from_bytes(path: Place, data: bytes, model: type[Document]) -> Document:
+    """Return the JSON document that `path` has. Raises JobError where it is broken."""
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
@@ -74,76 +208,154 @@ def read_document(path: Path, model: type[Document]) -> Document | None:
         ) from error
 
 
-def lock_file(path: Path) -> Path:
-    """Return the file that is locked for what is at `path`. Its time says when something was last at work there."""
-    return path.parent / f".{path.name}.lock"
+def sha256(path: Place) -> str:
+    """Return the hex SHA-256 of the file at `path`."""
+    if not on_disk(path):
+        from jobs import object_store
+
+        return object_store.sha256(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def locked(path: Path, *, busy: str | None = None, shared: bool = False) -> Iterator[None]:
-    """Hold the lock of what is, or will be, at `path`; a process that dies lets go of it.
-
-    Args:
-        path: file or folder; it need not exist.
-        busy: what to say where another process holds the lock; left out, it is waited for.
-        shared: let others hold it that share it too; who does not share it has it alone.
-
-    Raises:
-        JobError: another process holds the lock, and `busy` is given.
-    """
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with lock_file(path).open("w") as lock:
-        os.utime(lock.fileno())
-        try:
-            fcntl.flock(lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if busy is not None:
-                raise JobError(f"{path}: {busy}") from None
-            log.info("%s: another process is at work there; it is waited for", path)
-            fcntl.flock(lock, kind)
-        yield
-
-
-@contextlib.contextmanager
-def unless_busy(path: Path) -> Iterator[bool]:
-    """Hold the lock of `path` where nobody else does, and yield whether that is so. Its time stays what it was."""
+def size(path: Place) -> int | None:
+    """Return the bytes of the file at `path`; None where there is none."""
     try:
-        lock = lock_file(path).open("r+")
+        return int(path.stat().st_size)
     except FileNotFoundError:
-        yield True  # nobody was ever at work there
-        return
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        return None
 
 
-def compare_and_swap(path: Path, expected: bytes | None, new: bytes) -> None:
+def touch(folder: Place) -> None:
+    """Let `last_used` of a folder be now."""
+    if on_disk(folder):
+        os.utime(folder)
+    else:
+        write_bytes(folder / USED, b"")
+
+
+# --- conditional writes
+
+
+def create(path: Place, data: bytes) -> None:
+    """Write `data` to `path`, where there is nothing yet. Raises SwapLostError where there is; nothing was changed."""
+    compare_and_swap(path, None, data)
+
+
+def compare_and_swap(path: Place, expected: bytes | None, new: bytes) -> None:
     """Replace the content of `path` by `new` if it is still `expected` (None: if it does not exist).
 
     Raises:
         SwapLostError: the content is another; nothing was changed.
     """
-    with locked(path):
-        found = path.read_bytes() if path.exists() else None
-        if found != expected:
-            raise SwapLostError(f"{path}: changed by someone else meanwhile")
-        write_bytes(path, new)
+    if on_disk(path):
+        with locked(path):
+            if read_bytes(path) != expected:
+                raise SwapLostError(f"{path}: changed by someone else meanwhile")
+            write_bytes(path, new)
+        return
+    from jobs import object_store
+
+    found = object_store.read(path) if expected is not None else None
+    try:
+        if (None if found is None else found.data) != expected:
+            raise object_store.ConditionFailedError
+        object_store.put(path, new, found)
+    except object_store.ConditionFailedError:
+        raise SwapLostError(f"{path}: changed by someone else meanwhile") from None
 
 
-def sha256(path: Path) -> str:
-    """Return the hex SHA-256 of the file at `path`."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def update(path: Place, change: Callable[[bytes | None], bytes]) -> bytes:
+    """Put ``change(content)`` in the place of the content of `path`, and return it; `change` may be asked several times.
+
+    Each time it sees what the one before left, of whatever process: none is lost. Where it changes nothing, or raises,
+    nothing is written.
+
+    Raises:
+        SwapLostError: others were faster a thousand times.
+    """
+    for tries in range(_TRIES):
+        before = read_bytes(path)
+        after = change(before)
+        if after == before:
+            return after
+        try:
+            compare_and_swap(path, before, after)
+        except SwapLostError:
+            if not on_disk(path):  # all that lost would meet again at once
+                time.sleep(random.uniform(0, min(1.0, 0.01 * 1.5**tries)))
+            continue
+        return after
+    raise SwapLostError(f"{path}: {_TRIES} times somebody else was faster")
 
 
-def remove_folder(path: Path) -> None:
+# --- lists
+
+
+class Entry(NamedTuple):
+    """What a folder holds."""
+
+    path: Place
+    is_folder: bool  # a link is none
+    written: float  # seconds since 1970; of a folder on S3 it is not known, and 0
+
+
+def entries(folder: Place) -> list[Entry]:
+    """Return what is in `folder`, in order; nothing where it is not there."""
+    if on_disk(folder):
+        found = []
+        for path in children(folder):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                about = path.lstat()
+                found.append(Entry(path, stat.S_ISDIR(about.st_mode), about.st_mtime))
+        return found
+    from jobs import object_store
+
+    return [Entry(each.path, each.written is None, each.written or 0.0) for each in object_store.entries(folder)]
+
+
+def children(folder: Place, prefix: str = "") -> list[Place]:
+    """Return what is in `folder`, files and folders whose name begins with `prefix`, in order; nothing where it is not there."""
+    if on_disk(folder):
+        try:
+            with os.scandir(folder) as entries:
+                return sorted(folder / entry.name for entry in entries if entry.name.startswith(prefix))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+    from jobs import object_store
+
+    return list(object_store.children(folder, prefix))
+
+
+def exists(path: Place) -> bool:
+    """Whether there is a file at `path`, or a folder with anything in it."""
+    if on_disk(path):
+        return path.exists()
+    from jobs import object_store
+
+    return any(found.name == path.name for found in object_store.children(path.parent, path.name))
+
+
+# --- removal
+
+
+def remove_folder(path: Place) -> None:
     """Remove the folder at `path` and all in it, if it is there."""
-    shutil.rmtree(path, ignore_errors=True)
+    if on_disk(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        _remove_objects(path)
+
+
+def _remove_objects(folder: UPath) -> None:
+    """Remove all objects in a folder, first what says that it is whole."""
+    from jobs import object_store
+
+    found = [each.path for each in object_store.below(folder)]
+    marks = [path for path in found if path.suffix == ".json"]
+    for some in (marks, [path for path in found if path.suffix != ".json"]):
+        if some:
+            object_store.remove(some)
 
 
 def set_aside(path: Path) -> Path:
@@ -168,3 +380,71 @@ def remove(path: Path) -> None:
             path.unlink()
     except OSError as error:
         raise JobError(f"{error.filename or path}: it cannot be removed: {error.strerror}") from error
+
+
+# --- locks
+
+
+def lock_file(path: Place) -> Place:
+    """Return the file that is locked for what is at `path`. Its time says when something was last at work there."""
+    return path.parent / f".{path.name}.lock"
+
+
+@contextlib.contextmanager
+def locked(path: Place, *, busy: str | None = None, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of what is, or will be, at `path`; a process that dies lets go of it, on S3 after half a minute.
+
+    Args:
+        path: file or folder; it need not exist.
+        busy: what to say where another process holds the lock; left out, it is waited for.
+        shared: let others hold it that share it too; who does not share it has it alone.
+
+    Raises:
+        JobError: another process holds the lock, and `busy` is given.
+    """
+    if not on_disk(path):
+        from jobs import leases
+
+        lock = lock_file(path)
+        assert not on_disk(lock)
+        with leases.shared(lock) if shared else leases.alone(lock, busy=busy):
+            yield
+        return
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = lock_file(path)
+    assert on_disk(own)
+    with own.open("w") as file:
+        os.utime(file.fileno())
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if busy is not None:
+                raise JobError(f"{path}: {busy}") from None
+            log.info("%s: another process is at work there; it is waited for", path)
+            fcntl.flock(file, kind)
+        yield
+
+
+@contextlib.contextmanager
+def unless_busy(path: Place) -> Iterator[bool]:
+    """Hold the lock of `path` where nobody else does, and yield whether that is so. Its time stays what it was."""
+    if not on_disk(path):
+        from jobs import leases
+
+        there = lock_file(path)
+        assert not on_disk(there)
+        yield not leases.is_held(there)
+        return
+    try:
+        lock = path.with_name(lock_file(path).name).open("r+")
+    except FileNotFoundError:
+        yield True  # nobody was ever at work there
+        return
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.errors import CoreError
+from cma_clip_core.places import Place, open_parquet
 from jobs import storage
 from jobs.dataset import dataset
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.pretrain import find_towers, with_towers
 from jobs.report.page import render_suspects
-from jobs.report.pictures import Place, thumbnails
+from jobs.report.pictures import ExamplePlace, thumbnails
 from jobs.settings import Settings
 from jobs.steps import measure, refuse_several
 from schemas.tables import SUSPECTS
@@ -41,7 +43,7 @@ log = logging.getLogger(__name__)
 SHOWN = 24  # suspects of an attribute on the page
 
 
-def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None = None) -> Path:
+def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None = None) -> Place:
     """Find the labels that are probably wrong and return the folder of the table and the page.
 
     One model is trained for each fold; killed, it goes on with the fold it was at.
@@ -67,14 +69,15 @@ def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None 
     parts = [labelled.manifest.set_id, config.model_dump(mode="json"), towers, folds]
     name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
     folder = lake.root / "suspects" / f"ds={ds}" / f"set={name}"
-    if (folder / "index.html").exists():
+    if storage.exists(folder / "index.html"):
         log.info("suspects: %s is there", folder)
         return folder
+    work = lake.work / lake.relative(folder) / "unfinished"
     with measure("suspects", folder) as measured:
         try:
             index, device = read_index(labelled.table, lake.root), resolve_device(settings.device)
             found, products = _out_of_fold(
-                with_towers(config, start), taxonomy, index, device, folder / "unfinished", folds, settings.progress
+                with_towers(config, start), taxonomy, index, device, work, folds, settings.progress
             )
         except CoreError as error:
             raise JobError(str(error)) from error
@@ -90,7 +93,7 @@ def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None 
         if left_out := [name for name in taxonomy.names if name not in found]:
             measured.details["not_learnt"] = ", ".join(left_out)
         storage.write_bytes(folder / "index.html", page.encode())
-        shutil.rmtree(folder / "unfinished", ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     return folder
 
 
@@ -151,15 +154,17 @@ def _shown(listed: list[Suspect]) -> list[Suspect]:
     return shown
 
 
-def _places(table: Path, lake: Lake, products: set[str]) -> dict[str, Place]:
+def _places(table: Place, lake: Lake, products: set[str]) -> dict[str, ExamplePlace]:
     if not products:
         return {}
     columns = ["product_id", "example_file", "example_row"]
-    rows = pq.read_table(table, columns=columns, filters=[("product_id", "in", sorted(products))])
-    return {r["product_id"]: Place(lake.root / r["example_file"], r["example_row"]) for r in rows.to_pylist()}
+    with open_parquet(table) as file:
+        rows = file.read(columns=columns)
+    rows = rows.filter(pc.is_in(rows["product_id"], value_set=pa.array(sorted(products), pa.string())))
+    return {r["product_id"]: ExamplePlace(lake.root / r["example_file"], r["example_row"]) for r in rows.to_pylist()}
 
 
-def _titles(places: Mapping[str, Place]) -> dict[str, str]:
+def _titles(places: Mapping[str, ExamplePlace]) -> dict[str, str]:
     from cma_clip_core.examples import read_rows
 
     found: dict[str, str] = {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jobs import history, live, publish, sql, storage
 from jobs.errors import JobError
-from jobs.lake import PRODUCTS, Lake
+from jobs.lake import PRODUCTS, Lake, is_run
 from jobs.settings import Settings
 from schemas.documents import HistoryIndex, RunManifest
 
@@ -31,8 +31,8 @@ def reader_lines(lake: Lake) -> dict[str, str]:
 
 def runs(lake: Lake) -> list[RunManifest]:
     """Return the manifests of all runs that wrote tables, newest last."""
-    paths = (lake.root / "attribute_tables" / "runs").glob("[!.]*/manifest.json")
-    found = (lake.read_manifest(path.parent.name) for path in paths)
+    names = (path.name for path in storage.children(lake.run("-").parent))
+    found = (lake.read_manifest(name) for name in names if is_run(name))
     return sorted((m for m in found if m is not None and m.files), key=lambda m: m.created_at)
 
 

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -23,6 +22,7 @@ from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.shards import Wanted, finished, metadata, wanted_of
 from jobs.steps import measure
+from jobs.storage import Place
 from schemas.documents import Plan, Shard
 from schemas.tables import PREDICTIONS
 
@@ -52,7 +52,7 @@ def tag(settings: Settings, run_id: str, shard: int | None = None) -> int:
             log.info("tag-%05d: already done, skipped", done.id)
     if todo:
         # Made when the first product needs it: where all is known from other runs, torch is not loaded.
-        engine = functools.cache(functools.partial(_engine, settings, lake.models / plan.model_version))
+        engine = functools.cache(functools.partial(_engine, settings, lake, plan.model_version))
         try:
             for each in todo:
                 _tag_shard(lake, plan, each, engine, settings.progress)
@@ -61,10 +61,10 @@ def tag(settings: Settings, run_id: str, shard: int | None = None) -> int:
     return sum(s.rows for s in shards)
 
 
-def _engine(settings: Settings, folder: Path) -> Engine:
+def _engine(settings: Settings, lake: Lake, version: str) -> Engine:
     from cma_clip_core.tagger import load_engine
 
-    return load_engine(folder, settings.device, settings.batch_size)
+    return load_engine(lake.local_model(version), settings.device, settings.batch_size)
 
 
 def _tag_shard(lake: Lake, plan: Plan, shard: Shard, engine: Callable[[], Engine], progress: bool) -> None:
@@ -122,11 +122,11 @@ def _examples(lake: Lake, shard: Shard, wanted: Wanted) -> Iterator[pa.RecordBat
     from cma_clip_core.examples import example_files, read_examples
 
     files = example_files(dict.fromkeys(lake.root / path for path in shard.example_paths))
-    found: dict[Path, set[str]] = {source: set() for source in wanted}
+    found: dict[Place, set[str]] = {source: set() for source in wanted}
     for path in files:
         for source, products in wanted.items():
             # A folder may hold more than the shard asks for, and an older state of a product may be in another.
-            if path.is_relative_to(source):
+            if storage.below(path, source):
                 for batch in read_examples([path], products):
                     ids = batch.column("product_id").to_pylist()
                     if len(set(ids)) < len(ids) or not found[source].isdisjoint(ids):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.errors import CoreError
-from jobs import promotion, unfinished
+from jobs import promotion, storage, unfinished
 from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
 from jobs.labelled_rows import count_labels_of_sides
@@ -23,6 +23,7 @@ from jobs.models import champion, check_version
 from jobs.pretrain import find_towers, with_towers
 from jobs.settings import Settings
 from jobs.steps import measure
+from jobs.storage import Place
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _train(
         len(index.row), index.families, index.count("train"), index.count("validation"), index.count("test"),
     )  # fmt: skip
     begins, set_id = with_towers(config, start), labelled.manifest.set_id
-    work = unfinished.work_folder(lake.models, begins, set_id, taxonomy.fingerprint, processes=world.size)
+    work = unfinished.work_folder(lake.work / "models", begins, set_id, taxonomy.fingerprint, processes=world.size)
     if not world.is_first:
         training.fit(begins, taxonomy, index, device, folder=work, world=world, progress=False)
         return ""
@@ -121,7 +122,8 @@ def _train(
             "labels": count_labels_of_sides(labelled.table),
         }
     )
-    version = registry.save(trained, made_with, taxonomy, lake.models, datetime.now(UTC))
+    version = registry.save(trained, made_with, taxonomy, lake.work / "models", datetime.now(UTC))
+    storage.send_folder(lake.work / "models" / version, lake.models / version, last=registry.SUMS)
     shutil.rmtree(work, ignore_errors=True)
     metrics = trained.metrics
     for name, m in metrics.test.items():
@@ -177,7 +179,7 @@ def list_models(settings: Settings) -> None:
         print(f"the champion {live} is gone: `models promote` another one, or `models rollback`")
 
 
-def _in_short(folder: Path) -> str:
+def _in_short(folder: Place) -> str:
     from cma_clip_core.metrics import mean_of
     from cma_clip_core.training import Metrics, learnt
 

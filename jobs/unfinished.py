@@ -14,6 +14,7 @@ from typing import Any
 
 from cma_clip_core.config import ModelConfig
 from jobs import storage
+from jobs.storage import Place
 
 log = logging.getLogger(__name__)
 
@@ -53,21 +54,21 @@ def begin(work: Path, config: ModelConfig, labelled_set: str, processes: int) ->
             )  # fmt: skip
 
 
-def labelled_set(work: Path) -> str | None:
+def labelled_set(work: Place) -> str | None:
     """Return the id of the labelled set of an unfinished training; None where nothing says it."""
     found = _read(work)
     return str(found.get("labelled_set")) if found else None
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
+def _read(folder: Place) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads((folder / ABOUT).read_bytes())
+        found: dict[str, Any] = json.loads(storage.read_bytes(folder / ABOUT) or b"")
     except (OSError, ValueError):
         return None
     return found
 
 
-def _about(folder: Path) -> str:
+def _about(folder: Place) -> str:
     found = _read(folder)
     if found is None:
         return "nothing says of what"

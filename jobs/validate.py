@@ -18,12 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import dataset
 
-from jobs import expectations, parquet, records, row_filter, spark, storage
+from cma_clip_core.places import parquet_files
+from jobs import expectations, parquet, records, row_filter, spark, sql, storage
 from jobs.errors import CriticalDataError, JobError
 from jobs.lake import Lake
 from jobs.preload import preload
 from jobs.settings import Settings
 from jobs.steps import measure
+from jobs.storage import Place, on_disk
 from schemas import tables
 from schemas.documents import RawManifest, Validation
 from schemas.rules import RuleTable, load_rules
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 
 # Part of a validation's version: raise it when the parser or the filter changes what comes out.
 _LOGIC = "3"
+_DAYS = 60  # before a day that are looked at for how many rows it should have; the rule takes the last of these that passed
 
 
 def validate(settings: Settings, ds: str) -> Validation:
@@ -51,10 +54,10 @@ def validate(settings: Settings, ds: str) -> Validation:
     docs = lake.root / "reports" / f"ds={ds}" / f"validation-{version}"
     with storage.locked(lake.valid(ds)), measure("validate", docs) as measured:
         found = storage.read_document(lake.valid(ds) / "current.json", Validation)
-        if found is None or found.version != version or not (lake.root / found.valid_path).is_dir():
+        if found is None or found.version != version or not storage.exists(lake.root / found.valid_path):
             preload("great_expectations.expectations")
             with spark.session(settings, manifest.rows) as session:
-                found = _validate(session, lake, manifest, table, roots, version, docs)
+                found = _validate(session, settings, lake, manifest, table, roots, version, docs)
         else:
             log.info("validate: %s is validated already, by the same rules", ds)
             measured.folder = None  # what it did cost stays on record
@@ -87,11 +90,11 @@ def check_raw(lake: Lake, ds: str) -> RawManifest:
     folder = lake.raw(ds)
     manifest = lake.read_raw_manifest(ds)
     if manifest is None:
-        what = "is not complete (no _manifest.json)" if folder.is_dir() else "does not exist"
+        what = "is not complete (no _manifest.json)" if storage.exists(folder) else "does not exist"
         raise JobError(f"{folder} {what}: run `python -m jobs import-catalog FOLDER --ds {ds}`")
     for file in manifest.files:
         path = folder / file.name
-        size = path.stat().st_size if path.is_file() else None
+        size = storage.size(path)
         if size is None:
             problem = "is missing"
         elif size != file.bytes:
@@ -104,7 +107,7 @@ def check_raw(lake: Lake, ds: str) -> RawManifest:
     return manifest
 
 
-def _version(manifest: RawManifest, table: RuleTable, roots: Sequence[Path]) -> str:
+def _version(manifest: RawManifest, table: RuleTable, roots: Sequence[Place]) -> str:
     parts = [
         _LOGIC,
         table.model_dump_json(),
@@ -116,19 +119,20 @@ def _version(manifest: RawManifest, table: RuleTable, roots: Sequence[Path]) -> 
 
 def last_days(lake: Lake, ds: str) -> list[int]:
     """Return the raw row counts of the validated days before `ds`, oldest first."""
-    days = sorted(p.parent.name for p in (lake.root / "catalog" / "valid").glob("ds=*/current.json"))
-    counts = (lake.read_validation(day.removeprefix("ds=")) for day in days if day < f"ds={ds}")
-    return [found.raw for found in counts if found.passed]
+    days = [path.name for path in storage.children(lake.valid("-").parent, "ds=") if path.name < f"ds={ds}"]
+    counts = (storage.read_document(lake.valid("-").parent / day / "current.json", Validation) for day in days[-_DAYS:])
+    return [found.raw for found in counts if found is not None and found.passed]
 
 
 def _validate(
     session: SparkSession,
+    settings: Settings,
     lake: Lake,
     manifest: RawManifest,
     table: RuleTable,
-    roots: Sequence[Path],
+    roots: Sequence[Place],
     version: str,
-    docs: Path,
+    docs: Place,
 ) -> Validation:
     from pyspark.sql import functions as F
 
@@ -139,7 +143,7 @@ def _validate(
         )
     lines = records.read_lines(session, [lake.raw(ds) / file.name for file in manifest.files])
     # Read several times below: from Parquet, a column at a time. Spark's cache would hold whole texts in the heap.
-    scratch = lake.root / "scratch" / f"validate-{ds}-{version}"
+    scratch = spark.scratch(settings, lake) / f"validate-{ds}-{version}"
     valid_path, quarantine_path = lake.valid(ds) / version, lake.quarantine(ds) / version
     try:
         parsed = records.parse(lines, scratch / "parsed")
@@ -147,7 +151,7 @@ def _validate(
         with ThreadPoolExecutor(1) as pool:
             checked = pool.submit(expectations.check, parsed, table, roots, last_days(lake, ds), docs, ds=ds)
             judged = parsed.withColumn("reasons", row_filter.reasons(table, roots))
-            doubled = _has_doubled_ids(scratch / "parsed", scratch)
+            doubled = _has_doubled_ids(scratch / "parsed", lake.work / "scratch")
             marked = _mark_superseded(judged, scratch / "doubled", doubled=doubled).withColumn("ds", F.lit(ds))
             parquet.write(marked.where("kind is null"), valid_path, tables.VALID)
             parquet.write(marked.where("kind is not null"), quarantine_path, tables.QUARANTINE)
@@ -156,7 +160,7 @@ def _validate(
     finally:
         storage.remove_folder(scratch)
     counts = {kind: kinds.get(kind, 0) for kind in ("unparsable", "quarantined", "superseded")}
-    n_valid = parquet.count(parquet.files(valid_path))
+    n_valid = parquet.count(parquet_files(valid_path))
     if manifest.rows != n_valid + sum(counts.values()):
         raise JobError(
             f"{lake.raw(ds)}: {manifest.rows:,} lines were imported, but {n_valid:,} valid and {counts} came out; "
@@ -180,15 +184,16 @@ def _validate(
     return result
 
 
-def _has_doubled_ids(parsed: Path, scratch: Path) -> bool:
+def _has_doubled_ids(parsed: Place, spill: Path) -> bool:
     """Whether an id is in the files of `parsed` twice, be it in records that are rejected. In bounded memory."""
-    with duckdb.connect(config={"memory_limit": "512MB", "temp_directory": str(scratch)}) as connection:
-        files = [str(file) for file in parquet.files(parsed)]
+    with duckdb.connect(config={"memory_limit": "512MB", "temp_directory": str(spill)}) as connection:
+        sql.reach(connection, parsed)
+        files = [str(file) for file in parquet_files(parsed)]
         ids = connection.read_parquet(files).filter("product_id is not null")
         return bool(ids.aggregate("product_id, count(*) as n").filter("n > 1").limit(1).fetchall())
 
 
-def _mark_superseded(parsed: DataFrame, scratch: Path, *, doubled: bool) -> DataFrame:
+def _mark_superseded(parsed: DataFrame, scratch: Place, *, doubled: bool) -> DataFrame:
     """Add `kind`: null where valid. Of the valid records with one id the newest wins, of equally new ones the last.
 
     Args:
@@ -204,8 +209,8 @@ def _mark_superseded(parsed: DataFrame, scratch: Path, *, doubled: bool) -> Data
         candidates = parsed.where(F.size("reasons") == 0).select("product_id", order.alias("order"))
         newest = candidates.groupBy("product_id").agg(F.max("order").alias("newest"), F.count("*").alias("n"))
         several = newest.where("n > 1").drop("n")
-        several.write.mode("overwrite").parquet(str(scratch))
-        several = parsed.sparkSession.read.schema(several.schema).parquet(str(scratch))
+        several.write.mode("overwrite").parquet(storage.spark_uri(scratch))
+        several = parsed.sparkSession.read.schema(several.schema).parquet(storage.spark_uri(scratch))
         joined = parsed.join(several, "product_id", "left")
         superseded = F.col("newest").isNotNull() & (order != F.col("newest"))
     kind = (
@@ -217,9 +222,13 @@ def _mark_superseded(parsed: DataFrame, scratch: Path, *, doubled: bool) -> Data
     return joined.withColumn("kind", kind).withColumn("reasons", reasons)
 
 
-def _count(quarantine: Path) -> tuple[dict[str, int], dict[str, int]]:
+def _count(quarantine: Place) -> tuple[dict[str, int], dict[str, int]]:
     """Return how many records of the folder broke each rule, the most frequent first, and how many are of each kind."""
-    found = dataset.dataset(quarantine, format="parquet").to_table(columns=["kind", "reasons"])
+    files = parquet_files(quarantine)
+    filesystem = None if on_disk(quarantine) else quarantine.fs
+    paths = [str(file) if on_disk(file) else file.path for file in files]
+    found = dataset.dataset(paths, format="parquet", filesystem=filesystem, schema=tables.QUARANTINE)
+    found = found.to_table(columns=["kind", "reasons"])
     broken = found.filter(pc.field("kind") != "superseded")["reasons"]
     reasons = _value_counts(pc.list_flatten(broken))
     return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))), _value_counts(found["kind"])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from pathlib import Path
 
 from jobs import storage
 from jobs.lake import Lake
-from jobs.report.costs import read_costs
+from jobs.report.costs import newest_reports, read_costs
 from jobs.report.gather import gather_night
 from jobs.report.page import render_index, render_night
 from jobs.settings import Settings
 from jobs.steps import measure
+from jobs.storage import Place
 from schemas.documents import Ledger
 from schemas.rules import load_rules
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _NIGHTS = 120  # that the list of nights goes back
 
 
-def report(settings: Settings, run_id: str) -> Path:
+def report(settings: Settings, run_id: str) -> Place:
     """Write a finished run's page ``report.html`` and the list of nights ``reports/index.html``; return the page's path.
 
     Raises:
@@ -43,8 +43,8 @@ def report(settings: Settings, run_id: str) -> Path:
 
 def _write_index(lake: Lake) -> None:
     reports = lake.root / "reports"
-    paths = sorted(reports.glob("ds=*/run=*/ledger.json"), reverse=True)[:_NIGHTS]
-    ledgers = [found for path in paths if (found := storage.read_document(path, Ledger)) is not None]
-    ledgers.sort(key=lambda found: (found.ds, found.created_at), reverse=True)
-    reported = frozenset(found.run_id for found in ledgers if (lake.reports(found.run_id) / "report.html").exists())
+    folders = newest_reports(lake, 2 * _NIGHTS)
+    ledgers = [f for folder in folders if (f := storage.read_document(folder / "ledger.json", Ledger)) is not None]
+    ledgers = sorted(ledgers, key=lambda found: (found.ds, found.created_at), reverse=True)[:_NIGHTS]
+    reported = frozenset(found.run_id for found in ledgers if storage.exists(lake.reports(found.run_id) / "report.html"))
     storage.write_bytes(reports / "index.html", render_index(ledgers, reported, lake.current_run()).encode())

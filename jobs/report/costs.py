@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from jobs import storage
 from jobs.errors import JobError
 from jobs.lake import Lake
+from jobs.storage import Place
 from schemas.documents import Plan, StepMetrics
 
 _SHARDS: Final = 8  # that are drawn apart
@@ -114,23 +114,34 @@ def _parts(members: Sequence[StepMetrics]) -> dict[str, float]:
     return parts
 
 
-def read_steps(folder: Path) -> dict[str, StepMetrics]:
+def read_steps(folder: Place) -> dict[str, StepMetrics]:
     """Return what was measured of the steps in a report folder, by file name. Raises JobError where one is broken."""
     found = {}
-    for path in sorted((folder / "steps").glob("*.json")):
+    for path in storage.children(folder / "steps"):
+        if path.suffix != ".json":
+            continue  # a temporary file, or what somebody else put there
         metrics = storage.read_document(path, StepMetrics)
         if metrics is not None:
             found[path.stem] = metrics
     return found
 
 
+def newest_reports(lake: Lake, most: int) -> list[Place]:
+    """Return the report folders of the newest days, at most about so many, oldest day first."""
+    found: list[Place] = []
+    for day in reversed(storage.children(lake.root / "reports", "ds=")):
+        found = storage.children(day) + found
+        if len(found) >= most:
+            break
+    return found
+
+
 def _points(lake: Lake) -> dict[str, list[tuple[int, float]]]:
     """Return the rows and seconds of each step in the last nights."""
-    folders = sorted((lake.root / "reports").glob("ds=*/*/steps"), key=lambda path: path.stat().st_mtime)
     points: dict[str, list[tuple[int, float]]] = {}
-    for folder in folders[-2 * _NIGHTS :]:  # a night has a folder for its run and one for its validation
+    for folder in newest_reports(lake, 2 * _NIGHTS):  # a night has a folder for its run and one for its validation
         try:
-            for metrics in read_steps(folder.parent).values():
+            for metrics in read_steps(folder).values():
                 if metrics.rows:
                     points.setdefault(metrics.step, []).append((metrics.rows, metrics.seconds))
         except JobError:  # another night's broken file is not this night's trouble

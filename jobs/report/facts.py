@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from cma_clip_core.documents import Threshold
+from cma_clip_core.places import Place
 from schemas.documents import Ledger, Plan, RunManifest
 
 BINS: Final = 40  # of a confidence histogram
@@ -137,7 +137,7 @@ class Night:
     manifest: RunManifest | None  # None: nothing changed
     live_run: str | None
     before_run: str | None  # what shares are compared with
-    data_docs: Path
+    data_docs: Place
     reasons: tuple[Reason, ...]
     unknown_labels: tuple[Counted, ...]
     unknown_total: int

@@ -6,7 +6,6 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, Final
 
 import duckdb
@@ -14,8 +13,9 @@ import pyarrow as pa
 
 from cma_clip_core.documents import Threshold
 from cma_clip_core.errors import CoreError
+from cma_clip_core.places import parquet_files
 from cma_clip_core.registry import METRICS, read_thresholds
-from jobs import history, parquet
+from jobs import history, storage
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.report.facts import (
@@ -31,12 +31,13 @@ from jobs.report.facts import (
     Shown,
     Value,
 )
-from jobs.report.pictures import Place, thumbnails
-from jobs.sql import listed, quoted
+from jobs.report.pictures import ExamplePlace, thumbnails
+from jobs.sql import listed, quoted, reach
+from jobs.storage import Place
 from schemas import tables
 from schemas.documents import Plan, RunManifest, picture_size
 from schemas.rules import RuleTable
-from schemas.taxonomy import Taxonomy, load_taxonomy
+from schemas.taxonomy import Taxonomy
 
 PRODUCTS: Final = "_products"
 SUPERSEDED: Final = "newer_record_with_this_id"
@@ -67,8 +68,8 @@ def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
         thresholds = read_thresholds(lake.models / ledger.model_version)
     except CoreError as error:
         raise JobError(str(error)) from error
-    with _database() as db:
-        query = Query(db, lake, plan, load_taxonomy(lake.root / plan.taxonomy_path))
+    with _database(lake.root) as db:
+        query = Query(db, lake, plan, lake.read_taxonomy(plan.taxonomy_path))
         manifest = lake.read_manifest(run_id)
         before_run = query.open_tables(manifest)
         query.open_training(ledger.model_version)
@@ -95,7 +96,7 @@ def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
 
 
 @contextmanager
-def _database() -> Iterator[duckdb.DuckDBPyConnection]:
+def _database(root: Place) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield an empty DuckDB that goes to disk instead of beyond `_MEMORY`, and never to the network."""
     with tempfile.TemporaryDirectory(prefix="report-") as spill:
         config: dict[str, str | bool | int | float | list[str]] = {
@@ -105,13 +106,14 @@ def _database() -> Iterator[duckdb.DuckDBPyConnection]:
             "autoinstall_known_extensions": False,
         }
         db = duckdb.connect(":memory:", config=config)
+        reach(db, root)
         try:
             yield db
         finally:
             db.close()
 
 
-def _scan(db: duckdb.DuckDBPyConnection, files: Iterable[Path], table: pa.Schema, *options: str) -> str:
+def _scan(db: duckdb.DuckDBPyConnection, files: Iterable[Place], table: pa.Schema, *options: str) -> str:
     """Return the SQL that reads `files`; of none, an empty relation with the columns of `table`."""
     found = list(files)
     if found:
@@ -162,7 +164,7 @@ class Query:
         for name, schema in (("attributes", tables.ATTRIBUTES), ("products", tables.PRODUCTS)):
             self._view(name, _scan(self._db, self._files(manifest, name), schema))
         found = self._files(parent, "attributes")
-        if parent is None or not all(file.exists() for file in found):
+        if parent is None or not all(storage.exists(file) for file in found):
             return None
         self._view("attributes_before", _scan(self._db, found, tables.ATTRIBUTES))
         return parent.run_id
@@ -171,9 +173,11 @@ class Query:
         """Name the products that the model was trained on ``training``: none where its labelled set is gone."""
         labelled = None
         with suppress(OSError, ValueError, AttributeError):
-            labelled = json.loads((self._lake.models / model_version / METRICS).read_bytes()).get("labelled_set")
-        table = (self._lake.root / str(labelled) / "products.parquet").resolve()
-        there = table.is_relative_to(self._lake.root.resolve()) and table.is_file()
+            data = storage.read_bytes(self._lake.models / model_version / METRICS)
+            labelled = json.loads(data or b"").get("labelled_set")
+        table = self._lake.root / str(labelled) / "products.parquet"
+        inside = labelled is not None and not {"..", ""} & set(str(labelled).split("/"))
+        there = inside and storage.exists(table)
         source = _scan(self._db, [table] if there else [], tables.LABELLED)
         self._view("training", f"{source} where side = 'train'")
 
@@ -194,7 +198,7 @@ class Query:
     def _view(self, name: str, source: str) -> None:
         self._db.execute(f"create view {name} as select * from {source}")
 
-    def _files(self, manifest: RunManifest | None, name: str) -> list[Path]:
+    def _files(self, manifest: RunManifest | None, name: str) -> list[Place]:
         files = manifest.files if manifest else ()
         return [self._lake.root / f.path for f in files if (f.table == PRODUCTS) == (name == "products") and f.rows]
 
@@ -284,7 +288,7 @@ class Query:
             counts[SUPERSEDED] = validation.superseded
         why = {rule.name: rule.why for rule in rules.row_rules}
         why[SUPERSEDED] = "The day has a newer record with this id, which is used instead."
-        files = parquet.files(self._lake.root / validation.quarantine_path)
+        files = parquet_files(self._lake.root / validation.quarantine_path)
         examples: dict[str, list[Rejected]] = {}
         for reason, *columns in self._rows(
             f"""select reason, kind, product_id, start, size, source_file
@@ -304,10 +308,10 @@ class Query:
         """Return the SQL of the examples this run tags, made now or earlier."""
         lake, plan = self._lake, self._plan
         folders = dict.fromkeys(path for shard in plan.shards for path in shard.example_paths)
-        files = dict.fromkeys(file for path in folders for file in parquet.files(lake.root / path))
+        files = dict.fromkeys(file for path in folders for file in parquet_files(lake.root / path))
         if not files:
             return _scan(self._db, (), tables.EXAMPLES)
-        planned = parquet.files(lake.plan(plan.run_id) / "products")
+        planned = parquet_files(lake.plan(plan.run_id) / "products")
         own = lake.relative(lake.examples(plan.run_id))
         # A folder may hold more products than this run tags, and older states of them.
         return f"""(select e.* from {_scan(self._db, files, tables.EXAMPLES, "filename = true")} as e
@@ -330,7 +334,7 @@ class Query:
 
     def mistyped_labels(self) -> tuple[Counted, ...]:
         """Return the fields whose labels are no text, among the day's valid records, each with what was found once."""
-        files = parquet.files(self._lake.root / self._plan.validation.valid_path)
+        files = parquet_files(self._lake.root / self._plan.validation.valid_path)
         rows = self._rows(
             f"""select left(label.key, {_TEXT}) as field, left(arg_min(label.value, product_id), {_TEXT}),
                     count(*) as n, min(product_id)
@@ -438,7 +442,7 @@ class Query:
         states = {product: (modality, status) for product, modality, status, *_ in found}
         titles, places = self._places({product: folder for product, _, _, folder, _ in found})
         # Not the plan's size: a held product keeps its example, which may be of an earlier model's.
-        by_size: dict[tuple[int, int], dict[str, Place]] = {}
+        by_size: dict[tuple[int, int], dict[str, ExamplePlace]] = {}
         for product, *_, spec in found:
             if product in places:
                 by_size.setdefault(picture_size(spec), {})[product] = places[product]
@@ -455,10 +459,10 @@ class Query:
             for product in wanted
         }
 
-    def _places(self, wanted: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Place]]:
+    def _places(self, wanted: Mapping[str, str]) -> tuple[dict[str, str], dict[str, ExamplePlace]]:
         """Return the titles of products, and where their pictures are, by the folder of their example."""
         folders = dict.fromkeys(wanted.values())
-        files = [file for path in folders for file in parquet.files(self._lake.root / path)]
+        files = [file for path in folders for file in parquet_files(self._lake.root / path)]
         if not files:
             return {}, {}
         rows = self._rows(
@@ -468,10 +472,10 @@ class Query:
             list(wanted),
         )
         titles: dict[str, str] = {}
-        places: dict[str, Place] = {}
+        places: dict[str, ExamplePlace] = {}
         for product, title, status, file, row in rows:
-            if Path(file).is_relative_to(self._lake.root / wanted[product]):  # not an older state in another folder
+            if file.startswith(f"{self._lake.root / wanted[product]}/"):  # not an older state in another folder
                 titles[product] = title
                 if status == "ok":
-                    places[product] = Place(Path(file), row)
+                    places[product] = ExamplePlace(storage.place(file), row)
         return titles, places

@@ -13,7 +13,7 @@ from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.splits import SIDES, Side
 from cma_clip_core.spoken import TEXT_FIELDS, field_bits
 from jobs.labelled_rows import LabelledBatch
-from jobs.report.pictures import Place, thumbnails
+from jobs.report.pictures import ExamplePlace, thumbnails
 from schemas.taxonomy import Attribute, Taxonomy
 
 PLACES: Final = ("title", "elsewhere", "silent")  # where a label is named: the last: nowhere
@@ -44,7 +44,7 @@ class ShownProduct:
     brand: str
     side: Side
     labels: tuple[ShownLabel, ...]
-    place: Place
+    place: ExamplePlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class Summary:
         title, brand, _ = batch.texts[row]
         file = self._index.files[self._index.file[place]]
         side = SIDES[self._index.side[place]]
-        return ShownProduct(product, title, brand, side, tuple(labels), Place(file, int(self._index.row[place])))
+        return ShownProduct(product, title, brand, side, tuple(labels), ExamplePlace(file, int(self._index.row[place])))
 
     @property
     def labels(self) -> int:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from cma_clip_core.places import Place
 from jobs.report import plots, text
 from jobs.report.costs import Costs
 from jobs.report.facts import BINS, AttributeFacts, Night
@@ -32,7 +33,7 @@ _RARE = 20  # training labels below which a value can hardly be learnt
 _LEAST_SCALE = 0.02  # so that a small shift looks small
 
 
-def render_night(night: Night, costs: Costs, folder: Path, spent: float) -> str:
+def render_night(night: Night, costs: Costs, folder: Place, spent: float) -> str:
     """Return the page of a night, to be written into `folder`; `spent` are the seconds the report took so far."""
     ledger = night.ledger
     shifts = [s for s in night.shifts if abs(s.shift) >= _LEAST_SHIFT][:_SHIFTS]
@@ -55,7 +56,7 @@ def render_night(night: Night, costs: Costs, folder: Path, spent: float) -> str:
         shown_shares=_SHARES,
         shown_unknown=_UNKNOWN,
         bins=BINS,
-        data_docs=_link(night.data_docs / "index.html" if night.data_docs.is_dir() else night.data_docs, folder),
+        data_docs=_link(night.data_docs, folder),
         index=_link(folder.parents[1] / "index.html", folder),
     )  # fmt: skip
 
@@ -163,8 +164,8 @@ def _gaps(attributes: Sequence[AttributeFacts]) -> tuple[int, int]:
     return filled + sum(a.missing for a in attributes), filled
 
 
-def _link(target: Path, folder: Path) -> str:
-    return quote(os.path.relpath(target, folder), safe="/=")
+def _link(target: Place, folder: Place) -> str:
+    return quote(os.path.relpath(str(target), str(folder)), safe="/=")
 
 
 @functools.cache

@@ -6,26 +6,26 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-import pyarrow.parquet as pq
 from PIL import Image
+
+from cma_clip_core.places import Place, open_parquet
 
 _BATCH = 64  # pictures held at a time
 _SIDE, _QUALITY = 176, 82
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
+class ExamplePlace:
     """Where an example is."""
 
-    file: Path
+    file: Place
     row: int
 
 
-def thumbnails(places: Mapping[str, Place], height: int, width: int) -> dict[str, str]:
+def thumbnails(places: Mapping[str, ExamplePlace], height: int, width: int) -> dict[str, str]:
     """Return each product's picture as a ``data:`` URI of a small JPEG."""
-    products: dict[Path, dict[int, str]] = {}
+    products: dict[Place, dict[int, str]] = {}
     for product, place in places.items():
         products.setdefault(place.file, {})[place.row] = product
     return {
@@ -35,10 +35,10 @@ def thumbnails(places: Mapping[str, Place], height: int, width: int) -> dict[str
     }
 
 
-def _pixels(file: Path, wanted: Mapping[int, str]) -> dict[str, bytes]:
+def _pixels(file: Place, wanted: Mapping[int, str]) -> dict[str, bytes]:
     """Return the pictures in the rows `wanted` of a file, reading no row group without one and none past the last."""
     found = {}
-    with pq.ParquetFile(file, memory_map=True) as parquet:
+    with open_parquet(file, memory_map=True) as parquet:
         first = 0
         for group in range(parquet.metadata.num_row_groups):
             rows = parquet.metadata.row_group(group).num_rows

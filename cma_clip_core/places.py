@@ -1,0 +1,59 @@
+"""Places of files: on a disk, `pathlib`'s paths; in an object store, `upath`'s, which are used alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pyarrow.parquet as pq
+from typing_extensions import TypeIs
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+Place: TypeAlias = "Path | UPath"
+
+
+def on_disk(path: Place) -> TypeIs[Path]:
+    """Whether a place is on a disk of this machine, or mounted as one; else it is in an object store."""
+    return isinstance(path, Path)
+
+
+def names(folder: Place) -> list[str]:
+    """Return the names of what is in `folder`, in order; none where it is not there."""
+    try:
+        if on_disk(folder):
+            return sorted(path.name for path in folder.iterdir())
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in folder.fs.ls(folder.path, detail=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def open_parquet(path: Place, **options: Any) -> pq.ParquetFile:
+    """Open a Parquet file; `options` are those of `pyarrow.parquet.ParquetFile`.
+
+    Of an object the parts that are asked for are fetched, and no more: columns and row groups in few requests each.
+
+    Raises:
+        OSError: it cannot be read; FileNotFoundError where there is none.
+        pyarrow.ArrowInvalid: it is not Parquet, or cut off.
+    """
+    if on_disk(path):
+        return pq.ParquetFile(path, **options)
+    options.pop("memory_map", None)
+    return pq.ParquetFile(path.fs.open(path.path, "rb", cache_type="none"), pre_buffer=True, **options)
+
+
+def parquet_files(folder: Place) -> list[Place]:
+    """Return the Parquet files in `folder` and below, in order, but for hidden and empty ones."""
+    found: list[Place]
+    if on_disk(folder):
+        found = [path for path in folder.rglob("*.parquet") if path.stat().st_size]
+    else:
+        listed = folder.fs.find(folder.path, detail=True)
+        sizes = {path: detail["size"] for path, detail in listed.items()}
+        start = f"{folder.path.rstrip('/')}/"
+        found = [
+            folder / path.removeprefix(start) for path, size in sizes.items() if path.endswith(".parquet") and size
+        ]
+    return sorted(path for path in found if not path.name.startswith((".", "_")))

@@ -1,0 +1,196 @@
+"""Locks among processes that share nothing but an object store: leases that their holders renew.
+
+A lock is one object that says who holds it, changed by conditional writes alone. Its holder writes it anew every few
+seconds. Who waits takes it over when it has seen it unchanged for `LEASE_SECONDS` of its own clock: clocks are never
+compared. A holder that cannot renew in time (its network is gone, its machine slept) ends itself before that.
+
+Several may share a lock: each writes an object of its own and then looks whether someone has it alone; who wants it alone
+takes the lock and then waits until those objects are gone. Whichever comes first, one sees the other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from jobs import object_store
+from jobs.errors import JobError
+from jobs.object_store import ConditionFailedError, Found
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS: Final = 30.0
+_LOOK_SECONDS: Final = 1.0
+
+
+class LeaseLostError(JobError):
+    """Somebody else has taken over a lock that this process held, since it was not renewed in time."""
+
+
+class _Watch:
+    """For how long an object has been seen unchanged."""
+
+    def __init__(self) -> None:
+        self._etag, self._since = "", 0.0
+
+    def seconds(self, found: Found) -> float:
+        now = time.monotonic()
+        if found.etag != self._etag:
+            self._etag, self._since = found.etag, now
+        return now - self._since
+
+
+class Lease:
+    """An object that is written anew until it is released."""
+
+    def __init__(self, path: UPath, held: Found, lost: Callable[[], None]) -> None:
+        self._path, self._held, self._lost = path, held, lost
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name=f"lease of {path.name}", daemon=True)
+        self._thread.start()
+
+    def _renew(self) -> None:
+        renewed = time.monotonic()
+        while not self._released.wait(LEASE_SECONDS / 6):
+            try:
+                self._held = object_store.put(self._path, _content(), self._held)
+                renewed = time.monotonic()
+            except ConditionFailedError:
+                log.error("%s: another process has taken this lock over; this one ends", self._path)
+                self._lost()
+                return
+            except OSError as error:
+                if time.monotonic() - renewed > LEASE_SECONDS * 2 / 3:
+                    log.error("%s: this lock could not be renewed (%s); this process ends", self._path, error)
+                    self._lost()
+                    return
+                log.warning("%s: this lock could not be renewed, it is tried again: %s", self._path, error)
+
+    def release(self, *, remove: bool) -> None:
+        """Let go. Its last time stays to be seen, unless it is to be removed.
+
+        Raises:
+            LeaseLostError: it was somebody else's by now.
+        """
+        self._released.set()
+        self._thread.join()
+        try:
+            self._held = object_store.put(self._path, _content(free=True), self._held)
+        except ConditionFailedError as error:
+            raise LeaseLostError(f"{self._path}: another process has taken this lock over meanwhile") from error
+        if remove:
+            object_store.remove([self._path])
+
+
+def _content(*, free: bool = False) -> bytes:
+    """Return what no other write says: an object's tag is a hash of its content."""
+    who = {"write": uuid.uuid4().hex, "process": os.getpid()}
+    return json.dumps({"holder": None if free else who, **({"freed": who} if free else {})}).encode()
+
+
+def _is_free(found: Found) -> bool:
+    try:
+        return json.loads(found.data).get("holder") is None
+    except (ValueError, AttributeError):
+        return False  # of no writer of ours; taken over when it does not change
+
+
+def _end() -> None:
+    """End this process: what it still does, another one does by now."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def locked(path: UPath, *, busy: str | None = None, lost: Callable[[], None] = _end) -> Iterator[None]:
+    """Hold the lock whose object is at `path`, alone.
+
+    Args:
+        path: of the object.
+        busy: what to say where another process holds it and renews it; left out, it is waited for.
+        lost: what to do where it is lost in between; this process ends, if nothing else is said.
+
+    Raises:
+        JobError: another process holds it, and `busy` is given.
+    """
+    lease = Lease(path, _take(path, busy), lost)
+    try:
+        yield
+    finally:
+        lease.release(remove=False)
+
+
+def _take(path: UPath, busy: str | None) -> Found:
+    watch, told, changes, last = _Watch(), False, 0, ""
+    while True:
+        found = object_store.read(path)
+        if found is None or _is_free(found) or watch.seconds(found) >= LEASE_SECONDS:
+            with contextlib.suppress(ConditionFailedError):
+                return object_store.put(path, _content(), found)
+            continue
+        changes += found.etag != last
+        last = found.etag
+        if busy is not None and changes > 1:  # it is renewed
+            raise JobError(f"{path.parent / path.name.removeprefix('.').removesuffix('.lock')}: {busy}")
+        if not told:
+            log.info("%s: another process is at work there; it is waited for", path)
+            told = True
+        time.sleep(_LOOK_SECONDS)
+
+
+def is_held(path: UPath) -> bool:
+    """Whether somebody holds the lock at `path`, or did not let go of it."""
+    found = object_store.read(path)
+    return found is not None and not _is_free(found)
+
+
+@contextlib.contextmanager
+def shared(path: UPath, *, lost: Callable[[], None] = _end) -> Iterator[None]:
+    """Hold the lock whose object is at `path` together with others that share it."""
+    own = _sharers(path) / f"{uuid.uuid4().hex}.json"
+    watch = _Watch()
+    while True:
+        lease = Lease(own, object_store.put(own, _content(), None), lost)
+        found = object_store.read(path)
+        if found is None or _is_free(found) or watch.seconds(found) >= LEASE_SECONDS:
+            break
+        lease.release(remove=True)
+        time.sleep(_LOOK_SECONDS)
+    try:
+        yield
+    finally:
+        lease.release(remove=True)
+
+
+@contextlib.contextmanager
+def alone(path: UPath, *, busy: str | None = None, lost: Callable[[], None] = _end) -> Iterator[None]:
+    """Hold the lock whose object is at `path`, which others share, when none of these does any more."""
+    with locked(path, busy=busy, lost=lost):
+        watches: dict[str, _Watch] = {}
+        while True:
+            at_work = [
+                sharer
+                for sharer in object_store.children(_sharers(path))
+                if (found := object_store.read(sharer)) is not None
+                and not _is_free(found)
+                and watches.setdefault(sharer.name, _Watch()).seconds(found) < LEASE_SECONDS
+            ]
+            if not at_work:
+                break
+            time.sleep(_LOOK_SECONDS)
+        object_store.remove(object_store.children(_sharers(path)))  # of processes that have died
+        yield
+
+
+def _sharers(path: UPath) -> UPath:
+    return path.with_name(f"{path.name}.shared")

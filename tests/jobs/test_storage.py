@@ -1,0 +1,345 @@
+"""The operations that need care, on a disk and on a real S3 server: the same tests."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import leases, object_store, storage
+from jobs.errors import JobError
+from jobs.storage import Place, SwapLostError
+from tests import s3
+
+WRITERS, SWAPS = 16, 50
+
+
+@pytest.fixture(scope="session")
+def s3_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with s3.server(tmp_path_factory.mktemp("s3")) as address:
+        yield address
+
+
+@pytest.fixture
+def on_s3(s3_address: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Place:
+    """A prefix of one's own on the S3 server."""
+    for name, value in s3.KEYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_address)
+    object_store.forget()
+    return object_store.place(f"s3://{s3.BUCKET}/{abs(hash(request.node.nodeid))}")
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "disk":
+        return tmp_path
+    found: Place = request.getfixturevalue("on_s3")
+    return found
+
+
+def test_a_file_appears_whole_or_not_at_all(place: Place) -> None:
+    path = place / "a" / "b.txt"
+    with storage.whole_file(path) as temporary:
+        temporary.write_bytes(b"one")
+        assert storage.read_bytes(path) is None
+    assert storage.read_bytes(path) == b"one"
+    with pytest.raises(RuntimeError), storage.whole_file(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+    assert storage.read_bytes(path) == b"one"
+    assert not temporary.exists()
+    assert [found.name for found in storage.children(place / "a")] == ["b.txt"]
+
+
+def test_a_large_file_is_sent_whole(place: Place) -> None:
+    data = os.urandom(2**20) * 120  # more than one part
+    path = place / "large.bin"
+    with storage.whole_file(path) as temporary:
+        temporary.write_bytes(data)
+    assert storage.read_bytes(path) == data
+    import hashlib
+
+    assert storage.sha256(path) == hashlib.sha256(data).hexdigest()
+
+
+def test_create_only_once(place: Place) -> None:
+    storage.create(place / "x", b"first")
+    with pytest.raises(SwapLostError):
+        storage.create(place / "x", b"second")
+    assert storage.read_bytes(place / "x") == b"first"
+
+
+def test_swap_only_what_was_expected(place: Place) -> None:
+    path = place / "x"
+    with pytest.raises(SwapLostError):
+        storage.compare_and_swap(path, b"nothing there", b"new")
+    assert storage.read_bytes(path) is None
+    storage.compare_and_swap(path, None, b"one")
+    with pytest.raises(SwapLostError):
+        storage.compare_and_swap(path, b"other", b"two")
+    storage.compare_and_swap(path, b"one", b"two")
+    assert storage.read_bytes(path) == b"two"
+
+
+def test_an_update_that_changes_nothing_or_raises_writes_nothing(place: Place) -> None:
+    path = place / "x"
+    storage.write_bytes(path, b"one")
+    assert storage.update(path, lambda before: before or b"") == b"one"
+
+    def refuse(before: bytes | None) -> bytes:
+        raise JobError("no")
+
+    with pytest.raises(JobError, match="no"):
+        storage.update(path, refuse)
+    assert storage.read_bytes(path) == b"one"
+
+
+def _count(path: str, writer: int) -> None:
+    place = object_store.place(path) if path.startswith("s3://") else Path(path)
+
+    for swap in range(SWAPS):
+
+        def add(before: bytes | None, swap: int = swap) -> bytes:
+            found = json.loads(before) if before else []
+            return json.dumps([*found, [writer, swap]]).encode()
+
+        storage.update(place, add)
+
+
+def test_of_swaps_at_once_none_is_lost(place: Place) -> None:
+    """16 writers, 50 swaps each, of one file."""
+    path = place / "counted"
+    context = multiprocessing.get_context("spawn")
+    groups = [context.Process(target=_count_many, args=(str(path), n)) for n in range(2)]
+    for process in groups:
+        process.start()
+    for process in groups:
+        process.join(300)
+        assert process.exitcode == 0
+    found = json.loads(storage.read_bytes(path) or b"[]")
+    assert sorted(found) == [[writer, swap] for writer in range(WRITERS) for swap in range(SWAPS)]
+    for writer in range(WRITERS):  # each sees its own
+        assert [swap for by, swap in found if by == writer] == list(range(SWAPS))
+
+
+def _count_many(path: str, group: int) -> None:
+    """A process with half of the writers, a thread each."""
+    failed: list[BaseException] = []
+
+    def work(writer: int) -> None:
+        try:
+            _count(path, writer)
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(WRITERS) if n % 2 == group]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+def test_lists_what_is_there(place: Place) -> None:
+    assert storage.children(place / "none") == []
+    for name in ("ds=1/a.txt", "ds=2/run=x/b.txt", "ds=2/run=y/b.txt", "other.txt", "ds=1.txt"):
+        storage.write_bytes(place / name, b"")
+    assert [path.name for path in storage.children(place)] == ["ds=1", "ds=1.txt", "ds=2", "other.txt"]
+    assert [path.name for path in storage.children(place, "ds=1")] == ["ds=1", "ds=1.txt"]
+    assert [path.name for path in storage.children(place / "ds=2", "run=")] == ["run=x", "run=y"]
+    assert storage.exists(place / "ds=2")
+    assert storage.exists(place / "ds=2" / "run=x" / "b.txt")
+    assert not storage.exists(place / "ds")
+    storage.remove_folder(place / "ds=2")
+    assert [path.name for path in storage.children(place)] == ["ds=1", "ds=1.txt", "other.txt"]
+
+
+def test_more_than_a_page_of_objects(on_s3: Place) -> None:
+    for n in range(5):
+        storage.write_bytes(on_s3 / f"f{n}", b"")
+    assert not storage.on_disk(on_s3)
+    fs, bucket, key = object_store._split(on_s3)
+    pages = list(object_store._pages(fs, Bucket=bucket, Prefix=f"{key}/", MaxKeys=2))
+    assert [len(page["Contents"]) for page in pages] == [2, 2, 1]
+
+
+# --- locks
+
+
+def test_a_lock_is_waited_for(place: Place) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with storage.locked(place / "x"):
+            order.append("second")
+
+    with storage.locked(place / "x"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(1.5)
+        order.append("first")
+    waiting.join(20)
+    assert order == ["first", "second"]
+
+
+def test_who_shares_a_lock_does_not_wait_and_who_wants_it_alone_does(place: Place) -> None:
+    order: list[str] = []
+
+    def alone() -> None:
+        with storage.locked(place / "x"):
+            order.append("alone")
+
+    with storage.locked(place / "x", shared=True), storage.locked(place / "x", shared=True):
+        waiting = threading.Thread(target=alone)
+        waiting.start()
+        waiting.join(1.5)
+        order.append("shared")
+    waiting.join(20)
+    assert order == ["shared", "alone"]
+    with storage.locked(place / "x", shared=True):
+        pass
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from jobs import object_store, storage
+place = object_store.place(sys.argv[1]) if sys.argv[1].startswith("s3://") else Path(sys.argv[1])
+with storage.locked(place / "x", shared=sys.argv[2] == "shared"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["alone", "shared"])
+def test_a_lock_of_a_process_that_died_is_free(
+    place: Place, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)
+    command = [sys.executable, "-c", HOLDS, str(place), how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        if how == "alone":
+            with storage.unless_busy(place / "x") as free:
+                assert not free
+        holder.send_signal(signal.SIGKILL)
+    start = time.monotonic()
+    with storage.locked(place / "x"):
+        assert time.monotonic() - start < 10
+
+
+def test_a_lock_that_is_busy_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 6.0)
+    with storage.locked(place / "x"):
+        with pytest.raises(JobError, match="x: in use"), storage.locked(place / "x", busy="in use"):
+            pass
+        with storage.unless_busy(place / "x") as free:
+            assert not free
+    with storage.locked(place / "x", busy="in use"):
+        pass
+    with storage.unless_busy(place / "x") as free:
+        assert free
+    with storage.unless_busy(place / "never used") as free:
+        assert free
+
+
+def test_who_lost_its_lease_is_told(on_s3: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one has taken over a lock whose holder slept."""
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)
+    lost = threading.Event()
+    path: Any = on_s3 / ".x.lock"
+    with pytest.raises(leases.LeaseLostError), leases.locked(path, lost=lost.set):
+        storage.write_bytes(path, b'{"holder": "another"}')
+        assert lost.wait(5)
+
+
+# --- a network that fails
+
+
+@pytest.fixture
+def faulty(on_s3: Place, s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Place, s3.Proxy]]:
+    with s3.proxy(s3_address) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        object_store.forget()
+        yield object_store.place(str(on_s3)), proxy
+    object_store.forget()
+
+
+def first_times(n: int, fault: s3.Fault, method: str = "PUT") -> Any:
+    """A fault of the first `n` requests of a method."""
+    left = iter(range(n))
+    return lambda asked, path: fault if asked == method and next(left, None) is not None else None
+
+
+@pytest.mark.parametrize("fault", ["503", "slow", "cut", "lost"])
+def test_a_write_is_sent_again(faulty: tuple[Place, s3.Proxy], fault: s3.Fault) -> None:
+    place, proxy = faulty
+    proxy.fault = first_times(2, fault)
+    storage.write_bytes(place / "x", b"one")
+    assert storage.read_bytes(place / "x") == b"one"
+
+
+@pytest.mark.parametrize("fault", ["503", "lost"])
+def test_a_swap_whose_answer_was_lost_is_not_taken_for_another_s(faulty: tuple[Place, s3.Proxy], fault: s3.Fault) -> None:
+    place, proxy = faulty
+    storage.create(place / "x", b"zero")
+    proxy.fault = first_times(1, fault)
+    storage.compare_and_swap(place / "x", b"zero", b"one")
+    proxy.fault = first_times(1, fault)
+    storage.create(place / "y", b"one")
+    proxy.fault = first_times(1, fault)
+    with pytest.raises(SwapLostError):
+        storage.create(place / "y", b"two")
+    assert storage.read_bytes(place / "y") == b"one"
+
+
+@pytest.mark.parametrize("fault", ["503", "cut"])
+def test_a_read_is_sent_again(faulty: tuple[Place, s3.Proxy], fault: s3.Fault) -> None:
+    place, proxy = faulty
+    storage.write_bytes(place / "x", b"one")
+    proxy.fault = first_times(2, fault, "GET")
+    assert storage.read_bytes(place / "x") == b"one"
+
+
+UPLOADS = """
+import sys
+from jobs import object_store, storage
+with storage.whole_file(object_store.place(sys.argv[1]) / "large.bin") as temporary:
+    with temporary.open("wb") as file:
+        for _ in range(120):
+            file.write(bytes(2**20))
+    print("written", flush=True)
+print("sent", flush=True)
+"""
+
+
+def test_a_killed_upload_leaves_nothing(faulty: tuple[Place, s3.Proxy], s3_address: str) -> None:
+    place, proxy = faulty
+    proxy.fault = lambda method, path: "slow" if method in ("PUT", "POST") else None
+    command = [sys.executable, "-c", UPLOADS, str(place)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sending:
+        assert sending.stdout is not None
+        assert sending.stdout.readline() == "written\n"
+        deadline = time.monotonic() + 60
+        while not any(method in ("PUT", "POST") for method, _ in proxy.seen) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        sending.send_signal(signal.SIGKILL)
+    assert storage.read_bytes(place / "large.bin") is None
+    assert storage.children(place) == []
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "sent"
+    assert len(storage.read_bytes(place / "large.bin") or b"") == 120 * 2**20
