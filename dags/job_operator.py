@@ -34,11 +34,11 @@ class ReportLink(BaseOperatorLink):
     def get_link(self, operator: Any, *, ti_key: Any) -> str:  # noqa: ARG002 - the interface's
         """Return the page's address; empty where the step wrote none."""
         result = getattr(operator, "result", None) or {}
-        page = result.get("report") or result.get("page")
-        root = Settings().root
-        if not page or not Path(page).is_relative_to(root):
+        page = str(result.get("report") or result.get("page") or "")
+        start = f"{Settings().root}/"
+        if not page.startswith(start):
             return ""
-        return f"{os.environ.get('TAGGING_REPORTS_URL', '/catalog').rstrip('/')}/{Path(page).relative_to(root)}"
+        return f"{os.environ.get('TAGGING_REPORTS_URL', '/catalog').rstrip('/')}/{page.removeprefix(start)}"
 
 
 class JobOperator(BaseOperator):

@@ -19,6 +19,7 @@ from cma_clip_core.errors import CoreError
 from jobs.errors import JobError, TransientError
 from jobs.lake import check_day, check_run
 from jobs.settings import Settings
+from jobs.storage import on_disk
 from schemas.loading import ContractError
 
 app = typer.Typer(
@@ -73,9 +74,16 @@ Version = Annotated[str, typer.Argument(help="Model version, as `models list` na
 Run = Annotated[str, typer.Option("--run", help="Run id, as `plan` prints it.", callback=lambda v: check_run(v))]
 
 
+_MAKE_A_LAKE = ("import-catalog", "experiment", "airflow")  # where there is nothing yet
+
+
 def _settings(context: typer.Context) -> Settings:
     settings = context.obj
     assert isinstance(settings, Settings)
+    if not on_disk(settings.root):
+        from jobs.s3_check import check
+
+        check(settings.root, create=context.info_name in _MAKE_A_LAKE)
     return settings
 
 
@@ -590,3 +598,18 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if (told := _of_s3(error)) is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        sys.exit(1 if isinstance(told, TransientError) else 2)
+
+
+def _of_s3(error: Exception) -> JobError | None:
+    """Return what an error means that came from S3 in the middle of a step; None where it did not."""
+    if "botocore" not in sys.modules:
+        return None
+    from jobs import s3_check
+
+    found = s3_check.of(error)
+    return None if found is None else s3_check.explain(found, str(Settings().root))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -25,7 +25,7 @@ _CHUNK: Final = 8 * 2**20  # bytes read at a time
 _MOST_CONDITIONAL: Final = 32 * 2**20
 _FAILED: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 # Seconds, and tries: an address that does not answer is told within half a minute, a server that is slow for a moment is waited for.
-_CLIENT: Final = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "max_attempts": 4}}
+_CLIENT: Final = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 4}}
 
 
 class ConditionFailedError(Exception):
@@ -39,7 +39,7 @@ class Found(NamedTuple):
     etag: str
 
 
-def place(uri: str) -> UPath:
+def place(uri: str, client: Mapping[str, Any] = _CLIENT) -> UPath:
     """Return the place that an ``s3://`` URI names. Where its server is, and who we are, the environment says.
 
     As every AWS client: ``AWS_ENDPOINT_URL``, ``AWS_REGION``, ``AWS_ACCESS_KEY_ID`` or a profile, a role, a container's credentials.
@@ -47,7 +47,7 @@ def place(uri: str) -> UPath:
     from upath import UPath
 
     # Nothing is remembered of listings: others write here too.
-    return UPath(uri, use_listings_cache=False, config_kwargs=_CLIENT)
+    return UPath(uri, use_listings_cache=False, config_kwargs=dict(client))
 
 
 def forget() -> None:

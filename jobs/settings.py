@@ -41,9 +41,12 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TAGGING_", frozen=True)
 
-    root: Root = Field(default=Path("lake"), validate_default=True, description="the lake: a folder, or s3://bucket/prefix")
+    root: Root = Field(
+        default=Path("lake"), validate_default=True, description="the lake: a folder, or s3://bucket/prefix"
+    )
     picture_roots: Annotated[tuple[Root, ...], NoDecode] = Field(
-        default=(), description="folders or s3:// prefixes pictures may be read from, comma-separated; the lake's own is always one"
+        default=(),
+        description="folders or s3:// prefixes pictures may be read from, comma-separated; the lake's own is always one",
     )
     taxonomy: str = Field(default="sample", description="taxonomy to train with: a shipped name or a YAML file")
     rules: str = Field(default="default", description="data-quality rules: a shipped name or a YAML file")

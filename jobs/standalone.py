@@ -16,9 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from jobs import side_by_side, step_server
+from jobs import side_by_side, step_server, storage
 from jobs.errors import JobError
-from jobs.lake import Lake
 from jobs.machine import cores
 from jobs.settings import Settings
 
@@ -133,7 +132,8 @@ def start(
     variables = os.environ | environment(settings, folder, port, gpu_slots)
     if _answers(port):
         raise JobError(f"port {port} is taken; name another by --port")
-    Lake(settings.root).root.mkdir(parents=True, exist_ok=True)
+    if storage.on_disk(settings.root):
+        settings.root.mkdir(parents=True, exist_ok=True)
     print(f"Setting up Airflow in {folder} ...", flush=True)
     set_up(settings, variables, gpu_slots)
     log = folder / "standalone.log"

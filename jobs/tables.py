@@ -20,6 +20,14 @@ log = logging.getLogger(__name__)
 
 def reader_lines(lake: Lake) -> dict[str, str]:
     """Return, for each engine, the line that reads the live tables with no code of ours."""
+    if not storage.on_disk(lake.root):
+        files = f"fsspec.open({str(lake.current)!r}).open().read().decode().splitlines()"
+        return {
+            "DuckDB": f"(duckdb.register_filesystem(fsspec.filesystem('s3')), duckdb.read_parquet({files}))[1]",
+            "pandas": f"pandas.concat(map(pandas.read_parquet, {files}))",
+            "Polars": f"polars.read_parquet({files})",
+            "Spark": f"spark.read.parquet(*[file.replace('s3://', 's3a://') for file in {files}])",
+        }
     files = f"open({str(lake.current)!r}).read().splitlines()"
     return {
         "DuckDB": f"{sql.live_files(lake)} SELECT * FROM read_parquet(getvariable('files'));",

@@ -37,7 +37,9 @@ log = logging.getLogger(__name__)
 
 # Part of a validation's version: raise it when the parser or the filter changes what comes out.
 _LOGIC = "3"
-_DAYS = 60  # before a day that are looked at for how many rows it should have; the rule takes the last of these that passed
+_DAYS = (
+    60  # before a day that are looked at for how many rows it should have; the rule takes the last of these that passed
+)
 
 
 def validate(settings: Settings, ds: str) -> Validation:

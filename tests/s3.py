@@ -15,14 +15,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 from urllib.parse import urlsplit
 
 import pytest
 
 BUCKET = "lake"
 KEYS = {"AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "test-secret-of-no-use", "AWS_REGION": "us-east-1"}
-Fault = Literal["503", "403", "lost", "cut", "slow"]
+Fault = Literal["503", "403", "expired", "lost", "cut", "slow"]
+
+
+_REFUSALS = {"503": (503, "SlowDown"), "403": (403, "AccessDenied"), "expired": (400, "ExpiredToken")}
 
 
 def free_port() -> int:
@@ -80,7 +83,7 @@ class Proxy:
     """What stands between client and server. `fault` says of each request what becomes of it."""
 
     address: str
-    fault: Callable[[str, str], Fault | None] = field(default=lambda method, path: None)
+    fault: Callable[[str, str], Fault | None] = field(default=lambda *_: None)
     seen: list[tuple[str, str]] = field(default_factory=list)  # method and path of each request
 
 
@@ -103,9 +106,9 @@ def proxy(upstream: str, *, slow_seconds: float = 1.0) -> Iterator[Proxy]:
                 self.close_connection = True
                 return
             body = self.rfile.read(length)
-            if fault in ("503", "403"):
-                code = {"503": "SlowDown", "403": "AccessDenied"}[cast(str, fault)]
-                self._answer(int(cast(str, fault)), {}, f"<Error><Code>{code}</Code></Error>".encode())
+            if fault in _REFUSALS:
+                status, code = _REFUSALS[fault]
+                self._answer(status, {}, f"<Error><Code>{code}</Code></Error>".encode())
                 return
             if fault == "slow":
                 time.sleep(slow_seconds)

@@ -6,14 +6,16 @@ catalog, so they are sandboxed: whatever is in them cannot act as the person who
 
 from __future__ import annotations
 
+import mimetypes
 from pathlib import Path
 from typing import Final
 
 from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.plugins_manager import AirflowPlugin
 from fastapi import FastAPI, HTTPException
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 
+from jobs import storage
 from jobs.settings import Settings
 
 FOLDERS: Final = ("reports", "labelled")  # of the lake
@@ -23,9 +25,17 @@ app = FastAPI(title="Pages of the catalog tagger", openapi_url=None)
 
 
 @app.get("/{path:path}")
-def page(path: str, user: GetUserDep) -> FileResponse:  # noqa: ARG001 - nobody gets here who is not logged in
+def page(path: str, user: GetUserDep) -> Response:  # noqa: ARG001 - nobody gets here who is not logged in
     """Return a file of the served folders; 404 for all else, links that lead out of the lake included."""
     root = Settings().root
+    if not storage.on_disk(root):
+        steps = path.split("/")
+        data = None
+        if steps[0] in FOLDERS and not any(not step or step.startswith(".") for step in steps):
+            data = storage.read_bytes(root / path)
+        if data is None:
+            raise HTTPException(404)
+        return Response(data, media_type=mimetypes.guess_type(path)[0], headers=HEADERS)
     try:
         file = (root / path).resolve()
     except ValueError:  # a name that can be no file's

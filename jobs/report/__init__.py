@@ -46,5 +46,7 @@ def _write_index(lake: Lake) -> None:
     folders = newest_reports(lake, 2 * _NIGHTS)
     ledgers = [f for folder in folders if (f := storage.read_document(folder / "ledger.json", Ledger)) is not None]
     ledgers = sorted(ledgers, key=lambda found: (found.ds, found.created_at), reverse=True)[:_NIGHTS]
-    reported = frozenset(found.run_id for found in ledgers if storage.exists(lake.reports(found.run_id) / "report.html"))
+    reported = frozenset(
+        found.run_id for found in ledgers if storage.exists(lake.reports(found.run_id) / "report.html")
+    )
     storage.write_bytes(reports / "index.html", render_index(ledgers, reported, lake.current_run()).encode())

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,6 @@ from jobs.storage import Place, SwapLostError
 from tests import s3
 
 WRITERS, SWAPS = 16, 50
-
-
-@pytest.fixture(scope="session")
-def s3_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with s3.server(tmp_path_factory.mktemp("s3")) as address:
-        yield address
-
-
-@pytest.fixture
-def on_s3(s3_address: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Place:
-    """A prefix of one's own on the S3 server."""
-    for name, value in s3.KEYS.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_address)
-    object_store.forget()
-    return object_store.place(f"s3://{s3.BUCKET}/{abs(hash(request.node.nodeid))}")
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -54,11 +37,18 @@ def test_a_file_appears_whole_or_not_at_all(place: Place) -> None:
         temporary.write_bytes(b"one")
         assert storage.read_bytes(path) is None
     assert storage.read_bytes(path) == b"one"
-    with pytest.raises(RuntimeError), storage.whole_file(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError
+    kept: list[Path] = []
+
+    def fail() -> None:
+        with storage.whole_file(path) as temporary:
+            kept.append(temporary)
+            temporary.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert storage.read_bytes(path) == b"one"
-    assert not temporary.exists()
+    assert not kept[0].exists()
     assert [found.name for found in storage.children(place / "a")] == ["b.txt"]
 
 
@@ -97,7 +87,7 @@ def test_an_update_that_changes_nothing_or_raises_writes_nothing(place: Place) -
     storage.write_bytes(path, b"one")
     assert storage.update(path, lambda before: before or b"") == b"one"
 
-    def refuse(before: bytes | None) -> bytes:
+    def refuse(_: bytes | None) -> bytes:
         raise JobError("no")
 
     with pytest.raises(JobError, match="no"):
@@ -225,9 +215,7 @@ with storage.locked(place / "x", shared=sys.argv[2] == "shared"):
 
 
 @pytest.mark.parametrize("how", ["alone", "shared"])
-def test_a_lock_of_a_process_that_died_is_free(
-    place: Place, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+def test_a_lock_of_a_process_that_died_is_free(place: Place, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)
     command = [sys.executable, "-c", HOLDS, str(place), how]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
@@ -262,27 +250,23 @@ def test_who_lost_its_lease_is_told(on_s3: Place, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)
     lost = threading.Event()
     path: Any = on_s3 / ".x.lock"
-    with pytest.raises(leases.LeaseLostError), leases.locked(path, lost=lost.set):
-        storage.write_bytes(path, b'{"holder": "another"}')
-        assert lost.wait(5)
+
+    def hold() -> None:
+        with leases.locked(path, lost=lost.set):
+            storage.write_bytes(path, b'{"holder": "another"}')
+            assert lost.wait(5)
+
+    with pytest.raises(leases.LeaseLostError):
+        hold()
 
 
 # --- a network that fails
 
 
-@pytest.fixture
-def faulty(on_s3: Place, s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Place, s3.Proxy]]:
-    with s3.proxy(s3_address) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
-        object_store.forget()
-        yield object_store.place(str(on_s3)), proxy
-    object_store.forget()
-
-
 def first_times(n: int, fault: s3.Fault, method: str = "PUT") -> Any:
     """A fault of the first `n` requests of a method."""
     left = iter(range(n))
-    return lambda asked, path: fault if asked == method and next(left, None) is not None else None
+    return lambda asked, _: fault if asked == method and next(left, None) is not None else None
 
 
 @pytest.mark.parametrize("fault", ["503", "slow", "cut", "lost"])
@@ -294,7 +278,9 @@ def test_a_write_is_sent_again(faulty: tuple[Place, s3.Proxy], fault: s3.Fault) 
 
 
 @pytest.mark.parametrize("fault", ["503", "lost"])
-def test_a_swap_whose_answer_was_lost_is_not_taken_for_another_s(faulty: tuple[Place, s3.Proxy], fault: s3.Fault) -> None:
+def test_a_swap_whose_answer_was_lost_is_not_taken_for_another_s(
+    faulty: tuple[Place, s3.Proxy], fault: s3.Fault
+) -> None:
     place, proxy = faulty
     storage.create(place / "x", b"zero")
     proxy.fault = first_times(1, fault)
@@ -327,9 +313,9 @@ print("sent", flush=True)
 """
 
 
-def test_a_killed_upload_leaves_nothing(faulty: tuple[Place, s3.Proxy], s3_address: str) -> None:
+def test_a_killed_upload_leaves_nothing(faulty: tuple[Place, s3.Proxy]) -> None:
     place, proxy = faulty
-    proxy.fault = lambda method, path: "slow" if method in ("PUT", "POST") else None
+    proxy.fault = lambda method, _: "slow" if method in ("PUT", "POST") else None
     command = [sys.executable, "-c", UPLOADS, str(place)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sending:
         assert sending.stdout is not None

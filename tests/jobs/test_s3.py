@@ -1,0 +1,252 @@
+"""A lake on a real S3 server: what can be wrong with it is told at once, and a night there is the night on a disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import duckdb
+import pytest
+
+from jobs import object_store, s3_check, sql, storage, tables
+from jobs.errors import JobError
+from jobs.lake import Lake
+from jobs.storage import Place
+from tests import s3
+from tests.conftest import DAY1, settings_for
+
+WITHIN = 30.0  # seconds until a wrong setting is told
+
+
+def run(*arguments: str, root: Place | str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs", *arguments], capture_output=True, text=True, check=False,
+        env=os.environ | {"TAGGING_ROOT": str(root), "TAGGING_PROGRESS": "false"} | variables,
+    )  # fmt: skip
+
+
+def refused(root: Place | str, **variables: str) -> str:
+    """Return what a step says that is refused, soon, as a matter of settings."""
+    start = time.monotonic()
+    done = run("tables", root=root, **variables)
+    assert time.monotonic() - start < WITHIN
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+# --- wrong settings
+
+
+def test_a_wrong_address(on_s3: Place) -> None:
+    said = refused(on_s3, AWS_ENDPOINT_URL=f"http://127.0.0.1:{s3.free_port()}")
+    assert "correct AWS_ENDPOINT_URL" in said
+
+
+def test_a_server_that_does_not_answer(on_s3: Place) -> None:
+    start = time.monotonic()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        done = run("tables", root=on_s3, AWS_ENDPOINT_URL=f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert time.monotonic() - start < WITHIN
+    assert done.returncode == 1, "it may answer later"
+    assert "does not answer in time" in done.stderr
+    assert "AWS_ENDPOINT_URL" in done.stderr
+
+
+def test_what_is_no_s3_server(on_s3: Place) -> None:
+    with careless((), plain=True) as address:
+        assert "is no S3 server; correct AWS_ENDPOINT_URL" in refused(on_s3, AWS_ENDPOINT_URL=address)
+
+
+@pytest.mark.usefixtures("on_s3")
+def test_no_bucket() -> None:
+    said = refused("s3://there-is-none/lake")
+    assert "there is no such bucket; make it, or correct TAGGING_ROOT" in said
+
+
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_wrong_credentials(on_s3: Place, name: str) -> None:
+    said = refused(on_s3, **{name: "wrong-wrong-wrong"})
+    assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in said
+    assert "wrong-wrong-wrong" not in said
+
+
+def test_no_credentials(on_s3: Place, tmp_path: Path) -> None:
+    nothing = {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
+    said = refused(on_s3, AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="", **nothing)
+    assert "there are no credentials; set AWS_ACCESS_KEY_ID" in said
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [("403", "no permission; let these credentials list, read, write and delete"), ("expired", "have expired; renew")],
+)
+def test_what_the_server_refuses(faulty: tuple[Place, s3.Proxy], fault: s3.Fault, says: str) -> None:
+    place, proxy = faulty
+    proxy.fault = lambda *_: fault
+    assert says in refused(place)
+
+
+def test_there_is_no_lake_yet(on_s3: Place) -> None:
+    assert "there is no lake yet; `python -m jobs import-catalog` makes it" in refused(on_s3)
+    assert storage.children(on_s3) == []
+
+
+def test_something_else_is_there(on_s3: Place, tmp_path: Path) -> None:
+    storage.write_bytes(on_s3 / "holidays.jpg", b"")
+    assert "holds something else" in refused(on_s3)
+    done = run("import-catalog", str(tmp_path), "--ds", DAY1, root=on_s3)
+    assert done.returncode == 2
+    assert "Let TAGGING_ROOT name a prefix of its own" in done.stderr
+    assert [path.name for path in storage.children(on_s3)] == ["holidays.jpg"]
+
+
+@pytest.mark.parametrize("root", ["gs://bucket/lake", "s3://B/x", "s3://", "s3://bucket/../x", "s3://bucket//x"])
+def test_what_is_no_place(root: str) -> None:
+    said = refused(root)
+    assert "error: wrong settings:\n  root: " in said
+
+
+@contextmanager
+def careless(honours: tuple[str, ...], *, plain: bool = False) -> Iterator[str]:
+    """A server that takes any write, whatever its condition says, but for those it `honours`; or is no S3 server at all."""
+    objects: dict[str, bytes] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self, status: int, data: bytes = b"", etag: str = "") -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            if etag:
+                self.send_header("ETag", f'"{etag}"')
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_PUT(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            refused = b"<Error><Code>PreconditionFailed</Code></Error>"
+            if "If-None-Match" in self.headers and "If-None-Match" in honours and self.path in objects:
+                return self.answer(412, refused)
+            if "If-Match" in self.headers and "If-Match" in honours:
+                return self.answer(412, refused)
+            objects[self.path] = body
+            return self.answer(200, etag="1")
+
+        def do_GET(self) -> None:
+            if plain:
+                return self.answer(404, b"<html>Not here</html>")
+            if "list-type" in self.path:
+                return self.answer(200, b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
+            if self.path not in objects:
+                return self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+            return self.answer(200, objects[self.path], etag="1")
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            objects.clear()
+            self.answer(200, b"<DeleteResult></DeleteResult>")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(("honours", "says"), [((), "If-None-Match"), (("If-None-Match",), "If-Match")])
+@pytest.mark.usefixtures("on_s3")
+def test_a_server_without_conditional_writes(
+    monkeypatch: pytest.MonkeyPatch, honours: tuple[str, ...], says: str
+) -> None:
+    with careless(honours) as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        object_store.forget()
+        place: Any = object_store.place("s3://bucket/lake")
+        with pytest.raises(JobError, match=f"whatever the condition {says} says"):
+            s3_check.check(place, create=True)
+        assert object_store.read(place / s3_check.MARK) is None
+    object_store.forget()
+
+
+def test_a_new_lake_is_marked(on_s3: Place) -> None:
+    place: Any = on_s3
+    s3_check.check(place, create=True)
+    s3_check.check(place)
+    assert [path.name for path in storage.children(on_s3)] == [s3_check.MARK]
+
+
+# --- nights
+
+
+@pytest.fixture
+def brought(trained: Lake, on_s3: Place) -> Lake:
+    """The lake of `trained`, its model and the raw catalog of DAY1, on S3."""
+    lake = Lake(on_s3)
+    place: Any = on_s3
+    s3_check.check(place, create=True)
+    for name in ("models", "catalog/raw", "catalog/pictures"):
+        assert storage.on_disk(trained.root)
+        storage.send_folder(trained.root / name, on_s3 / name)
+    return lake
+
+
+def decisions(lake: Lake, ds: str | None = None) -> list[tuple[Any, ...]]:
+    columns = "product_id, attribute, value, source, model_value, round(confidence, 4), model_version"
+    with duckdb.connect() as connection:
+        sql.reach(connection, lake.root)
+        if ds is not None:
+            return sorted(tables.as_of(connection, settings_for(lake.root), ds).project(columns).fetchall(), key=str)
+        return sorted(connection.read_parquet(lake.current_lines()).project(columns).fetchall(), key=str)
+
+
+def test_a_night_on_s3_is_the_night_on_a_disk(brought: Lake, first_night: tuple[Lake, Any]) -> None:
+    """By commands, a process each, as Airflow runs them; Spark reads and writes by s3a."""
+    made = json.loads(done(run("night", "--ds", DAY1, root=brought.root)).stdout.splitlines()[-1])
+    assert decisions(brought) == decisions(first_night[0])
+    assert decisions(brought, DAY1) == decisions(brought)
+    assert storage.exists(brought.reports(made["run_id"]) / "report.html")
+    # Again, it is done already; and what is published reads as `tables` says.
+    again = json.loads(done(run("night", "--ds", DAY1, root=brought.root)).stdout.splitlines()[-1])
+    assert (again["products"], again["rows"]) == (made["products"], made["rows"])
+    shown = done(run("tables", root=brought.root)).stdout
+    assert f"live: run {made['run_id']}" in shown
+    check_readers(brought, shown)
+    swept = done(run("maintenance", "--days", "0", "--keep", "0", "--delete", root=brought.root))
+    assert "removed" in swept.stdout or "bytes" in swept.stderr
+    assert decisions(brought) == decisions(first_night[0])
+
+
+def done(process: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    assert process.returncode == 0, process.stderr
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        assert s3.KEYS[name] not in process.stderr + process.stdout
+    return process
+
+
+def check_readers(lake: Lake, shown: str) -> None:
+    """Run the lines that `tables` prints, each in a process of its own."""
+    rows = len(decisions(lake))
+    lines = dict(re.findall(r"^  (\w+):\n    (.+)$", shown, re.MULTILINE))
+    for engine in ("DuckDB", "pandas", "Polars"):
+        code = f"import pandas, polars, fsspec, duckdb\nprint(len({lines[engine]}))"
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert found.returncode == 0, f"{engine}: {found.stderr}"
+        assert int(found.stdout) == rows, engine
