@@ -9,7 +9,7 @@ TEXT ?=
 ATTRIBUTES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run airflow experiment test test-long test-ui lint format hooks lock clean
+.PHONY: help install run airflow experiment test test-long test-ui s3-server lint format hooks lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test-long: $(STAMP) ## Run what `make test` leaves out: steps killed at each wri
 
 test-ui: $(STAMP) ## Test a real Airflow in a real browser (needs Chromium); takes a quarter of an hour
 	$(VENV)/bin/python -m pytest tests/ui
+
+s3-server: $(STAMP) ## Install the S3 server that tests of a lake on S3 need (needs Go); without it they are skipped
+	GOBIN=$(abspath $(VENV))/bin go install -ldflags='-s -w' github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
 lint: $(STAMP) ## Check style, format and types
 	$(VENV)/bin/ruff check .

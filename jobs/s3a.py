@@ -103,12 +103,13 @@ def options() -> dict[str, str]:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:
         found |= {
+            "spark.executorEnv.AWS_ENDPOINT_URL": endpoint,  # the Python workers write by themselves
             "spark.hadoop.fs.s3a.endpoint": endpoint,
             "spark.hadoop.fs.s3a.path.style.access": "true",
             "spark.hadoop.fs.s3a.connection.ssl.enabled": str(urlsplit(endpoint).scheme == "https").lower(),
         }
     if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
-        found["spark.hadoop.fs.s3a.endpoint.region"] = region
+        found |= {"spark.hadoop.fs.s3a.endpoint.region": region, "spark.executorEnv.AWS_REGION": region}
     return found
 
 

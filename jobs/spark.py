@@ -6,6 +6,8 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
+import zipfile
 from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
@@ -27,6 +29,12 @@ _BREWS_JAVA: Final = class_archive.path().with_name("java")  # a link, where `.c
 FEW_ROWS: Final = 10_000
 # To make, compile and load Java code for each query costs a small night more than it brings; of 37,507 products it is even.
 _INTERPRETED: Final = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+# Executors come and go: a task that was lost is done again elsewhere, and its files are written under the same names.
+_CLUSTER: Final = {
+    "spark.executor.memory": "2g",
+    "spark.task.maxFailures": "8",
+    "spark.stage.maxConsecutiveAttempts": "8",
+}
 _ENDING: Final = 10  # seconds that a JVM which no longer answers may take to end
 
 
@@ -49,8 +57,10 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     if _BREWS_JAVA.is_dir():
         os.environ.setdefault("JAVA_HOME", str(_BREWS_JAVA))
-    # Without a hostname look-up, so that it starts where the machine's own name does not resolve.
-    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    local_master = settings.spark_master.startswith("local")
+    if local_master:
+        # Without a hostname look-up, so that it starts where the machine's own name does not resolve.
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     local = Lake(settings.root).work / "scratch"
     options = {
         "spark.driver.memory": settings.spark_memory,
@@ -68,7 +78,6 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
         "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "512",
         "spark.sql.execution.arrow.pyspark.enabled": "true",
-        "spark.python.daemon.module": "jobs.spark_daemon",
         # On, it is in the environment of some workers and not of others, and so none is used again by the next step.
         "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "false",
         # On, each operator asks the JVM five things to name its line in an error.
@@ -78,12 +87,17 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
     }
     if not storage.on_disk(settings.root):
         options |= s3a.options()
+    # The daemon is started before what is sent along is there.
+    options |= {"spark.python.daemon.module": "jobs.spark_daemon"} if local_master else _CLUSTER
     if rows is not None and rows <= FEW_ROWS:
         options |= _INTERPRETED
     options |= settings.spark_options
     builder = SparkSession.builder.master(settings.spark_master).appName("catalog-attribute-tagger")
     builder = reduce(lambda b, option: b.config(*option), options.items(), builder)
     spark = builder.getOrCreate()
+    if not local_master:
+        with tempfile.TemporaryDirectory(prefix="modules-") as folder:
+            spark.sparkContext.addPyFile(str(_packed(Path(folder))))
     try:
         yield spark
     except JobError:
@@ -98,6 +112,17 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
     finally:
         with contextlib.suppress(Py4JError, OSError):  # the JVM may be gone
             spark.stop()
+
+
+def _packed(folder: Path) -> Path:
+    """Return a zip of this project's modules, for executors: what else they need is in their Python environment."""
+    repository = Path(__file__).resolve().parents[1]
+    with zipfile.ZipFile(folder / "catalog_attribute_tagger.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for package in ("jobs", "cma_clip_core", "schemas"):
+            for path in sorted((repository / package).rglob("*")):
+                if path.is_file() and path.suffix in (".py", ".yaml", ".txt"):
+                    archive.write(path, path.relative_to(repository))
+    return folder / "catalog_attribute_tagger.zip"
 
 
 def scratch(settings: Settings, lake: Lake) -> Place:
