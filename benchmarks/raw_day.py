@@ -20,10 +20,16 @@ def rewrite(lake: Lake, ds: str, change: Callable[[Iterable[Record]], Iterator[R
     """Replace the records of a day by what `change` makes of them; return how many there are now."""
     manifest = lake.read_raw_manifest(ds)
     assert manifest is not None
-    folder = lake.raw(ds)
+    folder = Path(str(lake.raw(ds)))
     kept = folder.with_name("kept")
     folder.rename(kept)
-    files = write_parts(folder, (json.dumps(record).encode() + b"\n" for record in change(_Records(kept))))
+    folder.mkdir()
+
+    def take(name: str, written: Path, _: str) -> str:
+        shutil.move(written, folder / name)
+        return name
+
+    files = write_parts(take, (json.dumps(record).encode() + b"\n" for record in change(_Records(kept))))
     shutil.rmtree(kept)
     rows = sum(file.rows for file in files)
     write_document(folder / "_manifest.json", manifest.model_copy(update={"files": files, "rows": rows}))

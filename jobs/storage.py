@@ -283,7 +283,7 @@ def update(path: Place, change: Callable[[bytes | None], bytes]) -> bytes:
             compare_and_swap(path, before, after)
         except SwapLostError:
             if not on_disk(path):  # all that lost would meet again at once
-                time.sleep(random.uniform(0, min(1.0, 0.01 * 1.5**tries)))
+                time.sleep(random.uniform(0, min(0.25, 0.01 * 1.5**tries)))
             continue
         return after
     raise SwapLostError(f"{path}: {_TRIES} times somebody else was faster")

@@ -44,14 +44,17 @@ def executable() -> str:
 
 
 @contextmanager
-def server(folder: Path) -> Iterator[str]:
-    """Run a server whose buckets are the folders in `folder`; yield its address."""
+def server(folder: Path, *, log: Path | None = None) -> Iterator[str]:
+    """Run a server whose buckets are the folders in `folder`; yield its address. Its requests go to the file `log`."""
     program = executable()
     (folder / BUCKET).mkdir(parents=True)
     address = f"127.0.0.1:{free_port()}"
     names = {"ROOT_ACCESS_KEY": KEYS["AWS_ACCESS_KEY_ID"], "ROOT_SECRET_KEY": KEYS["AWS_SECRET_ACCESS_KEY"]}
     process = subprocess.Popen(
-        [program, "--port", address, "--quiet", "--health", "/health", "posix", str(folder)],
+        [
+            program, "--port", address, "--quiet", "--keep-alive", "--health", "/health",
+            *(["--access-log", str(log)] if log else []), "posix", str(folder),
+        ],
         env=os.environ | names, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
