@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import pyarrow.parquet as pq
 from typing_extensions import TypeIs
 
 if TYPE_CHECKING:
+    import pyarrow.parquet as pq
     from upath import UPath
 
 Place: TypeAlias = "Path | UPath"
@@ -38,6 +38,8 @@ def open_parquet(path: Place, **options: Any) -> pq.ParquetFile:
         OSError: it cannot be read; FileNotFoundError where there is none.
         pyarrow.ArrowInvalid: it is not Parquet, or cut off.
     """
+    import pyarrow.parquet as pq  # not by who only names places: forms, Airflow's DAG files
+
     if on_disk(path):
         return pq.ParquetFile(path, **options)
     options.pop("memory_map", None)

@@ -178,9 +178,10 @@ def alone(path: UPath, *, busy: str | None = None, lost: Callable[[], None] = _e
     with locked(path, busy=busy, lost=lost):
         watches: dict[str, _Watch] = {}
         while True:
+            listed = object_store.children(_sharers(path))
             at_work = [
                 sharer
-                for sharer in object_store.children(_sharers(path))
+                for sharer in listed
                 if (found := object_store.read(sharer)) is not None
                 and not _is_free(found)
                 and watches.setdefault(sharer.name, _Watch()).seconds(found) < LEASE_SECONDS
@@ -188,7 +189,7 @@ def alone(path: UPath, *, busy: str | None = None, lost: Callable[[], None] = _e
             if not at_work:
                 break
             time.sleep(_LOOK_SECONDS)
-        object_store.remove(object_store.children(_sharers(path)))  # of processes that have died
+        object_store.remove(listed)  # of processes that have died; one that comes now is not among them
         yield
 
 

@@ -17,6 +17,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -35,6 +36,7 @@ Document = TypeVar("Document", bound=BaseModel)
 
 USED: Final = ".used"  # in a folder on S3, where folders have no times: when it was last asked for
 ASIDE: Final = ".expired-"  # before the name of what is about to be removed
+_AT_ONCE: Final = 16  # requests that mostly wait
 _TRIES: Final = 1000  # of a swap; each time somebody else has won
 
 
@@ -95,9 +97,11 @@ def local_copy(folder: Place, copy: Path) -> Path:
             if not found:
                 raise FileNotFoundError(f"{folder}: there is no such folder")
             for each in found:
-                target = fresh / relative(each.path, folder)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                object_store.download(each.path, target)
+                (fresh / relative(each.path, folder)).parent.mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                list(
+                    pool.map(lambda each: object_store.download(each.path, fresh / relative(each.path, folder)), found)
+                )
             with contextlib.suppress(OSError):  # another process was first
                 fresh.rename(copy)
         finally:
@@ -118,9 +122,10 @@ def send_folder(source: Path, folder: Place, *, last: str | None = None, deep: b
         return
     from jobs import object_store
 
-    paths = sorted(path for path in source.glob("**/*" if deep else "*") if path.is_file())
-    for path in sorted(paths, key=lambda path: path.name == last):
-        object_store.upload(path, folder / path.relative_to(source).as_posix())
+    paths = [path for path in source.glob("**/*" if deep else "*") if path.is_file()]
+    for some in ([path for path in paths if path.name != last], [path for path in paths if path.name == last]):
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda path: object_store.upload(path, folder / path.relative_to(source).as_posix()), some))
 
 
 def relative(path: Place, root: Place) -> str:
