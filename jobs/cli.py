@@ -16,10 +16,10 @@ import typer
 from pydantic import ValidationError
 
 from cma_clip_core.errors import CoreError
+from jobs import storage
 from jobs.errors import JobError, TransientError
 from jobs.lake import check_day, check_run
 from jobs.settings import Settings
-from jobs.storage import on_disk
 from schemas.loading import ContractError
 
 app = typer.Typer(
@@ -80,7 +80,7 @@ _MAKE_A_LAKE = ("import-catalog", "experiment", "airflow")  # where there is not
 def _settings(context: typer.Context) -> Settings:
     settings = context.obj
     assert isinstance(settings, Settings)
-    if not on_disk(settings.root):
+    if not storage.on_disk(settings.root):
         from jobs.s3_check import check
 
         check(settings.root, create=context.info_name in _MAKE_A_LAKE)
@@ -97,7 +97,9 @@ def _print(result: dict[str, Any]) -> None:
 @app.callback()
 def _common(
     context: typer.Context,
-    root: Annotated[str | None, typer.Option(help="Folder of the lake. [TAGGING_ROOT, default ./lake]")] = None,
+    root: Annotated[
+        str | None, typer.Option(help="The lake: a folder, or s3://bucket/prefix. [TAGGING_ROOT, default ./lake]")
+    ] = None,
     picture_roots: Annotated[
         str | None, typer.Option(help="Folders pictures may be read from, comma-separated. [TAGGING_PICTURE_ROOTS]")
     ] = None,
@@ -374,7 +376,7 @@ def publish(context: typer.Context, run: Run) -> None:
             "run_id": ledger.run_id,
             "products": ledger.published_products,
             "rows": ledger.published_rows,
-            "manifest": str(manifest) if manifest.exists() else None,  # none: nothing changed
+            "manifest": str(manifest) if storage.exists(manifest) else None,  # none: nothing changed
             "ledger": ledger.model_dump(mode="json"),
         }
     )
