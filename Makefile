@@ -9,7 +9,7 @@ TEXT ?=
 ATTRIBUTES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run airflow experiment test test-long test-ui s3-server lint format hooks lock clean
+.PHONY: help install run airflow experiment test test-long test-ui test-compose s3-server up down compose-night lint format hooks lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,25 @@ test-long: $(STAMP) ## Run what `make test` leaves out: steps killed at each wri
 
 test-ui: $(STAMP) ## Test a real Airflow in a real browser (needs Chromium); takes a quarter of an hour
 	$(VENV)/bin/python -m pytest tests/ui
+
+COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
+
+.env:
+	@umask 077; text() { head -c 400 /dev/urandom | base64 -w0 | tr -dc A-Za-z0-9 | head -c 40; }; \
+	{ for name in POSTGRES_PASSWORD REDIS_PASSWORD JWT_SECRET API_SECRET_KEY AIRFLOW_ADMIN_PASSWORD S3_ACCESS_KEY S3_SECRET_KEY; do \
+		echo "$$name=$$(text)"; done; echo "FERNET_KEY=$$(head -c 32 /dev/urandom | base64 -w0 | tr '+/' '-_')"; } > $@
+	@echo "made .env with new secrets"
+
+up: .env ## Bring up all of it in containers: Airflow, its workers, Spark, S3, Postgres, Redis (needs Docker, 16 GB)
+	$(COMPOSE) build
+	$(COMPOSE) up -d
+	@echo "Airflow: http://127.0.0.1:$${UI_PORT:-8080}  login: admin, AIRFLOW_ADMIN_PASSWORD in .env"
+
+down: ## Stop the containers; data stays in their volumes (`docker compose down -v` removes it)
+	$(COMPOSE) down
+
+compose-night: .env ## Run a night in the containers and wait for it
+	$(COMPOSE) exec -T worker python -m jobs.compose_night
 
 s3-server: $(STAMP) ## Install the S3 server that tests of a lake on S3 need (needs Go); without it they are skipped
 	GOBIN=$(abspath $(VENV))/bin go install -ldflags='-s -w' github.com/versity/versitygw/cmd/versitygw@v1.8.0

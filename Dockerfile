@@ -1,0 +1,33 @@
+# One image for all of it: Airflow's parts and workers, Spark's master and workers. Where requirements.lock did not change, only the
+# last layers are made anew.
+FROM python:3.11-slim-bookworm AS libraries
+RUN pip install --no-cache-dir uv==0.13.9
+COPY requirements.lock /build/
+# Trust what the system trusts, as pip does: a company's proxy has its own certificate.
+ENV UV_SYSTEM_CERTS=true
+# Compiled now: a container that may not write its bytecode would do it in each process.
+RUN uv venv --python "$(command -v python3)" /opt/venv && \
+    uv pip install --python /opt/venv/bin/python --no-cache --compile-bytecode -r /build/requirements.lock
+
+FROM python:3.11-slim-bookworm
+RUN apt-get update && \
+    apt-get install -y --no-install-recommends openjdk-17-jre-headless procps tini && \
+    rm -rf /var/lib/apt/lists/* && \
+    useradd --uid 1000 --create-home tagger && \
+    mkdir -p /app /work /airflow/shared /data && chown -R tagger /app /work /airflow /data
+COPY --from=libraries --chown=tagger /opt/venv /opt/venv
+ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
+    PYTHONPATH=/app \
+    TMPDIR=/work \
+    AIRFLOW_HOME=/airflow \
+    SPARK_NO_DAEMONIZE=1
+USER tagger
+WORKDIR /app
+COPY --chown=tagger schemas/ schemas/
+COPY --chown=tagger cma_clip_core/ cma_clip_core/
+COPY --chown=tagger jobs/ jobs/
+# Spark's part for S3, and its classes in one file: neither is fetched or made when a container starts.
+RUN python -m jobs.s3a && python -m jobs.class_archive
+COPY --chown=tagger dags/ dags/
+ENTRYPOINT ["tini", "--"]
+CMD ["python", "-m", "jobs", "--help"]

@@ -1,0 +1,42 @@
+"""`make compose-night`: a night of the sample catalog in the containers of docker-compose.yml, all products tagged again."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Final
+
+from jobs.airflow_api import AirflowApi
+from jobs.compose_init import DAY
+
+DAG: Final = "nightly_tagging"
+
+
+def main() -> None:
+    """Start the night, say what its tasks do, and end with 1 where it fails."""
+    api = AirflowApi("http://api-server:8080", "admin", os.environ["AIRFLOW_ADMIN_PASSWORD"])
+    api.switch_on(DAG)
+    start = time.monotonic()
+    run = api.trigger(DAG, {"ds": DAY, "retag": True})
+    seen: dict[tuple[str, int], str] = {}
+    while True:
+        state = api.state(DAG, run)
+        for task in api.tasks(DAG, run):
+            key, now = (str(task["task_id"]), int(task["map_index"])), str(task["state"])
+            if now not in ("None", "scheduled", "queued") and seen.get(key) != now:
+                seen[key] = now
+                shard = f" shard {key[1]}" if key[1] >= 0 else ""
+                print(
+                    f"{time.monotonic() - start:6.1f} s  {key[0]}{shard}: {now}  {task.get('hostname') or ''}",
+                    flush=True,
+                )
+        if state in ("success", "failed"):
+            break
+        time.sleep(1)
+    print(f"{DAG}: {state} after {time.monotonic() - start:.0f} s")
+    sys.exit(state != "success")
+
+
+if __name__ == "__main__":
+    main()
