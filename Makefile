@@ -37,7 +37,7 @@ experiment: $(STAMP) ## Compare CMA-CLIP with CLIP, its ablations and TF-IDF on 
 		--catalog '$(or $(CATALOG),$(EXPERIMENT)/catalog)' --mapping '$(if $(CATALOG),$(MAPPING),sample)'
 
 # Files in the order they are found: the end-to-end test, the longest, must not be started last.
-ALL_TESTS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/ui
+ALL_TESTS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/ui --ignore tests/compose
 
 test: $(STAMP) ## Run the tests, a process on each core; TESTS=tests/dags for some, in one process
 	$(VENV)/bin/python -m pytest $(or $(TESTS),$(ALL_TESTS) -m 'not long')
@@ -47,6 +47,9 @@ test-long: $(STAMP) ## Run what `make test` leaves out: steps killed at each wri
 
 test-ui: $(STAMP) ## Test a real Airflow in a real browser (needs Chromium); takes a quarter of an hour
 	$(VENV)/bin/python -m pytest tests/ui
+
+test-compose: $(STAMP) ## Bring up the containers, run nights in them from a browser, kill a worker (needs Docker, Chromium)
+	$(VENV)/bin/python -m pytest tests/compose
 
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 

@@ -10,20 +10,18 @@ temporary folder and removed. Each turn is a lake of its own.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+from jobs.airflow_api import AirflowApi
 from jobs.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.sample_catalog import generate
@@ -51,28 +49,8 @@ def by_night(lake: Lake, environment: Mapping[str, str]) -> float:
     return time.perf_counter() - start
 
 
-class Api:
-    """As much of Airflow's API as is needed here; no login is asked for."""
-
-    def __init__(self) -> None:
-        self.token = ""
-        self.token = str(self.call("/auth/token")["access_token"])
-
-    def call(self, path: str, body: object = None, method: str | None = None) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        )
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{PORT}{path}",
-            data=None if body is None else json.dumps(body).encode(), headers=headers, method=method,
-        )  # fmt: skip
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            found: dict[str, Any] = json.loads(answer.read())
-            return found
-
-
 @contextmanager
-def airflow(folder: Path, lake: Lake, environment: Mapping[str, str], slots: int | None) -> Iterator[Api]:
+def airflow(folder: Path, lake: Lake, environment: Mapping[str, str], slots: int | None) -> Iterator[AirflowApi]:
     """A real Airflow: scheduler, API server, DAG processor, triggerer."""
     command = [sys.executable, "-m", "jobs", "airflow", "--folder", str(folder), "--port", str(PORT)]
     command += ["--gpu-slots", str(slots)] if slots else []
@@ -86,8 +64,8 @@ def airflow(folder: Path, lake: Lake, environment: Mapping[str, str], slots: int
             if process.poll() is not None:
                 raise SystemExit(log.read_text())
             time.sleep(0.5)
-        api = Api()
-        while DAG not in {dag["dag_id"] for dag in api.call("/api/v2/dags")["dags"]}:
+        api = AirflowApi(f"http://127.0.0.1:{PORT}")
+        while DAG not in {dag["dag_id"] for dag in api.call("/dags")["dags"]}:
             time.sleep(0.5)
         yield api
     finally:
@@ -95,25 +73,21 @@ def airflow(folder: Path, lake: Lake, environment: Mapping[str, str], slots: int
         process.wait(60)
 
 
-def by_dag(api: Api) -> tuple[float, list[dict[str, Any]]]:
+def by_dag(api: AirflowApi) -> tuple[float, list[dict[str, Any]]]:
     """Return the seconds of the DAG's run from its trigger to its end, and its tasks.
 
     Before, the scheduled night, begun as the DAG is switched on, has come to wait for its export: Airflow has been running
     for a while when a night begins.
     """
-    api.call(f"/api/v2/dags/{DAG}", {"is_paused": False}, "PATCH")
-    waiting = f"/api/v2/dags/{DAG}/dagRuns/~/taskInstances?task_ids=wait_for_export&state=deferred"
+    api.switch_on(DAG)
+    waiting = f"/dags/{DAG}/dagRuns/~/taskInstances?task_ids=wait_for_export&state=deferred"
     while not api.call(waiting)["task_instances"]:
         time.sleep(0.5)
     start = time.perf_counter()
-    run = api.call(f"/api/v2/dags/{DAG}/dagRuns", {"logical_date": None, "conf": {"ds": DAY}})["dag_run_id"]
-    path = f"/api/v2/dags/{DAG}/dagRuns/{quote(str(run), safe='')}"
-    while (state := api.call(path)["state"]) not in ("success", "failed"):
-        time.sleep(1)
+    run = api.trigger(DAG, {"ds": DAY})
+    state = api.wait(DAG, run)
     seconds = time.perf_counter() - start
-    tasks: list[dict[str, Any]] = []
-    while len(page := api.call(f"{path}/taskInstances?limit=100&offset={len(tasks)}")["task_instances"]):
-        tasks += page
+    tasks = api.tasks(DAG, run)
     if state != "success":
         raise SystemExit(f"the run failed: {[(t['task_id'], t['map_index'], t['state']) for t in tasks]}")
     return seconds, tasks

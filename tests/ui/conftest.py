@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -10,10 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +18,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from jobs.airflow_api import AirflowApi
 from jobs.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.next_day import next_day
@@ -45,7 +43,7 @@ WAIT = 600.0  # seconds for what a whole night may take on a busy machine
 expect.set_options(timeout=60_000)
 
 
-@dataclass(slots=True)
+@dataclass
 class Airflow:
     """The Airflow under test: its address, its lake, and as much of its API as waiting needs."""
 
@@ -54,31 +52,13 @@ class Airflow:
     lake: Lake
     webhook: Webhook
     mail: MailServer
-    token: str = field(default="", repr=False)
+
+    def __post_init__(self) -> None:
+        self._api = AirflowApi(self.url, "admin", self.password)
 
     def api(self, path: str, method: str = "GET", body: object = None) -> dict[str, Any]:
         """Call Airflow's public API."""
-        if not self.token:
-            login = {"username": "admin", "password": self.password}
-            self.token = self._call("/auth/token", "POST", login)["access_token"]
-        return self._call(f"/api/v2{path}", method, body)
-
-    def _call(self, path: str, method: str, body: object) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        )
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
-        for left in reversed(range(10)):
-            try:
-                with urllib.request.urlopen(request, timeout=60) as answer:
-                    found: dict[str, Any] = json.loads(answer.read() or b"{}")
-                    return found
-            except urllib.error.HTTPError as error:
-                if error.code != 503 or not left:  # SQLite is locked: to be asked again
-                    raise
-                time.sleep(1)
-        raise AssertionError
+        return self._api.call(path, method, body)
 
     def runs(self, dag: str) -> list[dict[str, Any]]:
         """Return the runs of a DAG, newest first."""
@@ -86,15 +66,14 @@ class Airflow:
         return found
 
     def state(self, dag: str, run: str) -> str:
-        return str(self.api(f"/dags/{dag}/dagRuns/{quote(run, safe='')}")["state"])
+        return self._api.state(dag, run)
 
     def task(self, dag: str, run: str, task: str, index: int = -1) -> dict[str, Any]:
         path = f"/dags/{dag}/dagRuns/{quote(run, safe='')}/taskInstances/{task}"
         return self.api(path if index < 0 else f"{path}/{index}")
 
     def tasks(self, dag: str, run: str) -> list[dict[str, Any]]:
-        found = self.api(f"/dags/{dag}/dagRuns/{quote(run, safe='')}/taskInstances?limit=1000")["task_instances"]
-        return list(found)
+        return self._api.tasks(dag, run)
 
     def wait(self, dag: str, run: str, state: str = "success", seconds: float = WAIT) -> None:
         """Wait until a run is in a state; fail where it ends in another."""

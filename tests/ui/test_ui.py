@@ -222,7 +222,9 @@ def test_a_stopped_tag_task_ends_its_processes_and_resumed_repeats_no_finished_s
         found = [t for t in ui.airflow.tasks(NIGHT, run) if t["task_id"] == "tag" and t["map_index"] == at]
         return str(found[0]["state"]) if found else ""
 
-    until(lambda: bool(steps_of("tag", "--shard", "1")), "the process of the second shard", every=0.05)  # it lives for a second
+    until(
+        lambda: bool(steps_of("tag", "--shard", "1")), "the process of the second shard", every=0.05
+    )  # it lives for a second
     (step,) = steps_of("tag", "--shard", "1")
     step.suspend()  # so that it is still running when a person has found the button
     ui.open(page_of(NIGHT, run, "/tasks/tag/mapped/1"))

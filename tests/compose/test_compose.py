@@ -1,0 +1,154 @@
+"""docker-compose.yml, really up: a night started from the UI, two tag workers, one of them killed. `make test-compose`.
+
+It brings the stack up (`make up`) and leaves it up. What is published is read as a user does: by a step in a container.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from jobs.airflow_api import AirflowApi
+from jobs.compose_init import DAY, PRODUCTS
+from tests.ui.conftest import BROWSER_FLAGS, CHROMIUM
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NIGHT = "nightly_tagging"
+pytestmark = [
+    pytest.mark.skipif(shutil.which("docker") is None, reason="needs Docker"),
+    pytest.mark.timeout(3600),
+]
+# Each product and attribute once, of products that are there; a step in a container says so, as JSON.
+COUNTS = """
+import json, duckdb
+from jobs import sql
+from jobs.lake import Lake
+from jobs.settings import Settings
+lake = Lake(Settings().root)
+with duckdb.connect() as db:
+    sql.reach(db, lake.root)
+    table = db.read_parquet(lake.current_lines())
+    rows, keys, products = db.sql(
+        "select count(*), count(distinct (product_id, attribute, value)), count(distinct product_id) from table").fetchone()
+print(json.dumps({"run": lake.current_run(), "rows": rows, "keys": keys, "products": products}))
+"""
+
+
+def compose(*arguments: str, check: bool = True) -> str:
+    command = ["docker", "compose"] if _has_plugin() else ["docker-compose"]
+    done = subprocess.run([*command, *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def _has_plugin() -> bool:
+    return subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode == 0
+
+
+def secrets() -> dict[str, str]:
+    lines = (REPOSITORY / ".env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+@pytest.fixture(scope="module")
+def api() -> AirflowApi:
+    """The stack's Airflow, when all services are healthy."""
+    subprocess.run(["make", "up"], cwd=REPOSITORY, check=True)
+    found = AirflowApi(
+        f"http://127.0.0.1:{os.environ.get('UI_PORT', '8080')}", "admin", secrets()["AIRFLOW_ADMIN_PASSWORD"]
+    )
+    deadline = time.monotonic() + 1500
+    while True:
+        try:
+            if NIGHT in {dag["dag_id"] for dag in found.call("/dags")["dags"]}:
+                return found
+        except OSError:
+            pass
+        assert time.monotonic() < deadline, compose("ps") + compose("logs", "--tail", "50", "init")
+        time.sleep(5)
+
+
+@pytest.fixture(scope="module")
+def page(api: AirflowApi) -> Any:
+    assert CHROMIUM, "needs Chromium: apt-get install -y chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=BROWSER_FLAGS)
+        shown = browser.new_context(viewport={"width": 1400, "height": 900}, locale="en-GB").new_page()
+        shown.goto(api.url)
+        shown.locator("input[name=username]").fill(api.user)
+        shown.locator("input[name=password]").fill(api.password)
+        shown.locator("button[type=submit]").click()
+        expect(shown.get_by_role("link", name="Dags", exact=True).first).to_be_visible(timeout=60_000)
+        yield shown
+        browser.close()
+
+
+def published() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(compose("exec", "-T", "worker", "python", "-c", COUNTS).splitlines()[-1])
+    return found
+
+
+def start(page: Page, api: AirflowApi) -> str:
+    """Start a night of the sample's day from the UI, all products tagged again; return its run."""
+    page.goto(f"{api.url}/dags/{NIGHT}")
+    page.get_by_role("button", name="Trigger").first.click(timeout=60_000)
+    dialog = page.get_by_role("dialog")
+    dialog.locator("input[name=element_ds]").fill(DAY)
+    dialog.locator("input[name=element_retag]").locator("xpath=..").click()
+    before = {run["dag_run_id"] for run in api.call(f"/dags/{NIGHT}/dagRuns?limit=100")["dag_runs"]}
+    dialog.get_by_role("button", name="Trigger").last.click()
+    expect(dialog).to_be_hidden(timeout=60_000)
+    page.goto("about:blank")
+    deadline = time.monotonic() + 60
+    while True:
+        runs = api.call(f"/dags/{NIGHT}/dagRuns?limit=100")["dag_runs"]
+        if made := {run["dag_run_id"] for run in runs if run["run_type"] == "manual"} - before:
+            return str(made.pop())
+        assert time.monotonic() < deadline
+        time.sleep(1)
+
+
+def test_a_night_from_the_ui_with_two_tag_workers(api: AirflowApi, page: Page) -> None:
+    run = start(page, api)
+    assert api.wait(NIGHT, run, 1800) == "success", [
+        (t["task_id"], t["map_index"], t["state"]) for t in api.tasks(NIGHT, run)
+    ]
+    shards = [task for task in api.tasks(NIGHT, run) if task["task_id"] == "tag"]
+    assert len(shards) >= 4
+    assert len({shard["hostname"] for shard in shards}) == 2, "both workers took shards"
+    found = published()
+    assert found["rows"] == found["keys"]
+    assert found["products"] <= PRODUCTS
+    if os.environ.get("TAGGING_KEEP_SCREENSHOTS"):
+        page.goto(f"{api.url}/dags/{NIGHT}/runs/{run.replace('+', '%2B')}")
+        page.wait_for_timeout(5000)
+        page.screenshot(path=REPOSITORY / "docs" / "images" / "compose-night.png")
+
+
+def test_a_tag_worker_killed_in_the_middle(api: AirflowApi, page: Page) -> None:
+    """The other one finishes, and nothing is doubled."""
+    before = published()
+    run = start(page, api)
+    deadline = time.monotonic() + 900
+    while not (
+        running := [
+            t for t in api.tasks(NIGHT, run) if t["task_id"] == "tag" and t["state"] == "running" and t["hostname"]
+        ]
+    ):
+        assert time.monotonic() < deadline, "no shard was ever running"
+        time.sleep(0.3)
+    subprocess.run(["docker", "kill", running[0]["hostname"]], check=True, capture_output=True)
+    assert api.wait(NIGHT, run, 3000) == "success", [
+        (t["task_id"], t["map_index"], t["state"]) for t in api.tasks(NIGHT, run)
+    ]
+    after = published()
+    assert after["run"] != before["run"]
+    assert (after["rows"], after["keys"], after["products"]) == (before["rows"], before["keys"], before["products"])
