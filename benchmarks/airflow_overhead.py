@@ -104,13 +104,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lake", type=Path, help="a lake with a champion trained on the drawn catalog")
     parser.add_argument("--shards", type=int, default=10)
-    parser.add_argument("--products", type=int, default=1000)
+    parser.add_argument("--products", type=int, help="default: 1,000, or ten a shard, so that none is empty")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(
         "--gpu-slots", type=int, help="shards that are tagged at once; default: as `make airflow` has it"
     )
     parser.add_argument("--only-dag", action="store_true", help="leave `jobs night` out, one round")
     options = parser.parse_args()
+    options.products = options.products or max(1000, 10 * options.shards)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         generate(scratch / "catalog", products=options.products, dirty=False)

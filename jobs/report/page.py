@@ -12,7 +12,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cma_clip_core.places import Place
+from cma_clip_core.places import Place, on_disk
 from jobs.report import plots, text
 from jobs.report.costs import Costs
 from jobs.report.facts import BINS, AttributeFacts, Night
@@ -56,7 +56,7 @@ def render_night(night: Night, costs: Costs, folder: Place, spent: float) -> str
         shown_shares=_SHARES,
         shown_unknown=_UNKNOWN,
         bins=BINS,
-        data_docs=_link(night.data_docs, folder),
+        data_docs=_link(_page_of(night.data_docs), folder),
         index=_link(folder.parents[1] / "index.html", folder),
     )  # fmt: skip
 
@@ -162,6 +162,11 @@ def _gaps(attributes: Sequence[AttributeFacts]) -> tuple[int, int]:
     """Return how many values the catalog lacks, and how many of them the model gave."""
     filled = sum(a.from_model for a in attributes)
     return filled + sum(a.missing for a in attributes), filled
+
+
+def _page_of(docs: Place) -> Place:
+    """Return the page of Data Docs, also of a lake whose documents name their folder."""
+    return docs / "index.html" if on_disk(docs) and docs.is_dir() else docs
 
 
 def _link(target: Place, folder: Place) -> str:

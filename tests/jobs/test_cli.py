@@ -57,7 +57,7 @@ def test_a_flag_before_a_variable_before_the_default(
             {"TAGGING_SPARK_OPTIONS": '{"executor.cores": "4"}'},
             "spark_options: Spark's options begin with 'spark.'",
         ),
-        (["--root", "s3://bucket/lake"], {}, "root: 's3://bucket/lake': the lake must be a local folder"),
+        (["--root", "gs://bucket/lake"], {}, "root: 'gs://bucket/lake': give a folder, or s3://bucket/prefix"),
     ],
 )
 def test_a_wrong_setting_is_told_by_name(
