@@ -95,10 +95,10 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
     builder = SparkSession.builder.master(settings.spark_master).appName("catalog-attribute-tagger")
     builder = reduce(lambda b, option: b.config(*option), options.items(), builder)
     spark = builder.getOrCreate()
-    if not local_master:
-        with tempfile.TemporaryDirectory(prefix="modules-") as folder:
-            spark.sparkContext.addPyFile(str(_packed(Path(folder))))
+    modules = tempfile.TemporaryDirectory(prefix="modules-")  # executors fetch it when they need it
     try:
+        if not local_master:
+            spark.sparkContext.addPyFile(str(_packed(Path(modules.name))))
         yield spark
     except JobError:
         raise
@@ -112,6 +112,7 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
     finally:
         with contextlib.suppress(Py4JError, OSError):  # the JVM may be gone
             spark.stop()
+        modules.cleanup()
 
 
 def _packed(folder: Path) -> Path:
