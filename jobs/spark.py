@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 # Light compilation alone: of a job of seconds or minutes the full compiler costs more than it brings.
 _JVM: Final = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true"
-_LOGGING: Final = Path(__file__).with_name("log4j2.properties").as_uri()
+# Of a module that was sent to an executor the path is relative.
+_LOGGING: Final = Path(__file__).absolute().with_name("log4j2.properties").as_uri()
 _BREWS_JAVA: Final = class_archive.path().with_name("java")  # a link, where `.ci/install` made one
 FEW_ROWS: Final = 10_000
 # To make, compile and load Java code for each query costs a small night more than it brings; of 37,507 products it is even.
