@@ -192,8 +192,16 @@ def remove(paths: list[UPath]) -> None:
 
 def code(error: BaseException) -> str:
     """Return S3's own code of an error, such as NoSuchBucket; '' where it has none."""
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))
+    return str(_response(error).get("Error", {}).get("Code", ""))
+
+
+def status(error: BaseException) -> int:
+    """Return the HTTP status that S3 answered an error with; 0 where it did not answer."""
+    return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _response(error: BaseException) -> dict[str, Any]:
+    return getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
 
 
 def _split(path: UPath) -> tuple[S3FileSystem, str, str]:

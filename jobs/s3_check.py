@@ -100,11 +100,10 @@ def explain(error: BaseException, where: str) -> JobError | None:
         return JobError(
             f"{where}: no permission; let these credentials list, read, write and delete there ({_CREDENTIALS})"
         )
-    status = _status(error)
     said = isinstance(cause, exceptions.ClientError)
     if (said and not why.strip("0123456789")) or isinstance(cause, ResponseParserError):  # S3 has words
         return JobError(f"{where}: what answers there is no S3 server; correct AWS_ENDPOINT_URL")
-    if status in (401, 403):
+    if object_store.status(error) in (401, 403):
         return JobError(f"{where}: the server does not know these credentials ({why}); correct {_CREDENTIALS}")
     if isinstance(cause, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
         return JobError(f"{where}: there are no credentials; set {_CREDENTIALS}")
@@ -119,11 +118,6 @@ def explain(error: BaseException, where: str) -> JobError | None:
     if isinstance(cause, exceptions.BotoCoreError | exceptions.ClientError):
         return TransientError(f"{where}: {cause}")
     return None
-
-
-def _status(error: BaseException) -> int:
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None) or {}
-    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def of(error: BaseException) -> Any:
