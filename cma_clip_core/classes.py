@@ -6,6 +6,7 @@ Letters of shapes: B batch, K attributes, C classes of all attributes.
 from __future__ import annotations
 
 import itertools
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +15,18 @@ from torch.nn import functional as F
 
 from cma_clip_core.predictions import Floats, probabilities
 from schemas.taxonomy import Taxonomy
+
+_FLOOR: Final = -1e30  # the logit of a value that is not there: finite, so that nothing times it is nothing
+
+
+class _Grid(NamedTuple):
+    """Where the values of single-valued attributes are, one attribute a row, so that all are normalised at once."""
+
+    columns: Tensor  # [S, V] int64: the class of each value; C where an attribute has no more
+    values: Tensor  # [S, 1] float32, how many each has
+    single: Tensor  # [S] int64, which attributes these are
+    multi: Tensor  # [M] int64, the classes of multi-valued attributes
+    attribute_of_multi: Tensor  # [M] int64, the attribute of each
 
 
 class ClassLayout:
@@ -26,6 +39,7 @@ class ClassLayout:
         self.classes: int = starts[-1]
         self.position = {a.name: k for k, a in enumerate(self.attributes)}
         self.attribute_of = np.repeat(np.arange(len(self.attributes)), [len(a.values) for a in self.attributes])  # [C]
+        self._grids: dict[torch.device, _Grid] = {}
 
     def probabilities(self, logits: Floats, temperature: Floats | None = None) -> Floats:
         """Return each value's probability [B, C].
@@ -59,19 +73,41 @@ class ClassLayout:
             smoothing: label smoothing of single-valued attributes.
             weights: [C], of the values' labels; None: all alike.
         """
-        logits = logits.float()
+        # All attributes at once, and nothing that asks a GPU for a number: one attribute after the other, most of a small
+        # model's step would be spent here.
+        logits, grid = logits.float(), self._grid(logits.device)
         total = logits.new_zeros(())
-        for k, (attribute, part) in enumerate(zip(self.attributes, self.slices, strict=True)):
-            rows = labelled[:, k].nonzero().squeeze(1)
-            if not len(rows):
-                continue
-            found, wanted = logits[rows, part], targets[rows, part]
-            if attribute.multi_valued:
-                losses = F.binary_cross_entropy_with_logits(found, wanted, reduction="none")
-                if weights is not None:  # of the values that hold; those that do not stay as they are
-                    losses = losses * torch.where(wanted > 0, weights[part], 1.0)
-                total = total + losses.sum()
-            else:
-                losses = F.cross_entropy(found, wanted, reduction="none", label_smoothing=smoothing)
-                total = total + (losses if weights is None else losses * weights[part][wanted.argmax(dim=1)]).sum()
+        if len(grid.single):
+            found = F.pad(logits, (0, 1), value=_FLOOR)[:, grid.columns].log_softmax(dim=2)  # [B, S, V]
+            wanted = F.pad(targets, (0, 1))[:, grid.columns]
+            shares = wanted
+            if smoothing:
+                shares = (wanted * (1 - smoothing) + smoothing / grid.values) * (grid.columns < self.classes)
+            losses = -(shares * found).sum(dim=2)  # [B, S]
+            if weights is not None:
+                losses = losses * (wanted * F.pad(weights, (0, 1))[grid.columns]).sum(dim=2)
+            total = total + (losses * labelled[:, grid.single]).sum()
+        if len(grid.multi):
+            wanted = targets[:, grid.multi]
+            losses = F.binary_cross_entropy_with_logits(logits[:, grid.multi], wanted, reduction="none")
+            if weights is not None:  # of the values that hold; those that do not stay as they are
+                losses = losses * torch.where(wanted > 0, weights[grid.multi], 1.0)
+            total = total + (losses * labelled[:, grid.attribute_of_multi]).sum()
         return total
+
+    def _grid(self, device: torch.device) -> _Grid:
+        if device not in self._grids:
+            single = [k for k, a in enumerate(self.attributes) if not a.multi_valued]
+            counts = [len(self.attributes[k].values) for k in single]
+            columns = np.full((len(single), max(counts, default=0)), self.classes)
+            for row, k in enumerate(single):
+                columns[row, : counts[row]] = np.arange(self.classes)[self.slices[k]]
+            multi = np.flatnonzero([self.attributes[k].multi_valued for k in self.attribute_of])
+            self._grids[device] = _Grid(
+                torch.as_tensor(columns, device=device),
+                torch.tensor(counts, dtype=torch.float32, device=device)[:, None],
+                torch.tensor(single, dtype=torch.int64, device=device),
+                torch.as_tensor(multi, device=device),
+                torch.as_tensor(self.attribute_of[multi], device=device),
+            )
+        return self._grids[device]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cma_clip_core.batches import LabelEncoder, augment, prefetch, prepare
+from cma_clip_core.batches import LabelEncoder, _move, augment, prefetch, prepare
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import PictureConfig, TextConfig
 from cma_clip_core.devices import resolve_device
@@ -254,6 +254,13 @@ def test_augmentation_never_takes_the_only_modality_and_follows_its_seed() -> No
     assert all(new[0] == old[0] and new[-1] == old[-1] for new, old in zip(first.texts, plain.texts, strict=True))
     assert sum(map(len, first.texts)) < sum(map(len, plain.texts))
     assert not np.array_equal(first.pixels, plain.pixels)
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 2), (3, 0), (-2, 3), (2, -4), (-3, -3), (99, -99)])
+def test_a_moved_picture_repeats_its_edge(down: int, right: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, size=(8, 6, 3), dtype=np.uint8)
+    rows, columns = np.clip(np.arange(8) - down, 0, 7), np.clip(np.arange(6) - right, 0, 5)
+    assert np.array_equal(_move(pixels, down, right), pixels[rows[:, None], columns])
 
 
 def test_prefetch_passes_on_items_errors_and_the_end() -> None:

@@ -324,6 +324,40 @@ def test_missing_labels_add_no_loss_and_no_gradient() -> None:
     assert layout.loss(logits, targets, torch.zeros_like(labelled)).item() == 0
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_loss_of_all_attributes_at_once_is_that_of_each_one_summed(smoothing: float, weighted: bool) -> None:
+    layout, rng = ClassLayout(drawn.taxonomy()), torch.Generator().manual_seed(1)
+    logits = (3 * torch.randn(50, layout.classes, generator=rng, dtype=torch.float64)).requires_grad_()
+    targets = torch.zeros(50, layout.classes)
+    labelled = torch.rand(50, len(layout.attributes), generator=rng) < 0.6
+    weights = 0.5 + torch.rand(layout.classes, generator=rng) if weighted else None
+    expected = logits.new_zeros(())
+    for k, (attribute, part) in enumerate(zip(layout.attributes, layout.slices, strict=True)):
+        chosen = torch.rand(50, len(attribute.values), generator=rng)
+        if attribute.multi_valued:
+            targets[:, part] = (chosen < 0.4).float()
+            losses = torch.nn.functional.binary_cross_entropy_with_logits(
+                logits[:, part], targets[:, part].double(), reduction="none"
+            )
+            if weights is not None:
+                losses = losses * torch.where(targets[:, part] > 0, weights[part], 1.0)
+            losses = losses.sum(dim=1)
+        else:
+            best = chosen.argmax(dim=1)
+            targets[torch.arange(50), part.start + best] = 1
+            losses = torch.nn.functional.cross_entropy(
+                logits[:, part], best, reduction="none", label_smoothing=smoothing
+            )
+            if weights is not None:
+                losses = losses * weights[part][best]
+        expected = expected + losses[labelled[:, k]].sum()
+    loss = layout.loss(logits, targets, labelled, smoothing, weights)
+    torch.testing.assert_close(loss, expected.float(), rtol=1e-5, atol=0)
+    found, wanted = (torch.autograd.grad(x, logits)[0] for x in (loss, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_probabilities() -> None:
     layout = ClassLayout(drawn.taxonomy())
     logits = np.array([[0.0, np.log(3.0), *[0.0] * 6, 0.0, np.log(3.0), -np.log(3.0)]], np.float32)

@@ -18,7 +18,7 @@ import torch
 from cma_clip_core import registry
 from cma_clip_core.documents import Threshold
 from cma_clip_core.training import Metrics, Trained
-from jobs import history, models, parquet, storage, tables
+from jobs import history, models, storage, tables
 from jobs.lake import PRODUCTS, Lake
 from jobs.night import night
 from jobs.plan import plan
@@ -175,7 +175,7 @@ def test_a_night_and_then_a_backfill_of_one_attribute(first_night: tuple[Lake, S
 
 def planned(lake: Lake, made: Plan) -> dict[str, str]:
     """Return the products of a plan, each with its reason."""
-    files = [file for shard in made.shards for file in parquet.files(lake.plan_file(made.run_id, shard.id).parent)]
+    files = [lake.plan_file(made.run_id, shard.id) for shard in made.shards]
     rows = [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
     return {row["product_id"]: row["reason"] for row in rows}
 
