@@ -186,7 +186,12 @@ def augment(prepared: Prepared, config: TrainingConfig, rng: np.random.Generator
         prepared.text_present = prepared.text_present & ~(both & (draw < config.text_dropout))
         prepared.image_present = prepared.image_present & ~(both & (draw > 1 - config.image_dropout))
     if config.word_dropout and "text" not in config.freeze:
-        prepared.texts = [_drop_words(text, config.word_dropout, rng) for text in prepared.texts]
+        lengths = [len(text) for text in prepared.texts]
+        keep = rng.random(sum(lengths)) >= config.word_dropout  # as many draws as one by one, and the same ones
+        ends = np.cumsum(lengths)
+        keep[ends - 1] = keep[ends - lengths] = True  # start and end tokens
+        kept = iter(keep.tolist())
+        prepared.texts = [list(itertools.compress(text, kept)) for text in prepared.texts]
     if "image" in config.freeze:
         return
     pixels = prepared.pixels
@@ -197,12 +202,6 @@ def augment(prepared: Prepared, config: TrainingConfig, rng: np.random.Generator
         moves = rng.integers(-config.shift, config.shift + 1, size=(rows, 2))
         for row in np.flatnonzero(prepared.image_present & moves.any(axis=1)):
             pixels[row] = _move(pixels[row], int(moves[row, 0]), int(moves[row, 1]))
-
-
-def _drop_words(text: list[int], share: float, rng: np.random.Generator) -> list[int]:
-    keep = rng.random(len(text)) >= share
-    keep[0] = keep[-1] = True  # start and end tokens
-    return [token for token, kept in zip(text, keep, strict=True) if kept]
 
 
 def _move(pixels: Pixels, down: int, right: int) -> Pixels:

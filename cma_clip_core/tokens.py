@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from cma_clip_core.backbone import text_settings
 from cma_clip_core.config import ModelConfig, TextConfig
 
 Ids = npt.NDArray[np.int64]
+
+_CHARACTERS: Final = 8  # of a text that are looked at first, for each token there is room for: mostly enough
+_MOST_WORDS: Final = 200_000  # that are remembered: a catalog's ids and typing errors never end
 
 
 def compose(title: str, brand: str, description: str, config: TextConfig) -> str:
@@ -28,6 +31,21 @@ def compose(title: str, brand: str, description: str, config: TextConfig) -> str
     if "title" in config.fields and brand and brand.casefold() in title.casefold():
         texts["brand"] = ""
     return ". ".join(text for name in config.fields if (text := texts[name]))
+
+
+class _Words(dict[str, tuple[int, ...]]):
+    """The token ids of each word there was."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        tokenizer = self._tokenizer
+        token = "".join(tokenizer.byte_encoder[b] for b in word.encode())
+        found = tuple(tokenizer.encoder[part] for part in tokenizer.bpe(token).split(" "))
+        if len(self) < _MOST_WORDS:
+            self[word] = found
+        return found
 
 
 class Tokenizer:
@@ -52,7 +70,7 @@ class Tokenizer:
         self.pad_id = int(settings.get("pad_id", 0))
         tokenizer = self._tokenizer
         self._is_simple = type(tokenizer) is open_clip.SimpleTokenizer and tokenizer.reduction_fn is None
-        self._words: dict[str, tuple[int, ...]] = {}
+        self._words = _Words(tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`, start and end tokens included, at most `context_length` of them."""
@@ -63,27 +81,20 @@ class Tokenizer:
             return [int(i) for i in row]
         # SimpleTokenizer's own steps, but word by word with a memory, and no further than the context reaches: a
         # description of thousands of characters costs what its first words cost. A test holds that the ids are its own.
+        # The loops are the interpreter's own: this is most of what it takes to prepare a product.
         tokenizer, room = self._tokenizer, self.context_length - 2
         if not (text.isascii() and text.isprintable() and "&" not in text):
             text = tokenizer.clean_fn(text)  # repairs encoding and HTML, which plain ASCII without '&' has no need of
         else:
             text = text.lower()
-        ids: list[int] = []
-        for match in itertools.islice(tokenizer.pat.finditer(text), room):
-            ids.extend(self._word(match.group()))
-            if len(ids) >= room:
-                break
-        return [tokenizer.sot_token_id, *ids[:room], tokenizer.eot_token_id]
-
-    def _word(self, word: str) -> tuple[int, ...]:
-        found = self._words.get(word)
-        if found is None:
-            tokenizer = self._tokenizer
-            token = "".join(tokenizer.byte_encoder[b] for b in word.encode())
-            found = tuple(tokenizer.encoder[part] for part in tokenizer.bpe(token).split(" "))
-            if len(self._words) < 200_000:  # bounded: a catalog's ids and typing errors never end
-                self._words[word] = found
-        return found
+        reach = _CHARACTERS * room
+        while True:
+            end = len(text) if reach >= len(text) else max(text.rfind(" ", 0, reach), 0)  # no word has a space in it
+            words = tokenizer.pat.findall(text, 0, end)[:room]
+            ids = list(itertools.chain.from_iterable(map(self._words.__getitem__, words)))
+            if len(ids) >= room or end == len(text):
+                return [tokenizer.sot_token_id, *ids[:room], tokenizer.eot_token_id]
+            reach *= 2
 
     def pad(self, texts: Sequence[Sequence[int]]) -> tuple[Ids, Ids]:
         """Return the texts as one array of ids [B, T], and their lengths [B]."""
