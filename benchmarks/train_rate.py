@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cma_clip_core.batches import prefetch
+from cma_clip_core.batches import Batch
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import load_config
 from cma_clip_core.devices import resolve_device
@@ -52,7 +53,7 @@ def main() -> None:
     objective = MultiTask(model, index, config, layout, tokenizer, device)
     loop = Loop(objective, config.training, device, progress=False)
     model.train()
-    held = list(itertools.islice(objective.batches(1, 0), chosen.batches))
+    held = list(itertools.islice(objective.batches(1), chosen.batches))
     products = sum(len(batch) for batch in held)
     with FlopCounterMode(display=False) as counter:
         loop.step(held[0])
@@ -61,9 +62,7 @@ def main() -> None:
     for turn in range(1, chosen.turns + 1):
         took = {}
         for side in ("memory", "disk") if turn % 2 else ("disk", "memory"):
-            batches = (
-                held if side == "memory" else prefetch(itertools.islice(objective.batches(1, 0), chosen.batches), 4)
-            )
+            batches = held if side == "memory" else from_disk(loop, chosen.batches)
             start = time.perf_counter()
             for batch in batches:
                 loop.step(batch)
@@ -80,6 +79,15 @@ def main() -> None:
     print(
         f"{rate * flops / 1e9:.0f} GFLOP/s of the {peak / 1e9:.0f} GFLOP/s of a matrix product: {rate * flops / peak:.2f}"
     )
+
+
+def from_disk(loop: Loop, count: int) -> Iterator[Batch]:
+    """Return so many batches as training gets them."""
+    stream = (batch for batch in loop.stream() if batch is not None)
+    if loop.apart:  # as it is once it runs: a buffer is prepared for each that is trained on
+        for batch in itertools.islice(stream, 3 * -(-loop.config.shuffle_buffer // loop.config.batch_size)):
+            loop.step(batch)
+    return itertools.islice(stream, count)
 
 
 def matrix_peak(device: torch.device) -> float:

@@ -6,11 +6,9 @@ Letters of shapes: B batch, T text tokens, K attributes, C classes of all attrib
 from __future__ import annotations
 
 import itertools
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +23,6 @@ from cma_clip_core.examples import read_pixels
 from cma_clip_core.labels import LabelReader
 from cma_clip_core.tokens import Tokenizer, compose
 
-Item = TypeVar("Item")
 Bools = npt.NDArray[np.bool_]
 Pixels = npt.NDArray[np.uint8]
 
@@ -218,42 +215,3 @@ def _move(pixels: Pixels, down: int, right: int) -> Pixels:
     moved[:top] = moved[top : top + 1]
     moved[bottom:] = moved[bottom - 1 : bottom]
     return moved
-
-
-def prefetch(items: Iterable[Item], depth: int = 2) -> Generator[Item]:
-    """Yield `items`, which a thread makes ahead, at most `depth` of them: the forward pass leaves the interpreter free.
-
-    An error in the thread is raised here. Closing the iterator ends the thread.
-    """
-    ready: queue.Queue[Any] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-    end = object()
-
-    def offer(item: object) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not offer(item):
-                    return
-            offer(end)
-        except BaseException as error:
-            offer(error)
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not end:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()

@@ -41,6 +41,9 @@ class ClassLayout:
         self.attribute_of = np.repeat(np.arange(len(self.attributes)), [len(a.values) for a in self.attributes])  # [C]
         self._grids: dict[torch.device, _Grid] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_grids": {}}  # tensors of a device are not for another process
+
     def probabilities(self, logits: Floats, temperature: Floats | None = None) -> Floats:
         """Return each value's probability [B, C].
 

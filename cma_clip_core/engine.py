@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
-from cma_clip_core.batches import Inputs, prefetch, prepare
+from cma_clip_core.ahead import prefetch
+from cma_clip_core.batches import Inputs, prepare
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision

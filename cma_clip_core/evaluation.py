@@ -11,7 +11,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from cma_clip_core.batches import Inputs, LabelEncoder, prefetch, prepare
+from cma_clip_core.ahead import prefetch
+from cma_clip_core.batches import Inputs, LabelEncoder, prepare
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision

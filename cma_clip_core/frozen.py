@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from cma_clip_core.ahead import prefetch
 from cma_clip_core.backbone import Backbone, Sequence
-from cma_clip_core.batches import Inputs, prefetch, prepare
+from cma_clip_core.batches import Inputs, prepare
 from cma_clip_core.checkpoints import fingerprint
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
@@ -61,6 +62,14 @@ class FrozenTowers:
 
     slots: Rows  # by place in the index: the row in the files
     files: dict[Tower, npt.NDArray[Any]]  # rows of `_row_type`, mapped into memory
+
+    def __getstate__(self) -> tuple[Rows, dict[Tower, Path]]:
+        return self.slots, {name: Path(file.filename) for name, file in self.files.items()}  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: tuple[Rows, dict[Tower, Path]]) -> None:
+        """Map the files anew: another process is sent their names, not what is in them."""
+        self.slots, paths = state
+        self.files = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
 
     def add_to(self, inputs: Inputs, places: Rows) -> Inputs:
         """Return inputs with the sequences of the products at these places of the index, for the model to take."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cma_clip_core.batches import Batch, prefetch
+from cma_clip_core.ahead import in_process, prefetch
+from cma_clip_core.batches import Batch
 from cma_clip_core.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from cma_clip_core.config import TrainingConfig
 from cma_clip_core.devices import precision
@@ -34,6 +36,17 @@ from cma_clip_core.scalars import Scalars
 log = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 300.0
+AHEAD = 4  # batches that are made before they are asked for
+
+
+class Batches(Protocol):
+    """What is trained on. It may be sent to another process."""
+
+    def stream(self, epoch: int, first: int, last: int, *, ahead: bool) -> Iterator[Batch | None]:
+        """Yield the batches of the epochs (from 1) up to `last`, from number `first` (from 0) of `epoch` on: the same ones
+        every time; None after each epoch. `ahead`: what makes them may use one more thread and more memory.
+        """
+        ...
 
 
 class Objective(Protocol):
@@ -45,8 +58,9 @@ class Objective(Protocol):
     # are compared with each other, over all processes, so that other parts are another loss.
     exact_in_parts: bool
 
-    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch (from 1), from number `first` (from 0) on: the same ones every time."""
+    @property
+    def batches(self) -> Batches:
+        """What it is trained on."""
         ...
 
     def loss(self, part: Batch, whole: Batch) -> Tensor:
@@ -101,6 +115,7 @@ class Loop:
         world: World | None = None,
         progress: bool = True,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
+        apart: bool | None = None,
     ) -> None:
         """Prepare a training, or the rest of one that was killed.
 
@@ -113,6 +128,7 @@ class Loop:
             world: the processes that train together.
             progress: show a progress bar.
             checkpoint_seconds: least time between checkpoints; one is written after each epoch in any case.
+            apart: whether a process of its own makes the batches, or a thread; None: a process for a GPU.
 
         Raises:
             CheckpointError: `folder` holds a checkpoint that is broken or of another training.
@@ -121,6 +137,7 @@ class Loop:
         self.world = world or World()
         self.show = progress and self.world.is_first
         self.checkpoint_seconds = checkpoint_seconds
+        self.apart = device.type == "cuda" if apart is None else apart
         self.micro = config.micro_batch or config.batch_size
         self.optimizer = make_optimizer(objective.model, config)
         self.at = _Progress()
@@ -141,11 +158,18 @@ class Loop:
         # Points of steps after the checkpoint that training goes on from are taken back: they come again.
         self.scalars = Scalars(logs, purge_step=self._seen() + 1)
         try:
-            while self.at.epoch <= self.config.epochs and not self._is_stale():
-                self._epoch()
+            with closing(self.stream()) as stream:
+                while self.at.epoch <= self.config.epochs and not self._is_stale():
+                    self._epoch(stream)
         finally:
             self.scalars.close()
         return self.fitted
+
+    def stream(self) -> Generator[Batch | None]:
+        """Return the batches of all epochs that are left, made ahead; None after each epoch."""
+        at, apart = self.at, self.apart
+        make = partial(self.objective.batches.stream, at.epoch, at.step, self.config.epochs, ahead=apart)
+        return in_process(make, AHEAD) if apart else prefetch(make(), AHEAD)
 
     def _is_stale(self) -> bool:
         patience = self.config.patience
@@ -154,18 +178,15 @@ class Loop:
             log.info("no better since epoch %d: training stops early", self.fitted.best_epoch)
         return stale
 
-    def _epoch(self) -> None:
+    def _epoch(self, stream: Iterator[Batch | None]) -> None:
         at, config, total = self.at, self.config, self.objective.examples
         started = saved = time.perf_counter()
         spent = at.seconds
         train_mode(self.objective.model)
-        with (
-            closing(prefetch(self.objective.batches(at.epoch, at.step), depth=4)) as batches,
-            tqdm(
-                total=total, initial=at.seen, desc=f"epoch {at.epoch}/{config.epochs}", unit="ex", disable=not self.show
-            ) as bar,
-        ):
-            for batch in batches:
+        with tqdm(
+            total=total, initial=at.seen, desc=f"epoch {at.epoch}/{config.epochs}", unit="ex", disable=not self.show
+        ) as bar:
+            while (batch := next(stream)) is not None:
                 set_learning_rate(self.optimizer, (at.epoch - 1 + at.seen / total) / config.epochs, config.warmup)
                 loss = self.step(batch)
                 at.step, at.seen, at.loss_sum = at.step + 1, at.seen + len(batch), at.loss_sum + loss * len(batch)

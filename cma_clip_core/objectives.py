@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 import open_clip
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from cma_clip_core.ahead import prefetch
 from cma_clip_core.backbone import Backbone
-from cma_clip_core.batches import Batch, Inputs, LabelEncoder, Labels, augment, prefetch, prepare
+from cma_clip_core.batches import Batch, Inputs, LabelEncoder, Labels, augment, prepare
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
@@ -37,37 +39,68 @@ class TrainingBatches:
         self.encoder = LabelEncoder(layout)
         self.frozen: FrozenTowers | None = None
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[Batch]:
-        """Yield an epoch's batches from number `first` on: drawn at random, of like length, in random order."""
+    def __call__(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """Yield an epoch's batches (from 1) from number `first` (from 0) on: drawn at random, of like length, in random
+        order.
+        """
+        for buffer in self._buffers(epoch, first):
+            yield from buffer
+
+    def stream(self, epoch: int, first: int, last: int, *, ahead: bool) -> Iterator[Batch | None]:
+        """Yield the batches of the epochs up to `last`, from number `first` of `epoch` on; None after each epoch.
+
+        With `ahead` the next buffer is prepared while one is given out, for which there is one more in memory: else a GPU
+        waits for it.
+        """
+        buffers = self._buffers_and_ends(epoch, first, last)
+        for buffer in prefetch(buffers, depth=1) if ahead else buffers:
+            if buffer is None:
+                yield None
+            else:
+                yield from buffer
+
+    def _buffers_and_ends(self, epoch: int, first: int, last: int) -> Iterator[Iterator[Batch] | None]:
+        for number in range(epoch, last + 1):
+            yield from self._buffers(number, first if number == epoch else 0)
+            yield None
+
+    def _buffers(self, epoch: int, first: int) -> Iterator[Iterator[Batch]]:
         training = self.config.training
         order = np.random.default_rng([training.seed, epoch])
         number = 0
         for buffer, examples in enumerate(stream_shuffled(self.index, "train", training.shuffle_buffer, order)):
             count = -(-examples.num_rows // training.batch_size)
-            if number + count <= first:  # all of it was trained on before
-                number += count
-                continue
-            # A stream of its own for each buffer: what is skipped need not be drawn.
-            rng = np.random.default_rng([training.seed, epoch, buffer])
-            title_only = None
-            if training.title_only and "text" not in training.freeze:
-                title_only = rng.random(examples.num_rows) < training.title_only
-            prepared = prepare(examples, self.config, self.tokenizer, title_only)
-            labels = self.encoder.encode(examples.column("labels").to_pylist())
-            products = examples.column("product_id").to_pylist()
-            places = examples.column("place").to_numpy()
-            augment(prepared, training, rng)
-            batches = prepared.by_length(training.batch_size)
-            for at in rng.permutation(len(batches)):
-                if number >= first:
-                    rows, inputs = torch.from_numpy(batches[at]), prepared.inputs(batches[at], self.tokenizer)
-                    yield Batch(
-                        [products[row] for row in batches[at]],
-                        inputs if self.frozen is None else self.frozen.add_to(inputs, places[batches[at]]),
-                        Labels(labels.targets[rows], labels.labelled[rows]),
-                    )
-                number += 1
+            if number + count > first:  # else all of it was trained on before
+                # A random stream of its own for each buffer: what is skipped need not be drawn.
+                rng = np.random.default_rng([training.seed, epoch, buffer])
+                yield self._prepare(examples, rng, max(first - number, 0))
+            number += count
+
+    def _prepare(self, examples: pa.RecordBatch, rng: np.random.Generator, first: int) -> Iterator[Batch]:
+        """Prepare a buffer's examples now, and return what yields its batches from number `first` on."""
+        training = self.config.training
+        title_only = None
+        if training.title_only and "text" not in training.freeze:
+            title_only = rng.random(examples.num_rows) < training.title_only
+        prepared = prepare(examples, self.config, self.tokenizer, title_only)
+        labels = self.encoder.encode(examples.column("labels").to_pylist())
+        products = examples.column("product_id").to_pylist()
+        places = examples.column("place").to_numpy()
+        augment(prepared, training, rng)
+        batches = prepared.by_length(training.batch_size)
+        order = rng.permutation(len(batches))[first:]
+
+        def cut() -> Iterator[Batch]:
+            for rows in (batches[at] for at in order):
+                inputs, which = prepared.inputs(rows, self.tokenizer), torch.from_numpy(rows)
+                yield Batch(
+                    [products[row] for row in rows],
+                    inputs if self.frozen is None else self.frozen.add_to(inputs, places[rows]),
+                    Labels(labels.targets[which], labels.labelled[which]),
+                )
             release()
+
+        return cut()
 
 
 class MultiTask:
@@ -88,7 +121,7 @@ class MultiTask:
         self.tokenizer, self.device = tokenizer, device
         self.examples = index.count("train")
         self.frozen: FrozenTowers | None = None
-        self._batches = TrainingBatches(index, config, layout, tokenizer)
+        self.batches = TrainingBatches(index, config, layout, tokenizer)
         counts, balance = count_labels(index, layout), config.training.class_balance
         self.weights = class_weights(counts, layout, balance).to(device) if balance else None
         self.not_learnt = unlearnable(counts, layout, config.selection.least_labels)
@@ -96,11 +129,7 @@ class MultiTask:
 
     def use(self, frozen: FrozenTowers | None) -> None:
         """Take from here what frozen towers give, in training and validation, instead of running them."""
-        self.frozen = self._batches.frozen = frozen
-
-    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch from number `first` on."""
-        return self._batches.epoch(epoch, first)
+        self.frozen = self.batches.frozen = frozen
 
     def loss(self, part: Batch, whole: Batch) -> Tensor:
         """Return the sum of the part's losses over the number of labels of the whole batch."""
@@ -168,12 +197,8 @@ class Contrastive:
         self.examples = index.count("train")
         # Losing a modality teaches nothing here.
         training = config.training.model_copy(update={"text_dropout": 0.0, "image_dropout": 0.0})
-        self._batches = TrainingBatches(index, config.model_copy(update={"training": training}), layout, tokenizer)
+        self.batches = TrainingBatches(index, config.model_copy(update={"training": training}), layout, tokenizer)
         self._loss = open_clip.ClipLoss()
-
-    def batches(self, epoch: int, first: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch from number `first` on."""
-        return self._batches.epoch(epoch, first)
 
     def loss(self, part: Batch, whole: Batch) -> Tensor:
         """Return the part's loss, weighted by its share of the batch.

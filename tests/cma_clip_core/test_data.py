@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import io
+import itertools
+import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import open_clip
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
 from PIL import Image
 
-from cma_clip_core.batches import LabelEncoder, _move, augment, prefetch, prepare
+from cma_clip_core.ahead import in_process, prefetch
+from cma_clip_core.batches import LabelEncoder, _move, augment, prepare
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import PictureConfig, TextConfig
 from cma_clip_core.devices import resolve_device
@@ -89,7 +94,7 @@ def test_training_and_tagging_see_the_same(tmp_path: Path) -> None:
     layout, tokenizer = ClassLayout(drawn.taxonomy()), Tokenizer(plain)
     index = drawn.index(folder)
     index.side[:] = SIDES.index("train")
-    (batch,) = TrainingBatches(index, plain, layout, tokenizer).epoch(1)
+    (batch,) = TrainingBatches(index, plain, layout, tokenizer)(1)
     trained = batch.inputs
 
     seen = []
@@ -130,7 +135,7 @@ def test_a_share_of_the_products_is_trained_on_titles_alone(tmp_path: Path) -> N
 
     def lengths(share: float) -> list[int]:
         config = drawn.config(title_only=share)
-        batches = TrainingBatches(index, config, layout, Tokenizer(config)).epoch(1)
+        batches = TrainingBatches(index, config, layout, Tokenizer(config))(1)
         return [int(n) for batch in batches for n in batch.inputs.lengths]
 
     none, half, every = (sum(lengths(share)) for share in (0.0, 0.5, 1.0))
@@ -277,6 +282,28 @@ def test_prefetch_passes_on_items_errors_and_the_end() -> None:
     next(endless)
     endless.close()  # type: ignore[attr-defined]
     assert not [t for t in threading.enumerate() if t.name == "prefetch"]
+
+
+def count_then_fail(last: int) -> Iterator[torch.Tensor]:
+    yield from (torch.tensor([number, os.getpid()]) for number in range(last))
+    raise DataError("broken on the way")
+
+
+def test_a_process_of_its_own_passes_on_items_errors_and_ends() -> None:
+    state = torch.get_rng_state()
+    stream = in_process(partial(count_then_fail, 5))
+    first = next(stream)
+    worker = psutil.Process(int(first[1]))
+    assert worker.pid != os.getpid()
+    assert [int(item[0]) for item in itertools.islice(stream, 4)] == [1, 2, 3, 4]
+    with pytest.raises(DataError, match=r"^broken on the way$"):
+        next(stream)
+    worker.wait(timeout=20)
+    assert torch.equal(torch.get_rng_state(), state)
+    endless = in_process(partial(count_then_fail, 10**9))
+    worker = psutil.Process(int(next(endless)[1]))
+    endless.close()
+    worker.wait(timeout=20)
 
 
 def test_timings_account_for_the_rows() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from cma_clip_core import frozen as module
 from cma_clip_core.backbone import Backbone, Sequence
-from cma_clip_core.batches import augment, prepare
+from cma_clip_core.batches import Batch, augment, prepare
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.distributed import World
 from cma_clip_core.examples import ExampleIndex, stream_side
@@ -91,10 +93,10 @@ def test_a_killed_training_reads_what_was_kept_and_goes_on_exactly(
     whole, _ = fit(config, drawn.taxonomy(), index, CPU, progress=False)
     epoch = Loop._epoch
 
-    def mortal(self: Loop) -> None:
+    def mortal(self: Loop, stream: Iterator[Batch | None]) -> None:
         if self.at.epoch == 2:
             raise KeyboardInterrupt
-        epoch(self)
+        epoch(self, stream)
 
     monkeypatch.setattr(Loop, "_epoch", mortal)
     with pytest.raises(KeyboardInterrupt):
@@ -149,3 +151,18 @@ def test_what_a_frozen_tower_sees_is_not_varied_and_that_is_said(
         fit(frozen("image", "text", epochs=1), drawn.taxonomy(), index, CPU, progress=False)
     assert "the image tower is frozen, what it sees is not varied: no flip, shift, patch_dropout" in caplog.text
     assert "the text tower is frozen, what it sees is not varied: no word_dropout" in caplog.text
+
+
+def test_another_process_is_sent_the_names_of_the_files(index: ExampleIndex, tmp_path: Path) -> None:
+    config = frozen("text", "image")
+    model = build_model(config, drawn.taxonomy())
+    here = module.run_frozen(
+        model, index, config, Tokenizer(config, whole=True), CPU, tmp_path, World(), progress=False
+    )
+    assert here is not None
+    sent = pickle.dumps(here)
+    assert len(sent) < sum(file.nbytes for file in here.files.values()) / 4
+    there = pickle.loads(sent)
+    assert np.array_equal(here.slots, there.slots)
+    for tower, file in here.files.items():
+        assert file.tobytes() == there.files[tower].tobytes()

@@ -71,6 +71,19 @@ def objective(config: ModelConfig, index: ExampleIndex) -> MultiTask:
     return MultiTask(build_model(config, drawn.taxonomy()), index, config, layout, Tokenizer(config), CPU)
 
 
+@pytest.mark.parametrize("step", [0, 5])
+def test_batches_made_by_a_process_of_its_own_train_the_same(index: ExampleIndex, step: int) -> None:
+    found = []
+    for apart in (False, True):
+        loop = Loop(objective(busy(), index), busy().training, CPU, progress=False, apart=apart)
+        loop.at.step = step
+        fitted = loop.run()
+        found.append((fitted.weights, [(epoch.loss, epoch.validation) for epoch in fitted.epochs]))
+    assert found[0][1] == found[1][1]
+    for name, value in found[0][0].items():
+        assert torch.equal(value, found[1][0][name]), name
+
+
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 

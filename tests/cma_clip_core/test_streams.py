@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cma_clip_core.batches import prefetch
+from cma_clip_core.ahead import prefetch
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.examples import ExampleIndex, stream_shuffled
 from cma_clip_core.objectives import TrainingBatches
@@ -47,7 +47,7 @@ def peaks(index: ExampleIndex) -> tuple[int, int]:
     pa.set_memory_pool(pool)
     tracemalloc.start()
     try:
-        seen = sum(len(batch) for batch in prefetch(batches.epoch(1), depth=4))
+        seen = sum(len(batch) for batch in prefetch(batches(1), depth=4))
         python = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
