@@ -189,8 +189,10 @@ def augment(prepared: Prepared, config: TrainingConfig, rng: np.random.Generator
         keep[ends - 1] = keep[ends - lengths] = True  # start and end tokens
         kept = iter(keep.tolist())
         prepared.texts = [list(itertools.compress(text, kept)) for text in prepared.texts]
-    if "image" in config.freeze:
+    if "image" in config.freeze or not (config.flip or config.shift):
         return
+    if not prepared.pixels.flags.writeable:
+        prepared.pixels = prepared.pixels.copy()
     pixels = prepared.pixels
     if config.flip:
         chosen = rng.random(rows) < 0.5

@@ -39,7 +39,7 @@ Item = TypeVar("Item")
 
 @dataclass(slots=True)
 class Timings:
-    """Where the time of bulk inference went. Reading and preparing run beside the rest, in a thread of their own."""
+    """Where the time of bulk inference went. Reading and preparing run beside the rest, in a thread each."""
 
     rows: int = 0
     read: float = 0.0  # seconds, reading example files
@@ -87,7 +87,8 @@ class Engine:
             DeviceError: not even one example fits into the device's memory.
         """
         timings = timings if timings is not None else Timings()
-        inputs = prefetch(self._prepared(examples, timings))
+        # A thread each: a GPU would wait for what is read and prepared one after the other.
+        inputs = prefetch(self._prepared(prefetch(_timed(examples, timings), 1), timings))
         while (item := _timed_next(inputs, timings, "wait")) is not None:
             batch, seen, parts = item
             probabilities, lambdas = self._forward(batch.num_rows, parts, timings)
@@ -100,8 +101,7 @@ class Engine:
     def _prepared(
         self, examples: Iterable[pa.RecordBatch], timings: Timings
     ) -> Iterator[tuple[pa.RecordBatch, Bools, list[Part]]]:
-        source = iter(examples)
-        while (batch := _timed_next(source, timings, "read")) is not None:
+        for batch in examples:
             start = time.perf_counter()
             prepared = prepare(batch, self.config, self.tokenizer)
             parts = [(at, prepared.inputs(at, self.tokenizer)) for at in prepared.by_length(self.batch_size)]
@@ -126,6 +126,12 @@ class Engine:
         with precision(self.device):
             output: Output = self.model(*inputs)
         return output.logits, output.lambdas
+
+
+def _timed(examples: Iterable[pa.RecordBatch], timings: Timings) -> Iterator[pa.RecordBatch]:
+    source = iter(examples)
+    while (batch := _timed_next(source, timings, "read")) is not None:
+        yield batch
 
 
 def _timed_next(source: Iterator[Item], timings: Timings, name: str) -> Item | None:

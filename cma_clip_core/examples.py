@@ -207,15 +207,17 @@ def read_index(table: Place, root: Place) -> ExampleIndex:
 def read_pixels(examples: pa.RecordBatch, picture: PictureConfig) -> tuple[Pixels, Bools]:
     """Return the pictures of `examples` as pixels [B, H, W, 3], zeros where there is none, and which there are [B].
 
+    Where all products have one, the pixels are those in `examples`, not a copy, and cannot be written to.
+
     Raises:
         DataError: a picture is not of the size `picture`; names the product.
     """
     images = examples.column("image")
     present: Bools = np.asarray(images.is_valid())
-    pixels = np.zeros((len(images), picture.height, picture.width, 3), dtype=np.uint8)
+    shape = (len(images), picture.height, picture.width, 3)
     if not present.any():
-        return pixels, present
-    size = pixels[0].nbytes
+        return np.zeros(shape, dtype=np.uint8), present
+    size = picture.height * picture.width * 3
     _, offsets_buffer, data = images.buffers()
     offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[images.offset : images.offset + len(images) + 1]
     wrong = np.flatnonzero(present & (np.diff(offsets) != size))
@@ -225,13 +227,13 @@ def read_pixels(examples: pa.RecordBatch, picture: PictureConfig) -> tuple[Pixel
             f"product {product!r}: its picture has {int(np.diff(offsets)[wrong[0]])} bytes where the model needs "
             f"{picture.height} x {picture.width} x 3 = {size}; make the examples again for this model's picture size"
         )
-    flat = pixels.reshape(len(pixels), size)
     values = np.frombuffer(data, dtype=np.uint8)
     if present.all():
-        flat[:] = values[offsets[0] : offsets[-1]].reshape(len(pixels), size)
-    else:
-        for row in np.flatnonzero(present):
-            flat[row] = values[offsets[row] : offsets[row + 1]]
+        return values[offsets[0] : offsets[-1]].reshape(shape), present
+    pixels = np.zeros(shape, dtype=np.uint8)
+    flat = pixels.reshape(len(pixels), size)
+    for row in np.flatnonzero(present):
+        flat[row] = values[offsets[row] : offsets[row + 1]]
     return pixels, present
 
 

@@ -1,0 +1,209 @@
+"""Plan and publish millions of products that have no pictures, and look one up: seconds, bytes and peak memory.
+
+    PYTHONPATH=. python benchmarks/scale_tables.py LAKE --products 10000000     # LAKE has a champion
+
+Two nights: the first publishes all products, of the second one in a hundred changed. What a real night puts between the two
+steps is made here: valid records, and predictions for what the plan says is to be tagged, drawn at random. Steps run as a
+night runs them, `python -m jobs plan` and `publish`; peak memory is that of all their processes together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from cma_clip_core.registry import read_taxonomy
+from jobs import models, storage
+from jobs.lake import Lake
+from jobs.settings import Settings
+from jobs.shards import metadata
+from schemas.documents import Plan, Validation
+from schemas.tables import PREDICTIONS, VALID
+from schemas.taxonomy import Taxonomy
+
+FIRST = date(2026, 11, 1)
+AT_ONCE = 250_000  # rows of a file of records
+NOW = datetime(2026, 11, 1, 3, tzinfo=UTC)
+
+
+def main() -> None:
+    """Run both nights and the lookups, and print what each took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lake", type=Path, help="a lake with a champion")
+    parser.add_argument("--products", type=int, default=10_000_000)
+    parser.add_argument("--changed", type=float, default=0.01, help="share of the products, on the second night")
+    parser.add_argument("--attributes", type=int, default=4, help="that apply to each product")
+    parser.add_argument("--lookups", type=int, default=200)
+    parser.add_argument("--scratch", type=Path, default=None, help="where the temporary folder is made")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        settings = Settings(root=folder)
+        lake = Lake(settings.root)
+        shutil.copytree(options.lake / "models", Path(folder) / "models")
+        taxonomy = read_taxonomy(lake.models / str(models.champion(settings)))
+        attributes = [a.name for a in taxonomy.attributes if not a.multi_valued][: options.attributes]
+        for night, changed in enumerate((0.0, options.changed)):
+            ds = (FIRST + timedelta(days=night)).isoformat()
+            write_records(lake, ds, options.products, changed)
+            planned = step(folder, "plan", "--ds", ds)
+            plan = lake.read_plan(str(planned["run_id"]))
+            write_predictions(lake, plan, taxonomy, attributes)
+            step(folder, "publish", "--run", plan.run_id)
+            for name in ("plan", "publish"):
+                report(lake, plan.run_id, name)
+            print(f"  {sizes(Path(folder))}", flush=True)
+            if night == 0:  # room for the next: published, and not looked at again
+                for gone in (lake.valid(ds), lake.predictions(plan.run_id)):
+                    storage.remove_folder(gone)
+        look_up(lake, options.products, attributes[0], options.lookups)
+
+
+def step(root: str, *arguments: str) -> dict[str, object]:
+    """Run a step in a process of its own and return its result."""
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", *arguments], stdout=subprocess.PIPE, text=True, check=False,
+        env=os.environ | {"TAGGING_ROOT": root, "TAGGING_PROGRESS": "false"},
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    result: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def ids_and_hashes(first: int, count: int, changed: float) -> tuple[pa.Array, pa.Array]:
+    """Return the ids of products, and hashes of their records, of which a share is another than on the first night."""
+    numbers = np.arange(first, first + count, dtype=np.uint64)
+    mixed = numbers * np.uint64(0x9E3779B97F4A7C15)  # as scattered as a real hash
+    mixed ^= mixed >> np.uint64(31)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    other = (mixed >> np.uint64(40)) < np.uint64(int(changed * 2**24))
+    hashes = [f"{value:032x}" for value in (mixed ^ (other.astype(np.uint64) << np.uint64(7))).tolist()]
+    return pa.array([f"sku-{number:09d}" for number in numbers.tolist()]), pa.array(hashes)
+
+
+def write_records(lake: Lake, ds: str, products: int, changed: float) -> None:
+    """Write the day's valid records, and the document that names them."""
+    valid, quarantine = lake.valid(ds) / "drawn", lake.quarantine(ds) / "drawn"
+    for folder in (valid, quarantine):
+        Path(str(folder)).mkdir(parents=True)
+    for first in tqdm(range(0, products, AT_ONCE), desc=f"records of {ds}", unit_scale=AT_ONCE):
+        count = min(AT_ONCE, products - first)
+        ids, hashes = ids_and_hashes(first, count, changed)
+        columns = {
+            "product_id": ids,
+            "title": pc.binary_join_element_wise("Shirt", ids, " "),
+            "source_hash": hashes,
+            "ds": pa.repeat(ds, count),
+        }
+        arrays = [columns[f.name] if f.name in columns else pa.nulls(count, f.type) for f in VALID]
+        table = pa.Table.from_arrays(arrays, schema=VALID)
+        pq.write_table(table, Path(str(valid)) / f"part-{first // AT_ONCE:05d}.parquet", compression="zstd")
+    document = Validation(
+        ds=ds, version=f"drawn-{changed}", passed=True, failures=(), raw=products, unparsable=0, quarantined=0,
+        superseded=0, valid=products, reasons={}, valid_path=lake.relative(valid),
+        quarantine_path=lake.relative(quarantine), data_docs_path="", created_at=NOW,
+    )  # fmt: skip
+    storage.write_document(lake.valid(ds) / "current.json", document)
+
+
+def write_predictions(lake: Lake, plan: Plan, taxonomy: Taxonomy, attributes: list[str]) -> None:
+    """Write what tagging gives for each shard of the plan."""
+    for shard in tqdm(plan.shards, desc=f"predictions of {plan.ds}", unit="shard"):
+        planned = pq.read_table(lake.plan_file(plan.run_id, shard.id), partitioning=None)
+        rng = np.random.default_rng(shard.id)
+        schema = PREDICTIONS.with_metadata({**(PREDICTIONS.metadata or {}), **metadata(plan, shard)})
+        table = pa.Table.from_batches(drawn(planned, taxonomy, attributes, rng), PREDICTIONS)
+        with storage.whole_file(lake.prediction_file(plan.run_id, shard.id)) as path:
+            pq.write_table(table.replace_schema_metadata(schema.metadata), path, compression="zstd")
+
+
+def drawn(
+    planned: pa.Table, taxonomy: Taxonomy, attributes: list[str], rng: np.random.Generator
+) -> Iterator[pa.RecordBatch]:
+    """Yield predictions for the products of a shard: for each attribute one value."""
+    rows, each = planned.num_rows, len(attributes)
+    ends = pa.array(np.arange(0, rows * each + 1, each, dtype=np.int32))
+    struct = PREDICTIONS.field("predictions").type.value_type
+    values = [np.array(taxonomy[name].value_names, dtype=object) for name in attributes]
+    chosen = np.stack([v[rng.integers(0, len(v), rows)] for v in values], axis=1).ravel()
+    confidence: npt.NDArray[np.float32] = rng.random(rows * each, dtype=np.float32)
+    text = rng.random(rows * each, dtype=np.float32)
+    names = pa.array(attributes * rows)
+    predictions = pa.StructArray.from_arrays(
+        [names, pa.array(chosen, pa.string()), pa.array(confidence), pa.array(confidence > 0.5), pa.array(text), pa.array(1 - text)],
+        fields=list(struct),
+    )  # fmt: skip
+    columns = {
+        "product_id": planned["product_id"].combine_chunks(),
+        "source_hash": planned["source_hash"].combine_chunks(),
+        "modality": pa.repeat("text", rows),
+        "image_status": pa.repeat("absent", rows),
+        "labels": pa.array([[]] * rows, PREDICTIONS.field("labels").type),
+        "applicable": pa.ListArray.from_arrays(ends, names, type=PREDICTIONS.field("applicable").type),
+        "predictions": pa.ListArray.from_arrays(ends, predictions, type=PREDICTIONS.field("predictions").type),
+        "tagged_at": pa.repeat(pa.scalar(NOW, PREDICTIONS.field("tagged_at").type), rows),
+    }
+    yield pa.RecordBatch.from_arrays([columns[f.name] for f in PREDICTIONS], schema=PREDICTIONS)
+
+
+def report(lake: Lake, run_id: str, name: str) -> None:
+    """Print what a step took."""
+    took = json.loads((lake.reports(run_id) / "steps" / f"{name}.json").read_text())
+    print(
+        f"{run_id[:10]} {name}: {took['seconds']:.1f} s, {took['rows']:,} rows, peak {took['peak_rss_bytes'] / 1e6:,.0f} MB",
+        flush=True,
+    )
+
+
+def sizes(root: Path) -> str:
+    """Return how many files and bytes each part of the lake has."""
+    found = []
+    for part in sorted(path for path in root.iterdir() if path.is_dir()):
+        files = [path.stat().st_size for path in part.rglob("*") if path.is_file()]
+        found.append(f"{part.name} {len(files)} files, {sum(files) / 1e9:.2f} GB")
+    return "; ".join(found)
+
+
+def look_up(lake: Lake, products: int, attribute: str, times: int) -> None:
+    """Look single products up in one attribute's table, as an analyst does, and print how long that takes."""
+    manifest = lake.read_manifest(lake.current_run() or "")
+    assert manifest is not None
+    files = [str(lake.root / file.path) for file in manifest.files if file.table == attribute]
+    every = [str(lake.root / file.path) for file in manifest.files if file.table != "products"]
+    rng = np.random.default_rng(0)
+    with duckdb.connect() as connection:
+        for what, looked_in in ((f"its {attribute}", files), ("all its attributes", every)):
+            query = f"select * from read_parquet({looked_in!r}, hive_partitioning = false) where product_id = ?"
+            taken = []
+            for number in rng.integers(0, products, times):
+                start = time.perf_counter()
+                rows = connection.execute(query, [f"sku-{number:09d}"]).fetchall()
+                taken.append(1000 * (time.perf_counter() - start))
+                assert rows
+            cuts = statistics.quantiles(taken, n=100)
+            print(
+                f"DuckDB, one product, {what}, {len(looked_in)} files: median {statistics.median(taken):.1f} ms, "
+                f"99 % under {cuts[98]:.1f} ms, first {taken[0]:.1f} ms"
+            )
+
+
+if __name__ == "__main__":
+    main()
