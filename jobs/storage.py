@@ -7,6 +7,7 @@ paths: `pathlib` on a disk, `upath` on S3; what is not here, both have.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
@@ -25,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from cma_clip_core.places import Place as Place
 from cma_clip_core.places import on_disk as on_disk
-from jobs.errors import JobError
+from jobs.errors import JobError, TransientError
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -144,6 +145,9 @@ def whole_file(path: Place) -> Iterator[Path]:
     """Yield a temporary file; on a clean exit it becomes `path` in one step, on an error it is removed.
 
     For S3 it is on this machine's disk for temporary files (TMPDIR), and is sent whole.
+
+    Raises:
+        TransientError: there is no room for it.
     """
     if on_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +165,13 @@ def whole_file(path: Place) -> Iterator[Path]:
             from jobs import object_store
 
             object_store.upload(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TransientError(
+            f"{path}: no room for it in {temporary.parent}: {error}; make some, then run the step again: what is finished "
+            "stays, and nothing half written does"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -245,8 +245,16 @@ def check_readers(lake: Lake, shown: str) -> None:
     """Run the lines that `tables` prints, each in a process of its own."""
     rows = len(decisions(lake))
     lines = dict(re.findall(r"^  (\w+):\n    (.+)$", shown, re.MULTILINE))
-    for engine in ("DuckDB", "pandas", "Polars"):
+    for engine in ("DuckDB", "pandas", "Polars", "Spark"):
         code = f"import pandas, polars, fsspec, duckdb\nprint(len({lines[engine]}))"
-        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        if engine == "Spark":  # set up for S3 as the steps' own is
+            code = (
+                "import fsspec\nfrom jobs.settings import Settings\nfrom jobs.spark import session\n"
+                f"with session(Settings(), 0) as spark: print({lines[engine]}.count())"
+            )
+        found = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False,
+            env=os.environ | {"TAGGING_ROOT": str(lake.root)},
+        )  # fmt: skip
         assert found.returncode == 0, f"{engine}: {found.stderr}"
         assert int(found.stdout) == rows, engine

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -220,6 +224,27 @@ def test_plans_that_cannot_be_tagged(night: Night, change: dict[str, object], wo
 def test_no_such_shard(night: Night) -> None:
     with pytest.raises(JobError, match=r"no shard 7; it has \[0, 1, 2\]"):
         tag(night.settings, RUN, 7)
+
+
+def test_a_full_disk_says_so_and_nothing_half_written_stays(night: Night) -> None:
+    """A real one: a file system of a few kilobytes, seen by the step's process alone."""
+    folder = night.file(0).parent
+    folder.mkdir(parents=True)
+    small = f"mount -t tmpfs -o size=8k none {folder} && "
+    within = ["unshare", "--mount", "sh", "-c"]
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*within, small + "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("no file system can be mounted here")
+    step = f"{sys.executable} -m jobs tag --run {RUN} --shard 0; code=$?; ls -A {folder}; exit $code"
+    environment = os.environ | {"TAGGING_ROOT": str(night.lake.root), "TAGGING_DEVICE": "cpu"}
+    found = subprocess.run([*within, small + step], capture_output=True, text=True, check=False, env=environment)
+    assert found.returncode == 1, found.stderr  # not 2: Airflow tries again
+    assert f"error: {night.file(0)}: no room for it in {folder}: " in found.stderr
+    assert "Traceback" not in found.stderr
+    assert found.stdout == ""
+    assert tag(night.settings, RUN) == 95
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
