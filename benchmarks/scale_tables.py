@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from cma_clip_core.registry import read_taxonomy
 from jobs import models, storage
-from jobs.lake import Lake
+from jobs.lake import PRODUCTS, Lake
 from jobs.settings import Settings
 from jobs.shards import metadata
 from schemas.documents import Plan, Validation
@@ -187,7 +187,7 @@ def look_up(lake: Lake, products: int, attribute: str, times: int) -> None:
     manifest = lake.read_manifest(lake.current_run() or "")
     assert manifest is not None
     files = [str(lake.root / file.path) for file in manifest.files if file.table == attribute]
-    every = [str(lake.root / file.path) for file in manifest.files if file.table != "products"]
+    every = [str(lake.root / file.path) for file in manifest.files if file.table != PRODUCTS]
     rng = np.random.default_rng(0)
     with duckdb.connect() as connection:
         for what, looked_in in ((f"its {attribute}", files), ("all its attributes", every)):

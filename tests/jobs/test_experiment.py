@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ import yaml
 
 from cma_clip_core import registry, towers
 from cma_clip_core.backbone import Backbone
+from cma_clip_core.batches import Batch
 from cma_clip_core.errors import ModelError
 from cma_clip_core.loop import Loop
 from cma_clip_core.methods import LABELS, configure
@@ -110,10 +111,10 @@ def test_a_killed_training_blocks_no_other_and_goes_on_when_it_is_started_again(
     above = lake.towers if step is pretrain else lake.models
     epoch = Loop._epoch
 
-    def mortal(self: Loop) -> None:
+    def mortal(self: Loop, stream: Iterator[Batch | None]) -> None:
         if self.at.epoch == 2:
             raise KeyboardInterrupt
-        epoch(self)
+        epoch(self, stream)
 
     monkeypatch.setattr(Loop, "_epoch", mortal)
     with pytest.raises(KeyboardInterrupt):
