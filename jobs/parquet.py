@@ -51,6 +51,11 @@ class Written:
     notes: dict[str, int]
 
 
+_STREAMED: Final = 64 * 2**20  # bytes of a row group in memory, of tables that are read whole
+# Of tables that single products are looked up in: some 50,000 rows. A reader decodes all ids of a group to find one.
+_LOOKED_UP: Final = 8 * 2**20
+
+
 def write(frame: DataFrame, folder: Place, table: pa.Schema) -> None:
     """Write `frame` by Spark's writer as the only content of `folder`, in the columns and types of `table`.
 
@@ -73,9 +78,11 @@ def read(spark: SparkSession, paths: Sequence[Place], table: pa.Schema) -> DataF
 
 
 class FileWriter:
-    """Writes record batches to one Parquet file, in large row groups: compressed, with statistics and a page index."""
+    """Writes record batches to one Parquet file, in row groups of about so many bytes in memory: compressed, with statistics
+    and a page index.
+    """
 
-    def __init__(self, path: Path, table: pa.Schema, *, row_group_bytes: int = 64 * 2**20) -> None:
+    def __init__(self, path: Path, table: pa.Schema, *, row_group_bytes: int = _STREAMED) -> None:
         self._table = table
         self._limit = row_group_bytes
         self._held: list[pa.RecordBatch] = []
@@ -122,7 +129,7 @@ def write_files(
     Args:
         frame: rows with an integer column ``target``, the index of the file each belongs to; a file that no row
             belongs to is written empty.
-        order: columns the rows of a file are sorted by.
+        order: columns the rows of a file are sorted by; its row groups are then small, for who looks up a few rows.
         transform: from the frame's batches (without ``target``) to the table's; may count what it sees in the dict.
         digest: whether the SHA-256 of each file is taken.
 
@@ -139,7 +146,7 @@ def write_files(
         target, notes = _partition(), dict[str, int]()
         rows: Batches = (batch.drop_columns(["target"]) for batch in batches)
         with storage.whole_file(storage.place(paths[target])) as temporary:
-            writer = FileWriter(temporary, table)
+            writer = FileWriter(temporary, table, row_group_bytes=_LOOKED_UP if order else _STREAMED)
             for batch in transform(rows, notes) if transform else rows:
                 writer.write(batch)
             writer.close()
