@@ -53,7 +53,7 @@ class Written:
 
 _STREAMED: Final = 64 * 2**20  # bytes of a row group in memory, of tables that are read whole
 # Of tables that single products are looked up in: some 50,000 rows. A reader decodes all ids of a group to find one.
-_LOOKED_UP: Final = 8 * 2**20
+LOOKED_UP: Final = 8 * 2**20
 
 
 def write(frame: DataFrame, folder: Place, table: pa.Schema) -> None:
@@ -123,15 +123,17 @@ def write_files(
     order: Sequence[str] = (),
     transform: Callable[[Batches, dict[str, int]], Batches] | None = None,
     digest: bool = False,
+    row_group_bytes: int = _STREAMED,
 ) -> list[Written]:
     """Write the rows of `frame` to the files `targets`, each whole or not at all, and return what was written.
 
     Args:
         frame: rows with an integer column ``target``, the index of the file each belongs to; a file that no row
             belongs to is written empty.
-        order: columns the rows of a file are sorted by; its row groups are then small, for who looks up a few rows.
+        order: columns the rows of a file are sorted by.
         transform: from the frame's batches (without ``target``) to the table's; may count what it sees in the dict.
         digest: whether the SHA-256 of each file is taken.
+        row_group_bytes: of a row group in memory.
 
     The rows themselves never reach the driver.
     """
@@ -146,7 +148,7 @@ def write_files(
         target, notes = _partition(), dict[str, int]()
         rows: Batches = (batch.drop_columns(["target"]) for batch in batches)
         with storage.whole_file(storage.place(paths[target])) as temporary:
-            writer = FileWriter(temporary, table, row_group_bytes=_LOOKED_UP if order else _STREAMED)
+            writer = FileWriter(temporary, table, row_group_bytes=row_group_bytes)
             for batch in transform(rows, notes) if transform else rows:
                 writer.write(batch)
             writer.close()

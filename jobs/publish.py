@@ -253,7 +253,9 @@ def _write_by_attribute(
     placed = frame.withColumn("target", (position[F.col("attribute")] * parts + part).cast("int"))
     targets = [folder / name / f"part-{part:05d}.parquet" for name in names for part in range(parts)]
     order = ["product_id", "value", "model_value"]
-    written = parquet.write_files(placed, targets, tables.ATTRIBUTES, order=order, digest=True)
+    written = parquet.write_files(
+        placed, targets, tables.ATTRIBUTES, order=order, digest=True, row_group_bytes=parquet.LOOKED_UP
+    )
     return [
         PublishedFile(
             path=lake.relative(targets[w.target]),
@@ -288,8 +290,9 @@ def _write_one(lake: Lake, frame: DataFrame, folder: Place, table: pa.Schema, na
 
     targets = [folder / "part-00000.parquet"]
     written = parquet.write_files(
-        frame.withColumn("target", F.lit(0)), targets, table, order=["product_id"], digest=True
-    )
+        frame.withColumn("target", F.lit(0)), targets, table, order=["product_id"], digest=True,
+        row_group_bytes=parquet.LOOKED_UP,
+    )  # fmt: skip
     return [
         PublishedFile(path=lake.relative(targets[0]), table=name, rows=w.rows, bytes=w.bytes, sha256=w.sha256)
         for w in written
