@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from cma_clip_core.pictures import MAX_BYTES, PictureError, fetch
 from jobs import object_store, storage
-from jobs.errors import JobError
+from jobs.errors import JobError, TransientError
 from jobs.lake import Lake, check_day
 from jobs.records import unique
 from jobs.settings import Settings
@@ -608,10 +608,13 @@ class PicturesToDisk:
 
 
 class PicturesToS3:
-    """Asks and writes many at a time: each is a request or two that mostly waits."""
+    """Asks and writes many at a time: each is a request or two that mostly waits.
+
+    Raises TransientError where the server, or the network to it, fails.
+    """
 
     def __init__(self, folder: UPath, counts: Counter[str]) -> None:
-        self._folder, self._counts = folder, counts
+        self._folder, self._fs, self._counts = folder.path, folder.fs, counts
         self._pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="picture")
         self._running: set[Future[str]] = set()
 
@@ -624,15 +627,22 @@ class PicturesToS3:
     def add(self, path: str, data: bytes) -> None:
         if len(self._running) >= 2 * _AT_ONCE:  # so that few are held in memory
             self._collect(FIRST_COMPLETED)
-        self._running.add(self._pool.submit(self._write, self._folder / path, data))
+        self._running.add(self._pool.submit(self._write, f"{self._folder}/{path}", data))
 
     def finish(self) -> None:
         self._collect(ALL_COMPLETED)
 
-    def _write(self, path: UPath, data: bytes) -> str:
-        if storage.size(path) == len(data):
-            return "known"
-        path.write_bytes(data)
+    def _write(self, path: str, data: bytes) -> str:
+        from cma_clip_core import objects
+
+        try:
+            if objects.size(self._fs, path) == len(data):
+                return "known"
+            objects.write(self._fs, path, data)
+        except OSError as error:
+            raise TransientError(
+                f"{error}; nothing was imported: import again when its server can be reached"
+            ) from error
         return "added"
 
     def _collect(self, until: str) -> None:

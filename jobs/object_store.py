@@ -54,7 +54,10 @@ def forget() -> None:
     """Take the environment anew: connections of this process are kept as it was when they were made."""
     from s3fs import S3FileSystem
 
+    from cma_clip_core import objects
+
     S3FileSystem.clear_instance_cache()
+    objects.forget()
 
 
 def read(path: UPath) -> Found | None:
