@@ -41,6 +41,11 @@ def products(predictions: DataFrame, planned: DataFrame, plan: Plan) -> DataFram
     )
 
 
+def most(taxonomy: Taxonomy) -> int:
+    """Return how many rows of ATTRIBUTES a product can have."""
+    return sum(len(a.values) if a.multi_valued else 1 for a in taxonomy.attributes)
+
+
 def attributes(predictions: DataFrame, plan: Plan, taxonomy: Taxonomy) -> DataFrame:
     """Return the rows of ATTRIBUTES for the products a run tagged.
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cma_clip_core.places import Place, open_parquet
-from jobs import attribute_rows, history, live, parquet, spark, storage
+from jobs import attribute_rows, history, live, parquet, ranges, spark, storage
 from jobs.errors import JobError, LedgerError
 from jobs.lake import PRODUCTS, Lake, check_run
 from jobs.settings import Settings
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ROWS_A_FILE = 5_000_000  # of one attribute: 64 to 256 MB
 _ROWS_A_BATCH = 2**17  # read at a time by the audit
 
 
@@ -150,6 +149,7 @@ class _Frames:
     before: DataFrame  # the table this run is based on, whole
     fresh: DataFrame  # the rows that this run makes
     touched: Touched  # whose rows they replace
+    width: int  # rows that a product has at most
 
     @property
     def after(self) -> DataFrame:
@@ -166,14 +166,7 @@ def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> R
         storage.remove_folder(folder)
         # Each write is a chain of small jobs that alone leaves cores free.
         with ThreadPoolExecutor() as pool:
-            writes: list[Future[list[PublishedFile]]] = []
-            if not plan.backfill:
-                attributes, products = frames
-                names = _attribute_names(lake, plan, taxonomy)
-                writes.append(pool.submit(_write_by_attribute, lake, plan, attributes.after, folder, names))
-                writes.append(
-                    pool.submit(_write_one, lake, products.after, folder / PRODUCTS, tables.PRODUCTS, PRODUCTS)
-                )
+            writes = [] if plan.backfill else _write_tables(lake, plan, taxonomy, frames, pool)
             days, history_files = _write_history(session, lake, plan, index, frames, pool)
             files = [file for write in writes for file in write.result()]
     audit(lake, files, unique=True)
@@ -220,8 +213,8 @@ def _frames(
             session, [lake.root / f.path for f in found if f.table == PRODUCTS], tables.PRODUCTS
         )
     return (
-        _Frames("attributes", before_attributes, attributes, touched),
-        _Frames("products", before_products, products, touched.whole()),
+        _Frames("attributes", before_attributes, attributes, touched, attribute_rows.most(taxonomy)),
+        _Frames("products", before_products, products, touched.whole(), 1),
     )
 
 
@@ -230,72 +223,28 @@ def _base_files(lake: Lake, plan: Plan) -> tuple[PublishedFile, ...]:
     return live.manifest_of(lake, plan.base_run).files if plan.base_run else ()
 
 
-def _attribute_names(lake: Lake, plan: Plan, taxonomy: Taxonomy) -> list[str]:
-    """Return the attributes that get a file: the taxonomy's, and those of earlier models that products still have."""
-    earlier = {f.table for f in _base_files(lake, plan) if f.table != PRODUCTS and f.rows}
-    return [*taxonomy.names, *sorted(earlier - set(taxonomy.names))]
-
-
-def _write_by_attribute(
-    lake: Lake, plan: Plan, frame: DataFrame, folder: Place, names: Sequence[str]
-) -> list[PublishedFile]:
-    """Write one file for each attribute, or several by ranges of product_id where there are very many products."""
+def _write_tables(
+    lake: Lake, plan: Plan, taxonomy: Taxonomy, frames: tuple[_Frames, _Frames], pool: Executor
+) -> list[Future[list[PublishedFile]]]:
+    """Write the whole tables: the attributes of the taxonomy, those of earlier models that products still have, the state."""
     from pyspark.sql import functions as F
 
-    position = F.create_map(*[x for i, name in enumerate(names) for x in (F.lit(name), F.lit(i))])
-    bounds = _bounds(lake, plan, frame)
-    parts = len(bounds) + 1
-    part = (
-        F.size(F.filter(F.array(*[F.lit(b) for b in bounds]), lambda b: b <= F.col("product_id")))
-        if bounds
-        else F.lit(0)
-    )
-    placed = frame.withColumn("target", (position[F.col("attribute")] * parts + part).cast("int"))
-    targets = [folder / name / f"part-{part:05d}.parquet" for name in names for part in range(parts)]
-    order = ["product_id", "value", "model_value"]
-    written = parquet.write_files(
-        placed, targets, tables.ATTRIBUTES, order=order, digest=True, row_group_bytes=parquet.LOOKED_UP
-    )
-    return [
-        PublishedFile(
-            path=lake.relative(targets[w.target]),
-            table=names[w.target // parts],
-            rows=w.rows,
-            bytes=w.bytes,
-            sha256=w.sha256,
-        )
-        for w in written
-    ]
-
-
-def _bounds(lake: Lake, plan: Plan, frame: DataFrame) -> list[str]:
-    """Return the product ids that cut the table into files of about `_ROWS_A_FILE` rows an attribute.
-
-    How many files follows from what was published before and what is new; the table itself is read only where it is cut.
-    """
+    attributes, products = frames
     before = Counter[str]()
     for file in _base_files(lake, plan):
         before[file.table] += file.rows
-    rows = max((n for table, n in before.items() if table != PRODUCTS), default=0) + plan.to_tag
-    n = -(-rows // _ROWS_A_FILE)
-    if n <= 1:
-        return []
-    products = frame.select("product_id").sample(min(1.0, 100_000 / rows), seed=0).distinct().orderBy("product_id")
-    sample = [row["product_id"] for row in products.collect()]
-    return [sample[len(sample) * i // n] for i in range(1, n)] if sample else []
-
-
-def _write_one(lake: Lake, frame: DataFrame, folder: Place, table: pa.Schema, name: str) -> list[PublishedFile]:
-    from pyspark.sql import functions as F
-
-    targets = [folder / "part-00000.parquet"]
-    written = parquet.write_files(
-        frame.withColumn("target", F.lit(0)), targets, table, order=["product_id"], digest=True,
-        row_group_bytes=parquet.LOOKED_UP,
-    )  # fmt: skip
+    states = before.pop(PRODUCTS, 0)
+    earlier = {name for name, rows in before.items() if rows}
+    names = [*taxonomy.names, *sorted(earlier - set(taxonomy.names))]
+    writes = (
+        (attributes, tables.ATTRIBUTES, names, F.col("attribute"), before.total()),
+        (products, tables.PRODUCTS, [PRODUCTS], F.lit(PRODUCTS), states),
+    )
     return [
-        PublishedFile(path=lake.relative(targets[0]), table=name, rows=w.rows, bytes=w.bytes, sha256=w.sha256)
-        for w in written
+        pool.submit(
+            ranges.write, lake, table.after, lake.run(plan.run_id), schema, of, name, rows + plan.to_tag * table.width
+        )
+        for table, schema, of, name, rows in writes
     ]
 
 
@@ -308,29 +257,41 @@ def _write_history(
     pool: Executor,
 ) -> tuple[dict[str, HistoryDay], list[PublishedFile]]:
     """Write the changes of this day and, of a backfill, those of the next day done, so that all later days stay."""
-    changes: dict[str, dict[str, DataFrame]] = {day: {} for day in plan.history_base}
+    from pyspark.sql import functions as F
+
+    changes: dict[str, list[tuple[_Frames, DataFrame]]] = {day: [] for day in plan.history_base}
     following = next((day for day in plan.history_base if day != plan.ds), None)
     for table in frames:
         own = history.changes(table.kind, table.touched.replaced(table.before), table.fresh, plan.ds)
-        changes[plan.ds][table.kind] = _merged(session, lake, index, table.kind, own, plan.ds)
+        changes[plan.ds].append((table, _merged(session, lake, index, table.kind, own, plan.ds)))
         if following is not None:
             later = history.as_of(session, lake, index, table.kind, following)
             stay = table.touched.replaced(later)
             repair = history.changes(table.kind, table.fresh, stay, following)
-            changes[following][table.kind] = _merged(session, lake, index, table.kind, repair, following)
+            changes[following].append((table, _merged(session, lake, index, table.kind, repair, following)))
+    touched = plan.to_tag + plan.removed
     writes: dict[str, list[Future[list[PublishedFile]]]] = {}
     for ds, by_table in changes.items():
         folder = lake.history_run(ds, plan.run_id)
         storage.remove_folder(folder)
+        older = index.days[ds].rows if ds in index.days else 0
         writes[ds] = [
-            pool.submit(_write_one, lake, frame, folder / kind, history.SCHEMAS[kind], kind)
-            for kind, frame in by_table.items()
-        ]
+            pool.submit(
+                ranges.write, lake, frame, folder, history.SCHEMAS[table.kind], [table.kind], F.lit(table.kind),
+                older + touched * table.width,
+            )
+            for table, frame in by_table
+        ]  # fmt: skip
     days, files = {}, []
     for ds, written in writes.items():
         own_files = [file for write in written for file in write.result()]
         path = lake.relative(lake.history_run(ds, plan.run_id))
-        days[ds] = HistoryDay(run_id=plan.run_id, path=path, rows=sum(file.rows for file in own_files))
+        days[ds] = HistoryDay(
+            run_id=plan.run_id,
+            path=path,
+            rows=sum(file.rows for file in own_files),
+            files=dict(Counter(file.table for file in own_files)),
+        )
         files += own_files
     return days, files
 
@@ -350,6 +311,7 @@ def audit(lake: Lake, files: Sequence[PublishedFile], *, unique: bool, digest: b
     Raises:
         JobError: a file is not what was written. Nothing is published.
     """
+    by_table: dict[str, list[Place]] = {}
     for file in files:
         path = lake.root / file.path
         rows, size = parquet.count([path]), storage.size(path)
@@ -357,24 +319,32 @@ def audit(lake: Lake, files: Sequence[PublishedFile], *, unique: bool, digest: b
             raise JobError(f"{path}: {rows} rows, {size} bytes; {file.rows}, {file.bytes} were written")
         if digest and storage.sha256(path) != file.sha256:
             raise JobError(f"{path}: its SHA-256 is not that of what was written")
-        if unique:
-            _check_keys(path)
+        by_table.setdefault(file.table, []).append(path)
+    for paths in by_table.values() if unique else ():
+        _check_keys(paths)
 
 
-def _check_keys(path: Place) -> None:
-    """Check that a table's file is sorted by product_id and no (product, values) is there twice, in bounded memory."""
-    with open_parquet(path) as file:
-        keys = ["product_id", *(n for n in ("catalog_value", "model_value") if n in file.schema_arrow.names)]
-        held = file.schema_arrow.empty_table().select(keys)  # the last product's rows: more may follow
-        for batch in file.iter_batches(_ROWS_A_BATCH, columns=keys):
-            rows = pa.concat_tables([held, pa.Table.from_batches([batch]).select(keys).cast(held.schema)])
-            ids = rows["product_id"].combine_chunks()
-            for at in pc.indices_nonzero(pc.greater(ids[:-1], ids[1:]))[:1].to_pylist():
-                raise JobError(f"{path}: not sorted: {ids[at + 1].as_py()!r} comes after {ids[at].as_py()!r}")
-            counts = rows.group_by(keys, use_threads=False).aggregate([([], "count_all")])
-            for row in counts.filter(pc.field("count_all") > 1).slice(0, 1).to_pylist():
-                raise JobError(f"{path}: product {row['product_id']!r} is there {row['count_all']} times with {row}")
-            held = rows.filter(pc.equal(ids, ids[-1]))
+def _check_keys(paths: Sequence[Place]) -> None:
+    """Check that a table's files, one after the other, are sorted by product_id and no (product, values) is there twice.
+
+    In bounded memory.
+    """
+    held: pa.Table | None = None  # the last product's rows: more may follow
+    for path in paths:
+        with open_parquet(path) as file:
+            keys = ["product_id", *(n for n in ("catalog_value", "model_value") if n in file.schema_arrow.names)]
+            held = file.schema_arrow.empty_table().select(keys) if held is None else held
+            for batch in file.iter_batches(_ROWS_A_BATCH, columns=keys):
+                rows = pa.concat_tables([held, pa.Table.from_batches([batch]).select(keys).cast(held.schema)])
+                ids = rows["product_id"].combine_chunks()
+                for at in pc.indices_nonzero(pc.greater(ids[:-1], ids[1:]))[:1].to_pylist():
+                    raise JobError(f"{path}: not sorted: {ids[at + 1].as_py()!r} comes after {ids[at].as_py()!r}")
+                counts = rows.group_by(keys, use_threads=False).aggregate([([], "count_all")])
+                for row in counts.filter(pc.field("count_all") > 1).slice(0, 1).to_pylist():
+                    raise JobError(
+                        f"{path}: product {row['product_id']!r} is there {row['count_all']} times with {row}"
+                    )
+                held = rows.filter(pc.equal(ids, ids[-1]))
 
 
 def _ledger(

@@ -185,6 +185,9 @@ class HistoryDay(Strict):
     run_id: str
     path: str = Field(description="folder of the changes; '' where the day changed nothing")
     rows: int
+    files: dict[str, int] = Field(
+        default_factory=dict, description="how many there are of each table; one, where it is not told"
+    )
 
 
 class HistoryIndex(Strict):

@@ -6,9 +6,13 @@ Run with ``make test TESTS=tests/jobs/test_published_tables.py``.
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import shlex
+import shutil
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +23,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import night, publish, storage, tables
+from jobs import night, publish, ranges, storage, tables
 from jobs.errors import JobError, LedgerError, StalePlanError
 from jobs.lake import Lake
 from jobs.plan import plan
 from jobs.settings import Settings
+from schemas.documents import PublishedFile
 from schemas.tables import ATTRIBUTES
-from tests.conftest import DAY1, DAY2, DAY3, DAY4, copy_trained, raw_lines, settings_for, split_raw, write_raw
-from tests.jobs.test_night import as_of, live, products_of, second_day, steps_to
+from tests.conftest import DAY1, DAY2, DAY3, DAY4, Night, copy_trained, raw_lines, settings_for, split_raw, write_raw
+from tests.jobs.test_night import as_of, killed_before_write, live, products_of, second_day, steps_to
 
 pytestmark = pytest.mark.spark
 
@@ -340,23 +345,138 @@ def test_run_ids_cannot_name_anything_else(command: str) -> None:
         check_run(shlex.split(command)[1])
 
 
-def test_large_tables_are_cut_by_ranges_of_product_id(
-    tagged: tuple[Lake, Settings, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lake, settings, run_id = tagged
-    monkeypatch.setattr(publish, "_ROWS_A_FILE", 40)
-    ledger = publish.publish(settings, run_id)
+def by_table(lake: Lake, run_id: str) -> dict[str, list[PublishedFile]]:
+    """Return all files that a run wrote, by their table."""
     manifest = lake.read_manifest(run_id)
     assert manifest is not None
-    by_table: dict[str, list[Any]] = {}
-    for file in manifest.files:
-        ids = pq.read_table(lake.root / file.path)["product_id"].to_pylist()
-        by_table.setdefault(file.table, []).extend(ids)
-        assert ids == sorted(ids)
-    colour = by_table["colour"]
-    assert sum(file.table == "colour" for file in manifest.files) == 3
-    assert colour == sorted(colour)  # the files' ranges do not overlap
-    assert len(set(colour)) == len(colour) == ledger.published_products
+    found: dict[str, list[PublishedFile]] = {}
+    for file in (*manifest.files, *manifest.history_files):
+        found.setdefault(file.table, []).append(file)
+    return found
+
+
+def read(lake: Lake, files: list[PublishedFile]) -> list[dict[str, Any]]:
+    """Return the rows of files, in order."""
+    return [row for file in files for row in pq.read_table(lake.root / file.path, partitioning=None).to_pylist()]
+
+
+def check_ranges(lake: Lake, files: list[PublishedFile], most: int) -> None:
+    """Check that a table's files are sorted, do not overlap and have at most so many rows."""
+    last = ""
+    for file in files:
+        ids = pq.read_table(lake.root / file.path, columns=["product_id"])["product_id"].to_pylist()
+        assert len(ids) == file.rows <= most, file.path
+        assert ids == sorted(ids), file.path
+        assert last < ids[0], file.path
+        last = ids[-1]
+
+
+def test_large_tables_are_cut_by_ranges_of_product_id(night_of_day1: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attributes, state and history: the same rows as in one file. Killed before it is done, publish writes the same again."""
+    lake, run_id = night_of_day1.after("report"), night_of_day1.run_id
+    settings = settings_for(lake.root)
+    whole = {table: read(lake, files) for table, files in by_table(lake, run_id).items()}
+    assert all(len(files) == 1 for files in by_table(lake, run_id).values())
+    night_of_day1.after("tag")
+    monkeypatch.setattr(ranges, "_ROWS_A_FILE", 40)
+    publish.publish(settings, run_id)
+    cut = by_table(lake, run_id)
+    assert {table: read(lake, files) for table, files in cut.items()} == whole
+    others = ("_products", "products", "attributes")
+    expected = {name: math.ceil(len(rows) / 40) for name, rows in whole.items()}
+    assert {name: len(cut[name]) for name in others} == {name: expected[name] for name in others}
+    # Of attributes the largest one says how many files each has.
+    assert len(cut["colour"]) == max(expected[name] for name in whole.keys() - set(others)) >= 3
+    for files in cut.values():
+        if sum(file.rows for file in files) > 100:  # the others have some files without rows
+            check_ranges(lake, files, 40 + 10)  # no product is cut in two
+    night_of_day1.after("tag")
+    assert killed_before_write(0, monkeypatch, lambda: publish.publish(settings, run_id))
+    assert lake.read_manifest(run_id) is None
+    paths = [lake.root / file.path for files in cut.values() for file in files]
+    paths[0].unlink()
+    paths[-1].write_bytes(paths[-1].read_bytes()[:100])
+    for folder in (paths[0].parent, paths[-1].parent):  # as under another limit
+        shutil.copy(paths[1], folder / "part-00099.parquet")
+    publish.publish(settings, run_id)
+    assert by_table(lake, run_id) == cut  # to the SHA-256
+    written = (lake.run(run_id), lake.history_run(DAY1, run_id))
+    assert {path for folder in written for path in folder.rglob("*.parquet")} == set(paths)
+    assert as_of(settings, DAY1) == live(lake)
+
+
+def test_nights_go_on_from_tables_in_one_file_and_in_several(
+    first_night: tuple[Lake, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, settings = first_night
+    index = json.loads(lake.history_index.read_bytes())
+    assert index["days"][DAY1].pop("files") == {"attributes": 1, "products": 1}  # a version before did not tell
+    storage.write_bytes(lake.history_index, json.dumps(index).encode())
+    first = live(lake)
+    second_day(lake)
+    monkeypatch.setattr(ranges, "_ROWS_A_FILE", 30)
+    ledger, _ = night.night(settings, DAY2)
+    cut = by_table(lake, ledger.run_id)
+    assert min(len(cut[table]) for table in ("colour", "_products", "attributes")) > 1 == len(cut["products"])
+    second = live(lake)
+    assert as_of(settings, DAY1) == first
+    assert as_of(settings, DAY2) == second
+    # The day once more, on what it has done, and the next one.
+    again = steps_to("publish", settings, DAY2, retag=True)
+    assert len(by_table(lake, again)["products"]) > 1
+    assert as_of(settings, DAY1) == first
+    assert as_of(settings, DAY2) == live(lake)
+    assert products_of(live(lake)) == products_of(second)
+    write_raw(lake, DAY3, raw_lines(lake, DAY2)[1:])
+    ledger, _ = night.night(settings, DAY3)
+    assert (ledger.new, ledger.changed, ledger.removed) == (0, 0, 1)
+    assert as_of(settings, DAY3) == live(lake)
+    assert len(products_of(live(lake))) == len(products_of(second)) - 1
+    tables.rollback(settings, again)
+    assert products_of(live(lake)) == products_of(second)
+    # One of several files of changes is gone.
+    (lake.root / by_table(lake, again)["attributes"][1].path).unlink()
+    with pytest.raises(JobError, match=f"the changes of {DAY2} are not there any more"):
+        as_of(settings, DAY2)
+
+
+ROW = {
+    "value": "Blue", "source": "catalog", "catalog_value": "Blue", "model_value": "Blue", "confidence": 0.9,
+    "accepted": True, "conflict": False, "text_weight": 0.5, "image_weight": 0.5, "model_version": "20261120-0123abcd",
+    "source_hash": "0123456789abcdef" * 2, "ds": DAY1, "run_id": f"{DAY1}-0123abcd",
+}  # fmt: skip
+
+
+def drawn(session: Any, rows: int, attributes: int = 1) -> Any:
+    """Return so many rows of ATTRIBUTES, of each product one for each attribute."""
+    from pyspark.sql import functions as F
+
+    return session.range(rows).select(
+        F.format_string("sku-%09d", F.expr(f"id div {attributes}")).alias("product_id"),
+        F.format_string("attribute_%d", F.col("id") % attributes).alias("attribute"),
+        *[F.lit(value).alias(name) for name, value in ROW.items()],
+        F.lit(datetime.now(UTC)).alias("tagged_at"),
+    )
+
+
+def test_a_sample_cuts_a_table_into_even_files_whatever_order_its_rows_come_in(
+    tmp_path: Path, spark_session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyspark.sql import functions as F
+
+    monkeypatch.setattr(ranges, "_ROWS_A_FILE", 2_000)
+    monkeypatch.setattr(ranges, "_SAMPLED_A_FILE", 400)
+
+    def write(rows: Any, most: int = 20_000) -> list[PublishedFile]:
+        return ranges.write(Lake(tmp_path), rows, tmp_path, ATTRIBUTES, ["changes"], F.lit("changes"), most)
+
+    frame = drawn(spark_session, 20_000, attributes=2)
+    files = write(frame)
+    assert 9 <= len(files) <= 11
+    assert sum(file.rows for file in files) == 20_000
+    check_ranges(Lake(tmp_path), files, 2_400)
+    assert write(frame.repartition(7, F.rand(1))) == files  # to the SHA-256
+    assert [Path(file.path).name for file in write(frame, most=2_000)] == ["part-00000.parquet"]  # said to fit one
 
 
 @pytest.mark.parametrize(
@@ -368,21 +488,23 @@ def test_large_tables_are_cut_by_ranges_of_product_id(
         ([("a", "x"), ("a", "y"), ("b", "x")], None),
     ],
 )
-@pytest.mark.parametrize("batch_rows", [1, 100])
-def test_keys_are_checked_across_batches(
+@pytest.mark.parametrize(("files", "batch_rows"), [(1, 1), (1, 100), (2, 100), (3, 1)])
+def test_keys_are_checked_across_batches_and_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[tuple[str, str | None]], complaint: str | None,
-    batch_rows: int,
+    files: int, batch_rows: int,
 ) -> None:  # fmt: skip
-    path = tmp_path / "keys.parquet"
     columns = {
         "product_id": [r[0] for r in rows],
         "catalog_value": [r[1] for r in rows],
         "model_value": ["m"] * len(rows),
     }
-    pq.write_table(pa.table(columns), path)
+    paths = [tmp_path / f"part-{part:05d}.parquet" for part in range(files)]
+    each = math.ceil(len(rows) / files)
+    for part, path in enumerate(paths):  # the last one may have none
+        pq.write_table(pa.table(columns).slice(part * each, each), path)
     monkeypatch.setattr(publish, "_ROWS_A_BATCH", batch_rows)
     if complaint is None:
-        publish._check_keys(path)
+        publish._check_keys(paths)
     else:
         with pytest.raises(JobError, match=complaint):
-            publish._check_keys(path)
+            publish._check_keys(paths)
