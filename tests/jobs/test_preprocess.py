@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 
 from cma_clip_core import pictures
+from cma_clip_core.config import BUILT_IN
+from jobs import parquet, storage
 from jobs import preprocess as module
-from jobs import storage
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.plan import plan
@@ -114,6 +116,25 @@ def test_texts_are_clean(prepared: tuple[Lake, Plan]) -> None:
     assert not any(ord(c) < 32 or c in "\u202e\u202c\u200b\ufeff" for c in title)
     assert "<" not in found["dirty-markup"]["description"]
     assert found["dirty-placeholders"]["brand"] == ""
+
+
+def test_examples_are_in_large_row_groups(tmp_path: Path) -> None:
+    """What a training draws follows from them. Published tables have small ones: `test_published_tables.py`."""
+    side = 512
+    config = (BUILT_IN / "tiny.yaml").read_text().replace("height: 32, width: 24", f"height: {side}, width: {side}")
+    (tmp_path / "large.yaml").write_text(config)
+    settings = settings_for(tmp_path / "lake", shard_rows=100, model_config_name=str(tmp_path / "large.yaml"))
+    lake = Lake(settings.root)
+    write_pictures(lake.pictures)
+    picture = "dirty/picture_exif_rotated.jpg"
+    write_raw(lake, DAY1, [{"product_id": f"{i}", "title": "Shirt", "image_uri": picture} for i in range(64)])
+    validate(settings, DAY1)
+    run_id = plan(settings, DAY1, prepare=True).run_id
+    assert preprocess(settings, run_id) == 64
+    (path,) = lake.examples(run_id).rglob("*.parquet")
+    metadata = pq.read_metadata(path)
+    assert metadata.num_rows * side * side * 3 > 5 * parquet.LOOKED_UP
+    assert metadata.num_row_groups == 1
 
 
 def test_finished_preprocess_is_not_done_again(prepared: tuple[Lake, Plan]) -> None:

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import threading
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -477,6 +478,22 @@ def test_a_sample_cuts_a_table_into_even_files_whatever_order_its_rows_come_in(
     check_ranges(Lake(tmp_path), files, 2_400)
     assert write(frame.repartition(7, F.rand(1))) == files  # to the SHA-256
     assert [Path(file.path).name for file in write(frame, most=2_000)] == ["part-00000.parquet"]  # said to fit one
+
+
+def test_one_product_is_looked_up_in_small_row_groups(tmp_path: Path, spark_session: Any) -> None:
+    """A reader decodes all ids of a row group to find one of them. Examples have large ones: `test_preprocess.py`."""
+    from pyspark.sql import functions as F
+
+    frame = drawn(spark_session, 150_000)
+    (file,) = ranges.write(
+        Lake(tmp_path), frame, tmp_path / "run", ATTRIBUTES, ["attribute_0"], F.col("attribute"), most=150_000
+    )
+    metadata = pq.read_metadata(tmp_path / file.path)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    assert all(30_000 < group.num_rows < 80_000 for group in groups[:-1])
+    assert groups[-1].num_rows < 80_000
+    ids = [group.column(0).statistics for group in groups]
+    assert all(one.max < following.min for one, following in pairwise(ids))
 
 
 @pytest.mark.parametrize(
