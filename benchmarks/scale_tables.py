@@ -188,9 +188,10 @@ def look_up(lake: Lake, products: int, attribute: str, times: int) -> None:
     assert manifest is not None
     files = [str(lake.root / file.path) for file in manifest.files if file.table == attribute]
     every = [str(lake.root / file.path) for file in manifest.files if file.table != PRODUCTS]
+    states = [str(lake.root / file.path) for file in manifest.files if file.table == PRODUCTS]
     rng = np.random.default_rng(0)
     with duckdb.connect() as connection:
-        for what, looked_in in ((f"its {attribute}", files), ("all its attributes", every)):
+        for what, looked_in in ((f"its {attribute}", files), ("all its attributes", every), ("its state", states)):
             query = f"select * from read_parquet({looked_in!r}, hive_partitioning = false) where product_id = ?"
             taken = []
             for number in rng.integers(0, products, times):
