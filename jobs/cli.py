@@ -74,12 +74,15 @@ Version = Annotated[str, typer.Argument(help="Model version, as `models list` na
 Run = Annotated[str, typer.Option("--run", help="Run id, as `plan` prints it.", callback=lambda v: check_run(v))]
 
 
+_root = ""  # of the command that runs; an error from S3 in the middle of it names it
 _MAKE_A_LAKE = ("import-catalog", "experiment", "airflow")  # where there is nothing yet
 
 
 def _settings(context: typer.Context) -> Settings:
+    global _root
     settings = context.obj
     assert isinstance(settings, Settings)
+    _root = str(settings.root)
     if not storage.on_disk(settings.root):
         from jobs.s3_check import check
 
@@ -614,4 +617,4 @@ def _of_s3(error: Exception) -> JobError | None:
     from jobs import s3_check
 
     found = s3_check.of(error)
-    return None if found is None else s3_check.explain(found, str(Settings().root))
+    return None if found is None else s3_check.explain(found, _root)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, assert_never
@@ -109,33 +109,30 @@ def check(
     suite = context.suites.add(gx.ExpectationSuite(name="catalog rules", expectations=expectations))
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=ds, data=batch, suite=suite))
     storage.remove_folder(docs)
-    made = docs if storage.on_disk(docs) else Path(tempfile.mkdtemp(prefix="data-docs-"))
-    context.add_data_docs_site(
-        site_name="night",
-        site_config={
-            "class_name": "SiteBuilder",
-            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(made)},
-            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-        },
-    )
-    parameters = {"dataframe": frame}
-    # What all rules count is a few queries, but examples of failing rows are one more for each rule: those that have any.
-    outcome = definition.run(batch_parameters=parameters, result_format=_COUNTS)
-    failing = {r.expectation_config.meta["rule"] for r in outcome.results if r.result.get("unexpected_count")}
-    if failing:
-        shown = [_expectation(rule, roots, last_days) for rule in rules if rule.name in failing]
-        found = batch.get_batch(parameters).validate(
-            gx.ExpectationSuite(name="failing rules", expectations=shown), result_format="SUMMARY"
+    with _sent(docs) as made:
+        context.add_data_docs_site(
+            site_name="night",
+            site_config={
+                "class_name": "SiteBuilder",
+                "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(made)},
+                "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            },
         )
-        told = {result.expectation_config.meta["rule"]: result for result in found.results}
-        outcome.results = [told.get(r.expectation_config.meta["rule"], r) for r in outcome.results]
-        store = context.validation_results_store
-        (key,) = store.list_keys()
-        store.set(key, outcome)
-    context.build_data_docs(site_names=["night"])
-    if made != docs:
-        storage.send_folder(made, docs)
-        shutil.rmtree(made)
+        parameters = {"dataframe": frame}
+        # What all rules count is a few queries, but examples of failing rows are one more for each rule: those that have any.
+        outcome = definition.run(batch_parameters=parameters, result_format=_COUNTS)
+        failing = {r.expectation_config.meta["rule"] for r in outcome.results if r.result.get("unexpected_count")}
+        if failing:
+            shown = [_expectation(rule, roots, last_days) for rule in rules if rule.name in failing]
+            found = batch.get_batch(parameters).validate(
+                gx.ExpectationSuite(name="failing rules", expectations=shown), result_format="SUMMARY"
+            )
+            told = {result.expectation_config.meta["rule"]: result for result in found.results}
+            outcome.results = [told.get(r.expectation_config.meta["rule"], r) for r in outcome.results]
+            store = context.validation_results_store
+            (key,) = store.list_keys()
+            store.set(key, outcome)
+        context.build_data_docs(site_names=["night"])
     seen = {result.expectation_config.meta["rule"]: result for result in outcome.results}
     missing = [rule.name for rule in rules if rule.name not in seen]
     if missing:
@@ -148,6 +145,17 @@ def check(
         if not result.success:
             failures.append(f"{rule.name}: {_observed(rule, result.result)}. {rule.why}")
     return Gate(tuple(failures), docs / "index.html")
+
+
+@contextlib.contextmanager
+def _sent(folder: Place) -> Iterator[Path]:
+    """Yield a folder of this machine whose files become those of `folder`."""
+    if storage.on_disk(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="data-docs-") as made:
+        yield Path(made)
+        storage.send_folder(Path(made), folder)
 
 
 def _observed(rule: RowRule | BatchRule, result: dict[str, Any]) -> str:

@@ -98,6 +98,16 @@ def test_what_the_server_refuses(faulty: tuple[Place, s3.Proxy], fault: s3.Fault
     assert says in refused(place)
 
 
+def test_what_the_server_refuses_later_names_the_lake_of_the_command(faulty: tuple[Place, s3.Proxy]) -> None:
+    place, proxy = faulty
+    on_server: Any = place
+    s3_check.check(on_server, create=True)
+    proxy.fault = lambda _, path: None if path.endswith(s3_check.MARK) else "403"
+    done = run("--root", str(place), "tables", root="./elsewhere")
+    assert done.returncode == 2
+    assert f"error: {place}: no permission" in done.stderr
+
+
 def test_there_is_no_lake_yet(on_s3: Place) -> None:
     assert "there is no lake yet; `python -m jobs import-catalog` makes it" in refused(on_s3)
     assert storage.children(on_s3) == []
@@ -230,7 +240,7 @@ def test_a_night_on_s3_is_the_night_on_a_disk(brought: Lake, first_night: tuple[
     assert f"live: run {made['run_id']}" in shown
     check_readers(brought, shown)
     swept = done(run("maintenance", "--days", "0", "--keep", "0", "--delete", root=brought.root))
-    assert "removed" in swept.stdout or "bytes" in swept.stderr
+    assert json.loads(swept.stdout.splitlines()[-1])["deleted"]
     assert decisions(brought) == decisions(first_night[0])
 
 
