@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -45,6 +46,26 @@ class AirflowApi:
                     raise
                 time.sleep(1)
         raise AssertionError
+
+    def wait_for(self, dag: str, seconds: float = 300, every: float = 2.0) -> None:
+        """Return when Airflow answers and knows a DAG, as it does a minute or so after it was started.
+
+        Raises:
+            TimeoutError: it does not in so many seconds.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self.call(f"/dags/{dag}")
+                return
+            except OSError as error:
+                unknown = isinstance(error, urllib.error.HTTPError)
+                if isinstance(error, urllib.error.HTTPError) and error.code != HTTPStatus.NOT_FOUND:
+                    raise
+                if time.monotonic() > deadline:
+                    why = f"knows no DAG {dag}" if unknown else f"does not answer ({error})"
+                    raise TimeoutError(f"{self.url}: Airflow {why} after {seconds:.0f} s") from error
+            time.sleep(every)
 
     def switch_on(self, dag: str) -> None:
         """Let a DAG run."""

@@ -16,6 +16,14 @@ DAG: Final = "nightly_tagging"
 def main() -> None:
     """Start the night, say what its tasks do, and end with 1 where it fails."""
     api = AirflowApi("http://api-server:8080", "admin", os.environ["AIRFLOW_ADMIN_PASSWORD"])
+    try:
+        api.wait_for(DAG)
+    except TimeoutError as error:
+        print(
+            f"error: {error}; `docker compose ps` and `docker compose logs api-server dag-processor` say why",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     api.switch_on(DAG)
     start = time.monotonic()
     run = api.trigger(DAG, {"ds": DAY, "retag": True})

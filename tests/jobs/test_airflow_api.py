@@ -1,0 +1,68 @@
+"""As much of Airflow's API as we use, against a server that comes up as Airflow does; the real one is in tests/ui and tests/e2e."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from jobs.airflow_api import AirflowApi
+from tests.s3 import free_port
+
+
+@contextmanager
+def airflow(port: int, answers: Iterator[int], after: float = 0.0) -> Iterator[None]:
+    """Answer what asks for a DAG by these statuses, in a server that listens `after` so many seconds."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/auth/token" else next(answers))
+            body = json.dumps({"access_token": "x"}).encode()
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    servers: list[ThreadingHTTPServer] = []
+
+    def start() -> None:
+        servers.append(ThreadingHTTPServer(("127.0.0.1", port), Handler))
+        servers[0].serve_forever()
+
+    timer = threading.Timer(after, start)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join(after)
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+
+
+def test_airflow_is_waited_for_until_it_knows_the_dag() -> None:
+    port = free_port()
+    answers = iter([404, 404, 200])
+    with airflow(port, answers, after=0.3):
+        AirflowApi(f"http://127.0.0.1:{port}").wait_for("nightly", seconds=30, every=0.05)
+    assert next(answers, None) is None
+
+
+def test_an_airflow_that_does_not_come_is_not_waited_for_without_end() -> None:
+    with pytest.raises(TimeoutError, match=r"does not answer \(.*refused.*after 0 s"):
+        AirflowApi(f"http://127.0.0.1:{free_port()}").wait_for("nightly", seconds=0.2, every=0.05)
+    port = free_port()
+    with airflow(port, iter([404] * 100)), pytest.raises(TimeoutError, match="knows no DAG nightly after 0 s"):
+        AirflowApi(f"http://127.0.0.1:{port}").wait_for("nightly", seconds=0.4, every=0.1)
+
+
+def test_what_airflow_refuses_is_told_at_once() -> None:
+    port = free_port()
+    with airflow(port, iter([403])), pytest.raises(OSError, match="403"):
+        AirflowApi(f"http://127.0.0.1:{port}").wait_for("nightly", seconds=30)
