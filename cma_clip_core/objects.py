@@ -7,6 +7,7 @@ server is and who we are is s3fs's to know (`jobs.object_store.place`): the usua
 from __future__ import annotations
 
 import os
+import threading
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,7 @@ _ANSWER: Final = timedelta(seconds=20)
 _RETRIES: Final = 3
 # Until keys are asked for again, less the five minutes that obstore does so before: what a role gives holds at least this long.
 _KEYS: Final = timedelta(minutes=14)
+_lock: Final = threading.Lock()
 
 
 def read(fs: S3FileSystem, path: str, most: int) -> bytes | int | None:
@@ -45,7 +47,7 @@ def read(fs: S3FileSystem, path: str, most: int) -> bytes | int | None:
     """
     bucket, _, key = path.partition("/")
     try:
-        found = obstore.get(_store(fs, bucket, os.getpid()), key)
+        found = obstore.get(_store(fs, bucket), key)
         size = found.meta["size"]
         return size if size > most else bytes(found.bytes())
     except FileNotFoundError:
@@ -58,7 +60,7 @@ def size(fs: S3FileSystem, path: str) -> int | None:
     """Return the bytes of the object at `path`; None where there is none. Arguments and errors as of `read`."""
     bucket, _, key = path.partition("/")
     try:
-        return obstore.head(_store(fs, bucket, os.getpid()), key)["size"]
+        return obstore.head(_store(fs, bucket), key)["size"]
     except FileNotFoundError:
         return None
     except BaseError as error:
@@ -69,7 +71,7 @@ def write(fs: S3FileSystem, path: str, data: bytes) -> None:
     """Make `data` the object at `path`, in one request. Arguments and errors as of `read`."""
     bucket, _, key = path.partition("/")
     try:
-        obstore.put(_store(fs, bucket, os.getpid()), key, data, use_multipart=False)
+        obstore.put(_store(fs, bucket), key, data, use_multipart=False)
     except (BaseError, FileNotFoundError) as error:
         raise _failed(path, error) from error
 
@@ -80,12 +82,17 @@ def _failed(path: str, error: Exception) -> OSError:
 
 def forget() -> None:
     """Take the environment anew: clients are kept as it was when they were made."""
-    _store.cache_clear()
+    _made.cache_clear()
+
+
+def _store(fs: S3FileSystem, bucket: str) -> S3Store:
+    with _lock:  # else threads that all begin would make one each
+        return _made(fs, bucket, os.getpid())
 
 
 @lru_cache(maxsize=16)
-def _store(fs: S3FileSystem, bucket: str, process: int) -> S3Store:  # noqa: ARG001 - connections do not survive a fork
-    """Return the client of a bucket. Called by several threads at once it may be made twice, and one is dropped."""
+def _made(fs: S3FileSystem, bucket: str, process: int) -> S3Store:  # noqa: ARG001 - connections do not survive a fork
+    """Return the client of a bucket."""
     from fsspec.asyn import sync
 
     async def keys() -> ReadOnlyCredentials:
