@@ -49,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lake", type=Path, help="a lake with a champion")
     parser.add_argument("--products", type=int, default=10_000_000)
+    parser.add_argument("--nights", type=int, choices=(1, 2), default=2)
     parser.add_argument("--changed", type=float, default=0.01, help="share of the products, on the second night")
     parser.add_argument("--attributes", type=int, default=4, help="that apply to each product")
     parser.add_argument("--lookups", type=int, default=200)
@@ -60,7 +61,7 @@ def main() -> None:
         shutil.copytree(options.lake / "models", Path(folder) / "models")
         taxonomy = read_taxonomy(lake.models / str(models.champion(settings)))
         attributes = [a.name for a in taxonomy.attributes if not a.multi_valued][: options.attributes]
-        for night, changed in enumerate((0.0, options.changed)):
+        for night, changed in enumerate((0.0, options.changed)[: options.nights]):
             ds = (FIRST + timedelta(days=night)).isoformat()
             write_records(lake, ds, options.products, changed)
             planned = step(folder, "plan", "--ds", ds)
@@ -70,7 +71,7 @@ def main() -> None:
             for name in ("plan", "publish"):
                 report(lake, plan.run_id, name)
             print(f"  {sizes(Path(folder))}", flush=True)
-            if night == 0:  # room for the next: published, and not looked at again
+            if night + 1 < options.nights:  # room for the next: published, and not looked at again
                 for gone in (lake.valid(ds), lake.predictions(plan.run_id)):
                     storage.remove_folder(gone)
         look_up(lake, options.products, attributes[0], options.lookups)
