@@ -169,23 +169,27 @@ def _fetch_objects(uris: Sequence[str | None], roots: Sequence[Place]) -> Iterat
         found = objects.read(fs, key, MAX_BYTES)
         if found is None:
             raise PictureError("missing", "no such object")
-        size = found if isinstance(found, int) else len(found)
-        _check_size(size, MAX_BYTES)
-        assert isinstance(found, bytes)
+        if isinstance(found, int):
+            raise _too_large(found, MAX_BYTES)
+        _check_size(len(found), MAX_BYTES)
         return found
 
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="picture") as pool:
+    pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="picture")
 
-        def ask(start: int) -> list[Future[bytes | PictureError] | None]:
-            some = uris[start : start + _AT_ONCE]
-            return [None if uri is None else pool.submit(_or_why_not, get, uri) for uri in some]
+    def ask(start: int) -> list[Future[bytes | PictureError] | None]:
+        some = uris[start : start + _AT_ONCE]
+        asked = {uri: pool.submit(_or_why_not, get, uri) for uri in dict.fromkeys(some) if uri is not None}
+        return [None if uri is None else asked[uri] for uri in some]
 
+    try:
         asked = ask(0)
         for start in range(_AT_ONCE, len(uris) + _AT_ONCE, _AT_ONCE):
             coming = ask(start)
             for each in asked:
                 yield None if each is None else each.result()
             asked = coming
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _object(uri: str, roots: Sequence[Place]) -> str | None:
@@ -259,7 +263,11 @@ def _check_size(size: int, max_bytes: int) -> None:
     if size == 0:
         raise PictureError("empty", "the file has no bytes")
     if size > max_bytes:
-        raise PictureError("too_large", f"{size:,} bytes; at most {max_bytes:,}")
+        raise _too_large(size, max_bytes)
+
+
+def _too_large(size: int, max_bytes: int) -> PictureError:
+    return PictureError("too_large", f"{size:,} bytes; at most {max_bytes:,}")
 
 
 def decode(data: bytes, spec: PictureSpec, out: Pixels | None = None) -> Pixels:

@@ -9,8 +9,13 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
+
+_NOT_YET: Final = (
+    HTTPStatus.NOT_FOUND,
+    *(status for status in HTTPStatus if status >= HTTPStatus.INTERNAL_SERVER_ERROR),
+)
 
 
 @dataclass(slots=True)
@@ -59,11 +64,10 @@ class AirflowApi:
                 self.call(f"/dags/{dag}")
                 return
             except OSError as error:
-                unknown = isinstance(error, urllib.error.HTTPError)
-                if isinstance(error, urllib.error.HTTPError) and error.code != HTTPStatus.NOT_FOUND:
+                if isinstance(error, urllib.error.HTTPError) and error.code not in _NOT_YET:
                     raise
                 if time.monotonic() > deadline:
-                    why = f"knows no DAG {dag}" if unknown else f"does not answer ({error})"
+                    why = f"does not answer, or knows no DAG {dag} ({error})"
                     raise TimeoutError(f"{self.url}: Airflow {why} after {seconds:.0f} s") from error
             time.sleep(every)
 

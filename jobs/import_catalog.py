@@ -610,7 +610,7 @@ class PicturesToDisk:
 class PicturesToS3:
     """Asks and writes many at a time: each is a request or two that mostly waits.
 
-    Raises TransientError where the server, or the network to it, fails.
+    Raises JobError where the server does not let us in, TransientError where it, or the network to it, fails.
     """
 
     def __init__(self, folder: UPath, counts: Counter[str]) -> None:
@@ -634,13 +634,15 @@ class PicturesToS3:
 
     def _write(self, path: str, data: bytes) -> str:
         from cma_clip_core import objects
+        from jobs import s3_check
 
         try:
             if objects.size(self._fs, path) == len(data):
                 return "known"
             objects.write(self._fs, path, data)
-        except OSError as error:
-            raise TransientError(
+        except objects.ObjectError as error:
+            why = s3_check.explain(error, f"s3://{path}")
+            raise why or TransientError(
                 f"{error}; nothing was imported: import again when its server can be reached"
             ) from error
         return "added"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -46,8 +47,10 @@ def place(uri: str, client: Mapping[str, Any] = _CLIENT) -> UPath:
     """
     from upath import UPath
 
+    # Of botocore the variable has another name than of all other clients.
+    region = {"region_name": os.environ["AWS_REGION"]} if os.environ.get("AWS_REGION") else {}
     # Nothing is remembered of listings: others write here too.
-    return UPath(uri, use_listings_cache=False, config_kwargs=dict(client))
+    return UPath(uri, use_listings_cache=False, config_kwargs=dict(client), client_kwargs=region)
 
 
 def forget() -> None:

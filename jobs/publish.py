@@ -278,7 +278,7 @@ def _write_history(
         writes[ds] = [
             pool.submit(
                 ranges.write, lake, frame, folder, history.SCHEMAS[table.kind], [table.kind], F.lit(table.kind),
-                older + touched * table.width,
+                older + 2 * touched * table.width,  # what is gone, and what has come
             )
             for table, frame in by_table
         ]  # fmt: skip

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
 _ROWS_A_FILE = 5_000_000  # about: 50 to 256 MB
-_SAMPLED_A_FILE = 2_000  # rows that say where a file ends: its size is then right to a few percent
+# Rows that say where a file ends: its size is then right to 2 % where a product has one row, to 8 % where it has 12.
+_SAMPLED_A_FILE = 2_000
 _PLACES: Final = 2**32  # that a hash of a product can take
 # Whole keys, of whatever table: rows of one product would else be in another order each time.
 _ORDER: Final = ("product_id", "attribute", "value", "model_value")
@@ -45,17 +46,20 @@ def write(
     """
     from pyspark.sql import functions as F
 
-    bounds = _bounds(frame, name) if most > _ROWS_A_FILE else []
-    parts = len(bounds) + 1
-    position = F.create_map(*[F.lit(x) for pair in zip(names, range(len(names)), strict=True) for x in pair])
-    placed = frame.withColumn("target", (position[name] * parts + _range(bounds)).cast("int"))
-    targets = [folder / each / f"part-{part:05d}.parquet" for each in names for part in range(parts)]
+    bounds = _bounds(frame, name) if most > _ROWS_A_FILE else {}
+    owners = [(each, part) for each in names for part in range(1 + len(bounds.get(each, ())))]
+    first = F.create_map(*[F.lit(x) for each in names for x in (each, owners.index((each, 0)))])
+    part = F.lit(0)
+    for each, cuts in bounds.items():
+        part = F.when(name == F.lit(each), _range(cuts)).otherwise(part)
+    placed = frame.withColumn("target", (first[name] + part).cast("int"))
+    targets = [folder / each / f"part-{part:05d}.parquet" for each, part in owners]
     order = [column for column in _ORDER if column in schema.names]
     written = parquet.write_files(placed, targets, schema, order=order, digest=True, row_group_bytes=parquet.LOOKED_UP)
     return [
         PublishedFile(
             path=lake.relative(targets[w.target]),
-            table=names[w.target // parts],
+            table=owners[w.target][0],
             rows=w.rows,
             bytes=w.bytes,
             sha256=w.sha256,
@@ -64,8 +68,8 @@ def write(
     ]
 
 
-def _bounds(frame: DataFrame, name: Column) -> list[str]:
-    """Return the product ids that cut the largest of the tables in `frame` into files of about `_ROWS_A_FILE` rows.
+def _bounds(frame: DataFrame, name: Column) -> dict[str, list[str]]:
+    """Return the product ids that cut each table in `frame` into files of about `_ROWS_A_FILE` rows, by the table's name.
 
     Only the rows of sampled products are made for it, and of them only the ids reach the driver.
     """
@@ -76,10 +80,12 @@ def _bounds(frame: DataFrame, name: Column) -> list[str]:
     # hash without one.
     place = F.pmod(F.xxhash64("product_id", F.lit("range")), F.lit(_PLACES))
     sampled = frame.where(place < F.lit(int(share * _PLACES))).select("product_id", name.alias("name")).toArrow()
-    largest = pc.max(sampled.group_by("name").aggregate([([], "count_all")])["count_all"]).as_py() or 0
-    files = math.ceil(largest / share / _ROWS_A_FILE)
-    ids = sampled["product_id"].combine_chunks().sort()
-    return sorted({ids[len(ids) * i // files].as_py() for i in range(1, files)})
+    found = {}
+    for each in sorted(sampled["name"].unique().to_pylist()):
+        ids = sampled.filter(pc.field("name") == each)["product_id"].combine_chunks().sort()
+        files = math.ceil(len(ids) / share / _ROWS_A_FILE)
+        found[each] = sorted({ids[len(ids) * i // files].as_py() for i in range(1, files)})
+    return {each: cuts for each, cuts in found.items() if cuts}
 
 
 def _range(bounds: Sequence[str], first: int = 0) -> Column:

@@ -25,7 +25,9 @@ def _place(value: object) -> Place:
         return Path(value).expanduser().resolve()
     if scheme not in ("s3", "s3a"):
         raise ValueError(f"{value!r}: give a folder, or s3://bucket/prefix; {scheme}:// is not supported")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()=-]+)*/?", rest) or "/../" in f"/{rest}/":
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()=-]+)*/?", rest) or re.search(
+        r"/\.\.?/", f"/{rest}/"
+    ):
         raise ValueError(f"{value!r} is no s3://bucket/prefix")
     return storage.place(f"s3://{rest.rstrip('/')}")
 

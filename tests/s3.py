@@ -22,6 +22,7 @@ import pytest
 
 BUCKET = "lake"
 KEYS = {"AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "test-secret-of-no-use", "AWS_REGION": "us-east-1"}
+TOKEN = "what-was-sent-is-sent-back"  # in what a server says of a request that it refuses, as S3 does
 Fault = Literal["503", "403", "expired", "lost", "cut", "slow"]
 
 
@@ -111,7 +112,9 @@ def proxy(upstream: str, *, slow_seconds: float = 1.0) -> Iterator[Proxy]:
             body = self.rfile.read(length)
             if fault in _REFUSALS:
                 status, code = _REFUSALS[fault]
-                self._answer(status, {}, f"<Error><Code>{code}</Code></Error>".encode())
+                sent = f"<AWSAccessKeyId>{KEYS['AWS_ACCESS_KEY_ID']}</AWSAccessKeyId><Token-0>{TOKEN}</Token-0>"
+                body = f"<Error><Code>{code}</Code><Message>so it is</Message>{sent}</Error>"
+                self._answer(status, {}, body.encode() if self.command != "HEAD" else b"")
                 return
             if fault == "slow":
                 time.sleep(slow_seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -58,7 +59,7 @@ def test_compose_refuses_an_env_file_without_a_secret(missing: str, how: str, tm
     )
     done = subprocess.run(
         [*(["docker", "compose"] if plugin else ["docker-compose"]), "--env-file", tmp_path / ".env", "config"],
-        cwd=ROOT, env={"PATH": "/usr/local/bin:/usr/bin:/bin"}, capture_output=True, text=True,
+        cwd=ROOT, env={name: value for name, value in os.environ.items() if name not in REQUIRED}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode != 0
     assert missing in done.stderr

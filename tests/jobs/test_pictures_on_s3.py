@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,7 +15,8 @@ from PIL import Image
 
 from cma_clip_core import objects, pictures
 from cma_clip_core.pictures import PictureError, fetch_all
-from jobs.errors import TransientError
+from jobs import object_store
+from jobs.errors import JobError, TransientError
 from jobs.import_catalog import PicturesToS3
 from jobs.lake import Lake
 from jobs.storage import Place
@@ -65,12 +67,12 @@ def stored(on_s3: Any) -> list[str]:
 
 
 def once_each(fault: s3.Fault) -> Callable[[str, str], s3.Fault | None]:
-    """Fail every object's first request."""
-    seen = Counter[str]()
+    """Fail every object's first request of each kind."""
+    seen = Counter[tuple[str, str]]()
 
-    def at(_: str, path: str) -> s3.Fault | None:
-        seen[path] += 1
-        return fault if seen[path] == 1 else None
+    def at(*request: str) -> s3.Fault | None:
+        seen[request] += 1  # type: ignore[index]
+        return fault if seen[request] == 1 else None  # type: ignore[index]
 
     return at
 
@@ -83,23 +85,56 @@ def test_a_read_that_fails_is_sent_again(stored: list[str], faulty: tuple[Any, s
     assert len(proxy.seen) == 2 * len(stored)  # one request for a picture, and one more
 
 
-@pytest.mark.parametrize("fault", ["403", "expired"])
+@pytest.mark.parametrize(("fault", "code"), [("403", "AccessDenied"), ("expired", "ExpiredToken")])
 def test_what_the_server_refuses_is_not_the_pictures_fault(
-    stored: list[str], faulty: tuple[Any, s3.Proxy], fault: s3.Fault
+    stored: list[str], faulty: tuple[Any, s3.Proxy], fault: s3.Fault, code: str
 ) -> None:
     place, proxy = faulty
     proxy.fault = lambda *_: fault
-    with pytest.raises(OSError, match=r"s3://lake/\S+/0\.jpg") as error:
+    with pytest.raises(OSError, match=rf"s3://lake/\S+/0\.jpg: {code}: so it is$") as error:
         list(fetch_all(stored, [place]))
-    assert all(value not in str(error.value) for value in s3.KEYS.values() if value != "us-east-1")
+    assert object_store.code(error.value) == code
+    assert all(value not in str(error.value) for value in (s3.TOKEN, *s3.KEYS.values()))
 
 
 def test_a_read_that_nobody_waits_for_ends(stored: list[str], faulty: tuple[Any, s3.Proxy]) -> None:
     place, proxy = faulty
+    proxy.fault = lambda _, path: None if path.endswith("/0.jpg") else "slow"
     found = fetch_all(stored, [place])
     assert next(found) == b"0.jpg"
     found.close()  # type: ignore[attr-defined]
-    assert len(proxy.seen) <= 64
+    assert len(proxy.seen) <= 33  # those that were under way, of 64 that were asked for
+
+
+def test_one_picture_of_neighbours_is_read_once(stored: list[str], faulty: tuple[Any, s3.Proxy]) -> None:
+    place, proxy = faulty
+    assert list(fetch_all([stored[0]] * 20 + [stored[1]], [place])) == [b"0.jpg"] * 20 + [b"1.jpg"]
+    assert len(proxy.seen) == 2
+
+
+def test_a_file_of_certificates_that_is_not_there_makes_no_picture_missing(
+    stored: list[str], on_s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/nowhere/ca.pem")
+    objects.forget()
+    with pytest.raises(OSError, match=r"/nowhere/ca\.pem"):
+        list(fetch_all(stored, [on_s3]))
+    objects.forget()
+
+
+def test_the_region_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    object_store.forget()
+    config = objects._made(object_store.place("s3://bucket/lake").fs, "bucket", False).config
+    assert (config["region"], config["endpoint"]) == ("eu-central-1", "https://s3.eu-central-1.amazonaws.com")
+    object_store.forget()
+
+
+def test_a_child_of_a_process_that_read_pictures_is_told(on_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "_process", os.getppid())
+    with pytest.raises(RuntimeError, match="before this process was forked"):
+        objects.size(on_s3.fs, f"{on_s3.path}/0.jpg")
 
 
 def write(place: Place, number: int) -> Counter[str]:
@@ -116,14 +151,28 @@ def test_pictures_are_written_once(faulty: tuple[Any, s3.Proxy], fault: s3.Fault
     place, proxy = faulty
     proxy.fault = once_each(fault)
     assert write(place, 90) == {"added": 90}
+    assert Counter(method for method, _ in proxy.seen) == {"HEAD": 180, "PUT": 180}
     proxy.seen.clear()
+    proxy.fault = lambda *_: None
     assert write(place, 100) == {"known": 90, "added": 10}
     assert Counter(method for method, _ in proxy.seen if method == "PUT") == {"PUT": 10}
     assert [*fetch_all(["9/89.jpg", "9/99.jpg"], [Lake(place).pictures])] == [b"89", b"99"]
 
 
-def test_a_picture_that_cannot_be_written_stops_the_import(faulty: tuple[Any, s3.Proxy]) -> None:
+@pytest.mark.parametrize("refused", ["HEAD", "PUT"])
+def test_a_picture_that_may_not_be_written_stops_the_import(faulty: tuple[Any, s3.Proxy], refused: str) -> None:
     place, proxy = faulty
-    proxy.fault = lambda method, _: "403" if method == "PUT" else None
-    with pytest.raises(TransientError, match=r"s3://lake/\S+\.jpg: .*nothing was imported: import again"):
+    proxy.fault = lambda method, _: "403" if method == refused else None
+    with pytest.raises(JobError, match=r"s3://lake/\S+\.jpg: no permission; let these credentials") as error:
+        write(place, 90)
+    assert not isinstance(error.value, TransientError)
+
+
+def test_a_server_that_fails_for_long_is_told_to_be_tried_again(
+    faulty: tuple[Any, s3.Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, proxy = faulty
+    monkeypatch.setattr(objects, "_RETRIES", objects._RETRIES | {"max_retries": 1})
+    proxy.fault = lambda method, _: "503" if method == "PUT" else None
+    with pytest.raises(TransientError, match=r"s3://lake/\S+\.jpg: SlowDown: .*nothing was imported: import again"):
         write(place, 90)

@@ -383,14 +383,11 @@ def test_large_tables_are_cut_by_ranges_of_product_id(night_of_day1: Night, monk
     publish.publish(settings, run_id)
     cut = by_table(lake, run_id)
     assert {table: read(lake, files) for table, files in cut.items()} == whole
-    others = ("_products", "products", "attributes")
-    expected = {name: math.ceil(len(rows) / 40) for name, rows in whole.items()}
-    assert {name: len(cut[name]) for name in others} == {name: expected[name] for name in others}
-    # Of attributes the largest one says how many files each has.
-    assert len(cut["colour"]) == max(expected[name] for name in whole.keys() - set(others)) >= 3
+    expected = {name: max(1, math.ceil(len(rows) / 40)) for name, rows in whole.items()}
+    assert {name: len(files) for name, files in cut.items()} == expected
+    assert min(expected[name] for name in ("colour", "_products", "products", "attributes")) >= 3
     for files in cut.values():
-        if sum(file.rows for file in files) > 100:  # the others have some files without rows
-            check_ranges(lake, files, 40 + 10)  # no product is cut in two
+        check_ranges(lake, files, 40 + 10)  # no product is cut in two
     night_of_day1.after("tag")
     assert killed_before_write(0, monkeypatch, lambda: publish.publish(settings, run_id))
     assert lake.read_manifest(run_id) is None
@@ -437,7 +434,7 @@ def test_nights_go_on_from_tables_in_one_file_and_in_several(
     assert products_of(live(lake)) == products_of(second)
     # One of several files of changes is gone.
     (lake.root / by_table(lake, again)["attributes"][1].path).unlink()
-    with pytest.raises(JobError, match=f"the changes of {DAY2} are not there any more"):
+    with pytest.raises(JobError, match=rf"the changes of {DAY2} are in (\d+) files, and \d+ are there"):
         as_of(settings, DAY2)
 
 
@@ -478,6 +475,26 @@ def test_a_sample_cuts_a_table_into_even_files_whatever_order_its_rows_come_in(
     check_ranges(Lake(tmp_path), files, 2_400)
     assert write(frame.repartition(7, F.rand(1))) == files  # to the SHA-256
     assert [Path(file.path).name for file in write(frame, most=2_000)] == ["part-00000.parquet"]  # said to fit one
+
+
+def test_tables_of_other_products_and_sizes_are_cut_each_for_itself(
+    tmp_path: Path, spark_session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyspark.sql import functions as F
+
+    monkeypatch.setattr(ranges, "_ROWS_A_FILE", 100)
+    number = F.substring("product_id", 5, 9).cast("int")
+    own = F.when(number < 800, "shoes").when(number < 850, "hats").otherwise("shirts")
+    frame = drawn(spark_session, 1_200).withColumn("attribute", own)
+    names = ["hats", "none", "shirts", "shoes"]
+    files = ranges.write(Lake(tmp_path), frame, tmp_path, ATTRIBUTES, names, F.col("attribute"), 1_200)
+    by_name = {name: [file for file in files if file.table == name] for name in names}
+    assert {name: len(found) for name, found in by_name.items()} == {"hats": 1, "none": 1, "shirts": 4, "shoes": 8}
+    assert {name: sum(file.rows for file in found) for name, found in by_name.items()} == {
+        "hats": 50, "none": 0, "shirts": 350, "shoes": 800,
+    }  # fmt: skip
+    for name in ("shirts", "shoes"):
+        check_ranges(Lake(tmp_path), by_name[name], 110)
 
 
 def test_one_product_is_looked_up_in_small_row_groups(tmp_path: Path, spark_session: Any) -> None:

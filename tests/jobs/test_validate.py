@@ -5,6 +5,7 @@ Run with ``make test TESTS=tests/jobs/test_validate.py``.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from jobs.errors import CriticalDataError, JobError
 from jobs.lake import Lake
 from jobs.plan import plan
 from jobs.settings import Settings
+from jobs.storage import Place
 from jobs.validate import _has_doubled_ids, last_days, validate
 from schemas.documents import Validation
 from schemas.rules import load_rules
@@ -330,3 +332,17 @@ def test_doubled_ids_are_seen_in_rejected_records_too(tmp_path: Path) -> None:
     assert not _has_doubled_ids(tmp_path, tmp_path)
     pq.write_table(pa.table({"product_id": ["c", "a"]}), tmp_path / "part-2.parquet")
     assert _has_doubled_ids(tmp_path, tmp_path)
+
+
+def test_data_docs_on_their_way_to_s3_leave_nothing_behind(
+    on_s3: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with expectations._sent(on_s3 / "docs") as made:
+        (made / "index.html").write_text("docs")
+    assert storage.read_bytes(on_s3 / "docs" / "index.html") == b"docs"
+    with contextlib.suppress(ValueError), expectations._sent(on_s3 / "half") as made:
+        (made / "index.html").write_text("docs")
+        raise ValueError
+    assert not storage.exists(on_s3 / "half")
+    assert list(tmp_path.iterdir()) == []
