@@ -134,7 +134,7 @@ def _find_or_make(settings: Settings, lake: Lake, inputs: _Inputs) -> Plan | Non
         if found is not None:
             log.info("plan: run %s is planned already", run_id)
             return found
-        rows = lake.raw_rows(inputs.ds)
+        rows = inputs.validation.raw
         with measure("plan", lake.reports(run_id)) as measured, spark.session(settings, rows) as session:
             made = _plan(session, settings, lake, inputs)
             measured.rows = inputs.validation.valid

@@ -54,7 +54,7 @@ def preprocess(settings: Settings, run_id: str) -> int:
             measured.folder = None  # what it did cost stays on record
             return found.rows if found else 0
         check_roots(settings.picture_roots)
-        with spark.session(settings, lake.raw_rows(plan.ds)) as session:
+        with spark.session(settings, plan.validation.raw) as session:
             statuses = _preprocess(session, settings, lake, plan)
         check_roots(settings.picture_roots)  # what went away in between left pictures that look missing
         rows = sum(statuses.values())

@@ -160,7 +160,7 @@ class _Frames:
 def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> RunManifest:
     """Write the run's tables and history, audit them, and write the manifest."""
     taxonomy = lake.read_taxonomy(plan.taxonomy_path)
-    with spark.session(settings, lake.raw_rows(plan.ds)) as session:
+    with spark.session(settings, plan.validation.raw) as session:
         frames = _frames(session, lake, plan, index, taxonomy)
         folder = lake.run(plan.run_id)
         storage.remove_folder(folder)

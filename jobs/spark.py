@@ -22,8 +22,10 @@ from jobs.storage import Place
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-# Light compilation alone: of a job of seconds or minutes the full compiler costs more than it brings.
-_JVM: Final = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true"
+_JVM: Final = "-XX:+UseSerialGC -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true"
+# Light compilation alone: of a job of seconds or a minute the full compiler costs more than it brings.
+_LIGHT: Final = "-XX:TieredStopAtLevel=1"
+MANY_ROWS: Final = 250_000
 # Of a module that was sent to an executor the path is relative.
 _LOGGING: Final = Path(__file__).absolute().with_name("log4j2.properties").as_uri()
 _BREWS_JAVA: Final = class_archive.path().with_name("java")  # a link, where `.ci/install` made one
@@ -45,7 +47,8 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
 
     Args:
         settings: its master, memory and further options, which win over what is set here.
-        rows: of the catalog it is for; of at most `FEW_ROWS` expressions are interpreted. None: not known.
+        rows: of the catalog it is for; of at most `FEW_ROWS` expressions are interpreted, of more than `MANY_ROWS` the JVM
+            compiles fully. None: not known.
         jvm: options of the JVM beside the usual ones; by default those that map the class archive.
     """
     from py4j.protocol import Py4JError
@@ -63,9 +66,11 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
         # Without a hostname look-up, so that it starts where the machine's own name does not resolve.
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     local = Lake(settings.root).work / "scratch"
+    compiler = "" if rows is not None and rows > MANY_ROWS else _LIGHT
+    archive = class_archive.options() if jvm is None else jvm
     options = {
         "spark.driver.memory": settings.spark_memory,
-        "spark.driver.extraJavaOptions": f"{_JVM} -Dlog4j2.configurationFile={_LOGGING} {class_archive.options() if jvm is None else jvm}",
+        "spark.driver.extraJavaOptions": f"{_JVM} {compiler} -Dlog4j2.configurationFile={_LOGGING} {archive}",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.local.dir": str(local),
