@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from jobs import plan as plan_step
-from jobs import spark, storage, validate
+from jobs import spark, validate
 from jobs.days import exported
 from jobs.errors import CriticalDataError, JobError
 from jobs.lake import Lake
@@ -151,10 +151,10 @@ def rates(lake: Lake, model_version: str | None) -> Rates:
     `tag` is that of this model where it was measured, else that of others.
     """
     found: dict[str, list[StepMetrics]] = {}
-    reports = costs.newest_reports(lake, 2 * _RUNS)
-    for folder in [folder for folder in reports if storage.exists(folder / "ledger.json")][-_RUNS:]:
+    reports = costs.newest_reports(lake, _RUNS)
+    for folder, files in [each for each in reports.items() if "ledger.json" in each[1]][-_RUNS:]:
         try:
-            steps = costs.read_steps(folder).values()
+            steps = costs.read_steps(folder, files).values()
         except JobError:  # another run's broken file is no trouble of this one
             continue
         for metrics in steps:

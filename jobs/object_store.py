@@ -162,11 +162,11 @@ class Object(NamedTuple):
     written: float  # seconds since 1970, by the server's clock
 
 
-def below(folder: UPath) -> Iterator[Object]:
-    """Yield all objects in `folder` and below, in order. One request for each thousand."""
+def below(folder: UPath, first: str = "") -> Iterator[Object]:
+    """Yield all objects in `folder` and below, in order, from the name `first` on. One request for each thousand."""
     fs, bucket, key = _split(folder)
     start = f"{key.rstrip('/')}/" if key else ""
-    for page in _pages(fs, Bucket=bucket, Prefix=start):
+    for page in _pages(fs, Bucket=bucket, Prefix=start, **({"StartAfter": start + first} if first else {})):
         for each in page.get("Contents", ()):
             if name := each["Key"][len(start) :]:
                 yield Object(folder / name, each["Size"], each["LastModified"].timestamp())

@@ -7,7 +7,7 @@ import time
 
 from jobs import storage
 from jobs.lake import Lake
-from jobs.report.costs import newest_reports, read_costs
+from jobs.report.costs import Reports, newest_reports, read_costs
 from jobs.report.gather import gather_night
 from jobs.report.page import render_index, render_night
 from jobs.settings import Settings
@@ -32,21 +32,24 @@ def report(settings: Settings, run_id: str) -> Place:
     with measure("report", lake.reports(run_id)) as measured:
         night = gather_night(lake, run_id, load_rules(settings.rules))
         folder = lake.reports(run_id)
-        page = render_night(night, read_costs(lake, night.plan), folder, time.perf_counter() - start)
+        newest = newest_reports(lake, _NIGHTS)
+        costs = read_costs(lake, night.plan, newest)
+        page = render_night(night, costs, folder, time.perf_counter() - start)
         storage.write_bytes(folder / "report.html", page.encode())
-        _write_index(lake)
+        _write_index(lake, newest, run_id)
         measured.rows = night.ledger.published_rows
         measured.details["bytes"] = len(page)
     log.info("report: %s", folder / "report.html")
     return folder / "report.html"
 
 
-def _write_index(lake: Lake) -> None:
-    reports = lake.root / "reports"
-    folders = newest_reports(lake, 2 * _NIGHTS)
-    ledgers = [f for folder in folders if (f := storage.read_document(folder / "ledger.json", Ledger)) is not None]
+def _write_index(lake: Lake, newest: Reports, run_id: str) -> None:
+    """Write the list of the newest nights; the page of `run_id` is there by now."""
+    with_ledger = [folder for folder, files in newest.items() if "ledger.json" in files]
+    ledgers = [found for folder in with_ledger if (found := storage.read_document(folder / "ledger.json", Ledger))]
     ledgers = sorted(ledgers, key=lambda found: (found.ds, found.created_at), reverse=True)[:_NIGHTS]
     reported = frozenset(
-        found.run_id for found in ledgers if storage.exists(lake.reports(found.run_id) / "report.html")
+        {folder.name.removeprefix("run=") for folder, files in newest.items() if "report.html" in files}
     )
-    storage.write_bytes(reports / "index.html", render_index(ledgers, reported, lake.current_run()).encode())
+    page = render_index(ledgers, reported | {run_id}, lake.current_run())
+    storage.write_bytes(lake.root / "reports" / "index.html", page.encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -65,8 +65,14 @@ class Costs:
     paused: float  # seconds between the first start and the last end in which none did
 
 
-def read_costs(lake: Lake, plan: Plan) -> Costs:
-    """Return what each step of a run cost. The report's own cost is not in it: it is known when the page is written."""
+Reports = Mapping[Place, Sequence[str]]  # report folders, oldest day first, and the files in each
+
+
+def read_costs(lake: Lake, plan: Plan, newest: Reports) -> Costs:
+    """Return what each step of a run cost, beside what it costs in the newest nights.
+
+    The report's own cost is not in it: it is known when the page is written.
+    """
     validation = lake.root / "reports" / f"ds={plan.ds}" / f"validation-{plan.validation.version}"
     found = {**read_steps(validation), **read_steps(lake.reports(plan.run_id))}
     found.pop("report", None)
@@ -81,7 +87,7 @@ def read_costs(lake: Lake, plan: Plan) -> Costs:
         offset = (metrics.started_at - started[0][1].started_at).total_seconds() - paused
         busy = max(busy, offset + metrics.seconds)
         bars[name] = Bar(offset, metrics.seconds)
-    fits = {step: fit(points) for step, points in _points(lake).items()}
+    fits = {step: fit(points) for step, points in _points(newest).items()}
     shards = Counter(metrics.step for _, metrics in started)
     groups: dict[str, list[str]] = {}
     for name, metrics in started:
@@ -114,34 +120,44 @@ def _parts(members: Sequence[StepMetrics]) -> dict[str, float]:
     return parts
 
 
-def read_steps(folder: Place) -> dict[str, StepMetrics]:
-    """Return what was measured of the steps in a report folder, by file name. Raises JobError where one is broken."""
+def read_steps(folder: Place, files: Sequence[str] | None = None) -> dict[str, StepMetrics]:
+    """Return what was measured of the steps in a report folder, by file name. Raises JobError where one is broken.
+
+    Args:
+        folder: the report folder.
+        files: those in it, where that is known.
+    """
+    if files is None:
+        files = [f"steps/{path.name}" for path in storage.children(folder / "steps")]
     found = {}
-    for path in storage.children(folder / "steps"):
-        if path.suffix != ".json":
+    for name in files:
+        if not name.startswith("steps/") or not name.endswith(".json"):
             continue  # a temporary file, or what somebody else put there
-        metrics = storage.read_document(path, StepMetrics)
+        metrics = storage.read_document(folder / name, StepMetrics)
         if metrics is not None:
-            found[path.stem] = metrics
+            found[name.removeprefix("steps/").removesuffix(".json")] = metrics
     return found
 
 
-def newest_reports(lake: Lake, most: int) -> list[Place]:
-    """Return the report folders of the newest days, at most about so many, oldest day first."""
-    found: list[Place] = []
-    for day in reversed(storage.children(lake.root / "reports", "ds=")):
-        found = storage.children(day) + found
-        if len(found) >= most:
-            break
+def newest_reports(lake: Lake, days: int) -> Reports:
+    """Return the report folders of so many newest days, and the files in each. Few requests, however long the history."""
+    reports = lake.root / "reports"
+    known = storage.children(reports, "ds=")[-days:]
+    found: dict[Place, list[str]] = {}
+    for path in storage.files_below(reports, known[0].name) if known else ():
+        day, _, rest = path.partition("/")
+        run, _, name = rest.partition("/")
+        if name:
+            found.setdefault(reports / day / run, []).append(name)
     return found
 
 
-def _points(lake: Lake) -> dict[str, list[tuple[int, float]]]:
+def _points(newest: Reports) -> dict[str, list[tuple[int, float]]]:
     """Return the rows and seconds of each step in the last nights."""
     points: dict[str, list[tuple[int, float]]] = {}
-    for folder in newest_reports(lake, 2 * _NIGHTS):  # a night has a folder for its run and one for its validation
+    for folder, files in list(newest.items())[-2 * _NIGHTS :]:  # a night's run has one, and its validation
         try:
-            for metrics in read_steps(folder).values():
+            for metrics in read_steps(folder, files).values():
                 if metrics.rows:
                     points.setdefault(metrics.step, []).append((metrics.rows, metrics.seconds))
         except JobError:  # another night's broken file is not this night's trouble

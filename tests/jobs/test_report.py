@@ -23,12 +23,13 @@ from PIL import Image
 from jobs import storage
 from jobs.errors import JobError
 from jobs.lake import Lake
-from jobs.report import costs, pictures, report
+from jobs.report import _write_index, costs, pictures, report
 from jobs.report.findings import findings
 from jobs.report.gather import gather_night
 from jobs.report.page import equations
 from jobs.report.text import percent, plain, visible
 from jobs.settings import Settings
+from jobs.storage import Place
 from schemas import tables
 from schemas.documents import (
     HistoryDay,
@@ -42,6 +43,7 @@ from schemas.documents import (
     Validation,
 )
 from schemas.rules import load_rules
+from tests import s3
 
 HEIGHT, WIDTH = 32, 24
 MODEL = "20261101-0123abcd"
@@ -698,7 +700,7 @@ def test_time_of_each_step(shop: Shop) -> None:
     shop.step(FIRST, "tag-00000", seconds=4.0, rows=100, started_at=NOW + timedelta(hours=2, seconds=5))
     shop.step(FIRST, "tag-00001", seconds=3.0, rows=60, started_at=NOW + timedelta(hours=2, seconds=6))
     shop.step(FIRST, "report", seconds=99.0)  # an earlier page of the same run
-    found = costs.read_costs(shop.lake, shop.lake.read_plan(FIRST))
+    found = costs.read_costs(shop.lake, shop.lake.read_plan(FIRST), costs.newest_reports(shop.lake, 14))
     assert [(c.name, c.bars[0].offset) for c in found.steps] == [
         ("validate", 0.0), ("plan", 10.0), ("tag-00000", 15.0), ("tag-00001", 16.0),
     ]  # fmt: skip
@@ -715,7 +717,7 @@ def test_many_shards_are_one_step(shop: Shop) -> None:
         at = NOW + timedelta(seconds=i)
         details = {"forward": 1.5, "wait": 0.5, "device": "cpu"}
         shop.step(FIRST, f"tag-{i:05}", seconds=2.0, rows=10, started_at=at, details=details, peak_rss_bytes=i * 10**6)
-    (step,) = costs.read_costs(shop.lake, shop.lake.read_plan(FIRST)).steps
+    (step,) = costs.read_costs(shop.lake, shop.lake.read_plan(FIRST), costs.newest_reports(shop.lake, 14)).steps
     assert (step.name, len(step.bars), step.seconds, step.rows) == ("tag, 20 shards", 20, 40.0, 200)
     text = section(shop.page(FIRST), "time")
     assert "21.0 s at work" in text
@@ -822,3 +824,29 @@ def test_loads_neither_torch_nor_spark() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_report_takes_as_many_lists_however_many_nights_there_were(
+    shop: Shop, faulty: tuple[Place, s3.Proxy]
+) -> None:
+    place, proxy = faulty
+    lake, ledger = Lake(place), shop.night(FIRST, catalog())
+    lists = []
+    for day in range(1, 16):
+        run = f"2026-10-{day:02}-aaaaaaaa"
+        own = ledger.model_copy(update={"run_id": run, "ds": run[:10]})
+        storage.write_document(lake.reports(run) / "ledger.json", own)
+        storage.write_bytes(lake.reports(run) / "steps" / "notes.txt", b"no step")
+        if day % 2:
+            storage.write_bytes(lake.reports(run) / "report.html", b"")
+        proxy.seen.clear()
+        newest = costs.newest_reports(lake, 10)
+        _write_index(lake, newest, run)
+        assert costs._points(newest) == {}
+        assert not [path for method, path in proxy.seen if method == "HEAD"]
+        lists.append(sum("list-type=2" in path for _, path in proxy.seen))
+    assert set(lists) == {2}
+    text = (lake.root / "reports" / "index.html").read_text()
+    assert [f"2026-10-{day:02}" in text for day in (5, 6, 15)] == [False, True, True]
+    pages = [f"run=2026-10-{day:02}-aaaaaaaa/report.html" in text for day in (13, 14, 15)]
+    assert pages == [True, False, True]

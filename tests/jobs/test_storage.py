@@ -153,6 +153,10 @@ def test_lists_what_is_there(place: Place) -> None:
     assert storage.exists(place / "ds=2")
     assert storage.exists(place / "ds=2" / "run=x" / "b.txt")
     assert not storage.exists(place / "ds")
+    every = ["ds=1.txt", "ds=1/a.txt", "ds=2/run=x/b.txt", "ds=2/run=y/b.txt", "other.txt"]
+    assert storage.files_below(place) == every
+    assert storage.files_below(place, "ds=2") == every[2:]
+    assert storage.files_below(place, "p") == storage.files_below(place / "none") == []
     storage.remove_folder(place / "ds=2")
     assert [path.name for path in storage.children(place)] == ["ds=1", "ds=1.txt", "other.txt"]
 
