@@ -95,7 +95,7 @@ def day_files(lake: Lake, index: HistoryIndex, table: str, ds: str) -> Sequence[
     found, files = parquet_files(folder), day.files.get(table, 1)
     if len(found) != files:  # each day that changed anything has a file, be it without rows
         raise JobError(
-            f"{folder}: the changes of {ds} are in {files} files, and {len(found)} are there. Where another run has replaced "
-            "them just now, start again; else put them back from a copy of the lake"
+            f"{folder}: of the changes of {ds} {len(found)} files are there, and {files} were written. Where another run has "
+            "replaced them just now, start again; else put them back from a copy of the lake"
         )
     return found
