@@ -45,11 +45,8 @@ def main() -> None:
             generate(Path(folder), products=PRODUCTS)
             import_catalog(settings, Path(folder), DAY, "sample")
     if champion(settings) is None:
-        tiny = settings.model_copy(
-            update={"model_config_name": "tiny"}
-        )  # the stack is to be seen at work, not its values
-        prepare(tiny, DAY)
-        train(tiny, DAY)
+        prepare(settings, DAY)
+        train(settings, DAY)
     log.info("init: done")
 
 

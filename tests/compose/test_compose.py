@@ -157,7 +157,7 @@ def test_a_tag_worker_killed_in_the_middle(api: AirflowApi, page: Page) -> None:
     ("dag", "conf"),
     [
         ("backfill_tagging", {"first_day": DAY, "last_day": DAY, "dry_run": True}),
-        ("backfill_tagging", {"first_day": DAY, "last_day": DAY, "dry_run": False, "attributes": "colour"}),
+        ("backfill_tagging", {"first_day": DAY, "last_day": DAY, "dry_run": False, "attributes": ["colour"]}),
         ("train_model", {"ds": DAY}),
         ("maintenance", {"days": 0, "keep": 1, "delete": True}),
     ],
