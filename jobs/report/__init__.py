@@ -48,8 +48,6 @@ def _write_index(lake: Lake, newest: Reports, run_id: str) -> None:
     with_ledger = [folder for folder, files in newest.items() if "ledger.json" in files]
     ledgers = [found for folder in with_ledger if (found := storage.read_document(folder / "ledger.json", Ledger))]
     ledgers = sorted(ledgers, key=lambda found: (found.ds, found.created_at), reverse=True)[:_NIGHTS]
-    reported = frozenset(
-        {folder.name.removeprefix("run=") for folder, files in newest.items() if "report.html" in files}
-    )
-    page = render_index(ledgers, reported | {run_id}, lake.current_run())
+    reported = {folder.name.removeprefix("run=") for folder, files in newest.items() if "report.html" in files}
+    page = render_index(ledgers, frozenset(reported | {run_id}), lake.current_run())
     storage.write_bytes(lake.root / "reports" / "index.html", page.encode())

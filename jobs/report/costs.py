@@ -147,7 +147,7 @@ def newest_reports(lake: Lake, days: int) -> Reports:
     for path in storage.files_below(reports, known[0].name) if known else ():
         day, _, rest = path.partition("/")
         run, _, name = rest.partition("/")
-        if name:
+        if name and day.startswith("ds="):  # beside the days are reports on models
             found.setdefault(reports / day / run, []).append(name)
     return found
 

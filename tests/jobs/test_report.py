@@ -839,8 +839,11 @@ def test_a_report_takes_as_many_lists_however_many_nights_there_were(
         storage.write_bytes(lake.reports(run) / "steps" / "notes.txt", b"no step")
         if day % 2:
             storage.write_bytes(lake.reports(run) / "report.html", b"")
+        storage.write_bytes(lake.models_reports / f"model-{day}" / "steps" / "plan.json", b"no day's")
         proxy.seen.clear()
         newest = costs.newest_reports(lake, 10)
+        assert [folder.name for folder in newest][-1] == f"run={run}"
+        assert len(newest) == min(day, 10)
         _write_index(lake, newest, run)
         assert costs._points(newest) == {}
         assert not [path for method, path in proxy.seen if method == "HEAD"]
