@@ -12,12 +12,10 @@ import fcntl
 import hashlib
 import logging
 import os
-import random
 import shutil
 import stat
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -38,7 +36,6 @@ Document = TypeVar("Document", bound=BaseModel)
 USED: Final = ".used"  # in a folder on S3, where folders have no times: when it was last asked for
 ASIDE: Final = ".expired-"  # before the name of what is about to be removed
 _AT_ONCE: Final = 16  # requests that mostly wait
-_TRIES: Final = 1000  # of a swap; each time somebody else has won
 
 
 class SwapLostError(JobError):
@@ -253,11 +250,6 @@ def touch(folder: Place) -> None:
 # --- conditional writes
 
 
-def create(path: Place, data: bytes) -> None:
-    """Write `data` to `path`, where there is nothing yet. Raises SwapLostError where there is; nothing was changed."""
-    compare_and_swap(path, None, data)
-
-
 def compare_and_swap(path: Place, expected: bytes | None, new: bytes) -> None:
     """Replace the content of `path` by `new` if it is still `expected` (None: if it does not exist).
 
@@ -279,30 +271,6 @@ def compare_and_swap(path: Place, expected: bytes | None, new: bytes) -> None:
         object_store.put(path, new, found)
     except object_store.ConditionFailedError:
         raise SwapLostError(f"{path}: changed by someone else meanwhile") from None
-
-
-def update(path: Place, change: Callable[[bytes | None], bytes]) -> bytes:
-    """Put ``change(content)`` in the place of the content of `path`, and return it; `change` may be asked several times.
-
-    Each time it sees what the one before left, of whatever process: none is lost. Where it changes nothing, or raises,
-    nothing is written.
-
-    Raises:
-        SwapLostError: others were faster a thousand times.
-    """
-    for tries in range(_TRIES):
-        before = read_bytes(path)
-        after = change(before)
-        if after == before:
-            return after
-        try:
-            compare_and_swap(path, before, after)
-        except SwapLostError:
-            if not on_disk(path):  # all that lost would meet again at once
-                time.sleep(random.uniform(0, min(0.25, 0.01 * 1.5**tries)))
-            continue
-        return after
-    raise SwapLostError(f"{path}: {_TRIES} times somebody else was faster")
 
 
 # --- lists
