@@ -192,7 +192,8 @@ ATTRIBUTES: Final = _schema(
     _field(
         "conflict",
         pa.bool_(),
-        "an accepted model value differs from the catalog's: a suspected wrong label",
+        "an accepted model value differs from the catalog's: a suspected wrong label, unless the model was trained on "
+        "that very label; the step `suspects` asks models that were not",
         null=False,
     ),
     _field("text_weight", pa.float32(), "modality-wise attention on the text", unit="0 to 1"),

@@ -84,7 +84,8 @@ class AttributeFacts:
     image_weight: float | None = None  # mean over products of which the model saw both; None: there are none
     image_quartiles: tuple[float, float] = (0.0, 0.0)
     conflicts: int = 0
-    new_conflicts: int = 0
+    new_conflicts: int = 0  # of products tagged in this run
+    suspects: int = 0  # of these, labels that the model was not trained on
     shares: tuple[Share, ...] = ()  # most frequent first
 
     @property

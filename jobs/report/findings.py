@@ -119,12 +119,13 @@ def _attributes(night: Night) -> list[Finding]:
             found.append(
                 Finding("look", f"{facts.label}: the share of {share.value} moved by {points(share.shift)}.", "shares")
             )
-    new = sum(a.new_conflicts for a in night.attributes)
-    if new:
+    suspects = sum(a.suspects for a in night.attributes)
+    if suspects:
         found.append(
             Finding(
                 "note",
-                f"{count(new, 'label')} of the products tagged in this run {'looks' if new == 1 else 'look'} wrong.",
+                f"{count(suspects, 'label')} of the products tagged in this run "
+                f"{'looks' if suspects == 1 else 'look'} wrong.",
                 "conflicts",
             )
         )

@@ -219,12 +219,13 @@ class Query:
                from attributes where text_weight > 0 and image_weight > 0 group by attribute"""
         ):
             facts[name].image_weight, facts[name].image_quartiles = mean, (low, high)
-        for name, n, new in self._rows(
-            """select attribute, count(*), count(*) filter (run_id = ?) from attributes where conflict
-               group by attribute""",
+        for name, n, new, suspects in self._rows(
+            """select attribute, count(*), count(*) filter (run_id = $1),
+                   count(*) filter (run_id = $1 and product_id not in (select product_id from training))
+               from attributes where conflict group by attribute""",
             self._plan.run_id,
         ):
-            facts[name].conflicts, facts[name].new_conflicts = n, new
+            facts[name].conflicts, facts[name].new_conflicts, facts[name].suspects = n, new, suspects
         self._shares(facts, before=before)
         return tuple(facts.values())
 

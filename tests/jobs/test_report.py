@@ -536,7 +536,9 @@ def test_conflicts_are_the_surest_with_their_own_pictures(shop: Shop) -> None:
 
 def test_conflicts_of_products_that_the_model_learnt_from_are_counted_and_not_shown(shop: Shop) -> None:
     shop.night(FIRST, [Product(f"k{i}", [Row("kind", "Shirt", "Dress", 0.9)]) for i in range(5)])
-    assert "models that have not" not in section(shop.page(FIRST), "conflicts")
+    page = shop.page(FIRST)
+    assert "models that have not" not in section(page, "conflicts")
+    assert "5 labels of the products tagged in this run look wrong." in page
     table = shop.lake.labelled(FIRST[:10], "0123abcd") / "products.parquet"
     table.parent.mkdir(parents=True)
     nothing = {f.name: [] if pa.types.is_map(f.type) or pa.types.is_list(f.type) else None for f in tables.LABELLED}
@@ -551,7 +553,9 @@ def test_conflicts_of_products_that_the_model_learnt_from_are_counted_and_not_sh
     metrics.write_text(json.dumps({"labelled_set": shop.lake.relative(table.parent)}))
     night = gather_night(shop.lake, FIRST, load_rules("default"))
     assert sorted(c.product.product_id for c in night.conflicts) == ["k2", "k3", "k4"]
-    text = section(shop.page(FIRST), "conflicts")
+    page = shop.page(FIRST)
+    assert "3 labels of the products tagged in this run look wrong." in page
+    text = section(page, "conflicts")
     assert "5 labels in all, 2 of them of products that the model was trained on, which are not shown" in text
     metrics.write_text(json.dumps({"labelled_set": "../elsewhere"}))
     assert len(gather_night(shop.lake, FIRST, load_rules("default")).conflicts) == 5
