@@ -32,7 +32,9 @@ class TowersMetrics(Strict):
 
     train_examples: int
     best_epoch: int
-    epochs: tuple[Epoch, ...]  # `validation`: share of texts whose nearest of 256 pictures is their own
+    epochs: tuple[
+        Epoch, ...
+    ]  # `validation`: share of texts whose nearest of 256 pictures, or of fewer on a small side, is their own
     seconds: float  # of training, however often it was killed and went on
     device: str
 
