@@ -2,7 +2,7 @@
 
 towers.safetensors  the weights of `Backbone`
 config.json         the configuration they were trained with
-metrics.json        how they were trained and how well picture and text find each other
+metrics.json        on which labelled set and how they were trained, and how well picture and text find each other
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ WEIGHTS, CONFIG, METRICS = "towers.safetensors", "config.json", "metrics.json"
 class TowersMetrics(Strict):
     """How the towers were pretrained."""
 
+    labelled_set: str = ""  # its folder in the lake; empty: in none, or from before it was recorded
+    catalog_day: str = ""  # newest day whose products are in it
     train_examples: int
     best_epoch: int
     epochs: tuple[
@@ -59,6 +61,16 @@ def save(backbone: nn.Module, config: ModelConfig, metrics: TowersMetrics, folde
         return name
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_metrics(folder: Path) -> TowersMetrics:
+    """Return how a folder's towers were pretrained. Raises ModelError where it cannot be read or is broken."""
+    try:
+        return TowersMetrics.model_validate_json((folder / METRICS).read_bytes())
+    except OSError as error:
+        raise ModelError(f"{folder / METRICS}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ModelError(f"{folder}: the pretrained towers are broken: {error}") from error
 
 
 def load(backbone: nn.Module, folder: Path, config: ModelConfig) -> None:

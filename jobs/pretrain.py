@@ -6,16 +6,24 @@ import logging
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cma_clip_core.config import ModelConfig, load_config
+from cma_clip_core.documents import TowersOrigin
 from cma_clip_core.errors import CoreError
+from cma_clip_core.places import open_parquet
+from cma_clip_core.splits import SIDES
 from jobs import storage, unfinished
 from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import Measured, measure
+from jobs.storage import Place
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:
@@ -24,6 +32,9 @@ if TYPE_CHECKING:
     from cma_clip_core.distributed import World
 
 log = logging.getLogger(__name__)
+
+_ROWS: Final = 1 << 17  # of a labelled set, read at a time
+_COLUMNS: Final = ["product_id", "side"]
 
 
 def pretrain(settings: Settings, ds: str) -> str:
@@ -81,6 +92,9 @@ def _pretrain(
     backbone, metrics = run(config, taxonomy, index, device, folder=work, world=world, progress=progress)
     if not world.is_first:
         return world.broadcast_text("")
+    metrics = metrics.model_copy(
+        update={"labelled_set": lake.relative(labelled.folder), "catalog_day": labelled.manifest.ds}
+    )
     name = towers.save(backbone, config, metrics, lake.work / "towers", datetime.now(UTC))
     storage.send_folder(lake.work / "towers" / name, lake.towers / name, last=towers.METRICS)
     shutil.rmtree(work, ignore_errors=True)
@@ -107,3 +121,43 @@ def find_towers(lake: Lake, name: str | None) -> Path | None:
             f"{name!r}: no such towers in {lake.towers}; there are {there or 'none'}; `python -m jobs pretrain` makes them"
         )
     return storage.local_copy(lake.towers / name, lake.work / "towers" / name)
+
+
+def origin_of(lake: Lake, towers: Path, labelled: LabelledSet) -> TowersOrigin:
+    """Return which labelled set a folder's towers were pretrained on, and how much of what `labelled` holds out they saw.
+
+    Memory: the ids of the products held out; those of the other set pass through in batches.
+
+    Raises:
+        ModelError: the towers' metrics cannot be read.
+    """
+    from cma_clip_core.towers import read_metrics
+
+    of = read_metrics(towers).labelled_set
+    same = _is_of(of, labelled)
+    table = lake.root / of / labelled.table.name if of and not same else None
+    seen = _count_seen(table, labelled.table) if table is not None and storage.exists(table) else None
+    return TowersOrigin(name=towers.name, labelled_set=of, same_set=same, seen=seen)
+
+
+def _is_of(labelled_set: str, labelled: LabelledSet) -> bool:
+    """Whether it is this set: one of the same inputs has the same name on whichever day it was asked for."""
+    return labelled_set.rpartition("/")[2] == labelled.folder.name
+
+
+def _count_seen(pretrained_on: Place, table: Place) -> dict[str, int]:
+    """Return how many products of each side but training are on the training side of another labelled set."""
+    ids, sides = [], []
+    with open_parquet(table) as file:
+        for batch in file.iter_batches(_ROWS, columns=_COLUMNS):
+            held_out = pc.not_equal(batch["side"], "train")
+            ids.append(batch["product_id"].filter(held_out))
+            sides.append(batch["side"].filter(held_out))
+    products = pa.chunked_array(ids, pa.string())
+    seen = np.zeros(len(products), dtype=np.bool_)
+    with open_parquet(pretrained_on) as file:
+        for batch in file.iter_batches(_ROWS, columns=_COLUMNS):
+            trained_on = batch["product_id"].filter(pc.equal(batch["side"], "train"))
+            seen |= pc.is_in(products, value_set=trained_on).to_numpy()
+    side = pa.chunked_array(sides, pa.string()).to_numpy()
+    return {name: int((seen & (side == name)).sum()) for name in SIDES if name != "train"}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
+from cma_clip_core.documents import TowersOrigin
 from cma_clip_core.errors import CoreError
 from jobs import promotion, storage, unfinished
 from jobs.dataset import LabelledSet, dataset
@@ -20,7 +21,7 @@ from jobs.errors import JobError
 from jobs.labelled_rows import count_labels_of_sides
 from jobs.lake import Lake
 from jobs.models import champion, check_version
-from jobs.pretrain import find_towers, with_towers
+from jobs.pretrain import find_towers, origin_of, with_towers
 from jobs.settings import Settings
 from jobs.steps import measure
 from jobs.storage import Place
@@ -106,6 +107,7 @@ def _train(
         "train: %d examples of %d families: %d to train on, %d to validate, %d to test",
         len(index.row), index.families, index.count("train"), index.count("validation"), index.count("test"),
     )  # fmt: skip
+    origin = None if start is None or not world.is_first else _origin(lake, start, labelled)
     begins, set_id = with_towers(config, start), labelled.manifest.set_id
     work = unfinished.work_folder(lake.work / "models", begins, set_id, taxonomy.fingerprint, processes=world.size)
     if not world.is_first:
@@ -120,6 +122,7 @@ def _train(
             "labelled_set": lake.relative(labelled.folder),
             "catalog_day": labelled.manifest.ds,
             "labels": count_labels_of_sides(labelled.table),
+            "towers": origin,
         }
     )
     version = registry.save(trained, made_with, taxonomy, lake.work / "models", datetime.now(UTC))
@@ -144,6 +147,18 @@ def _train(
         "mean_recall_at_target": round(training.mean_recall(metrics), 4),
     }
     return version
+
+
+def _origin(lake: Lake, start: Path, labelled: LabelledSet) -> TowersOrigin:
+    """Return where the towers come from; warn where they saw what the model will be judged on, or may have."""
+    origin = origin_of(lake, start, labelled)
+    if not origin.same_set and (origin.seen is None or any(origin.seen.values())):
+        log.warning(
+            "%s What is measured may be too good for new products; `python -m jobs pretrain --ds %s` makes towers of this "
+            "labelled set",
+            origin.words(), labelled.manifest.ds,
+        )  # fmt: skip
+    return origin
 
 
 def _percent(value: float | None) -> str:
