@@ -32,6 +32,7 @@ class TowersMetrics(Strict):
 
     labelled_set: str = ""  # its folder in the lake; empty: in none, or from before it was recorded
     catalog_day: str = ""  # newest day whose products are in it
+    made_at: datetime | None = None  # when they were saved
     train_examples: int
     best_epoch: int
     epochs: tuple[
@@ -48,8 +49,13 @@ def save(backbone: nn.Module, config: ModelConfig, metrics: TowersMetrics, folde
     try:
         state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
         save_file(state, temporary / WEIGHTS)
-        digest = hashlib.sha256((temporary / WEIGHTS).read_bytes()).hexdigest()
         (temporary / CONFIG).write_text(config.model_dump_json(indent=1) + "\n")
+        # The same weights of another configuration or labelled set are other towers: what is asked for is found by these.
+        hashed = hashlib.sha256(metrics.labelled_set.encode())
+        for part in (CONFIG, WEIGHTS):
+            hashed.update((temporary / part).read_bytes())
+        digest = hashed.hexdigest()
+        metrics = metrics.model_copy(update={"made_at": made_at})
         (temporary / METRICS).write_text(metrics.model_dump_json(indent=1) + "\n")
         for path in temporary.iterdir():
             with path.open("rb") as written:
