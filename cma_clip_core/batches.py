@@ -124,6 +124,21 @@ class Prepared:
             torch.from_numpy(self.image_present[rows]),
         )
 
+    def take(self, rows: npt.NDArray[np.int64]) -> Prepared:
+        """Return a copy of some of the products: what they were read with need not stay in memory."""
+        texts = [self.texts[row] for row in rows]
+        return Prepared(texts, self.text_present[rows], self.pixels[rows], self.image_present[rows])
+
+    @classmethod
+    def join(cls, parts: list[Prepared]) -> Prepared:
+        """Return the products of all parts, at least one, one after the other."""
+        return cls(
+            [text for part in parts for text in part.texts],
+            np.concatenate([part.text_present for part in parts]),
+            np.concatenate([part.pixels for part in parts]),
+            np.concatenate([part.image_present for part in parts]),
+        )
+
     def by_length(self, batch_size: int) -> list[npt.NDArray[np.int64]]:
         """Cut the products into batches of like length, so that little is spent on padding. Stable: no randomness."""
         order = np.argsort([len(text) for text in self.texts], kind="stable")

@@ -143,7 +143,8 @@ def _towers(config: ModelConfig) -> str:
 def _source(metrics: Metrics) -> str:
     if not metrics.labelled_set:
         return ""
-    return f"Products of the catalog up to {metrics.catalog_day or '?'}: the labelled set `{metrics.labelled_set}`.\n"
+    towers = f"{metrics.towers.words()}\n" if metrics.towers else ""
+    return f"Products of the catalog up to {metrics.catalog_day or '?'}: the labelled set `{metrics.labelled_set}`.\n{towers}"
 
 
 def _labels(taxonomy: Taxonomy, metrics: Metrics) -> str:

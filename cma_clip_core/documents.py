@@ -112,6 +112,35 @@ class LabelCount(Strict):
     silent: int  # that no text field names
 
 
+class TowersOrigin(Strict):
+    """The pretrained towers that a model began with, and which of the products that it is judged on they saw.
+
+    Sides move from day to day: a pair of the test side may have been on the training side of another labelled set.
+    """
+
+    name: str
+    labelled_set: str  # its folder in the lake; empty: of towers from before it was recorded
+    same_set: bool  # the one that the model is trained on: what is held out was held out then, too
+    seen: dict[str, int] | None  # by side, validation and test: products they were pretrained on; None: cannot be told
+
+    def words(self) -> str:
+        """Return it in one sentence, as the model card and the log say it."""
+        if self.same_set:
+            return f"Its towers `{self.name}` were pretrained on the training side of the same labelled set."
+        if self.seen is not None:
+            return (
+                f"Its towers were pretrained on {self.seen['test']:,} of the test products' pairs and on "
+                f"{self.seen['validation']:,} of the validation products': `{self.name}`, of the labelled set "
+                f"`{self.labelled_set}`."
+            )
+        why = (
+            f"the labelled set `{self.labelled_set}` is gone"
+            if self.labelled_set
+            else "their labelled set is not recorded"
+        )
+        return f"Which of these products its towers `{self.name}` were pretrained on cannot be told: {why}."
+
+
 class MethodMetrics(Strict):
     """One method on one side of the split."""
 

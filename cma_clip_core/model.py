@@ -10,7 +10,7 @@ already carry positions, so no others are added), the MLPs' form, dropout, and h
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,18 @@ class Output(NamedTuple):
     logits: Tensor  # [B, C]: attribute by attribute, in the taxonomy's order, a class for each of its values
     lambdas: Tensor  # [B, K, M]: MA's weights; 0 for an absent modality, so both 0 where nothing was seen
     alone: dict[str, tuple[Tensor, Tensor]]  # by modality: its own tower's logits [B, C], and where it is there [B]
+
+
+class _Heads(nn.ModuleDict):
+    """A module for each attribute, whose name may be that of one of torch's methods: `type`, `values`, `half`."""
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Register the attribute's module, which torch refuses under such a name: it is never asked for by `self.<name>`."""
+        self._modules[name] = module  # type: ignore[assignment]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what torch sets of itself, `training`, which it would take for the module of an attribute of that name."""
+        object.__setattr__(self, name, value)
 
 
 class CmaClip(nn.Module):
@@ -54,7 +66,7 @@ class CmaClip(nn.Module):
         mixer = ModalityAttention if fusion.modality_attention else ModalityConcatenation
         self.modality_attention = mixer(len(attributes), fusion.width)
         self.sees_text, self.sees_image = ("text" in fusion.modalities, "image" in fusion.modalities)
-        self.heads = nn.ModuleDict(
+        self.heads = _Heads(
             {
                 a.name: nn.Sequential(
                     nn.Linear(self.modality_attention.width, fusion.hidden),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cma_clip_core.ahead import prefetch
 from cma_clip_core.backbone import Backbone
-from cma_clip_core.batches import Batch, Inputs, LabelEncoder, Labels, augment, prepare
+from cma_clip_core.batches import Batch, Inputs, LabelEncoder, Labels, Prepared, augment, prepare
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
@@ -29,6 +29,7 @@ from cma_clip_core.metrics import mean_accuracy
 from cma_clip_core.tokens import Tokenizer
 
 LARGEST_SCALE = float(np.log(100.0))  # of CLIP's temperature, as its authors clip it
+RETRIEVAL = 256  # products whose pictures a text is compared with in validation
 
 
 class TrainingBatches:
@@ -222,17 +223,16 @@ class Contrastive:
 
     @torch.inference_mode()
     def validate(self) -> float:
-        """Return the share of validation products whose text's nearest picture, of 256 products', is their own."""
+        """Return the share of validation products whose text's nearest picture, of `RETRIEVAL` products', is their own.
+
+        The side's pairs are compared in whole groups, however they lie in files; those after the last one are left out. Where
+        there is no whole group, all pairs are compared.
+
+        Raises:
+            DataError: there are no two validation products with both a picture and a text.
+        """
         self.model.eval()
         right = seen = 0
-
-        def parts() -> Iterator[Inputs]:
-            for examples, _ in stream_side(self.index, "validation"):
-                prepared = prepare(examples, self.config, self.tokenizer)
-                both = np.flatnonzero(prepared.text_present & prepared.image_present)
-                for at in range(0, len(both) - 1, RETRIEVAL):
-                    rows = both[at : at + RETRIEVAL]
-                    yield prepared.inputs(rows, self.tokenizer)
 
         def vectors(inputs: Inputs) -> tuple[Tensor, Tensor]:
             with precision(self.device):
@@ -240,16 +240,37 @@ class Contrastive:
                 return text, self.towers.image_features(inputs.pixels)
 
         halving = Halving(self.device, RETRIEVAL)
-        for inputs in prefetch(parts()):
-            text, image = halving.run(vectors, inputs)  # whole again: all 256 are compared, however few fit at a time
+        for inputs in prefetch(self._groups()):
+            text, image = halving.run(vectors, inputs)  # whole again: all are compared, however few fit at a time
             best = (text @ image.T).argmax(dim=1)
             right, seen = right + int((best == torch.arange(len(best))).sum()), seen + len(best)
         if not seen:
-            raise DataError("no validation product has both a picture and a text: there is nothing to pretrain on")
+            raise DataError(
+                "no two validation products have both a picture and a text: there is nothing to pretrain on"
+            )
         return right / seen
 
+    def _groups(self) -> Iterator[Inputs]:
+        """Yield the validation side's pairs, `RETRIEVAL` at a time; fewer only where there are no more of them in all."""
+        held: list[Prepared] = []
+        waiting, any_whole = 0, False
+        for examples, _ in stream_side(self.index, "validation"):
+            prepared = prepare(examples, self.config, self.tokenizer)
+            pairs = np.flatnonzero(prepared.text_present & prepared.image_present)
+            while len(pairs):
+                chosen, pairs = np.split(pairs, [RETRIEVAL - waiting])
+                held.append(prepared.take(chosen))
+                waiting += len(chosen)
+                if waiting == RETRIEVAL:
+                    yield _inputs(held, self.tokenizer)
+                    held, waiting, any_whole = [], 0, True
+        if waiting > 1 and not any_whole:
+            yield _inputs(held, self.tokenizer)
 
-RETRIEVAL = 256
+
+def _inputs(parts: list[Prepared], tokenizer: Tokenizer) -> Inputs:
+    joined = Prepared.join(parts)
+    return joined.inputs(np.arange(len(joined)), tokenizer)
 
 
 class _Towers(nn.Module):

@@ -10,7 +10,8 @@ from torch import nn
 
 from cma_clip_core.config import TrainingConfig
 
-EMBEDDINGS = ("embedding", "kind", "modality_attention.weight", "logit_scale", "class_embedding")
+EMBEDDINGS = ("token_embedding", "positional_embedding", "class_embedding")  # of the towers
+VECTORS = ("kind", "modality_attention.weight")  # of CMA-CLIP
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -28,11 +29,14 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        decays = parameter.ndim >= 2 and not any(part in name for part in EMBEDDINGS)
-        if name.endswith("token_embedding.weight"):
+        of_tower = name.startswith("backbone.")
+        # Whole parts of the name: an attribute, whose head carries its name, may be called `kind` or `token_embedding`.
+        embeds = name in VECTORS or (of_tower and not set(EMBEDDINGS).isdisjoint(name.split(".")))
+        decays = parameter.ndim >= 2 and not embeds
+        if of_tower and name.endswith("token_embedding.weight"):
             peak = config.embedding_learning_rate or tower
         else:
-            peak = tower if name.startswith("backbone.") else config.learning_rate
+            peak = tower if of_tower else config.learning_rate
         chosen.setdefault((peak, decays), []).append(parameter)
     return [
         {"params": parameters, "peak": peak, "lr": 0.0, "weight_decay": config.weight_decay if decays else 0.0}

@@ -71,10 +71,11 @@ def pretraining_config(config: ModelConfig) -> ModelConfig:
 
 
 def _has_pairs(index: ExampleIndex, side: Side, config: ModelConfig) -> bool:
-    """Whether there are products to tell apart: two with a picture and a text the model reads, among those read at once."""
+    """Whether there are products to tell apart: two with a picture and a text that the model reads."""
+    pairs = 0
     for examples, _ in stream_side(index, side, columns=("title", "brand", "description", "image_status")):
         fields = (examples.column(name).to_pylist() for name in ("title", "brand", "description", "image_status"))
-        pairs = sum(
+        pairs += sum(
             status == "ok" and bool(compose(title, brand, description, config.text))
             for title, brand, description, status in zip(*fields, strict=True)
         )

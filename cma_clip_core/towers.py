@@ -2,7 +2,7 @@
 
 towers.safetensors  the weights of `Backbone`
 config.json         the configuration they were trained with
-metrics.json        how they were trained and how well picture and text find each other
+metrics.json        on which labelled set and how they were trained, and how well picture and text find each other
 """
 
 from __future__ import annotations
@@ -30,9 +30,14 @@ WEIGHTS, CONFIG, METRICS = "towers.safetensors", "config.json", "metrics.json"
 class TowersMetrics(Strict):
     """How the towers were pretrained."""
 
+    labelled_set: str = ""  # its folder in the lake; empty: in none, or from before it was recorded
+    catalog_day: str = ""  # newest day whose products are in it
+    made_at: datetime | None = None  # when they were saved
     train_examples: int
     best_epoch: int
-    epochs: tuple[Epoch, ...]  # `validation`: share of texts whose nearest of 256 pictures is their own
+    epochs: tuple[
+        Epoch, ...
+    ]  # `validation`: share of texts whose nearest of 256 pictures, or of fewer on a small side, is their own
     seconds: float  # of training, however often it was killed and went on
     device: str
 
@@ -44,8 +49,13 @@ def save(backbone: nn.Module, config: ModelConfig, metrics: TowersMetrics, folde
     try:
         state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
         save_file(state, temporary / WEIGHTS)
-        digest = hashlib.sha256((temporary / WEIGHTS).read_bytes()).hexdigest()
         (temporary / CONFIG).write_text(config.model_dump_json(indent=1) + "\n")
+        # The same weights of another configuration or labelled set are other towers: what is asked for is found by these.
+        hashed = hashlib.sha256(metrics.labelled_set.encode())
+        for part in (CONFIG, WEIGHTS):
+            hashed.update((temporary / part).read_bytes())
+        digest = hashed.hexdigest()
+        metrics = metrics.model_copy(update={"made_at": made_at})
         (temporary / METRICS).write_text(metrics.model_dump_json(indent=1) + "\n")
         for path in temporary.iterdir():
             with path.open("rb") as written:
@@ -57,6 +67,16 @@ def save(backbone: nn.Module, config: ModelConfig, metrics: TowersMetrics, folde
         return name
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_metrics(folder: Path) -> TowersMetrics:
+    """Return how a folder's towers were pretrained. Raises ModelError where it cannot be read or is broken."""
+    try:
+        return TowersMetrics.model_validate_json((folder / METRICS).read_bytes())
+    except OSError as error:
+        raise ModelError(f"{folder / METRICS}: cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ModelError(f"{folder}: the pretrained towers are broken: {error}") from error
 
 
 def load(backbone: nn.Module, folder: Path, config: ModelConfig) -> None:

@@ -18,7 +18,7 @@ from cma_clip_core.checkpoints import fingerprint
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.distributed import World
-from cma_clip_core.documents import AttributeMetrics, Epoch, LabelCount, Promise, Threshold
+from cma_clip_core.documents import AttributeMetrics, Epoch, LabelCount, Promise, Threshold, TowersOrigin
 from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation import evaluate, evaluate_with_picture_alone
 from cma_clip_core.examples import ExampleIndex
@@ -43,6 +43,7 @@ class Metrics(Strict):
     labelled_set: str = ""  # its folder in the lake
     catalog_day: str = ""  # newest day whose products are in it
     labels: dict[str, dict[str, LabelCount]] = Field(default_factory=dict)  # by attribute and side
+    towers: TowersOrigin | None = None  # None: not begun with towers of the lake
     train_examples: int
     validation_examples: int
     test_examples: int

@@ -5,6 +5,7 @@ promotion the nights tag again what the new model must, at most the share TAGGIN
 
 * **Ask a person**: trigger it with `approval`: the run then waits in `approve` for a yes or no, which anybody who may
   edit the DAG gives on the task's page (*Required Actions*).
+* **Better towers**, where the configuration names no pretrained weights: trigger it with `pretrain`.
 * **A training that failed or was stopped**: clear `train`; it goes on from its last checkpoint.
 """
 
@@ -37,6 +38,13 @@ from jobs.settings import Settings
             format="date",
             title="Newest day of the catalog to learn from",
             description="Leave empty for the newest day that has an export.",
+        ),
+        "pretrain": Param(
+            False,
+            type="boolean",
+            title="Pretrain the towers first",
+            description="On the pairs of picture and text of the same labelled set; towers of it that are there are used again. "
+            "Not where the configuration names pretrained weights.",
         ),
         "approval": Param(
             False,
@@ -73,7 +81,7 @@ def train_model() -> None:
     )
     train = JobOperator(
         task_id="train",
-        arguments=["train", "--ds", day, "--no-promote"],
+        arguments=["train", "--ds", day, "--no-promote", "{{ '--pretrain' if params.pretrain else '' }}"],
         multiple_outputs=True,
         pool="gpu",
         queue="gpu",

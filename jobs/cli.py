@@ -324,14 +324,26 @@ def train(
     towers: Annotated[
         str | None, typer.Option(help="Pretrained towers to begin with, as `pretrain` names them.")
     ] = None,
+    pretrain: Annotated[
+        bool,
+        typer.Option(
+            "--pretrain",
+            help="Begin with towers pretrained on the same labelled set: those that are there of this configuration, else "
+            "pretrain them first. Not with --towers, nor where the configuration names pretrained weights.",
+        ),
+    ] = False,
     processes: Together = None,
 ) -> None:
-    """Train CMA-CLIP on the day's labelled set, choose thresholds, and write a model version."""
+    """Train CMA-CLIP on the day's labelled set, choose thresholds, and write a model version.
+
+    A configuration without pretrained weights, such as `fashion`, gains from `--pretrain`: both towers first learn from the
+    catalog's own pairs of picture and text. Killed, it goes on where it was when it is started again.
+    """
     from jobs.data_parallel import together
     from jobs.train import train as step
 
     settings = _settings(context)
-    _print({"model_version": together(processes, settings.device, step, settings, ds, promote, towers)})
+    _print({"model_version": together(processes, settings.device, step, settings, ds, promote, towers, pretrain)})
 
 
 @app.command()

@@ -6,16 +6,24 @@ import logging
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cma_clip_core.config import ModelConfig, load_config
+from cma_clip_core.documents import TowersOrigin
 from cma_clip_core.errors import CoreError
+from cma_clip_core.places import open_parquet
+from cma_clip_core.splits import SIDES
 from jobs import storage, unfinished
 from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.settings import Settings
-from jobs.steps import Measured, measure
+from jobs.steps import measure
+from jobs.storage import Place
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:
@@ -24,6 +32,9 @@ if TYPE_CHECKING:
     from cma_clip_core.distributed import World
 
 log = logging.getLogger(__name__)
+
+_ROWS: Final = 1 << 17  # of a labelled set, read at a time
+_COLUMNS: Final = ["product_id", "side"]
 
 
 def pretrain(settings: Settings, ds: str) -> str:
@@ -48,13 +59,53 @@ def pretrain(settings: Settings, ds: str) -> str:
         world = distributed.join(device)
         with world.first_before_others():
             labelled = dataset(settings, ds)
-        with measure("pretrain") as measured:
-            name = _pretrain(settings, lake, config, taxonomy, labelled, device, world, measured)
+        name = _pretrain(settings, lake, config, taxonomy, labelled, device, world)
     except CoreError as error:
         raise JobError(str(error)) from error
     finally:
         distributed.leave()
     return name
+
+
+def find_or_pretrain(
+    settings: Settings,
+    lake: Lake,
+    config: ModelConfig,
+    taxonomy: Taxonomy,
+    labelled: LabelledSet,
+    device: torch.device,
+    world: World,
+) -> str:
+    """Return the newest towers of this configuration and labelled set, pretrained now where there are none, as `pretrain`.
+
+    Raises:
+        CoreError: as `cma_clip_core.pretraining.pretrain`.
+    """
+    name = world.broadcast_text(_newest(lake, config, labelled) if world.is_first else "")
+    if not name:
+        return _pretrain(settings, lake, config, taxonomy, labelled, device, world)
+    log.info("pretrained towers of this configuration and labelled set are there: %s", lake.towers / name)
+    return name
+
+
+def _newest(lake: Lake, config: ModelConfig, labelled: LabelledSet) -> str:
+    """Return the name of the newest towers of this configuration and labelled set; empty where there are none."""
+    from cma_clip_core import towers
+    from cma_clip_core.pretraining import pretraining_config
+
+    found: list[tuple[datetime, str]] = []
+    for folder in _all(lake):
+        try:
+            metrics = storage.read_document(folder / towers.METRICS, towers.TowersMetrics)
+            if metrics is None or metrics.made_at is None or not _is_of(metrics.labelled_set, labelled):
+                continue
+            made_with = storage.read_document(folder / towers.CONFIG, ModelConfig)
+        except JobError as error:
+            log.warning("%s: left out: %s", folder, error)
+            continue
+        if made_with is not None and pretraining_config(made_with) == pretraining_config(config):
+            found.append((metrics.made_at, folder.name))
+    return max(found, default=(None, ""))[1]
 
 
 def _pretrain(
@@ -65,29 +116,32 @@ def _pretrain(
     labelled: LabelledSet,
     device: torch.device,
     world: World,
-    measured: Measured,
 ) -> str:
     from cma_clip_core import towers
     from cma_clip_core.examples import read_index
     from cma_clip_core.pretraining import pretrain as run
     from cma_clip_core.pretraining import pretraining_config
 
-    index = read_index(labelled.table, lake.root)
-    decides, set_id = pretraining_config(config), labelled.manifest.set_id
-    work = unfinished.work_folder(lake.work / "towers", decides, set_id, processes=world.size)
-    if world.is_first:
-        unfinished.begin(work, config, set_id, world.size)
-    progress = settings.progress and world.is_first
-    backbone, metrics = run(config, taxonomy, index, device, folder=work, world=world, progress=progress)
-    if not world.is_first:
-        return world.broadcast_text("")
-    name = towers.save(backbone, config, metrics, lake.work / "towers", datetime.now(UTC))
-    storage.send_folder(lake.work / "towers" / name, lake.towers / name, last=towers.METRICS)
-    shutil.rmtree(work, ignore_errors=True)
-    measured.rows, measured.folder = metrics.train_examples, lake.towers / name
-    measured.details |= {"towers": name, "labelled_set": set_id, "device": metrics.device}
-    log.info("pretrained towers: %s", lake.towers / name)
-    return world.broadcast_text(name)
+    with measure("pretrain") as measured:
+        index = read_index(labelled.table, lake.root)
+        decides, set_id = pretraining_config(config), labelled.manifest.set_id
+        work = unfinished.work_folder(lake.work / "towers", decides, set_id, processes=world.size)
+        if world.is_first:
+            unfinished.begin(work, config, set_id, world.size)
+        progress = settings.progress and world.is_first
+        backbone, metrics = run(config, taxonomy, index, device, folder=work, world=world, progress=progress)
+        if not world.is_first:
+            return world.broadcast_text("")
+        metrics = metrics.model_copy(
+            update={"labelled_set": lake.relative(labelled.folder), "catalog_day": labelled.manifest.ds}
+        )
+        name = towers.save(backbone, config, metrics, lake.work / "towers", datetime.now(UTC))
+        storage.send_folder(lake.work / "towers" / name, lake.towers / name, last=towers.METRICS)
+        shutil.rmtree(work, ignore_errors=True)
+        measured.rows, measured.folder = metrics.train_examples, lake.towers / name
+        measured.details |= {"towers": name, "labelled_set": set_id, "device": metrics.device}
+        log.info("pretrained towers: %s", lake.towers / name)
+        return world.broadcast_text(name)
 
 
 def with_towers(config: ModelConfig, towers: Path | None) -> ModelConfig:
@@ -101,9 +155,53 @@ def find_towers(lake: Lake, name: str | None) -> Path | None:
     """Return the folder of pretrained towers in the lake. Raises JobError where there are none of that name."""
     if name is None:
         return None
-    there = [path.name for path in storage.children(lake.towers) if path.name[:1].isdigit()]
+    there = [path.name for path in _all(lake)]
     if name not in there:
         raise JobError(
             f"{name!r}: no such towers in {lake.towers}; there are {there or 'none'}; `python -m jobs pretrain` makes them"
         )
     return storage.local_copy(lake.towers / name, lake.work / "towers" / name)
+
+
+def _all(lake: Lake) -> list[Place]:
+    return [path for path in storage.children(lake.towers) if path.name[:1].isdigit()]
+
+
+def origin_of(lake: Lake, towers: Path, labelled: LabelledSet) -> TowersOrigin:
+    """Return which labelled set a folder's towers were pretrained on, and how much of what `labelled` holds out they saw.
+
+    Memory: the ids of the products held out; those of the other set pass through in batches.
+
+    Raises:
+        ModelError: the towers' metrics cannot be read.
+    """
+    from cma_clip_core.towers import read_metrics
+
+    of = read_metrics(towers).labelled_set
+    same = _is_of(of, labelled)
+    table = lake.root / of / labelled.table.name if of and not same else None
+    seen = _count_seen(table, labelled.table) if table is not None and storage.exists(table) else None
+    return TowersOrigin(name=towers.name, labelled_set=of, same_set=same, seen=seen)
+
+
+def _is_of(labelled_set: str, labelled: LabelledSet) -> bool:
+    """Whether it is this set: one of the same inputs has the same name on whichever day it was asked for."""
+    return labelled_set.rpartition("/")[2] == labelled.folder.name
+
+
+def _count_seen(pretrained_on: Place, table: Place) -> dict[str, int]:
+    """Return how many products of each side but training are on the training side of another labelled set."""
+    ids, sides = [], []
+    with open_parquet(table) as file:
+        for batch in file.iter_batches(_ROWS, columns=_COLUMNS):
+            held_out = pc.not_equal(batch["side"], "train")
+            ids.append(batch["product_id"].filter(held_out))
+            sides.append(batch["side"].filter(held_out))
+    products = pa.chunked_array(ids, pa.string())
+    seen = np.zeros(len(products), dtype=np.bool_)
+    with open_parquet(pretrained_on) as file:
+        for batch in file.iter_batches(_ROWS, columns=_COLUMNS):
+            trained_on = batch["product_id"].filter(pc.equal(batch["side"], "train"))
+            seen |= pc.is_in(products, value_set=trained_on).to_numpy()
+    side = pa.chunked_array(sides, pa.string()).to_numpy()
+    return {name: int((seen & (side == name)).sum()) for name in SIDES if name != "train"}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
+from cma_clip_core.documents import TowersOrigin
 from cma_clip_core.errors import CoreError
 from jobs import promotion, storage, unfinished
 from jobs.dataset import LabelledSet, dataset
@@ -20,7 +21,7 @@ from jobs.errors import JobError
 from jobs.labelled_rows import count_labels_of_sides
 from jobs.lake import Lake
 from jobs.models import champion, check_version
-from jobs.pretrain import find_towers, with_towers
+from jobs.pretrain import find_or_pretrain, find_towers, origin_of, with_towers
 from jobs.settings import Settings
 from jobs.steps import measure
 from jobs.storage import Place
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def train(settings: Settings, ds: str, promote: bool = True, towers: str | None = None) -> str:
-    """Train on the labelled set of the day `ds`, write a model version, and return its name.
+def train(settings: Settings, ds: str, promote: bool = True, towers: str | None = None, pretrain: bool = False) -> str:
+    """Train on the labelled set of the day `ds`, write a model version, and return its name. Killed, it goes on where it was.
 
     Processes that `torchrun` started train together: the first one writes the version, the others return "".
 
@@ -44,21 +45,28 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
         ds: newest day whose examples are used; its labelled set is made where it is not there.
         promote: make the new version the champion, unless it is worse than the one there is.
         towers: name of the pretrained towers to begin with; None: what the configuration says.
+        pretrain: begin with towers pretrained on the same labelled set: the newest that are there of this configuration;
+            where there are none, pretrain them first.
 
     Raises:
-        JobError: there are no examples for this configuration and taxonomy, too few, or no such device.
+        JobError: there are no examples for this configuration and taxonomy, too few, or no such device; or `pretrain` goes
+            with `towers`, or with a configuration that names pretrained weights.
     """
     from cma_clip_core import distributed
     from cma_clip_core.devices import resolve_device
 
     lake = Lake(settings.root)
     config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
+    if pretrain:
+        _check_pretraining(config, towers)
     start = find_towers(lake, towers)
     try:
         device = resolve_device(settings.device)
         world = distributed.join(device)
         with world.first_before_others():
             labelled = dataset(settings, ds)
+        if pretrain:
+            start = find_towers(lake, find_or_pretrain(settings, lake, config, taxonomy, labelled, device, world))
         with measure("train") as measured:
             version = _train(settings, lake, config, taxonomy, labelled, start, device, world, measured.details)
             measured.rows = int(measured.details.get("examples", 0))
@@ -73,6 +81,19 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
         with world.with_threads_of_all():
             _promote(settings, version)
     return version
+
+
+def _check_pretraining(config: ModelConfig, towers: str | None) -> None:
+    """Raise JobError where something else says what the towers begin with."""
+    if towers is not None:
+        raise JobError(
+            f"--pretrain begins with towers of the day's labelled set, --towers with {towers!r}: give one of them"
+        )
+    if config.backbone.pretrained is not None:
+        raise JobError(
+            f"--pretrain: the configuration {config.name!r} begins with the weights backbone.pretrained: "
+            f"{config.backbone.pretrained!r}; leave out the flag, or these weights"
+        )
 
 
 def _promote(settings: Settings, version: str) -> None:
@@ -106,6 +127,7 @@ def _train(
         "train: %d examples of %d families: %d to train on, %d to validate, %d to test",
         len(index.row), index.families, index.count("train"), index.count("validation"), index.count("test"),
     )  # fmt: skip
+    origin = None if start is None or not world.is_first else _origin(lake, start, labelled)
     begins, set_id = with_towers(config, start), labelled.manifest.set_id
     work = unfinished.work_folder(lake.work / "models", begins, set_id, taxonomy.fingerprint, processes=world.size)
     if not world.is_first:
@@ -120,6 +142,7 @@ def _train(
             "labelled_set": lake.relative(labelled.folder),
             "catalog_day": labelled.manifest.ds,
             "labels": count_labels_of_sides(labelled.table),
+            "towers": origin,
         }
     )
     version = registry.save(trained, made_with, taxonomy, lake.work / "models", datetime.now(UTC))
@@ -144,6 +167,18 @@ def _train(
         "mean_recall_at_target": round(training.mean_recall(metrics), 4),
     }
     return version
+
+
+def _origin(lake: Lake, start: Path, labelled: LabelledSet) -> TowersOrigin:
+    """Return where the towers come from; warn where they saw what the model will be judged on, or may have."""
+    origin = origin_of(lake, start, labelled)
+    if not origin.same_set and (origin.seen is None or any(origin.seen.values())):
+        log.warning(
+            "%s What is measured may be too good for new products; `python -m jobs train --ds %s --pretrain` begins with "
+            "towers of this labelled set",
+            origin.words(), labelled.manifest.ds,
+        )  # fmt: skip
+    return origin
 
 
 def _percent(value: float | None) -> str:

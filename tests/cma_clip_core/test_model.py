@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import open_clip
 import pyarrow as pa
 import pytest
 import torch
+from torch import nn
 
 from cma_clip_core.backbone import Backbone
 from cma_clip_core.batches import Inputs, prepare
@@ -20,6 +23,7 @@ from cma_clip_core.errors import ModelError
 from cma_clip_core.model import CmaClip, Output
 from cma_clip_core.tokens import Tokenizer
 from schemas.tables import EXAMPLES
+from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn
 
 
@@ -182,6 +186,48 @@ def test_ablations(config: ModelConfig, inputs: Inputs, switch: str) -> None:
     assert output.lambdas[9].tolist() == [[1.0, 0.0]] * 4
     if switch == "modality_attention":
         assert output.lambdas[0].tolist() == [[0.5, 0.5]] * 4
+
+
+TAKEN = [
+    name for name in dir(nn.ModuleDict()) if re.fullmatch(r"[a-z][a-z0-9_]{0,62}", name)
+]  # of what a taxonomy allows
+
+
+def named_like(names: list[str]) -> Taxonomy:
+    attributes = [{"name": n, "label": n, "field": n, "values": ["One", "Two"]} for n in names]
+    return Taxonomy.model_validate({"name": "named", "article_type": names[0], "attributes": attributes})
+
+
+def test_an_attribute_may_be_named_like_a_method_of_torch(config: ModelConfig, inputs: Inputs) -> None:
+    assert {"type", "values", "items", "keys", "half", "training"} <= set(TAKEN)
+    taxonomy = named_like([*TAKEN, "neck"])
+    torch.manual_seed(0)
+    model, other = (CmaClip(config, taxonomy).eval() for _ in range(2))
+    output = run(model, inputs)
+    assert output.logits.shape == (12, 2 * len(taxonomy.attributes))
+    assert not torch.equal(run(other, inputs).logits, output.logits)
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(run(other, inputs).logits, output.logits, rtol=0, atol=0)
+    assert model.double().state_dict()["heads.type.3.weight"].dtype == torch.float64
+    named = {name for name, _ in model.train().named_parameters()}
+    assert {f"heads.{a.name}.{layer}.weight" for a in taxonomy.attributes for layer in (0, 3)} <= named
+    assert all(module.training for module in model.modules())
+    assert copy.deepcopy(model).heads.keys() == model.heads.keys()
+
+
+def test_weights_have_the_names_that_saved_models_have(config: ModelConfig, model: CmaClip) -> None:
+    def head(attribute: str) -> nn.Module:
+        old = model.heads[attribute]
+        return nn.Sequential(
+            nn.Linear(*old[0].weight.shape[::-1]), nn.GELU(), nn.Dropout(), nn.Linear(*old[3].weight.shape[::-1])
+        )
+
+    saved = nn.ModuleDict({name: head(name) for name in drawn.taxonomy().names}).state_dict(prefix="heads.")
+    rest = {name: value for name, value in model.state_dict().items() if not name.startswith("heads.")}
+    loaded = CmaClip(config, drawn.taxonomy())
+    loaded.load_state_dict(rest | saved)  # strict: neither more nor fewer
+    for name, value in saved.items():
+        assert torch.equal(loaded.state_dict()[name], value), name
 
 
 def test_each_tower_is_asked_alone(inputs: Inputs) -> None:

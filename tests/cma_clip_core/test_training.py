@@ -129,6 +129,25 @@ def test_towers_and_new_layers_have_their_own_rates_and_norms_no_decay() -> None
     assert len(groups) == sum(p.requires_grad for p in model.parameters())
 
 
+def test_heads_decay_whatever_their_attributes_are_called() -> None:
+    config = drawn.config(learning_rate=0.1, embedding_learning_rate=0.01, weight_decay=0.5)
+    names = ["kind", "kind_of_neck", "embedding", "token_embedding", "class_embedding", "logit_scale", "neck"]
+    attributes = [{"name": n, "label": n, "field": n, "values": ["One", "Two"]} for n in names]
+    taxonomy = Taxonomy.model_validate({"name": "named", "article_type": "kind", "attributes": attributes})
+    model = CmaClip(config, taxonomy)
+    groups = {
+        id(p): (group["peak"], group["weight_decay"])
+        for group in parameter_groups(model, config.training)
+        for p in group["params"]
+    }
+    for name in names:
+        for layer in (0, 3):
+            assert groups[id(model.heads[name][layer].weight)] == (0.1, 0.5), name
+            assert groups[id(model.heads[name][layer].bias)] == (0.1, 0.0), name
+    towers = (model.backbone.text.tower.positional_embedding, model.backbone.image.tower.positional_embedding)
+    assert [groups[id(p)][1] for p in (model.kind, *towers)] == [0.0, 0.0, 0.0]
+
+
 def test_a_saved_version_predicts_the_same(trained: Trained, version: Path) -> None:
     loaded = registry.load_model(version)
     for (name, one), other in zip(trained.model.state_dict().items(), loaded.state_dict().values(), strict=True):

@@ -127,6 +127,26 @@ def test_branch(nightly: Any, to_preprocess: int, shards: list[int], expected: s
     assert nightly.get_task("branch").python_callable(to_preprocess, shards) == expected
 
 
+# --- the form of a training --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "flags"), [({}, []), ({"pretrain": False}, []), ({"pretrain": True}, ["--pretrain"])]
+)
+def test_a_training_pretrains_its_towers_where_that_is_asked_for(
+    dagbag: DagBag, asked: dict[str, bool], flags: list[str]
+) -> None:
+    dag = dagbag.dags["train_model"]
+    task = dag.get_task("train")
+    params = dag.params.dump() | asked
+    rendered = [
+        task.render_template(argument, {"params": params}, dag.get_template_env())
+        for argument in task.arguments
+        if isinstance(argument, str)
+    ]
+    assert [text for text in rendered if text] == ["train", "--ds", "--no-promote", *flags]
+
+
 # --- the day of a run --------------------------------------------------------------------------------------------------
 
 INTERVAL_START = datetime(2026, 11, 20, 2, tzinfo=UTC)
