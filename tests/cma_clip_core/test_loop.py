@@ -418,6 +418,50 @@ def test_two_killed_processes_go_on_each_with_its_own_random_state(folder: Path,
         assert (resumed / f"{rank}.txt").read_text() == (whole / f"{rank}.txt").read_text()
 
 
+@pytest.mark.parametrize("options", [(), ("--freeze", "image")])
+def test_processes_of_which_each_sees_its_own_disk_alone_go_on_by_the_first_ones(
+    folder: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """Two machines with a lake on S3: both go on where the first one was, to the last digit of one not cut off."""
+    whole, resumed, work = tmp_path / "whole", tmp_path / "resumed", tmp_path / "work"
+    for out in (whole, resumed):
+        out.mkdir()
+    options = ("--dropout", "0.3", *options)
+    assert data_parallel.run(2, folder, whole, *options, "--work", tmp_path / "one") == [0, 0]  # that both see
+    apart = (*options, "--work", work, "--apart")
+    assert data_parallel.run(2, folder, resumed, *apart, "--kill-at", "12") == [-signal.SIGKILL] * 2
+    assert torch.load(work / "0" / CHECKPOINT)["at"][:2] == [2, 1]  # so many batches of the second epoch
+    assert not (work / "1" / CHECKPOINT).exists()
+    for rank in range(2):
+        assert bool(list((work / str(rank)).glob("frozen-image-*"))) == ("--freeze" in options)
+    # Whatever lies there is not looked at.
+    (work / "1").mkdir(exist_ok=True)
+    (work / "1" / CHECKPOINT).write_bytes(b"of another machine")
+    assert data_parallel.run(2, folder, resumed, *apart) == [0, 0]
+    for rank in range(2):
+        expected, found = (load_file(out / f"{rank}.safetensors") for out in (whole, resumed))
+        for name, weight in expected.items():
+            assert torch.equal(found[name], weight), name
+        assert (resumed / f"{rank}.txt").read_text() == (whole / f"{rank}.txt").read_text()
+
+
+def test_a_checkpoint_that_the_first_process_cannot_read_or_write_ends_all(folder: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    (work / "0").mkdir(parents=True)
+    (work / "0" / CHECKPOINT).write_bytes(b"half of one")
+    assert data_parallel.run(2, folder, tmp_path, "--work", work, "--apart") == [2, 2]
+    first, second = ((tmp_path / f"{rank}.error").read_text() for rank in range(2))
+    assert first == second
+    assert first.startswith(f"CheckpointError: {work / '0' / CHECKPOINT}: the checkpoint is broken")
+    (work / "0" / CHECKPOINT).unlink()
+    (work / "0" / f".{CHECKPOINT}.new").symlink_to("/dev/full")  # where the next one is written first
+    assert data_parallel.run(2, folder, tmp_path, "--work", work, "--apart") == [2, 2]
+    first, second = ((tmp_path / f"{rank}.error").read_text() for rank in range(2))
+    assert first == second
+    assert "the checkpoint cannot be written: " in first
+    assert "there is none before it; make room and resume" in first
+
+
 def test_early_stop(index: ExampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([0.5, 0.7, 0.6, 0.7, 0.9, 0.9])
     monkeypatch.setattr(objectives.MultiTask, "validate", lambda _: next(scores))
