@@ -10,6 +10,7 @@ import itertools
 import json
 import multiprocessing
 import random
+import re
 import resource
 import secrets
 import signal
@@ -38,6 +39,7 @@ from cma_clip_core.labelled import scan_examples
 from cma_clip_core.loop import Fitted, Loop
 from cma_clip_core.methods import build_model
 from cma_clip_core.objectives import Contrastive, MultiTask, class_weights
+from cma_clip_core.optimizer import set_learning_rate
 from cma_clip_core.tokens import Tokenizer
 from cma_clip_core.training import fit, train
 from schemas.tables import EXAMPLES
@@ -283,6 +285,62 @@ def test_micro_batches_take_the_same_step(index: ExampleIndex, alone_loss: float
         torch.testing.assert_close(loss, gradients[0][0])
         for one, other in zip(found, gradients[0][1], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_clipped_to_the_norm_of_the_configuration(index: ExampleIndex) -> None:
+    document = drawn.config(batch_size=32).model_dump()
+    document["fusion"]["dropout"] = 0.0  # the same gradients each time
+
+    def steps(clip_norm: float, count: int) -> tuple[nn.Module, list[list[Tensor]], list[Tensor]]:
+        """Take steps; return the model, each step's gradients, and the weights before them."""
+        document["training"]["clip_norm"] = clip_norm
+        config = ModelConfig.model_validate(document)
+        target = objective(config, index)
+        trainer = Loop(target, config.training, CPU, progress=False)
+        set_learning_rate(trainer.optimizer, 0.5, 0.0)
+        before = [p.detach().clone() for p in target.model.parameters()]
+        gradients = []
+        for batch in itertools.islice(target.batches(1, 0), count):
+            trainer.step(batch)
+            gradients.append([p.grad.clone() for p in target.model.parameters() if p.grad is not None])
+        return target.model, gradients, before
+
+    def norm(gradients: list[Tensor]) -> float:
+        return float(torch.cat([g.flatten() for g in gradients]).norm())
+
+    _, (free, *_), _ = steps(1e9, 1)
+    whole = norm(free)
+    # Above the norm nothing changes; below it the direction stays.
+    _, (as_it_is,), _ = steps(2 * whole, 1)
+    assert all(torch.equal(one, other) for one, other in zip(as_it_is, free, strict=True))
+    limit = whole / 1e6
+    model, clipped, before = steps(limit, 1)
+    assert norm(clipped[0]) == pytest.approx(limit, rel=1e-3)
+    for one, other in zip(clipped[0], free, strict=True):
+        torch.testing.assert_close(one, other / 1e6, rtol=1e-3, atol=0)
+    # It is the clipped gradient that the optimizer takes: Adam's own epsilon then keeps the step small.
+    with_gradient = [p for p in model.parameters() if p.grad is not None]
+    starts = [b for b, p in zip(before, model.parameters(), strict=True) if p.grad is not None]
+    full = steps(1e9, 1)[0]
+    ends = [p for p in full.parameters() if p.grad is not None]
+    moved, moved_freely = (
+        torch.cat([(p.detach() - b).flatten() for p, b in zip(after, starts, strict=True)]).norm()
+        for after in (with_gradient, ends)
+    )
+    assert 0 < moved < 0.5 * moved_freely
+    _, several, _ = steps(0.1 * whole, 4)
+    assert max(norm(gradients) for gradients in several) <= 0.1 * whole * (1 + 1e-4)
+
+
+def test_the_progress_bar_shows_the_loss_and_the_rate(index: ExampleIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    _, fitted = fit(drawn.config(epochs=2), drawn.taxonomy(), index, CPU, progress=True)
+    shown = capsys.readouterr().err
+    total = index.count("train")
+    for number, epoch in enumerate(fitted.epochs, 1):
+        at_end = rf"epoch {number}/2: 100%\|█+\| {total}/{total} \[[\d:]+<[\d:]+, +[\d.]+ex/s, loss=([\d.]+)\]"
+        assert re.findall(at_end, shown)[-1] == f"{epoch.loss:.3f}"
+    fit(drawn.config(epochs=1), drawn.taxonomy(), index, CPU, progress=False)
+    assert "ex/s" not in capsys.readouterr().err
 
 
 class _Small(MultiTask):
