@@ -128,3 +128,7 @@ def _before_steps(act: Callable[[int], None]) -> None:
         return step(self, batch)
 
     Loop.step = counted  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main({}, sys.argv[1:], None)

@@ -14,6 +14,8 @@ import re
 import resource
 import secrets
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ from cma_clip_core.optimizer import set_learning_rate
 from cma_clip_core.tokens import Tokenizer
 from cma_clip_core.training import fit, train
 from schemas.tables import EXAMPLES
+from tests import small_disk
 from tests.cma_clip_core import data_parallel, drawn
 
 CPU = torch.device("cpu")
@@ -232,6 +235,28 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     assert kept is not None
     assert kept["value"].sum() == 10
     assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT]
+
+
+def test_a_training_whose_disk_is_full_goes_on_when_there_is_room(folder: Path, tmp_path: Path) -> None:
+    """A disk with room for one checkpoint, and not for the next one beside it."""
+    whole, out, disk = (tmp_path / name for name in ("whole", "out", "disk"))
+    for each in (whole, out, disk):
+        each.mkdir()
+    assert data_parallel.run(1, folder, whole, "--dropout", "0.3", "--work", whole) == [0]
+    size = (whole / CHECKPOINT).stat().st_size
+    train = f"{sys.executable} -m {data_parallel.__name__} {folder} {out} --dropout 0.3 --work {disk}; echo $?"
+    more = f"ls -A {disk}; cp {disk / CHECKPOINT} {out}; mount -o remount,size={10 * size} {disk}"
+    within = small_disk.command(disk, size * 3 // 2, f"{train}; {more}; {train}")
+    done = subprocess.run(within, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["2", CHECKPOINT, "tensorboard", "0"], done.stderr
+    said = (out / "0.error").read_text()
+    assert said.startswith(f"CheckpointError: {disk / CHECKPOINT}: the checkpoint cannot be written: ")
+    assert said.endswith(f"the checkpoint before it is kept: {disk / CHECKPOINT}; make room and resume")
+    assert torch.load(out / CHECKPOINT)["at"][:2] == [1, 1]  # the first of all, whole
+    expected, found = (load_file(each / "0.safetensors") for each in (whole, out))
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), name
+    assert (out / "0.txt").read_text() == (whole / "0.txt").read_text()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
