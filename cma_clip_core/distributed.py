@@ -8,11 +8,13 @@ one process does with the whole batch.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, distributed, nn
@@ -27,11 +29,17 @@ class World:
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0  # among those of this machine
 
     @property
     def is_first(self) -> bool:
         """Whether this process writes the files and shows the progress."""
         return self.rank == 0
+
+    @property
+    def is_first_here(self) -> bool:
+        """Whether this process is the first one of its machine, whose disk the others elsewhere need not see."""
+        return self.local_rank == 0
 
     def rows(self, batch: int) -> slice:
         """Return this process's rows of a batch."""
@@ -125,6 +133,55 @@ class World:
             distributed.broadcast_object_list(held, 0)
         return held[0]
 
+    def broadcast_state(self, state: Any) -> Any:
+        """Return the first process's state: plain values and tensors on the CPU, in dictionaries and lists of any depth.
+
+        Tensors are sent one by one, so that one at a time alone is held twice. What the others give is not looked at.
+        """
+        if self.size == 1:
+            return state
+        content = io.BytesIO()
+        sender = _WithoutTensors(content)
+        if self.is_first:
+            sender.dump(state)
+        held = [content.getvalue()]
+        distributed.broadcast_object_list(held, 0)
+        reader = _WithNewTensors(io.BytesIO(held[0]))
+        found, tensors = (state, sender.tensors) if self.is_first else (reader.load(), reader.tensors)
+        for tensor in tensors:
+            message = _where_messages_go(tensor.contiguous())
+            distributed.broadcast(message, 0)
+            if not self.is_first:
+                tensor.copy_(message)
+        return found
+
+
+class _WithoutTensors(pickle.Pickler):
+    """Leaves tensors out, but for what they are like."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.tensors: list[Tensor] = []  # that were left out
+
+    def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
+        if not isinstance(value, Tensor):
+            return None
+        self.tensors.append(value)
+        return tuple(value.shape), value.stride(), value.dtype
+
+
+class _WithNewTensors(pickle.Unpickler):
+    """Puts new tensors where some were left out."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.tensors: list[Tensor] = []  # with nothing in them yet
+
+    def persistent_load(self, like: tuple[Any, ...]) -> Tensor:
+        shape, stride, dtype = like
+        self.tensors.append(torch.empty_strided(shape, stride, dtype=dtype))
+        return self.tensors[-1]
+
 
 def _where_messages_go(value: Tensor) -> Tensor:
     """Return `value` where the processes' messages are read from: NCCL takes those of a GPU alone."""
@@ -140,7 +197,7 @@ def join(device: torch.device) -> World:
     if not distributed.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         distributed.init_process_group(backend, timeout=_PATIENCE)
-    return World(distributed.get_rank(), distributed.get_world_size())
+    return World(distributed.get_rank(), distributed.get_world_size(), int(os.environ["LOCAL_RANK"]))
 
 
 def leave() -> None:

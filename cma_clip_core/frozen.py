@@ -99,8 +99,9 @@ def run_frozen(
 ) -> FrozenTowers | None:
     """Run the frozen towers of CMA-CLIP over the products, or find what they gave before; None where none is frozen.
 
-    The first process runs them, and the others wait: all read one file. Where the disk has no room for it, that is said, and
-    None is returned: the towers are then run in every epoch.
+    The first process runs them, and the others wait: all that see its folder read one file. On a machine that does not, its
+    first process runs them too, into its own. Where a disk has no room for the file, that is said, and None is returned: the
+    towers are then run in every epoch, in all processes where it is the first one's disk.
 
     Raises:
         DeviceError: not even one product fits into the device's memory.
@@ -113,7 +114,11 @@ def run_frozen(
     assert isinstance(backbone, Backbone)
     slots = np.cumsum(index.side != SIDES.index("test")) - 1
     paths = {name: folder / f"frozen-{name}-{_key(backbone, name, index, config)}.npy" for name in towers}
-    if world.is_first and not all(path.exists() for path in paths.values()):
+
+    def are_there() -> bool:
+        return all(path.exists() for path in paths.values())
+
+    def make() -> None:
         model.eval()
         for path in folder.glob("*frozen-*"):  # of other weights, or cut off
             path.unlink()
@@ -123,8 +128,15 @@ def run_frozen(
             for path in folder.glob("*frozen-*"):
                 path.unlink()
             log.warning("frozen towers are run in every epoch: what they give cannot be kept: %s", error)
+
+    if world.is_first and not are_there():
+        make()
+    if not world.broadcast(float(world.is_first and are_there())):
+        return None
+    if world.is_first_here and not are_there():  # the first process's disk is not seen here
+        make()
     world.wait()
-    if not all(path.exists() for path in paths.values()):
+    if not are_there():
         return None
     return FrozenTowers(slots, {name: np.load(path, mmap_mode="r") for name, path in paths.items()})
 

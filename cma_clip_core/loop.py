@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,14 @@ from cma_clip_core.config import TrainingConfig
 from cma_clip_core.devices import precision
 from cma_clip_core.distributed import World
 from cma_clip_core.documents import Epoch
-from cma_clip_core.errors import DeviceError, DivergedError
+from cma_clip_core.errors import CheckpointError, DeviceError, DivergedError
 from cma_clip_core.optimizer import make_optimizer, set_learning_rate
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.scalars import Scalars
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CHECKPOINT_SECONDS = 300.0
 AHEAD = 4  # batches that are made before they are asked for
@@ -123,7 +125,8 @@ class Loop:
             objective: what is trained; its model is on `device`.
             config: how.
             device: where.
-            folder: for checkpoints and TensorBoard logs; None: neither is written.
+            folder: for checkpoints and TensorBoard logs; None: neither is written. That of the first process alone is
+                read and written: the others need not see it.
             fits: fingerprint of all that decides the course of the training; a checkpoint must have the same.
             world: the processes that train together.
             progress: show a progress bar.
@@ -131,7 +134,8 @@ class Loop:
             apart: whether a process of its own makes the batches, or a thread; None: a process for a GPU.
 
         Raises:
-            CheckpointError: `folder` holds a checkpoint that is broken or of another training.
+            CheckpointError: the first process's `folder` holds a checkpoint that is broken or of another training; in all
+                processes alike.
         """
         self.objective, self.config, self.device, self.folder, self.fits = objective, config, device, folder, fits
         self.world = world or World()
@@ -143,15 +147,17 @@ class Loop:
         self.at = _Progress()
         self.fitted = Fitted(self._weights())
         self.scalars = Scalars(None, 0)
-        if folder is not None and (state := load_checkpoint(folder / CHECKPOINT, fits)) is not None:
-            self._restore(state)
+        if folder is not None:
+            read = self._first_alone(partial(load_checkpoint, folder / CHECKPOINT, fits))
+            if (state := self.world.broadcast_state(read)) is not None:
+                self._restore(state)
 
     def run(self) -> Fitted:
         """Train to the end and return the best epoch.
 
         Raises:
             DivergedError: a loss is no number; names the batch. The last checkpoint is from before it.
-            CheckpointError: a checkpoint cannot be written; the last good one is kept.
+            CheckpointError: a checkpoint cannot be written; the last good one is kept. In all processes alike.
             DeviceError: not even one example fits into the device's memory.
         """
         logs = None if self.folder is None or not self.world.is_first else self.folder / "tensorboard"
@@ -286,7 +292,7 @@ class Loop:
     def _diverged(self, batch: Batch, loss: float, norm: float) -> str:
         kept = ""
         if self.folder is not None:
-            there = (self.folder / CHECKPOINT).exists()
+            there = self.world.broadcast(float((self.folder / CHECKPOINT).exists()))  # all diverge at once
             kept = (
                 f" The last good checkpoint is {self.folder / CHECKPOINT}." if there else " There is no checkpoint yet."
             )
@@ -314,8 +320,9 @@ class Loop:
             return
         random = self.world.gather(torch.get_rng_state())
         random_cuda = self.world.gather(torch.cuda.get_rng_state()) if self.device.type == "cuda" else None
-        if not self.world.is_first:
-            return
+        self._first_alone(partial(self._write, self.folder / CHECKPOINT, random, random_cuda))
+
+    def _write(self, path: Path, random: Tensor, random_cuda: Tensor | None) -> None:
         self.scalars.flush()  # what is before the checkpoint does not come again
         at, fitted = self.at, self.fitted
         state = {
@@ -330,7 +337,23 @@ class Loop:
             "random": random,
             "random_cuda": random_cuda,
         }
-        save_checkpoint(self.folder / CHECKPOINT, state)
+        save_checkpoint(path, state)
+
+    def _first_alone(self, do: Callable[[], T]) -> T | None:
+        """Return what the first process's disk gives; None in the others. What is wrong there is raised in all of them.
+
+        They would wait for it else, and end without knowing why.
+        """
+        found, error = None, None
+        if self.world.is_first:
+            try:
+                found = do()
+            except CheckpointError as raised:
+                error = raised
+        told = self.world.broadcast_text(str(error or ""))
+        if told:
+            raise error or CheckpointError(told)
+        return found
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.objective.model.load_state_dict(state["weights"])

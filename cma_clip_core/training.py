@@ -19,9 +19,9 @@ from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.distributed import World
 from cma_clip_core.documents import AttributeMetrics, Epoch, LabelCount, Promise, Threshold, TowersOrigin
-from cma_clip_core.errors import DataError
+from cma_clip_core.errors import DataError, NothingToLearnError
 from cma_clip_core.evaluation import evaluate, evaluate_with_picture_alone
-from cma_clip_core.examples import ExampleIndex
+from cma_clip_core.examples import ExampleIndex, stream_side
 from cma_clip_core.frozen import frozen_towers, idle_settings, run_frozen
 from cma_clip_core.loop import Fitted, Loop
 from cma_clip_core.methods import build_model
@@ -30,7 +30,7 @@ from cma_clip_core.objectives import MultiTask
 from cma_clip_core.picture_evidence import weigh_picture, weights_of
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.promise import choose_threshold
-from cma_clip_core.tokens import Tokenizer
+from cma_clip_core.tokens import Tokenizer, compose
 from schemas.loading import Strict
 from schemas.taxonomy import Taxonomy
 
@@ -101,10 +101,13 @@ def fit(
 
     Raises:
         DataError: a side of the split is empty, or no attribute can be learnt.
+        NothingToLearnError: no training product has what the model sees, such as a picture.
         ModelError: the model cannot be built.
         DivergedError, CheckpointError, DeviceError: as `Loop`.
     """
     check_sides(index)
+    if config.training.epochs:
+        _check_seen(index, config)
     world = world or World()
     torch.manual_seed(config.training.seed)
     # The length of the padding changes a text's last digits, and a frozen tower's output is to be the same in any batch.
@@ -191,6 +194,22 @@ def check_sides(index: ExampleIndex) -> None:
                 f"there is no labelled example on the {side} side of the split ({len(index.row)} examples of "
                 f"{index.families} product families in all); training needs more products"
             )
+
+
+def _check_seen(index: ExampleIndex, config: ModelConfig) -> None:
+    """Raise NothingToLearnError where no training product has what the model sees: all its answers would be one."""
+    seen = {"image"} if config.method == "clip" else set(config.fusion.modalities)
+    for examples, _ in stream_side(index, "train", columns=("title", "brand", "description", "image_status")):
+        fields = (examples.column(name).to_pylist() for name in ("title", "brand", "description", "image_status"))
+        for title, brand, description, status in zip(*fields, strict=True):
+            if ("image" in seen and status == "ok") or (
+                "text" in seen and compose(title, brand, description, config.text)
+            ):
+                return
+    what = " or ".join(name for modality, name in (("text", "a text"), ("image", "a picture")) if modality in seen)
+    raise NothingToLearnError(
+        f"no training product has {what}, and nothing else is seen: there is nothing to learn from"
+    )
 
 
 def freeze(model: nn.Module, config: ModelConfig) -> None:

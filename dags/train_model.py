@@ -98,7 +98,9 @@ def train_model() -> None:
         doc_md="Compares it with the champion on products that neither learnt from, beyond noise.",
     )
     decided = decide(judge.output["accepted"])
-    keep = EmptyOperator(task_id="keep", doc_md="The new version stays a challenger: the log of `judge` says why.")
+    keep = EmptyOperator(
+        task_id="keep", doc_md="The new version stays a challenger: `verdict` of `judge`, tab *XCom*, says why."
+    )
     approve = ApprovalOperator(
         task_id="approve",
         subject="Make model {{ ti.xcom_pull(task_ids='train', key='model_version') }} the champion?",

@@ -132,6 +132,8 @@ def _train(
     work = unfinished.work_folder(lake.work / "models", begins, set_id, taxonomy.fingerprint, processes=world.size)
     if not world.is_first:
         training.fit(begins, taxonomy, index, device, folder=work, world=world, progress=False)
+        world.wait()  # until the version is there, and what it was made of not needed any more
+        shutil.rmtree(work, ignore_errors=True)  # on another machine: what frozen towers give
         return ""
     unfinished.begin(work, config, set_id, world.size)
     trained = training.train(begins, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
@@ -148,6 +150,7 @@ def _train(
     version = registry.save(trained, made_with, taxonomy, lake.work / "models", datetime.now(UTC))
     storage.send_folder(lake.work / "models" / version, lake.models / version, last=registry.SUMS)
     shutil.rmtree(work, ignore_errors=True)
+    world.wait()
     metrics = trained.metrics
     for name, m in metrics.test.items():
         log.info(

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -24,15 +25,18 @@ from cma_clip_core import distributed
 from cma_clip_core.batches import Batch
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.documents import Epoch
+from cma_clip_core.errors import CoreError
 from cma_clip_core.loop import Loop
 from cma_clip_core.pretraining import pretrain
 from cma_clip_core.training import fit
 from tests.cma_clip_core import drawn
 
 
-def config(dropout: float, text_dropout: float) -> ModelConfig:
+def config(dropout: float, text_dropout: float, freeze: Sequence[str] = ()) -> ModelConfig:
     """Without dropout nothing is drawn by torch: its numbers depend on how the rows are dealt out."""
-    document = drawn.config(epochs=2, batch_size=32, word_dropout=0.2, text_dropout=text_dropout).model_dump()
+    document = drawn.config(
+        epochs=2, batch_size=32, word_dropout=0.2, text_dropout=text_dropout, freeze=tuple(freeze)
+    ).model_dump()
     document["fusion"]["dropout"] = dropout
     document["backbone"]["patch_dropout"] = dropout
     # Odd, so that the processes have different numbers of rows.
@@ -49,7 +53,8 @@ def start(processes: int, *arguments: str | Path, says_steps: Connection | None 
         port = free.getsockname()[1]
     started: list[BaseProcess] = []
     for rank in range(processes):
-        world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
+        # `--apart`: as the first process of a machine each.
+        world = {"RANK": rank, "LOCAL_RANK": 0 if "--apart" in arguments else rank, "WORLD_SIZE": processes}
         environment = {name: str(value) for name, value in world.items()}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         process = context.Process(target=main, args=(environment, [str(a) for a in arguments], says_steps), daemon=True)
@@ -67,7 +72,10 @@ def run(processes: int, *arguments: str | Path) -> list[int | None]:
 
 
 def main(environment: dict[str, str], arguments: Sequence[str], says_steps: Connection | None) -> None:
-    """Train, and write `out`/<rank>.safetensors and the epochs' losses; with `says_steps`, send each step's number first."""
+    """Train, and write `out`/<rank>.safetensors and the epochs' losses; with `says_steps`, send each step's number first.
+
+    What is found wrong is written into `out`/<rank>.error, and the exit code is 2.
+    """
     os.environ.update(environment)
     parser = argparse.ArgumentParser()
     parser.add_argument("examples", type=Path)
@@ -75,6 +83,8 @@ def main(environment: dict[str, str], arguments: Sequence[str], says_steps: Conn
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--text-dropout", type=float, default=0.2)
     parser.add_argument("--work", type=Path, help="where checkpoints are, one at each step")
+    parser.add_argument("--apart", action="store_true", help="each process has a folder of its own for checkpoints")
+    parser.add_argument("--freeze", action="append", default=[], help="a tower that is not trained")
     parser.add_argument("--pretrain", action="store_true", help="train the towers on pairs")
     parser.add_argument("--kill-at", type=int, help="step before which every process is killed")
     chosen = parser.parse_args(arguments)
@@ -84,22 +94,29 @@ def main(environment: dict[str, str], arguments: Sequence[str], says_steps: Conn
         _before_steps(says_steps.send)
     torch.set_num_threads(1)
     world = distributed.join(torch.device("cpu"))
-    chosen_config = config(chosen.dropout, chosen.text_dropout)
-    index = drawn.index(chosen.examples, selection=chosen_config.selection)
-    cpu, taxonomy = torch.device("cpu"), drawn.taxonomy()
-    model: nn.Module
-    epochs: Sequence[Epoch]
-    if chosen.pretrain:
-        model, metrics = pretrain(chosen_config, taxonomy, index, cpu, folder=chosen.work, world=world, progress=False)
-        epochs = metrics.epochs
-    else:
-        model, fitted = fit(
-            chosen_config, taxonomy, index, cpu, folder=chosen.work, world=world, progress=False, checkpoint_seconds=0.0
-        )
-        epochs = fitted.epochs
+    work = chosen.work / str(world.rank) if chosen.apart else chosen.work
+    try:
+        model, epochs = _train(config(chosen.dropout, chosen.text_dropout, chosen.freeze), chosen, work, world)
+    except CoreError as error:
+        (chosen.out / f"{world.rank}.error").write_text(f"{type(error).__name__}: {error}")
+        sys.exit(2)
     save_file(dict(model.state_dict()), chosen.out / f"{world.rank}.safetensors")
     (chosen.out / f"{world.rank}.txt").write_text("\n".join(repr(epoch.loss) for epoch in epochs))
     distributed.leave()
+
+
+def _train(
+    config: ModelConfig, chosen: argparse.Namespace, work: Path | None, world: distributed.World
+) -> tuple[nn.Module, Sequence[Epoch]]:
+    index = drawn.index(chosen.examples, selection=config.selection)
+    cpu, taxonomy = torch.device("cpu"), drawn.taxonomy()
+    if chosen.pretrain:
+        towers, metrics = pretrain(config, taxonomy, index, cpu, folder=work, world=world, progress=False)
+        return towers, metrics.epochs
+    model, fitted = fit(
+        config, taxonomy, index, cpu, folder=work, world=world, progress=False, checkpoint_seconds=0.0
+    )  # fmt: skip
+    return model, fitted.epochs
 
 
 def _before_steps(act: Callable[[int], None]) -> None:
@@ -111,3 +128,7 @@ def _before_steps(act: Callable[[int], None]) -> None:
         return step(self, batch)
 
     Loop.step = counted  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    main({}, sys.argv[1:], None)

@@ -10,9 +10,12 @@ import itertools
 import json
 import multiprocessing
 import random
+import re
 import resource
 import secrets
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,9 +41,11 @@ from cma_clip_core.labelled import scan_examples
 from cma_clip_core.loop import Fitted, Loop
 from cma_clip_core.methods import build_model
 from cma_clip_core.objectives import Contrastive, MultiTask, class_weights
+from cma_clip_core.optimizer import set_learning_rate
 from cma_clip_core.tokens import Tokenizer
 from cma_clip_core.training import fit, train
 from schemas.tables import EXAMPLES
+from tests import small_disk
 from tests.cma_clip_core import data_parallel, drawn
 
 CPU = torch.device("cpu")
@@ -232,6 +237,28 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT]
 
 
+def test_a_training_whose_disk_is_full_goes_on_when_there_is_room(folder: Path, tmp_path: Path) -> None:
+    """A disk with room for one checkpoint, and not for the next one beside it."""
+    whole, out, disk = (tmp_path / name for name in ("whole", "out", "disk"))
+    for each in (whole, out, disk):
+        each.mkdir()
+    assert data_parallel.run(1, folder, whole, "--dropout", "0.3", "--work", whole) == [0]
+    size = (whole / CHECKPOINT).stat().st_size
+    train = f"{sys.executable} -m {data_parallel.__name__} {folder} {out} --dropout 0.3 --work {disk}; echo $?"
+    more = f"ls -A {disk}; cp {disk / CHECKPOINT} {out}; mount -o remount,size={10 * size} {disk}"
+    within = small_disk.command(disk, size * 3 // 2, f"{train}; {more}; {train}")
+    done = subprocess.run(within, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["2", CHECKPOINT, "tensorboard", "0"], done.stderr
+    said = (out / "0.error").read_text()
+    assert said.startswith(f"CheckpointError: {disk / CHECKPOINT}: the checkpoint cannot be written: ")
+    assert said.endswith(f"the checkpoint before it is kept: {disk / CHECKPOINT}; make room and resume")
+    assert torch.load(out / CHECKPOINT)["at"][:2] == [1, 1]  # the first of all, whole
+    expected, found = (load_file(each / "0.safetensors") for each in (whole, out))
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), name
+    assert (out / "0.txt").read_text() == (whole / "0.txt").read_text()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
 def test_a_full_disk_ends_tensorboards_logs_and_not_the_training(
     index: ExampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -283,6 +310,62 @@ def test_micro_batches_take_the_same_step(index: ExampleIndex, alone_loss: float
         torch.testing.assert_close(loss, gradients[0][0])
         for one, other in zip(found, gradients[0][1], strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_are_clipped_to_the_norm_of_the_configuration(index: ExampleIndex) -> None:
+    document = drawn.config(batch_size=32).model_dump()
+    document["fusion"]["dropout"] = 0.0  # the same gradients each time
+
+    def steps(clip_norm: float, count: int) -> tuple[nn.Module, list[list[Tensor]], list[Tensor]]:
+        """Take steps; return the model, each step's gradients, and the weights before them."""
+        document["training"]["clip_norm"] = clip_norm
+        config = ModelConfig.model_validate(document)
+        target = objective(config, index)
+        trainer = Loop(target, config.training, CPU, progress=False)
+        set_learning_rate(trainer.optimizer, 0.5, 0.0)
+        before = [p.detach().clone() for p in target.model.parameters()]
+        gradients = []
+        for batch in itertools.islice(target.batches(1, 0), count):
+            trainer.step(batch)
+            gradients.append([p.grad.clone() for p in target.model.parameters() if p.grad is not None])
+        return target.model, gradients, before
+
+    def norm(gradients: list[Tensor]) -> float:
+        return float(torch.cat([g.flatten() for g in gradients]).norm())
+
+    _, (free, *_), _ = steps(1e9, 1)
+    whole = norm(free)
+    # Above the norm nothing changes; below it the direction stays.
+    _, (as_it_is,), _ = steps(2 * whole, 1)
+    assert all(torch.equal(one, other) for one, other in zip(as_it_is, free, strict=True))
+    limit = whole / 1e6
+    model, clipped, before = steps(limit, 1)
+    assert norm(clipped[0]) == pytest.approx(limit, rel=1e-3)
+    for one, other in zip(clipped[0], free, strict=True):
+        torch.testing.assert_close(one, other / 1e6, rtol=1e-3, atol=0)
+    # It is the clipped gradient that the optimizer takes: Adam's own epsilon then keeps the step small.
+    with_gradient = [p for p in model.parameters() if p.grad is not None]
+    starts = [b for b, p in zip(before, model.parameters(), strict=True) if p.grad is not None]
+    full = steps(1e9, 1)[0]
+    ends = [p for p in full.parameters() if p.grad is not None]
+    moved, moved_freely = (
+        torch.cat([(p.detach() - b).flatten() for p, b in zip(after, starts, strict=True)]).norm()
+        for after in (with_gradient, ends)
+    )
+    assert 0 < moved < 0.5 * moved_freely
+    _, several, _ = steps(0.1 * whole, 4)
+    assert max(norm(gradients) for gradients in several) <= 0.1 * whole * (1 + 1e-4)
+
+
+def test_the_progress_bar_shows_the_loss_and_the_rate(index: ExampleIndex, capsys: pytest.CaptureFixture[str]) -> None:
+    _, fitted = fit(drawn.config(epochs=2), drawn.taxonomy(), index, CPU, progress=True)
+    shown = capsys.readouterr().err
+    total = index.count("train")
+    for number, epoch in enumerate(fitted.epochs, 1):
+        at_end = rf"epoch {number}/2: 100%\|█+\| {total}/{total} \[[\d:]+<[\d:]+, +[\d.]+ex/s, loss=([\d.]+)\]"
+        assert re.findall(at_end, shown)[-1] == f"{epoch.loss:.3f}"
+    fit(drawn.config(epochs=1), drawn.taxonomy(), index, CPU, progress=False)
+    assert "ex/s" not in capsys.readouterr().err
 
 
 class _Small(MultiTask):
@@ -416,6 +499,50 @@ def test_two_killed_processes_go_on_each_with_its_own_random_state(folder: Path,
         for name, weight in expected.items():
             assert torch.equal(found[name], weight), name
         assert (resumed / f"{rank}.txt").read_text() == (whole / f"{rank}.txt").read_text()
+
+
+@pytest.mark.parametrize("options", [(), ("--freeze", "image")])
+def test_processes_of_which_each_sees_its_own_disk_alone_go_on_by_the_first_ones(
+    folder: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """Two machines with a lake on S3: both go on where the first one was, to the last digit of one not cut off."""
+    whole, resumed, work = tmp_path / "whole", tmp_path / "resumed", tmp_path / "work"
+    for out in (whole, resumed):
+        out.mkdir()
+    options = ("--dropout", "0.3", *options)
+    assert data_parallel.run(2, folder, whole, *options, "--work", tmp_path / "one") == [0, 0]  # that both see
+    apart = (*options, "--work", work, "--apart")
+    assert data_parallel.run(2, folder, resumed, *apart, "--kill-at", "12") == [-signal.SIGKILL] * 2
+    assert torch.load(work / "0" / CHECKPOINT)["at"][:2] == [2, 1]  # so many batches of the second epoch
+    assert not (work / "1" / CHECKPOINT).exists()
+    for rank in range(2):
+        assert bool(list((work / str(rank)).glob("frozen-image-*"))) == ("--freeze" in options)
+    # Whatever lies there is not looked at.
+    (work / "1").mkdir(exist_ok=True)
+    (work / "1" / CHECKPOINT).write_bytes(b"of another machine")
+    assert data_parallel.run(2, folder, resumed, *apart) == [0, 0]
+    for rank in range(2):
+        expected, found = (load_file(out / f"{rank}.safetensors") for out in (whole, resumed))
+        for name, weight in expected.items():
+            assert torch.equal(found[name], weight), name
+        assert (resumed / f"{rank}.txt").read_text() == (whole / f"{rank}.txt").read_text()
+
+
+def test_a_checkpoint_that_the_first_process_cannot_read_or_write_ends_all(folder: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    (work / "0").mkdir(parents=True)
+    (work / "0" / CHECKPOINT).write_bytes(b"half of one")
+    assert data_parallel.run(2, folder, tmp_path, "--work", work, "--apart") == [2, 2]
+    first, second = ((tmp_path / f"{rank}.error").read_text() for rank in range(2))
+    assert first == second
+    assert first.startswith(f"CheckpointError: {work / '0' / CHECKPOINT}: the checkpoint is broken")
+    (work / "0" / CHECKPOINT).unlink()
+    (work / "0" / f".{CHECKPOINT}.new").symlink_to("/dev/full")  # where the next one is written first
+    assert data_parallel.run(2, folder, tmp_path, "--work", work, "--apart") == [2, 2]
+    first, second = ((tmp_path / f"{rank}.error").read_text() for rank in range(2))
+    assert first == second
+    assert "the checkpoint cannot be written: " in first
+    assert "there is none before it; make room and resume" in first
 
 
 def test_early_stop(index: ExampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -365,6 +365,42 @@ def test_without_any_text_the_text_baseline_is_left_out(tmp_path: Path) -> None:
     assert "it is left out" in (folder / "results.md").read_text()
 
 
+@pytest.mark.parametrize("missing", ["image", "text"])
+def test_a_modality_that_no_product_has_is_done_without(tmp_path: Path, missing: str) -> None:
+    """A method that sees nothing else is left out, and says why; the others learn from what there is."""
+
+    def change(row: dict[str, Any]) -> None:
+        if missing == "image":
+            row["image"], row["image_status"] = None, "absent"
+        else:
+            row["title"] = row["description"] = ""
+
+    settings = changed(tmp_path, change)
+    alone = {"image": ("fine-tuned-clip", "picture-tower"), "text": ("text-tower",)}[missing]
+    methods = [m for m in ("fine-tuned-clip", *alone, "late-concatenation", "cma-clip") if m not in alone]
+    folder = experiment(settings, DAY, methods=(*alone, *methods), epochs=3, processes=1)
+    results = storage.read_document(folder / "results.json", Results)
+    assert results is not None
+    what = {"image": "a picture", "text": "a text"}[missing]
+    why = f"no training product has {what}, and nothing else is seen: there is nothing to learn from; it is left out"
+    assert results.left_out.pop("pretraining").endswith("all methods begin from scratch")
+    assert results.left_out == {LABELS[method]: why for method in alone}
+    assert f"{LABELS[alone[0]]}: {why}" in (folder / "results.md").read_text()
+    by_name = dict(zip(methods, results.texts[0].methods, strict=True))
+    assert [m.method for m in by_name.values()] == [LABELS[method] for method in methods]
+    learnt = {"image": "article_type", "text": "colour"}[missing]  # which is in what there is
+    for method in ("late-concatenation", "cma-clip"):
+        found = by_name[method].attributes[learnt]
+        assert (found.accuracy or 0) > 0.9
+        # Swapped, what is missing changes nothing, and what there is all.
+        series = results.noise[missing][LABELS[method]]
+        assert series == [series[0]] * 4
+        other = results.noise["text" if missing == "image" else "image"][LABELS[method]]
+        assert other[0] == series[0] > other[-1]
+    weights = by_name["cma-clip"].attributes[learnt]
+    assert (weights.text_weight, weights.image_weight) == ((1, 0) if missing == "image" else (0, 1))
+
+
 def test_unknown_names_say_what_there_is(settings: Settings) -> None:
     with pytest.raises(JobError, match=r"no such method: clap; there are raw-clip, fine-tuned-clip"):
         experiment(settings, DAY, methods=("clap",))

@@ -18,13 +18,17 @@ from typing import Any
 
 import duckdb
 import pytest
+import yaml
 
+from cma_clip_core import registry
 from jobs import object_store, s3_check, sql, storage, tables
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.storage import Place
 from tests import s3
+from tests.cma_clip_core import drawn
 from tests.conftest import DAY1, settings_for
+from tests.jobs.test_train import ONE_THREAD, RUN, add_examples, settings_of
 
 WITHIN = 30.0  # seconds until a wrong setting is told
 
@@ -268,3 +272,53 @@ def check_readers(lake: Lake, shown: str) -> None:
         )  # fmt: skip
         assert found.returncode == 0, f"{engine}: {found.stderr}"
         assert int(found.stdout) == rows, engine
+
+
+@pytest.mark.long
+def test_two_machines_train_one_version_and_go_on_together(on_s3: Place, tmp_path: Path) -> None:
+    """Nothing but the lake is seen by both: each has a TMPDIR of its own. Frozen towers are kept on each."""
+    place: Any = on_s3
+    s3_check.check(place, create=True)
+    settings, lake = settings_of(tmp_path), Lake(on_s3)
+    made = add_examples(Lake(tmp_path), RUN, drawn.examples(300))
+    storage.send_folder(made, lake.examples(RUN), last="_manifest.json")
+    document = drawn.config(epochs=3, freeze=("image",)).model_dump(mode="json")
+    (tmp_path / "frozen.yaml").write_text(yaml.safe_dump(document))
+    temporary = [tmp_path / f"machine-{rank}" for rank in range(2)]
+    for folder in temporary:
+        folder.mkdir()
+    options = ["--root", str(on_s3), "--taxonomy", settings.taxonomy, "--model-config", str(tmp_path / "frozen.yaml")]
+    command = [sys.executable, "-m", "jobs", *options, "--device", "cpu", "train", "--ds", RUN[:10]]
+
+    def start() -> list[subprocess.Popen[str]]:
+        port = str(s3.free_port())
+        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_RANK": "0"} | ONE_THREAD
+        return [
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env=os.environ | world | {"RANK": str(rank), "TMPDIR": str(folder)},
+            )
+            for rank, folder in enumerate(temporary)
+        ]  # fmt: skip
+
+    def left() -> list[list[str]]:
+        return [sorted(path.name.split("-")[0] for path in f.glob("*/*/models/.unfinished-*/*")) for f in temporary]
+
+    machines = start()
+    while not any("checkpoint.pt" in names for names in left()):
+        assert [machine.poll() for machine in machines] == [None, None]
+        time.sleep(0.01)
+    for machine in machines:
+        machine.kill()
+        machine.communicate()
+    first, second = left()
+    assert {"about.json", "checkpoint.pt", "frozen", "tensorboard"} <= set(first)
+    assert second == ["frozen"]
+    machines = start()
+    (one, said), (other, _) = (machine.communicate(timeout=300) for machine in machines)
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert re.search(r"training goes on in epoch [23], after 0 examples", said)
+    (version,) = registry.list_versions(lake.models)
+    assert json.loads(one)["model_version"] == version
+    assert other == ""
+    assert left() == [[], []]

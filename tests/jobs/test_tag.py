@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from jobs.settings import Settings
 from jobs.tag import tag
 from schemas.documents import Plan, Shard, StepMetrics, Validation
 from schemas.tables import PREDICTIONS
+from tests import small_disk
 from tests.cma_clip_core import drawn
 
 RUN = "2026-11-20-0123abcd"
@@ -227,19 +227,12 @@ def test_no_such_shard(night: Night) -> None:
 
 
 def test_a_full_disk_says_so_and_nothing_half_written_stays(night: Night) -> None:
-    """A real one: a file system of a few kilobytes, seen by the step's process alone."""
     folder = night.file(0).parent
     folder.mkdir(parents=True)
-    small = f"mount -t tmpfs -o size=8k none {folder} && "
-    within = ["unshare", "--mount", "sh", "-c"]
-    if (
-        not shutil.which("unshare")
-        or subprocess.run([*within, small + "true"], capture_output=True, check=False).returncode
-    ):
-        pytest.skip("no file system can be mounted here")
     step = f"{sys.executable} -m jobs tag --run {RUN} --shard 0; code=$?; ls -A {folder}; exit $code"
+    within = small_disk.command(folder, 8 << 10, step)
     environment = os.environ | {"TAGGING_ROOT": str(night.lake.root), "TAGGING_DEVICE": "cpu"}
-    found = subprocess.run([*within, small + step], capture_output=True, text=True, check=False, env=environment)
+    found = subprocess.run(within, capture_output=True, text=True, check=False, env=environment)
     assert found.returncode == 1, found.stderr  # not 2: Airflow tries again
     assert f"error: {night.file(0)}: no room for it in {folder}: " in found.stderr
     assert "Traceback" not in found.stderr
