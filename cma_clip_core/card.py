@@ -9,12 +9,11 @@ import yaml
 
 from cma_clip_core.bootstrap import DRAWS
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.documents import Threshold
-from cma_clip_core.metrics import mean_of
+from cma_clip_core.documents import Metrics, Threshold
+from cma_clip_core.metrics import learnt, mean_of
 from cma_clip_core.promise import fewest_right
 from cma_clip_core.splits import SIDES
 from cma_clip_core.tables import markdown, one_model, own_thresholds, shipped
-from cma_clip_core.training import Metrics, learnt
 from schemas.taxonomy import Taxonomy
 
 

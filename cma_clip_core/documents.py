@@ -131,3 +131,27 @@ class Epoch(Strict):
     validation: float  # the objective's own measure, higher is better
     seconds: float
     examples: int
+
+
+class Metrics(Strict):
+    """All that is known of a trained model: goes into its folder as metrics.json."""
+
+    labelled_set: str = ""  # its folder in the lake
+    catalog_day: str = ""  # newest day whose products are in it
+    labels: dict[str, dict[str, LabelCount]] = Field(default_factory=dict)  # by attribute and side
+    train_examples: int
+    validation_examples: int
+    test_examples: int
+    families: int
+    best_epoch: int  # counted from 1
+    epochs: tuple[Epoch, ...]
+    seconds: float  # of training, however often it was killed and went on, and of judging
+    device: str
+    validation: dict[str, AttributeMetrics]
+    test: dict[str, AttributeMetrics]
+    not_learnt: dict[str, str] = Field(default_factory=dict, description="attribute: why; they count in no mean")
+    promise: Promise | None = None  # on test
+    picture_evidence: dict[str, float] = Field(
+        default_factory=dict,
+        description="attribute: weight of what the picture alone says (cma_clip_core.picture_evidence)",
+    )

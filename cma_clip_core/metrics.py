@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cma_clip_core.candidates import Candidates, candidates
-from cma_clip_core.documents import AttributeMetrics, MethodMetrics, Promise, Threshold
+from cma_clip_core.documents import AttributeMetrics, MethodMetrics, Metrics, Promise, Threshold
 from cma_clip_core.predictions import LIKELY, Bools, Floats, Predictions
 from cma_clip_core.thresholds import recall_at_precision
 
@@ -184,6 +184,16 @@ def calibration_error(confidence: Floats, right: Bools) -> float | None:
 def mean_of(metrics: Mapping[str, AttributeMetrics], name: str) -> float:
     """Return the mean of one metric over the attributes that have it; 0 where none has."""
     return _mean(getattr(m, name) for m in metrics.values()) or 0.0
+
+
+def mean_recall(metrics: Metrics) -> float:
+    """Return the paper's number: the mean over the learnt attributes of recall at the target precision, on test."""
+    return mean_of(learnt(metrics), "recall_at_target")
+
+
+def learnt(metrics: Metrics) -> dict[str, AttributeMetrics]:
+    """Return the metrics on test of the attributes that were learnt: what means are made of."""
+    return {name: m for name, m in metrics.test.items() if name not in metrics.not_learnt}
 
 
 def share(part: Any, whole: Any) -> float | None:

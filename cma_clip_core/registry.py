@@ -28,7 +28,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.documents import Threshold
 from cma_clip_core.errors import ModelError
-from cma_clip_core.places import Place
+from cma_clip_core.places import Place, names
 from cma_clip_core.versions import TAXONOMY as TAXONOMY
 from cma_clip_core.versions import is_version
 from cma_clip_core.versions import list_versions as list_versions
@@ -84,10 +84,26 @@ def _parse(path: Place, adapter: TypeAdapter[_Parsed]) -> _Parsed:
 
 
 def check(folder: Place) -> None:
-    """Raise ModelError where a version is not what was saved: a file is missing, or was changed."""
-    for name in _sums(folder) or (WEIGHTS, CONFIG, TAXONOMY, THRESHOLDS, METRICS):
+    """Raise ModelError where a version is not what was saved: a file is missing, or was changed. Reads all of it."""
+    for name in _files(folder):
         with _open(folder / name) as file:
             _compare(folder / name, _digest(file))
+
+
+def check_there(folder: Place) -> None:
+    """Raise ModelError where a file of a version is missing. Reads none but the list of hashes: weights may be far away."""
+    try:
+        there = set(names(folder))
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be read: {error.strerror}") from error
+    for name in _files(folder):
+        if name not in there:
+            raise ModelError(f"{folder / name}: there is no such file; is {folder} a model version?")
+
+
+def _files(folder: Place) -> tuple[str, ...]:
+    """Return the names of a version's files: those that all have, and those that its list names. Raises ModelError."""
+    return tuple(dict.fromkeys((WEIGHTS, CONFIG, TAXONOMY, THRESHOLDS, METRICS, *_sums(folder))))
 
 
 def _open(path: Place) -> IO[bytes]:

@@ -535,7 +535,7 @@ def maintenance(
 
 @models_app.command("list")
 def models_list(context: typer.Context) -> None:
-    """List the model versions, the champion marked."""
+    """List the model versions, the champion marked, and what is broken; weights are not read."""
     from jobs.train import list_models
 
     list_models(_settings(context))

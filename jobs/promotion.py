@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cma_clip_core import registry
-from cma_clip_core.documents import Difference
+from cma_clip_core.documents import Difference, Metrics
 from cma_clip_core.errors import CoreError
 from cma_clip_core.places import Place, open_parquet
 from jobs import models, storage
@@ -133,7 +133,6 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
         CoreError: a version is broken.
     """
     from cma_clip_core.bootstrap import difference, draw_recalls
-    from cma_clip_core.training import Metrics
 
     lake = Lake(settings.root)
     folders = {name: lake.models / name for name in (challenger, champion)}

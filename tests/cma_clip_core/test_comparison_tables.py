@@ -9,11 +9,10 @@ import pytest
 
 from cma_clip_core.card import model_card
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.documents import AttributeMetrics, Interval, LabelCount, MethodMetrics, Threshold
+from cma_clip_core.documents import AttributeMetrics, Interval, LabelCount, MethodMetrics, Metrics, Threshold
 from cma_clip_core.metrics import judge, method_metrics, promise_kept
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.tables import comparison, one_model, own_thresholds, shipped
-from cma_clip_core.training import Metrics
 from tests.cma_clip_core import drawn
 from tests.cma_clip_core.scored import marks, single
 

@@ -23,12 +23,13 @@ from PIL import Image
 import cma_clip_core
 from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
+from cma_clip_core.documents import Metrics
 from cma_clip_core.errors import DataError, ModelError
 from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.metrics import promise_kept
 from cma_clip_core.model import CmaClip
 from cma_clip_core.optimizer import learning_rate_scale, parameter_groups
-from cma_clip_core.training import Metrics, Trained, train
+from cma_clip_core.training import Trained, train
 from schemas.loading import ContractError
 from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from cma_clip_core import registry
-from cma_clip_core.training import Metrics, Trained
+from cma_clip_core.documents import Metrics
+from cma_clip_core.training import Trained
 from jobs import promotion, storage
 from jobs.errors import JobError
 from jobs.lake import Lake
