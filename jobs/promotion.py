@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from cma_clip_core import registry
-from cma_clip_core.documents import Difference, Metrics
+from cma_clip_core.documents import Difference, Metrics, Threshold
 from cma_clip_core.errors import CoreError
 from cma_clip_core.places import Place, open_parquet
 from jobs import models, storage
@@ -36,13 +38,14 @@ class Verdict(Strict):
     challenger: str
     champion: str
     products: int  # test products that neither was trained on
-    differences: dict[str, Difference | None]  # by attribute, and of the mean
-    worse: tuple[str, ...]  # what the challenger is worse at, beyond noise
+    differences: dict[str, Difference | None]  # by attribute, and of the mean of those that are compared
+    not_compared: dict[str, str] = Field(default_factory=dict)  # attribute: why
+    worse: tuple[str, ...]  # what the challenger is worse at, beyond noise, and what it alone has not learnt
 
     @property
     def judged(self) -> bool:
-        """Whether there was anything to compare: a challenger is not promoted on no evidence."""
-        return any(d is not None for d in self.differences.values())
+        """Whether there was anything to judge by: a challenger is not promoted on no evidence."""
+        return bool(self.worse) or any(d is not None for d in self.differences.values())
 
     @property
     def accepted(self) -> bool:
@@ -54,7 +57,8 @@ class Verdict(Strict):
         found = []
         for name, d in self.differences.items():
             if d is None:
-                found.append(f"  {name:<16} not to be compared: too few labels")
+                mark = "worse" if name in self.worse else "not compared"
+                found.append(f"  {name:<16} {mark}: {self.not_compared.get(name, 'too few labels')}")
             else:
                 mark = "  worse, beyond noise" if name in self.worse else ""
                 found.append(
@@ -128,6 +132,9 @@ def promote(settings: Settings, version: str, *, force: bool = False) -> Verdict
 def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
     """Judge two model versions on the challenger's test products, but for the families that the champion learnt from.
 
+    What a model has not learnt it says at random: an attribute that either has not learnt is neither compared nor part of
+    the mean. The challenger is worse at one that it has not learnt and the champion tags: there would be no more tags of it.
+
     Raises:
         JobError: their taxonomies, picture sizes or labelled sets do not let them be compared.
         CoreError: a version is broken.
@@ -148,9 +155,8 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
             f"{challenger} sees pictures of another size than the champion {champion}: no examples fit both; "
             f"`models promote {challenger} --force` promotes it all the same"
         )
-    sets = {
-        name: registry.read_json(folder / registry.METRICS, Metrics).labelled_set for name, folder in folders.items()
-    }
+    metrics = {name: registry.read_json(folder / registry.METRICS, Metrics) for name, folder in folders.items()}
+    sets = {name: known.labelled_set for name, known in metrics.items()}
     table = lake.root / (sets[challenger] or "-") / "products.parquet"
     if not storage.exists(table):
         raise JobError(
@@ -164,19 +170,51 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
         predictions = _predict(settings, lake.local_model(name), table, lake.root)
         found[name] = {a: p if seen is None else p.take(~np.isin(p.families, seen)) for a, p in predictions.items()}
         thresholds[name] = registry.read_thresholds(folder)
-    draws = draw_recalls(found, thresholds, configs[challenger].text.fields)
-    new, old = draws[challenger], draws[champion]
-    differences: dict[str, Difference | None] = {MEAN: difference(new.mean_all(), old.mean_all())}
-    for at, name in enumerate(new.attributes):
-        differences[name] = difference(new.all[at], old.all[at])
-    limit = 1 - NOISE / len(differences)
+    not_compared, lost = _not_learnt(metrics[challenger], metrics[champion], thresholds[champion])
+    compared = [name for name in found[challenger] if name not in not_compared]
+    differences: dict[str, Difference | None] = dict.fromkeys((MEAN, *found[challenger]))
+    if compared:
+        methods = {model: {name: p[name] for name in compared} for model, p in found.items()}
+        draws = draw_recalls(methods, thresholds, configs[challenger].text.fields)
+        new, old = draws[challenger], draws[champion]
+        differences[MEAN] = difference(new.mean_all(), old.mean_all())
+        for at, name in enumerate(new.attributes):
+            differences[name] = difference(new.all[at], old.all[at])
+    there = {name: d for name, d in differences.items() if d is not None}
+    limit = 1 - NOISE / max(len(there), 1)
     return Verdict(
         challenger=challenger,
         champion=champion,
         products=len({q for p in found[challenger].values() for q in p.products}),
         differences=differences,
-        worse=tuple(name for name, d in differences.items() if d is not None and d.below_zero > limit),
+        not_compared=not_compared,
+        worse=(*(name for name, d in there.items() if d.below_zero > limit), *lost),
     )
+
+
+def _not_learnt(
+    challenger: Metrics, champion: Metrics, thresholds: Mapping[str, Threshold]
+) -> tuple[dict[str, str], list[str]]:
+    """Return the attributes that either has not learnt, with what is to be said of each, and those that would be lost.
+
+    Args:
+        challenger: its metrics.
+        champion: its metrics.
+        thresholds: the champion's, by attribute. Of what it accepts nothing, nothing can be lost.
+    """
+    said, lost = {}, []
+    for name in champion.not_learnt | challenger.not_learnt:
+        why = challenger.not_learnt.get(name)
+        if why is None:
+            said[name] = "the champion has not learnt it"
+        elif name in champion.not_learnt:
+            said[name] = "neither has learnt it"
+        elif thresholds[name].lowest() is None:
+            said[name] = f"the challenger has not learnt it, as {why}; the champion has, but accepts nothing of it"
+        else:
+            said[name] = f"the challenger has not learnt it, as {why}; the champion has, and tags it"
+            lost.append(name)
+    return said, lost
 
 
 def _predict(settings: Settings, folder: Path, table: Place, root: Place) -> dict[str, Predictions]:
