@@ -573,7 +573,7 @@ def models_promote(
     or `--max-retag-share` of them.
 
     Both are judged on the same test products: the challenger must be no worse in mean recall at 90 % precision, nor at
-    any attribute, beyond noise (paired bootstrap).
+    any attribute, beyond noise (paired bootstrap). Where there are too few of these products, nothing is promoted.
     """
     from jobs.promotion import promote as step
 

@@ -14,13 +14,15 @@ import yaml
 
 from cma_clip_core import registry
 from cma_clip_core.documents import Metrics, Threshold
+from cma_clip_core.metrics import PAPER_PRECISION
+from cma_clip_core.promise import fewest_right
 from cma_clip_core.training import Trained
 from jobs import promotion, storage
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.models import champion, champions, rollback
 from jobs.models import promote as name_champion
-from jobs.promotion import MEAN, Verdict, compare, promote
+from jobs.promotion import LEAST_FAMILIES, MEAN, Verdict, compare, promote
 from jobs.settings import Settings
 from jobs.storage import SwapLostError
 from jobs.train import show_model, train
@@ -328,10 +330,70 @@ def test_nothing_is_promoted_on_no_evidence(made: tuple[Path, str, str], setting
     promote(settings, knowing, force=True)
     with pytest.raises(
         JobError,
-        match=rf"(?s){bad} cannot be judged against the champion {knowing}, on 0 products:.*nothing to compare",
+        match=rf"(?s){bad} cannot be judged against the champion {knowing}, on 0 products:.* colour +not compared: 0 test families",
     ):
         promote(settings, bad)
     assert champion(settings) == knowing
+
+
+def with_test_families(settings: Settings, version: str, shirts: int, watches: int) -> str:
+    """Register the same model with a labelled set that has so many families on its test side, of shirts and of watches.
+
+    All have an article type and a colour, shirts alone a pattern and a material.
+    """
+    lake = Lake(settings.root)
+    source = lake.root / registry.read_json(lake.models / version / registry.METRICS, Metrics).labelled_set
+    folder = lake.root / "labelled" / f"few-{shirts}-{watches}"
+    shutil.copytree(source, folder)
+    table = pq.read_table(folder / "products.parquet")
+    rows = table.to_pylist()
+    test = [row for row in rows if row["side"] == "test"]
+    of_shirts = {row["family"] for row in test if any(label["attribute"] == "pattern" for label in row["labels"])}
+    of_watches = {row["family"] for row in test} - of_shirts
+    kept = {*sorted(of_shirts)[:shirts], *sorted(of_watches)[:watches]}
+    assert len(kept) == shirts + watches
+    for row in test:
+        row["side"] = "test" if row["family"] in kept else "train"
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), folder / "products.parquet")
+    return saved_again(settings, version, labelled_set=lake.relative(folder))
+
+
+def test_the_fewest_families_can_show_the_precision_that_is_compared() -> None:
+    assert fewest_right(PAPER_PRECISION, 0.95) == LEAST_FAMILIES
+
+
+def test_on_the_fewest_families_a_worse_model_is_told(made: tuple[Path, str, str], settings: Settings) -> None:
+    _, good, bad = made
+    verdict = compare(settings, with_test_families(settings, bad, LEAST_FAMILIES, 0), good)
+    assert verdict.not_compared == {}
+    assert None not in verdict.differences.values()
+    assert {MEAN, "pattern"} <= set(verdict.worse)
+
+
+def test_on_fewer_families_nothing_is_judged_and_it_is_said_what_to_do(
+    made: tuple[Path, str, str], settings: Settings
+) -> None:
+    """Not even the same model passes for one that is no worse."""
+    _, good, _ = made
+    same = with_test_families(settings, good, LEAST_FAMILIES - 1, 0)
+    with pytest.raises(
+        JobError,
+        match=rf"(?s){same} cannot be judged against the champion {good}, on \d+ products:.* colour +not compared: 28 test "
+        rf"families.* 29 the least .*train on more products.*`models promote {same} --force`",
+    ):
+        promote(settings, same)
+    assert champion(settings) == good
+    assert promote(settings, same, force=True) is None
+    assert champion(settings) == same
+
+
+def test_an_attribute_of_too_few_families_does_not_decide(made: tuple[Path, str, str], settings: Settings) -> None:
+    _, good, bad = made
+    verdict = compare(settings, with_test_families(settings, bad, LEAST_FAMILIES - 1, 10), good)
+    assert set(verdict.not_compared) == {"pattern", "material"}
+    assert "pattern" in compare(settings, bad, good).worse
+    assert not {"pattern", "material"} & set(verdict.worse)
+    assert "colour" in verdict.worse
 
 
 @pytest.mark.parametrize("force", [False, True])
