@@ -18,7 +18,6 @@ from schemas.taxonomy import Taxonomy
 
 
 def model_card(
-    version: str,
     config: ModelConfig,
     taxonomy: Taxonomy,
     thresholds: Mapping[str, Threshold],
@@ -26,14 +25,18 @@ def model_card(
     made_at: datetime,
     plots: Sequence[str] = (),
 ) -> str:
-    """Return the model card as Markdown; `plots` are files beside it."""
+    """Return the model card as Markdown; `plots` are files beside it.
+
+    It says the day it was made, not the minute: the same model saved twice on a day is the same version.
+    """
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     counted = learnt(metrics)
-    return f"""# Model {version}
+    return f"""# Model card
 
 {_method(config)} for the taxonomy `{taxonomy.name}` ({taxonomy.fingerprint}): {len(taxonomy.attributes)}
 attributes from a product's {_inputs(config)}. Backbone: {_towers(config)}.
-Made {made_at:%Y-%m-%d %H:%M} UTC with the configuration `{config.name}`.
+Made on {made_at:%Y-%m-%d} (UTC) with the configuration `{config.name}`. Its version is the name of its folder: the day, and the
+hash of the hashes of its files, of which this is one.
 
 ## Data
 

@@ -155,14 +155,18 @@ def _percent(value: float | None) -> str:
 
 
 def show_model(settings: Settings, version: str) -> None:
-    """Print a version's model card. Raises JobError where there is no such version, or its card cannot be read."""
+    """Print a version's name and model card.
+
+    Raises:
+        JobError: there is no such version, or its card cannot be read or is not what was saved.
+    """
     lake = Lake(settings.root)
     check_version(lake, version)
-    path = lake.models / version / registry.CARD
     try:
-        print(path.read_text(encoding="utf-8"), end="")
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: cannot be read: {error}") from error
+        card = registry.read_card(lake.models / version)
+    except CoreError as error:
+        raise JobError(str(error)) from error
+    print(f"Model version {version}\n\n{card}", end="")
 
 
 def list_models(settings: Settings) -> None:

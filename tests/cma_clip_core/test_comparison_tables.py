@@ -71,7 +71,7 @@ def card_of(config: ModelConfig, thresholds: dict[str, Threshold], **known: Any)
         train_examples=10, validation_examples=2, test_examples=3, families=12, best_epoch=1, epochs=(), seconds=1.0,
         device="cpu", validation=found, test=test, promise=promise_kept(test), **known,
     )  # fmt: skip
-    card = model_card("20261120-01234567", config, taxonomy, thresholds, trained, drawn.NOW, ("calibration.svg",))
+    card = model_card(config, taxonomy, thresholds, trained, drawn.NOW, ("calibration.svg",))
     return card.replace("\n", " ")
 
 
@@ -165,7 +165,7 @@ def test_the_cards_sections() -> None:
         train_examples=10, validation_examples=2, test_examples=3, families=12, best_epoch=1, epochs=(), seconds=1.0,
         device="cpu", validation=found, test=found,
     )  # fmt: skip
-    card = model_card("20261120-01234567", drawn.config(), drawn.taxonomy(), thresholds, trained, drawn.NOW)
+    card = model_card(drawn.config(), drawn.taxonomy(), thresholds, trained, drawn.NOW)
     sections = re.findall(r"^## (.*)$", card, re.MULTILINE)
     assert sections == [
         "Data", "Test", "Thresholds", "Validation", "Limits", "Not to be used", "Configuration",

@@ -424,5 +424,9 @@ def test_a_challenger_of_a_broken_champion(made: tuple[Path, str, str], settings
 def test_the_card_is_shown(made: tuple[Path, str, str], settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     show_model(settings, made[1])
     assert made[1] in capsys.readouterr().out
+    path = Lake(settings.root).models / made[1] / registry.CARD
+    path.write_text(path.read_text().replace("Not to be used", "To be used"))
+    with pytest.raises(JobError, match=r"MODEL_CARD\.md: its hash is not that in SHA256SUMS"):
+        show_model(settings, made[1])
     with pytest.raises(JobError, match="no model version"):
         show_model(settings, "20260101-00000000")
