@@ -24,7 +24,7 @@ from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.frozen import frozen_towers, idle_settings, run_frozen
 from cma_clip_core.loop import Fitted, Loop
 from cma_clip_core.methods import build_model
-from cma_clip_core.metrics import judge_all, promise_kept
+from cma_clip_core.metrics import judge_all, judge_values, promise_kept
 from cma_clip_core.objectives import MultiTask
 from cma_clip_core.picture_evidence import weigh_picture, weights_of
 from cma_clip_core.predictions import Predictions
@@ -149,6 +149,7 @@ def train(
         device=str(device),
         validation=validation,
         test=test,
+        test_values={name: judge_values(p, thresholds[name].temperature) for name, p in tested.items()},
         not_learnt=fitted.not_learnt,
         promise=promise_kept(test),
         picture_evidence=weights_of(model, layout),

@@ -10,7 +10,7 @@ import pytest
 from cma_clip_core.card import model_card
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.documents import AttributeMetrics, Interval, LabelCount, MethodMetrics, Metrics, Threshold
-from cma_clip_core.metrics import judge, method_metrics, promise_kept
+from cma_clip_core.metrics import judge, judge_values, method_metrics, promise_kept
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.tables import comparison, one_model, own_thresholds, shipped
 from tests.cma_clip_core import drawn
@@ -110,6 +110,19 @@ def test_the_card_says_what_was_promised_and_what_was_kept() -> None:
         "test products" in card
     )
     assert "![calibration](calibration.svg)" in card
+
+
+def test_the_card_says_each_values_worth_and_what_is_confused() -> None:
+    values = {"pattern": judge_values(single([0.9] * 4, marks("rrww"), [0, 0, 0, 1]))}
+    card = card_of(drawn.config(), ALL_BUT_PATTERN, test_values=values)
+    assert "<details><summary>pattern: 3 of 3 values on test</summary>" in card
+    assert (
+        "| Solid | 2 | 3 | 0.667 | 1.000 | | Striped | 1 | 1 | 0.000 | 0.000 | | Checked | 1 | 0 | - | 0.000 |" in card
+    )
+    assert "(true -> predicted, test products): Striped -> Solid (1); Checked -> Striped (1)." in card
+    assert "<details>" not in card_of(drawn.config(), ALL_BUT_PATTERN)
+    few = {"pattern": "it has 3 training labels"}
+    assert "<details>" not in card_of(drawn.config(), ALL_BUT_PATTERN, test_values=values, not_learnt=few)
 
 
 def test_the_card_names_the_data() -> None:

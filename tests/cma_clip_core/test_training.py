@@ -157,6 +157,10 @@ def test_the_card_says_what_the_model_is_worth(trained: Trained, version: Path) 
         assert f"| {name} | {metrics.n} | {metrics.n_silent} | {metrics.accuracy:.3f} |" in card
     never = [name for name, t in trained.thresholds.items() if t.lowest() is None]
     assert all(f"- {name}: nothing is ever accepted" in card for name in never)
+    for name, found in trained.metrics.test_values.items():
+        assert sum(v.support for v in found.values.values()) >= trained.metrics.test[name].n
+        assert all(f"| {value} | {v.support} | {v.predicted} | " in card for value, v in found.values.items())
+    assert registry.read_json(version / registry.METRICS, Metrics) == trained.metrics
     assert "## Not to be used" in card
     assert trained.metrics.promise is not None
     assert trained.metrics.promise == promise_kept(trained.metrics.test)
@@ -164,6 +168,12 @@ def test_the_card_says_what_the_model_is_worth(trained: Trained, version: Path) 
     linked = re.findall(r"!\[.*\]\((.*)\)", card)
     assert sorted(linked) == sorted(path.name for path in version.glob("*.svg"))
     assert len(linked) == 3
+
+
+def test_metrics_of_before_values_were_counted_are_read(trained: Trained) -> None:
+    document = trained.metrics.model_dump(mode="json")
+    assert document.pop("test_values").keys() == trained.metrics.test.keys()
+    assert Metrics.model_validate(document) == trained.metrics.model_copy(update={"test_values": {}})
 
 
 def test_an_attribute_that_cannot_be_learnt_is_named_with_the_reason(tmp_path: Path) -> None:
