@@ -9,17 +9,15 @@ import yaml
 
 from cma_clip_core.bootstrap import DRAWS
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.documents import Threshold
-from cma_clip_core.metrics import mean_of
+from cma_clip_core.documents import Metrics, Threshold
+from cma_clip_core.metrics import learnt, mean_of
 from cma_clip_core.promise import fewest_right
 from cma_clip_core.splits import SIDES
-from cma_clip_core.tables import markdown, one_model, own_thresholds, shipped
-from cma_clip_core.training import Metrics, learnt
+from cma_clip_core.tables import markdown, number, one_model, own_thresholds, shipped
 from schemas.taxonomy import Taxonomy
 
 
 def model_card(
-    version: str,
     config: ModelConfig,
     taxonomy: Taxonomy,
     thresholds: Mapping[str, Threshold],
@@ -27,14 +25,18 @@ def model_card(
     made_at: datetime,
     plots: Sequence[str] = (),
 ) -> str:
-    """Return the model card as Markdown; `plots` are files beside it."""
+    """Return the model card as Markdown; `plots` are files beside it.
+
+    It says the day it was made, not the minute: the same model saved twice on a day is the same version.
+    """
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     counted = learnt(metrics)
-    return f"""# Model {version}
+    return f"""# Model card
 
 {_method(config)} for the taxonomy `{taxonomy.name}` ({taxonomy.fingerprint}): {len(taxonomy.attributes)}
 attributes from a product's {_inputs(config)}. Backbone: {_towers(config)}.
-Made {made_at:%Y-%m-%d %H:%M} UTC with the configuration `{config.name}`.
+Made on {made_at:%Y-%m-%d} (UTC) with the configuration `{config.name}`. Its version is the name of its folder: the day, and the
+hash of the hashes of its files, of which this is one.
 
 ## Data
 
@@ -57,7 +59,7 @@ labels are those that none of the texts the model reads names. *Average precisio
 precision-recall curve of the best value's confidence, *calibration error* the mean gap between that confidence and the
 share that is right. *Text* and *image* are the mean modality-wise attention. Of an attribute with several values,
 (product, value) pairs count, but for accuracy and calibration error.
-{_picture_evidence(metrics)}{_pictures(plots)}
+{_picture_evidence(metrics)}{_values(metrics)}{_pictures(plots)}
 ## Thresholds
 
 {_kept(metrics)}
@@ -167,6 +169,33 @@ def _picture_evidence(metrics: Metrics) -> str:
         f"\nWhat the image tower says without the text is added to the logits: {taken} times. The weight is the largest that "
         "costs no more than a quarter of a point of recall on validation, so that confidence falls where picture and text disagree\n"
         "(`cma_clip_core/picture_evidence.py`).\n"
+    )
+
+
+def _values(metrics: Metrics) -> str:
+    """Return each attribute's values, folded up: there may be a hundred."""
+    parts = []
+    for name in learnt(metrics):
+        if (found := metrics.test_values.get(name)) is None:
+            continue
+        rows = [
+            [value, f"{v.support:,}", f"{v.predicted:,}", number(v.precision), number(v.recall)]
+            for value, v in found.values.items()
+            if v.support or v.predicted
+        ]
+        if not rows:
+            continue
+        confused = "; ".join(f"{c.true} -> {c.predicted} ({c.count:,})" for c in found.confusions) or "nothing"
+        parts.append(
+            f"\n<details><summary>{name}: {len(rows)} of {len(found.values)} values on test</summary>\n\n"
+            f"{markdown(['value', 'support', 'predicted', 'precision', 'recall'], rows)}\n\n"
+            f"Most often confused (true -> predicted, test products): {confused}.\n\n</details>\n"
+        )
+    if not parts:
+        return ""
+    return (
+        "\nValue by value, of all that is predicted, accepted or not; *support* counts the test products that have the value, "
+        "and one without either is left out.\n" + "".join(parts)
     )
 
 

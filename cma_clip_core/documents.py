@@ -85,6 +85,30 @@ class AttributeMetrics(Strict):
     image_weight: float  # mean over the products
 
 
+class ValueMetrics(Strict):
+    """One value of an attribute on one side of the split: whatever is predicted, accepted or not."""
+
+    support: int  # products that have it
+    predicted: int  # products that it is predicted for
+    precision: float | None  # None: it is never predicted
+    recall: float | None  # None: no product has it
+
+
+class Confusion(Strict):
+    """A true value that was missed where a wrong one was predicted."""
+
+    true: str
+    predicted: str
+    count: int  # products
+
+
+class ValuesMetrics(Strict):
+    """One attribute, value by value. Definitions: `cma_clip_core.metrics.judge_values`."""
+
+    values: dict[str, ValueMetrics]  # of the taxonomy, in its order
+    confusions: tuple[Confusion, ...]  # the commonest, most products first
+
+
 class Promise(Strict):
     """Whether the precision that was promised on validation is there on the side that is judged, by attribute.
 
@@ -160,3 +184,31 @@ class Epoch(Strict):
     validation: float  # the objective's own measure, higher is better
     seconds: float
     examples: int
+
+
+class Metrics(Strict):
+    """All that is known of a trained model: goes into its folder as metrics.json."""
+
+    labelled_set: str = ""  # its folder in the lake
+    catalog_day: str = ""  # newest day whose products are in it
+    labels: dict[str, dict[str, LabelCount]] = Field(default_factory=dict)  # by attribute and side
+    towers: TowersOrigin | None = None  # None: not begun with towers of the lake
+    train_examples: int
+    validation_examples: int
+    test_examples: int
+    families: int
+    best_epoch: int  # counted from 1
+    epochs: tuple[Epoch, ...]
+    seconds: float  # of training, however often it was killed and went on, and of judging
+    device: str
+    validation: dict[str, AttributeMetrics]
+    test: dict[str, AttributeMetrics]
+    test_values: dict[str, ValuesMetrics] = Field(
+        default_factory=dict, description="by attribute, on test; empty: of a version from before they were counted"
+    )
+    not_learnt: dict[str, str] = Field(default_factory=dict, description="attribute: why; they count in no mean")
+    promise: Promise | None = None  # on test
+    picture_evidence: dict[str, float] = Field(
+        default_factory=dict,
+        description="attribute: weight of what the picture alone says (cma_clip_core.picture_evidence)",
+    )

@@ -15,12 +15,22 @@ import numpy as np
 import numpy.typing as npt
 
 from cma_clip_core.candidates import Candidates, candidates
-from cma_clip_core.documents import AttributeMetrics, MethodMetrics, Promise, Threshold
+from cma_clip_core.documents import (
+    AttributeMetrics,
+    Confusion,
+    MethodMetrics,
+    Metrics,
+    Promise,
+    Threshold,
+    ValueMetrics,
+    ValuesMetrics,
+)
 from cma_clip_core.predictions import LIKELY, Bools, Floats, Predictions
 from cma_clip_core.thresholds import recall_at_precision
 
 PAPER_PRECISION: Final = 0.9  # arXiv 2112.03562 reports recall at this precision
 BINS: Final = 15
+CONFUSIONS: Final = 3
 
 Doubles = npt.NDArray[np.float64]
 
@@ -125,22 +135,56 @@ def average_precision(found: Candidates) -> float | None:
 
 
 def macro_f1(predictions: Predictions, temperature: float = 1.0) -> float | None:
-    """Return the mean F1 over the values that occur in the targets; None where there are no products.
-
-    Of several values those are predicted that the tagger reports: the best one, and all that are likely.
-    """
+    """Return the mean F1 over the values that occur in the targets; None where there are no products."""
     from sklearn.metrics import f1_score
 
     if not len(predictions):
         return None
-    probabilities, targets = predictions.probabilities(temperature), predictions.targets
-    best = probabilities.argmax(axis=1)
+    predicted, targets = predicted_values(predictions, temperature), predictions.targets
     occurs = np.flatnonzero(targets.any(axis=0))
     if not predictions.attribute.multi_valued:
+        best = predicted.argmax(axis=1)
         return float(f1_score(targets.argmax(axis=1), best, labels=occurs, average="macro", zero_division=0.0))
-    predicted = probabilities >= LIKELY
-    predicted[np.arange(len(best)), best] = True
     return float(f1_score(targets, predicted, labels=occurs, average="macro", zero_division=0.0))
+
+
+def predicted_values(predictions: Predictions, temperature: float = 1.0) -> Bools:
+    """Return which values [n, C] the tagger reports, accepted or not: the best one, and of several all that are likely."""
+    probabilities = predictions.probabilities(temperature)
+    several = predictions.attribute.multi_valued
+    predicted = probabilities >= LIKELY if several else np.zeros(probabilities.shape, np.bool_)
+    if len(predictions):
+        predicted[np.arange(len(predictions)), probabilities.argmax(axis=1)] = True
+    return np.asarray(predicted)
+
+
+def judge_values(predictions: Predictions, temperature: float = 1.0) -> ValuesMetrics:
+    """Return the precision and recall of each value of an attribute, and what is commonly taken for what.
+
+    A confusion is a product with a true value that is not predicted and a wrong one that is; of an attribute with several
+    values a product may count for several confusions.
+
+    Args:
+        predictions: of its labelled products, on the side that is judged.
+        temperature: the attribute's (cma_clip_core.calibration).
+    """
+    names, targets = predictions.attribute.value_names, predictions.targets
+    predicted = predicted_values(predictions, temperature)
+    support, said, right = (found.sum(axis=0) for found in (targets, predicted, targets & predicted))
+    values = {
+        name: ValueMetrics(
+            support=int(support[at]),
+            predicted=int(said[at]),
+            precision=share(right[at], said[at]),
+            recall=share(right[at], support[at]),
+        )
+        for at, name in enumerate(names)
+    }
+    counts = (targets & ~predicted).T.astype(np.int64) @ (predicted & ~targets).astype(np.int64)  # [C, C]
+    commonest = np.argsort(-counts, axis=None, kind="stable")[:CONFUSIONS]
+    pairs = zip(*np.unravel_index(commonest, counts.shape), strict=True)
+    confusions = (Confusion(true=names[t], predicted=names[p], count=int(counts[t, p])) for t, p in pairs)
+    return ValuesMetrics(values=values, confusions=tuple(c for c in confusions if c.count))
 
 
 @dataclass(slots=True)
@@ -184,6 +228,16 @@ def calibration_error(confidence: Floats, right: Bools) -> float | None:
 def mean_of(metrics: Mapping[str, AttributeMetrics], name: str) -> float:
     """Return the mean of one metric over the attributes that have it; 0 where none has."""
     return _mean(getattr(m, name) for m in metrics.values()) or 0.0
+
+
+def mean_recall(metrics: Metrics) -> float:
+    """Return the paper's number: the mean over the learnt attributes of recall at the target precision, on test."""
+    return mean_of(learnt(metrics), "recall_at_target")
+
+
+def learnt(metrics: Metrics) -> dict[str, AttributeMetrics]:
+    """Return the metrics on test of the attributes that were learnt: what means are made of."""
+    return {name: m for name, m in metrics.test.items() if name not in metrics.not_learnt}
 
 
 def share(part: Any, whole: Any) -> float | None:

@@ -6,8 +6,11 @@
     thresholds.json     for each attribute, its temperature, and from which confidence on a value is accepted
     metrics.json        how it was trained and how good it is
     *.svg               precision and recall, calibration, modality weights, drawn
+    MODEL_CARD.md       the metrics for people; it cannot name the version, which is named after its hash too
     SHA256SUMS          the hashes of all these, as `sha256sum -c` reads them; the version is named after its own hash
-    MODEL_CARD.md       the metrics for people; it names the version, so it cannot be among the hashes
+
+A file that is listed and differs is refused. One that is not listed is refused where it is read, but for the card of a version
+from before cards were listed. What nothing reads is left alone.
 
 Nothing in a folder is ever run: weights are safetensors, the rest JSON and YAML. Reading the documents loads no torch.
 """
@@ -28,7 +31,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.documents import Threshold
 from cma_clip_core.errors import ModelError
-from cma_clip_core.places import Place
+from cma_clip_core.places import Place, names
 from cma_clip_core.versions import TAXONOMY as TAXONOMY
 from cma_clip_core.versions import is_version
 from cma_clip_core.versions import list_versions as list_versions
@@ -67,6 +70,15 @@ def read_thresholds(folder: Place) -> dict[str, Threshold]:
     return _parse(folder / THRESHOLDS, _THRESHOLDS)
 
 
+def read_card(folder: Place) -> str:
+    """Return a version's model card, in Markdown. Raises ModelError where it is missing, broken or changed."""
+    path = folder / CARD
+    try:
+        return _read(path).decode()
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path}: broken: {error}") from error
+
+
 def read_json(path: Place, model: type[Document]) -> Document:
     """Return one of a version's JSON documents. Raises ModelError where it is missing, broken or changed."""
     return _parse(path, TypeAdapter(model))
@@ -84,10 +96,26 @@ def _parse(path: Place, adapter: TypeAdapter[_Parsed]) -> _Parsed:
 
 
 def check(folder: Place) -> None:
-    """Raise ModelError where a version is not what was saved: a file is missing, or was changed."""
-    for name in _sums(folder) or (WEIGHTS, CONFIG, TAXONOMY, THRESHOLDS, METRICS):
+    """Raise ModelError where a version is not what was saved: a file is missing, or was changed. Reads all of it."""
+    for name in _files(folder):
         with _open(folder / name) as file:
             _compare(folder / name, _digest(file))
+
+
+def check_there(folder: Place) -> None:
+    """Raise ModelError where a file of a version is missing. Reads none but the list of hashes: weights may be far away."""
+    try:
+        there = set(names(folder))
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be read: {error.strerror}") from error
+    for name in _files(folder):
+        if name not in there:
+            raise ModelError(f"{folder / name}: there is no such file; is {folder} a model version?")
+
+
+def _files(folder: Place) -> tuple[str, ...]:
+    """Return the names of a version's files: those that all have, and those that its list names. Raises ModelError."""
+    return tuple(dict.fromkeys((WEIGHTS, CONFIG, TAXONOMY, THRESHOLDS, METRICS, *_sums(folder))))
 
 
 def _open(path: Place) -> IO[bytes]:
@@ -108,6 +136,8 @@ def _compare(path: Place, digest: str) -> None:
     """Raise ModelError where a file is not what was saved, by its hash."""
     folder, sums = path.parent, _sums(path.parent)
     if sums:
+        if path.name == CARD and CARD not in sums:
+            return  # of a version from before it was listed; the line cannot have been taken out: the version is named after the list
         if digest != sums.get(path.name):
             raise ModelError(f"{path}: its hash is not that in {SUMS}: the file was changed; train the model again")
     elif path.name == WEIGHTS and is_version(folder.name) and not folder.name.endswith(digest[:8]):
@@ -152,12 +182,12 @@ def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path
         (temporary / THRESHOLDS).write_bytes(_THRESHOLDS.dump_json(trained.thresholds, indent=1) + b"\n")
         (temporary / METRICS).write_text(trained.metrics.model_dump_json(indent=1) + "\n")
         _draw(trained, taxonomy, temporary)
+        drawn = tuple(path.name for path in sorted(temporary.glob("*.svg")))
+        card = model_card(config, taxonomy, trained.thresholds, trained.metrics, made_at, drawn)
+        (temporary / CARD).write_text(card, encoding="utf-8")
         sums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir()))
         (temporary / SUMS).write_text(sums)
         version = f"{made_at:%Y%m%d}-{_sha256(temporary / SUMS)[:8]}"
-        drawn = tuple(path.name for path in sorted(temporary.glob("*.svg")))
-        card = model_card(version, config, taxonomy, trained.thresholds, trained.metrics, made_at, drawn)
-        (temporary / CARD).write_text(card, encoding="utf-8")
         for path in temporary.iterdir():
             path.chmod(0o644)  # safetensors writes for its owner alone
             with path.open("rb") as written:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 
 from cma_clip_core.bootstrap import judge_with_intervals
@@ -18,48 +17,22 @@ from cma_clip_core.checkpoints import fingerprint
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.distributed import World
-from cma_clip_core.documents import AttributeMetrics, Epoch, LabelCount, Promise, Threshold, TowersOrigin
+from cma_clip_core.documents import Metrics, Threshold
 from cma_clip_core.errors import DataError, NothingToLearnError
 from cma_clip_core.evaluation import evaluate, evaluate_with_picture_alone
 from cma_clip_core.examples import ExampleIndex, stream_side
 from cma_clip_core.frozen import frozen_towers, idle_settings, run_frozen
 from cma_clip_core.loop import Fitted, Loop
 from cma_clip_core.methods import build_model
-from cma_clip_core.metrics import judge_all, mean_of, promise_kept
+from cma_clip_core.metrics import judge_all, judge_values, promise_kept
 from cma_clip_core.objectives import MultiTask
 from cma_clip_core.picture_evidence import weigh_picture, weights_of
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.promise import choose_threshold
 from cma_clip_core.tokens import Tokenizer, compose
-from schemas.loading import Strict
 from schemas.taxonomy import Taxonomy
 
 log = logging.getLogger(__name__)
-
-
-class Metrics(Strict):
-    """All that is known of a trained model: goes into its folder as metrics.json."""
-
-    labelled_set: str = ""  # its folder in the lake
-    catalog_day: str = ""  # newest day whose products are in it
-    labels: dict[str, dict[str, LabelCount]] = Field(default_factory=dict)  # by attribute and side
-    towers: TowersOrigin | None = None  # None: not begun with towers of the lake
-    train_examples: int
-    validation_examples: int
-    test_examples: int
-    families: int
-    best_epoch: int  # counted from 1
-    epochs: tuple[Epoch, ...]
-    seconds: float  # of training, however often it was killed and went on, and of judging
-    device: str
-    validation: dict[str, AttributeMetrics]
-    test: dict[str, AttributeMetrics]
-    not_learnt: dict[str, str] = Field(default_factory=dict, description="attribute: why; they count in no mean")
-    promise: Promise | None = None  # on test
-    picture_evidence: dict[str, float] = Field(
-        default_factory=dict,
-        description="attribute: weight of what the picture alone says (cma_clip_core.picture_evidence)",
-    )
 
 
 @dataclass(slots=True)
@@ -179,6 +152,7 @@ def train(
         device=str(device),
         validation=validation,
         test=test,
+        test_values={name: judge_values(p, thresholds[name].temperature) for name, p in tested.items()},
         not_learnt=fitted.not_learnt,
         promise=promise_kept(test),
         picture_evidence=weights_of(model, layout),
@@ -218,13 +192,3 @@ def freeze(model: nn.Module, config: ModelConfig) -> None:
     for name in ("text", "image"):
         if name in config.training.freeze or name not in seen:
             model.get_submodule(f"backbone.{name}").requires_grad_(False)
-
-
-def mean_recall(metrics: Metrics) -> float:
-    """Return the paper's number: the mean over the learnt attributes of recall at the target precision, on test."""
-    return mean_of(learnt(metrics), "recall_at_target")
-
-
-def learnt(metrics: Metrics) -> dict[str, AttributeMetrics]:
-    """Return the metrics on test of the attributes that were learnt: what means are made of."""
-    return {name: m for name, m in metrics.test.items() if name not in metrics.not_learnt}

@@ -61,7 +61,9 @@ def train_model() -> None:
         with told():
             return days.newest(Settings(), (params or {}).get("ds"))
 
-    @task.branch(doc_md="Keeps a model that is worse, asks a person where that is wished, promotes it else.")
+    @task.branch(
+        doc_md="Keeps a model that is worse or cannot be judged, asks a person where that is wished, promotes it else."
+    )
     def decide(accepted: bool, params: dict[str, Any] | None = None) -> str:
         if not accepted:
             return "keep"

@@ -547,7 +547,7 @@ def maintenance(
 
 @models_app.command("list")
 def models_list(context: typer.Context) -> None:
-    """List the model versions, the champion marked."""
+    """List the model versions, the champion marked, and what is broken; weights are not read."""
     from jobs.train import list_models
 
     list_models(_settings(context))
@@ -585,7 +585,7 @@ def models_promote(
     or `--max-retag-share` of them.
 
     Both are judged on the same test products: the challenger must be no worse in mean recall at 90 % precision, nor at
-    any attribute, beyond noise (paired bootstrap).
+    any attribute, beyond noise (paired bootstrap). Where there are too few of these products, nothing is promoted.
     """
     from jobs.promotion import promote as step
 

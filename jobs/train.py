@@ -1,6 +1,8 @@
 """Train a model on the examples of the lake, and keep the versions: list, show.
 
-torch is imported when a model is trained, not before, so that listing and promoting are instant.
+torch is imported when a model is trained or judged, not before. Listing and showing load none of it and read no weights, so
+that they are quick with a lake on S3 too; that the weights are those that were saved is checked where a model is judged,
+promoted or loaded.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
-from cma_clip_core.documents import TowersOrigin
+from cma_clip_core.documents import Metrics, TowersOrigin
 from cma_clip_core.errors import CoreError
+from cma_clip_core.metrics import learnt, mean_of, mean_recall
 from jobs import promotion, storage, unfinished
 from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
@@ -167,7 +170,7 @@ def _train(
         "examples": len(index.row),
         "epochs": len(metrics.epochs),
         "device": metrics.device,
-        "mean_recall_at_target": round(training.mean_recall(metrics), 4),
+        "mean_recall_at_target": round(mean_recall(metrics), 4),
     }
     return version
 
@@ -189,18 +192,25 @@ def _percent(value: float | None) -> str:
 
 
 def show_model(settings: Settings, version: str) -> None:
-    """Print a version's model card. Raises JobError where there is no such version, or its card cannot be read."""
+    """Print a version's name and model card.
+
+    Raises:
+        JobError: there is no such version, or its card cannot be read or is not what was saved.
+    """
     lake = Lake(settings.root)
     check_version(lake, version)
-    path = lake.models / version / registry.CARD
     try:
-        print(path.read_text(encoding="utf-8"), end="")
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"{path}: cannot be read: {error}") from error
+        card = registry.read_card(lake.models / version)
+    except CoreError as error:
+        raise JobError(str(error)) from error
+    print(f"Model version {version}\n\n{card}", end="")
 
 
 def list_models(settings: Settings) -> None:
-    """Print the model versions, oldest first, the champion marked; of a broken one the reason."""
+    """Print the model versions, oldest first, the champion marked; of a broken one the reason.
+
+    Documents are read and compared with their hashes. Of all else, weights too, it is looked at only whether it is there.
+    """
     lake = Lake(settings.root)
     versions, live = registry.list_versions(lake.models), champion(settings)
     if not versions:
@@ -218,10 +228,8 @@ def list_models(settings: Settings) -> None:
 
 
 def _in_short(folder: Place) -> str:
-    from cma_clip_core.metrics import mean_of
-    from cma_clip_core.training import Metrics, learnt
-
-    registry.check(folder)
+    registry.check_there(folder)
+    registry.read_thresholds(folder)
     config, taxonomy = registry.read_config(folder), registry.read_taxonomy(folder)
     test = learnt(registry.read_json(folder / registry.METRICS, Metrics))
     recall, accuracy = mean_of(test, "recall_at_target"), mean_of(test, "accuracy")

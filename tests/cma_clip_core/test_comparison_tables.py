@@ -9,11 +9,10 @@ import pytest
 
 from cma_clip_core.card import model_card
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.documents import AttributeMetrics, Interval, LabelCount, MethodMetrics, Threshold
-from cma_clip_core.metrics import judge, method_metrics, promise_kept
+from cma_clip_core.documents import AttributeMetrics, Interval, LabelCount, MethodMetrics, Metrics, Threshold
+from cma_clip_core.metrics import judge, judge_values, method_metrics, promise_kept
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.tables import comparison, one_model, own_thresholds, shipped
-from cma_clip_core.training import Metrics
 from tests.cma_clip_core import drawn
 from tests.cma_clip_core.scored import marks, single
 
@@ -72,7 +71,7 @@ def card_of(config: ModelConfig, thresholds: dict[str, Threshold], **known: Any)
         train_examples=10, validation_examples=2, test_examples=3, families=12, best_epoch=1, epochs=(), seconds=1.0,
         device="cpu", validation=found, test=test, promise=promise_kept(test), **known,
     )  # fmt: skip
-    card = model_card("20261120-01234567", config, taxonomy, thresholds, trained, drawn.NOW, ("calibration.svg",))
+    card = model_card(config, taxonomy, thresholds, trained, drawn.NOW, ("calibration.svg",))
     return card.replace("\n", " ")
 
 
@@ -111,6 +110,19 @@ def test_the_card_says_what_was_promised_and_what_was_kept() -> None:
         "test products" in card
     )
     assert "![calibration](calibration.svg)" in card
+
+
+def test_the_card_says_each_values_worth_and_what_is_confused() -> None:
+    values = {"pattern": judge_values(single([0.9] * 4, marks("rrww"), [0, 0, 0, 1]))}
+    card = card_of(drawn.config(), ALL_BUT_PATTERN, test_values=values)
+    assert "<details><summary>pattern: 3 of 3 values on test</summary>" in card
+    assert (
+        "| Solid | 2 | 3 | 0.667 | 1.000 | | Striped | 1 | 1 | 0.000 | 0.000 | | Checked | 1 | 0 | - | 0.000 |" in card
+    )
+    assert "(true -> predicted, test products): Striped -> Solid (1); Checked -> Striped (1)." in card
+    assert "<details>" not in card_of(drawn.config(), ALL_BUT_PATTERN)
+    few = {"pattern": "it has 3 training labels"}
+    assert "<details>" not in card_of(drawn.config(), ALL_BUT_PATTERN, test_values=values, not_learnt=few)
 
 
 def test_the_card_names_the_data() -> None:
@@ -166,7 +178,7 @@ def test_the_cards_sections() -> None:
         train_examples=10, validation_examples=2, test_examples=3, families=12, best_epoch=1, epochs=(), seconds=1.0,
         device="cpu", validation=found, test=found,
     )  # fmt: skip
-    card = model_card("20261120-01234567", drawn.config(), drawn.taxonomy(), thresholds, trained, drawn.NOW)
+    card = model_card(drawn.config(), drawn.taxonomy(), thresholds, trained, drawn.NOW)
     sections = re.findall(r"^## (.*)$", card, re.MULTILINE)
     assert sections == [
         "Data", "Test", "Thresholds", "Validation", "Limits", "Not to be used", "Configuration",

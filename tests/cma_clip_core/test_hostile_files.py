@@ -20,9 +20,10 @@ import cma_clip_core
 from cma_clip_core import registry, towers
 from cma_clip_core.backbone import Backbone
 from cma_clip_core.config import ModelConfig, load_config
+from cma_clip_core.documents import Metrics
 from cma_clip_core.errors import ModelError
 from cma_clip_core.model import CmaClip
-from cma_clip_core.training import Metrics, Trained
+from cma_clip_core.training import Trained
 from schemas.loading import ContractError
 from schemas.taxonomy import load_taxonomy
 from tests.cma_clip_core import drawn

@@ -14,6 +14,7 @@ from cma_clip_core.metrics import (
     calibration_error,
     judge,
     judge_all,
+    judge_values,
     macro_f1,
     mean_accuracy,
     mean_of,
@@ -165,6 +166,39 @@ def test_an_attribute_without_labels_has_no_metrics() -> None:
         assert (metrics.n, metrics.n_silent) == (0, 0)
         assert {metrics.accuracy, metrics.macro_f1, metrics.average_precision, metrics.calibration_error} == {None}
         assert {metrics.recall_at_90, metrics.silent_recall_at_90, metrics.precision, metrics.recall} == {None}
+
+
+def test_value_by_value_and_what_is_taken_for_what() -> None:
+    # Solid: 3 of 5 predicted are so, two are Striped; Striped: 1 of 3, two are Checked; Checked is never predicted.
+    found = judge_values(single([0.9] * 8, marks("rrrwwrww"), [0, 0, 0, 0, 0, 1, 1, 1]))
+    assert list(found.values) == ["Solid", "Striped", "Checked"]
+    shown = {name: (v.support, v.predicted, v.precision, v.recall) for name, v in found.values.items()}
+    assert shown == {"Solid": (3, 5, 0.6, 1.0), "Striped": (3, 3, 1 / 3, 1 / 3), "Checked": (2, 0, None, 0.0)}
+    assert [(c.true, c.predicted, c.count) for c in found.confusions] == [
+        ("Striped", "Solid", 2), ("Checked", "Striped", 2),
+    ]  # fmt: skip
+
+
+def test_of_several_values_what_is_missed_is_confused_with_what_is_wrong() -> None:
+    # Cotton is found; Linen is missed where Wool is predicted. In the second product Wool is missed, and nothing is wrong.
+    found = judge_values(several([[0.9, 0.2, 0.8], [0.9, 0.1, 0.3]], ["rrw", "rwr"], ["www", "www"]))
+    shown = {name: (v.support, v.predicted, v.precision, v.recall) for name, v in found.values.items()}
+    assert shown == {"Cotton": (2, 2, 1.0, 1.0), "Linen": (1, 0, None, 0.0), "Wool": (1, 1, 0.0, 0.0)}
+    assert [(c.true, c.predicted, c.count) for c in found.confusions] == [("Linen", "Wool", 1)]
+
+
+def test_the_three_commonest_confusions_are_kept_the_most_products_first() -> None:
+    found = judge_values(single([0.9] * 6, marks("wwwwww"), [0, 1, 1, 1, 2, 2]))
+    assert [(c.true, c.predicted, c.count) for c in found.confusions] == [
+        ("Checked", "Striped", 3), ("Solid", "Checked", 2), ("Striped", "Solid", 1),
+    ]  # fmt: skip
+
+
+def test_values_of_no_products() -> None:
+    for attribute in (PATTERN, MATERIAL):
+        found = judge_values(Predictions.empty(attribute))
+        assert all((v.support, v.precision, v.recall) == (0, None, None) for v in found.values.values())
+        assert found.confusions == ()
 
 
 def test_means_leave_out_what_has_no_labels() -> None:

@@ -23,12 +23,13 @@ from PIL import Image
 import cma_clip_core
 from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
+from cma_clip_core.documents import Metrics
 from cma_clip_core.errors import DataError, ModelError
 from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.metrics import promise_kept
 from cma_clip_core.model import CmaClip
 from cma_clip_core.optimizer import learning_rate_scale, parameter_groups
-from cma_clip_core.training import Metrics, Trained, train
+from cma_clip_core.training import Trained, train
 from schemas.loading import ContractError
 from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn
@@ -164,6 +165,8 @@ def test_a_saved_version_predicts_the_same(trained: Trained, version: Path) -> N
         "precision_recall.svg", "calibration.svg", "modality_weights.svg", "SHA256SUMS",
     }  # fmt: skip
     assert {path.stat().st_mode & 0o777 for path in version.iterdir()} == {0o644}
+    listed = [line.split()[1] for line in (version / "SHA256SUMS").read_text().splitlines()]
+    assert sorted([*listed, "SHA256SUMS"]) == sorted(path.name for path in version.iterdir())
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=version, check=True)
 
 
@@ -173,6 +176,10 @@ def test_the_card_says_what_the_model_is_worth(trained: Trained, version: Path) 
         assert f"| {name} | {metrics.n} | {metrics.n_silent} | {metrics.accuracy:.3f} |" in card
     never = [name for name, t in trained.thresholds.items() if t.lowest() is None]
     assert all(f"- {name}: nothing is ever accepted" in card for name in never)
+    for name, found in trained.metrics.test_values.items():
+        assert sum(v.support for v in found.values.values()) >= trained.metrics.test[name].n
+        assert all(f"| {value} | {v.support} | {v.predicted} | " in card for value, v in found.values.items())
+    assert registry.read_json(version / registry.METRICS, Metrics) == trained.metrics
     assert "## Not to be used" in card
     assert trained.metrics.promise is not None
     assert trained.metrics.promise == promise_kept(trained.metrics.test)
@@ -180,6 +187,12 @@ def test_the_card_says_what_the_model_is_worth(trained: Trained, version: Path) 
     linked = re.findall(r"!\[.*\]\((.*)\)", card)
     assert sorted(linked) == sorted(path.name for path in version.glob("*.svg"))
     assert len(linked) == 3
+
+
+def test_metrics_of_before_values_were_counted_are_read(trained: Trained) -> None:
+    document = trained.metrics.model_dump(mode="json")
+    assert document.pop("test_values").keys() == trained.metrics.test.keys()
+    assert Metrics.model_validate(document) == trained.metrics.model_copy(update={"test_values": {}})
 
 
 def test_an_attribute_that_cannot_be_learnt_is_named_with_the_reason(tmp_path: Path) -> None:
@@ -205,7 +218,7 @@ def test_a_version_is_immutable(trained: Trained, version: Path) -> None:
     assert again == version.name
     assert {path.name: path.read_bytes() for path in version.iterdir()} == before
     tomorrow = registry.save(trained, CONFIG, drawn.taxonomy(), version.parent, drawn.NOW + timedelta(days=1))
-    assert tomorrow == version.name.replace("20261120", "20261121")
+    assert re.fullmatch(r"20261121-[0-9a-f]{8}", tomorrow)
 
 
 def test_the_same_weights_with_anything_else_changed_are_another_version(trained: Trained, tmp_path: Path) -> None:
@@ -243,6 +256,8 @@ EDITS: dict[str, Callable[[bytes], bytes]] = {
     "taxonomy.yaml": lambda data: data.replace(b"name: Red", b"name: Rot"),
     "thresholds.json": lambda data: data.replace(b'"target_precision": 0.9', b'"target_precision": 0.5'),
     "metrics.json": lambda data: data.replace(b'"device": "cpu"', b'"device": "tpu"'),
+    "MODEL_CARD.md": lambda data: data.replace(b"## Limits", b"## No limits"),
+    "calibration.svg": lambda data: data + b"\n",
 }
 
 
@@ -269,17 +284,41 @@ def test_a_changed_version_is_refused(version: Path, tmp_path: Path, file: str, 
         "taxonomy.yaml": lambda: registry.read_taxonomy(copy),
         "thresholds.json": lambda: registry.read_thresholds(copy),
         "metrics.json": lambda: registry.read_json(copy / registry.METRICS, Metrics),
+        "MODEL_CARD.md": lambda: registry.read_card(copy),
     }
     with pytest.raises(ModelError, match=words):
         read.get(file, lambda: registry.check(copy))()
 
 
-@pytest.mark.parametrize("file", ["SHA256SUMS", "thresholds.json", "precision_recall.svg"])
+@pytest.mark.parametrize("file", ["SHA256SUMS", "thresholds.json", "precision_recall.svg", "MODEL_CARD.md"])
 def test_a_version_of_which_a_file_is_gone_is_refused(version: Path, tmp_path: Path, file: str) -> None:
     copy = copy_of(version, tmp_path / version.name)
     (copy / file).unlink()
     with pytest.raises(ModelError, match=rf"{file}: cannot be read" if file != "SHA256SUMS" else "hash"):
         cma_clip_core.load(copy, device="cpu")
+
+
+def test_a_version_of_before_its_card_was_listed(version: Path, tmp_path: Path) -> None:
+    lines = (version / registry.SUMS).read_text().splitlines(keepends=True)
+    sums = "".join(line for line in lines if registry.CARD not in line)
+    old = copy_of(version, tmp_path / f"20261101-{hashlib.sha256(sums.encode()).hexdigest()[:8]}")
+    (old / registry.SUMS).write_text(sums)
+    registry.load_model(old)
+    (old / "notes.txt").write_text("nothing reads this")
+    registry.check(old)
+    assert registry.read_card(old) == (version / registry.CARD).read_text()
+    (old / registry.CONFIG).write_bytes(EDITS[registry.CONFIG]((old / registry.CONFIG).read_bytes()))
+    with pytest.raises(ModelError, match=r"config\.json: its hash is not"):
+        registry.load_model(old)
+
+
+def test_a_list_that_leaves_out_the_weights_is_refused(version: Path, tmp_path: Path) -> None:
+    lines = (version / registry.SUMS).read_text().splitlines(keepends=True)
+    sums = "".join(line for line in lines if registry.WEIGHTS not in line)
+    copy = copy_of(version, tmp_path / f"20261101-{hashlib.sha256(sums.encode()).hexdigest()[:8]}")
+    (copy / registry.SUMS).write_text(sums)
+    with pytest.raises(ModelError, match=r"model\.safetensors: its hash is not"):
+        registry.load_model(copy)
 
 
 def test_a_version_of_before_the_list_was_named_after_its_weights(version: Path, tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from cma_clip_core.classes import ClassLayout
 from cma_clip_core.errors import DataError, NothingToLearnError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.loop import Loop
+from cma_clip_core.metrics import mean_recall
 from cma_clip_core.pretraining import pretrain
 from cma_clip_core.splits import SIDES
 from cma_clip_core.tokens import Tokenizer
-from cma_clip_core.training import mean_recall, train
+from cma_clip_core.training import train
 from tests.cma_clip_core import drawn
 
 CPU = torch.device("cpu")

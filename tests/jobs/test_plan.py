@@ -12,8 +12,9 @@ import torch
 import yaml
 
 from cma_clip_core import registry
+from cma_clip_core.documents import Metrics
 from cma_clip_core.model import CmaClip
-from cma_clip_core.training import Metrics, Trained
+from cma_clip_core.training import Trained
 from jobs import models, storage
 from jobs.errors import JobError
 from jobs.lake import Lake

@@ -13,13 +13,16 @@ import pytest
 import yaml
 
 from cma_clip_core import registry
-from cma_clip_core.training import Metrics, Trained
+from cma_clip_core.documents import Metrics, Threshold
+from cma_clip_core.metrics import PAPER_PRECISION
+from cma_clip_core.promise import fewest_right
+from cma_clip_core.training import Trained
 from jobs import promotion, storage
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.models import champion, champions, rollback
 from jobs.models import promote as name_champion
-from jobs.promotion import MEAN, Verdict, compare, promote
+from jobs.promotion import LEAST_FAMILIES, MEAN, Verdict, compare, promote
 from jobs.settings import Settings
 from jobs.storage import SwapLostError
 from jobs.train import show_model, train
@@ -88,6 +91,80 @@ def test_a_model_is_no_worse_than_itself(made: tuple[Path, str, str], settings: 
     verdict = compare(settings, good, good)
     assert verdict.worse == ()
     assert all(d is not None and d.mean == 0 for d in verdict.differences.values())
+
+
+FEW = "it has 3 training labels, and 20 are the least to learn from"
+TAGS = Threshold(threshold=0.9, target_precision=0.9, precision=1.0, accepted=40, candidates=40)
+ACCEPTS_NOTHING = TAGS.model_copy(update={"threshold": None, "precision": None, "accepted": 0})
+
+
+def test_what_either_has_not_learnt_is_neither_compared_nor_in_the_mean(
+    made: tuple[Path, str, str], settings: Settings
+) -> None:
+    """As drawn at random, a head is worse than one that has learnt; that says nothing of the models."""
+    _, good, bad = made
+    whole = compare(settings, bad, good)
+    knows_less = saved_again(settings, good, not_learnt={"colour": FEW, "pattern": FEW})
+    both = saved_again(settings, bad, not_learnt={"pattern": FEW})
+    verdict = compare(settings, both, knows_less)
+    assert verdict.not_compared == {
+        "colour": "the champion has not learnt it", "pattern": "neither has learnt it",
+    }  # fmt: skip
+    assert verdict.differences["colour"] is verdict.differences["pattern"] is None
+    assert not {"colour", "pattern"} & set(verdict.worse)
+    assert "colour" in whole.worse
+    rest = [verdict.differences[name] for name in ("article_type", "material")]
+    assert rest == [whole.differences[name] for name in ("article_type", "material")]
+    mean = verdict.differences[MEAN]
+    assert mean is not None
+    assert mean.mean == pytest.approx(sum(d.mean for d in rest if d is not None) / 2)
+    assert any(
+        line.split() == ["colour", "not", "compared:", "the", "champion", "has", "not", "learnt", "it"]
+        for line in verdict.lines()
+    )
+
+
+def test_a_challenger_that_has_not_learnt_what_the_champion_tags_is_worse(
+    made: tuple[Path, str, str], settings: Settings
+) -> None:
+    _, good, _ = made
+    tags = saved_again(settings, good, thresholds={"pattern": TAGS})
+    forgot = saved_again(settings, good, thresholds={"pattern": ACCEPTS_NOTHING}, not_learnt={"pattern": FEW})
+    promote(settings, tags, force=True)
+    with pytest.raises(
+        JobError,
+        match=rf"(?s){forgot} is worse than .* pattern +worse: the challenger has not learnt it, as {FEW}; the champion has, and"
+        " tags it",
+    ):
+        promote(settings, forgot)
+    assert compare(settings, forgot, tags).worse == ("pattern",)
+    assert champion(settings) == tags
+
+
+def test_what_the_champion_never_tagged_cannot_be_lost(made: tuple[Path, str, str], settings: Settings) -> None:
+    _, good, _ = made
+    silent = saved_again(settings, good, thresholds={"pattern": ACCEPTS_NOTHING})
+    forgot = saved_again(settings, good, thresholds={"pattern": ACCEPTS_NOTHING}, not_learnt={"pattern": FEW})
+    promote(settings, silent, force=True)
+    verdict = promote(settings, forgot)
+    assert verdict is not None
+    assert verdict.accepted
+    assert "but accepts nothing of it" in verdict.not_compared["pattern"]
+    assert champion(settings) == forgot
+
+
+def test_models_that_have_learnt_no_attribute_in_common_cannot_be_judged(
+    made: tuple[Path, str, str], settings: Settings
+) -> None:
+    _, good, _ = made
+    names = drawn.taxonomy().names
+    thresholds = dict.fromkeys(names, ACCEPTS_NOTHING)
+    colour = saved_again(settings, good, not_learnt={name: FEW for name in names if name != "colour"})
+    rest = saved_again(settings, good, thresholds=thresholds, not_learnt={"colour": FEW})
+    verdict = compare(settings, colour, rest)
+    assert set(verdict.differences.values()) == {None}
+    assert not verdict.judged
+    assert not verdict.accepted
 
 
 def test_what_the_champion_learnt_from_is_left_out(made: tuple[Path, str, str], settings: Settings) -> None:
@@ -160,15 +237,30 @@ def test_a_rollback_meanwhile_is_not_undone(made: tuple[Path, str, str], setting
     assert champion(settings) == good
 
 
-def with_taxonomy(settings: Settings, version: str, change: Callable[[dict[str, Any]], object]) -> str:
-    """Register the same model for a changed taxonomy."""
+def saved_again(
+    settings: Settings,
+    version: str,
+    *,
+    taxonomy: Taxonomy | None = None,
+    thresholds: dict[str, Threshold] | None = None,
+    **metrics: Any,
+) -> str:
+    """Register the same model with other documents."""
     models = Lake(settings.root).models
     folder = models / version
-    document = registry.read_taxonomy(folder).model_dump(mode="json")
+    known = registry.read_json(folder / registry.METRICS, Metrics).model_copy(update=metrics)
+    chosen = registry.read_thresholds(folder) | (thresholds or {})
+    same = Trained(registry.load_model(folder), chosen, known)
+    return registry.save(
+        same, registry.read_config(folder), taxonomy or registry.read_taxonomy(folder), models, drawn.NOW
+    )
+
+
+def with_taxonomy(settings: Settings, version: str, change: Callable[[dict[str, Any]], object]) -> str:
+    """Register the same model for a changed taxonomy."""
+    document = registry.read_taxonomy(Lake(settings.root).models / version).model_dump(mode="json")
     change(document)
-    metrics = registry.read_json(folder / registry.METRICS, Metrics)
-    same = Trained(registry.load_model(folder), registry.read_thresholds(folder), metrics)
-    return registry.save(same, registry.read_config(folder), Taxonomy.model_validate(document), models, drawn.NOW)
+    return saved_again(settings, version, taxonomy=Taxonomy.model_validate(document))
 
 
 @pytest.mark.parametrize(
@@ -234,25 +326,74 @@ def test_nothing_is_promoted_on_no_evidence(made: tuple[Path, str, str], setting
     table = pq.read_table(folder / "products.parquet")
     sides = pa.array(["train"] * table.num_rows)
     pq.write_table(table.set_column(table.schema.get_field_index("side"), "side", sides), folder / "products.parquet")
-    metrics = registry.read_json(lake.models / good / registry.METRICS, Metrics)
-    knowing = registry.save(
-        Trained(
-            registry.load_model(lake.models / good),
-            registry.read_thresholds(lake.models / good),
-            metrics.model_copy(update={"labelled_set": lake.relative(folder)}),
-        ),
-        registry.read_config(lake.models / good),
-        registry.read_taxonomy(lake.models / good),
-        lake.models,
-        drawn.NOW,
-    )
+    knowing = saved_again(settings, good, labelled_set=lake.relative(folder))
     promote(settings, knowing, force=True)
     with pytest.raises(
         JobError,
-        match=rf"(?s){bad} cannot be judged against the champion {knowing}, on 0 products:.*nothing to compare",
+        match=rf"(?s){bad} cannot be judged against the champion {knowing}, on 0 products:.* colour +not compared: 0 test families",
     ):
         promote(settings, bad)
     assert champion(settings) == knowing
+
+
+def with_test_families(settings: Settings, version: str, shirts: int, watches: int) -> str:
+    """Register the same model with a labelled set that has so many families on its test side, of shirts and of watches.
+
+    All have an article type and a colour, shirts alone a pattern and a material.
+    """
+    lake = Lake(settings.root)
+    source = lake.root / registry.read_json(lake.models / version / registry.METRICS, Metrics).labelled_set
+    folder = lake.root / "labelled" / f"few-{shirts}-{watches}"
+    shutil.copytree(source, folder)
+    table = pq.read_table(folder / "products.parquet")
+    rows = table.to_pylist()
+    test = [row for row in rows if row["side"] == "test"]
+    of_shirts = {row["family"] for row in test if any(label["attribute"] == "pattern" for label in row["labels"])}
+    of_watches = {row["family"] for row in test} - of_shirts
+    kept = {*sorted(of_shirts)[:shirts], *sorted(of_watches)[:watches]}
+    assert len(kept) == shirts + watches
+    for row in test:
+        row["side"] = "test" if row["family"] in kept else "train"
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), folder / "products.parquet")
+    return saved_again(settings, version, labelled_set=lake.relative(folder))
+
+
+def test_the_fewest_families_can_show_the_precision_that_is_compared() -> None:
+    assert fewest_right(PAPER_PRECISION, 0.95) == LEAST_FAMILIES
+
+
+def test_on_the_fewest_families_a_worse_model_is_told(made: tuple[Path, str, str], settings: Settings) -> None:
+    _, good, bad = made
+    verdict = compare(settings, with_test_families(settings, bad, LEAST_FAMILIES, 0), good)
+    assert verdict.not_compared == {}
+    assert None not in verdict.differences.values()
+    assert {MEAN, "pattern"} <= set(verdict.worse)
+
+
+def test_on_fewer_families_nothing_is_judged_and_it_is_said_what_to_do(
+    made: tuple[Path, str, str], settings: Settings
+) -> None:
+    """Not even the same model passes for one that is no worse."""
+    _, good, _ = made
+    same = with_test_families(settings, good, LEAST_FAMILIES - 1, 0)
+    with pytest.raises(
+        JobError,
+        match=rf"(?s){same} cannot be judged against the champion {good}, on \d+ products:.* colour +not compared: 28 test "
+        rf"families.* 29 the least .*train on more products.*`models promote {same} --force`",
+    ):
+        promote(settings, same)
+    assert champion(settings) == good
+    assert promote(settings, same, force=True) is None
+    assert champion(settings) == same
+
+
+def test_an_attribute_of_too_few_families_does_not_decide(made: tuple[Path, str, str], settings: Settings) -> None:
+    _, good, bad = made
+    verdict = compare(settings, with_test_families(settings, bad, LEAST_FAMILIES - 1, 10), good)
+    assert set(verdict.not_compared) == {"pattern", "material"}
+    assert "pattern" in compare(settings, bad, good).worse
+    assert not {"pattern", "material"} & set(verdict.worse)
+    assert "colour" in verdict.worse
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -283,5 +424,9 @@ def test_a_challenger_of_a_broken_champion(made: tuple[Path, str, str], settings
 def test_the_card_is_shown(made: tuple[Path, str, str], settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     show_model(settings, made[1])
     assert made[1] in capsys.readouterr().out
+    path = Lake(settings.root).models / made[1] / registry.CARD
+    path.write_text(path.read_text().replace("Not to be used", "To be used"))
+    with pytest.raises(JobError, match=r"MODEL_CARD\.md: its hash is not that in SHA256SUMS"):
+        show_model(settings, made[1])
     with pytest.raises(JobError, match="no model version"):
         show_model(settings, "20260101-00000000")

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from cma_clip_core import registry
-from cma_clip_core.documents import Threshold
-from cma_clip_core.training import Metrics, Trained
+from cma_clip_core.documents import Metrics, Threshold
+from cma_clip_core.training import Trained
 from jobs import history, models, storage, tables
 from jobs.lake import PRODUCTS, Lake
 from jobs.night import night

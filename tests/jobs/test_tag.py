@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from cma_clip_core import registry
-from cma_clip_core.documents import Threshold
+from cma_clip_core.documents import Metrics, Threshold
 from cma_clip_core.model import CmaClip
-from cma_clip_core.training import Metrics, Trained
+from cma_clip_core.training import Trained
 from jobs import storage
 from jobs.errors import JobError
 from jobs.lake import Lake

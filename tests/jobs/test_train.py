@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from cma_clip_core import registry
-from cma_clip_core.training import Metrics
+from cma_clip_core.documents import Metrics
 from jobs import storage
 from jobs.data_parallel import together
 from jobs.errors import JobError, TransientError
@@ -129,13 +129,52 @@ def test_broken_versions_are_listed_with_the_reason(tmp_path: Path, trained: Lak
     assert [line[2:19] for line in lines] == [good, edited, empty]
     assert "broken" not in lines[0]
     assert re.search(r"broken: .*thresholds\.json: its hash is not that in SHA256SUMS", lines[1])
-    assert re.search(r"broken: .*model\.safetensors: cannot be read: No such file", lines[2])
+    assert re.search(r"broken: .*model\.safetensors: there is no such file; is .* a model version\?", lines[2])
     assert last.startswith(f"the champion {gone} is gone")
     shown = subprocess.run(
         [*command, "show", empty], cwd=ROOT, capture_output=True, text=True, env=os.environ | ONE_THREAD
     )
     assert shown.returncode == 2
     assert re.fullmatch(r"error: .*MODEL_CARD\.md: cannot be read: .*\n", shown.stderr)
+
+
+# What `models list` and `models show VERSION` do, in a process that has loaded nothing else yet.
+LOOK = """
+import sys
+from pathlib import Path
+from jobs.settings import Settings
+from jobs.train import list_models, show_model
+settings = Settings(root=Path(sys.argv[1]))
+list_models(settings)
+show_model(settings, sys.argv[2])
+print("torch loaded:", "torch" in sys.modules)
+"""
+
+
+def test_to_list_and_show_neither_loads_torch_nor_reads_weights(tmp_path: Path, trained: Lake) -> None:
+    models = Lake(tmp_path / "lake").models
+    shutil.copytree(trained.models, models)
+    (good,) = registry.list_versions(models)
+    changed, gone = "20991121-" + good[9:], "20991122-" + good[9:]
+    for version in (changed, gone):
+        shutil.copytree(models / good, models / version)
+    (models / changed / registry.WEIGHTS).write_bytes(b"not what was saved")
+    (models / gone / registry.WEIGHTS).unlink()
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK, str(tmp_path / "lake"), good],
+        cwd=ROOT, capture_output=True, text=True, env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    _, *lines = done.stdout.splitlines()
+    assert [line[2:19] for line in lines[:3]] == [good, changed, gone]
+    assert "broken" not in lines[0]
+    assert lines[1][19:] == lines[0][19:]  # read, they would be seen to be others
+    assert "model.safetensors: there is no such file" in lines[2]
+    assert good in "".join(lines[3:])
+    assert lines[-1] == "torch loaded: False"
+    # Where it counts they are read.
+    with pytest.raises(JobError, match=r"model\.safetensors: its hash is not"):
+        promote(settings_of(tmp_path), changed)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, trained: Lake) -> Iterator
     lake = Lake(folder / "lake")
     shutil.copytree(trained.models, lake.models)
     settings = settings_for(lake.root)
-    generate(folder / "catalog-0", products=120)
+    generate(folder / "catalog-0", products=300)  # enough that a challenger can be judged
     for at, ds in enumerate(DAYS):
         if at:
             next_day(
@@ -125,7 +125,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, trained: Lake) -> Iterator
         "PYTHONPATH": str(REPOSITORY),
         "TAGGING_TAXONOMY": "sample",
         "TAGGING_MODEL_CONFIG_NAME": "tiny",
-        "TAGGING_SHARD_ROWS": "60",
+        "TAGGING_SHARD_ROWS": "150",
         "TAGGING_SPARK_MASTER": "local[2]",
         "TAGGING_RETRY_DELAY": "1",
         "TAGGING_EXPORT_POKE_SECONDS": "2",

@@ -332,7 +332,7 @@ def test_all_at_once_leaves_the_tables_of_one_after_another(ui: Ui, tmp_path: Pa
     until(lambda: airflow.task(TRAINING, training, "decide")["state"] in {"success", "failed"}, "the verdict")
     assert airflow.task(TRAINING, training, "decide")["state"] == "success"
 
-    apart = settings_for(tmp_path / "lake", shard_rows=60)
+    apart = settings_for(tmp_path / "lake", shard_rows=150)
     for ds, retag in ((DAYS[4], False), (DAYS[1], True), (DAYS[0], False), (DAYS[1], False), (DAYS[2], False)):
         night(apart, ds, retag=retag)
     for ds in DAYS:
