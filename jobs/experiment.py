@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, as_completed
@@ -29,7 +30,7 @@ from jobs import side_by_side, storage
 from jobs.dataset import dataset
 from jobs.errors import JobError
 from jobs.lake import Lake
-from jobs.pretrain import with_towers
+from jobs.pretrain import find_towers, with_towers
 from jobs.settings import Settings
 from jobs.steps import refuse_several
 from jobs.storage import Place
@@ -82,6 +83,7 @@ class Results(Strict):
     not_learnt: dict[str, str]  # attribute: why; in no table and no mean
     left_out: dict[str, str]  # method, or pretraining: why it could not be run
     device: str
+    towers: str | None = None  # that all methods began with; None: what the configuration names, or none
     texts: tuple[Judged, ...]  # first with all text that is read
     runs: tuple[MethodRun, ...]
     noise: dict[str, dict[str, list[float]]]  # modality: method: mean recall at each of SHARES
@@ -121,6 +123,7 @@ def experiment(
     text: Sequence[str] = (),
     attributes: Sequence[str] = (),
     processes: int | None = None,
+    towers: str | None = None,
 ) -> Place:
     """Compare the methods on the labelled set of a day and return the folder with the results.
 
@@ -134,15 +137,19 @@ def experiment(
         attributes: the attributes that are compared (all are trained); empty: all.
         processes: methods that run side by side, each in a process with its share of the cores; None: on a CPU one a
             core, as far as memory allows, on a GPU one.
+        towers: name, or folder, of the pretrained towers that all methods begin with; None: what the configuration says,
+            and where it names none, towers pretrained for this experiment.
 
     Raises:
-        JobError: there is no such method, field or attribute, or no examples, or too few; or `torchrun` started several.
+        JobError: there is no such method, field or attribute, or no examples, or too few; there are no such towers, or they
+            do not fit; or `torchrun` started several.
     """
     from cma_clip_core.classes import ClassLayout
     from cma_clip_core.devices import resolve_device
     from cma_clip_core.examples import read_index
     from cma_clip_core.learnable import find_unlearnable
     from cma_clip_core.methods import LABELS
+    from cma_clip_core.towers import check as check_towers
 
     refuse_several("experiment")
     lake = Lake(settings.root)
@@ -158,13 +165,16 @@ def experiment(
         base = base.model_copy(update={"text": TextConfig(fields=tuple(text), context_length=base.text.context_length)})  # type: ignore[arg-type]
     if epochs is not None:
         base = base.model_copy(update={"training": base.training.model_copy(update={"epochs": epochs})})
-    labelled = dataset(settings, ds)
+    start = find_towers(lake, towers)
     try:
+        # By what is in them: the same towers elsewhere are the same experiment, and others of the same name another one.
+        begins = [] if start is None else [check_towers(start, base)]
+        labelled = dataset(settings, ds)
         index = read_index(labelled.table, lake.root)
         if products is not None:
             index = index.sample(products)
         learnt_from = [labelled.manifest.set_id, index.fingerprint]
-        parts = [_LAYOUT, *learnt_from, base.model_dump(mode="json"), taxonomy.fingerprint]
+        parts = [_LAYOUT, *learnt_from, base.model_dump(mode="json"), taxonomy.fingerprint, *begins]
         name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
         folder = lake.work / "experiments" / f"ds={ds}" / f"experiment={name}"
         not_learnt = find_unlearnable(index, ClassLayout(taxonomy), base.selection.least_labels)
@@ -175,6 +185,8 @@ def experiment(
             base, taxonomy, index, resolve_device(settings.device), folder, wanted, not_learnt, settings.progress
         )  # fmt: skip
         log.info("experiment: %s: %d products", folder, len(index.row))
+        if start is not None:
+            _adopt(start, folder / "towers")
         found, left_out = _run(setting, tuple(methods) or tuple(LABELS), processes)
         _write(setting, labelled.manifest.set_id, found, left_out)
     except CoreError as error:
@@ -245,17 +257,39 @@ def _timed(run: Callable[..., None], setting: _Setting, method: str, *args: obje
     log.info("experiment: %s is done, %.0f s", method, time.perf_counter() - started)
 
 
-def _towers(setting: _Setting) -> Path:
-    """Return the towers that all methods begin with; pretrained now where they are not there yet."""
+def _adopt(towers: Path, below: Path) -> None:
+    """Copy given towers into the experiment: where they lay is in no checkpoint, and they may be gone when it goes on."""
+    from cma_clip_core.towers import CONFIG, METRICS, WEIGHTS
+
+    if _find(below) is None:
+        name = towers.name.lstrip(".") or "towers"
+        below.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=below, prefix=".new-") as temporary:
+            fresh = Path(temporary) / name
+            fresh.mkdir()
+            for file in (WEIGHTS, CONFIG, METRICS):
+                if (towers / file).exists():
+                    shutil.copyfile(towers / file, fresh / file)
+            fresh.rename(below / name)
+
+
+def _find(below: Path) -> Path | None:
+    """Return the experiment's own towers; None where there are none yet."""
+    return next(iter(sorted(below.glob("[!.]*"))), None)
+
+
+def _towers(setting: _Setting) -> Path | None:
+    """Return the towers that all methods begin with; pretrained now where they are not there yet. None: the configuration
+    names what it begins with.
+    """
     from cma_clip_core import towers
     from cma_clip_core.pretraining import pretrain
 
-    pretrained = setting.base.backbone.pretrained
-    if pretrained is not None:
-        return Path(pretrained)
     below = setting.folder / "towers"
-    if found := sorted(below.glob("[0-9]*")):
-        return found[0]
+    if (found := _find(below)) is not None:
+        return found
+    if setting.base.backbone.pretrained is not None:
+        return None
     work = setting.folder / "unfinished" / "towers"
     backbone, metrics = pretrain(
         setting.base, setting.taxonomy, setting.index, setting.device, folder=work, progress=setting.progress
@@ -415,6 +449,7 @@ def _write(setting: _Setting, labelled_set: str, found: dict[str, _Found], left_
         not_learnt=setting.not_learnt,
         left_out=left_out,
         device=str(setting.device),
+        towers=None if (towers := _find(setting.folder / "towers")) is None else towers.name,
         texts=(full, *(judged for judged, _, _ in others)),
         runs=tuple(f.run for f in found.values()),
         noise=noise,
@@ -489,7 +524,7 @@ def _markdown(results: Results) -> str:
     left_out = "".join(f"\n{note}.\n" for note in notes)
     head = (
         f"Recall at 90 % precision, in %, on the test side; products: {sides}; labelled set {results.labelled_set}; "
-        f"{results.device}.\n{left_out}"
+        f"{results.device}{f'; towers {results.towers}' if results.towers else ''}.\n{left_out}"
     )
     swapped = f"## Texts or pictures swapped with another product's; text: {', '.join(results.texts[0].text_fields)}"
     parts = [head, *(part for judged in results.texts for part in on(judged))]

@@ -98,12 +98,23 @@ def with_towers(config: ModelConfig, towers: Path | None) -> ModelConfig:
 
 
 def find_towers(lake: Lake, name: str | None) -> Path | None:
-    """Return the folder of pretrained towers in the lake. Raises JobError where there are none of that name."""
+    """Return the folder of pretrained towers.
+
+    Args:
+        lake: where they are looked for by name.
+        name: their name in the lake; anything with a slash is their folder, wherever it is; None: none are asked for.
+
+    Raises:
+        JobError: there are none of that name in the lake.
+    """
     if name is None:
         return None
+    if "/" in name:
+        return Path(name).expanduser().resolve()
     there = [path.name for path in storage.children(lake.towers) if path.name[:1].isdigit()]
     if name not in there:
         raise JobError(
-            f"{name!r}: no such towers in {lake.towers}; there are {there or 'none'}; `python -m jobs pretrain` makes them"
+            f"{name!r}: no such towers in {lake.towers}; there are {there or 'none'}; `python -m jobs pretrain` makes them, and "
+            "those of another lake are named by their folder, with a slash in it"
         )
     return storage.local_copy(lake.towers / name, lake.work / "towers" / name)

@@ -43,7 +43,7 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
         settings: names the model configuration, the taxonomy and the device.
         ds: newest day whose examples are used; its labelled set is made where it is not there.
         promote: make the new version the champion, unless it is worse than the one there is.
-        towers: name of the pretrained towers to begin with; None: what the configuration says.
+        towers: name, or folder, of the pretrained towers to begin with; None: what the configuration says.
 
     Raises:
         JobError: there are no examples for this configuration and taxonomy, too few, or no such device.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from cma_clip_core import registry, towers
 from cma_clip_core.backbone import Backbone
@@ -140,7 +142,7 @@ def test_a_model_that_began_with_towers_needs_them_no_more(settings: Settings, p
         train(settings, DAY, towers="20260101-00000000")
 
 
-def test_towers_of_an_open_clip_architecture_are_loaded_too(tmp_path: Path) -> None:
+def test_towers_of_an_open_clip_architecture_are_loaded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An architecture's name alone, no weights to download: pretrain, train from the towers, compare methods."""
     vision = {"image_size": 224, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
@@ -160,8 +162,13 @@ def test_towers_of_an_open_clip_architecture_are_loaded_too(tmp_path: Path) -> N
     assert not torch.equal(one["image.tower.conv1.weight"], other["image.tower.conv1.weight"])
     version = train(settings, DAY, promote=False, towers=name)
     registry.load_model(lake.models / version)
+    # A folder beside the one it is started in: without its `./` it would be a tag of open_clip.
+    monkeypatch.chdir(lake.towers)
+    document["backbone"]["pretrained"] = f"./{name}"
+    (tmp_path / "named.yaml").write_text(yaml.safe_dump(document))
     folder = experiment(settings, DAY, methods=("raw-clip",))
     assert "raw CLIP" in (folder / "results.md").read_text()
+    assert not (Path(str(folder)) / "towers").exists()
     wrong = with_towers(config, tmp_path)
     with pytest.raises(ModelError, match="not a folder of pretrained towers"):
         Backbone(wrong, pretrained=True)
@@ -370,6 +377,41 @@ def test_unknown_names_say_what_there_is(settings: Settings) -> None:
         experiment(settings, DAY, methods=("clap",))
     with pytest.raises(JobError, match=r"no such attribute: color; there are article_type, colour"):
         experiment(settings, DAY, attributes=("color",))
+
+
+def test_an_experiment_begins_with_given_towers_and_is_named_after_what_is_in_them(
+    settings: Settings, pretrained: Path, tmp_path: Path
+) -> None:
+    def run(towers: str | None) -> Path:
+        return Path(str(experiment(settings, DAY, products=310, methods=("raw-clip",), processes=1, towers=towers)))
+
+    def begun(folder: Path) -> bytes:
+        (found,) = (folder / "towers").iterdir()
+        return (found / towers.WEIGHTS).read_bytes()
+
+    given = run(pretrained.name)
+    assert begun(given) == (pretrained / towers.WEIGHTS).read_bytes()
+    results = storage.read_document(given / "results.json", Results)
+    assert results is not None
+    assert results.towers == pretrained.name
+    assert f"towers {pretrained.name}" in (given / "results.md").read_text()
+    elsewhere = tmp_path / "mine"
+    shutil.copytree(pretrained, elsewhere)
+    kept = (given / "predictions" / "raw-clip" / "run.json").stat().st_mtime_ns
+    assert run(f"{elsewhere}/") == given
+    assert (given / "predictions" / "raw-clip" / "run.json").stat().st_mtime_ns == kept
+    state = load_file(elsewhere / towers.WEIGHTS)
+    save_file({name: value + 0.01 for name, value in state.items()}, elsewhere / towers.WEIGHTS)
+    other = run(str(elsewhere))
+    assert other != given
+    assert begun(other) == (elsewhere / towers.WEIGHTS).read_bytes() != begun(given)
+    own = run(None)  # pretrained for itself, on its own products
+    assert own not in (given, other)
+    assert begun(own) not in (begun(given), begun(other))
+    with pytest.raises(JobError, match="'20260101-00000000': no such towers"):
+        run("20260101-00000000")
+    with pytest.raises(JobError, match="not a folder of pretrained towers"):
+        run(f"{tmp_path}/none")
 
 
 def test_methods_differ_from_the_whole_in_what_they_say() -> None:
