@@ -289,7 +289,11 @@ def experiment(
     mapping: Annotated[str, typer.Option(help="Column mapping of that export.")] = "sample",
     processes: Annotated[
         int | None,
-        typer.Option(help="Methods trained side by side; on a CPU one a core where left out, on a GPU one.", min=1),
+        typer.Option(
+            help="Methods trained side by side; where left out one a core, on a GPU at most 6 of a small model, and one of a "
+            "large one.",
+            min=1,
+        ),
     ] = None,
     towers: Towers = None,
 ) -> None:

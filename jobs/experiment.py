@@ -3,7 +3,7 @@
 Where training shows the models some products with their title alone (`title_only`), they are judged on both kinds of text:
 on all that is read, and on titles alone, with thresholds chosen for each. TF-IDF is fitted to each kind.
 Every method's predictions are kept, so that an experiment that is killed goes on with the methods it was at, and a training
-within them where its last checkpoint is. On a CPU the methods are trained side by side.
+within them where its last checkpoint is. The methods are trained side by side, but for large models on a GPU.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def experiment(
         methods: names of `cma_clip_core.methods.LABELS`; empty: all. The results are of these and of all run before.
         text: text fields that are read; empty: those of the configuration.
         attributes: the attributes that are compared (all are trained); empty: all.
-        processes: methods that run side by side, each in a process with its share of the cores; None: on a CPU one a
-            core, as far as memory allows, on a GPU one.
+        processes: methods that run side by side, each in a process with its share of the cores; None: one a core, as far as
+            memory allows, on a GPU at most six of a small model and one of a larger one.
         towers: name, or folder, of the pretrained towers that all methods begin with; None: what the configuration says,
             and where it names none, towers pretrained for this experiment.
 
@@ -216,7 +216,7 @@ def _run(setting: _Setting, methods: Sequence[str], processes: int | None) -> tu
 
     if processes is None:
         missing = sum(not _is_done(setting, method) for method in methods)
-        processes = side_by_side.default_processes(missing) if setting.device.type == "cpu" else 1
+        processes = _default_processes(setting, missing)
     with side_by_side.executor(processes) as pool:
         try:
             running: dict[Future[None], str] = {}
@@ -244,6 +244,15 @@ def _run(setting: _Setting, methods: Sequence[str], processes: int | None) -> tu
     if not found:
         raise JobError(f"nothing to compare: {'; '.join(left_out.values())}")
     return found, left_out
+
+
+def _default_processes(setting: _Setting, missing: int) -> int:
+    if setting.device.type == "cpu":
+        return side_by_side.default_processes(missing)
+    from cma_clip_core.methods import build_model
+
+    parameters = sum(p.numel() for p in build_model(setting.base, setting.taxonomy).parameters())
+    return side_by_side.default_processes_on_gpu(missing, parameters)
 
 
 def _timed(run: Callable[..., None], setting: _Setting, method: str, *args: object) -> None:

@@ -36,7 +36,7 @@ from jobs.lake import Lake
 from jobs.prepare import prepare, prepare_export
 from jobs.pretrain import pretrain, with_towers
 from jobs.settings import Settings
-from jobs.side_by_side import default_processes
+from jobs.side_by_side import default_processes, default_processes_on_gpu
 from jobs.suspects import suspects
 from jobs.train import train
 from tests.cma_clip_core import drawn
@@ -293,6 +293,17 @@ def test_as_many_processes_as_cores_and_memory_allow(monkeypatch: pytest.MonkeyP
     assert default_processes(9) == 2
     monkeypatch.setattr(machine, "memory", lambda: 1 << 30)
     assert default_processes(9) == 1
+
+
+def test_a_gpu_is_shared_by_small_models_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 16)
+    monkeypatch.setattr(machine, "memory", lambda: 100 << 30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=100 << 30, available=100 << 30))
+    fashion, vit_b_32 = 8_025_101, 160_141_675
+    assert [default_processes_on_gpu(most, fashion) for most in (0, 1, 4, 9)] == [1, 1, 4, 6]
+    assert [default_processes_on_gpu(most, vit_b_32) for most in (0, 9)] == [1, 1]
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    assert default_processes_on_gpu(9, fashion) == 2
 
 
 def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
