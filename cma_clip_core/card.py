@@ -143,7 +143,25 @@ def _towers(config: ModelConfig) -> str:
 def _source(metrics: Metrics) -> str:
     if not metrics.labelled_set:
         return ""
-    return f"Products of the catalog up to {metrics.catalog_day or '?'}: the labelled set `{metrics.labelled_set}`.\n"
+    from_set = (
+        f"Products of the catalog up to {metrics.catalog_day or '?'}: the labelled set `{metrics.labelled_set}`.\n"
+    )
+    return from_set + _experiment(metrics)
+
+
+def _experiment(metrics: Metrics) -> str:
+    """Return what of its data and numbers an experiment decided."""
+    origin = metrics.experiment
+    if origin is None:
+        return ""
+    seen = metrics.train_examples + metrics.validation_examples + metrics.test_examples
+    sample = (
+        f", on a sample of its families: {seen:,} of its {origin.products:,} products" if seen < origin.products else ""
+    )
+    return (
+        f"Trained by the experiment `{origin.folder}`{sample}. It compared {', '.join(origin.compared)}; the model was trained on all\n"
+        "attributes, and the numbers below are of all.\n"
+    )
 
 
 def _labels(taxonomy: Taxonomy, metrics: Metrics) -> str:

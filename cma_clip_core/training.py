@@ -37,11 +37,20 @@ from schemas.taxonomy import Taxonomy
 log = logging.getLogger(__name__)
 
 
+class Origin(Strict):
+    """The experiment that a model comes from."""
+
+    folder: str  # in the lake
+    products: int  # of the labelled set; the model may have seen a sample of them
+    compared: tuple[str, ...]  # the attributes that the experiment compared; all were trained
+
+
 class Metrics(Strict):
     """All that is known of a trained model: goes into its folder as metrics.json."""
 
     labelled_set: str = ""  # its folder in the lake
     catalog_day: str = ""  # newest day whose products are in it
+    experiment: Origin | None = None  # None: it was trained by itself
     labels: dict[str, dict[str, LabelCount]] = Field(default_factory=dict)  # by attribute and side
     train_examples: int
     validation_examples: int
@@ -154,6 +163,23 @@ def train(
 ) -> Trained:
     """Train a model, choose its thresholds on the validation side, and judge it on the test side. As `fit`."""
     model, fitted = fit(config, taxonomy, index, device, folder=folder, world=world, progress=progress)
+    return conclude(model, fitted, config, taxonomy, index, device, world=world)
+
+
+def conclude(
+    model: nn.Module,
+    fitted: Fitted,
+    config: ModelConfig,
+    taxonomy: Taxonomy,
+    index: ExampleIndex,
+    device: torch.device,
+    *,
+    world: World | None = None,
+) -> Trained:
+    """Choose the thresholds of a model that `fit` gave on the validation side, and judge it on the test side.
+
+    Arguments as of `fit`. Raises DeviceError where not even one product fits into the device's memory.
+    """
     start = time.perf_counter()
     layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
     found = dict(fitted.validation)

@@ -296,6 +296,10 @@ def experiment(
         ),
     ] = None,
     towers: Towers = None,
+    keep: Annotated[
+        str,
+        typer.Option(help="Trained methods to keep as model versions, comma-separated; they are not promoted."),
+    ] = "",
 ) -> None:
     """Compare CMA-CLIP with raw and fine-tuned CLIP, its own ablations, and TF-IDF: recall at 90 % precision.
 
@@ -318,6 +322,7 @@ def experiment(
         attributes=_list(attributes),
         processes=processes,
         towers=towers,
+        keep=_list(keep),
     )
     _print({"results": str(folder / "results.md")})
 

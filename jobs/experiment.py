@@ -2,6 +2,7 @@
 
 Where training shows the models some products with their title alone (`title_only`), they are judged on both kinds of text:
 on all that is read, and on titles alone, with thresholds chosen for each. TF-IDF is fitted to each kind.
+Methods that are asked for are kept as model versions.
 Every method's predictions are kept, so that an experiment that is killed goes on with the methods it was at, and a training
 within them where its last checkpoint is. The methods are trained side by side, but for large models on a GPU.
 """
@@ -21,26 +22,30 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
+from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, TextConfig, load_config
 from cma_clip_core.documents import Difference, MethodMetrics, Threshold
 from cma_clip_core.errors import CoreError, NothingToLearnError
 from jobs import side_by_side, storage
-from jobs.dataset import dataset
+from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.pretrain import find_towers, with_towers
 from jobs.settings import Settings
 from jobs.steps import refuse_several
 from jobs.storage import Place
+from jobs.train import save_version
 from schemas.loading import Strict
 from schemas.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from cma_clip_core.examples import ExampleIndex
+    from cma_clip_core.loop import Fitted
     from cma_clip_core.noise import Modality
     from cma_clip_core.predictions import Predictions
     from cma_clip_core.splits import Side
@@ -51,6 +56,7 @@ log = logging.getLogger(__name__)
 SHARES = (0.0, 0.2, 0.5, 1.0)  # of the products whose text or picture is swapped, as in the paper
 NOISY = ("late-concatenation", "cma-clip")  # the methods that this is tried on
 WHOLE = "cma-clip"
+UNTRAINED = ("raw-clip", "tf-idf")  # no model of ours: none to be kept
 _LAYOUT = 2  # of the predictions that are kept; others are of another experiment
 _JUDGED: tuple[Side, ...] = ("validation", "test")
 _THRESHOLDS: TypeAdapter[dict[str, Threshold]] = TypeAdapter(dict[str, Threshold])
@@ -63,6 +69,12 @@ class MethodRun(Strict):
     seconds: float  # of training; 0 where there was none
     examples_per_second: float
     best_epoch: int
+
+
+class Kept(Strict):
+    """The model version that a method is kept as."""
+
+    version: str
 
 
 class Judged(Strict):
@@ -86,6 +98,7 @@ class Results(Strict):
     towers: str | None = None  # that all methods began with; None: what the configuration names, or none
     texts: tuple[Judged, ...]  # first with all text that is read
     runs: tuple[MethodRun, ...]
+    versions: dict[str, str] = Field(default_factory=dict, description="method: the model version that it is kept as")
     noise: dict[str, dict[str, list[float]]]  # modality: method: mean recall at each of SHARES
     noise_by_attribute: dict[str, dict[str, list[float]]]  # of CMA-CLIP; modality: attribute: recall at each of SHARES
 
@@ -102,6 +115,14 @@ class _Setting:
     attributes: tuple[str, ...]
     not_learnt: dict[str, str]
     progress: bool
+    lake: Lake
+    labelled: LabelledSet
+    keep: tuple[str, ...]  # methods that are to be kept as model versions
+
+    @property
+    def found_at(self) -> Place:
+        """Where the results are in the lake."""
+        return self.lake.experiments / self.folder.parent.name / self.folder.name
 
     @property
     def readings(self) -> dict[str, TextConfig]:
@@ -124,6 +145,7 @@ def experiment(
     attributes: Sequence[str] = (),
     processes: int | None = None,
     towers: str | None = None,
+    keep: Sequence[str] = (),
 ) -> Place:
     """Compare the methods on the labelled set of a day and return the folder with the results.
 
@@ -139,10 +161,12 @@ def experiment(
             memory allows, on a GPU at most six of a small model and one of a larger one.
         towers: name, or folder, of the pretrained towers that all methods begin with; None: what the configuration says,
             and where it names none, towers pretrained for this experiment.
+        keep: of `methods`, those that become a model version each, as `train` writes them, not promoted. One that was run
+            without is trained again.
 
     Raises:
-        JobError: there is no such method, field or attribute, or no examples, or too few; there are no such towers, or they
-            do not fit; or `torchrun` started several.
+        JobError: there is no such method, field or attribute, or a method cannot be kept; there are no examples, or too few,
+            or no such towers, or they do not fit; or `torchrun` started several.
     """
     from cma_clip_core.classes import ClassLayout
     from cma_clip_core.devices import resolve_device
@@ -155,12 +179,19 @@ def experiment(
     lake = Lake(settings.root)
     base, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
     for given, known, what in (
-        (methods, LABELS, "method"),
+        ((*methods, *keep), LABELS, "method"),
         (attributes, taxonomy.names, "attribute"),
         (text, ("title", "brand", "description"), "text field"),
     ):
         if unknown := [name for name in given if name not in known]:
             raise JobError(f"no such {what}: {', '.join(unknown)}; there are {', '.join(known)}")
+    if untrained := [name for name in keep if name in UNTRAINED]:
+        raise JobError(
+            f"{', '.join(untrained)} cannot be kept: a model version is what was trained; choose of "
+            f"{', '.join(name for name in LABELS if name not in UNTRAINED)}"
+        )
+    if methods and (others := [name for name in keep if name not in methods]):
+        raise JobError(f"{', '.join(others)} cannot be kept: not among the methods that are run: {', '.join(methods)}")
     if text:
         base = base.model_copy(update={"text": TextConfig(fields=tuple(text), context_length=base.text.context_length)})  # type: ignore[arg-type]
     if epochs is not None:
@@ -182,7 +213,8 @@ def experiment(
         if not wanted:
             raise JobError(f"nothing to compare: {'; '.join(f'{name}: {why}' for name, why in not_learnt.items())}")
         setting = _Setting(
-            base, taxonomy, index, resolve_device(settings.device), folder, wanted, not_learnt, settings.progress
+            base, taxonomy, index, resolve_device(settings.device), folder, wanted, not_learnt, settings.progress, lake,
+            labelled, tuple(keep),
         )  # fmt: skip
         log.info("experiment: %s: %d products", folder, len(index.row))
         if start is not None:
@@ -191,9 +223,8 @@ def experiment(
         _write(setting, labelled.manifest.set_id, found, left_out)
     except CoreError as error:
         raise JobError(str(error)) from error
-    found_at = lake.experiments / f"ds={ds}" / f"experiment={name}"
-    storage.send_folder(folder, found_at, deep=False)
-    return found_at
+    storage.send_folder(folder, setting.found_at, deep=False)
+    return setting.found_at
 
 
 @dataclass(slots=True)
@@ -224,7 +255,7 @@ def _run(setting: _Setting, methods: Sequence[str], processes: int | None) -> tu
                 running[pool.submit(_timed, _baseline, setting, "tf-idf")] = "tf-idf"
             towers = None
             # Of methods run before too: what they began with is told in the results each time.
-            if any(m != "tf-idf" and (m in methods or _is_done(setting, m)) for m in LABELS):
+            if any(m != "tf-idf" and (m in methods or _has_predictions(setting, m)) for m in LABELS):
                 try:
                     towers = pool.submit(_towers, setting).result()
                 except NothingToLearnError as error:
@@ -260,7 +291,8 @@ def _timed(run: Callable[..., None], setting: _Setting, method: str, *args: obje
     if _is_done(setting, method):
         log.info("experiment: %s is there", method)
         return
-    log.info("experiment: %s", method)
+    again = ", again: its model was not kept" if _has_predictions(setting, method) else ""
+    log.info("experiment: %s%s", method, again)
     started = time.perf_counter()
     run(setting, method, *args)
     log.info("experiment: %s is done, %.0f s", method, time.perf_counter() - started)
@@ -320,6 +352,8 @@ def _method(setting: _Setting, method: str, towers: Path | None) -> None:
     config = with_towers(configure(setting.base, method), towers)
     work = setting.folder / "unfinished" / method
     model, fitted = fit(config, setting.taxonomy, setting.index, setting.device, folder=work, progress=setting.progress)
+    if method in setting.keep:
+        _keep_model(setting, method, model, fitted, towers)
     layout, tokenizer = ClassLayout(setting.taxonomy), Tokenizer(config)
 
     def said(side: Side, text: TextConfig, noise: Noise | None = None) -> dict[str, Predictions]:
@@ -340,6 +374,47 @@ def _method(setting: _Setting, method: str, towers: Path | None) -> None:
     sides |= {_noisy_name(*key): said("test", setting.base.text, Noise(*key)) for key in _noises(method)}
     _keep(setting, _Found(run, sides))
     shutil.rmtree(work, ignore_errors=True)
+
+
+def _keep_model(setting: _Setting, method: str, model: nn.Module, fitted: Fitted, towers: Path | None) -> None:
+    """Write a method's model as a version into the lake. Killed and run again, it is the same version."""
+    from cma_clip_core.methods import configure
+    from cma_clip_core.training import Origin, conclude
+
+    lake, made = setting.lake, setting.lake.work / "models"
+    below = setting.folder / "unfinished" / method / "version"
+    kept = storage.read_document(_kept_file(setting, method), Kept)
+    if kept is None or not (made / kept.version).exists():
+        # How long it took is in a version, so that each that is made has another name: one that is there is taken.
+        version = next(iter(registry.list_versions(below)), None)
+        if version is None:
+            config = with_towers(configure(setting.base, method), towers)
+            trained = conclude(model, fitted, config, setting.taxonomy, setting.index, setting.device)
+            origin = Origin(
+                folder=lake.relative(setting.found_at),
+                products=setting.labelled.manifest.products,
+                compared=setting.attributes,
+            )
+            version = save_version(
+                trained, config, setting.taxonomy, towers, lake, setting.labelled, setting.index, below, origin
+            )
+        kept = Kept(version=version)
+        storage.write_document(_kept_file(setting, method), kept)
+        made.mkdir(parents=True, exist_ok=True)
+        (below / version).rename(made / version)
+    storage.send_folder(made / kept.version, lake.models / kept.version, last=registry.SUMS)
+    log.info("experiment: %s is kept: %s", method, lake.models / kept.version)
+
+
+def _kept_file(setting: _Setting, method: str) -> Path:
+    return setting.folder / "versions" / f"{method}.json"
+
+
+def _version(setting: _Setting, method: str) -> str | None:
+    """Return the model version that a method is kept as; None where it is not, or no longer."""
+    kept = storage.read_document(_kept_file(setting, method), Kept)
+    there = kept is not None and storage.exists(setting.lake.models / kept.version / registry.SUMS)
+    return kept.version if kept is not None and there else None
 
 
 def _baseline(setting: _Setting, method: str) -> None:
@@ -363,6 +438,7 @@ def _baseline(setting: _Setting, method: str) -> None:
 
 def _keep(setting: _Setting, found: _Found) -> None:
     folder = setting.folder / "predictions" / found.run.method
+    (folder / "run.json").unlink(missing_ok=True)  # of a method that is run again to be kept
     for name, predictions in found.sides.items():
         for attribute, p in predictions.items():
             storage.write_bytes(folder / name / f"{attribute}.npz", p.to_bytes())
@@ -380,6 +456,11 @@ def _noises(method: str) -> list[tuple[Modality, float]]:
 
 
 def _is_done(setting: _Setting, method: str) -> bool:
+    """Whether there is nothing left to do: it was run, and kept where that is wanted."""
+    return _has_predictions(setting, method) and (method not in setting.keep or _version(setting, method) is not None)
+
+
+def _has_predictions(setting: _Setting, method: str) -> bool:
     return (setting.folder / "predictions" / method / "run.json").exists()
 
 
@@ -461,6 +542,7 @@ def _write(setting: _Setting, labelled_set: str, found: dict[str, _Found], left_
         towers=None if (towers := _find(setting.folder / "towers")) is None else towers.name,
         texts=(full, *(judged for judged, _, _ in others)),
         runs=tuple(f.run for f in found.values()),
+        versions={method: version for method in found if (version := _version(setting, method)) is not None},
         noise=noise,
         noise_by_attribute=by_attribute,
     )
@@ -530,6 +612,7 @@ def _markdown(results: Results) -> str:
 
     notes = [f"{name} is not learnt, nor in any mean: {why}" for name, why in results.not_learnt.items()]
     notes += [f"{what}: {why}" for what, why in results.left_out.items()]
+    notes += [f"{LABELS[method]} is kept as model version {version}" for method, version in results.versions.items()]
     left_out = "".join(f"\n{note}.\n" for note in notes)
     head = (
         f"Recall at 90 % precision, in %, on the test side; products: {sides}; labelled set {results.labelled_set}; "

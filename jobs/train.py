@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import torch
 
     from cma_clip_core.distributed import World
+    from cma_clip_core.examples import ExampleIndex
+    from cma_clip_core.training import Origin, Trained
 
 log = logging.getLogger(__name__)
 
@@ -113,16 +115,7 @@ def _train(
         return ""
     unfinished.begin(work, config, set_id, world.size)
     trained = training.train(begins, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
-    # Kept by name: a version knows nothing of the place it was made in.
-    made_with = with_towers(config, start and Path("towers") / start.name)
-    trained.metrics = trained.metrics.model_copy(
-        update={
-            "labelled_set": lake.relative(labelled.folder),
-            "catalog_day": labelled.manifest.ds,
-            "labels": count_labels_of_sides(labelled.table),
-        }
-    )
-    version = registry.save(trained, made_with, taxonomy, lake.work / "models", datetime.now(UTC))
+    version = save_version(trained, config, taxonomy, start, lake, labelled, index, lake.work / "models")
     storage.send_folder(lake.work / "models" / version, lake.models / version, last=registry.SUMS)
     shutil.rmtree(work, ignore_errors=True)
     metrics = trained.metrics
@@ -144,6 +137,43 @@ def _train(
         "mean_recall_at_target": round(training.mean_recall(metrics), 4),
     }
     return version
+
+
+def save_version(
+    trained: Trained,
+    config: ModelConfig,
+    taxonomy: Taxonomy,
+    start: Path | None,
+    lake: Lake,
+    labelled: LabelledSet,
+    index: ExampleIndex,
+    models: Path,
+    origin: Origin | None = None,
+) -> str:
+    """Write a trained model into the folder `models` as a version, with what it was trained on, and return its name.
+
+    Args:
+        trained: the model, its thresholds and metrics.
+        config: what it was trained with, but for the towers.
+        taxonomy: what it predicts.
+        start: folder of the pretrained towers that it began with; None: what the configuration says.
+        lake: where the labelled set is.
+        labelled: the set that its products are of.
+        index: these products.
+        models: where versions are.
+        origin: the experiment that it was trained by; None: it was trained by itself.
+    """
+    # Kept by name: a version knows nothing of the place it was made in.
+    made_with = with_towers(config, start and Path("towers") / start.name)
+    trained.metrics = trained.metrics.model_copy(
+        update={
+            "labelled_set": lake.relative(labelled.folder),
+            "catalog_day": labelled.manifest.ds,
+            "labels": count_labels_of_sides(labelled.table, lake, index),
+            "experiment": origin,
+        }
+    )
+    return registry.save(trained, made_with, taxonomy, models, datetime.now(UTC))
 
 
 def _percent(value: float | None) -> str:

@@ -13,7 +13,7 @@ from cma_clip_core.documents import AttributeMetrics, Interval, LabelCount, Meth
 from cma_clip_core.metrics import judge, method_metrics, promise_kept
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.tables import comparison, one_model, own_thresholds, shipped
-from cma_clip_core.training import Metrics
+from cma_clip_core.training import Metrics, Origin
 from tests.cma_clip_core import drawn
 from tests.cma_clip_core.scored import marks, single
 
@@ -123,6 +123,22 @@ def test_the_card_names_the_data() -> None:
     assert "| attribute | train labels | train labels, silent | validation labels |" in card
     assert "| pattern | 7,000 | 12 | 0 | 0 | 5 | 4 |" in card
     assert "labelled set" not in card_of(drawn.config(), ALL_BUT_PATTERN)
+
+
+def test_the_card_of_an_experiments_model_says_what_was_left_out() -> None:
+    origin = Origin(
+        folder="experiments/ds=2026-11-20/experiment=0123abcd", products=30_000, compared=("pattern", "colour")
+    )
+    known: dict[str, Any] = {"labelled_set": "labelled/ds=2026-11-20/set=01234567"}
+    card = card_of(drawn.config(), ALL_BUT_PATTERN, experiment=origin, **known)
+    assert (
+        "by the experiment `experiments/ds=2026-11-20/experiment=0123abcd`, on a sample of its families: 15 of" in card
+    )
+    assert "of its 30,000 products. It compared pattern, colour; the model was trained on all attributes" in card
+    whole = card_of(drawn.config(), ALL_BUT_PATTERN, experiment=origin.model_copy(update={"products": 15}), **known)
+    assert "Trained by the experiment" in whole
+    assert "sample of its families" not in whole
+    assert "Trained by the experiment" not in card_of(drawn.config(), ALL_BUT_PATTERN, **known)
 
 
 @pytest.mark.parametrize(

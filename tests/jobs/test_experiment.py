@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,23 +23,27 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+import cma_clip_core
 from cma_clip_core import registry, towers
 from cma_clip_core.backbone import Backbone
 from cma_clip_core.batches import Batch
 from cma_clip_core.errors import ModelError
 from cma_clip_core.loop import Loop
 from cma_clip_core.methods import LABELS, configure
+from cma_clip_core.training import Metrics
 from jobs import experiment as module
 from jobs import machine, storage
 from jobs.errors import JobError
 from jobs.experiment import Results, experiment
 from jobs.lake import Lake
+from jobs.models import champion
 from jobs.prepare import prepare, prepare_export
 from jobs.pretrain import pretrain, with_towers
+from jobs.promotion import judge
 from jobs.settings import Settings
 from jobs.side_by_side import default_processes, default_processes_on_gpu
 from jobs.suspects import suspects
-from jobs.train import train
+from jobs.train import show_model, train
 from tests.cma_clip_core import drawn
 from tests.jobs.test_train import ONE_THREAD, ROOT, RUN, add_examples, options_of, settings_of
 
@@ -381,6 +386,95 @@ def test_without_any_text_the_text_baseline_is_left_out(tmp_path: Path) -> None:
     assert [m.method for m in results.texts[0].methods] == [LABELS["raw-clip"]]
     assert LABELS["tf-idf"] in results.left_out
     assert "it is left out" in (folder / "results.md").read_text()
+
+
+def test_methods_are_kept_as_model_versions_the_same_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of(tmp_path)
+    lake = Lake(settings.root)
+    add_examples(lake, RUN, drawn.examples(400))
+    train(settings, DAY)  # a champion to be judged against
+
+    def run(*keep: str) -> Results:
+        methods = ("cma-clip", "fine-tuned-clip", "tf-idf")
+        folder = experiment(
+            settings,
+            DAY,
+            products=300,
+            epochs=2,
+            methods=methods,
+            attributes=("colour", "pattern"),
+            processes=1,
+            keep=keep,
+        )
+        results = storage.read_document(folder / "results.json", Results)
+        assert results is not None
+        said = (folder / "results.md").read_text()
+        assert all(f"kept as model version {version}" in said for version in results.versions.values())
+        return results
+
+    assert run().versions == {}
+    before = registry.list_versions(lake.models)
+    write, keep = storage.write_document, module._keep
+
+    def die_before_it_is_named(path: Path, document: Any) -> None:
+        if isinstance(document, module.Kept):
+            raise KeyboardInterrupt
+        write(path, document)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "write_document", die_before_it_is_named)
+        with pytest.raises(KeyboardInterrupt):
+            run("cma-clip")
+    assert registry.list_versions(lake.models) == before
+    (made,) = lake.root.glob("experiments/*/*/unfinished/cma-clip/version/*")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_keep", die)
+        with pytest.raises(KeyboardInterrupt):
+            run("cma-clip")
+    assert module._keep is keep
+    results = run("cma-clip", "fine-tuned-clip")
+    assert results.versions["cma-clip"] == made.name
+    assert sorted(registry.list_versions(lake.models)) == sorted([*before, *results.versions.values()])
+    assert champion(settings) == before[0]
+    assert run() == results  # it stays known
+    for method, version in results.versions.items():
+        (said,) = cma_clip_core.load(lake.models / version, "cpu").tag([{"title": "classic Striped Shirt"}])
+        assert {p["attribute"] for p in said["predictions"]} >= {"article_type", "colour"}
+        metrics = registry.read_json(lake.models / version / registry.METRICS, Metrics)
+        assert metrics.train_examples == results.products["train"]
+        assert sum(count.labels for count in metrics.labels["colour"].values()) == sum(results.products.values())
+        by_name = dict(zip(("fine-tuned-clip", "cma-clip", "tf-idf"), results.texts[0].methods, strict=True))
+        judged = by_name[method].attributes["pattern"]
+        assert metrics.test["pattern"].recall_at_90 == judged.recall_at_90
+        capsys.readouterr()
+        show_model(settings, version)
+        card = " ".join(capsys.readouterr().out.split())
+        products = sum(results.products.values())
+        assert re.search(
+            rf"on a sample of its families: {products} of its 39\d products\. It compared colour, pattern;", card
+        )
+        assert "begun with the pretrained `towers/" in card
+        verdict = judge(settings, version)
+        assert verdict is not None
+        assert verdict.judged
+
+
+def test_what_cannot_be_kept_is_said_before_anything_is_trained(settings: Settings) -> None:
+    there = sorted(Lake(settings.root).experiments.glob("*/*"))
+    with pytest.raises(
+        JobError, match="raw-clip, tf-idf cannot be kept: a model version is what was trained; choose of"
+    ):
+        experiment(settings, DAY, products=220, keep=("raw-clip", "tf-idf"))
+    with pytest.raises(JobError, match="cma-clip cannot be kept: not among the methods that are run: tf-idf"):
+        experiment(settings, DAY, products=220, methods=("tf-idf",), keep=("cma-clip",))
+    with pytest.raises(JobError, match="no such method: clap"):
+        experiment(settings, DAY, products=220, keep=("clap",))
+    assert sorted(Lake(settings.root).experiments.glob("*/*")) == there
 
 
 def test_unknown_names_say_what_there_is(settings: Settings) -> None:
