@@ -44,7 +44,7 @@ class Threshold(Strict):
 
 
 class Interval(Strict):
-    """A 95 % bootstrap interval."""
+    """From where to where: of a 95 % bootstrap interval, but where something else is said."""
 
     low: float
     high: float

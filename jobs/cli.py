@@ -300,6 +300,12 @@ def experiment(
         str,
         typer.Option(help="Trained methods to keep as model versions, comma-separated; they are not promoted."),
     ] = "",
+    seeds: Annotated[
+        int,
+        typer.Option(
+            help="Trainings of each method, with seeds one above the other: their mean, least and greatest.", min=1
+        ),
+    ] = 1,
 ) -> None:
     """Compare CMA-CLIP with raw and fine-tuned CLIP, its own ablations, and TF-IDF: recall at 90 % precision.
 
@@ -323,6 +329,7 @@ def experiment(
         processes=processes,
         towers=towers,
         keep=_list(keep),
+        seeds=seeds,
     )
     _print({"results": str(folder / "results.md")})
 

@@ -12,7 +12,7 @@ from cma_clip_core.config import ModelConfig
 from cma_clip_core.documents import AttributeMetrics, Interval, LabelCount, MethodMetrics, Threshold
 from cma_clip_core.metrics import judge, method_metrics, promise_kept
 from cma_clip_core.predictions import Predictions
-from cma_clip_core.tables import comparison, one_model, own_thresholds, shipped
+from cma_clip_core.tables import comparison, one_model, over_seeds, own_thresholds, shipped
 from cma_clip_core.training import Metrics, Origin
 from tests.cma_clip_core import drawn
 from tests.cma_clip_core.scored import marks, single
@@ -42,6 +42,17 @@ def test_methods_side_by_side_the_best_in_bold() -> None:
     assert table[3][:4] == ["CMA-CLIP", "**75.0** (70.0 to 81.0)", "-", "**75.0**"]
     assert table[3][4] == "**66.7**"
     assert rows(comparison([ours]))[2][1] == "75.0 (70.0 to 81.0)"
+
+
+def test_seeds_are_a_mean_with_the_least_and_the_greatest() -> None:
+    ours = [
+        method_metrics("CMA-CLIP", {"pattern": metrics(recall, Interval(low=0.1, high=0.9)), "colour": metrics(None)})
+        for recall in (0.75, 0.5, 0.7)
+    ]
+    table = rows(over_seeds([[method_metrics("TF-IDF", {"pattern": metrics(0.66), "colour": metrics(0.25)})], ours]))
+    assert table[0] == ["method", "seeds", "pattern", "colour", "mean", "mean, silent"]
+    assert table[2][:5] == ["TF-IDF", "1", "**66.0**", "**25.0**", "45.5"]
+    assert table[3][:5] == ["CMA-CLIP", "3", "65.0 (50.0 to 75.0)", "-", "**65.0** (50.0 to 75.0)"]
 
 
 def test_a_method_without_an_attribute() -> None:

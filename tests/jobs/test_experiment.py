@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import open_clip
 import psutil
 import pyarrow as pa
@@ -27,6 +28,7 @@ import cma_clip_core
 from cma_clip_core import registry, towers
 from cma_clip_core.backbone import Backbone
 from cma_clip_core.batches import Batch
+from cma_clip_core.bootstrap import RecallDraws
 from cma_clip_core.errors import ModelError
 from cma_clip_core.loop import Loop
 from cma_clip_core.methods import LABELS, configure
@@ -205,7 +207,7 @@ def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
         raise KeyboardInterrupt
 
     keep = module._keep
-    monkeypatch.setattr(module, "_keep", lambda s, f: killed() if f.run.method == "sa-without-ma" else keep(s, f))
+    monkeypatch.setattr(module, "_keep", lambda s, t, f: killed() if t.method == "sa-without-ma" else keep(s, t, f))
     with pytest.raises(KeyboardInterrupt):
         experiment(settings, DAY, **options)  # type: ignore[arg-type]
     monkeypatch.undo()
@@ -462,6 +464,95 @@ def test_methods_are_kept_as_model_versions_the_same_after_a_kill(
         verdict = judge(settings, version)
         assert verdict is not None
         assert verdict.judged
+
+
+def test_differences_are_seed_by_seed_in_the_same_draws() -> None:
+    def draws(low: float, high: float) -> RecallDraws:
+        found = np.linspace(low, high, 1001)[None]
+        return RecallDraws(("colour",), found, found)
+
+    methods = {
+        "text-tower": [module._Trial("text-tower", 1)],
+        "sa-without-ma": [module._Trial("sa-without-ma", 2)],
+        "cma-clip": [module._Trial("cma-clip"), module._Trial("cma-clip", 1)],
+        "tf-idf": [module._Trial("tf-idf")],
+    }
+    of_all = {
+        "cma-clip": draws(0.6, 0.8), "cma-clip+1": draws(0.7, 0.9), "text-tower+1": draws(0.5, 0.7), "tf-idf": draws(0.6, 0.8),
+        "sa-without-ma+2": draws(0, 1),
+    }  # fmt: skip
+    found = module._against(methods, of_all, RecallDraws.mean_all)
+    assert list(found) == ["text-tower", "sa-without-ma", "tf-idf"]
+    assert found["sa-without-ma"] is None  # no seed of both
+    assert found["text-tower"] is not None  # the one seed of both
+    assert (found["text-tower"].mean, found["text-tower"].interval.low) == pytest.approx((0.2, 0.2))
+    assert found["tf-idf"] is not None  # the same with each seed: 0 with the first, 0.1 with the second
+    assert found["tf-idf"].mean == pytest.approx(0.05)
+    assert (found["tf-idf"].interval.low, found["tf-idf"].interval.high) == pytest.approx((0, 0.1))
+    assert module._against({"tf-idf": methods["tf-idf"]}, of_all, RecallDraws.mean_all) == {}
+
+
+@pytest.mark.long
+def test_each_method_is_trained_with_each_seed_and_goes_on(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(seeds: int) -> tuple[Path, Results]:
+        methods = ("text-tower", "cma-clip", "tf-idf", "raw-clip")
+        folder = experiment(
+            settings,
+            DAY,
+            products=300,
+            epochs=3,
+            methods=methods,
+            attributes=("colour", "pattern"),
+            processes=1,
+            seeds=seeds,
+        )
+        results = storage.read_document(folder / "results.json", Results)
+        assert results is not None
+        return Path(str(folder)), results
+
+    folder, one = run(1)
+    assert one.texts[0].seeds == {}
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("predictions/*/run.json")}
+    keep = module._keep
+
+    def mortal(setting: Any, trial: Any, found: Any) -> None:
+        if trial.name == "text-tower+1":
+            raise KeyboardInterrupt
+        keep(setting, trial, found)
+
+    monkeypatch.setattr(module, "_keep", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        run(2)
+    monkeypatch.undo()
+    before[folder / "predictions" / "cma-clip+1" / "run.json"] = (
+        (folder / "predictions" / "cma-clip+1" / "run.json").stat().st_mtime_ns
+    )
+    again, two = run(2)
+    assert again == folder
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert {p.name for p in (folder / "predictions").iterdir()} == {
+        "text-tower", "text-tower+1", "cma-clip", "cma-clip+1", "tf-idf", "raw-clip",
+    }  # fmt: skip
+    (judged,) = two.texts
+    assert judged.methods == one.texts[0].methods
+    assert {method: len(seeds) for method, seeds in judged.seeds.items()} == {"text-tower": 2, "cma-clip": 2}
+    assert [(r.method, r.seed) for r in two.runs] == [
+        ("raw-clip", None), ("text-tower", 0), ("text-tower", 1), ("cma-clip", 0), ("cma-clip", 1), ("tf-idf", None),
+    ]  # fmt: skip
+    recalls = [100 * (m.mean_recall_at_90 or 0) for m in judged.seeds["cma-clip"]]
+    assert recalls[0] != recalls[1]
+    page = (folder / "results.md").read_text()
+    mean, spread = f"{sum(recalls) / 2:.1f}", f"{min(recalls):.1f} to {max(recalls):.1f}"
+    assert re.search(rf"\| CMA-CLIP \| 2 \|.*\| \**{re.escape(mean)}\** \({re.escape(spread)}\) \|", page)
+    assert "| CMA-CLIP, seed 1 | " in page
+    assert "of the bootstrap's draws of all seeds together" in page
+    # Between those of the seeds alone, the first of which is known.
+    first, both = one.texts[0].against_whole["tf-idf"], judged.against_whole["tf-idf"]
+    assert first is not None
+    assert both is not None
+    gap = (recalls[1] - recalls[0]) / 200
+    assert both.mean - first.mean == pytest.approx(gap, abs=0.05)
+    assert run(1)[1] == one
 
 
 def test_what_cannot_be_kept_is_said_before_anything_is_trained(settings: Settings) -> None:
