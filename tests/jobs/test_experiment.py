@@ -390,6 +390,7 @@ def test_without_any_text_the_text_baseline_is_left_out(tmp_path: Path) -> None:
     assert "it is left out" in (folder / "results.md").read_text()
 
 
+@pytest.mark.long
 def test_methods_are_kept_as_model_versions_the_same_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
