@@ -44,6 +44,7 @@ from jobs.pretrain import pretrain, with_towers
 from jobs.promotion import judge
 from jobs.settings import Settings
 from jobs.side_by_side import default_processes, default_processes_on_gpu
+from jobs.storage import Place
 from jobs.suspects import suspects
 from jobs.train import show_model, train
 from tests.cma_clip_core import drawn
@@ -623,3 +624,19 @@ def test_methods_differ_from_the_whole_in_what_they_say() -> None:
     assert configure(base, "picture-tower").training.text_dropout == 0
     with pytest.raises(KeyError):
         configure(base, "clap")
+
+
+def test_a_version_of_an_experiment_gets_into_a_lake_on_s3(
+    tmp_path: Path, on_s3: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    settings = settings_of(tmp_path)
+    add_examples(Lake(settings.root), RUN, drawn.examples(300))
+    storage.send_folder(Path(str(settings.root)), on_s3)
+    settings = settings.model_copy(update={"root": on_s3})
+    folder = experiment(settings, DAY, epochs=1, methods=("text-tower",), processes=1, keep=("text-tower",))
+    results = storage.read_document(folder / "results.json", Results)
+    assert results is not None
+    lake = Lake(on_s3)
+    assert registry.list_versions(lake.models) == [results.versions["text-tower"]]
+    registry.check(lake.models / results.versions["text-tower"])
