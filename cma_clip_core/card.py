@@ -145,8 +145,26 @@ def _towers(config: ModelConfig) -> str:
 def _source(metrics: Metrics) -> str:
     if not metrics.labelled_set:
         return ""
+    from_set = (
+        f"Products of the catalog up to {metrics.catalog_day or '?'}: the labelled set `{metrics.labelled_set}`.\n"
+    )
     towers = f"{metrics.towers.words()}\n" if metrics.towers else ""
-    return f"Products of the catalog up to {metrics.catalog_day or '?'}: the labelled set `{metrics.labelled_set}`.\n{towers}"
+    return from_set + _experiment(metrics) + towers
+
+
+def _experiment(metrics: Metrics) -> str:
+    """Return what of its data and numbers an experiment decided."""
+    origin = metrics.experiment
+    if origin is None:
+        return ""
+    seen = metrics.train_examples + metrics.validation_examples + metrics.test_examples
+    sample = (
+        f", on a sample of its families: {seen:,} of its {origin.products:,} products" if seen < origin.products else ""
+    )
+    return (
+        f"Trained by the experiment `{origin.folder}`{sample}. It compared {', '.join(origin.compared)}; the model was trained on all\n"
+        "attributes, and the numbers below are of all.\n"
+    )
 
 
 def _labels(taxonomy: Taxonomy, metrics: Metrics) -> str:

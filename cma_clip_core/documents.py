@@ -44,7 +44,7 @@ class Threshold(Strict):
 
 
 class Interval(Strict):
-    """A 95 % bootstrap interval."""
+    """From where to where: of a 95 % bootstrap interval, but where something else is said."""
 
     low: float
     high: float
@@ -186,12 +186,21 @@ class Epoch(Strict):
     examples: int
 
 
+class Origin(Strict):
+    """The experiment that a model comes from."""
+
+    folder: str  # in the lake
+    products: int  # of the labelled set; the model may have seen a sample of them
+    compared: tuple[str, ...]  # the attributes that the experiment compared; all were trained
+
+
 class Metrics(Strict):
     """All that is known of a trained model: goes into its folder as metrics.json."""
 
     labelled_set: str = ""  # its folder in the lake
     catalog_day: str = ""  # newest day whose products are in it
     labels: dict[str, dict[str, LabelCount]] = Field(default_factory=dict)  # by attribute and side
+    experiment: Origin | None = None  # None: it was trained by itself
     towers: TowersOrigin | None = None  # None: not begun with towers of the lake
     train_examples: int
     validation_examples: int

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Final
 
 from cma_clip_core.documents import AttributeMetrics, Interval, MethodMetrics, Threshold
+
+_MEAN: Final = "mean"
+_MEAN_SILENT: Final = "mean, silent"
 
 
 def comparison(methods: Sequence[MethodMetrics]) -> str:
@@ -13,26 +18,57 @@ def comparison(methods: Sequence[MethodMetrics]) -> str:
     The last columns are the means over the attributes, of all labels and of those that no text names. In bold: the best
     of a column.
     """
-    names = list(dict.fromkeys(name for method in methods for name in method.attributes))
-    columns: dict[str, list[tuple[float | None, Interval | None]]] = {
-        name: [
-            (m.recall_at_90, m.recall_at_90_interval) if (m := method.attributes.get(name)) else (None, None)
-            for method in methods
-        ]
-        for name in names
+    columns = {
+        name: [(value, _range(interval)) for value, interval in (_recall(method, name) for method in methods)]
+        for name in _columns(methods)
     }
-    columns["mean"] = [(m.mean_recall_at_90, m.mean_recall_at_90_interval) for m in methods]
-    columns["mean, silent"] = [(m.mean_silent_recall_at_90, m.mean_silent_recall_at_90_interval) for m in methods]
-    best = {name: max((v for v, _ in cells if v is not None), default=None) for name, cells in columns.items()}
-    rows = []
-    for at, method in enumerate(methods):
-        cells = []
-        for name, column in columns.items():
-            value, interval = column[at]
-            bold = "**" if len(methods) > 1 and value is not None and value == best[name] else ""
-            cells.append(f"{bold}{percent(value)}{bold}{_range(interval)}")
-        rows.append([method.method, *cells])
-    return markdown(["method", *columns], rows)
+    cells = _best_in_bold(columns)
+    return markdown(["method", *columns], [[m.method, *row] for m, row in zip(methods, cells, strict=True)])
+
+
+def over_seeds(methods: Sequence[Sequence[MethodMetrics]]) -> str:
+    """Return methods by attributes, as `comparison`: each the mean over its seeds, in brackets the least and the greatest.
+
+    Args:
+        methods: of each its metrics with one seed or several.
+    """
+    columns: dict[str, list[tuple[float | None, str]]] = {}
+    for name in _columns([trial for trials in methods for trial in trials]):
+        columns[name] = []
+        for trials in methods:
+            found = [value for value, _ in (_recall(trial, name) for trial in trials) if value is not None]
+            spread = Interval(low=min(found), high=max(found)) if len(found) > 1 else None
+            columns[name].append((fmean(found) if found else None, _range(spread)))
+    cells = _best_in_bold(columns)
+    return markdown(
+        ["method", "seeds", *columns],
+        [[trials[0].method, f"{len(trials)}", *row] for trials, row in zip(methods, cells, strict=True)],
+    )
+
+
+def _columns(methods: Sequence[MethodMetrics]) -> list[str]:
+    return [*dict.fromkeys(name for method in methods for name in method.attributes), _MEAN, _MEAN_SILENT]
+
+
+def _recall(method: MethodMetrics, column: str) -> tuple[float | None, Interval | None]:
+    """Return what a comparison says of a method in a column, and its interval."""
+    if column == _MEAN:
+        return method.mean_recall_at_90, method.mean_recall_at_90_interval
+    if column == _MEAN_SILENT:
+        return method.mean_silent_recall_at_90, method.mean_silent_recall_at_90_interval
+    found = method.attributes.get(column)
+    return (found.recall_at_90, found.recall_at_90_interval) if found else (None, None)
+
+
+def _best_in_bold(columns: Mapping[str, Sequence[tuple[float | None, str]]]) -> list[list[str]]:
+    """Return the rows of columns of shares, each with the words behind it, as text in percent."""
+    rows: list[list[str]] = [[] for _ in next(iter(columns.values()))]
+    for column in columns.values():
+        best = max((value for value, _ in column if value is not None), default=None)
+        for row, (value, behind) in zip(rows, column, strict=True):
+            bold = "**" if len(column) > 1 and value is not None and value == best else ""
+            row.append(f"{bold}{percent(value)}{bold}{behind}")
+    return rows
 
 
 def one_model(metrics: Mapping[str, AttributeMetrics]) -> str:

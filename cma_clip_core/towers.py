@@ -7,10 +7,12 @@ metrics.json        on which labelled set and how they were trained, and how wel
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -80,14 +82,36 @@ def read_metrics(folder: Path) -> TowersMetrics:
 
 
 def load(backbone: nn.Module, folder: Path, config: ModelConfig) -> None:
-    """Load a folder's weights into both towers.
+    """Load a folder's weights into both towers. Raises ModelError as `check`."""
+    _check_fits(folder, config)
+    with _readable(folder):
+        state = load_file(folder / WEIGHTS)
+    backbone.load_state_dict(state)
+
+
+def check(folder: Path, config: ModelConfig) -> str:
+    """Return sixteen hex digits of the weights in a folder, by which towers are the same wherever they lie.
 
     Raises:
         ModelError: the folder holds no towers, they are broken, or they were trained with other sizes: names these.
     """
-    try:
+    _check_fits(folder, config)
+    with _readable(folder), (folder / WEIGHTS).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _check_fits(folder: Path, config: ModelConfig) -> None:
+    with _readable(folder):
         trained = ModelConfig.model_validate_json((folder / CONFIG).read_bytes())
-        state = load_file(folder / WEIGHTS)
+    if different := differences(trained, config):
+        raise ModelError(f"{folder}: the towers were trained with another configuration: {'; '.join(different)}")
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong when towers are read into a ModelError."""
+    try:
+        yield
     except OSError as error:
         raise ModelError(
             f"{folder}: not a folder of pretrained towers: {error.strerror or error}; make one with "
@@ -95,9 +119,6 @@ def load(backbone: nn.Module, folder: Path, config: ModelConfig) -> None:
         ) from error
     except (SafetensorError, ValueError) as error:
         raise ModelError(f"{folder}: the pretrained towers are broken: {error}") from error
-    if different := differences(trained, config):
-        raise ModelError(f"{folder}: the towers were trained with another configuration: {'; '.join(different)}")
-    backbone.load_state_dict(state)
 
 
 def differences(trained: ModelConfig, wanted: ModelConfig) -> list[str]:

@@ -131,6 +131,23 @@ def train(
 ) -> Trained:
     """Train a model, choose its thresholds on the validation side, and judge it on the test side. As `fit`."""
     model, fitted = fit(config, taxonomy, index, device, folder=folder, world=world, progress=progress)
+    return conclude(model, fitted, config, taxonomy, index, device, world=world)
+
+
+def conclude(
+    model: nn.Module,
+    fitted: Fitted,
+    config: ModelConfig,
+    taxonomy: Taxonomy,
+    index: ExampleIndex,
+    device: torch.device,
+    *,
+    world: World | None = None,
+) -> Trained:
+    """Choose the thresholds of a model that `fit` gave on the validation side, and judge it on the test side.
+
+    Arguments as of `fit`. Raises DeviceError where not even one product fits into the device's memory.
+    """
     start = time.perf_counter()
     layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
     found = dict(fitted.validation)

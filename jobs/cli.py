@@ -53,6 +53,10 @@ Together = Annotated[
     int | None,
     typer.Option("--processes", help="Processes that train together; one a GPU where left out, on a CPU one.", min=1),
 ]
+Towers = Annotated[
+    str | None,
+    typer.Option(help="Pretrained towers to begin with: their name, as `pretrain` prints it, or their folder."),
+]
 First = Annotated[
     str, typer.Option("--first", help="First day, YYYY-MM-DD.", callback=lambda v: check_day(v, "--first"))
 ]
@@ -285,12 +289,27 @@ def experiment(
     mapping: Annotated[str, typer.Option(help="Column mapping of that export.")] = "sample",
     processes: Annotated[
         int | None,
-        typer.Option(help="Methods trained side by side; on a CPU one a core where left out, on a GPU one.", min=1),
+        typer.Option(
+            help="Methods trained side by side; where left out one a core, on a GPU at most 6 of a small model, and one of a "
+            "large one.",
+            min=1,
+        ),
     ] = None,
+    towers: Towers = None,
+    keep: Annotated[
+        str,
+        typer.Option(help="Trained methods to keep as model versions, comma-separated; they are not promoted."),
+    ] = "",
+    seeds: Annotated[
+        int,
+        typer.Option(
+            help="Trainings of each method, with seeds one above the other: their mean, least and greatest.", min=1
+        ),
+    ] = 1,
 ) -> None:
     """Compare CMA-CLIP with raw and fine-tuned CLIP, its own ablations, and TF-IDF: recall at 90 % precision.
 
-    All methods begin with the same towers (pretrained here, unless the configuration names some), see the same split, and
+    All methods begin with the same towers (pretrained here, unless `--towers` or the configuration names some), see the same split, and
     are judged by the same evaluator: where they are trained with titles alone too (`title_only`), on both kinds of text.
     Killed, it goes on where it was. Results: a table, plots, JSON.
     """
@@ -308,6 +327,9 @@ def experiment(
         text=_list(text),
         attributes=_list(attributes),
         processes=processes,
+        towers=towers,
+        keep=_list(keep),
+        seeds=seeds,
     )
     _print({"results": str(folder / "results.md")})
 
@@ -321,9 +343,7 @@ def train(
     context: typer.Context,
     ds: Newest,
     promote: Annotated[bool, typer.Option(help="Make the new model the champion.")] = True,
-    towers: Annotated[
-        str | None, typer.Option(help="Pretrained towers to begin with, as `pretrain` names them.")
-    ] = None,
+    towers: Towers = None,
     pretrain: Annotated[
         bool,
         typer.Option(
@@ -351,9 +371,7 @@ def suspects(
     context: typer.Context,
     ds: Newest,
     folds: Annotated[int, typer.Option(help="Models to train, each on all but one share of the families.", min=2)] = 3,
-    towers: Annotated[
-        str | None, typer.Option(help="Pretrained towers to begin with, as `pretrain` names them.")
-    ] = None,
+    towers: Towers = None,
 ) -> None:
     """Find the catalog's labels that are probably wrong, by models that never saw them: a table, and a page of pictures."""
     from jobs.suspects import suspects as step

@@ -87,11 +87,26 @@ class TableRows:
         return found
 
 
-def count_labels_of_sides(table: Place) -> dict[str, dict[str, LabelCount]]:
-    """Return how many labels each attribute has on each side, and how many of them are silent, of a set's table."""
+def count_labels_of_sides(table: Place, lake: Lake, index: ExampleIndex) -> dict[str, dict[str, LabelCount]]:
+    """Return how many labels each attribute has on each side, and how many of them are silent.
+
+    Args:
+        table: of the labelled set.
+        lake: the table names example files relative to it.
+        index: the products that count: all of the set, or a sample.
+    """
     found: Counter[tuple[str, str, bool]] = Counter()
+    wanted = {lake.relative(path): index.row[index.file == number] for number, path in enumerate(index.files)}
     with open_parquet(table) as file:
-        for batch in file.iter_batches(columns=["side", "labels"]):
+        for batch in file.iter_batches(columns=["example_file", "example_row", "side", "labels"]):
+            files, rows = (
+                batch.column("example_file").to_numpy(zero_copy_only=False),
+                batch.column("example_row").to_numpy(),
+            )
+            keep = np.zeros(len(rows), dtype=np.bool_)
+            for name in set(files):
+                keep |= (files == name) & np.isin(rows, wanted[name])
+            batch = batch.filter(pa.array(keep))
             labels = batch.column("labels")
             flat = labels.flatten()
             sides = batch.column("side").take(pc.list_parent_indices(labels))

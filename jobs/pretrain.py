@@ -152,13 +152,24 @@ def with_towers(config: ModelConfig, towers: Path | None) -> ModelConfig:
 
 
 def find_towers(lake: Lake, name: str | None) -> Path | None:
-    """Return the folder of pretrained towers in the lake. Raises JobError where there are none of that name."""
+    """Return the folder of pretrained towers.
+
+    Args:
+        lake: where they are looked for by name.
+        name: their name in the lake; anything with a slash is their folder, wherever it is; None: none are asked for.
+
+    Raises:
+        JobError: there are none of that name in the lake.
+    """
     if name is None:
         return None
+    if "/" in name:
+        return Path(name).expanduser().resolve()
     there = [path.name for path in _all(lake)]
     if name not in there:
         raise JobError(
-            f"{name!r}: no such towers in {lake.towers}; there are {there or 'none'}; `python -m jobs pretrain` makes them"
+            f"{name!r}: no such towers in {lake.towers}; there are {there or 'none'}; `python -m jobs pretrain` makes them, and "
+            "those of another lake are named by their folder, with a slash in it"
         )
     return storage.local_copy(lake.towers / name, lake.work / "towers" / name)
 
@@ -175,13 +186,25 @@ def origin_of(lake: Lake, towers: Path, labelled: LabelledSet) -> TowersOrigin:
     Raises:
         ModelError: the towers' metrics cannot be read.
     """
-    from cma_clip_core.towers import read_metrics
+    from cma_clip_core.towers import METRICS, read_metrics
 
-    of = read_metrics(towers).labelled_set
+    of = read_metrics(towers).labelled_set if (towers / METRICS).exists() else ""
     same = _is_of(of, labelled)
     table = lake.root / of / labelled.table.name if of and not same else None
     seen = _count_seen(table, labelled.table) if table is not None and storage.exists(table) else None
     return TowersOrigin(name=towers.name, labelled_set=of, same_set=same, seen=seen)
+
+
+def checked_origin(lake: Lake, towers: Path, labelled: LabelledSet) -> TowersOrigin:
+    """Return `origin_of`; warn where the towers saw what a model will be judged on, or may have."""
+    origin = origin_of(lake, towers, labelled)
+    if not origin.same_set and (origin.seen is None or any(origin.seen.values())):
+        log.warning(
+            "%s What is measured may be too good for new products; `python -m jobs pretrain --ds %s` makes towers of this "
+            "labelled set",
+            origin.words(), labelled.manifest.ds,
+        )  # fmt: skip
+    return origin
 
 
 def _is_of(labelled_set: str, labelled: LabelledSet) -> bool:

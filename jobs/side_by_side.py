@@ -24,12 +24,27 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _MEMORY = 3 << 30  # bytes that a process which trains is reckoned with
+# Parameters of a model whose steps are bound by the kernels that the interpreter starts one by one, so that a GPU does next to
+# nothing meanwhile (docs/results.md, "Rates on a GPU"): `fashion` has 8 million; ViT-B/32, which fills a GPU, 160.
+_SMALL = 50_000_000
+_ON_GPU = 6  # processes that share one: each has a context and batches of its own in its memory
 
 
 def default_processes(most: int) -> int:
     """Return how many processes to run side by side: one a core, no more than free memory allows or `most`, but one."""
     free = min(psutil.virtual_memory().available, machine.memory())
     return max(1, min(machine.cores(), int(free // _MEMORY), most))
+
+
+def default_processes_on_gpu(most: int, parameters: int) -> int:
+    """Return how many processes to run side by side on one GPU: of a small model as `default_processes`, but no more than
+    six; of another one, which keeps the GPU busy by itself, one.
+
+    Args:
+        most: trainings that there are to run.
+        parameters: of the model.
+    """
+    return 1 if parameters > _SMALL else min(default_processes(most), _ON_GPU)
 
 
 def executor(processes: int) -> Executor:

@@ -52,7 +52,7 @@ def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None 
         settings: names the model configuration, the taxonomy and the device.
         ds: newest day whose examples are used.
         folds: into how many the families are dealt; each model learns from all but one.
-        towers: name of the pretrained towers to begin with. They saw pictures and texts, but no labels.
+        towers: name, or folder, of the pretrained towers to begin with. They saw pictures and texts, but no labels.
 
     Raises:
         JobError: there are no examples for this configuration and taxonomy, or too few; or `torchrun` started several.
@@ -60,13 +60,16 @@ def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None 
     from cma_clip_core.devices import resolve_device
     from cma_clip_core.examples import read_index
     from cma_clip_core.suspects import find_suspects
+    from cma_clip_core.towers import check as check_towers
 
     refuse_several("suspects")
     lake = Lake(settings.root)
     config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
     start = find_towers(lake, towers)
     labelled = dataset(settings, ds)
-    parts = [labelled.manifest.set_id, config.model_dump(mode="json"), towers, folds]
+    # A name in the lake says what is in it; any folder may hold other towers another time.
+    begins = check_towers(start, config) if start is not None and towers != start.name else towers
+    parts = [labelled.manifest.set_id, config.model_dump(mode="json"), begins, folds]
     name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
     folder = lake.root / "suspects" / f"ds={ds}" / f"set={name}"
     if storage.exists(folder / "index.html"):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
-from cma_clip_core.documents import Metrics, TowersOrigin
+from cma_clip_core.documents import Metrics, Origin, TowersOrigin
 from cma_clip_core.errors import CoreError
 from cma_clip_core.metrics import learnt, mean_of, mean_recall
 from jobs import promotion, storage, unfinished
@@ -24,7 +24,7 @@ from jobs.errors import JobError
 from jobs.labelled_rows import count_labels_of_sides
 from jobs.lake import Lake
 from jobs.models import champion, check_version
-from jobs.pretrain import find_or_pretrain, find_towers, origin_of, with_towers
+from jobs.pretrain import checked_origin, find_or_pretrain, find_towers, with_towers
 from jobs.settings import Settings
 from jobs.steps import measure
 from jobs.storage import Place
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     import torch
 
     from cma_clip_core.distributed import World
+    from cma_clip_core.examples import ExampleIndex
+    from cma_clip_core.training import Trained
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
         settings: names the model configuration, the taxonomy and the device.
         ds: newest day whose examples are used; its labelled set is made where it is not there.
         promote: make the new version the champion, unless it is worse than the one there is.
-        towers: name of the pretrained towers to begin with; None: what the configuration says.
+        towers: name, or folder, of the pretrained towers to begin with; None: what the configuration says.
         pretrain: begin with towers pretrained on the same labelled set: the newest that are there of this configuration;
             where there are none, pretrain them first.
 
@@ -130,7 +132,7 @@ def _train(
         "train: %d examples of %d families: %d to train on, %d to validate, %d to test",
         len(index.row), index.families, index.count("train"), index.count("validation"), index.count("test"),
     )  # fmt: skip
-    origin = None if start is None or not world.is_first else _origin(lake, start, labelled)
+    origin = None if start is None or not world.is_first else checked_origin(lake, start, labelled)
     begins, set_id = with_towers(config, start), labelled.manifest.set_id
     work = unfinished.work_folder(lake.work / "models", begins, set_id, taxonomy.fingerprint, processes=world.size)
     if not world.is_first:
@@ -140,17 +142,7 @@ def _train(
         return ""
     unfinished.begin(work, config, set_id, world.size)
     trained = training.train(begins, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
-    # Kept by name: a version knows nothing of the place it was made in.
-    made_with = with_towers(config, start and Path("towers") / start.name)
-    trained.metrics = trained.metrics.model_copy(
-        update={
-            "labelled_set": lake.relative(labelled.folder),
-            "catalog_day": labelled.manifest.ds,
-            "labels": count_labels_of_sides(labelled.table),
-            "towers": origin,
-        }
-    )
-    version = registry.save(trained, made_with, taxonomy, lake.work / "models", datetime.now(UTC))
+    version = save_version(trained, config, taxonomy, start, lake, labelled, index, lake.work / "models", towers=origin)
     storage.send_folder(lake.work / "models" / version, lake.models / version, last=registry.SUMS)
     shutil.rmtree(work, ignore_errors=True)
     world.wait()
@@ -175,16 +167,44 @@ def _train(
     return version
 
 
-def _origin(lake: Lake, start: Path, labelled: LabelledSet) -> TowersOrigin:
-    """Return where the towers come from; warn where they saw what the model will be judged on, or may have."""
-    origin = origin_of(lake, start, labelled)
-    if not origin.same_set and (origin.seen is None or any(origin.seen.values())):
-        log.warning(
-            "%s What is measured may be too good for new products; `python -m jobs train --ds %s --pretrain` begins with "
-            "towers of this labelled set",
-            origin.words(), labelled.manifest.ds,
-        )  # fmt: skip
-    return origin
+def save_version(
+    trained: Trained,
+    config: ModelConfig,
+    taxonomy: Taxonomy,
+    start: Path | None,
+    lake: Lake,
+    labelled: LabelledSet,
+    index: ExampleIndex,
+    models: Path,
+    towers: TowersOrigin | None = None,
+    origin: Origin | None = None,
+) -> str:
+    """Write a trained model into the folder `models` as a version, with what it was trained on, and return its name.
+
+    Args:
+        trained: the model, its thresholds and metrics.
+        config: what it was trained with, but for the towers.
+        taxonomy: what it predicts.
+        start: folder of the pretrained towers that it began with; None: what the configuration says.
+        lake: where the labelled set is.
+        labelled: the set that its products are of.
+        index: these products.
+        models: where versions are.
+        towers: what the pretrained towers saw; None: not begun with towers of the lake.
+        origin: the experiment that it was trained by; None: it was trained by itself.
+    """
+    # Kept by name: a version knows nothing of the place it was made in.
+    made_with = with_towers(config, start and Path("towers") / start.name)
+    trained.metrics = trained.metrics.model_copy(
+        update={
+            "labelled_set": lake.relative(labelled.folder),
+            "catalog_day": labelled.manifest.ds,
+            "labels": count_labels_of_sides(labelled.table, lake, index),
+            "towers": towers,
+            "experiment": origin,
+        }
+    )
+    return registry.save(trained, made_with, taxonomy, models, datetime.now(UTC))
 
 
 def _percent(value: float | None) -> str:

@@ -9,10 +9,10 @@ import pytest
 
 from cma_clip_core.card import model_card
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.documents import AttributeMetrics, Interval, LabelCount, MethodMetrics, Metrics, Threshold
+from cma_clip_core.documents import AttributeMetrics, Interval, LabelCount, MethodMetrics, Metrics, Origin, Threshold
 from cma_clip_core.metrics import judge, judge_values, method_metrics, promise_kept
 from cma_clip_core.predictions import Predictions
-from cma_clip_core.tables import comparison, one_model, own_thresholds, shipped
+from cma_clip_core.tables import comparison, one_model, over_seeds, own_thresholds, shipped
 from tests.cma_clip_core import drawn
 from tests.cma_clip_core.scored import marks, single
 
@@ -41,6 +41,17 @@ def test_methods_side_by_side_the_best_in_bold() -> None:
     assert table[3][:4] == ["CMA-CLIP", "**75.0** (70.0 to 81.0)", "-", "**75.0**"]
     assert table[3][4] == "**66.7**"
     assert rows(comparison([ours]))[2][1] == "75.0 (70.0 to 81.0)"
+
+
+def test_seeds_are_a_mean_with_the_least_and_the_greatest() -> None:
+    ours = [
+        method_metrics("CMA-CLIP", {"pattern": metrics(recall, Interval(low=0.1, high=0.9)), "colour": metrics(None)})
+        for recall in (0.75, 0.5, 0.7)
+    ]
+    table = rows(over_seeds([[method_metrics("TF-IDF", {"pattern": metrics(0.66), "colour": metrics(0.25)})], ours]))
+    assert table[0] == ["method", "seeds", "pattern", "colour", "mean", "mean, silent"]
+    assert table[2][:5] == ["TF-IDF", "1", "**66.0**", "**25.0**", "45.5"]
+    assert table[3][:5] == ["CMA-CLIP", "3", "65.0 (50.0 to 75.0)", "-", "**65.0** (50.0 to 75.0)"]
 
 
 def test_a_method_without_an_attribute() -> None:
@@ -135,6 +146,22 @@ def test_the_card_names_the_data() -> None:
     assert "| attribute | train labels | train labels, silent | validation labels |" in card
     assert "| pattern | 7,000 | 12 | 0 | 0 | 5 | 4 |" in card
     assert "labelled set" not in card_of(drawn.config(), ALL_BUT_PATTERN)
+
+
+def test_the_card_of_an_experiments_model_says_what_was_left_out() -> None:
+    origin = Origin(
+        folder="experiments/ds=2026-11-20/experiment=0123abcd", products=30_000, compared=("pattern", "colour")
+    )
+    known: dict[str, Any] = {"labelled_set": "labelled/ds=2026-11-20/set=01234567"}
+    card = card_of(drawn.config(), ALL_BUT_PATTERN, experiment=origin, **known)
+    assert (
+        "by the experiment `experiments/ds=2026-11-20/experiment=0123abcd`, on a sample of its families: 15 of" in card
+    )
+    assert "of its 30,000 products. It compared pattern, colour; the model was trained on all attributes" in card
+    whole = card_of(drawn.config(), ALL_BUT_PATTERN, experiment=origin.model_copy(update={"products": 15}), **known)
+    assert "Trained by the experiment" in whole
+    assert "sample of its families" not in whole
+    assert "Trained by the experiment" not in card_of(drawn.config(), ALL_BUT_PATTERN, **known)
 
 
 @pytest.mark.parametrize(

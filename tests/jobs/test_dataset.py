@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from cma_clip_core.config import load_config
 from cma_clip_core.examples import read_index
 from cma_clip_core.near_pictures import thumbnails
+from cma_clip_core.splits import SIDES
 from cma_clip_core.spoken import SpokenFinder
 from jobs import dataset as step
 from jobs import storage
@@ -98,17 +99,24 @@ def test_labels_are_marked_as_the_spoken_finder_marks_them(settings: Settings) -
             places["spoken" if label["named_in"] else "silent"] += 1
     assert min(places.values()) > 50
     found = dataset(settings, DAY)
+    lake = Lake(settings.root)
+    index = read_index(found.table, lake.root)
     assert found.manifest.silent == places["silent"]
     counts = Counter(
         (row["side"], x["attribute"], not x["named_in"]) for row in rows_of(settings) for x in row["labels"]
     )
     assert {
         (side, attribute, silent): n
-        for attribute, sides in count_labels_of_sides(found.table).items()
+        for attribute, sides in count_labels_of_sides(found.table, lake, index).items()
         for side, count in sides.items()
         for silent, n in ((True, count.silent), (False, count.labels - count.silent))
         if n
     } == counts
+    sample = index.sample(60)
+    of_sample = count_labels_of_sides(found.table, lake, sample)["article_type"]
+    assert {side: count.labels for side, count in of_sample.items()} == {
+        side: n for side in SIDES if (n := sample.count(side))
+    }
 
 
 def test_labels_that_do_not_apply_are_left_out_and_counted(settings: Settings) -> None:

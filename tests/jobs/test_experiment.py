@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,30 +15,38 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import open_clip
 import psutil
 import pyarrow as pa
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
+import cma_clip_core
 from cma_clip_core import registry, towers
 from cma_clip_core.backbone import Backbone
 from cma_clip_core.batches import Batch
+from cma_clip_core.bootstrap import RecallDraws
 from cma_clip_core.errors import ModelError
 from cma_clip_core.loop import Loop
 from cma_clip_core.methods import LABELS, configure
+from cma_clip_core.training import Metrics
 from jobs import experiment as module
 from jobs import machine, storage
 from jobs.errors import JobError
 from jobs.experiment import Results, experiment
 from jobs.lake import Lake
+from jobs.models import champion
 from jobs.prepare import prepare, prepare_export
 from jobs.pretrain import pretrain, with_towers
+from jobs.promotion import judge
 from jobs.settings import Settings
-from jobs.side_by_side import default_processes
+from jobs.side_by_side import default_processes, default_processes_on_gpu
+from jobs.storage import Place
 from jobs.suspects import suspects
-from jobs.train import train
+from jobs.train import show_model, train
 from tests.cma_clip_core import drawn
 from tests.jobs.test_train import ONE_THREAD, ROOT, RUN, add_examples, options_of, settings_of
 
@@ -140,7 +150,7 @@ def test_a_model_that_began_with_towers_needs_them_no_more(settings: Settings, p
         train(settings, DAY, towers="20260101-00000000")
 
 
-def test_towers_of_an_open_clip_architecture_are_loaded_too(tmp_path: Path) -> None:
+def test_towers_of_an_open_clip_architecture_are_loaded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An architecture's name alone, no weights to download: pretrain, train from the towers, compare methods."""
     vision = {"image_size": 224, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
@@ -160,8 +170,13 @@ def test_towers_of_an_open_clip_architecture_are_loaded_too(tmp_path: Path) -> N
     assert not torch.equal(one["image.tower.conv1.weight"], other["image.tower.conv1.weight"])
     version = train(settings, DAY, promote=False, towers=name)
     registry.load_model(lake.models / version)
+    # A folder beside the one it is started in: without its `./` it would be a tag of open_clip.
+    monkeypatch.chdir(lake.towers)
+    document["backbone"]["pretrained"] = f"./{name}"
+    (tmp_path / "named.yaml").write_text(yaml.safe_dump(document))
     folder = experiment(settings, DAY, methods=("raw-clip",))
     assert "raw CLIP" in (folder / "results.md").read_text()
+    assert not (Path(str(folder)) / "towers").exists()
     wrong = with_towers(config, tmp_path)
     with pytest.raises(ModelError, match="not a folder of pretrained towers"):
         Backbone(wrong, pretrained=True)
@@ -193,7 +208,7 @@ def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
         raise KeyboardInterrupt
 
     keep = module._keep
-    monkeypatch.setattr(module, "_keep", lambda s, f: killed() if f.run.method == "sa-without-ma" else keep(s, f))
+    monkeypatch.setattr(module, "_keep", lambda s, t, f: killed() if t.method == "sa-without-ma" else keep(s, t, f))
     with pytest.raises(KeyboardInterrupt):
         experiment(settings, DAY, **options)  # type: ignore[arg-type]
     monkeypatch.undo()
@@ -286,6 +301,17 @@ def test_as_many_processes_as_cores_and_memory_allow(monkeypatch: pytest.MonkeyP
     assert default_processes(9) == 2
     monkeypatch.setattr(machine, "memory", lambda: 1 << 30)
     assert default_processes(9) == 1
+
+
+def test_a_gpu_is_shared_by_small_models_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 16)
+    monkeypatch.setattr(machine, "memory", lambda: 100 << 30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=100 << 30, available=100 << 30))
+    fashion, vit_b_32 = 8_025_101, 160_141_675
+    assert [default_processes_on_gpu(most, fashion) for most in (0, 1, 4, 9)] == [1, 1, 4, 6]
+    assert [default_processes_on_gpu(most, vit_b_32) for most in (0, 9)] == [1, 1]
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    assert default_processes_on_gpu(9, fashion) == 2
 
 
 def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
@@ -401,11 +427,225 @@ def test_a_modality_that_no_product_has_is_done_without(tmp_path: Path, missing:
     assert (weights.text_weight, weights.image_weight) == ((1, 0) if missing == "image" else (0, 1))
 
 
+@pytest.mark.long
+def test_methods_are_kept_as_model_versions_the_same_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_of(tmp_path)
+    lake = Lake(settings.root)
+    add_examples(lake, RUN, drawn.examples(400))
+    train(settings, DAY)  # a champion to be judged against
+
+    def run(*keep: str) -> Results:
+        methods = ("cma-clip", "fine-tuned-clip", "tf-idf")
+        folder = experiment(
+            settings,
+            DAY,
+            products=300,
+            epochs=2,
+            methods=methods,
+            attributes=("colour", "pattern"),
+            processes=1,
+            keep=keep,
+        )
+        results = storage.read_document(folder / "results.json", Results)
+        assert results is not None
+        said = (folder / "results.md").read_text()
+        assert all(f"kept as model version {version}" in said for version in results.versions.values())
+        return results
+
+    assert run().versions == {}
+    before = registry.list_versions(lake.models)
+    write, keep = storage.write_document, module._keep
+
+    def die_before_it_is_named(path: Path, document: Any) -> None:
+        if isinstance(document, module.Kept):
+            raise KeyboardInterrupt
+        write(path, document)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "write_document", die_before_it_is_named)
+        with pytest.raises(KeyboardInterrupt):
+            run("cma-clip")
+    assert registry.list_versions(lake.models) == before
+    (made,) = lake.root.glob("experiments/*/*/unfinished/cma-clip/version/*")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_keep", die)
+        with pytest.raises(KeyboardInterrupt):
+            run("cma-clip")
+    assert module._keep is keep
+    results = run("cma-clip", "fine-tuned-clip")
+    assert results.versions["cma-clip"] == made.name
+    assert sorted(registry.list_versions(lake.models)) == sorted([*before, *results.versions.values()])
+    assert champion(settings) == before[0]
+    assert run() == results  # it stays known
+    for method, version in results.versions.items():
+        (said,) = cma_clip_core.load(lake.models / version, "cpu").tag([{"title": "classic Striped Shirt"}])
+        assert {p["attribute"] for p in said["predictions"]} >= {"article_type", "colour"}
+        metrics = registry.read_json(lake.models / version / registry.METRICS, Metrics)
+        assert metrics.train_examples == results.products["train"]
+        assert sum(count.labels for count in metrics.labels["colour"].values()) == sum(results.products.values())
+        by_name = dict(zip(("fine-tuned-clip", "cma-clip", "tf-idf"), results.texts[0].methods, strict=True))
+        judged = by_name[method].attributes["pattern"]
+        assert metrics.test["pattern"].recall_at_90 == judged.recall_at_90
+        capsys.readouterr()
+        show_model(settings, version)
+        card = " ".join(capsys.readouterr().out.split())
+        products = sum(results.products.values())
+        assert re.search(
+            rf"on a sample of its families: {products} of its 39\d products\. It compared colour, pattern;", card
+        )
+        assert "begun with the pretrained `towers/" in card
+        verdict = judge(settings, version)
+        assert verdict is not None
+        assert verdict.judged
+
+
+def test_differences_are_seed_by_seed_in_the_same_draws() -> None:
+    def draws(low: float, high: float) -> RecallDraws:
+        found = np.linspace(low, high, 1001)[None]
+        return RecallDraws(("colour",), found, found)
+
+    methods = {
+        "text-tower": [module._Trial("text-tower", 1)],
+        "sa-without-ma": [module._Trial("sa-without-ma", 2)],
+        "cma-clip": [module._Trial("cma-clip"), module._Trial("cma-clip", 1)],
+        "tf-idf": [module._Trial("tf-idf")],
+    }
+    of_all = {
+        "cma-clip": draws(0.6, 0.8), "cma-clip+1": draws(0.7, 0.9), "text-tower+1": draws(0.5, 0.7), "tf-idf": draws(0.6, 0.8),
+        "sa-without-ma+2": draws(0, 1),
+    }  # fmt: skip
+    found = module._against(methods, of_all, RecallDraws.mean_all)
+    assert list(found) == ["text-tower", "sa-without-ma", "tf-idf"]
+    assert found["sa-without-ma"] is None  # no seed of both
+    assert found["text-tower"] is not None  # the one seed of both
+    assert (found["text-tower"].mean, found["text-tower"].interval.low) == pytest.approx((0.2, 0.2))
+    assert found["tf-idf"] is not None  # the same with each seed: 0 with the first, 0.1 with the second
+    assert found["tf-idf"].mean == pytest.approx(0.05)
+    assert (found["tf-idf"].interval.low, found["tf-idf"].interval.high) == pytest.approx((0, 0.1))
+    assert module._against({"tf-idf": methods["tf-idf"]}, of_all, RecallDraws.mean_all) == {}
+
+
+@pytest.mark.long
+def test_each_method_is_trained_with_each_seed_and_goes_on(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(seeds: int) -> tuple[Path, Results]:
+        methods = ("text-tower", "cma-clip", "tf-idf", "raw-clip")
+        folder = experiment(
+            settings,
+            DAY,
+            products=300,
+            epochs=3,
+            methods=methods,
+            attributes=("colour", "pattern"),
+            processes=1,
+            seeds=seeds,
+        )
+        results = storage.read_document(folder / "results.json", Results)
+        assert results is not None
+        return Path(str(folder)), results
+
+    folder, one = run(1)
+    assert one.texts[0].seeds == {}
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("predictions/*/run.json")}
+    keep = module._keep
+
+    def mortal(setting: Any, trial: Any, found: Any) -> None:
+        if trial.name == "text-tower+1":
+            raise KeyboardInterrupt
+        keep(setting, trial, found)
+
+    monkeypatch.setattr(module, "_keep", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        run(2)
+    monkeypatch.undo()
+    before[folder / "predictions" / "cma-clip+1" / "run.json"] = (
+        (folder / "predictions" / "cma-clip+1" / "run.json").stat().st_mtime_ns
+    )
+    again, two = run(2)
+    assert again == folder
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert {p.name for p in (folder / "predictions").iterdir()} == {
+        "text-tower", "text-tower+1", "cma-clip", "cma-clip+1", "tf-idf", "raw-clip",
+    }  # fmt: skip
+    (judged,) = two.texts
+    assert judged.methods == one.texts[0].methods
+    assert {method: len(seeds) for method, seeds in judged.seeds.items()} == {"text-tower": 2, "cma-clip": 2}
+    assert [(r.method, r.seed) for r in two.runs] == [
+        ("raw-clip", None), ("text-tower", 0), ("text-tower", 1), ("cma-clip", 0), ("cma-clip", 1), ("tf-idf", None),
+    ]  # fmt: skip
+    recalls = [100 * (m.mean_recall_at_90 or 0) for m in judged.seeds["cma-clip"]]
+    assert recalls[0] != recalls[1]
+    page = (folder / "results.md").read_text()
+    mean, spread = f"{sum(recalls) / 2:.1f}", f"{min(recalls):.1f} to {max(recalls):.1f}"
+    assert re.search(rf"\| CMA-CLIP \| 2 \|.*\| \**{re.escape(mean)}\** \({re.escape(spread)}\) \|", page)
+    assert "| CMA-CLIP, seed 1 | " in page
+    assert "of the bootstrap's draws of all seeds together" in page
+    # Between those of the seeds alone, the first of which is known.
+    first, both = one.texts[0].against_whole["tf-idf"], judged.against_whole["tf-idf"]
+    assert first is not None
+    assert both is not None
+    gap = (recalls[1] - recalls[0]) / 200
+    assert both.mean - first.mean == pytest.approx(gap, abs=0.05)
+    assert run(1)[1] == one
+
+
+def test_what_cannot_be_kept_is_said_before_anything_is_trained(settings: Settings) -> None:
+    there = sorted(Lake(settings.root).experiments.glob("*/*"))
+    with pytest.raises(
+        JobError, match="raw-clip, tf-idf cannot be kept: a model version is what was trained; choose of"
+    ):
+        experiment(settings, DAY, products=220, keep=("raw-clip", "tf-idf"))
+    with pytest.raises(JobError, match="cma-clip cannot be kept: not among the methods that are run: tf-idf"):
+        experiment(settings, DAY, products=220, methods=("tf-idf",), keep=("cma-clip",))
+    with pytest.raises(JobError, match="no such method: clap"):
+        experiment(settings, DAY, products=220, keep=("clap",))
+    assert sorted(Lake(settings.root).experiments.glob("*/*")) == there
+
+
 def test_unknown_names_say_what_there_is(settings: Settings) -> None:
     with pytest.raises(JobError, match=r"no such method: clap; there are raw-clip, fine-tuned-clip"):
         experiment(settings, DAY, methods=("clap",))
     with pytest.raises(JobError, match=r"no such attribute: color; there are article_type, colour"):
         experiment(settings, DAY, attributes=("color",))
+
+
+def test_an_experiment_begins_with_given_towers_and_is_named_after_what_is_in_them(
+    settings: Settings, pretrained: Path, tmp_path: Path
+) -> None:
+    def run(towers: str | None) -> Path:
+        return Path(str(experiment(settings, DAY, products=310, methods=("raw-clip",), processes=1, towers=towers)))
+
+    def begun(folder: Path) -> bytes:
+        (found,) = (folder / "towers").iterdir()
+        return (found / towers.WEIGHTS).read_bytes()
+
+    given = run(pretrained.name)
+    assert begun(given) == (pretrained / towers.WEIGHTS).read_bytes()
+    results = storage.read_document(given / "results.json", Results)
+    assert results is not None
+    assert results.towers == pretrained.name
+    assert f"towers {pretrained.name}" in (given / "results.md").read_text()
+    elsewhere = tmp_path / "mine"
+    shutil.copytree(pretrained, elsewhere)
+    kept = (given / "predictions" / "raw-clip" / "run.json").stat().st_mtime_ns
+    assert run(f"{elsewhere}/") == given
+    assert (given / "predictions" / "raw-clip" / "run.json").stat().st_mtime_ns == kept
+    state = load_file(elsewhere / towers.WEIGHTS)
+    save_file({name: value + 0.01 for name, value in state.items()}, elsewhere / towers.WEIGHTS)
+    other = run(str(elsewhere))
+    assert other != given
+    assert begun(other) == (elsewhere / towers.WEIGHTS).read_bytes() != begun(given)
+    own = run(None)  # pretrained for itself, on its own products
+    assert own not in (given, other)
+    assert begun(own) not in (begun(given), begun(other))
+    with pytest.raises(JobError, match="'20260101-00000000': no such towers"):
+        run("20260101-00000000")
+    with pytest.raises(JobError, match="not a folder of pretrained towers"):
+        run(f"{tmp_path}/none")
 
 
 def test_methods_differ_from_the_whole_in_what_they_say() -> None:
@@ -420,3 +660,19 @@ def test_methods_differ_from_the_whole_in_what_they_say() -> None:
     assert configure(base, "picture-tower").training.text_dropout == 0
     with pytest.raises(KeyError):
         configure(base, "clap")
+
+
+def test_a_version_of_an_experiment_gets_into_a_lake_on_s3(
+    tmp_path: Path, on_s3: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    settings = settings_of(tmp_path)
+    add_examples(Lake(settings.root), RUN, drawn.examples(300))
+    storage.send_folder(Path(str(settings.root)), on_s3)
+    settings = settings.model_copy(update={"root": on_s3})
+    folder = experiment(settings, DAY, epochs=1, methods=("text-tower",), processes=1, keep=("text-tower",))
+    results = storage.read_document(folder / "results.json", Results)
+    assert results is not None
+    lake = Lake(on_s3)
+    assert registry.list_versions(lake.models) == [results.versions["text-tower"]]
+    registry.check(lake.models / results.versions["text-tower"])
