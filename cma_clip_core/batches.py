@@ -21,6 +21,7 @@ from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig, TrainingConfig
 from cma_clip_core.examples import read_pixels
 from cma_clip_core.labels import LabelReader
+from cma_clip_core.spoken import TEXT_FIELDS, SpokenFinder
 from cma_clip_core.tokens import Tokenizer, compose
 
 Bools = npt.NDArray[np.bool_]
@@ -168,6 +169,21 @@ def prepare(
     pixels, image_present = read_pixels(examples, config.picture)
     text_present = np.array([bool(text) for text in texts], dtype=np.bool_)
     return Prepared([tokenizer.encode(text) for text in texts], text_present, pixels, image_present)
+
+
+def without_names(examples: pa.RecordBatch, spoken: SpokenFinder, chosen: Bools) -> pa.RecordBatch:
+    """Return examples whose texts do not name some of their labels.
+
+    Args:
+        examples: [B] rows.
+        spoken: knows the names.
+        chosen: [B, C], True at the values whose names are left out.
+    """
+    texts = spoken.leave_out(zip(*(examples.column(f).to_pylist() for f in TEXT_FIELDS), strict=True), chosen)
+    for field, column in zip(TEXT_FIELDS, zip(*texts, strict=True), strict=True):
+        at = examples.schema.get_field_index(field)
+        examples = examples.set_column(at, examples.schema.field(at), pa.array(column, examples.schema.field(at).type))
+    return examples
 
 
 class LabelEncoder:

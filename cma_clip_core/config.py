@@ -116,7 +116,8 @@ class TrainingConfig(Strict):
     freeze: tuple[Literal["text", "image"], ...] = Field(
         default=(),
         description="towers that are not trained. They are run once for each product (method cma_clip), so nothing varies "
-        "what they see: flip, shift and patch_dropout do not apply to the image tower then, nor word_dropout and title_only to the text's",
+        "what they see: flip, shift and patch_dropout do not apply to the image tower then, nor word_dropout, name_dropout "
+        "and title_only to the text's",
     )
     learning_rate: float = Field(default=1e-3, gt=0, description="of the new layers, at its peak")
     backbone_learning_rate: float = Field(
@@ -150,6 +151,13 @@ class TrainingConfig(Strict):
         le=1,
         description="share of products trained with their title as their only text: the picture must answer what else a "
         "description would",
+    )
+    name_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of labels whose value's name is left out of the text: the picture, and the rest of the text, "
+        "must answer what a text search would",
     )
     word_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of text tokens left out in training")
     text_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of products trained without their text")

@@ -49,7 +49,11 @@ def frozen_towers(config: ModelConfig) -> tuple[Tower, ...]:
 def idle_settings(config: ModelConfig, tower: Tower) -> list[str]:
     """Return the settings of the training that do not apply to a frozen tower: it sees what there is as it is."""
     training = config.training
-    settings: dict[str, object] = {"word_dropout": training.word_dropout, "title_only": training.title_only}
+    settings: dict[str, object] = {
+        "word_dropout": training.word_dropout,
+        "name_dropout": training.name_dropout,
+        "title_only": training.title_only,
+    }
     if tower == "image":
         patches = config.backbone.patch_dropout
         settings = {"flip": training.flip, "shift": training.shift, "patch_dropout": patches}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cma_clip_core.ahead import prefetch
 from cma_clip_core.backbone import Backbone
-from cma_clip_core.batches import Batch, Inputs, LabelEncoder, Labels, Prepared, augment, prepare
+from cma_clip_core.batches import Batch, Inputs, LabelEncoder, Labels, Prepared, augment, prepare, without_names
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
@@ -26,6 +26,7 @@ from cma_clip_core.halving import Halving
 from cma_clip_core.learnable import count_labels, unlearnable
 from cma_clip_core.memory import release
 from cma_clip_core.metrics import mean_accuracy
+from cma_clip_core.spoken import SpokenFinder
 from cma_clip_core.tokens import Tokenizer
 
 LARGEST_SCALE = float(np.log(100.0))  # of CLIP's temperature, as its authors clip it
@@ -37,7 +38,7 @@ class TrainingBatches:
 
     def __init__(self, index: ExampleIndex, config: ModelConfig, layout: ClassLayout, tokenizer: Tokenizer) -> None:
         self.index, self.config, self.layout, self.tokenizer = index, config, layout, tokenizer
-        self.encoder = LabelEncoder(layout)
+        self.encoder, self.spoken = LabelEncoder(layout), SpokenFinder(layout.taxonomy)
         self.frozen: FrozenTowers | None = None
 
     def __call__(self, epoch: int, first: int = 0) -> Iterator[Batch]:
@@ -83,8 +84,12 @@ class TrainingBatches:
         title_only = None
         if training.title_only and "text" not in training.freeze:
             title_only = rng.random(examples.num_rows) < training.title_only
-        prepared = prepare(examples, self.config, self.tokenizer, title_only)
         labels = self.encoder.encode(examples.column("labels").to_pylist())
+        shown = examples
+        if training.name_dropout and "text" not in training.freeze:
+            chosen = labels.targets.numpy() > 0
+            shown = without_names(examples, self.spoken, chosen & (rng.random(chosen.shape) < training.name_dropout))
+        prepared = prepare(shown, self.config, self.tokenizer, title_only)
         products = examples.column("product_id").to_pylist()
         places = examples.column("place").to_numpy()
         augment(prepared, training, rng)

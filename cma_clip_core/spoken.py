@@ -1,4 +1,4 @@
-"""Which labels a product's text names: those a text search finds without any model.
+"""Which labels a product's text names: those a text search finds without any model; and texts without these names.
 
 A label is *spoken* where all words of its value's name, or of one of its aliases, are in the text, in any order and
 singular or plural; else it is *silent*, and only a picture, or an understanding of the text, can give it.
@@ -68,3 +68,23 @@ class SpokenFinder:
                     if any(name <= words for name in self._names[at]):
                         found[row, at] |= 1 << bit
         return found
+
+    def leave_out(self, texts: Iterable[Sequence[str]], chosen: npt.NDArray[np.bool_]) -> list[tuple[str, ...]]:
+        """Return texts without the words that name some labels, wherever they stand: these labels are silent then.
+
+        Args:
+            texts: for each product its title, brand and description.
+            chosen: [n, C], True at the values whose names are left out.
+        """
+        return [
+            tuple(self._without(text or "", classes) for text in fields) if len(classes) else tuple(fields)
+            for fields, classes in zip(texts, map(np.flatnonzero, chosen), strict=True)
+        ]
+
+    def _without(self, text: str, classes: npt.NDArray[np.int64]) -> str:
+        words = words_of(text)
+        named = [name for at in classes for name in self._names[at] if name <= words]
+        if not named:
+            return text
+        gone = frozenset().union(*named)
+        return _WORD.sub(lambda word: "" if _singular(word[0].casefold()) in gone else word[0], text)

@@ -38,6 +38,7 @@ from cma_clip_core.model import CmaClip
 from cma_clip_core.objectives import TrainingBatches
 from cma_clip_core.pictures import PictureSpec, decode
 from cma_clip_core.splits import SIDES
+from cma_clip_core.spoken import SpokenFinder
 from cma_clip_core.tagger import Tagger
 from cma_clip_core.text import clean
 from cma_clip_core.tokens import Tokenizer, compose
@@ -141,6 +142,32 @@ def test_a_share_of_the_products_is_trained_on_titles_alone(tmp_path: Path) -> N
     none, half, every = (sum(lengths(share)) for share in (0.0, 0.5, 1.0))
     assert every < half < none
     assert lengths(0.5) == lengths(0.5)
+
+
+def test_a_share_of_the_labels_is_not_named(tmp_path: Path) -> None:
+    taxonomy = drawn.taxonomy()
+    index, layout, spoken = (
+        drawn.index(drawn.write(tmp_path, drawn.examples(300))),
+        ClassLayout(taxonomy),
+        SpokenFinder(taxonomy),
+    )
+    tokenizer = Tokenizer(drawn.config())
+
+    def named(share: float) -> list[float]:
+        """The share of labels that each batch's texts name."""
+        batches = TrainingBatches(index, drawn.config(name_dropout=share), layout, tokenizer)(1)
+        found = []
+        for batch in batches:
+            texts = [(open_clip.decode(ids), "", "") for ids in batch.inputs.ids]
+            targets = batch.labels.targets.numpy() > 0
+            found.append(float((spoken.find(texts, targets) > 0).sum() / targets.sum()))
+        return found
+
+    all_names, half, none = (float(np.mean(named(share))) for share in (0.0, 0.5, 1.0))
+    assert none == 0
+    assert all_names > 0.5
+    assert 0.35 * all_names < half < 0.65 * all_names
+    assert named(0.5) == named(0.5)
 
 
 def test_pictures_of_another_size_are_refused() -> None:

@@ -54,6 +54,32 @@ def test_words_and_bits() -> None:
     assert field_bits(()) == 0
 
 
+def test_a_text_without_names_says_all_else(taxonomy: Taxonomy) -> None:
+    layout = ClassLayout(taxonomy)
+    texts = [
+        ("Levis Men NAVY Blue Shirts", "Navy & Co", "A shirt of blue denim; short sleeves."),
+        ("Red shirt", "", None),
+        ("Red shirt", "", ""),
+    ]
+    chosen = np.zeros((3, layout.classes), dtype=bool)
+    for row, attribute, value in (
+        (0, "base_colour", "Navy Blue"),
+        (0, "sleeve_length", "Short Sleeves"),
+        (1, "base_colour", "Red"),
+    ):
+        chosen[row, layout.slices[layout.position[attribute]].start + taxonomy[attribute].index[value]] = True
+    finder = SpokenFinder(taxonomy)
+    found = finder.leave_out(texts, chosen)
+    # Of the description the blue stays: neither Navy Blue nor Navy is named there.
+    assert found == [
+        ("Levis Men   Shirts", " & Co", "A shirt of blue denim;  ."),
+        (" shirt", "", ""),
+        ("Red shirt", "", ""),
+    ]
+    assert finder.find(texts[:1], chosen[:1]).any()
+    assert not finder.find(found, chosen).any()
+
+
 def test_silent_depends_on_the_fields_that_are_read(taxonomy: Taxonomy) -> None:
     empty = Predictions.empty(taxonomy["fit"])
     predictions = Predictions(
