@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from cma_clip_core.ahead import prefetch
-from cma_clip_core.batches import Inputs, LabelEncoder, prepare
+from cma_clip_core.batches import Inputs, LabelEncoder, prepare, without_names
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import precision
@@ -20,7 +20,7 @@ from cma_clip_core.examples import ExampleIndex, Rows, stream_side
 from cma_clip_core.frozen import FrozenTowers
 from cma_clip_core.halving import Halving
 from cma_clip_core.model import Output
-from cma_clip_core.noise import Noise, swap_all
+from cma_clip_core.noise import Noise, left_out, swap_all
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.splits import Side
 from cma_clip_core.spoken import TEXT_FIELDS, SpokenFinder
@@ -46,9 +46,9 @@ def evaluate(
 ) -> dict[str, Predictions]:
     """Return what the model says of the labelled products of a side, by attribute name.
 
-    With `noise` it is shown some products with the text or the picture of others; which labels are named is still told
-    by their own text. With `frozen`, frozen towers are not run again. Where `batch_size` products do not fit into memory,
-    half as many go through at a time.
+    With `noise` it is shown some products with the text or the picture of others, or with texts that leave out some names;
+    which labels are named is still told by their own text. With `frozen`, frozen towers are not run again. Where
+    `batch_size` products do not fit into memory, half as many go through at a time.
 
     Raises:
         DeviceError: not even one product fits.
@@ -151,8 +151,7 @@ def _batches(
 ) -> Iterator[tuple[Inputs, Columns]]:
     encoder, spoken = LabelEncoder(layout), SpokenFinder(layout.taxonomy)
     stream, places, at = stream_side(index, side), index.places(side), 0
-    unchanged = ((examples, examples, families) for examples, families in stream)
-    for examples, shown, families in unchanged if noise is None else swap_all(stream, noise):
+    for examples, shown, families in _shown(stream, noise, encoder, spoken):
         prepared = prepare(shown, config, tokenizer)
         columns = label_columns(examples, families, encoder, spoken)
         here = places[at : at + len(prepared)]
@@ -162,3 +161,18 @@ def _batches(
             if frozen is not None:
                 inputs = frozen.add_to(inputs, here[rows])
             yield inputs, {name: column[rows] for name, column in columns.items()}
+
+
+def _shown(
+    stream: Iterator[tuple[pa.RecordBatch, Rows]], noise: Noise | None, encoder: LabelEncoder, spoken: SpokenFinder
+) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch, Rows]]:
+    """Yield examples, what the model is shown of them, and their families."""
+    if noise is None:
+        yield from ((examples, examples, families) for examples, families in stream)
+    elif noise.what == "names":
+        for examples, families in stream:
+            targets = encoder.encode(examples.column("labels").to_pylist()).targets.numpy() > 0
+            chosen = left_out(examples.column("product_id").to_pylist(), targets, noise)
+            yield examples, without_names(examples, spoken, chosen), families
+    else:
+        yield from swap_all(stream, noise)

@@ -1,34 +1,53 @@
-"""Products with the text or the picture of another: how much does a method suffer? (arXiv 2112.03562, robustness.)"""
+"""Products with the text or the picture of another, or with texts that do not name their labels: how much does a method suffer?
+
+The former two as in arXiv 2112.03562, robustness. The latter is ours: a shop's texts leave out much that the picture shows,
+and these are the values that a text search cannot find.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from cma_clip_core.examples import READ_ROWS, Rows
 from cma_clip_core.spoken import TEXT_FIELDS
 
-Modality = Literal["text", "image"]
-COLUMNS: dict[Modality, tuple[str, ...]] = {"text": TEXT_FIELDS, "image": ("image",)}
+What = Literal["text", "image", "names"]
+COLUMNS: dict[What, tuple[str, ...]] = {"text": TEXT_FIELDS, "image": ("image",)}
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """What is swapped. A product swapped at one share is swapped at every larger one with the same seed."""
+    """What is swapped, or left out. What is changed at one share is changed at every larger one with the same seed."""
 
-    modality: Modality
-    share: float  # of the products, 0 to 1
+    what: What  # texts or pictures are swapped, or names of labels are left out of the texts
+    share: float  # of the products, or of the labels that texts name, 0 to 1
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Raise ValueError where the share is none."""
         if not 0 <= self.share <= 1:
-            raise ValueError(f"the share of swapped products is {self.share}, not between 0 and 1")
+            raise ValueError(f"the share is {self.share}, not between 0 and 1")
+
+
+def left_out(products: Sequence[str], targets: npt.NDArray[np.bool_], noise: Noise) -> npt.NDArray[np.bool_]:
+    """Return the labels [B, C] whose names are left out of the texts: which ones follows from product, value and seed alone.
+
+    Args:
+        products: [B] ids.
+        targets: [B, C], True at the values a product has.
+        noise: of names.
+    """
+    found = np.zeros_like(targets)
+    for row, value in zip(*np.nonzero(targets), strict=True):
+        found[row, value] = _place(f"{products[row]}/{value}", noise.seed) < noise.share
+    return found
 
 
 def swap_all(
@@ -75,7 +94,7 @@ def swap(examples: pa.RecordBatch, noise: Noise) -> pa.RecordBatch:
     source = np.arange(len(places))
     source[order[:swapped]] = np.roll(order, -1)[:swapped]
     taken = examples.take(pa.array(source))
-    names = COLUMNS[noise.modality]
+    names = COLUMNS[noise.what]
     return pa.RecordBatch.from_arrays(
         [(taken if name in names else examples).column(name) for name in examples.schema.names],
         schema=examples.schema,
@@ -83,6 +102,6 @@ def swap(examples: pa.RecordBatch, noise: Noise) -> pa.RecordBatch:
 
 
 def _place(product: str, seed: int) -> float:
-    """Return a product's place in [0, 1)."""
+    """Return the place of a product, or of its label, in [0, 1)."""
     digest = hashlib.blake2b(product.encode(), digest_size=6, salt=seed.to_bytes(8)).digest()
     return int.from_bytes(digest) / 2**48

@@ -114,23 +114,23 @@ def calibration(path: Path, predictions: Mapping[str, Predictions], thresholds: 
 def robustness(
     path: Path, shares: Sequence[float], recalls: Mapping[str, Mapping[str, Sequence[float]]]
 ) -> Path:  # fmt: skip
-    """Draw how recall falls where products get the text or the picture of another.
+    """Draw how recall falls where products get the text or the picture of another, or texts that say less.
 
     Args:
         path: the file.
-        shares: of the products that are swapped, 0 to 1.
-        recalls: what is swapped ("texts", "pictures") to method to its mean recall at 90 % precision at each share.
+        shares: of the products, or labels, that are changed, 0 to 1.
+        recalls: what is changed ("texts swapped") to method to its mean recall at 90 % precision at each share.
     """
-    with _figure(path, len(recalls), 3.2, columns=2) as (figure, axes):
+    with _figure(path, len(recalls), 3.2, columns=3) as (figure, axes):
         methods = list(dict.fromkeys(method for lines in recalls.values() for method in lines))
-        for ax, (swapped, lines) in zip(axes, recalls.items(), strict=True):
+        for ax, (changed, lines) in zip(axes, recalls.items(), strict=True):
             for method, values in lines.items():
                 colour = CYCLE[methods.index(method) % len(CYCLE)]
                 percents = [100 * share for share in shares], [100 * value for value in values]
                 ax.plot(*percents, "o-", color=colour, markersize=4.5, linewidth=1.8, clip_on=False, zorder=3)
-            ax.set(title=f"{swapped.capitalize()} of other products", xlim=(0, 100), ylim=(0, 100))
+            ax.set(title=changed.capitalize(), xlim=(0, 100), ylim=(0, 100))
             ax.set_xticks([100 * share for share in shares])
-        _labels(figure, axes, "swapped, %", "mean recall at 90 % precision, %")
+        _labels(figure, axes, "changed, %", "mean recall at 90 % precision, %")
         _legend(figure, [(m, CYCLE[i % len(CYCLE)], "o-") for i, m in enumerate(methods)])
     return path
 

@@ -50,18 +50,24 @@ if TYPE_CHECKING:
     from cma_clip_core.bootstrap import Doubles, RecallDraws
     from cma_clip_core.examples import ExampleIndex
     from cma_clip_core.loop import Fitted
-    from cma_clip_core.noise import Modality
+    from cma_clip_core.noise import What
     from cma_clip_core.predictions import Predictions
     from cma_clip_core.splits import Side
     from schemas.taxonomy import Taxonomy
 
 log = logging.getLogger(__name__)
 
-SHARES = (0.0, 0.2, 0.5, 1.0)  # of the products whose text or picture is swapped, as in the paper
-NOISY = ("late-concatenation", "cma-clip")  # the methods that this is tried on
+SHARES = (
+    0.0,
+    0.2,
+    0.5,
+    1.0,
+)  # of the products whose text or picture is swapped, as in the paper, or of the names left out
+NOISY = ("late-concatenation", "sa-without-ma", "cma-clip")  # the methods that this is tried on
+NOISES: dict[What, str] = {"text": "texts swapped", "image": "pictures swapped", "names": "names left out"}
 WHOLE = "cma-clip"
 UNTRAINED = ("raw-clip", "tf-idf")  # no model of ours: none to be kept, and the same with every seed
-_LAYOUT = 2  # of the predictions that are kept; others are of another experiment
+_LAYOUT = 3  # of the predictions that are kept; others are of another experiment
 _JUDGED: tuple[Side, ...] = ("validation", "test")
 _THRESHOLDS: TypeAdapter[dict[str, Threshold]] = TypeAdapter(dict[str, Threshold])
 
@@ -108,8 +114,11 @@ class Results(Strict):
     texts: tuple[Judged, ...]  # first with all text that is read
     runs: tuple[MethodRun, ...]
     versions: dict[str, str] = Field(default_factory=dict, description="method: the model version that it is kept as")
-    # Means over seeds: mean recall at each of SHARES, by modality and method; of CMA-CLIP, by modality and attribute.
+    # Means over seeds: mean recall at each of SHARES, by what is changed and method; of CMA-CLIP, by what is changed and attribute.
+    # "text" and "image" are swapped with another product's, "names" of labels left out of the texts.
     noise: dict[str, dict[str, list[float]]]
+    # CMA-CLIP less the method, mean recall, at each of SHARES but the first.
+    against_whole_noise: dict[str, dict[str, list[Difference | None]]]
     noise_by_attribute: dict[str, dict[str, list[float]]]
 
 
@@ -499,14 +508,13 @@ def _keep(setting: _Setting, trial: _Trial, found: _Found) -> None:
     storage.write_document(folder / "run.json", found.run)  # last: the method is done
 
 
-def _noisy_name(modality: str, share: float) -> str:
-    return f"test-{modality}-{100 * share:.0f}"
+def _noisy_name(what: str, share: float) -> str:
+    return f"test-{what}-{100 * share:.0f}"
 
 
-def _noises(method: str) -> list[tuple[Modality, float]]:
-    """Return what is swapped, and of which share of the products, to see how much a method suffers."""
-    modalities: tuple[Modality, ...] = ("text", "image")
-    return [(modality, share) for modality in modalities for share in SHARES if share and method in NOISY]
+def _noises(method: str) -> list[tuple[What, float]]:
+    """Return what is changed, and in which share, to see how much a method suffers."""
+    return [(what, share) for what in NOISES for share in SHARES if share and method in NOISY]
 
 
 def _is_done(setting: _Setting, trial: _Trial) -> bool:
@@ -603,6 +611,30 @@ def _judge(
     return judged, thresholds, tests
 
 
+def _noise_against(
+    setting: _Setting,
+    found: dict[_Trial, _Found],
+    thresholds: dict[_Trial, dict[str, Threshold]],
+    fields: Sequence[str],
+) -> dict[str, dict[str, list[Difference | None]]]:
+    """Return CMA-CLIP less each other method that noise was tried on, at each share: by what is changed and by method."""
+    from cma_clip_core.bootstrap import RecallDraws, draw_recalls
+
+    trials = [trial for trial in found if trial.method in NOISY]
+    methods = _by_method(trials)
+    result: dict[str, dict[str, list[Difference | None]]] = {
+        what: {m: [] for m in methods if m != WHOLE} for what in NOISES
+    }
+    if WHOLE not in methods or len(methods) < 2:
+        return {what: {} for what in NOISES}
+    for what, share in _noises(WHOLE):
+        sides = {t.name: {a: found[t].sides[_noisy_name(what, share)][a] for a in setting.attributes} for t in trials}
+        draws = draw_recalls(sides, {t.name: thresholds[t] for t in trials}, fields)
+        for method, difference in _against(methods, draws, RecallDraws.mean_all).items():
+            result[what][method].append(difference)
+    return result
+
+
 def _write(setting: _Setting, labelled_set: str, found: dict[_Trial, _Found], left_out: dict[str, str]) -> None:
     """Judge the methods, and write tables, plots and numbers."""
     from cma_clip_core import plots, tables
@@ -611,20 +643,20 @@ def _write(setting: _Setting, labelled_set: str, found: dict[_Trial, _Found], le
 
     wanted = setting.attributes
     (full, thresholds, tests), *others = (_judge(setting, found, end) for end in setting.readings)
-    noise: dict[str, dict[str, list[float]]] = {"text": {}, "image": {}}
-    by_attribute: dict[str, dict[str, list[float]]] = {"text": {}, "image": {}}
+    noise: dict[str, dict[str, list[float]]] = {what: {} for what in NOISES}
+    by_attribute: dict[str, dict[str, list[float]]] = {what: {} for what in NOISES}
     methods = _by_method(found)
     for method, trials in methods.items():
-        for modality in ("text", "image") if _noises(method) else ():
+        for what in NOISES if _noises(method) else ():
             judged = []
             for t in trials:
-                noisy = (found[t].sides[_noisy_name(modality, share)] for share in SHARES if share)
+                noisy = (found[t].sides[_noisy_name(what, share)] for share in SHARES if share)
                 series = [{a: p[a] for a in wanted} for p in (tests[t], *noisy)]
                 judged.append([judge_all(p, thresholds[t], full.text_fields) for p in series])
             means = [[method_metrics(method, j).mean_recall_at_90 or 0.0 for j in seed] for seed in judged]
-            noise[modality][LABELS[method]] = np.mean(means, axis=0).tolist()
+            noise[what][LABELS[method]] = np.mean(means, axis=0).tolist()
             if method == WHOLE:
-                by_attribute[modality] = {
+                by_attribute[what] = {
                     a: np.mean([[j[a].recall_at_90 or 0.0 for j in seed] for seed in judged], axis=0).tolist()
                     for a in wanted
                 }
@@ -641,6 +673,7 @@ def _write(setting: _Setting, labelled_set: str, found: dict[_Trial, _Found], le
         runs=tuple(f.run for f in found.values()),
         versions={method: version for method in methods if (version := _version(setting, method)) is not None},
         noise=noise,
+        against_whole_noise=_noise_against(setting, found, thresholds, full.text_fields),
         noise_by_attribute=by_attribute,
     )
     folder = setting.folder
@@ -657,8 +690,7 @@ def _write(setting: _Setting, labelled_set: str, found: dict[_Trial, _Found], le
         storage.write_bytes(folder / "cma_clip.md", page.encode())
         storage.write_bytes(folder / "thresholds.json", _THRESHOLDS.dump_json(thresholds[first], indent=1))
     if any(noise.values()):
-        named = {"texts": noise["text"], "pictures": noise["image"]}
-        plots.robustness(folder / "robustness.svg", SHARES, named)
+        plots.robustness(folder / "robustness.svg", SHARES, {words: noise[what] for what, words in NOISES.items()})
     print(text)
 
 
@@ -673,19 +705,27 @@ def _markdown(results: Results) -> str:
 
     sides = ", ".join(f"{n:,} {side}" for side, n in results.products.items())
     noise = markdown(
-        ["swapped", "method", *(f"{100 * share:.0f} %" for share in SHARES)],
+        ["changed", "method", *(f"{100 * share:.0f} %" for share in SHARES)],
         [
-            [modality, method, *(number(value) for value in series)]
-            for modality, methods in results.noise.items()
-            for method, series in methods.items()
+            [words, method, *(number(value) for value in series)]
+            for what, words in NOISES.items()
+            for method, series in results.noise[what].items()
         ],
     )
     by_attribute = markdown(
-        ["swapped", "attribute, CMA-CLIP", *(f"{100 * share:.0f} %" for share in SHARES)],
+        ["changed", "attribute, CMA-CLIP", *(f"{100 * share:.0f} %" for share in SHARES)],
         [
-            [modality, attribute, *(number(value) for value in series)]
-            for modality, attributes in results.noise_by_attribute.items()
-            for attribute, series in attributes.items()
+            [words, attribute, *(number(value) for value in series)]
+            for what, words in NOISES.items()
+            for attribute, series in results.noise_by_attribute[what].items()
+        ],
+    )
+    noise_margins = markdown(
+        ["changed", "CMA-CLIP less, points of mean recall", *(f"{100 * share:.0f} %" for share in SHARES if share)],
+        [
+            [words, LABELS[method], *map(points, differences)]
+            for what, words in NOISES.items()
+            for method, differences in results.against_whole_noise[what].items()
         ],
     )
     of_label = {label: method for method, label in LABELS.items()}
@@ -733,8 +773,11 @@ def _markdown(results: Results) -> str:
         f"Recall at 90 % precision, in %, on the test side; products: {sides}; labelled set {results.labelled_set}; "
         f"{results.device}{f'; towers {results.towers}' if results.towers else ''}.\n{left_out}"
     )
-    swapped = f"## Texts or pictures swapped with another product's; text: {', '.join(results.texts[0].text_fields)}"
+    changed = (
+        "## Texts or pictures swapped with another product's, names of labels left out of the texts; "
+        f"text: {', '.join(results.texts[0].text_fields)}"
+    )
     parts = [head, *(part for judged in results.texts for part in on(judged))]
     if any(results.noise.values()):
-        parts += [swapped, noise, by_attribute]
+        parts += [changed, noise, *([noise_margins] if any(results.against_whole_noise.values()) else []), by_attribute]
     return "\n\n".join([*parts, "## Training", cost]) + "\n"

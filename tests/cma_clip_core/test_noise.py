@@ -14,7 +14,7 @@ from cma_clip_core.classes import ClassLayout
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.examples import Rows, stream_side
 from cma_clip_core.model import CmaClip
-from cma_clip_core.noise import Modality, Noise, swap, swap_all
+from cma_clip_core.noise import Noise, What, left_out, swap, swap_all
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.tokens import Tokenizer
 from tests.cma_clip_core import drawn
@@ -116,6 +116,39 @@ def test_evaluation_swaps_across_small_files(tmp_path: Path) -> None:
     assert min(moved) > 1e-5
 
 
+def test_a_share_of_the_labels_has_its_name_left_out() -> None:
+    targets = np.random.default_rng(0).random((400, 9)) < 0.3
+
+    def chosen(share: float, seed: int = 0, start: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+        return left_out(IDS[start:], targets[start:], Noise("names", share, seed))
+
+    some, more = chosen(0.2), chosen(0.5)
+    assert 0.15 < some.sum() / targets.sum() < 0.25
+    assert 0.45 < more.sum() / targets.sum() < 0.55
+    assert not (some & ~more).any()
+    assert not (more & ~targets).any()
+    assert not np.array_equal(more, chosen(0.5, seed=1))
+    assert np.array_equal(more[200:], chosen(0.5, start=200))
+    assert np.array_equal(chosen(1.0), targets)
+    assert not chosen(0.0).any()
+
+
+def test_evaluation_leaves_out_names_where_there_are_some(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config, taxonomy = drawn.config(), drawn.taxonomy()
+    index = drawn.index(drawn.write(tmp_path, drawn.examples(200)), selection=config.selection)
+    model, layout, tokenizer = CmaClip(config, taxonomy), ClassLayout(taxonomy), Tokenizer(config)
+
+    def types(noise: Noise | None) -> Predictions:
+        found = evaluate(model, index, "train", config, layout, tokenizer, torch.device("cpu"), noise=noise)
+        return found["article_type"].take(np.argsort(found["article_type"].products))
+
+    clean, noisy = types(None), types(Noise("names", 1.0))
+    assert np.array_equal(noisy.named, clean.named)  # by their own text
+    moved = np.abs(clean.logits - noisy.logits).max(axis=1) > 1e-5
+    assert moved[clean.named.any(axis=1)].all()
+
+
 def test_a_share_is_between_none_and_all() -> None:
     with pytest.raises(ValueError, match="not between 0 and 1"):
         Noise("text", 20)
@@ -127,7 +160,7 @@ def test_evaluation_shows_the_noise_to_the_model_and_not_to_the_labels(tmp_path:
     index = drawn.index(drawn.write(tmp_path, drawn.examples(200)), selection=config.selection)
     model, layout, tokenizer = CmaClip(config, taxonomy), ClassLayout(taxonomy), Tokenizer(config)
 
-    def pattern(modality: Modality, share: float) -> Predictions:
+    def pattern(modality: What, share: float) -> Predictions:
         noise, cpu = Noise(modality, share), torch.device("cpu")
         found = evaluate(model, index, "train", config, layout, tokenizer, cpu, noise=noise)["pattern"]
         return found.take(np.argsort(found.products))

@@ -47,8 +47,8 @@ def draw_all(folder: Path, suffix: str) -> list[Path]:
     thresholds = drawn_thresholds(side)
     labels = {a.name: a.label for a in ATTRIBUTES}
     recalls = {
-        "texts": {"CMA-CLIP": [0.8, 0.7, 0.55, 0.35], "text alone": [0.7, 0.5, 0.3, 0.02]},
-        "pictures": {
+        "texts swapped": {"CMA-CLIP": [0.8, 0.7, 0.55, 0.35], "text alone": [0.7, 0.5, 0.3, 0.02]},
+        "pictures swapped": {
             "CMA-CLIP": [0.8, 0.75, 0.68, 0.6],
             "text alone": [0.7] * 4,
             "picture alone": [0.6, 0.4, 0.2, 0.0],

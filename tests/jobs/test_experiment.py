@@ -237,10 +237,20 @@ def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
     assert title["picture-tower"].attributes["colour"].accuracy == full["picture-tower"].attributes["colour"].accuracy
     assert set(results.texts[0].against_whole) == set(LABELS) - {"cma-clip"}
     assert all(len(series) == 4 for methods in results.noise.values() for series in methods.values())
+    assert set(results.noise) == {"text", "image", "names"}
+    for differences in results.against_whole_noise.values():
+        assert set(differences) == {"late-concatenation", "sa-without-ma"}
+        assert all(len(series) == 3 and all(series) for series in differences.values())
+    for what, methods in results.noise.items():  # the differences are those of the means, but for the draws' chance
+        drawn_difference = results.against_whole_noise[what]["late-concatenation"][1]
+        assert drawn_difference is not None
+        series = methods[LABELS["cma-clip"]][2] - methods[LABELS["late-concatenation"]][2]
+        assert drawn_difference.mean == pytest.approx(series, abs=0.08)
     # The colour is lost with the pictures, the pattern with the texts.
     lost = {m: {a: r[0] - r[-1] for a, r in by.items()} for m, by in results.noise_by_attribute.items()}
     assert lost["image"]["colour"] > lost["text"]["colour"]
     assert lost["text"]["pattern"] > lost["image"]["pattern"]
+    assert lost["names"]["pattern"] > 0.1  # texts alone say it
     table = (folder / "results.md").read_text()
     assert all(f"| {label} |" in table for label in LABELS.values())
     assert table.index("## Text: title, description") < table.index("## Text: title\n")
