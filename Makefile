@@ -8,7 +8,6 @@ FULL ?=
 TEXT ?=
 ATTRIBUTES ?=
 TOWERS ?=
-KEEP ?=
 SEEDS ?= 1
 
 .DEFAULT_GOAL := help
@@ -37,7 +36,7 @@ experiment: $(STAMP) ## Compare CMA-CLIP with CLIP, its ablations and TF-IDF on 
 	$(if $(CATALOG),,$(VENV)/bin/python -m jobs sample-catalog $(EXPERIMENT)/catalog)
 	$(VENV)/bin/python -m jobs --root $(EXPERIMENT)/lake $(if $(CATALOG),$(OF_CATALOG)) \
 		experiment --ds 2026-11-20 $(if $(FULL),,--products 8000 $(if $(CATALOG),--epochs 6)) --text '$(TEXT)' --attributes '$(ATTRIBUTES)' \
-		$(if $(TOWERS),--towers '$(TOWERS)') --keep '$(KEEP)' --seeds '$(SEEDS)' \
+		$(if $(TOWERS),--towers '$(TOWERS)') --seeds '$(SEEDS)' \
 		--catalog '$(or $(CATALOG),$(EXPERIMENT)/catalog)' --mapping '$(if $(CATALOG),$(MAPPING),sample)'
 
 # Files in the order they are found: the end-to-end test, the longest, must not be started last.

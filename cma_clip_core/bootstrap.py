@@ -93,6 +93,8 @@ def draw_recalls(
     text_fields: Sequence[str],
     draws: int = DRAWS,
     seed: int = 0,
+    *,
+    silent: bool = True,
 ) -> dict[str, RecallDraws]:
     """Return each method's recalls at 90 % precision in the same draws.
 
@@ -102,6 +104,7 @@ def draw_recalls(
         text_fields: a label that they name is not silent; the same for all methods, so that they are comparable.
         draws: how many.
         seed: of the draws.
+        silent: False: recalls of the silent labels are not asked for, and are no numbers.
 
     Raises:
         ValueError: the methods are not of the same attributes and products.
@@ -115,7 +118,7 @@ def draw_recalls(
                 for name in attributes
                 for p, temperature in [(found[name], thresholds[method][name].temperature)]
             ]
-            for silent_in in (None, text_fields)
+            for silent_in in ((None, text_fields) if silent else (None,))
         ]
         for method, found in methods.items()
     }
@@ -125,7 +128,7 @@ def draw_recalls(
         chosen = rng.integers(len(families), size=len(families))
         weights = np.bincount(chosen, minlength=len(families)).astype(np.float64)
         for method, sides in ranked.items():
-            recalls[method][:, :, draw] = [[one.recall(weights) for one in side] for side in sides]
+            recalls[method][: len(sides), :, draw] = [[one.recall(weights) for one in side] for side in sides]
     return {method: RecallDraws(attributes, found[0], found[1]) for method, found in recalls.items()}
 
 

@@ -156,8 +156,8 @@ class TrainingConfig(Strict):
         default=0.0,
         ge=0,
         le=1,
-        description="share of labels whose value's name is left out of the text: the picture, and the rest of the text, "
-        "must answer what a text search would",
+        description="share of labels whose value's name is left out of the text, where there is a picture: it, and the rest of "
+        "the text, must answer what a text search would; not in pretraining",
     )
     word_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of text tokens left out in training")
     text_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of products trained without their text")

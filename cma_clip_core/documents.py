@@ -145,7 +145,9 @@ class TowersOrigin(Strict):
     name: str
     labelled_set: str  # its folder in the lake; empty: of towers from before it was recorded
     same_set: bool  # the one that the model is trained on: what is held out was held out then, too
-    seen: dict[str, int] | None  # by side, validation and test: products they were pretrained on; None: cannot be told
+    seen: (
+        dict[str, int] | None
+    )  # by side, validation and test: products that were on their training side; None: cannot be told
 
     def words(self) -> str:
         """Return it in one sentence, as the model card and the log say it."""
@@ -153,12 +155,12 @@ class TowersOrigin(Strict):
             return f"Its towers `{self.name}` were pretrained on the training side of the same labelled set."
         if self.seen is not None:
             return (
-                f"Its towers were pretrained on {self.seen['test']:,} of the test products' pairs and on "
-                f"{self.seen['validation']:,} of the validation products': `{self.name}`, of the labelled set "
+                f"Its towers were pretrained on up to {self.seen['test']:,} of the test products and {self.seen['validation']:,} of the "
+                f"validation products, those on the training side then: `{self.name}`, of the labelled set "
                 f"`{self.labelled_set}`."
             )
         why = (
-            f"the labelled set `{self.labelled_set}` is gone"
+            f"the labelled set `{self.labelled_set}` is not in this lake"
             if self.labelled_set
             else "their labelled set is not recorded"
         )
@@ -186,7 +188,7 @@ class Epoch(Strict):
     examples: int
 
 
-class Origin(Strict):
+class ExperimentOrigin(Strict):
     """The experiment that a model comes from."""
 
     folder: str  # in the lake
@@ -200,7 +202,7 @@ class Metrics(Strict):
     labelled_set: str = ""  # its folder in the lake
     catalog_day: str = ""  # newest day whose products are in it
     labels: dict[str, dict[str, LabelCount]] = Field(default_factory=dict)  # by attribute and side
-    experiment: Origin | None = None  # None: it was trained by itself
+    experiment: ExperimentOrigin | None = None  # None: it was trained by itself
     towers: TowersOrigin | None = None  # None: not begun with towers of the lake
     train_examples: int
     validation_examples: int

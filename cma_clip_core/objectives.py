@@ -88,6 +88,9 @@ class TrainingBatches:
         shown = examples
         if training.name_dropout and "text" not in training.freeze:
             chosen = labels.targets.numpy() > 0
+            chosen[examples.column("image").is_null().to_numpy(zero_copy_only=False)] = (
+                False  # nothing else could answer
+            )
             shown = without_names(examples, self.spoken, chosen & (rng.random(chosen.shape) < training.name_dropout))
         prepared = prepare(shown, self.config, self.tokenizer, title_only)
         products = examples.column("product_id").to_pylist()
@@ -201,8 +204,8 @@ class Contrastive:
         self.towers, self.index, self.config, self.tokenizer, self.device = model, index, config, tokenizer, device
         model.train_projections(True)
         self.examples = index.count("train")
-        # Losing a modality teaches nothing here.
-        training = config.training.model_copy(update={"text_dropout": 0.0, "image_dropout": 0.0})
+        # Losing a modality teaches nothing here, and labels are not looked at.
+        training = config.training.model_copy(update={"text_dropout": 0.0, "image_dropout": 0.0, "name_dropout": 0.0})
         self.batches = TrainingBatches(index, config.model_copy(update={"training": training}), layout, tokenizer)
         self._loss = open_clip.ClipLoss()
 

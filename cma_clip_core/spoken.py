@@ -69,7 +69,9 @@ class SpokenFinder:
                         found[row, at] |= 1 << bit
         return found
 
-    def leave_out(self, texts: Iterable[Sequence[str]], chosen: npt.NDArray[np.bool_]) -> list[tuple[str, ...]]:
+    def leave_out(
+        self, texts: Iterable[Sequence[str | None]], chosen: npt.NDArray[np.bool_]
+    ) -> list[tuple[str | None, ...]]:
         """Return texts without the words that name some labels, wherever they stand: these labels are silent then.
 
         Args:
@@ -87,4 +89,5 @@ class SpokenFinder:
         if not named:
             return text
         gone = frozenset().union(*named)
-        return _WORD.sub(lambda word: "" if _singular(word[0].casefold()) in gone else word[0], text)
+        left = _WORD.sub(lambda word: "" if _singular(word[0].casefold()) in gone else word[0], text)
+        return " ".join(left.split()) if _WORD.search(left) else ""  # as clean text is: without words, none at all

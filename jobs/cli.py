@@ -55,7 +55,9 @@ Together = Annotated[
 ]
 Towers = Annotated[
     str | None,
-    typer.Option(help="Pretrained towers to begin with: their name, as `pretrain` prints it, or their folder."),
+    typer.Option(
+        help="Pretrained towers to begin with: their name, as `pretrain` prints it, or their folder, with a slash in it."
+    ),
 ]
 First = Annotated[
     str, typer.Option("--first", help="First day, YYYY-MM-DD.", callback=lambda v: check_day(v, "--first"))
@@ -303,7 +305,9 @@ def experiment(
     seeds: Annotated[
         int,
         typer.Option(
-            help="Trainings of each method, with seeds one above the other: their mean, least and greatest.", min=1
+            help="Trainings of each method, with seeds one above the other: their mean, least and greatest. The results are of so "
+            "many; more that were trained before stay for when they are asked for again.",
+            min=1,
         ),
     ] = 1,
 ) -> None:
@@ -348,6 +352,7 @@ def train(
         bool,
         typer.Option(
             "--pretrain",
+            envvar="TAGGING_PRETRAIN",
             help="Begin with towers pretrained on the same labelled set: those that are there of this configuration, else "
             "pretrain them first. Not with --towers, nor where the configuration names pretrained weights.",
         ),

@@ -12,12 +12,13 @@ within them where its last checkpoint is. The methods are trained side by side, 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,7 +30,7 @@ from pydantic import Field, TypeAdapter
 
 from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, TextConfig, load_config
-from cma_clip_core.documents import Difference, MethodMetrics, Origin, Threshold
+from cma_clip_core.documents import Difference, ExperimentOrigin, MethodMetrics, Threshold
 from cma_clip_core.errors import CoreError, NothingToLearnError
 from jobs import side_by_side, storage
 from jobs.dataset import LabelledSet, dataset
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from cma_clip_core.noise import What
     from cma_clip_core.predictions import Predictions
     from cma_clip_core.splits import Side
-    from schemas.taxonomy import Taxonomy
+    from schemas.taxonomy import Attribute, Taxonomy
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +162,11 @@ class _Setting:
         return [_Trial(method, more) for method in methods for more in range(1 if method in UNTRAINED else self.seeds)]
 
     @property
+    def compared(self) -> list[Attribute]:
+        """The attributes that are compared."""
+        return [self.taxonomy[name] for name in self.attributes]
+
+    @property
     def readings(self) -> dict[str, TextConfig]:
         """What the methods are judged on, by the end of its name: all text, and titles alone if trained with both."""
         text, training = self.base.text, self.base.training
@@ -257,8 +263,8 @@ def experiment(
         )  # fmt: skip
         log.info("experiment: %s: %d products", folder, len(index.row))
         if start is not None:
-            _adopt(start, folder / "towers")
             checked_origin(lake, start, labelled)
+            _adopt(start, folder / "towers")
         found, left_out = _run(setting, tuple(methods) or tuple(LABELS), processes)
         _write(setting, labelled.manifest.set_id, found, left_out)
     except CoreError as error:
@@ -272,7 +278,15 @@ class _Found:
     """What is known of a method."""
 
     run: MethodRun
-    sides: dict[str, dict[str, Predictions]]  # by the name of what was seen ("test", "test-title", ...) and attribute
+    folder: Path  # with its predictions, a folder for what was seen ("test", "test-title", ...)
+
+    def said(self, name: str, attributes: Iterable[Attribute]) -> dict[str, Predictions]:
+        """Read what it said of one side, by attribute. Not all are held at once: there are many, of each seed."""
+        from cma_clip_core.predictions import Predictions
+
+        return {
+            a.name: Predictions.from_bytes(a, (self.folder / name / f"{a.name}.npz").read_bytes()) for a in attributes
+        }
 
 
 def _run(
@@ -313,7 +327,9 @@ def _run(
         except BaseException:
             pool.shutdown(cancel_futures=True)  # what runs is kept when it is done
             raise
-    found = {trial: kept for trial in setting.trials(LABELS) if (kept := _read(setting, trial)) is not None}
+    # A kill may leave a method's later seeds without its first, of which the plots and thresholds are.
+    whole = [m for m in LABELS if _has_predictions(setting, _Trial(m))]
+    found = {trial: kept for trial in setting.trials(whole) if (kept := _read(setting, trial)) is not None}
     if not found:
         raise JobError(f"nothing to compare: {'; '.join(left_out.values())}")
     return found, left_out
@@ -427,7 +443,7 @@ def _method(setting: _Setting, trial: _Trial, towers: Path | None) -> None:
             sides[f"validation{end}"] = said("validation", text)
         sides[f"test{end}"] = said("test", text)
     sides |= {_noisy_name(*key): said("test", setting.base.text, Noise(*key)) for key in _noises(trial.method)}
-    _keep(setting, trial, _Found(run, sides))
+    _keep_predictions(setting, trial, run, sides)
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -437,6 +453,11 @@ def _keep_model(setting: _Setting, trial: _Trial, model: nn.Module, fitted: Fitt
 
     method, lake, made = trial.method, setting.lake, setting.lake.work / "models"
     below = setting.folder / "unfinished" / method / "version"
+    if _has_predictions(
+        setting, trial
+    ):  # of a training before, not kept, or no longer: what is kept and judged is of one
+        _kept_file(setting, method).unlink(missing_ok=True)
+        (_predictions(setting, trial) / "run.json").unlink()
     kept = storage.read_document(_kept_file(setting, method), Kept)
     if kept is None or not (made / kept.version).exists():
         # How long it took is in a version, so that each that is made has another name: one that is there is taken.
@@ -444,7 +465,7 @@ def _keep_model(setting: _Setting, trial: _Trial, model: nn.Module, fitted: Fitt
         if version is None:
             config = _configure(setting, trial, towers)
             trained = conclude(model, fitted, config, setting.taxonomy, setting.index, setting.device)
-            origin = Origin(
+            origin = ExperimentOrigin(
                 folder=lake.relative(setting.found_at),
                 products=setting.labelled.manifest.products,
                 compared=setting.attributes,
@@ -496,16 +517,21 @@ def _baseline(setting: _Setting, trial: _Trial) -> None:
     run = MethodRun(
         method=trial.method, seconds=seconds, examples_per_second=setting.index.count("train") / seconds, best_epoch=0
     )
-    _keep(setting, trial, _Found(run, sides))
+    _keep_predictions(setting, trial, run, sides)
 
 
-def _keep(setting: _Setting, trial: _Trial, found: _Found) -> None:
-    folder = setting.folder / "predictions" / trial.name
-    (folder / "run.json").unlink(missing_ok=True)  # of a method that is run again to be kept
-    for name, predictions in found.sides.items():
+def _keep_predictions(
+    setting: _Setting, trial: _Trial, run: MethodRun, sides: Mapping[str, dict[str, Predictions]]
+) -> None:
+    folder = _predictions(setting, trial)
+    for name, predictions in sides.items():
         for attribute, p in predictions.items():
             storage.write_bytes(folder / name / f"{attribute}.npz", p.to_bytes())
-    storage.write_document(folder / "run.json", found.run)  # last: the method is done
+    storage.write_document(folder / "run.json", run)  # last: the method is done
+
+
+def _predictions(setting: _Setting, trial: _Trial) -> Path:
+    return setting.folder / "predictions" / trial.name
 
 
 def _noisy_name(what: str, share: float) -> str:
@@ -524,29 +550,18 @@ def _is_done(setting: _Setting, trial: _Trial) -> bool:
 
 
 def _has_predictions(setting: _Setting, trial: _Trial) -> bool:
-    return (setting.folder / "predictions" / trial.name / "run.json").exists()
+    return (_predictions(setting, trial) / "run.json").exists()
 
 
 def _read(setting: _Setting, trial: _Trial) -> _Found | None:
     """Return what is kept of a method that was run before; None where it was not."""
-    from cma_clip_core.predictions import Predictions
-
-    folder = setting.folder / "predictions" / trial.name
+    folder = _predictions(setting, trial)
     run = storage.read_document(folder / "run.json", MethodRun)
     if run is None:
         return None
     if trial.method not in UNTRAINED:
         run = run.model_copy(update={"seed": setting.base.training.seed + trial.more})
-
-    def side(name: str) -> dict[str, Predictions]:
-        return {
-            a.name: Predictions.from_bytes(a, (folder / name / f"{a.name}.npz").read_bytes())
-            for a in setting.taxonomy.attributes
-        }
-
-    names = [f"{judged}{end}" for end in setting.readings for judged in _JUDGED]
-    names += [_noisy_name(*key) for key in _noises(trial.method)]
-    return _Found(run, {name: side(name) for name in names})
+    return _Found(run, folder)
 
 
 def _by_method(found: Iterable[_Trial]) -> dict[str, list[_Trial]]:
@@ -592,9 +607,9 @@ def _judge(
     wanted, selection = setting.attributes, setting.base.selection
     thresholds, tests = {}, {}
     for trial, f in found.items():
-        validation = f.sides[f"validation{end}"]
+        validation = f.said(f"validation{end}", setting.compared)
         thresholds[trial] = {a: choose_threshold(p := validation[a], fit_temperature(p), selection) for a in wanted}
-        tests[trial] = {a: f.sides[f"test{end}"][a] for a in wanted}
+        tests[trial] = f.said(f"test{end}", setting.compared)
     draws = draw_recalls({t.name: p for t, p in tests.items()}, {t.name: s for t, s in thresholds.items()}, fields)
     metrics = {
         t: with_intervals(method_metrics(LABELS[t.method], judge_all(tests[t], thresholds[t], fields)), draws[t.name])
@@ -628,8 +643,8 @@ def _noise_against(
     if WHOLE not in methods or len(methods) < 2:
         return {what: {} for what in NOISES}
     for what, share in _noises(WHOLE):
-        sides = {t.name: {a: found[t].sides[_noisy_name(what, share)][a] for a in setting.attributes} for t in trials}
-        draws = draw_recalls(sides, {t.name: thresholds[t] for t in trials}, fields)
+        sides = {t.name: found[t].said(_noisy_name(what, share), setting.compared) for t in trials}
+        draws = draw_recalls(sides, {t.name: thresholds[t] for t in trials}, fields, silent=False)
         for method, difference in _against(methods, draws, RecallDraws.mean_all).items():
             result[what][method].append(difference)
     return result
@@ -650,8 +665,8 @@ def _write(setting: _Setting, labelled_set: str, found: dict[_Trial, _Found], le
         for what in NOISES if _noises(method) else ():
             judged = []
             for t in trials:
-                noisy = (found[t].sides[_noisy_name(what, share)] for share in SHARES if share)
-                series = [{a: p[a] for a in wanted} for p in (tests[t], *noisy)]
+                noisy = (found[t].said(_noisy_name(what, share), setting.compared) for share in SHARES if share)
+                series = itertools.chain([tests[t]], noisy)
                 judged.append([judge_all(p, thresholds[t], full.text_fields) for p in series])
             means = [[method_metrics(method, j).mean_recall_at_90 or 0.0 for j in seed] for seed in judged]
             noise[what][LABELS[method]] = np.mean(means, axis=0).tolist()

@@ -159,10 +159,14 @@ def find_towers(lake: Lake, name: str | None) -> Path | None:
         name: their name in the lake; anything with a slash is their folder, wherever it is; None: none are asked for.
 
     Raises:
-        JobError: there are none of that name in the lake.
+        JobError: there are none of that name in the lake, or it is no folder of this machine.
     """
     if name is None:
         return None
+    if "://" in name:
+        raise JobError(
+            f"{name!r}: towers are named by their name in the lake, or by a folder on this machine: copy them there first"
+        )
     if "/" in name:
         return Path(name).expanduser().resolve()
     there = [path.name for path in _all(lake)]

@@ -32,6 +32,7 @@ NOISE = 0.05  # chance that a model that is no worse is refused, over all compar
 MEAN = "mean"
 # Test families with a label that an attribute needs to be compared. Fewer, all of them right, cannot show a precision of 90 %
 # (cma_clip_core.promise.fewest_right), so recall at it is luck. With 29 a loss of 17 points is told from noise, with 10 one of 40.
+TOO_FEW: Final = "are too few"
 LEAST_FAMILIES: Final = 29
 
 
@@ -61,7 +62,8 @@ class Verdict(Strict):
         for name, d in self.differences.items():
             if d is None:
                 mark = "worse" if name in self.worse else "not compared"
-                found.append(f"  {name:<16} {mark}: {self.not_compared.get(name, 'too few labels')}")
+                why = "no attribute is compared" if name == MEAN and not self.judged else "too few labels"
+                found.append(f"  {name:<16} {mark}: {self.not_compared.get(name, why)}")
             else:
                 mark = "  worse, beyond noise" if name in self.worse else ""
                 found.append(
@@ -70,10 +72,15 @@ class Verdict(Strict):
                 )
         says = "is no worse than" if self.accepted else "is worse than" if self.judged else "cannot be judged against"
         if not self.judged:
+            few = any(TOO_FEW in why for why in self.not_compared.values())
             found.append(
                 "  no attribute has enough test products that the champion learnt nothing from: train on more products, or with a "
-                "larger `selection.test_share`; or compare the two cards (`models show`) and decide: `models promote "
-                f"{self.challenger} --force`"
+                "larger `selection.test_share`; or"
+                if few
+                else "  there is no attribute that both have learnt:"
+            )
+            found[-1] += (
+                f" compare the two cards (`models show`) and decide: `models promote {self.challenger} --force`"
             )
         return [f"{self.challenger} {says} the champion {self.champion}, on {self.products:,} products:", *found]
 
@@ -179,7 +186,7 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
     for name, p in found[challenger].items():
         if (families := len(np.unique(p.families))) < LEAST_FAMILIES:
             not_compared.setdefault(
-                name, f"{families} test families with a label are too few, {LEAST_FAMILIES} the least to judge by"
+                name, f"{families} test families with a label {TOO_FEW}, {LEAST_FAMILIES} the least to judge by"
             )
     compared = [name for name in found[challenger] if name not in not_compared]
     differences: dict[str, Difference | None] = dict.fromkeys((MEAN, *found[challenger]))

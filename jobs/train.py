@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
-from cma_clip_core.documents import Metrics, Origin, TowersOrigin
+from cma_clip_core.documents import ExperimentOrigin, Metrics, TowersOrigin
 from cma_clip_core.errors import CoreError
 from cma_clip_core.metrics import learnt, mean_of, mean_recall
 from jobs import promotion, storage, unfinished
@@ -97,7 +97,7 @@ def _check_pretraining(config: ModelConfig, towers: str | None) -> None:
     if config.backbone.pretrained is not None:
         raise JobError(
             f"--pretrain: the configuration {config.name!r} begins with the weights backbone.pretrained: "
-            f"{config.backbone.pretrained!r}; leave out the flag, or these weights"
+            f"{config.backbone.pretrained!r}; leave out the flag (or TAGGING_PRETRAIN), or these weights"
         )
 
 
@@ -132,7 +132,7 @@ def _train(
         "train: %d examples of %d families: %d to train on, %d to validate, %d to test",
         len(index.row), index.families, index.count("train"), index.count("validation"), index.count("test"),
     )  # fmt: skip
-    origin = None if start is None or not world.is_first else checked_origin(lake, start, labelled)
+    seen = None if start is None or not world.is_first else checked_origin(lake, start, labelled)
     begins, set_id = with_towers(config, start), labelled.manifest.set_id
     work = unfinished.work_folder(lake.work / "models", begins, set_id, taxonomy.fingerprint, processes=world.size)
     if not world.is_first:
@@ -142,7 +142,7 @@ def _train(
         return ""
     unfinished.begin(work, config, set_id, world.size)
     trained = training.train(begins, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
-    version = save_version(trained, config, taxonomy, start, lake, labelled, index, lake.work / "models", towers=origin)
+    version = save_version(trained, config, taxonomy, start, lake, labelled, index, lake.work / "models", towers=seen)
     storage.send_folder(lake.work / "models" / version, lake.models / version, last=registry.SUMS)
     shutil.rmtree(work, ignore_errors=True)
     world.wait()
@@ -177,7 +177,7 @@ def save_version(
     index: ExampleIndex,
     models: Path,
     towers: TowersOrigin | None = None,
-    origin: Origin | None = None,
+    origin: ExperimentOrigin | None = None,
 ) -> str:
     """Write a trained model into the folder `models` as a version, with what it was trained on, and return its name.
 

@@ -58,6 +58,15 @@ class Attribute(Strict):
             return [{"name": v} if isinstance(v, str) else v for v in values]
         return values
 
+    @field_validator("name")
+    @classmethod
+    def _not_the_mean(cls, name: str) -> str:
+        if name == "mean":
+            raise ValueError(
+                "no attribute can be called mean: tables and verdicts have the mean of all attributes under that name"
+            )
+        return name
+
     @field_validator("prompts")
     @classmethod
     def _prompt_names_value(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,7 +9,15 @@ import pytest
 
 from cma_clip_core.card import model_card
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.documents import AttributeMetrics, Interval, LabelCount, MethodMetrics, Metrics, Origin, Threshold
+from cma_clip_core.documents import (
+    AttributeMetrics,
+    ExperimentOrigin,
+    Interval,
+    LabelCount,
+    MethodMetrics,
+    Metrics,
+    Threshold,
+)
 from cma_clip_core.metrics import judge, judge_values, method_metrics, promise_kept
 from cma_clip_core.predictions import Predictions
 from cma_clip_core.tables import comparison, one_model, over_seeds, own_thresholds, shipped
@@ -149,7 +157,7 @@ def test_the_card_names_the_data() -> None:
 
 
 def test_the_card_of_an_experiments_model_says_what_was_left_out() -> None:
-    origin = Origin(
+    origin = ExperimentOrigin(
         folder="experiments/ds=2026-11-20/experiment=0123abcd", products=30_000, compared=("pattern", "colour")
     )
     known: dict[str, Any] = {"labelled_set": "labelled/ds=2026-11-20/set=01234567"}

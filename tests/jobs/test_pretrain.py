@@ -20,9 +20,8 @@ from typer.testing import CliRunner
 
 from cma_clip_core import registry, towers
 from cma_clip_core.batches import Batch
-from cma_clip_core.documents import TowersOrigin
+from cma_clip_core.documents import Metrics, TowersOrigin
 from cma_clip_core.loop import Loop
-from cma_clip_core.training import Metrics
 from jobs import storage
 from jobs.cli import app
 from jobs.data_parallel import together
@@ -93,9 +92,7 @@ def test_towers_of_another_labelled_set_are_told_with_what_they_saw(
     assert expected["test"] < len(new["test"])
     origin, card = origin_in(settings, train(settings, NEXT, promote=False, towers=name))
     assert (origin.same_set, origin.seen) == (False, expected)
-    words = (
-        f"Its towers were pretrained on {expected['test']} of the test products' pairs and on {expected['validation']} "
-    )
+    words = f"Its towers were pretrained on up to {expected['test']} of the test products and {expected['validation']} "
     assert words in card
     assert [r.levelno for r in caplog.records if words in r.getMessage()] == [logging.WARNING]
 
@@ -109,7 +106,7 @@ def test_what_cannot_be_told_is_said(
     lake = Lake(settings.root)
     if gone:
         shutil.rmtree(dataset(settings, DAY).folder)
-        why = "is gone"
+        why = "is not in this lake"
     else:  # as towers were written before
         path = Path(lake.towers / name / towers.METRICS)
         document = json.loads(path.read_bytes())

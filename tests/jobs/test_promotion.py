@@ -165,6 +165,10 @@ def test_models_that_have_learnt_no_attribute_in_common_cannot_be_judged(
     assert set(verdict.differences.values()) == {None}
     assert not verdict.judged
     assert not verdict.accepted
+    said = "\n".join(verdict.lines())
+    assert "mean             not compared: no attribute is compared" in said
+    assert "there is no attribute that both have learnt: compare the two cards" in said
+    assert "train on more products" not in said
 
 
 def test_what_the_champion_learnt_from_is_left_out(made: tuple[Path, str, str], settings: Settings) -> None:
