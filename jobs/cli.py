@@ -361,8 +361,8 @@ def train(
 ) -> None:
     """Train CMA-CLIP on the day's labelled set, choose thresholds, and write a model version.
 
-    A configuration without pretrained weights, such as `fashion`, gains from `--pretrain`: both towers first learn from the
-    catalog's own pairs of picture and text. Killed, it goes on where it was when it is started again.
+    With a configuration without pretrained weights, such as `fashion`, `--pretrain` lets both towers first learn from the
+    catalog's own pairs of picture and text, as `experiment` does. Killed, it goes on where it was when it is started again.
     """
     from jobs.data_parallel import together
     from jobs.train import train as step
