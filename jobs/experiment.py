@@ -711,7 +711,7 @@ def _write(setting: _Setting, labelled_set: str, found: dict[_Trial, _Found], le
 
 def _markdown(results: Results) -> str:
     from cma_clip_core.methods import LABELS
-    from cma_clip_core.tables import comparison, markdown, number, over_seeds
+    from cma_clip_core.tables import comparison, markdown, over_seeds
 
     def points(d: Difference | None) -> str:
         if d is None:
@@ -722,7 +722,7 @@ def _markdown(results: Results) -> str:
     noise = markdown(
         ["changed", "method", *(f"{100 * share:.0f} %" for share in SHARES)],
         [
-            [words, method, *(number(value) for value in series)]
+            [words, method, *(f"{100 * value:.1f}" for value in series)]
             for what, words in NOISES.items()
             for method, series in results.noise[what].items()
         ],
@@ -730,7 +730,7 @@ def _markdown(results: Results) -> str:
     by_attribute = markdown(
         ["changed", "attribute, CMA-CLIP", *(f"{100 * share:.0f} %" for share in SHARES)],
         [
-            [words, attribute, *(number(value) for value in series)]
+            [words, attribute, *(f"{100 * value:.1f}" for value in series)]
             for what, words in NOISES.items()
             for attribute, series in results.noise_by_attribute[what].items()
         ],
