@@ -88,9 +88,8 @@ class TrainingBatches:
         shown = examples
         if training.name_dropout and "text" not in training.freeze:
             chosen = labels.targets.numpy() > 0
-            chosen[examples.column("image").is_null().to_numpy(zero_copy_only=False)] = (
-                False  # nothing else could answer
-            )
+            # Without a picture nothing else could answer.
+            chosen &= examples.column("image").is_valid().to_numpy(zero_copy_only=False)[:, None]
             shown = without_names(examples, self.spoken, chosen & (rng.random(chosen.shape) < training.name_dropout))
         prepared = prepare(shown, self.config, self.tokenizer, title_only)
         products = examples.column("product_id").to_pylist()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from cma_clip_core.distributed import World
+    from cma_clip_core.towers import TowersMetrics
 
 log = logging.getLogger(__name__)
 
@@ -132,9 +133,7 @@ def _pretrain(
         backbone, metrics = run(config, taxonomy, index, device, folder=work, world=world, progress=progress)
         if not world.is_first:
             return world.broadcast_text("")
-        metrics = metrics.model_copy(
-            update={"labelled_set": lake.relative(labelled.folder), "catalog_day": labelled.manifest.ds}
-        )
+        metrics = of_set(metrics, lake, labelled)
         name = towers.save(backbone, config, metrics, lake.work / "towers", datetime.now(UTC))
         storage.send_folder(lake.work / "towers" / name, lake.towers / name, last=towers.METRICS)
         shutil.rmtree(work, ignore_errors=True)
@@ -142,6 +141,13 @@ def _pretrain(
         measured.details |= {"towers": name, "labelled_set": set_id, "device": metrics.device}
         log.info("pretrained towers: %s", lake.towers / name)
         return world.broadcast_text(name)
+
+
+def of_set(metrics: TowersMetrics, lake: Lake, labelled: LabelledSet) -> TowersMetrics:
+    """Return towers' metrics that say which labelled set they were pretrained on."""
+    return metrics.model_copy(
+        update={"labelled_set": lake.relative(labelled.folder), "catalog_day": labelled.manifest.ds}
+    )
 
 
 def with_towers(config: ModelConfig, towers: Path | None) -> ModelConfig:

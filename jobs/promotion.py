@@ -32,8 +32,8 @@ NOISE = 0.05  # chance that a model that is no worse is refused, over all compar
 MEAN = "mean"
 # Test families with a label that an attribute needs to be compared. Fewer, all of them right, cannot show a precision of 90 %
 # (cma_clip_core.promise.fewest_right), so recall at it is luck. With 29 a loss of 17 points is told from noise, with 10 one of 40.
-TOO_FEW: Final = "are too few"
 LEAST_FAMILIES: Final = 29
+TOO_FEW: Final = "are too few"  # in the reason of an attribute that has fewer
 
 
 class Verdict(Strict):
@@ -73,14 +73,14 @@ class Verdict(Strict):
         says = "is no worse than" if self.accepted else "is worse than" if self.judged else "cannot be judged against"
         if not self.judged:
             few = any(TOO_FEW in why for why in self.not_compared.values())
-            found.append(
-                "  no attribute has enough test products that the champion learnt nothing from: train on more products, or with a "
+            advice = (
+                "no attribute has enough test products that the champion learnt nothing from: train on more products, or with a "
                 "larger `selection.test_share`; or"
                 if few
-                else "  there is no attribute that both have learnt:"
+                else "there is no attribute that both have learnt:"
             )
-            found[-1] += (
-                f" compare the two cards (`models show`) and decide: `models promote {self.challenger} --force`"
+            found.append(
+                f"  {advice} compare the two cards (`models show`) and decide: `models promote {self.challenger} --force`"
             )
         return [f"{self.challenger} {says} the champion {self.champion}, on {self.products:,} products:", *found]
 
@@ -192,7 +192,7 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
     differences: dict[str, Difference | None] = dict.fromkeys((MEAN, *found[challenger]))
     if compared:
         methods = {model: {name: p[name] for name in compared} for model, p in found.items()}
-        draws = draw_recalls(methods, thresholds, configs[challenger].text.fields)
+        draws = draw_recalls(methods, thresholds, configs[challenger].text.fields, silent=False)
         new, old = draws[challenger], draws[champion]
         differences[MEAN] = difference(new.mean_all(), old.mean_all())
         for at, name in enumerate(new.attributes):
