@@ -12,7 +12,6 @@ within them where its last checkpoint is. The methods are trained side by side, 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import logging
 import shutil
@@ -36,7 +35,7 @@ from jobs import side_by_side, storage
 from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
 from jobs.lake import Lake
-from jobs.pretrain import checked_origin, find_towers, origin_of, with_towers
+from jobs.pretrain import checked_origin, find_towers, of_set, origin_of, with_towers
 from jobs.settings import Settings
 from jobs.steps import refuse_several
 from jobs.storage import Place
@@ -58,12 +57,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHARES = (
-    0.0,
-    0.2,
-    0.5,
-    1.0,
-)  # of the products whose text or picture is swapped, as in the paper, or of the names left out
+# Of the products whose text or picture is swapped, as in the paper, or of the names left out.
+SHARES = (0.0, 0.2, 0.5, 1.0)
 NOISY = ("late-concatenation", "sa-without-ma", "cma-clip")  # the methods that this is tried on
 NOISES: dict[What, str] = {"text": "texts swapped", "image": "pictures swapped", "names": "names left out"}
 WHOLE = "cma-clip"
@@ -393,12 +388,7 @@ def _towers(setting: _Setting) -> Path | None:
     backbone, metrics = pretrain(
         setting.base, setting.taxonomy, setting.index, setting.device, folder=work, progress=setting.progress
     )
-    metrics = metrics.model_copy(
-        update={
-            "labelled_set": setting.lake.relative(setting.labelled.folder),
-            "catalog_day": setting.labelled.manifest.ds,
-        }
-    )
+    metrics = of_set(metrics, setting.lake, setting.labelled)
     name = towers.save(backbone, setting.base, metrics, below, datetime.now(UTC))
     shutil.rmtree(work, ignore_errors=True)
     return below / name
@@ -453,9 +443,8 @@ def _keep_model(setting: _Setting, trial: _Trial, model: nn.Module, fitted: Fitt
 
     method, lake, made = trial.method, setting.lake, setting.lake.work / "models"
     below = setting.folder / "unfinished" / method / "version"
-    if _has_predictions(
-        setting, trial
-    ):  # of a training before, not kept, or no longer: what is kept and judged is of one
+    # Of a training before, not kept, or no longer: what is kept and what is judged are of one training.
+    if _has_predictions(setting, trial):
         _kept_file(setting, method).unlink(missing_ok=True)
         (_predictions(setting, trial) / "run.json").unlink()
     kept = storage.read_document(_kept_file(setting, method), Kept)
@@ -626,55 +615,59 @@ def _judge(
     return judged, thresholds, tests
 
 
-def _noise_against(
+class _UnderNoise(NamedTuple):
+    """What `Results` has under the same names."""
+
+    noise: dict[str, dict[str, list[float]]]
+    against_whole_noise: dict[str, dict[str, list[Difference | None]]]
+    noise_by_attribute: dict[str, dict[str, list[float]]]
+
+
+def _judge_noise(
     setting: _Setting,
     found: dict[_Trial, _Found],
     thresholds: dict[_Trial, dict[str, Threshold]],
+    tests: dict[_Trial, dict[str, Predictions]],
     fields: Sequence[str],
-) -> dict[str, dict[str, list[Difference | None]]]:
-    """Return CMA-CLIP less each other method that noise was tried on, at each share: by what is changed and by method."""
+) -> _UnderNoise:
+    """Judge the methods that noise was tried on, at each of SHARES; what they said of one is read once, and then forgotten."""
     from cma_clip_core.bootstrap import RecallDraws, draw_recalls
+    from cma_clip_core.methods import LABELS
+    from cma_clip_core.metrics import judge_all, method_metrics
 
     trials = [trial for trial in found if trial.method in NOISY]
     methods = _by_method(trials)
-    result: dict[str, dict[str, list[Difference | None]]] = {
-        what: {m: [] for m in methods if m != WHOLE} for what in NOISES
-    }
-    if WHOLE not in methods or len(methods) < 2:
-        return {what: {} for what in NOISES}
-    for what, share in _noises(WHOLE):
-        sides = {t.name: found[t].said(_noisy_name(what, share), setting.compared) for t in trials}
-        draws = draw_recalls(sides, {t.name: thresholds[t] for t in trials}, fields, silent=False)
-        for method, difference in _against(methods, draws, RecallDraws.mean_all).items():
-            result[what][method].append(difference)
+    result = _UnderNoise({what: {} for what in NOISES}, {what: {} for what in NOISES}, {what: {} for what in NOISES})
+    plain = {t: judge_all(tests[t], thresholds[t], fields) for t in trials}
+    for what in NOISES:
+        judged = {t: [plain[t]] for t in trials}
+        for share in SHARES[1:]:
+            sides = {t: found[t].said(_noisy_name(what, share), setting.compared) for t in trials}
+            for t in trials:
+                judged[t].append(judge_all(sides[t], thresholds[t], fields))
+            if WHOLE in methods and len(methods) > 1:
+                draws = draw_recalls(
+                    {t.name: p for t, p in sides.items()}, {t.name: thresholds[t] for t in trials}, fields, silent=False
+                )
+                for method, difference in _against(methods, draws, RecallDraws.mean_all).items():
+                    result.against_whole_noise[what].setdefault(method, []).append(difference)
+        for method, seeds in methods.items():
+            means = [[method_metrics(method, j).mean_recall_at_90 or 0.0 for j in judged[t]] for t in seeds]
+            result.noise[what][LABELS[method]] = np.mean(means, axis=0).tolist()
+        for a in setting.attributes if WHOLE in methods else ():
+            recalls = [[j[a].recall_at_90 or 0.0 for j in judged[t]] for t in methods[WHOLE]]
+            result.noise_by_attribute[what][a] = np.mean(recalls, axis=0).tolist()
     return result
 
 
 def _write(setting: _Setting, labelled_set: str, found: dict[_Trial, _Found], left_out: dict[str, str]) -> None:
     """Judge the methods, and write tables, plots and numbers."""
     from cma_clip_core import plots, tables
-    from cma_clip_core.methods import LABELS
-    from cma_clip_core.metrics import judge_all, method_metrics
 
     wanted = setting.attributes
     (full, thresholds, tests), *others = (_judge(setting, found, end) for end in setting.readings)
-    noise: dict[str, dict[str, list[float]]] = {what: {} for what in NOISES}
-    by_attribute: dict[str, dict[str, list[float]]] = {what: {} for what in NOISES}
     methods = _by_method(found)
-    for method, trials in methods.items():
-        for what in NOISES if _noises(method) else ():
-            judged = []
-            for t in trials:
-                noisy = (found[t].said(_noisy_name(what, share), setting.compared) for share in SHARES if share)
-                series = itertools.chain([tests[t]], noisy)
-                judged.append([judge_all(p, thresholds[t], full.text_fields) for p in series])
-            means = [[method_metrics(method, j).mean_recall_at_90 or 0.0 for j in seed] for seed in judged]
-            noise[what][LABELS[method]] = np.mean(means, axis=0).tolist()
-            if method == WHOLE:
-                by_attribute[what] = {
-                    a: np.mean([[j[a].recall_at_90 or 0.0 for j in seed] for seed in judged], axis=0).tolist()
-                    for a in wanted
-                }
+    under_noise = _judge_noise(setting, found, thresholds, tests, full.text_fields)
     results = Results(
         labelled_set=labelled_set,
         products={side: setting.index.count(side) for side in ("train", "validation", "test")},
@@ -687,9 +680,7 @@ def _write(setting: _Setting, labelled_set: str, found: dict[_Trial, _Found], le
         texts=(full, *(judged for judged, _, _ in others)),
         runs=tuple(f.run for f in found.values()),
         versions={method: version for method in methods if (version := _version(setting, method)) is not None},
-        noise=noise,
-        against_whole_noise=_noise_against(setting, found, thresholds, full.text_fields),
-        noise_by_attribute=by_attribute,
+        **under_noise._asdict(),
     )
     folder = setting.folder
     storage.write_document(folder / "results.json", results)
@@ -704,8 +695,10 @@ def _write(setting: _Setting, labelled_set: str, found: dict[_Trial, _Found], le
         page = f"{tables.one_model(whole)}\n\n{tables.shipped(whole, thresholds[first])}\n"
         storage.write_bytes(folder / "cma_clip.md", page.encode())
         storage.write_bytes(folder / "thresholds.json", _THRESHOLDS.dump_json(thresholds[first], indent=1))
-    if any(noise.values()):
-        plots.robustness(folder / "robustness.svg", SHARES, {words: noise[what] for what, words in NOISES.items()})
+    if any(results.noise.values()):
+        plots.robustness(
+            folder / "robustness.svg", SHARES, {words: results.noise[what] for what, words in NOISES.items()}
+        )
     print(text)
 
 

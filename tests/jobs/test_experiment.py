@@ -546,7 +546,7 @@ def test_margins_under_noise_are_cma_clips_less_the_others(tmp_path: Path) -> No
     """Late concatenation is wrong of two products in three where half of the names are left out, CMA-CLIP nowhere."""
     confidence = np.linspace(0.9, 0.5, 60)
     right, wrong = single(confidence, marks("r" * 60)), single(confidence, marks("r" * 20 + "w" * 40))
-    setting: Any = SimpleNamespace(folder=tmp_path, compared=[PATTERN])
+    setting: Any = SimpleNamespace(folder=tmp_path, compared=[PATTERN], attributes=("pattern",))
     found = {
         trial: module._Found(
             MethodRun(method=trial.method, seconds=0, examples_per_second=0, best_epoch=0), tmp_path / trial.name
@@ -562,7 +562,8 @@ def test_margins_under_noise_are_cma_clips_less_the_others(tmp_path: Path) -> No
         trial: {"pattern": Threshold(threshold=0.5, target_precision=0.9, precision=1, accepted=60, candidates=60)}
         for trial in found
     }
-    margins = module._noise_against(setting, found, thresholds, ("title",))
+    tests = {trial: {"pattern": right} for trial in found}
+    margins = module._judge_noise(setting, found, thresholds, tests, ("title",)).against_whole_noise
     for what, methods in margins.items():
         assert set(methods) == {"late-concatenation", "sa-without-ma"}
         for method, differences in methods.items():
@@ -571,7 +572,7 @@ def test_margins_under_noise_are_cma_clips_less_the_others(tmp_path: Path) -> No
                 bad = (method, what, share) == ("late-concatenation", "names", 0.5)
                 assert margin.mean == pytest.approx(2 / 3 if bad else 0, abs=0.05)
     alone = {trial: kept for trial, kept in found.items() if trial.method != "cma-clip"}
-    assert not any(module._noise_against(setting, alone, thresholds, ("title",)).values())
+    assert not any(module._judge_noise(setting, alone, thresholds, tests, ("title",)).against_whole_noise.values())
 
 
 @pytest.mark.long
