@@ -84,8 +84,8 @@ def main() -> None:
 def from_disk(loop: Loop, count: int) -> Iterator[Batch]:
     """Return so many batches as training gets them."""
     stream = (batch for batch in loop.stream() if batch is not None)
-    if loop.apart:  # as it is once it runs: a buffer is prepared for each that is trained on
-        for batch in itertools.islice(stream, 3 * -(-loop.config.shuffle_buffer // loop.config.batch_size)):
+    if loop.apart:  # as it is once it runs: the next buffer is prepared while this one is trained on
+        for batch in itertools.islice(stream, -(-loop.config.shuffle_buffer // loop.config.batch_size)):
             loop.step(batch)
     return itertools.islice(stream, count)
 
