@@ -1,4 +1,7 @@
-"""What only a GPU can show: `pytest tests/cma_clip_core/test_cuda.py`. Skipped where there is none."""
+"""What only a GPU can show. Skipped where there is none.
+
+`pytest --noconftest tests/cma_clip_core/test_cuda.py` needs nothing of what the jobs need: no Spark, no Java.
+"""
 
 from __future__ import annotations
 
