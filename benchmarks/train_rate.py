@@ -28,6 +28,8 @@ from cma_clip_core.objectives import MultiTask
 from cma_clip_core.tokens import Tokenizer
 from schemas.taxonomy import load_taxonomy
 
+WARM_UP = 16  # steps: a GPU loads each kernel when it is first asked for
+
 
 def main() -> None:
     """Measure, and print the rates of each turn and the ratio of their sums."""
@@ -58,6 +60,10 @@ def main() -> None:
     with FlopCounterMode(display=False) as counter:
         loop.step(held[0])
     flops = counter.get_total_flops() / len(held[0])
+    start = time.perf_counter()
+    for batch in held[:WARM_UP]:
+        loop.step(batch)
+    print(f"{WARM_UP} steps to warm up: {time.perf_counter() - start:.1f} s", flush=True)
     seconds = {"memory": 0.0, "disk": 0.0}
     for turn in range(1, chosen.turns + 1):
         took = {}
