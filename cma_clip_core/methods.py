@@ -19,6 +19,7 @@ METHODS: Final[dict[str, dict[str, Any]]] = {
     "picture-tower": {"fusion": {"sequence_attention": False, "modality_attention": False, "modalities": ("image",)}},
     "late-concatenation": {"fusion": {"sequence_attention": False, "modality_attention": False}},
     "sa-without-ma": {"fusion": {"modality_attention": False}},
+    "ma-without-sa": {"fusion": {"sequence_attention": False}},
     "cma-clip": {},
 }
 
@@ -29,6 +30,7 @@ LABELS: Final[dict[str, str]] = {
     "picture-tower": "picture tower alone",
     "late-concatenation": "CMA-CLIP without MA and SA (late concatenation)",
     "sa-without-ma": "CMA-CLIP without MA",
+    "ma-without-sa": "CMA-CLIP without SA",
     "cma-clip": "CMA-CLIP",
     "tf-idf": "TF-IDF + logistic regression (text)",
 }

@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 
 # Of the products whose text or picture is swapped, as in the paper, or of the names left out.
 SHARES = (0.0, 0.2, 0.5, 1.0)
-NOISY = ("late-concatenation", "sa-without-ma", "cma-clip")  # the methods that this is tried on
+NOISY = ("late-concatenation", "sa-without-ma", "ma-without-sa", "cma-clip")  # the methods that this is tried on
 NOISES: dict[What, str] = {"text": "texts swapped", "image": "pictures swapped", "names": "names left out"}
 WHOLE = "cma-clip"
 UNTRAINED = ("raw-clip", "tf-idf")  # no model of ours: none to be kept, and the same with every seed

@@ -244,7 +244,7 @@ def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
     assert all(len(series) == 4 for methods in results.noise.values() for series in methods.values())
     assert set(results.noise) == {"text", "image", "names"}
     for differences in results.against_whole_noise.values():
-        assert set(differences) == {"late-concatenation", "sa-without-ma"}
+        assert set(differences) == {"late-concatenation", "sa-without-ma", "ma-without-sa"}
         assert all(len(series) == 3 and all(series) for series in differences.values())
     # The colour is lost with the pictures, the pattern with the texts.
     lost = {m: {a: r[0] - r[-1] for a, r in by.items()} for m, by in results.noise_by_attribute.items()}
@@ -565,7 +565,7 @@ def test_margins_under_noise_are_cma_clips_less_the_others(tmp_path: Path) -> No
     tests = {trial: {"pattern": right} for trial in found}
     margins = module._judge_noise(setting, found, thresholds, tests, ("title",)).against_whole_noise
     for what, methods in margins.items():
-        assert set(methods) == {"late-concatenation", "sa-without-ma"}
+        assert set(methods) == {"late-concatenation", "sa-without-ma", "ma-without-sa"}
         for method, differences in methods.items():
             for share, margin in zip(SHARES[1:], differences, strict=True):
                 assert margin is not None
