@@ -2,7 +2,8 @@
 
 Whole families are drawn with replacement, since products of one are not independent: the cluster bootstrap (Davison and
 Hinkley 1997, "Bootstrap Methods and their Application"; Field and Welsh 2007, "Bootstrapping Clustered
-Data"). Intervals are percentiles. All methods and attributes see the same draws, so that differences are paired.
+Data"). Intervals are percentiles; what stands before them is what was measured, no mean of draws. All methods and
+attributes see the same draws, so that differences are paired.
 
 A draw is a weight for each family: confidences are sorted once, and a draw costs a weighted cumulative sum.
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,21 +31,45 @@ DRAWS: Final = 1000
 _EXACT = 1e-6  # a sum of weights times a target with few decimals is either 0 or farther from it than this
 
 
+class Drawn(NamedTuple):
+    """A recall of the products as they are, and in each draw."""
+
+    measured: float
+    draws: Doubles  # [D]
+
+    @classmethod
+    def pool(cls, several: Sequence[Drawn]) -> Drawn:
+        """Return the mean of several that were measured, and the draws of all."""
+        return cls(float(np.mean([one.measured for one in several])), np.concatenate([one.draws for one in several]))
+
+
 @dataclass(slots=True)
 class RecallDraws:
-    """One method's recall at 90 % precision in each draw; no number where a draw has nothing to be found."""
+    """One method's recall at 90 % precision in each draw; no number where a draw has nothing to be found.
+
+    The first column is the recall of the products as they are: what is measured. The mean of the draws is another, since
+    recall at a precision is no mean over products.
+    """
 
     attributes: tuple[str, ...]
-    all: Doubles  # [K, D]
-    silent: Doubles  # [K, D], on the silent labels alone
+    all: Doubles  # [K, 1 + D]
+    silent: Doubles  # [K, 1 + D], on the silent labels alone
 
-    def mean_all(self) -> Doubles:
-        """Return the mean over the attributes [D]."""
-        return _mean(self.all)
+    def of(self, attribute: str) -> Drawn:
+        """Return those of one attribute."""
+        return _drawn(self.all[self.attributes.index(attribute)])
 
-    def mean_silent(self) -> Doubles:
-        """Return the mean over the attributes [D], on the silent labels alone."""
-        return _mean(self.silent)
+    def silent_of(self, attribute: str) -> Drawn:
+        """Return those of one attribute, on the silent labels alone."""
+        return _drawn(self.silent[self.attributes.index(attribute)])
+
+    def mean_all(self) -> Drawn:
+        """Return the mean over the attributes."""
+        return _drawn(_mean(self.all))
+
+    def mean_silent(self) -> Drawn:
+        """Return the mean over the attributes, on the silent labels alone."""
+        return _drawn(_mean(self.silent))
 
 
 class RankedCandidates:
@@ -122,10 +147,10 @@ def draw_recalls(
         ]
         for method, found in methods.items()
     }
-    recalls = {method: np.full((2, len(attributes), draws), np.nan) for method in methods}
+    recalls = {method: np.full((2, len(attributes), 1 + draws), np.nan) for method in methods}
     rng = np.random.default_rng(seed)
-    for draw in range(draws if len(families) else 0):
-        chosen = rng.integers(len(families), size=len(families))
+    for draw in range(1 + draws if len(families) else 0):
+        chosen = rng.integers(len(families), size=len(families)) if draw else np.arange(len(families))
         weights = np.bincount(chosen, minlength=len(families)).astype(np.float64)
         for method, sides in ranked.items():
             recalls[method][: len(sides), :, draw] = [[one.recall(weights) for one in side] for side in sides]
@@ -147,32 +172,37 @@ def judge_with_intervals(
 def with_intervals(metrics: MethodMetrics, draws: RecallDraws) -> MethodMetrics:
     """Return a method's metrics with the intervals of its recalls at 90 % precision."""
     attributes = dict(metrics.attributes)
-    for name, whole, silent in zip(draws.attributes, draws.all, draws.silent, strict=True):
-        intervals = {"recall_at_90_interval": interval(whole), "silent_recall_at_90_interval": interval(silent)}
+    for name in draws.attributes:
+        intervals = {
+            "recall_at_90_interval": interval(draws.of(name).draws),
+            "silent_recall_at_90_interval": interval(draws.silent_of(name).draws),
+        }
         attributes[name] = attributes[name].model_copy(update=intervals)
     return metrics.model_copy(
         update={
             "attributes": attributes,
-            "mean_recall_at_90_interval": interval(draws.mean_all()),
-            "mean_silent_recall_at_90_interval": interval(draws.mean_silent()),
+            "mean_recall_at_90_interval": interval(draws.mean_all().draws),
+            "mean_silent_recall_at_90_interval": interval(draws.mean_silent().draws),
         }
     )
 
 
-def difference(first: Doubles, second: Doubles) -> Difference | None:
-    """Return first less second, of the same draws [D]; None where no draw has both.
+def difference(first: Drawn, second: Drawn) -> Difference | None:
+    """Return first less second, as measured, and its interval by the same draws; None where no draw has both.
 
     Raises:
         ValueError: they are not of the same number of draws.
     """
-    if first.shape != second.shape:
-        raise ValueError(f"{len(first)} and {len(second)} draws cannot be paired; draw both methods in one call")
-    differences = first - second
+    if first.draws.shape != second.draws.shape:
+        raise ValueError(
+            f"{len(first.draws)} and {len(second.draws)} draws cannot be paired; draw both methods in one call"
+        )
+    differences = first.draws - second.draws
     found = interval(differences)
     if found is None:
         return None
     known = differences[~np.isnan(differences)]
-    return Difference(mean=float(known.mean()), interval=found, below_zero=float((known < 0).mean()))
+    return Difference(mean=first.measured - second.measured, interval=found, below_zero=float((known < 0).mean()))
 
 
 def interval(draws: Doubles) -> Interval | None:
@@ -184,8 +214,13 @@ def interval(draws: Doubles) -> Interval | None:
     return Interval(low=float(low), high=float(high))
 
 
+def _drawn(recalls: Doubles) -> Drawn:
+    """Return what was measured and what was drawn of a row [1 + D]."""
+    return Drawn(float(recalls[0]), recalls[1:])
+
+
 def _mean(recalls: Doubles) -> Doubles:
-    """Return the mean over the attributes [D] of recalls [K, D], those without a number left out."""
+    """Return the mean over the attributes [1 + D] of recalls [K, 1 + D], those without a number left out."""
     known = ~np.isnan(recalls)
     count = known.sum(axis=0)
     means: Doubles = np.where(count > 0, np.where(known, recalls, 0).sum(axis=0) / np.maximum(count, 1), np.nan)

@@ -51,10 +51,10 @@ class Interval(Strict):
 
 
 class Difference(Strict):
-    """One method less another, in the same bootstrap draws."""
+    """One method less another, of the same products."""
 
-    mean: float
-    interval: Interval
+    mean: float  # as measured; of several seeds, their mean
+    interval: Interval  # by the same bootstrap draws of both
     below_zero: float  # share of the draws
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from cma_clip_core.bootstrap import Doubles, RecallDraws
+    from cma_clip_core.bootstrap import Drawn, RecallDraws
     from cma_clip_core.examples import ExampleIndex
     from cma_clip_core.loop import Fitted
     from cma_clip_core.noise import What
@@ -561,15 +561,16 @@ def _by_method(found: Iterable[_Trial]) -> dict[str, list[_Trial]]:
 
 
 def _against(
-    methods: dict[str, list[_Trial]], draws: dict[str, RecallDraws], mean: Callable[[RecallDraws], Doubles]
+    methods: dict[str, list[_Trial]], draws: dict[str, RecallDraws], mean: Callable[[RecallDraws], Drawn]
 ) -> dict[str, Difference | None]:
     """Return CMA-CLIP less each other method, in mean recall.
 
     The draws of products are the same for all. Seed by seed, CMA-CLIP's recall in a draw less the method's is a difference;
-    the mean and the interval are of those of all seeds together, so that the interval holds the chance of the products and
-    that of one training's seed. What is the same with every seed is taken from each of CMA-CLIP's. None: no seed was run of both.
+    the interval is of those of all seeds together, so that it holds the chance of the products and that of one training's
+    seed; before it stands the mean of what was measured with each. What is the same with every seed is taken from each of
+    CMA-CLIP's. None: no seed was run of both.
     """
-    from cma_clip_core.bootstrap import difference
+    from cma_clip_core.bootstrap import Drawn, difference
 
     found: dict[str, Difference | None] = {}
     for method in methods if WHOLE in methods else ():
@@ -578,7 +579,7 @@ def _against(
         others = {trial.more: trial for trial in methods[method]}
         pairs = [(whole, others.get(0 if method in UNTRAINED else whole.more)) for whole in methods[WHOLE]]
         both = [(mean(draws[whole.name]), mean(draws[other.name])) for whole, other in pairs if other is not None]
-        found[method] = difference(*(np.concatenate(side) for side in zip(*both, strict=True))) if both else None
+        found[method] = difference(*(Drawn.pool(side) for side in zip(*both, strict=True))) if both else None
     return found
 
 

@@ -45,30 +45,32 @@ class Verdict(Strict):
     differences: dict[str, Difference | None]  # by attribute, and of the mean of those that are compared
     not_compared: dict[str, str] = Field(default_factory=dict)  # attribute: why
     worse: tuple[str, ...]  # what the challenger is worse at, beyond noise, and what it alone has not learnt
+    silenced: tuple[str, ...] = ()  # what both have learnt and the champion tags, and the challenger accepts nothing of
 
     @property
     def judged(self) -> bool:
         """Whether there was enough to judge by: a challenger is not promoted on next to no evidence."""
-        return bool(self.worse) or any(d is not None for d in self.differences.values())
+        return bool(self.worse or self.silenced) or any(d is not None for d in self.differences.values())
 
     @property
     def accepted(self) -> bool:
         """Whether the challenger may be promoted."""
-        return self.judged and not self.worse
+        return self.judged and not self.worse and not self.silenced
 
     def lines(self) -> list[str]:
         """Return the verdict in words, a line for each comparison."""
         found = []
         for name, d in self.differences.items():
+            no_more = "  worse: it accepts nothing of it any more" if name in self.silenced else ""
             if d is None:
                 mark = "worse" if name in self.worse else "not compared"
                 why = "no attribute is compared" if name == MEAN and not self.judged else "too few labels"
-                found.append(f"  {name:<16} {mark}: {self.not_compared.get(name, why)}")
+                found.append(f"  {name:<16} {mark}: {self.not_compared.get(name, why)}{no_more}")
             else:
                 mark = "  worse, beyond noise" if name in self.worse else ""
                 found.append(
                     f"  {name:<16} {100 * d.mean:+6.1f} points ({100 * d.interval.low:+.1f} to "
-                    f"{100 * d.interval.high:+.1f}){mark}"
+                    f"{100 * d.interval.high:+.1f}){mark}{no_more}"
                 )
         says = "is no worse than" if self.accepted else "is worse than" if self.judged else "cannot be judged against"
         if not self.judged:
@@ -144,8 +146,9 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
     """Judge two model versions on the challenger's test products, but for the families that the champion learnt from.
 
     What a model has not learnt it says at random: an attribute that either has not learnt is neither compared nor part of
-    the mean. The challenger is worse at one that it has not learnt and the champion tags: there would be no more tags of it.
-    One with fewer than `LEAST_FAMILIES` test families does not decide, neither way.
+    the mean. The challenger is worse at one that the champion tags, and that it has not learnt or can promise nothing of: there
+    would be no more tags of it, however well it ranks. By recall, one with fewer than `LEAST_FAMILIES` test families does not
+    decide, neither way.
 
     Raises:
         JobError: their taxonomies, picture sizes or labelled sets do not let them be compared.
@@ -195,8 +198,8 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
         draws = draw_recalls(methods, thresholds, configs[challenger].text.fields, silent=False)
         new, old = draws[challenger], draws[champion]
         differences[MEAN] = difference(new.mean_all(), old.mean_all())
-        for at, name in enumerate(new.attributes):
-            differences[name] = difference(new.all[at], old.all[at])
+        for name in new.attributes:
+            differences[name] = difference(new.of(name), old.of(name))
     there = {name: d for name, d in differences.items() if d is not None}
     limit = 1 - NOISE / max(len(there), 1)
     return Verdict(
@@ -206,6 +209,13 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
         differences=differences,
         not_compared=not_compared,
         worse=(*(name for name, d in there.items() if d.below_zero > limit), *lost),
+        silenced=tuple(
+            name
+            for name in found[challenger]
+            if name not in metrics[challenger].not_learnt | metrics[champion].not_learnt
+            and thresholds[challenger][name].lowest() is None
+            and thresholds[champion][name].lowest() is not None
+        ),
     )
 
 

@@ -214,9 +214,9 @@ class Taxonomy(Strict):
         return known, unknown
 
     def incomparable(self, other: Taxonomy) -> list[str]:
-        """Return what another taxonomy asks a model otherwise than this one, in words.
+        """Return what another taxonomy asks of a model, or has it promise, otherwise than this one, in words.
 
-        Empty where models of both answer the same questions of the same products, so that they can be judged together.
+        Empty where models of both answer the same questions of the same products, as surely, so that they can be judged together.
         """
         found = [f"attribute {name!r} is gone" for name in self.names if name not in other.names]
         found += [f"attribute {name!r} is new" for name in other.names if name not in self.names]
@@ -232,6 +232,10 @@ class Taxonomy(Strict):
             if mine.multi_valued != theirs.multi_valued:
                 found.append(
                     f"{mine.name}: {'several values' if theirs.multi_valued else 'one value'} to a product now"
+                )
+            if mine.target_precision != theirs.target_precision:
+                found.append(
+                    f"{mine.name}: the target precision is {theirs.target_precision} now, not {mine.target_precision}"
                 )
             # Of article types that only one of them has, nothing is to be said beyond that.
             before, after = self._applies_to(mine.name), other._applies_to(mine.name)
@@ -262,10 +266,6 @@ class Taxonomy(Strict):
                     )
             if ignored := mine._ignored ^ theirs._ignored:
                 found.append(f"{mine.name}: ignored by one of them alone: {', '.join(sorted(map(repr, ignored)))}")
-            if mine.target_precision != theirs.target_precision:
-                found.append(
-                    f"{mine.name}: the target precision is {theirs.target_precision} now, not {mine.target_precision}"
-                )
             if mine.prompts != theirs.prompts:
                 found.append(f"{mine.name}: other prompts")
         return found

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cma_clip_core.bootstrap import (
+    Drawn,
     RankedCandidates,
     difference,
     draw_recalls,
@@ -129,13 +130,16 @@ def test_the_same_seed_gives_the_same_draws() -> None:
 
 
 def test_differences_by_hand() -> None:
-    found = difference(np.array([0.5, 0.7, np.nan, 0.4]), np.array([0.4, 0.8, 0.1, 0.2]))
+    found = difference(Drawn(0.6, np.array([0.5, 0.7, np.nan, 0.4])), Drawn(0.5, np.array([0.4, 0.8, 0.1, 0.2])))
     assert found is not None
-    assert found.mean == pytest.approx((0.1 - 0.1 + 0.2) / 3)
+    assert found.mean == pytest.approx(0.1)  # as measured, whatever the draws' mean
     assert found.below_zero == pytest.approx(1 / 3)
-    assert difference(np.array([np.nan]), np.array([0.1])) is None
+    assert difference(Drawn(np.nan, np.array([np.nan])), Drawn(0.1, np.array([0.1]))) is None
     with pytest.raises(ValueError, match="cannot be paired"):
-        difference(np.zeros(2), np.zeros(3))
+        difference(Drawn(0, np.zeros(2)), Drawn(0, np.zeros(3)))
+    pooled = Drawn.pool([Drawn(0.6, np.zeros(2)), Drawn(0.2, np.ones(3))])
+    assert pooled.measured == pytest.approx(0.4)
+    assert pooled.draws.tolist() == [0, 0, 1, 1, 1]
     spread = interval(np.arange(101) / 100)
     assert spread is not None
     assert (spread.low, spread.high) == (pytest.approx(0.025), pytest.approx(0.975))

@@ -518,7 +518,7 @@ def test_methods_are_kept_as_model_versions_the_same_after_a_kill(
 
 def test_differences_are_seed_by_seed_in_the_same_draws() -> None:
     def draws(low: float, high: float) -> RecallDraws:
-        found = np.linspace(low, high, 1001)[None]
+        found = np.concatenate([[(low + high) / 2], np.linspace(low, high, 1001)])[None]
         return RecallDraws(("colour",), found, found)
 
     methods = {

@@ -153,6 +153,25 @@ def test_what_the_champion_never_tagged_cannot_be_lost(made: tuple[Path, str, st
     assert champion(settings) == forgot
 
 
+def test_a_challenger_that_would_tag_nothing_more_is_worse_however_well_it_ranks(
+    made: tuple[Path, str, str], settings: Settings
+) -> None:
+    _, good, _ = made
+    tags = saved_again(settings, good, thresholds={"pattern": TAGS})
+    mute = saved_again(settings, good, thresholds={"pattern": ACCEPTS_NOTHING})
+    promote(settings, tags, force=True)
+    with pytest.raises(
+        JobError,
+        match=rf"(?s){mute} is worse than .* pattern +\+0\.0 points .*worse: it accepts nothing of it any more",
+    ):
+        promote(settings, mute)
+    verdict = compare(settings, mute, tags)
+    assert (verdict.worse, verdict.silenced) == ((), ("pattern",))
+    assert champion(settings) == tags
+    few = with_test_families(settings, mute, LEAST_FAMILIES - 1, 0)  # it needs no test product to be seen
+    assert not compare(settings, few, tags).accepted
+
+
 def test_models_that_have_learnt_no_attribute_in_common_cannot_be_judged(
     made: tuple[Path, str, str], settings: Settings
 ) -> None:
@@ -276,6 +295,7 @@ def with_taxonomy(settings: Settings, version: str, change: Callable[[dict[str, 
             lambda d: (d["groups"].update(clothes=["Watch"]), d["attributes"][3].update(applies_to=["clothes"])),
             "material: no longer applies to Shirt; material: applies to Watch too now",
         ),
+        (lambda d: d["attributes"][1].update(target_precision=0.5), "colour: the target precision is 0.5 now, not 0.9"),
     ],
 )
 def test_another_taxonomy_is_refused_with_the_difference(
@@ -322,7 +342,7 @@ def test_train_saves_a_model_of_another_taxonomy_and_says_why_it_is_no_champion(
 
 
 def test_nothing_is_promoted_on_no_evidence(made: tuple[Path, str, str], settings: Settings) -> None:
-    _, good, bad = made
+    _, good, _ = made
     lake = Lake(settings.root)
     # The champion has learnt from all that there is.
     folder = lake.root / "labelled" / "all"
@@ -334,9 +354,9 @@ def test_nothing_is_promoted_on_no_evidence(made: tuple[Path, str, str], setting
     promote(settings, knowing, force=True)
     with pytest.raises(
         JobError,
-        match=rf"(?s){bad} cannot be judged against the champion {knowing}, on 0 products:.* colour +not compared: 0 test families",
+        match=rf"(?s){good} cannot be judged against the champion {knowing}, on 0 products:.* colour +not compared: 0 test families",
     ):
-        promote(settings, bad)
+        promote(settings, good)
     assert champion(settings) == knowing
 
 

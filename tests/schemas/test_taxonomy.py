@@ -168,7 +168,7 @@ def types_apart(changed: dict[str, Any]) -> None:
             [], ["kind: the label 't-shirt' means Shirt now, not Tee"],
         ),
         (lambda d: d["attributes"][1].update(ignore=["na", "None"]), [], ["colour: ignored by one of them alone: 'none'"]),
-        (lambda d: d["attributes"][1].update(target_precision=0.95), [], ["colour: the target precision is 0.95 now, not 0.9"]),
+        (lambda d: d["attributes"][1].update(target_precision=0.95), ["colour: the target precision is 0.95 now, not 0.9"], []),
         (lambda d: d["attributes"][1].update(prompts=["{value}!"]), [], ["colour: other prompts"]),
     ],
 )  # fmt: skip
