@@ -32,6 +32,7 @@ from cma_clip_core.tokens import compose
 log = logging.getLogger(__name__)
 
 UNSEEN = -30.0  # logit of a value that no training product has: a probability of nothing
+ALWAYS = 30.0  # of one of several values that all of them have: a probability of one
 
 
 @dataclass(slots=True)
@@ -41,7 +42,7 @@ class TextBaseline:
     layout: ClassLayout
     text: TextConfig
     vectorizer: TfidfVectorizer
-    models: dict[str, tuple[npt.NDArray[np.int64], Any]]  # attribute: classes, and one model, or one for each class
+    models: dict[str, tuple[npt.NDArray[np.int64], Any]]  # attribute: classes, and one model, or one for each
 
     def predict(self, index: ExampleIndex, side: Side) -> dict[str, Predictions]:
         """Return what the baseline says of the labelled products of a side, by attribute name."""
@@ -52,7 +53,7 @@ class TextBaseline:
             part = self.layout.slices[self.layout.position[name]]
             if self.layout.taxonomy[name].multi_valued:
                 for c, one in zip(classes, model, strict=True):
-                    logits[:, part.start + c] = one.decision_function(features)
+                    logits[:, part.start + c] = ALWAYS if one is None else one.decision_function(features)
             elif model is None:
                 logits[:, part.start + classes[0]] = 0.0
             else:
@@ -96,8 +97,8 @@ def fit_text_baseline(
         targets = columns["targets"][rows, part]
         seen = np.flatnonzero(targets.any(axis=0))
         if attribute.multi_valued:
-            seen = np.flatnonzero(targets.any(axis=0) & ~targets.all(axis=0))
-            fitted = [_fit(features[rows], targets[:, c], inverse_regularisation) for c in seen]
+            always = targets.all(axis=0)
+            fitted = [None if always[c] else _fit(features[rows], targets[:, c], inverse_regularisation) for c in seen]
             models[attribute.name] = seen, fitted
         elif len(seen):
             one = _fit(features[rows], targets.argmax(axis=1), inverse_regularisation) if len(seen) > 1 else None

@@ -40,7 +40,7 @@ def unlearnable(counts: npt.NDArray[np.float64], layout: ClassLayout, least_labe
         labels, values = int(counts[part].sum()), int((counts[part] > 0).sum())
         if labels < least_labels:
             found[attribute.name] = f"it has {labels} training labels, and {least_labels} are the least to learn from"
-        elif values < 2 and not attribute.multi_valued:
+        elif values < 2:
             only = attribute.value_names[int(counts[part].argmax())]
             found[attribute.name] = f"all of its {labels} training labels are {only!r}"
     return found

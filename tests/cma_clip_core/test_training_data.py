@@ -15,6 +15,7 @@ from cma_clip_core.baseline import fit_text_baseline
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.errors import DataError, NothingToLearnError
 from cma_clip_core.evaluation import evaluate
+from cma_clip_core.learnable import find_unlearnable
 from cma_clip_core.loop import Loop
 from cma_clip_core.metrics import mean_recall
 from cma_clip_core.pretraining import pretrain
@@ -69,6 +70,31 @@ def test_an_attribute_of_one_value_or_few_labels_is_skipped_by_name(
     for name, same in (("pattern", True), ("colour", False)):
         one, other = (m.get_submodule(f"heads.{name}.3").weight for m in (trained.model, fresh))
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4) is same
+
+
+def test_a_value_of_several_that_all_products_have(tmp_path: Path) -> None:
+    """Where there is no other value, nothing can be learnt; beside others the baseline says that it always holds."""
+
+    def only(_: dict[str, Any], labels: dict[str, list[str]]) -> None:
+        if "material" in labels:
+            labels["material"] = ["Cotton"]
+
+    def also(_: dict[str, Any], labels: dict[str, list[str]]) -> None:
+        if "material" in labels:
+            labels["material"] = ["Cotton", *({"Wool"} & set(labels["material"]))]
+
+    layout = ClassLayout(drawn.taxonomy())
+    index = drawn.index(drawn.write(tmp_path / "only", changed(300, only)))
+    said = find_unlearnable(index, layout, 20)
+    assert list(said) == ["material"]
+    assert said["material"].endswith("training labels are 'Cotton'")
+    index = drawn.index(drawn.write(tmp_path / "also", changed(300, also)))
+    assert find_unlearnable(index, layout, 20) == {}
+    baseline = fit_text_baseline(index, layout, drawn.config().text, progress=False)
+    found = baseline.predict(index, "test")["material"]
+    at = drawn.taxonomy()["material"].index["Cotton"]
+    assert found.targets[:, at].all()
+    assert (found.logits[:, at] > 10).all()
 
 
 def test_nothing_that_can_be_learnt_is_an_error_with_its_reasons(tmp_path: Path) -> None:
