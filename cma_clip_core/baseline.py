@@ -1,18 +1,20 @@
 """The baseline any sceptic asks for: TF-IDF of the text and a logistic regression for each attribute (scikit-learn).
 
-It reads the same fields as the models it is compared with, and all of their words, however many.
+It reads the same fields as the models it is compared with, and all of their words, however many. How strongly each
+attribute's regression is held back is chosen on validation, as a model's best epoch is.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -32,7 +34,12 @@ from cma_clip_core.tokens import compose
 log = logging.getLogger(__name__)
 
 UNSEEN = -30.0  # logit of a value that no training product has: a probability of nothing
+STRENGTHS: Final = (1.0, 10.0)  # C: scikit-learn's own, and what texts that name the value want
 ALWAYS = 30.0  # of one of several values that all of them have: a probability of one
+
+
+# Of all classes of one value; or of each of several, None where all have it. None: one class alone was seen.
+_Model: TypeAlias = LogisticRegression | list[LogisticRegression | None] | None
 
 
 @dataclass(slots=True)
@@ -42,7 +49,7 @@ class TextBaseline:
     layout: ClassLayout
     text: TextConfig
     vectorizer: TfidfVectorizer
-    models: dict[str, tuple[npt.NDArray[np.int64], Any]]  # attribute: classes, and one model, or one for each
+    models: dict[str, tuple[npt.NDArray[np.int64], _Model]]  # attribute: classes seen, and what was fitted
 
     def predict(self, index: ExampleIndex, side: Side) -> dict[str, Predictions]:
         """Return what the baseline says of the labelled products of a side, by attribute name."""
@@ -51,13 +58,7 @@ class TextBaseline:
         logits = np.full((len(texts), self.layout.classes), UNSEEN, dtype=np.float32)
         for name, (classes, model) in self.models.items():
             part = self.layout.slices[self.layout.position[name]]
-            if self.layout.taxonomy[name].multi_valued:
-                for c, one in zip(classes, model, strict=True):
-                    logits[:, part.start + c] = ALWAYS if one is None else one.decision_function(features)
-            elif model is None:
-                logits[:, part.start + classes[0]] = 0.0
-            else:
-                logits[:, part.start + classes] = model.predict_log_proba(features)
+            logits[:, part.start + classes] = _logits(classes, model, features)
         columns["logits"] = logits
         columns["lambdas"] = np.tile(np.array([1, 0], np.float32), (len(texts), len(self.layout.attributes), 1))
         return split_attributes(self.layout, [columns])
@@ -65,16 +66,16 @@ class TextBaseline:
 
 def fit_text_baseline(
     index: ExampleIndex, layout: ClassLayout, text: TextConfig, *, not_learnt: Collection[str] = (),
-    inverse_regularisation: float = 10.0, progress: bool = True,
+    strengths: Sequence[float] = STRENGTHS, progress: bool = True,
 ) -> TextBaseline:  # fmt: skip
-    """Fit the baseline on the training side.
+    """Fit the baseline on the training side; of several strengths, each attribute's most accurate one on validation is kept.
 
     Args:
         index: the labelled products.
         layout: the classes.
         text: which fields are read, in which order.
         not_learnt: attributes that are left out (cma_clip_core.learnable): of all their values it says that none is.
-        inverse_regularisation: C of the logistic regressions.
+        strengths: C, the inverse of the regularisation, rising.
         progress: show a progress bar.
 
     Raises:
@@ -88,7 +89,9 @@ def fit_text_baseline(
         raise NothingToLearnError(
             f"no two training products have a word in common in {', '.join(text.fields)}: there is no text to learn from"
         ) from error
-    models: dict[str, tuple[npt.NDArray[np.int64], Any]] = {}
+    unseen, judged = _read(index, "validation", layout, text)
+    held_back = vectorizer.transform(unseen)
+    models: dict[str, tuple[npt.NDArray[np.int64], _Model]] = {}
     attributes = list(zip(layout.attributes, layout.slices, strict=True))
     for k, (attribute, part) in enumerate(tqdm(attributes, desc="TF-IDF + LR", unit="attribute", disable=not progress)):
         if attribute.name in not_learnt:
@@ -96,20 +99,44 @@ def fit_text_baseline(
         rows = np.flatnonzero(columns["labelled"][:, k])
         targets = columns["targets"][rows, part]
         seen = np.flatnonzero(targets.any(axis=0))
-        if attribute.multi_valued:
-            always = targets.all(axis=0)
-            fitted = [None if always[c] else _fit(features[rows], targets[:, c], inverse_regularisation) for c in seen]
-            models[attribute.name] = seen, fitted
-        elif len(seen):
-            one = _fit(features[rows], targets.argmax(axis=1), inverse_regularisation) if len(seen) > 1 else None
-            models[attribute.name] = seen, one
+        if not len(seen):
+            continue
+        there = np.flatnonzero(judged["labelled"][:, k])
+        right = judged["targets"][there, part][:, seen]
+        best: _Model = None
+        most = -1
+        for strength in strengths if len(there) else strengths[:1]:
+            model = _fit(features[rows], targets[:, seen], attribute.multi_valued, strength)
+            hits = 0
+            if len(there):
+                found = _logits(seen, model, held_back[there]).argmax(axis=1)
+                hits = int(right[np.arange(len(there)), found].sum())
+            if hits > most:
+                best, most = model, hits
+        models[attribute.name] = seen, best
     return TextBaseline(layout, text, vectorizer, models)
 
 
-def _fit(features: Any, classes: npt.NDArray[Any], inverse_regularisation: float) -> LogisticRegression:
+def _fit(features: Any, targets: npt.NDArray[np.bool_], multi_valued: bool, strength: float) -> _Model:
+    """Fit an attribute's regressions on features [n, words] and targets [n, C] of the classes that were seen."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # what is left to gain after so many steps is rounding
-        return LogisticRegression(C=inverse_regularisation, max_iter=300).fit(features, classes)
+        regression = LogisticRegression(C=strength, max_iter=300)
+        if multi_valued:
+            return [None if one.all() else clone(regression).fit(features, one) for one in targets.T]
+        return regression.fit(features, targets.argmax(axis=1)) if targets.shape[1] > 1 else None
+
+
+def _logits(classes: npt.NDArray[np.int64], model: _Model, features: Any) -> npt.NDArray[np.float64]:
+    """Return what an attribute's model says of features [n, words]: logits of the classes that were seen [n, C]."""
+    if isinstance(model, list):
+        rows = features.shape[0]
+        said = [np.full(rows, ALWAYS) if one is None else one.decision_function(features) for one in model]
+        return np.stack(said, axis=1)
+    if model is None:
+        return np.zeros((features.shape[0], len(classes)))
+    logits: npt.NDArray[np.float64] = model.predict_log_proba(features)
+    return logits
 
 
 def _read(index: ExampleIndex, side: Side, layout: ClassLayout, text: TextConfig) -> tuple[list[str], Columns]:

@@ -17,9 +17,9 @@ from cma_clip_core.errors import DataError, NothingToLearnError
 from cma_clip_core.evaluation import evaluate
 from cma_clip_core.learnable import find_unlearnable
 from cma_clip_core.loop import Loop
-from cma_clip_core.metrics import mean_recall
+from cma_clip_core.metrics import mean_accuracy, mean_recall
 from cma_clip_core.pretraining import pretrain
-from cma_clip_core.splits import SIDES
+from cma_clip_core.splits import SIDES, Side
 from cma_clip_core.tokens import Tokenizer
 from cma_clip_core.training import train
 from tests.cma_clip_core import drawn
@@ -95,6 +95,29 @@ def test_a_value_of_several_that_all_products_have(tmp_path: Path) -> None:
     at = drawn.taxonomy()["material"].index["Cotton"]
     assert found.targets[:, at].all()
     assert (found.logits[:, at] > 10).all()
+
+
+def test_the_baseline_is_held_back_as_much_as_serves_it_on_validation(tmp_path: Path) -> None:
+    """Colours are in no text: a regression that is held back keeps to the commonest one, one that is not follows chance."""
+
+    def change(row: dict[str, Any], labels: dict[str, list[str]]) -> None:
+        if hash_of(row["product_id"]) % 3:
+            labels["colour"] = ["Red"]
+
+    def hash_of(product: str) -> int:
+        return int(product[1:]) * 2654435761 % 2**32 >> 7
+
+    index = drawn.index(drawn.write(tmp_path, changed(600, change)))
+    layout, text = ClassLayout(drawn.taxonomy()), drawn.config().text
+
+    def accuracy(side: Side, *strengths: float) -> dict[str, float]:
+        found = fit_text_baseline(index, layout, text, strengths=strengths, progress=False).predict(index, side)
+        return {name: mean_accuracy({name: p}) for name, p in found.items()}
+
+    weak, strong, chosen = accuracy("validation", 0.01), accuracy("validation", 1e4), accuracy("validation", 0.01, 1e4)
+    assert chosen == {name: max(weak[name], strong[name]) for name in weak}
+    assert weak["colour"] > strong["colour"]
+    assert weak["pattern"] < strong["pattern"]
 
 
 def test_nothing_that_can_be_learnt_is_an_error_with_its_reasons(tmp_path: Path) -> None:
