@@ -197,7 +197,12 @@ ATTRIBUTES: Final = _schema(
         null=False,
     ),
     _field("text_weight", pa.float32(), "modality-wise attention on the text", unit="0 to 1"),
-    _field("image_weight", pa.float32(), "modality-wise attention on the picture", unit="0 to 1"),
+    _field(
+        "image_weight",
+        pa.float32(),
+        "modality-wise attention on the picture; what the picture alone adds to an answer (model card) is not in it",
+        unit="0 to 1",
+    ),
     _field("model_version", pa.string(), "the model that made model_value", null=False),
     _SOURCE_HASH,
     _DS,
