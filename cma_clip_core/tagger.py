@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pyarrow as pa
 from PIL import ImageOps
 from PIL.Image import Image
@@ -17,10 +19,11 @@ from cma_clip_core.devices import resolve_device
 from cma_clip_core.engine import Engine
 from cma_clip_core.errors import DataError
 from cma_clip_core.pictures import PictureError, PictureSpec, decode
+from cma_clip_core.spoken import TEXT_FIELDS
 from cma_clip_core.text import clean
 from schemas.tables import EXAMPLES
 
-FIELDS = frozenset({"title", "brand", "description", "image", "labels"})
+FIELDS = frozenset({*TEXT_FIELDS, "image", "labels"})
 
 
 def load_engine(folder: str | Path, device: str = "auto", batch_size: int = 256) -> Engine:
@@ -58,14 +61,15 @@ class Tagger:
 
         Args:
             products: each with any of title, brand, description (text), image (path, bytes of a picture file, or a PIL
-                image), and labels (attribute name to known values: a known article type decides what applies).
+                image), and labels (attribute name to known values: a known article type decides what applies). What is
+                None, '' or one of pandas' missing values is absent.
 
         Returns:
             for each product: modality (both, text, image or none), image_status (ok, absent, or why it is unusable),
             and predictions: a list of attribute, value, confidence, accepted, text_weight, image_weight.
 
         Raises:
-            DataError: a product has a field of another name.
+            DataError: a product has a field of another name, or of another type; names the product by its place, from 0.
         """
         if not products:
             return []
@@ -76,13 +80,15 @@ class Tagger:
         return [{name: row[name] for name in ("modality", "image_status", "predictions")} for row in rows.to_pylist()]
 
     def _example(self, name: str, product: Mapping[str, Any]) -> dict[str, Any]:
+        if not isinstance(product, Mapping):
+            raise DataError(f"product {name}: it is {_kind(product)}, not a mapping of fields to values")
         if unknown := set(product) - FIELDS:
-            raise DataError(f"product {name}: unknown fields {sorted(unknown)}; known are {sorted(FIELDS)}")
-        pixels, status, detail = self._pixels(product.get("image"))
+            raise DataError(f"product {name}: unknown fields {sorted(unknown, key=str)}; known are {sorted(FIELDS)}")
+        pixels, status, detail = self._pixels(name, product.get("image"))
         return {
             "product_id": name,
             "source_hash": "",
-            **{field: clean(product.get(field)) for field in ("title", "brand", "description")},
+            **{field: clean(_text(name, field, product.get(field))) for field in TEXT_FIELDS},
             "image": pixels,
             "image_status": status,
             "image_detail": detail,
@@ -90,20 +96,59 @@ class Tagger:
             "unknown_labels": [],
         }
 
-    def _pixels(self, image: str | Path | bytes | Image | None) -> tuple[bytes | None, str, str | None]:
+    def _pixels(self, name: str, image: Any) -> tuple[bytes | None, str, str | None]:
         picture = self.engine.config.picture
-        if image is None:
+        if _is_missing(image) or (isinstance(image, str) and not image.strip()):
             return None, "absent", None
         try:
-            if isinstance(image, Image):
-                data = _as_file(image)
-            else:
-                data = image if isinstance(image, bytes) else Path(image).read_bytes()
-            return decode(data, PictureSpec(picture.height, picture.width)).tobytes(), "ok", None
-        except FileNotFoundError as error:
-            return None, "missing", str(error)
+            return decode(_content(name, image), PictureSpec(picture.height, picture.width)).tobytes(), "ok", None
         except PictureError as error:
             return None, error.status, error.detail
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether `value` stands for nothing given: None, or what pandas has in an empty cell (NaN, NA, NaT)."""
+    return pandas.api.types.is_scalar(value) and bool(pandas.isna(value))
+
+
+def _kind(value: Any) -> str:
+    return f"of type {type(value).__name__}"
+
+
+def _text(name: str, field: str, value: Any) -> str | None:
+    """Return a product's text; None where there is none. Raises DataError where it is of another type."""
+    if _is_missing(value):
+        return None
+    if not isinstance(value, str):
+        raise DataError(f"product {name}: its {field} is {_kind(value)}; give a text, or None where there is none")
+    return value
+
+
+def _content(name: str, image: Any) -> bytes:
+    """Return the picture file that `image` is, or is the path of.
+
+    Raises:
+        PictureError: missing (nothing can be read at this path), or broken (Pillow cannot give the image).
+        DataError: it is of another type.
+    """
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, Image):
+        try:
+            return _as_file(image)
+        except (
+            Exception
+        ) as error:  # an image that is opened and not yet decoded raises as `decode` does: nearly anything
+            raise PictureError("broken", f"{type(error).__name__}: {error}") from error
+    if not isinstance(image, str | os.PathLike):
+        raise DataError(
+            f"product {name}: its image is {_kind(image)}; give a path, the bytes of a picture file, a PIL image, or None "
+            "where there is none"
+        )
+    try:
+        return Path(os.fsdecode(image)).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
+        raise PictureError("missing", str(error)) from error
 
 
 def _as_file(image: Image) -> bytes:
