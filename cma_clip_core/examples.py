@@ -219,7 +219,8 @@ def read_pixels(examples: pa.RecordBatch, picture: PictureConfig) -> tuple[Pixel
         return np.zeros(shape, dtype=np.uint8), present
     size = picture.height * picture.width * 3
     _, offsets_buffer, data = images.buffers()
-    offsets = np.frombuffer(offsets_buffer, dtype=np.int32)[images.offset : images.offset + len(images) + 1]
+    width = np.int64 if pa.types.is_large_binary(images.type) else np.int32  # of the offsets: see `join`
+    offsets = np.frombuffer(offsets_buffer, dtype=width)[images.offset : images.offset + len(images) + 1]
     wrong = np.flatnonzero(present & (np.diff(offsets) != size))
     if len(wrong):
         product = examples.column("product_id")[int(wrong[0])].as_py()
@@ -311,6 +312,22 @@ def _rows_of(
             yield batch if len(inside) == batch.num_rows else batch.take(pa.array(inside))
 
 
+def join(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """Return batches of one schema, at least one, as one batch, its pictures as large_binary.
+
+    The 32-bit offsets of binary end at 2 GiB: 3,566 pictures of 448 x 448 pixels. Wider ones are made of the offsets alone.
+    """
+    return pa.concat_batches([_with_wide_offsets(batch) for batch in batches])
+
+
+def _with_wide_offsets(batch: pa.RecordBatch) -> pa.RecordBatch:
+    for at, field in enumerate(batch.schema):
+        if pa.types.is_binary(field.type):
+            wide = field.with_type(pa.large_binary())
+            batch = batch.set_column(at, wide, batch.column(at).cast(wide.type))
+    return batch
+
+
 def _shuffled(batches: list[pa.RecordBatch], rng: np.random.Generator) -> pa.RecordBatch:
-    joined = pa.concat_batches(batches)
+    joined = join(batches)
     return joined.take(pa.array(rng.permutation(joined.num_rows)))

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cma_clip_core.examples import READ_ROWS, Rows
+from cma_clip_core.examples import READ_ROWS, Rows, join
 from cma_clip_core.spoken import TEXT_FIELDS
 
 What = Literal["text", "image", "names"]
@@ -76,7 +76,7 @@ _Group = tuple[list[pa.RecordBatch], list[Rows]]
 
 
 def _swapped(group: _Group, noise: Noise) -> tuple[pa.RecordBatch, pa.RecordBatch, Rows]:
-    examples = pa.concat_batches(group[0])
+    examples = join(group[0])
     return examples, swap(examples, noise), np.concatenate(group[1])
 
 

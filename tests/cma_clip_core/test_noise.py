@@ -97,6 +97,20 @@ def test_products_alone_in_their_batch_are_swapped_too() -> None:
     assert max(alive) <= 10
 
 
+def test_joined_pictures_may_be_more_than_2_gib() -> None:
+    """As the type of their column says."""
+    stream = ((BATCH.slice(at, 100), np.arange(at, at + 100)) for at in range(0, 400, 100))
+    own, shown = zip(*((own, shown) for own, shown, _ in swap_all(stream, Noise("image", 1.0), least=200)), strict=True)
+    for batches in (own, shown):
+        assert {batch.schema.field("image").type for batch in batches} == {pa.large_binary()}
+    pictures = [
+        [picture for batch in batches for picture in batch.column("image").to_pylist()] for batches in (own, shown)
+    ]
+    assert pictures[0] == BATCH.column("image").to_pylist()
+    assert pictures[1] != pictures[0]
+    assert sorted(map(str, pictures[1])) == sorted(map(str, pictures[0]))
+
+
 def test_evaluation_swaps_across_small_files(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config, taxonomy = drawn.config(), drawn.taxonomy()

@@ -11,7 +11,7 @@ import pytest
 
 from cma_clip_core.ahead import prefetch
 from cma_clip_core.classes import ClassLayout
-from cma_clip_core.examples import ExampleIndex, stream_shuffled
+from cma_clip_core.examples import ExampleIndex, read_pixels, stream_shuffled
 from cma_clip_core.objectives import TrainingBatches
 from cma_clip_core.splits import SIDES
 from cma_clip_core.tokens import Tokenizer
@@ -82,3 +82,17 @@ def test_neighbours_in_files_are_mixed(tmp_path: Path, files: int) -> None:
     assert np.mean(in_batches) > 4  # row groups in 32 products that follow each other
     order = np.array([file * ROWS + row for file, row in ids])
     assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.5  # files come in random order too
+
+
+def test_a_buffer_of_pictures_may_be_larger_than_2_gib(tmp_path: Path) -> None:
+    """As the type of its column says; its pictures are those of the files, rows left out among them."""
+    index, picture = write(tmp_path, 2), drawn.config().picture
+    index.side[::3] = SIDES.index("test")
+    pixels, present = read_pixels(drawn.batch(ROWS), picture)
+    for batch in stream_shuffled(index, "train", BUFFER, np.random.default_rng(0)):
+        assert batch.schema.field("image").type == pa.large_binary()
+        for part in (batch, batch.slice(7, 50)):
+            rows = [int(product.split("-")[1]) for product in part.column("product_id").to_pylist()]
+            found, there = read_pixels(part, picture)
+            assert np.array_equal(there, present[rows])
+            assert np.array_equal(found, pixels[rows])
