@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,15 +61,16 @@ class Tagger:
 
         Args:
             products: each with any of title, brand, description (text), image (path, bytes of a picture file, or a PIL
-                image), and labels (attribute name to known values: a known article type decides what applies). What is
-                None, '' or one of pandas' missing values is absent.
+                image), and labels (attribute name to a known value, or several, by name or alias: a known article type
+                decides what applies). What is None, '' or one of pandas' missing values is absent.
 
         Returns:
             for each product: modality (both, text, image or none), image_status (ok, absent, or why it is unusable),
             and predictions: a list of attribute, value, confidence, accepted, text_weight, image_weight.
 
         Raises:
-            DataError: a product has a field of another name, or of another type; names the product by its place, from 0.
+            DataError: a product has a field of another name, or of another type, or a label that the taxonomy does not
+                know; names the product by its place, from 0.
         """
         if not products:
             return []
@@ -92,9 +93,36 @@ class Tagger:
             "image": pixels,
             "image_status": status,
             "image_detail": detail,
-            "labels": list((product.get("labels") or {}).items()),
+            "labels": list(self._labels(name, product.get("labels")).items()),
             "unknown_labels": [],
         }
+
+    def _labels(self, name: str, given: Any) -> dict[str, list[str]]:
+        """Return a product's labels in the taxonomy's words, as `preprocess` does; what it would only report is an error."""
+        if _is_missing(given):
+            return {}
+        if not isinstance(given, Mapping):
+            raise DataError(
+                f"product {name}: its labels are {_kind(given)}, not a mapping of attribute names to values"
+            )
+        taxonomy = self.engine.taxonomy
+        found: dict[str, list[str]] = {}
+        for attribute, values in given.items():
+            if attribute not in taxonomy.names:
+                raise DataError(
+                    f"product {name}: its labels name {attribute!r}, which is no attribute of this taxonomy; it has "
+                    f"{', '.join(taxonomy.names)}"
+                )
+            raw = _words(name, attribute, values)
+            known, unknown = taxonomy.normalise({taxonomy[attribute].field: raw})
+            if attribute in unknown:
+                raise DataError(
+                    f"product {name}: its label {attribute} = {unknown[attribute][0]!r} is not in this taxonomy, by name "
+                    "or alias"
+                )
+            if attribute in known:  # other attributes may be read from the same field
+                found[attribute] = known[attribute]
+        return found
 
     def _pixels(self, name: str, image: Any) -> tuple[bytes | None, str, str | None]:
         picture = self.engine.config.picture
@@ -122,6 +150,18 @@ def _text(name: str, field: str, value: Any) -> str | None:
     if not isinstance(value, str):
         raise DataError(f"product {name}: its {field} is {_kind(value)}; give a text, or None where there is none")
     return value
+
+
+def _words(name: str, attribute: str, values: Any) -> list[str]:
+    """Return the values that a label has. Raises DataError where they are neither a text nor several."""
+    if _is_missing(values):
+        return []
+    several = [values] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
+    words = [value for value in several if not _is_missing(value)]
+    wrong = values if isinstance(values, bytes | Mapping) else next((v for v in words if not isinstance(v, str)), None)
+    if wrong is not None:
+        raise DataError(f"product {name}: its label {attribute} is {_kind(wrong)}; give a text, or a list of texts")
+    return words
 
 
 def _content(name: str, image: Any) -> bytes:

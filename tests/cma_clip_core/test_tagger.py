@@ -16,6 +16,7 @@ from cma_clip_core.engine import Engine
 from cma_clip_core.errors import DataError
 from cma_clip_core.model import CmaClip
 from cma_clip_core.tagger import Tagger
+from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn
 
 PICTURE = Image.new("RGB", (24, 32), "white")
@@ -25,7 +26,10 @@ EMPTY_CELLS = (None, float("nan"), np.float32("nan"), pandas.NA, pandas.NaT)
 @pytest.fixture(scope="module")
 def tagger() -> Tagger:
     torch.manual_seed(0)
-    config, taxonomy = drawn.config(), drawn.taxonomy()
+    config, document = drawn.config(), drawn.taxonomy().model_dump(mode="json")
+    document["attributes"][0] |= {"ignore": ["NA"]}
+    document["attributes"][0]["values"] = [{"name": "Shirt", "aliases": ["Shirts", "Top"]}, "Watch"]
+    taxonomy = Taxonomy.model_validate(document)
     return Tagger(Engine(CmaClip(config, taxonomy), config, taxonomy, {}, torch.device("cpu")))
 
 
@@ -88,3 +92,42 @@ def test_an_opened_image_that_cannot_be_decoded_is_broken(tagger: Tagger) -> Non
 def test_another_type_is_named_with_its_product(tagger: Tagger, product: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         tagger.tag([{"title": "Shirt"}, product])
+
+
+@pytest.mark.parametrize("word", ["Shirt", " shirt", "TOP", "shirts"])
+@pytest.mark.parametrize("several", [False, True])
+def test_a_known_article_type_decides_what_applies(tagger: Tagger, word: str, several: bool) -> None:
+    """By name or alias, case aside, alone or in a list: as in the pipeline."""
+    given = {"article_type": [None, word] if several else word}
+    for kind, expected in ((given, {"pattern", "material"}), ({"article_type": ("Watch",)}, set())):
+        (found,) = tagger.tag([{"title": "fine Watch", "labels": kind}])
+        assert {p["attribute"] for p in found["predictions"]} == {"article_type", "colour"} | expected
+
+
+@pytest.mark.parametrize(
+    "labels", [*EMPTY_CELLS, {}, {"article_type": None}, {"article_type": []}, {"article_type": "na"}]
+)
+def test_labels_that_say_nothing_decide_nothing(tagger: Tagger, labels: object) -> None:
+    given, plain = tagger.tag([{"title": "fine Watch", "labels": labels}, {"title": "fine Watch"}])
+    assert [p["attribute"] for p in given["predictions"]] == [p["attribute"] for p in plain["predictions"]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (
+            {"articletype": "Shirt"},
+            "product 1: its labels name 'articletype', which is no attribute .* article_type, colour",
+        ),
+        ({"article_type": "Hat"}, "product 1: its label article_type = 'Hat' is not in this taxonomy"),
+        ({"colour": ["Red", "Infrared"]}, "product 1: its label colour = 'Infrared'"),
+        ({"colour": 3}, "product 1: its label colour is of type int; give a text, or a list of texts"),
+        ({"colour": ["Red", 3]}, "product 1: its label colour is of type int"),
+        ({"colour": b"Red"}, "product 1: its label colour is of type bytes"),
+        ({"colour": {"Red": 1}}, "product 1: its label colour is of type dict"),
+        (["article_type"], "product 1: its labels are of type list, not a mapping"),
+    ],
+)
+def test_labels_that_the_taxonomy_does_not_know_are_an_error(tagger: Tagger, labels: object, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        tagger.tag([{"title": "Shirt"}, {"title": "Shirt", "labels": labels}])
