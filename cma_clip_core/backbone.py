@@ -296,8 +296,15 @@ def check_architecture(architecture: str) -> None:
             f"backbone.architecture: {architecture!r} names a place; give an open_clip name, and the weights' file as "
             "`pretrained`, so that a saved model can be rebuilt without it"
         )
-    if "hf_model_name" in text_settings(architecture):
+    settings = text_settings(architecture)
+    if "hf_model_name" in settings:
         raise ModelError(
             f"backbone.architecture: {architecture!r} has a Hugging Face text tower, which cannot be rebuilt without a "
             "download; choose an architecture with CLIP's own text transformer, such as ViT-B-32"
+        )
+    if "hf_tokenizer_name" in settings:
+        raise ModelError(
+            f"backbone.architecture: {architecture!r} reads its texts with a Hugging Face tokenizer "
+            f"({settings['hf_tokenizer_name']}), which cannot be had without a download; choose an architecture with CLIP's "
+            "own tokenizer, such as ViT-B-32"
         )

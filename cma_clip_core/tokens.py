@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import open_clip
 
-from cma_clip_core.backbone import text_settings
+from cma_clip_core.backbone import check_architecture, text_settings
 from cma_clip_core.config import ModelConfig, TextConfig
 
 Ids = npt.NDArray[np.int64]
@@ -55,14 +55,16 @@ class Tokenizer:
         """Make the tokenizer of `config`'s text tower; `whole`: texts are padded to the context, not to the longest.
 
         Raises:
-            ModelError: there is no such architecture.
+            ModelError: there is no such architecture, or it cannot be rebuilt from its name alone.
         """
         architecture = config.backbone.architecture
         self.context_length = config.text.context_length
-        settings: dict[str, Any] = {} if architecture is None else text_settings(architecture)
+        settings: dict[str, Any] = {}
         if architecture is None:
             self._tokenizer: Any = open_clip.SimpleTokenizer(context_length=self.context_length)
         else:
+            check_architecture(architecture)
+            settings = text_settings(architecture)
             self._tokenizer = open_clip.get_tokenizer(architecture, context_length=self.context_length)
         # In a causal tower nothing that follows the end-of-text token can change it, so padding beyond the batch's
         # longest text is wasted work. Other towers were trained with all of it.

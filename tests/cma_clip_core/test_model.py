@@ -336,11 +336,21 @@ def test_a_local_checkpoint_is_loaded_in_training_and_never_in_loading(tmp_path:
 
 @pytest.mark.parametrize(
     ("architecture", "words"),
-    [("ViT-Z-99", "open_clip knows no"), ("roberta-ViT-B-32", "Hugging Face"), ("hf-hub:a/b", "names a place")],
+    [
+        ("ViT-Z-99", "open_clip knows no"),
+        ("roberta-ViT-B-32", "'roberta-ViT-B-32' has a Hugging Face text tower"),
+        ("hf-hub:a/b", "names a place"),
+        ("ViT-B-16-SigLIP", "'ViT-B-16-SigLIP' reads its texts with a Hugging Face tokenizer"),
+        ("ViT-B-16-SigLIP2", "Hugging Face tokenizer"),
+        ("ViT-L-14-CLIPA", r"Hugging Face tokenizer \(bert-base-uncased\)"),
+    ],
 )
 def test_architectures_that_cannot_be_had_say_so(architecture: str, words: str) -> None:
+    config = named(architecture, 64, 64)
     with pytest.raises(ModelError, match=words):
-        Backbone(named(architecture, 64, 64), pretrained=False)
+        Backbone(config, pretrained=False)
+    with pytest.raises(ModelError, match=words):
+        Tokenizer(config)
 
 
 def test_one_kind_of_backbone() -> None:
