@@ -239,8 +239,14 @@ class Loop:
             torch.cuda.empty_cache()  # outside of the handler, where the error still holds the tensors
         value = float(self.world.sum(loss))
         parameters = [p for p in self.objective.model.parameters() if p.requires_grad]
-        self.world.sum_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+        try:
+            self.world.sum_gradients(parameters)
+            norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+        except torch.OutOfMemoryError as error:  # the sum has one more copy of all gradients
+            raise DeviceError(
+                f"{self.device}: the gradients' sum and norm do not fit into its memory beside the model; set a smaller "
+                "micro_batch, use a smaller model, or freeze a tower"
+            ) from error
         if not (math.isfinite(value) and math.isfinite(float(norm))):
             raise DivergedError(self._diverged(batch, value, float(norm)))
         try:

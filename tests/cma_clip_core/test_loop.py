@@ -407,6 +407,20 @@ def test_too_little_memory_for_the_optimizer_says_so(index: ExampleIndex, monkey
         trainer.step(next(target.batches(1, 0)))
 
 
+@pytest.mark.parametrize("where", ["sum_gradients", "clip_grad_norm_"])
+def test_too_little_memory_for_the_gradients_says_so(
+    index: ExampleIndex, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    target = objective(busy(), index)
+    trainer = Loop(target, busy().training, CPU, progress=False)
+    monkeypatch.setattr(World if where == "sum_gradients" else torch.nn.utils, where, no_room)
+    with pytest.raises(DeviceError, match="the gradients' sum and norm do not fit"):
+        trainer.step(next(target.batches(1, 0)))
+
+
 class _SmallPairs(Contrastive):
     """A device on which only so many pairs fit."""
 
