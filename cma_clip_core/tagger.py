@@ -176,9 +176,7 @@ def _content(name: str, image: Any) -> bytes:
     if isinstance(image, Image):
         try:
             return _as_file(image)
-        except (
-            Exception
-        ) as error:  # an image that is opened and not yet decoded raises as `decode` does: nearly anything
+        except Exception as error:  # one that is opened and not yet decoded raises as `decode` does: nearly anything
             raise PictureError("broken", f"{type(error).__name__}: {error}") from error
     if not isinstance(image, str | os.PathLike):
         raise DataError(
