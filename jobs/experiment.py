@@ -777,6 +777,11 @@ def _markdown(results: Results) -> str:
             "greatest. A difference is the mean over the seeds; its interval holds 95 % of the bootstrap's draws of all seeds "
             "together. Plots, thresholds and what is kept are of the first seed"
         )
+    else:
+        notes.append(
+            "Each method was trained once: an interval holds the chance of the test products, not that of a training, and another "
+            "seed may move a method as far. `--seeds 3` holds both"
+        )
     left_out = "".join(f"\n{note}.\n" for note in notes)
     head = (
         f"Recall at 90 % precision, in %, on the test side; products: {sides}; labelled set {results.labelled_set}; "

@@ -252,6 +252,7 @@ def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
     assert lost["text"]["pattern"] > lost["image"]["pattern"]
     assert lost["names"]["pattern"] > 0.1  # texts alone say it
     table = (folder / "results.md").read_text()
+    assert "Each method was trained once: an interval holds the chance of the test products" in table
     assert all(f"| {label} |" in table for label in LABELS.values())
     assert table.index("## Text: title, description") < table.index("## Text: title\n")
     assert {p.name for p in folder.glob("*.svg")} == {
