@@ -630,6 +630,7 @@ def test_each_method_is_trained_with_each_seed_and_goes_on(settings: Settings, m
     assert re.search(rf"\| CMA-CLIP \| 2 \|.*\| \**{re.escape(mean)}\** \({re.escape(spread)}\) \|", page)
     assert "| CMA-CLIP, seed 1 | " in page
     assert "of the bootstrap's draws of all seeds together" in page
+    assert "trained once" not in page
     # Between those of the seeds alone, the first of which is known.
     first, both = one.texts[0].against_whole["tf-idf"], judged.against_whole["tf-idf"]
     assert first is not None
