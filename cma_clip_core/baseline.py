@@ -34,9 +34,8 @@ from cma_clip_core.tokens import compose
 log = logging.getLogger(__name__)
 
 UNSEEN = -30.0  # logit of a value that no training product has: a probability of nothing
-STRENGTHS: Final = (1.0, 10.0)  # C: scikit-learn's own, and what texts that name the value want
+INVERSE_REGULARISATIONS: Final = (1.0, 10.0)  # C: scikit-learn's own, and what texts that name the value want
 ALWAYS = 30.0  # of one of several values that all of them have: a probability of one
-
 
 # Of all classes of one value; or of each of several, None where all have it. None: one class alone was seen.
 _Model: TypeAlias = LogisticRegression | list[LogisticRegression | None] | None
@@ -66,16 +65,16 @@ class TextBaseline:
 
 def fit_text_baseline(
     index: ExampleIndex, layout: ClassLayout, text: TextConfig, *, not_learnt: Collection[str] = (),
-    strengths: Sequence[float] = STRENGTHS, progress: bool = True,
+    inverse_regularisations: Sequence[float] = INVERSE_REGULARISATIONS, progress: bool = True,
 ) -> TextBaseline:  # fmt: skip
-    """Fit the baseline on the training side; of several strengths, each attribute's most accurate one on validation is kept.
+    """Fit the baseline on the training side; each attribute keeps the C most accurate on validation.
 
     Args:
         index: the labelled products.
         layout: the classes.
         text: which fields are read, in which order.
         not_learnt: attributes that are left out (cma_clip_core.learnable): of all their values it says that none is.
-        strengths: C, the inverse of the regularisation, rising.
+        inverse_regularisations: C of the logistic regressions, rising.
         progress: show a progress bar.
 
     Raises:
@@ -105,8 +104,8 @@ def fit_text_baseline(
         right = judged["targets"][there, part][:, seen]
         best: _Model = None
         most = -1
-        for strength in strengths if len(there) else strengths[:1]:
-            model = _fit(features[rows], targets[:, seen], attribute.multi_valued, strength)
+        for c in inverse_regularisations if len(there) else inverse_regularisations[:1]:
+            model = _fit(features[rows], targets[:, seen], attribute.multi_valued, c)
             hits = 0
             if len(there):
                 found = _logits(seen, model, held_back[there]).argmax(axis=1)
@@ -117,11 +116,11 @@ def fit_text_baseline(
     return TextBaseline(layout, text, vectorizer, models)
 
 
-def _fit(features: Any, targets: npt.NDArray[np.bool_], multi_valued: bool, strength: float) -> _Model:
+def _fit(features: Any, targets: npt.NDArray[np.bool_], multi_valued: bool, inverse_regularisation: float) -> _Model:
     """Fit an attribute's regressions on features [n, words] and targets [n, C] of the classes that were seen."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # what is left to gain after so many steps is rounding
-        regression = LogisticRegression(C=strength, max_iter=300)
+        regression = LogisticRegression(C=inverse_regularisation, max_iter=300)
         if multi_valued:
             return [None if one.all() else clone(regression).fit(features, one) for one in targets.T]
         return regression.fit(features, targets.argmax(axis=1)) if targets.shape[1] > 1 else None

@@ -110,8 +110,8 @@ def test_the_baseline_is_held_back_as_much_as_serves_it_on_validation(tmp_path: 
     index = drawn.index(drawn.write(tmp_path, changed(600, change)))
     layout, text = ClassLayout(drawn.taxonomy()), drawn.config().text
 
-    def accuracy(side: Side, *strengths: float) -> dict[str, float]:
-        found = fit_text_baseline(index, layout, text, strengths=strengths, progress=False).predict(index, side)
+    def accuracy(side: Side, *c: float) -> dict[str, float]:
+        found = fit_text_baseline(index, layout, text, inverse_regularisations=c, progress=False).predict(index, side)
         return {name: mean_accuracy({name: p}) for name, p in found.items()}
 
     weak, strong, chosen = accuracy("validation", 0.01), accuracy("validation", 1e4), accuracy("validation", 0.01, 1e4)

@@ -169,7 +169,11 @@ def test_a_challenger_that_would_tag_nothing_more_is_worse_however_well_it_ranks
     assert (verdict.worse, verdict.silenced) == ((), ("pattern",))
     assert champion(settings) == tags
     few = with_test_families(settings, mute, LEAST_FAMILIES - 1, 0)  # it needs no test product to be seen
-    assert not compare(settings, few, tags).accepted
+    verdict = compare(settings, few, tags)
+    assert set(verdict.differences.values()) == {None}
+    assert verdict.silenced == ("pattern",)
+    assert verdict.judged
+    assert not verdict.accepted
 
 
 def test_models_that_have_learnt_no_attribute_in_common_cannot_be_judged(
