@@ -43,7 +43,8 @@ hash of the hashes of its files, of which this is one.
 {_source(metrics)}The catalog's own labels; a missing label teaches nothing. Split by product family, so that one product in
 several colours is on one side: {metrics.train_examples:,} products to train on, {metrics.validation_examples:,} to
 validate, {metrics.test_examples:,} to test, of {metrics.families:,} families. Trained {len(metrics.epochs)} epochs in
-{metrics.seconds:,.0f} s on {metrics.device}; epoch {metrics.best_epoch} was best on validation and is the one kept.
+{metrics.seconds:,.0f} s on {metrics.device}; epoch {metrics.best_epoch} is the one kept: the
+last one, or an earlier one that was better on validation by more than a standard error.
 {_labels(taxonomy, metrics)}
 ## Test
 

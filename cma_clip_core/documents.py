@@ -208,7 +208,7 @@ class Metrics(Strict):
     validation_examples: int
     test_examples: int
     families: int
-    best_epoch: int  # counted from 1
+    best_epoch: int  # the one kept, counted from 1 (cma_clip_core.loop)
     epochs: tuple[Epoch, ...]
     seconds: float  # of training, however often it was killed and went on, and of judging
     device: str

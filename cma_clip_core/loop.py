@@ -1,8 +1,8 @@
 """The one training loop: of CMA-CLIP, of its ablations, of fine-tuned CLIP, and of the towers' pretraining.
 
 What is trained is an `Objective`. The loop gives it batches in a seeded order, accumulates gradients over micro-batches,
-sums them over processes, clips, steps, validates after each epoch, keeps the best weights, and writes checkpoints from
-which a killed training goes on exactly as if it had not been killed.
+sums them over processes, clips, steps, validates after each epoch, keeps the best weights or the last, and writes checkpoints
+from which a killed training goes on exactly as if it had not been killed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,13 @@ class Batches(Protocol):
         ...
 
 
+class Score(NamedTuple):
+    """How good a model is on the validation side."""
+
+    value: float  # higher is better
+    error: float  # its standard error
+
+
 class Objective(Protocol):
     """What is trained, and by which loss."""
 
@@ -69,17 +76,17 @@ class Objective(Protocol):
         """Return what a part adds to the loss of the whole batch."""
         ...
 
-    def validate(self) -> float:
-        """Return how good the model is on the validation side: higher is better."""
+    def validate(self) -> Score:
+        """Return how good the model is on the validation side."""
         ...
 
 
 @dataclass(slots=True)
 class Fitted:
-    """What the loop gives: the best epoch's weights, and the course of the training."""
+    """What the loop gives: the weights of the epoch that is kept, and the course of the training."""
 
     weights: dict[str, Tensor]
-    best_epoch: int = 0  # counted from 1; 0: the weights it began with
+    best_epoch: int = 0  # the one kept, counted from 1; 0: the weights it began with
     best_score: float = -math.inf
     epochs: list[Epoch] = field(default_factory=list)
     not_learnt: dict[str, str] = field(default_factory=dict)  # attribute: why
@@ -153,7 +160,11 @@ class Loop:
                 self._restore(state)
 
     def run(self) -> Fitted:
-        """Train to the end and return the best epoch.
+        """Train to the end and return the best epoch, or the last one.
+
+        The last one is kept even where an earlier one is better on validation, by no more than a standard error (as the
+        one-standard-error rule has it: Breiman et al. 1984, "Classification and Regression Trees", 3.4.3). By then the
+        learning rate has come down to zero, and the best of several scores is the luckiest, too.
 
         Raises:
             DivergedError: a loss is no number; names the batch. The last checkpoint is from before it.
@@ -208,11 +219,12 @@ class Loop:
                 if self._is_time_to_save(now - saved):
                     self._save()
                     saved = time.perf_counter()
-        score = self.world.broadcast(self._validate() if self.world.is_first else 0.0)
+        score, error = map(self.world.broadcast, self._validate() if self.world.is_first else (0.0, 0.0))
         at.seconds = spent + time.perf_counter() - started
         done = Epoch(loss=at.loss_sum / max(at.seen, 1), validation=score, seconds=at.seconds, examples=at.seen)
         self.fitted.epochs.append(done)
-        if score > self.fitted.best_score:
+        is_last = at.epoch == config.epochs
+        if score > self.fitted.best_score - (error if is_last else 0):
             self.fitted.weights, self.fitted.best_epoch, self.fitted.best_score = self._weights(), at.epoch, score
         log.info(
             "epoch %d/%d: loss %.4f, validation %.4f, %.0f examples/s",
@@ -222,7 +234,7 @@ class Loop:
         self.at = _Progress(at.epoch + 1)
         self._save()
 
-    def _validate(self) -> float:
+    def _validate(self) -> Score:
         with self.world.with_threads_of_all():
             return self.objective.validate()
 

@@ -7,6 +7,7 @@ Letters of shapes: n labelled products, C values of one attribute, m candidates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -111,6 +112,12 @@ def best_values(predictions: Predictions, temperature: float = 1.0) -> tuple[Flo
 def mean_accuracy(predictions: Mapping[str, Predictions]) -> float:
     """Return the mean over the labelled attributes of the share of products whose best value is right; 0 of none."""
     return _mean(share(best_values(p)[1].sum(), len(p)) for p in predictions.values()) or 0.0
+
+
+def accuracy_error(predictions: Mapping[str, Predictions]) -> float:
+    """Return the standard error of `mean_accuracy`, of labels drawn one by one: sqrt(sum_k p_k (1 - p_k) / n_k) / K; 0 of none."""
+    rates = [(float(best_values(p)[1].mean()), len(p)) for p in predictions.values() if len(p)]
+    return math.sqrt(sum(rate * (1 - rate) / n for rate, n in rates)) / max(len(rates), 1)
 
 
 def recall_at(found: Candidates, precision: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,8 +25,9 @@ from cma_clip_core.examples import ExampleIndex, stream_shuffled, stream_side
 from cma_clip_core.frozen import FrozenTowers
 from cma_clip_core.halving import Halving
 from cma_clip_core.learnable import count_labels, unlearnable
+from cma_clip_core.loop import Score
 from cma_clip_core.memory import release
-from cma_clip_core.metrics import mean_accuracy
+from cma_clip_core.metrics import accuracy_error, mean_accuracy
 from cma_clip_core.spoken import SpokenFinder
 from cma_clip_core.tokens import Tokenizer
 
@@ -150,7 +152,7 @@ class MultiTask:
             total = total + self.config.training.alone_loss * alone
         return total / (whole.labels.labelled & self.learnt).sum().clamp(min=1)
 
-    def validate(self) -> float:
+    def validate(self) -> Score:
         """Return the mean accuracy of the attributes that are learnt on the validation side."""
         found = evaluate(
             self.model,
@@ -162,7 +164,8 @@ class MultiTask:
             self.device,
             frozen=self.frozen,
         )
-        return mean_accuracy({name: p for name, p in found.items() if name not in self.not_learnt})
+        learnt = {name: p for name, p in found.items() if name not in self.not_learnt}
+        return Score(mean_accuracy(learnt), accuracy_error(learnt))
 
 
 def class_weights(counts: npt.NDArray[np.float64], layout: ClassLayout, balance: float) -> Tensor:
@@ -229,7 +232,7 @@ class Contrastive:
         return loss if world.is_first else loss - loss.detach()  # the value counts once, the gradient everywhere
 
     @torch.inference_mode()
-    def validate(self) -> float:
+    def validate(self) -> Score:
         """Return the share of validation products whose text's nearest picture, of `RETRIEVAL` products', is their own.
 
         The side's pairs are compared in whole groups, however they lie in files; those after the last one are left out. Where
@@ -255,7 +258,8 @@ class Contrastive:
             raise DataError(
                 "no two validation products have both a picture and a text: there is nothing to pretrain on"
             )
-        return right / seen
+        share = right / seen
+        return Score(share, math.sqrt(share * (1 - share) / seen))
 
     def _groups(self) -> Iterator[Inputs]:
         """Yield the validation side's pairs, `RETRIEVAL` at a time; fewer only where there are no more of them in all."""

@@ -56,7 +56,7 @@ def fit(
     progress: bool = True,
     checkpoint_seconds: float = 300.0,
 ) -> tuple[nn.Module, Fitted]:
-    """Train a model on the training side of `index` and return it, on `device`, with its best epoch's weights.
+    """Train a model on the training side of `index` and return it, on `device`, with the weights that `Loop.run` keeps.
 
     What the picture alone says has its weight, too, and what the model says of the validation side is kept; both by the
     first process alone.

@@ -743,7 +743,7 @@ def _markdown(results: Results) -> str:
         with_seed = r.seed is not None and results.seeds > 1
         named[LABELS[r.method]].append(f"{LABELS[r.method]}, seed {r.seed}" if with_seed else LABELS[r.method])
     cost = markdown(
-        ["method", "training, s", "examples/s", "best epoch"],
+        ["method", "training, s", "examples/s", "epoch kept"],
         [
             [name, f"{r.seconds:.0f}", f"{r.examples_per_second:.0f}", f"{r.best_epoch}"]
             for name, r in zip((name for names in named.values() for name in names), results.runs, strict=True)

@@ -38,7 +38,7 @@ from cma_clip_core.distributed import World
 from cma_clip_core.errors import CheckpointError, DeviceError, DivergedError
 from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.labelled import scan_examples
-from cma_clip_core.loop import Fitted, Loop
+from cma_clip_core.loop import Fitted, Loop, Score
 from cma_clip_core.methods import build_model
 from cma_clip_core.objectives import Contrastive, MultiTask, class_weights
 from cma_clip_core.optimizer import set_learning_rate
@@ -560,11 +560,40 @@ def test_a_checkpoint_that_the_first_process_cannot_read_or_write_ends_all(folde
 
 
 def test_early_stop(index: ExampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([0.5, 0.7, 0.6, 0.7, 0.9, 0.9])
+    scores = iter(Score(value, 0.3) for value in [0.5, 0.7, 0.6, 0.7, 0.9, 0.9])
     monkeypatch.setattr(objectives.MultiTask, "validate", lambda _: next(scores))
     _, fitted = fit(drawn.config(epochs=6, patience=2), drawn.taxonomy(), index, CPU, progress=False)
     assert [epoch.validation for epoch in fitted.epochs] == [0.5, 0.7, 0.6, 0.7]
-    assert fitted.best_epoch == 2
+    assert fitted.best_epoch == 2  # the fourth is no better, and not the last of six: no learning rate has come down
+
+
+@pytest.mark.parametrize(
+    ("scores", "error", "kept"),
+    [
+        ([0.5, 0.75, 0.625], 0.125, 2),  # by no less than its error
+        ([0.5, 0.75, 0.625], 0.126, 3),
+        ([0.75, 0.5, 0.5], 0.3, 3),
+        ([0.5, 0.75, 0.625], 0.0, 2),
+        ([0.5, 0.75, 1.0], 0.0, 3),
+        ([0.75, 0.625, 0.5], 0.126, 1),  # the second is not the last
+    ],
+)
+def test_the_last_epoch_is_kept_unless_one_is_better_by_more_than_an_error(
+    index: ExampleIndex, monkeypatch: pytest.MonkeyPatch, scores: list[float], error: float, kept: int
+) -> None:
+    found, weights = iter(scores), []
+
+    def validate(objective: objectives.MultiTask) -> Score:
+        weights.append({name: value.clone() for name, value in objective.model.state_dict().items()})
+        return Score(next(found), error)
+
+    monkeypatch.setattr(objectives.MultiTask, "validate", validate)
+    config = drawn.config(epochs=3)
+    loop = Loop(objective(config, index), config.training, CPU, progress=False)
+    fitted = loop.run()
+    assert (fitted.best_epoch, fitted.best_score) == (kept, scores[kept - 1])
+    assert all(torch.equal(value, weights[kept - 1][name]) for name, value in fitted.weights.items())
+    assert not all(torch.equal(value, weights[2][name]) for name, value in weights[1].items())
 
 
 def test_frozen_towers_stay_as_they_are(index: ExampleIndex) -> None:

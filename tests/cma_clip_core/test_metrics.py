@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from cma_clip_core.candidates import candidates
 from cma_clip_core.documents import Threshold
 from cma_clip_core.metrics import (
+    accuracy_error,
     average_precision,
     calibration_error,
     judge,
@@ -209,6 +211,8 @@ def test_means_leave_out_what_has_no_labels() -> None:
     method = method_metrics("ours", metrics)
     assert method.mean_recall_at_90 == mean_of(metrics, "recall_at_90") == pytest.approx((1 / 2 + 1) / 2)
     assert mean_accuracy(sides) == pytest.approx(3 / 4)
+    assert accuracy_error(sides) == pytest.approx(math.sqrt(1 / 2 * 1 / 2 / 2 + 0) / 2)
+    assert accuracy_error({"none": sides["none"]}) == 0
     assert type(method).model_validate_json(method.model_dump_json()) == method
 
 

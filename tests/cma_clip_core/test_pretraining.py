@@ -61,7 +61,10 @@ def test_the_score_is_of_whole_groups_however_the_files_are_cut(tmp_path: Path, 
         target = objective(cut(tmp_path / str(rows), table, rows, ["validation"] * count))
         assert [len(inputs) for inputs in target._groups()] == groups
         scores.append(target.validate())
-    assert scores[0] == scores[1] == scores[2] < 0.1  # of a few products each, chance alone would be right more often
+        seen = sum(groups)
+        assert scores[-1].error == pytest.approx((scores[-1].value * (1 - scores[-1].value) / seen) ** 0.5)
+    assert scores[0] == scores[1] == scores[2]
+    assert scores[0].value < 0.1  # of a few products each, chance alone would be right more often
 
 
 def test_products_without_a_pair_are_in_no_group(tmp_path: Path) -> None:
