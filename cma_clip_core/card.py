@@ -44,7 +44,7 @@ hash of the hashes of its files, of which this is one.
 several colours is on one side: {metrics.train_examples:,} products to train on, {metrics.validation_examples:,} to
 validate, {metrics.test_examples:,} to test, of {metrics.families:,} families. Trained {len(metrics.epochs)} epochs in
 {metrics.seconds:,.0f} s on {metrics.device}; epoch {metrics.best_epoch} is the one kept: the
-last one, or an earlier one that was better on validation by more than a standard error.
+last one, or an earlier one that was better on validation by more than a standard error, or before training stopped early.
 {_labels(taxonomy, metrics)}
 ## Test
 
