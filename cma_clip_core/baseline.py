@@ -1,7 +1,7 @@
 """The baseline any sceptic asks for: TF-IDF of the text and a logistic regression for each attribute (scikit-learn).
 
 It reads the same fields as the models it is compared with, and all of their words, however many. How strongly each
-attribute's regression is held back is chosen on validation, as a model's best epoch is.
+attribute's regression is held back is chosen on validation, as a model's epoch is.
 """
 
 from __future__ import annotations

@@ -109,14 +109,19 @@ def best_values(predictions: Predictions, temperature: float = 1.0) -> tuple[Flo
     return probabilities[rows, best], predictions.targets[rows, best]
 
 
+def _accuracies(predictions: Mapping[str, Predictions]) -> list[tuple[float, int]]:
+    """Return the accuracy of each labelled attribute, and of how many products it is."""
+    return [(float(best_values(p)[1].mean()), len(p)) for p in predictions.values() if len(p)]
+
+
 def mean_accuracy(predictions: Mapping[str, Predictions]) -> float:
     """Return the mean over the labelled attributes of the share of products whose best value is right; 0 of none."""
-    return _mean(share(best_values(p)[1].sum(), len(p)) for p in predictions.values()) or 0.0
+    return _mean(rate for rate, _ in _accuracies(predictions)) or 0.0
 
 
 def accuracy_error(predictions: Mapping[str, Predictions]) -> float:
     """Return the standard error of `mean_accuracy`, of labels drawn one by one: sqrt(sum_k p_k (1 - p_k) / n_k) / K; 0 of none."""
-    rates = [(float(best_values(p)[1].mean()), len(p)) for p in predictions.values() if len(p)]
+    rates = _accuracies(predictions)
     return math.sqrt(sum(rate * (1 - rate) / n for rate, n in rates)) / max(len(rates), 1)
 
 
