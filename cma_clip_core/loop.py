@@ -224,7 +224,8 @@ class Loop:
         done = Epoch(loss=at.loss_sum / max(at.seen, 1), validation=score, seconds=at.seconds, examples=at.seen)
         self.fitted.epochs.append(done)
         is_last = at.epoch == config.epochs
-        if score > self.fitted.best_score - (error if is_last else 0):
+        best = self.fitted.best_score
+        if score >= best - error if is_last else score > best:
             self.fitted.weights, self.fitted.best_epoch, self.fitted.best_score = self._weights(), at.epoch, score
         log.info(
             "epoch %d/%d: loss %.4f, validation %.4f, %.0f examples/s",

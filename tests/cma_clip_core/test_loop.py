@@ -570,11 +570,12 @@ def test_early_stop(index: ExampleIndex, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("scores", "error", "kept"),
     [
-        ([0.5, 0.75, 0.625], 0.125, 2),  # by no less than its error
-        ([0.5, 0.75, 0.625], 0.126, 3),
+        ([0.5, 0.75, 0.625], 0.124, 2),
+        ([0.5, 0.75, 0.625], 0.125, 3),  # by no more than its error
         ([0.75, 0.5, 0.5], 0.3, 3),
         ([0.5, 0.75, 0.625], 0.0, 2),
         ([0.5, 0.75, 1.0], 0.0, 3),
+        ([1.0, 1.0, 1.0], 0.0, 3),
         ([0.75, 0.625, 0.5], 0.126, 1),  # the second is not the last
     ],
 )
