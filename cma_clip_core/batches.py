@@ -209,10 +209,12 @@ def augment(prepared: Prepared, config: TrainingConfig, rng: np.random.Generator
     """
     rows = len(prepared)
     if config.text_dropout or config.image_dropout:
-        both = prepared.text_present & prepared.image_present  # nobody loses their only modality
+        both = prepared.text_present & prepared.image_present
         draw = rng.random(rows)
-        prepared.text_present = prepared.text_present & ~(both & (draw < config.text_dropout))
-        prepared.image_present = prepared.image_present & ~(both & (draw > 1 - config.image_dropout))
+        no_text = both & (draw < config.text_dropout)
+        no_image = both & (draw > 1 - config.image_dropout) & ~no_text  # nobody loses their only modality
+        prepared.text_present = prepared.text_present & ~no_text
+        prepared.image_present = prepared.image_present & ~no_image
     if config.word_dropout and "text" not in config.freeze:
         lengths = [len(text) for text in prepared.texts]
         keep = rng.random(sum(lengths)) >= config.word_dropout  # as many draws as one by one, and the same ones

@@ -161,7 +161,12 @@ class TrainingConfig(Strict):
     )
     word_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of text tokens left out in training")
     text_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of products trained without their text")
-    image_dropout: float = Field(default=0.0, ge=0, lt=1, description="share trained without their picture")
+    image_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share trained without their picture; never those without their text, so at most what text_dropout leaves",
+    )
     flip: bool = Field(default=True, description="mirror half of the pictures in training")
     shift: int = Field(default=0, ge=0, description="pixels a picture is moved at most in training, each way")
     shuffle_buffer: int = Field(default=4096, ge=1, description="examples held in memory to draw batches from")

@@ -287,6 +287,25 @@ def test_augmentation_never_takes_the_only_modality_and_follows_its_seed() -> No
     assert not np.array_equal(first.pixels, plain.pixels)
 
 
+def test_whatever_the_shares_no_product_loses_both_modalities() -> None:
+    config = drawn.config(text_dropout=0.7, image_dropout=0.8, word_dropout=0.0, flip=False, shift=0).training
+    plain, lost = (prepare(drawn.batch(200), CONFIG, Tokenizer(CONFIG)) for _ in range(2))
+    augment(lost, config, np.random.default_rng(3))
+    assert ((lost.text_present | lost.image_present) == (plain.text_present | plain.image_present)).all()
+    both = plain.text_present & plain.image_present
+    assert (lost.text_present ^ lost.image_present)[both].all()  # 0.7 and what is left of 0.8
+
+
+def test_batches_are_of_like_length_and_hold_every_product_once() -> None:
+    prepared = prepare(drawn.batch(200), CONFIG, Tokenizer(CONFIG))
+    lengths = np.array([len(text) for text in prepared.texts])
+    batches = prepared.by_length(32)
+    assert sorted(np.concatenate(batches)) == list(range(200))
+    assert [len(rows) for rows in batches] == [32] * 6 + [8]
+    for shorter, longer in itertools.pairwise(batches):
+        assert lengths[shorter].max() <= lengths[longer].min()
+
+
 @pytest.mark.parametrize(("down", "right"), [(0, 2), (3, 0), (-2, 3), (2, -4), (-3, -3), (99, -99)])
 def test_a_moved_picture_repeats_its_edge(down: int, right: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, size=(8, 6, 3), dtype=np.uint8)
