@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from cma_clip_core.errors import DeviceError
 
 log = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -29,6 +33,16 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda")
     log.info("device: cpu, %d threads, float32", torch.get_num_threads())
     return torch.device("cpu")
+
+
+def move_to(model: M, device: torch.device) -> M:
+    """Return the model, moved to `device`. Raises DeviceError where it does not fit into its memory."""
+    try:
+        return model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"{device}: the model does not fit into its memory; end what else runs there, or use a smaller model"
+        ) from error
 
 
 def precision(device: torch.device) -> AbstractContextManager[object]:

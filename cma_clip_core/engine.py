@@ -22,7 +22,7 @@ from cma_clip_core.ahead import prefetch
 from cma_clip_core.batches import Inputs, prepare
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.devices import precision
+from cma_clip_core.devices import move_to, precision
 from cma_clip_core.documents import Threshold
 from cma_clip_core.halving import Halving
 from cma_clip_core.model import Output
@@ -65,7 +65,7 @@ class Engine:
         device: torch.device,
         batch_size: int = 256,
     ) -> None:
-        self.model = model.to(device).eval()
+        self.model = move_to(model, device).eval()
         self.config, self.taxonomy, self.device, self.batch_size = config, taxonomy, device, batch_size
         self.layout, self.tokenizer = ClassLayout(taxonomy), Tokenizer(config)
         self._temperature = np.array(

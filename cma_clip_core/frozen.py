@@ -222,7 +222,8 @@ def _create(path: Path, rows: int, cls_width: int, tokens: int, width: int) -> n
     size = rows * row.itemsize
     log.info("frozen towers: %s takes %.1f GB", path.parent, size / 1e9)
     file = np.lib.format.open_memmap(path, mode="w+", dtype=row, shape=(rows,))
-    with path.open("r+b") as reserved:
-        # A mapped page that the disk has no room for would kill the process.
-        os.posix_fallocate(reserved.fileno(), 0, path.stat().st_size)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as reserved:
+            # A mapped page that the disk has no room for would kill the process.
+            os.posix_fallocate(reserved.fileno(), 0, path.stat().st_size)
     return file

@@ -9,9 +9,10 @@ import torch
 from cma_clip_core.backbone import Backbone
 from cma_clip_core.checkpoints import fingerprint
 from cma_clip_core.classes import ClassLayout
-from cma_clip_core.config import ModelConfig
+from cma_clip_core.config import ModelConfig, TrainingConfig
+from cma_clip_core.devices import move_to
 from cma_clip_core.distributed import World
-from cma_clip_core.errors import NothingToLearnError
+from cma_clip_core.errors import ModelError, NothingToLearnError
 from cma_clip_core.examples import ExampleIndex, stream_side
 from cma_clip_core.loop import Loop
 from cma_clip_core.objectives import Contrastive
@@ -20,6 +21,11 @@ from cma_clip_core.tokens import Tokenizer, compose
 from cma_clip_core.towers import TowersMetrics
 from cma_clip_core.training import check_sides
 from schemas.taxonomy import Taxonomy
+
+# Of labels, of one modality without the other, or of towers that stay: nothing that pairs are trained by.
+WITHOUT_EFFECT = (
+    "freeze", "class_balance", "label_smoothing", "alone_loss", "name_dropout", "text_dropout", "image_dropout",
+)  # fmt: skip
 
 
 def pretrain(
@@ -38,8 +44,14 @@ def pretrain(
 
     Raises:
         NothingToLearnError: a side has no two products with both a picture and a text.
+        ModelError: also where `config.pretraining` sets what has no effect there.
         DataError, ModelError, DivergedError, CheckpointError, DeviceError: as `fit`.
     """
+    fields = TrainingConfig.model_fields
+    if idle := [name for name in WITHOUT_EFFECT if getattr(config.pretraining, name) != fields[name].default]:
+        raise ModelError(
+            f"configuration {config.name!r}: {', '.join(idle)} has no effect in `pretraining`: leave it out"
+        )
     check_sides(index)
     sides: tuple[Side, ...] = ("train", "validation")
     for side in sides:
@@ -49,7 +61,7 @@ def pretrain(
             )
     world, config = world or World(), pretraining_config(config)
     torch.manual_seed(config.training.seed)
-    backbone = Backbone(config, pretrained=True).to(device)
+    backbone = move_to(Backbone(config, pretrained=True), device)
     objective = Contrastive(backbone, index, config, ClassLayout(taxonomy), Tokenizer(config), device, world)
     torch.manual_seed(config.training.seed + world.rank)  # each process drops out other patches
     fits = fingerprint("pretraining", config.model_dump(mode="json"), index.fingerprint, world.size)

@@ -16,6 +16,7 @@ from cma_clip_core.calibration import fit_temperature
 from cma_clip_core.checkpoints import fingerprint
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
+from cma_clip_core.devices import move_to
 from cma_clip_core.distributed import World
 from cma_clip_core.documents import Metrics, Threshold
 from cma_clip_core.errors import DataError, NothingToLearnError
@@ -85,7 +86,7 @@ def fit(
     torch.manual_seed(config.training.seed)
     # The length of the padding changes a text's last digits, and a frozen tower's output is to be the same in any batch.
     layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config, whole="text" in frozen_towers(config))
-    model = build_model(config, taxonomy, pretrained=True).to(device)
+    model = move_to(build_model(config, taxonomy, pretrained=True), device)
     freeze(model, config)
     objective = MultiTask(model, index, config, layout, tokenizer, device)
     if world.is_first:

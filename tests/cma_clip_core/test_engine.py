@@ -49,6 +49,18 @@ def values(row: dict[str, Any], attribute: str) -> list[dict[str, Any]]:
     return [p for p in row["predictions"] if p["attribute"] == attribute]
 
 
+class _TooLarge(CmaClip):
+    """A model whose weights do not fit."""
+
+    def to(self, *_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_model_that_does_not_fit_says_so() -> None:
+    with pytest.raises(DeviceError, match="the model does not fit into its memory"):
+        engine(_TooLarge(drawn.config(), drawn.taxonomy()))
+
+
 class _Small(CmaClip):
     """A model of which only so many rows fit into memory at a time."""
 

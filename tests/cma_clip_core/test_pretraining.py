@@ -12,7 +12,7 @@ import torch
 from cma_clip_core.backbone import Backbone
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.errors import DataError, NothingToLearnError
+from cma_clip_core.errors import DataError, ModelError, NothingToLearnError
 from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.objectives import RETRIEVAL, Contrastive
 from cma_clip_core.pretraining import pretrain
@@ -88,6 +88,13 @@ def test_one_pair_a_file_can_be_pretrained_on(tmp_path: Path) -> None:
     _, metrics = pretrain(small(1), drawn.taxonomy(), index, CPU, progress=False)
     assert metrics.train_examples == 8
     assert 0 <= metrics.epochs[0].validation <= 1
+
+
+def test_a_setting_without_effect_is_refused(tmp_path: Path) -> None:
+    document = small(1).model_dump()
+    document["pretraining"] |= {"freeze": ["image"], "alone_loss": 0.5}
+    with pytest.raises(ModelError, match="freeze, alone_loss has no effect in `pretraining`: leave it out"):
+        pretrain(ModelConfig.model_validate(document), drawn.taxonomy(), cut(tmp_path, pairs(8), 1, ["train"] * 8), CPU)
 
 
 def test_one_pair_in_all_has_nothing_to_be_told_apart_from(tmp_path: Path) -> None:
