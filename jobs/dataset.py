@@ -34,6 +34,8 @@ from schemas.taxonomy import Taxonomy, load_taxonomy
 
 log = logging.getLogger(__name__)
 
+LARGE_FAMILY = 0.05  # share of the products: sides of families are no longer near the shares that were asked for
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledSet:
@@ -99,6 +101,12 @@ def _find_or_make(settings: Settings, lake: Lake, ds: str) -> LabelledSet:
         except CoreError as error:
             raise JobError(str(error)) from error
         storage.write_document(folder / "manifest.json", manifest)
+        if manifest.largest_family > max(LARGE_FAMILY * manifest.products, 100):
+            log.warning(
+                "dataset: one family holds %d of %d products, all on one side: a picture such as a placeholder, or a text that "
+                "stands with all of them, makes them near-same; see %s",
+                manifest.largest_family, manifest.products, folder / "index.html",
+            )  # fmt: skip
         measured.rows = manifest.examples
         measured.details |= {"products": manifest.products, "families": manifest.families}
     log.info(

@@ -45,6 +45,9 @@ class Verdict(Strict):
     differences: dict[str, Difference | None]  # by attribute, and of the mean of those that are compared
     not_compared: dict[str, str] = Field(default_factory=dict)  # attribute: why
     worse: tuple[str, ...]  # what the challenger is worse at, beyond noise, and what it alone has not learnt
+    doubts: tuple[
+        str, ...
+    ] = ()  # what either may have seen of the products that both are judged on, for all that is known
     silenced: tuple[str, ...] = ()  # what both have learnt and the champion tags, and the challenger accepts nothing of
 
     @property
@@ -84,6 +87,7 @@ class Verdict(Strict):
             found.append(
                 f"  {advice} compare the two cards (`models show`) and decide: `models promote {self.challenger} --force`"
             )
+        found += [f"  but {doubt}" for doubt in self.doubts]
         return [f"{self.challenger} {says} the champion {self.champion}, on {self.products:,} products:", *found]
 
 
@@ -178,8 +182,15 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
             f"{table}: the labelled set that {challenger} was trained on is gone; train it again, or use --force"
         )
     seen = _families_learnt_from(table, lake.root / (sets[champion] or "-") / "products.parquet")
+    doubts = [
+        f"{name}: {known.towers.words()}"
+        for name, known in metrics.items()
+        if known.towers is not None and not known.towers.same_set
+    ]
     if seen is None:
-        log.warning("the champion's labelled set is gone: it may have learnt from the products it is judged on")
+        doubts.append(f"the labelled set of {champion} is gone: it may have learnt from the products it is judged on")
+    for doubt in doubts:
+        log.warning("%s", doubt)
     found, thresholds = {}, {}
     for name, folder in folders.items():
         predictions = _predict(settings, lake.local_model(name), table, lake.root)
@@ -209,6 +220,7 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
         differences=differences,
         not_compared=not_compared,
         worse=(*(name for name, d in there.items() if d.below_zero > limit), *lost),
+        doubts=tuple(doubts),
         silenced=tuple(
             name
             for name in found[challenger]
@@ -246,13 +258,13 @@ def _not_learnt(
 
 def _predict(settings: Settings, folder: Path, table: Place, root: Place) -> dict[str, Predictions]:
     from cma_clip_core.classes import ClassLayout
-    from cma_clip_core.devices import resolve_device
+    from cma_clip_core.devices import move_to, resolve_device
     from cma_clip_core.evaluation import evaluate
     from cma_clip_core.examples import read_index
     from cma_clip_core.tokens import Tokenizer
 
     config, device = registry.read_config(folder), resolve_device(settings.device)
-    model = registry.load_model(folder).to(device)
+    model = move_to(registry.load_model(folder), device)
     layout = ClassLayout(registry.read_taxonomy(folder))
     return evaluate(model, read_index(table, root), "test", config, layout, Tokenizer(config), device)
 

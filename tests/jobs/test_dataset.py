@@ -168,6 +168,13 @@ def test_every_example_is_accounted_for(settings: Settings) -> None:
     assert len(newest) >= 49  # one of them may have neither text nor picture
 
 
+def test_a_family_that_holds_much_of_the_catalog_is_told(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    one = {"brand": "Acme", "description": "our shop sends all that you order within two days, and takes it back"}
+    add_examples(Lake(settings.root), RUN, altered(dict.fromkeys(range(105), one), count=300))
+    dataset(settings, DAY)
+    assert re.search(r"one family holds 1\d\d of \d+ products, all on one side", caplog.text)
+
+
 def test_the_index_is_the_tables(settings: Settings) -> None:
     add_examples(Lake(settings.root), RUN, drawn.examples(300))
     found, rows = dataset(settings, DAY), rows_of(settings)

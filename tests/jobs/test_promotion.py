@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cma_clip_core import registry
-from cma_clip_core.documents import Metrics, Threshold
+from cma_clip_core.documents import Metrics, Threshold, TowersOrigin
 from cma_clip_core.metrics import PAPER_PRECISION
 from cma_clip_core.promise import fewest_right
 from cma_clip_core.training import Trained
@@ -218,6 +218,27 @@ def test_what_the_champion_learnt_from_is_left_out(made: tuple[Path, str, str], 
     fair[0]["family"] = next(iter(known))
     pq.write_table(pa.Table.from_pylist(rows, schema=found.schema), tables[third])
     assert compare(settings, third, good).products == len(fair) - 1
+
+
+def test_what_either_may_have_seen_is_said_with_the_verdict(made: tuple[Path, str, str], settings: Settings) -> None:
+    _, good, bad = made
+    lake = Lake(settings.root)
+    assert compare(settings, bad, good).doubts == ()
+    seen = TowersOrigin(
+        name="20261001-0", labelled_set="labelled/a", same_set=False, seen={"test": 12, "validation": 3}
+    )
+    again = saved_again(settings, bad, towers=seen)
+    gone = saved_again(settings, good, labelled_set="labelled/gone")
+    verdict = compare(settings, again, gone)
+    assert verdict.doubts == (
+        f"{again}: {seen.words()}",
+        f"the labelled set of {gone} is gone: it may have learnt from the products it is judged on",
+    )
+    assert verdict.lines()[-2:] == [f"  but {doubt}" for doubt in verdict.doubts]
+    storage.write_document(lake.models_reports / "kept.json", verdict)
+    assert storage.read_document(lake.models_reports / "kept.json", Verdict) == verdict
+    same = saved_again(settings, bad, towers=seen.model_copy(update={"same_set": True}))
+    assert compare(settings, same, good).doubts == ()
 
 
 def test_of_two_promoted_against_no_champion_one_wins(made: tuple[Path, str, str], settings: Settings) -> None:
