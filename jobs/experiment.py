@@ -31,7 +31,7 @@ from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, TextConfig, load_config
 from cma_clip_core.documents import Difference, ExperimentOrigin, MethodMetrics, Threshold
 from cma_clip_core.errors import CoreError, NothingToLearnError
-from jobs import side_by_side, storage
+from jobs import side_by_side, storage, unfinished
 from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
 from jobs.lake import Lake
@@ -390,7 +390,7 @@ def _towers(setting: _Setting) -> Path | None:
     )
     metrics = of_set(metrics, setting.lake, setting.labelled)
     name = towers.save(backbone, setting.base, metrics, below, datetime.now(UTC))
-    shutil.rmtree(work, ignore_errors=True)
+    unfinished.finish(work, setting.folder / "tensorboard" / "towers")
     return below / name
 
 
@@ -434,7 +434,7 @@ def _method(setting: _Setting, trial: _Trial, towers: Path | None) -> None:
         sides[f"test{end}"] = said("test", text)
     sides |= {_noisy_name(*key): said("test", setting.base.text, Noise(*key)) for key in _noises(trial.method)}
     _keep_predictions(setting, trial, run, sides)
-    shutil.rmtree(work, ignore_errors=True)
+    unfinished.finish(work, setting.folder / "tensorboard" / trial.name)
 
 
 def _keep_model(setting: _Setting, trial: _Trial, model: nn.Module, fitted: Fitted, towers: Path | None) -> None:

@@ -150,6 +150,10 @@ class Lake:
         """The file that names the champion, and those before it."""
         return self.models / "champion"
 
+    def model_reports(self, ds: str, version: str) -> Place:
+        """What a training cost, and its course."""
+        return self.root / "reports" / f"ds={ds}" / f"model={version}"
+
     @property
     def models_reports(self) -> Place:
         """Challengers against champions."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -136,7 +135,7 @@ def _pretrain(
         metrics = of_set(metrics, lake, labelled)
         name = towers.save(backbone, config, metrics, lake.work / "towers", datetime.now(UTC))
         storage.send_folder(lake.work / "towers" / name, lake.towers / name, last=towers.METRICS)
-        shutil.rmtree(work, ignore_errors=True)
+        unfinished.finish(work, lake.towers / name / "tensorboard")
         measured.rows, measured.folder = metrics.train_examples, lake.towers / name
         measured.details |= {"towers": name, "labelled_set": set_id, "device": metrics.device}
         log.info("pretrained towers: %s", lake.towers / name)

@@ -75,7 +75,7 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
         with measure("train") as measured:
             version = _train(settings, lake, config, taxonomy, labelled, start, device, world, measured.details)
             measured.rows = int(measured.details.get("examples", 0))
-            measured.folder = lake.root / "reports" / f"ds={ds}" / f"model={version}" if version else None
+            measured.folder = lake.model_reports(ds, version) if version else None
     except CoreError as error:
         raise JobError(str(error)) from error
     finally:
@@ -144,7 +144,7 @@ def _train(
     trained = training.train(begins, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
     version = save_version(trained, config, taxonomy, start, lake, labelled, index, lake.work / "models", towers=seen)
     storage.send_folder(lake.work / "models" / version, lake.models / version, last=registry.SUMS)
-    shutil.rmtree(work, ignore_errors=True)
+    unfinished.finish(work, lake.model_reports(labelled.manifest.ds, version) / "tensorboard")
     world.wait()
     metrics = trained.metrics
     for name, m in metrics.test.items():
@@ -193,8 +193,8 @@ def save_version(
         towers: what the pretrained towers saw; None: not begun with towers of the lake.
         origin: the experiment that it was trained by; None: it was trained by itself.
     """
-    # Kept by name: a version knows nothing of the place it was made in.
-    made_with = with_towers(config, start and Path("towers") / start.name)
+    # Kept as they are named in the lake: a version knows nothing of the place it was made in.
+    made_with = with_towers(config, start and Path(origin.folder if origin else "") / "towers" / start.name)
     trained.metrics = trained.metrics.model_copy(
         update={
             "labelled_set": lake.relative(labelled.folder),

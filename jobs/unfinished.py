@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from cma_clip_core.config import ModelConfig
 from jobs import storage
+from jobs.errors import TransientError
 from jobs.storage import Place
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,22 @@ def begin(work: Path, config: ModelConfig, labelled_set: str, processes: int) ->
                 other, _about(other), sum(path.stat().st_size for path in files) / 1e6,
                 f"{datetime.fromtimestamp(newest):%Y-%m-%d %H:%M}",
             )  # fmt: skip
+
+
+def finish(work: Path, kept: Place) -> None:
+    """Remove a finished training's folder. TensorBoard's logs become the folder `kept`, so that trainings can be compared
+    afterwards; where there is no room for them, that is said, and nothing fails.
+    """
+    logs = work / "tensorboard"
+    try:
+        if storage.on_disk(kept):  # of the same training done again
+            shutil.rmtree(kept, ignore_errors=True)
+        for path in sorted(logs.rglob("*")):
+            if path.is_file():
+                storage.write_bytes(kept / path.relative_to(logs).as_posix(), path.read_bytes())
+    except (OSError, TransientError) as error:
+        log.warning("TensorBoard's logs are not kept: %s", error)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def labelled_set(work: Place) -> str | None:

@@ -100,6 +100,7 @@ def test_pretrained_towers_find_the_picture_of_a_text(settings: Settings, pretra
     metrics = towers.TowersMetrics.model_validate_json((pretrained / towers.METRICS).read_bytes())
     assert metrics.epochs[-1].loss < metrics.epochs[0].loss
     assert {p.name for p in Lake(settings.root).towers.iterdir()} == {pretrained.name}  # nothing unfinished is left
+    assert list((pretrained / "tensorboard").glob("events.*"))
     config = drawn.config()
     one, other = (Backbone(with_towers(config, pretrained), pretrained=p) for p in (True, False))
     fresh = {name for name, weight in one.state_dict().items() if not torch.equal(weight, other.state_dict()[name])}
@@ -228,7 +229,8 @@ def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
         assert (by_name[blind].attributes["colour"].accuracy or 0) < 0.55
         assert (by_name[blind].attributes["pattern"].accuracy or 0) > 0.6
     assert (by_name["picture-tower"].attributes["pattern"].accuracy or 0) < 0.55
-    assert (by_name["cma-clip"].attributes["colour"].accuracy or 0) > 0.6
+    for seeing in ("cma-clip", "picture-tower", "fine-tuned-clip"):
+        assert (by_name[seeing].attributes["colour"].accuracy or 0) > 0.6
     assert results.runs[list(LABELS).index("raw-clip")].seconds == 0
     # Trained with both, judged on both kinds of text; a material is named in descriptions alone.
     assert [judged.text_fields for judged in results.texts] == [("title", "description"), ("title",)]
@@ -259,6 +261,7 @@ def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
         "precision_recall.svg", "calibration.svg", "modality_weights.svg", "robustness.svg",
     }  # fmt: skip
     assert not list((folder / "unfinished").iterdir())
+    assert {p.name for p in (folder / "tensorboard").iterdir()} == {"towers", *LABELS} - {"tf-idf"}
     before = (folder / "results.json").read_bytes()
     trained = capsys.readouterr()
     assert experiment(settings, DAY, **options) == folder  # type: ignore[arg-type]
@@ -496,6 +499,7 @@ def test_methods_are_kept_as_model_versions_the_same_after_a_kill(
     assert champion(settings) == before[0]
     assert run() == results  # it stays known
     for method, version in results.versions.items():
+        assert (lake.root / str(registry.read_config(lake.models / version).backbone.pretrained)).is_dir()
         (said,) = cma_clip_core.load(lake.models / version, "cpu").tag([{"title": "classic Striped Shirt"}])
         assert {p["attribute"] for p in said["predictions"]} >= {"article_type", "colour"}
         metrics = registry.read_json(lake.models / version / registry.METRICS, Metrics)

@@ -20,7 +20,7 @@ import yaml
 
 from cma_clip_core import registry
 from cma_clip_core.documents import Metrics
-from jobs import storage
+from jobs import storage, unfinished
 from jobs.data_parallel import together
 from jobs.errors import JobError, TransientError
 from jobs.lake import Lake
@@ -202,6 +202,17 @@ def test_two_processes_train_one_version(tmp_path: Path) -> None:
     assert not list(lake.models.glob(".unfinished*"))
     (step,) = lake.root.glob("reports/ds=2026-11-20/*/steps/train.json")
     assert StepMetrics.model_validate_json(step.read_bytes()).rows > 100
+    assert list((step.parents[1] / "tensorboard").glob("events.*"))
+
+
+def test_logs_that_cannot_be_kept_end_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    work, kept = tmp_path / "work", tmp_path / "kept"
+    storage.write_bytes(work / "tensorboard" / "events.1", b"points")
+    storage.write_bytes(work / "checkpoint", b"weights")
+    kept.write_bytes(b"a file where the folder should be")
+    unfinished.finish(work, kept)
+    assert "TensorBoard's logs are not kept: " in caplog.text
+    assert not work.exists()
 
 
 def test_what_one_process_finds_wrong_is_told_as_by_one_alone() -> None:
