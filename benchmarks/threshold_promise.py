@@ -1,4 +1,4 @@
-"""Which rule for thresholds keeps its promise of precision? A simulation: `python -m benchmarks.threshold_promise`.
+"""Which rule for thresholds keeps its promise of precision? A simulation: `PYTHONPATH=. python benchmarks/threshold_promise.py`.
 
 Drawn attributes of many kinds: a product's chance of being right is a logistic function of a normal number, with a ceiling
 (labels themselves are wrong). Validation products are drawn, a threshold is chosen on them, and it is held against the

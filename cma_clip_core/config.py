@@ -143,7 +143,8 @@ class TrainingConfig(Strict):
         default=0.0,
         ge=0,
         description="weight of the losses of the text alone and of the picture alone: each tower learns all that it can "
-        "tell, even where the other one knows better",
+        "tell, even where the other one knows better; 0: neither is asked alone, so that the picture's own word is not heard "
+        "in the answer either (cma_clip_core.picture_evidence)",
     )
     title_only: float = Field(
         default=0.0,

@@ -20,7 +20,9 @@ from cma_clip_core.examples import ExampleIndex
 from cma_clip_core.predictions import Floats, Predictions
 from cma_clip_core.splits import SIDES
 
-VALIDATION_SHARE = 0.1  # of the families outside of a fold: the best epoch is chosen on them
+VALIDATION_SHARE = (
+    0.1  # of the families outside of a fold: which epoch is kept, and how much the picture counts, is decided on them
+)
 LEAST_LABELS = 50  # of an attribute; with fewer, nothing can be said of its noise
 
 

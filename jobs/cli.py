@@ -115,18 +115,25 @@ def _common(
     taxonomy: Annotated[
         str | None,
         typer.Option(
-            help="Taxonomy to train with: sample, fashion, or a YAML file. Where it is given, nights refuse a champion of another."
+            help="Taxonomy to train with: sample, fashion, or a YAML file. Where it is given, nights refuse a champion of "
+            "another. [TAGGING_TAXONOMY, sample]"
         ),
     ] = None,
-    rules: Annotated[str | None, typer.Option(help="Data-quality rules: default, or a YAML file.")] = None,
+    rules: Annotated[
+        str | None, typer.Option(help="Data-quality rules: default, or a YAML file. [TAGGING_RULES, default]")
+    ] = None,
     model_config: Annotated[
-        str | None, typer.Option("--model-config", help="Model to train: a shipped config's name, or a YAML file.")
+        str | None,
+        typer.Option(
+            "--model-config",
+            help="Model to train: sample, fashion, clip-vit-b-32, or a YAML file. [TAGGING_MODEL_CONFIG_NAME, sample]",
+        ),
     ] = None,
     shard_rows: Annotated[
         int | None, typer.Option(help="Most products in a shard. [TAGGING_SHARD_ROWS, 20000]")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Products in a forward pass. [TAGGING_BATCH_SIZE, 256]")
+        int | None, typer.Option(help="Products in a forward pass of `tag`. [TAGGING_BATCH_SIZE, 256]")
     ] = None,
     max_retag_share: Annotated[
         float | None,
@@ -282,11 +289,26 @@ def experiment(
     epochs: Annotated[
         int | None, typer.Option(help="Epochs of every method's training; the configuration's where left out.", min=1)
     ] = None,
-    methods: Annotated[str, typer.Option(help="Methods to compare, comma-separated; all where left out.")] = "",
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Methods to compare, comma-separated; all where left out: raw-clip, fine-tuned-clip, text-tower, picture-tower, "
+            "late-concatenation, sa-without-ma, ma-without-sa, cma-clip, tf-idf."
+        ),
+    ] = "",
     text: Annotated[str, typer.Option(help="Text fields to read, such as `title`; the configuration's.")] = "",
-    attributes: Annotated[str, typer.Option(help="Attributes to compare, comma-separated; all where left out.")] = "",
+    attributes: Annotated[
+        str,
+        typer.Option(
+            help="Attributes to compare, comma-separated; all where left out. Trainings are of all, so others cost no new ones; "
+            "the results are written anew."
+        ),
+    ] = "",
     catalog: Annotated[
-        Path | None, typer.Option(help="Shop's export to make the examples of, if there are none.")
+        Path | None,
+        typer.Option(
+            help="Shop's export, a folder: imported as that day, in place of what the day had, and its examples made."
+        ),
     ] = None,
     mapping: Annotated[str, typer.Option(help="Column mapping of that export.")] = "sample",
     processes: Annotated[
@@ -300,7 +322,10 @@ def experiment(
     towers: Towers = None,
     keep: Annotated[
         str,
-        typer.Option(help="Trained methods to keep as model versions, comma-separated; they are not promoted."),
+        typer.Option(
+            help="Trained methods to keep as model versions, comma-separated; they are not promoted. One that was run without "
+            "is trained again."
+        ),
     ] = "",
     seeds: Annotated[
         int,
@@ -346,7 +371,12 @@ def _list(names: str) -> tuple[str, ...]:
 def train(
     context: typer.Context,
     ds: Newest,
-    promote: Annotated[bool, typer.Option(help="Make the new model the champion.")] = True,
+    promote: Annotated[
+        bool,
+        typer.Option(
+            help="Make the new model the champion, unless the one there is better; the next night then tags every product again."
+        ),
+    ] = True,
     towers: Towers = None,
     pretrain: Annotated[
         bool,

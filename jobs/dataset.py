@@ -21,7 +21,7 @@ from cma_clip_core.splits import SIDES
 from jobs import storage
 from jobs.errors import JobError
 from jobs.labelled_rows import TableRows, read_batches
-from jobs.lake import Lake
+from jobs.lake import LABELLED_TABLE, Lake
 from jobs.parquet import FileWriter
 from jobs.report.labelled import Summary
 from jobs.report.page import render_set
@@ -47,7 +47,7 @@ class LabelledSet:
     @property
     def table(self) -> Place:
         """Its table, of schema LABELLED."""
-        return self.folder / "products.parquet"
+        return self.folder / LABELLED_TABLE
 
     @property
     def page(self) -> Place:
@@ -163,7 +163,7 @@ def _write(
     index = scan.index
     rows, summary = TableRows(lake, taxonomy, index), Summary(taxonomy, index)
     with (
-        storage.whole_file(folder / "products.parquet") as temporary,
+        storage.whole_file(folder / LABELLED_TABLE) as temporary,
         tqdm(total=len(index.row), desc="labelled set", unit="product", disable=not progress) as bar,
     ):
         writer = FileWriter(temporary, LABELLED)

@@ -24,6 +24,7 @@ from schemas.documents import (
 from schemas.loading import ContractError, parse_yaml
 from schemas.taxonomy import Taxonomy
 
+LABELLED_TABLE: Final = "products.parquet"  # in the folder of a labelled set
 PRODUCTS: Final = "_products"  # what a run's manifest calls the state of the products, beside the attributes' names
 
 

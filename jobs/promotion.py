@@ -19,7 +19,7 @@ from cma_clip_core.errors import CoreError
 from cma_clip_core.places import Place, open_parquet
 from jobs import models, storage
 from jobs.errors import JobError
-from jobs.lake import Lake
+from jobs.lake import LABELLED_TABLE, Lake
 from jobs.settings import Settings
 from schemas.loading import ContractError, Strict
 
@@ -176,12 +176,12 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
         )
     metrics = {name: registry.read_json(folder / registry.METRICS, Metrics) for name, folder in folders.items()}
     sets = {name: known.labelled_set for name, known in metrics.items()}
-    table = lake.root / (sets[challenger] or "-") / "products.parquet"
+    table = lake.root / (sets[challenger] or "-") / LABELLED_TABLE
     if not storage.exists(table):
         raise JobError(
             f"{table}: the labelled set that {challenger} was trained on is gone; train it again, or use --force"
         )
-    seen = _families_learnt_from(table, lake.root / (sets[champion] or "-") / "products.parquet")
+    seen = _families_learnt_from(table, lake.root / (sets[champion] or "-") / LABELLED_TABLE)
     doubts = [
         f"{name}: {known.towers.words()}"
         for name, known in metrics.items()

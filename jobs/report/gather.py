@@ -17,7 +17,7 @@ from cma_clip_core.places import parquet_files
 from cma_clip_core.registry import METRICS, read_thresholds
 from jobs import history, storage
 from jobs.errors import JobError
-from jobs.lake import Lake
+from jobs.lake import LABELLED_TABLE, Lake
 from jobs.report.facts import (
     BINS,
     AttributeFacts,
@@ -175,7 +175,7 @@ class Query:
         with suppress(OSError, ValueError, AttributeError):
             data = storage.read_bytes(self._lake.models / model_version / METRICS)
             labelled = json.loads(data or b"").get("labelled_set")
-        table = self._lake.root / str(labelled) / "products.parquet"
+        table = self._lake.root / str(labelled) / LABELLED_TABLE
         inside = labelled is not None and not {"..", ""} & set(str(labelled).split("/"))
         there = inside and storage.exists(table)
         source = _scan(self._db, [table] if there else [], tables.LABELLED)
