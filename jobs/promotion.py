@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -26,7 +25,6 @@ from schemas.loading import ContractError, Strict
 if TYPE_CHECKING:
     from cma_clip_core.predictions import Predictions
 
-log = logging.getLogger(__name__)
 
 NOISE = 0.05  # chance that a model that is no worse is refused, over all comparisons together (Bonferroni)
 MEAN = "mean"
@@ -45,9 +43,8 @@ class Verdict(Strict):
     differences: dict[str, Difference | None]  # by attribute, and of the mean of those that are compared
     not_compared: dict[str, str] = Field(default_factory=dict)  # attribute: why
     worse: tuple[str, ...]  # what the challenger is worse at, beyond noise, and what it alone has not learnt
-    doubts: tuple[
-        str, ...
-    ] = ()  # what either may have seen of the products that both are judged on, for all that is known
+    # What either may have seen, for all that is known, of the products that both are judged on.
+    doubts: tuple[str, ...] = ()
     silenced: tuple[str, ...] = ()  # what both have learnt and the champion tags, and the challenger accepts nothing of
 
     @property
@@ -189,8 +186,6 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
     ]
     if seen is None:
         doubts.append(f"the labelled set of {champion} is gone: it may have learnt from the products it is judged on")
-    for doubt in doubts:
-        log.warning("%s", doubt)
     found, thresholds = {}, {}
     for name, folder in folders.items():
         predictions = _predict(settings, lake.local_model(name), table, lake.root)
