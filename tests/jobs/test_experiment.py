@@ -515,7 +515,7 @@ def test_methods_are_kept_as_model_versions_the_same_after_a_kill(
         assert re.search(
             rf"on a sample of its families: {products} of its 39\d products\. It compared colour, pattern;", card
         )
-        assert "begun with the pretrained `towers/" in card
+        assert "begun with the pretrained `experiments/ds=2026-11-20/" in card
         verdict = judge(settings, version)
         assert verdict is not None
         assert verdict.judged
