@@ -26,6 +26,7 @@ from cma_clip_core.loop import Loop
 from cma_clip_core.methods import build_model
 from cma_clip_core.objectives import MultiTask
 from cma_clip_core.tokens import Tokenizer
+from jobs.lake import LABELLED_TABLE
 from schemas.taxonomy import load_taxonomy
 
 WARM_UP = 16  # steps: a GPU loads each kernel when it is first asked for
@@ -50,7 +51,7 @@ def main() -> None:
         resolve_device(chosen.device),
     )
     layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
-    index = read_index(chosen.set / "products.parquet", chosen.lake)
+    index = read_index(chosen.set / LABELLED_TABLE, chosen.lake)
     model = build_model(config, taxonomy).to(device)
     objective = MultiTask(model, index, config, layout, tokenizer, device)
     loop = Loop(objective, config.training, device, progress=False)

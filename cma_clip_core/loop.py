@@ -31,7 +31,7 @@ from cma_clip_core.documents import Epoch
 from cma_clip_core.errors import CheckpointError, DeviceError, DivergedError
 from cma_clip_core.optimizer import make_optimizer, set_learning_rate
 from cma_clip_core.predictions import Predictions
-from cma_clip_core.scalars import Scalars
+from cma_clip_core.scalars import LOGS, Scalars
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class Loop:
             CheckpointError: a checkpoint cannot be written; the last good one is kept. In all processes alike.
             DeviceError: not even one example fits into the device's memory.
         """
-        logs = None if self.folder is None or not self.world.is_first else self.folder / "tensorboard"
+        logs = None if self.folder is None or not self.world.is_first else self.folder / LOGS
         # Points of steps after the checkpoint that training goes on from are taken back: they come again.
         self.scalars = Scalars(logs, purge_step=self._seen() + 1)
         try:

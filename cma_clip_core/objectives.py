@@ -206,9 +206,7 @@ class Contrastive:
         self.towers, self.index, self.config, self.tokenizer, self.device = model, index, config, tokenizer, device
         model.train_projections(True)
         self.examples = index.count("train")
-        # Losing a modality teaches nothing here, and labels are not looked at.
-        training = config.training.model_copy(update={"text_dropout": 0.0, "image_dropout": 0.0, "name_dropout": 0.0})
-        self.batches = TrainingBatches(index, config.model_copy(update={"training": training}), layout, tokenizer)
+        self.batches = TrainingBatches(index, config, layout, tokenizer)
         self._loss = open_clip.ClipLoss()
 
     def loss(self, part: Batch, whole: Batch) -> Tensor:

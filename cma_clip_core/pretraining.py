@@ -9,7 +9,7 @@ import torch
 from cma_clip_core.backbone import Backbone
 from cma_clip_core.checkpoints import fingerprint
 from cma_clip_core.classes import ClassLayout
-from cma_clip_core.config import ModelConfig, TrainingConfig
+from cma_clip_core.config import ModelConfig
 from cma_clip_core.devices import move_to
 from cma_clip_core.distributed import World
 from cma_clip_core.errors import ModelError, NothingToLearnError
@@ -47,8 +47,7 @@ def pretrain(
         ModelError: also where `config.pretraining` sets what has no effect there.
         DataError, ModelError, DivergedError, CheckpointError, DeviceError: as `fit`.
     """
-    fields = TrainingConfig.model_fields
-    if idle := [name for name in WITHOUT_EFFECT if getattr(config.pretraining, name) != fields[name].default]:
+    if idle := [name for name in WITHOUT_EFFECT if getattr(config.pretraining, name)]:
         raise ModelError(
             f"configuration {config.name!r}: {', '.join(idle)} has no effect in `pretraining`: leave it out"
         )

@@ -6,7 +6,9 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+LOGS: Final = "tensorboard"  # the folder of a training's logs, beside its checkpoints and after it
 
 log = logging.getLogger(__name__)
 

@@ -31,6 +31,7 @@ from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, TextConfig, load_config
 from cma_clip_core.documents import Difference, ExperimentOrigin, MethodMetrics, Threshold
 from cma_clip_core.errors import CoreError, NothingToLearnError
+from cma_clip_core.scalars import LOGS
 from jobs import side_by_side, storage, unfinished
 from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
@@ -390,7 +391,7 @@ def _towers(setting: _Setting) -> Path | None:
     )
     metrics = of_set(metrics, setting.lake, setting.labelled)
     name = towers.save(backbone, setting.base, metrics, below, datetime.now(UTC))
-    unfinished.finish(work, setting.folder / "tensorboard" / "towers")
+    unfinished.finish(work, setting.folder / LOGS / "towers")
     return below / name
 
 
@@ -434,7 +435,7 @@ def _method(setting: _Setting, trial: _Trial, towers: Path | None) -> None:
         sides[f"test{end}"] = said("test", text)
     sides |= {_noisy_name(*key): said("test", setting.base.text, Noise(*key)) for key in _noises(trial.method)}
     _keep_predictions(setting, trial, run, sides)
-    unfinished.finish(work, setting.folder / "tensorboard" / trial.name)
+    unfinished.finish(work, setting.folder / LOGS / trial.name)
 
 
 def _keep_model(setting: _Setting, trial: _Trial, model: nn.Module, fitted: Fitted, towers: Path | None) -> None:

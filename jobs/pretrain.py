@@ -15,6 +15,7 @@ from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.documents import TowersOrigin
 from cma_clip_core.errors import CoreError
 from cma_clip_core.places import open_parquet
+from cma_clip_core.scalars import LOGS
 from cma_clip_core.splits import SIDES
 from jobs import storage, unfinished
 from jobs.dataset import LabelledSet, dataset
@@ -135,7 +136,7 @@ def _pretrain(
         metrics = of_set(metrics, lake, labelled)
         name = towers.save(backbone, config, metrics, lake.work / "towers", datetime.now(UTC))
         storage.send_folder(lake.work / "towers" / name, lake.towers / name, last=towers.METRICS)
-        unfinished.finish(work, lake.towers / name / "tensorboard")
+        unfinished.finish(work, lake.towers / name / LOGS)
         measured.rows, measured.folder = metrics.train_examples, lake.towers / name
         measured.details |= {"towers": name, "labelled_set": set_id, "device": metrics.device}
         log.info("pretrained towers: %s", lake.towers / name)

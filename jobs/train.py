@@ -18,6 +18,7 @@ from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.documents import ExperimentOrigin, Metrics, TowersOrigin
 from cma_clip_core.errors import CoreError
 from cma_clip_core.metrics import learnt, mean_of, mean_recall
+from cma_clip_core.scalars import LOGS
 from jobs import promotion, storage, unfinished
 from jobs.dataset import LabelledSet, dataset
 from jobs.errors import JobError
@@ -144,7 +145,7 @@ def _train(
     trained = training.train(begins, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
     version = save_version(trained, config, taxonomy, start, lake, labelled, index, lake.work / "models", towers=seen)
     storage.send_folder(lake.work / "models" / version, lake.models / version, last=registry.SUMS)
-    unfinished.finish(work, lake.model_reports(labelled.manifest.ds, version) / "tensorboard")
+    unfinished.finish(work, lake.model_reports(labelled.manifest.ds, version) / LOGS)
     world.wait()
     metrics = trained.metrics
     for name, m in metrics.test.items():

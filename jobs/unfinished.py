@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cma_clip_core.config import ModelConfig
+from cma_clip_core.scalars import LOGS
 from jobs import storage
-from jobs.errors import TransientError
 from jobs.storage import Place
 
 log = logging.getLogger(__name__)
@@ -58,16 +58,17 @@ def begin(work: Path, config: ModelConfig, labelled_set: str, processes: int) ->
 
 def finish(work: Path, kept: Place) -> None:
     """Remove a finished training's folder. TensorBoard's logs become the folder `kept`, so that trainings can be compared
-    afterwards; where there is no room for them, that is said, and nothing fails.
+    afterwards; where they cannot be written, that is said, and nothing fails.
     """
-    logs = work / "tensorboard"
+    logs = work / LOGS
     try:
-        if storage.on_disk(kept):  # of the same training done again
-            shutil.rmtree(kept, ignore_errors=True)
-        for path in sorted(logs.rglob("*")):
-            if path.is_file():
-                storage.write_bytes(kept / path.relative_to(logs).as_posix(), path.read_bytes())
-    except (OSError, TransientError) as error:
+        if not storage.on_disk(kept):
+            storage.send_folder(logs, kept)
+        elif logs.is_dir():
+            shutil.rmtree(kept, ignore_errors=True)  # of the same training done before
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(logs, kept)
+    except OSError as error:
         log.warning("TensorBoard's logs are not kept: %s", error)
     shutil.rmtree(work, ignore_errors=True)
 

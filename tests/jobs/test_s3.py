@@ -21,6 +21,7 @@ import pytest
 import yaml
 
 from cma_clip_core import registry
+from cma_clip_core.scalars import LOGS
 from jobs import object_store, s3_check, sql, storage, tables
 from jobs.errors import JobError
 from jobs.lake import Lake
@@ -322,3 +323,4 @@ def test_two_machines_train_one_version_and_go_on_together(on_s3: Place, tmp_pat
     assert json.loads(one)["model_version"] == version
     assert other == ""
     assert left() == [[], []]
+    assert storage.children(lake.model_reports(RUN[:10], version) / LOGS, "events.")
