@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,19 +14,29 @@ from tests import s3
 
 
 @pytest.fixture(scope="session")
-def s3_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with s3.server(tmp_path_factory.mktemp("s3")) as address:
+def s3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the server keeps its buckets in."""
+    return tmp_path_factory.mktemp("s3")
+
+
+@pytest.fixture(scope="session")
+def s3_address(s3_folder: Path) -> Iterator[str]:
+    with s3.server(s3_folder) as address:
         yield address
 
 
 @pytest.fixture
-def on_s3(s3_address: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Place:
-    """A prefix of one's own on the S3 server."""
+def on_s3(
+    s3_address: str, s3_folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Place]:
+    """A prefix of one's own on the S3 server, gone after the test."""
     for name, value in s3.KEYS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_address)
     object_store.forget()
-    return object_store.place(f"s3://{s3.BUCKET}/{abs(hash(request.node.nodeid))}")
+    prefix = str(abs(hash(request.node.nodeid)))
+    yield object_store.place(f"s3://{s3.BUCKET}/{prefix}")
+    shutil.rmtree(s3_folder / s3.BUCKET / prefix, ignore_errors=True)
 
 
 @pytest.fixture
