@@ -47,7 +47,7 @@ def judge(predictions: Predictions, threshold: Threshold, text_fields: Sequence[
     attribute, temperature = predictions.attribute, threshold.temperature
     found = candidates(predictions, temperature)
     silent = candidates(predictions, temperature, silent_in=text_fields)
-    accepted = found.confidence >= threshold.limits(attribute)[found.value]
+    accepted = _accepted(found, predictions, threshold)
     right = (accepted & found.right).sum()
     confidence, best_right = best_values(predictions, temperature)
     text_weight, image_weight = predictions.lambdas.mean(axis=0) if len(predictions) else (0.0, 0.0)
@@ -69,6 +69,17 @@ def judge(predictions: Predictions, threshold: Threshold, text_fields: Sequence[
         text_weight=float(text_weight),
         image_weight=float(image_weight),
     )
+
+
+def coverage(predictions: Predictions, threshold: Threshold) -> float | None:
+    """Return what the thresholds that ship accept, right and wrong, over all true values; None where there are none."""
+    found = candidates(predictions, threshold.temperature)
+    return share(_accepted(found, predictions, threshold).sum(), found.positives)
+
+
+def _accepted(found: Candidates, predictions: Predictions, threshold: Threshold) -> Bools:
+    accepted: Bools = found.confidence >= threshold.limits(predictions.attribute)[found.value]
+    return accepted
 
 
 def judge_all(

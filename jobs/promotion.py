@@ -45,6 +45,9 @@ class Verdict(Strict):
     worse: tuple[str, ...]  # what the challenger is worse at, beyond noise, and what it alone has not learnt
     # What either may have seen, for all that is known, of the products that both are judged on.
     doubts: tuple[str, ...] = ()
+    # By attribute, the champion's and the challenger's, each at its own thresholds. It does not decide: a higher threshold may be
+    # the more honest one.
+    coverage: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
     silenced: tuple[str, ...] = ()  # what both have learnt and the champion tags, and the challenger accepts nothing of
 
     @property
@@ -70,7 +73,7 @@ class Verdict(Strict):
                 mark = "  worse, beyond noise" if name in self.worse else ""
                 found.append(
                     f"  {name:<16} {100 * d.mean:+6.1f} points ({100 * d.interval.low:+.1f} to "
-                    f"{100 * d.interval.high:+.1f}){mark}{no_more}"
+                    f"{100 * d.interval.high:+.1f}){self._tags(name)}{mark}{no_more}"
                 )
         says = "is no worse than" if self.accepted else "is worse than" if self.judged else "cannot be judged against"
         if not self.judged:
@@ -86,6 +89,11 @@ class Verdict(Strict):
             )
         found += [f"  but {doubt}" for doubt in self.doubts]
         return [f"{self.challenger} {says} the champion {self.champion}, on {self.products:,} products:", *found]
+
+    def _tags(self, name: str) -> str:
+        """Return how much of an attribute the champion tags and the challenger would, in words; of the mean nothing."""
+        of_old, of_new = self.coverage.get(name, (None, None))
+        return "" if of_old is None or of_new is None else f"  tags {100 * of_new:.1f} % (before {100 * of_old:.1f} %)"
 
 
 def judge(settings: Settings, version: str) -> Verdict | None:
@@ -156,6 +164,7 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
         CoreError: a version is broken.
     """
     from cma_clip_core.bootstrap import difference, draw_recalls
+    from cma_clip_core.metrics import coverage
 
     lake = Lake(settings.root)
     folders = {name: lake.models / name for name in (challenger, champion)}
@@ -216,6 +225,13 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
         not_compared=not_compared,
         worse=(*(name for name, d in there.items() if d.below_zero > limit), *lost),
         doubts=tuple(doubts),
+        coverage={
+            name: (
+                coverage(found[champion][name], thresholds[champion][name]),
+                coverage(found[challenger][name], thresholds[challenger][name]),
+            )
+            for name in compared
+        },
         silenced=tuple(
             name
             for name in found[challenger]

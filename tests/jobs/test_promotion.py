@@ -91,6 +91,8 @@ def test_a_model_is_no_worse_than_itself(made: tuple[Path, str, str], settings: 
     verdict = compare(settings, good, good)
     assert verdict.worse == ()
     assert all(d is not None and d.mean == 0 for d in verdict.differences.values())
+    card = registry.read_json(Lake(settings.root).models / good / registry.METRICS, Metrics).test
+    assert verdict.coverage == {name: (card[name].coverage, card[name].coverage) for name in drawn.taxonomy().names}
 
 
 FEW = "it has 3 training labels, and 20 are the least to learn from"
@@ -167,6 +169,10 @@ def test_a_challenger_that_would_tag_nothing_more_is_worse_however_well_it_ranks
         promote(settings, mute)
     verdict = compare(settings, mute, tags)
     assert (verdict.worse, verdict.silenced) == ((), ("pattern",))
+    before, now = verdict.coverage["pattern"]
+    assert before
+    assert now == 0
+    assert any(f"  tags 0.0 % (before {100 * before:.1f} %)  worse: it accepts" in line for line in verdict.lines())
     assert champion(settings) == tags
     few = with_test_families(settings, mute, LEAST_FAMILIES - 1, 0)  # it needs no test product to be seen
     verdict = compare(settings, few, tags)
