@@ -106,7 +106,7 @@ def train_model() -> None:
     approve = ApprovalOperator(
         task_id="approve",
         subject="Make model {{ ti.xcom_pull(task_ids='train', key='model_version') }} the champion?",
-        body="```\n{{ ti.xcom_pull(task_ids='judge', key='verdict') }}\n```\nThe next nights tag every product again.",
+        body="{{ ti.xcom_pull(task_ids='judge', key='page') }}\n\nThe next nights tag every product again.",
         defaults=ApprovalOperator.REJECT,
         response_timeout=timedelta(days=3),
         execution_timeout=None,

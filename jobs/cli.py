@@ -618,14 +618,16 @@ def models_show(context: typer.Context, version: Version) -> None:
 def models_judge(context: typer.Context, version: Version) -> None:
     """Judge a model version against the champion, as `promote` does, and change nothing.
 
-    The last line is JSON: `accepted`, and the `verdict` in words. Where there is no champion yet, the version is accepted.
+    The last line is JSON: `accepted`, the `verdict` in words, and the same as a `page` in Markdown. Where there is no champion
+    yet, the version is accepted.
     """
     from jobs.promotion import judge as step
 
     verdict = step(_settings(context), version)
-    words = "\n".join(verdict.lines()) if verdict else f"there is no other champion to compare {version} with"
+    alone = f"there is no other champion to compare {version} with"
+    words, page = ("\n".join(verdict.lines()), verdict.page()) if verdict else (alone, alone)
     print(words)
-    _print({"model_version": version, "accepted": verdict is None or verdict.accepted, "verdict": words})
+    _print({"model_version": version, "accepted": verdict is None or verdict.accepted, "verdict": words, "page": page})
 
 
 @models_app.command("promote")

@@ -16,6 +16,7 @@ from cma_clip_core import registry
 from cma_clip_core.documents import Difference, Metrics, Threshold
 from cma_clip_core.errors import CoreError
 from cma_clip_core.places import Place, open_parquet
+from cma_clip_core.tables import markdown
 from jobs import models, storage
 from jobs.errors import JobError
 from jobs.lake import LABELLED_TABLE, Lake
@@ -62,38 +63,60 @@ class Verdict(Strict):
 
     def lines(self) -> list[str]:
         """Return the verdict in words, a line for each comparison."""
+        found = [f"  {name:<16} {'  '.join(filter(None, said))}" for name, *said in self._rows()]
+        return [
+            self._says(),
+            *found,
+            *(f"  {advice}" for advice in self._advice()),
+            *(f"  but {d}" for d in self.doubts),
+        ]
+
+    def page(self) -> str:
+        """Return the verdict in Markdown, as who is to approve the challenger sees it."""
+        header = ("recall at 90 % precision", "new less old (95 %)", "labels tagged", "verdict")
+        table = markdown(header, [[cell.strip() for cell in row] for row in self._rows()])
+        after = (*self._advice(), *(f"but {doubt}" for doubt in self.doubts))
+        return "\n\n".join((self._says(), table, *(f"{said[0].upper()}{said[1:]}." for said in after)))
+
+    def _says(self) -> str:
+        says = "is no worse than" if self.accepted else "is worse than" if self.judged else "cannot be judged against"
+        return f"{self.challenger} {says} the champion {self.champion}, on {self.products:,} products:"
+
+    def _advice(self) -> list[str]:
+        if self.judged:
+            return []
+        few = any(TOO_FEW in why for why in self.not_compared.values())
+        why = (
+            "no attribute has enough test products that the champion learnt nothing from: train on more products, or with a "
+            "larger `selection.test_share`; or"
+            if few
+            else "there is no attribute that both have learnt:"
+        )
+        return [f"{why} compare the two cards (`models show`) and decide: `models promote {self.challenger} --force`"]
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        """Return of each comparison its name, the difference, how much both tag, and what there is to say, in words."""
         found = []
         for name, d in self.differences.items():
-            no_more = "  worse: it accepts nothing of it any more" if name in self.silenced else ""
+            said = []
             if d is None:
-                mark = "worse" if name in self.worse else "not compared"
                 why = "no attribute is compared" if name == MEAN and not self.judged else "too few labels"
-                found.append(f"  {name:<16} {mark}: {self.not_compared.get(name, why)}{no_more}")
-            else:
-                mark = "  worse, beyond noise" if name in self.worse else ""
-                found.append(
-                    f"  {name:<16} {100 * d.mean:+6.1f} points ({100 * d.interval.low:+.1f} to "
-                    f"{100 * d.interval.high:+.1f}){self._tags(name)}{mark}{no_more}"
-                )
-        says = "is no worse than" if self.accepted else "is worse than" if self.judged else "cannot be judged against"
-        if not self.judged:
-            few = any(TOO_FEW in why for why in self.not_compared.values())
-            advice = (
-                "no attribute has enough test products that the champion learnt nothing from: train on more products, or with a "
-                "larger `selection.test_share`; or"
-                if few
-                else "there is no attribute that both have learnt:"
-            )
-            found.append(
-                f"  {advice} compare the two cards (`models show`) and decide: `models promote {self.challenger} --force`"
-            )
-        found += [f"  but {doubt}" for doubt in self.doubts]
-        return [f"{self.challenger} {says} the champion {self.champion}, on {self.products:,} products:", *found]
+                mark = "worse" if name in self.worse else "not compared"
+                said.append(f"{mark}: {self.not_compared.get(name, why)}")
+            elif name in self.worse:
+                said.append("worse, beyond noise")
+            if name in self.silenced:
+                said.append("worse: it accepts nothing of it any more")
+            found.append((name, "" if d is None else _points(d), self._tags(name), "; ".join(said)))
+        return found
 
     def _tags(self, name: str) -> str:
-        """Return how much of an attribute the champion tags and the challenger would, in words; of the mean nothing."""
         of_old, of_new = self.coverage.get(name, (None, None))
-        return "" if of_old is None or of_new is None else f"  tags {100 * of_new:.1f} % (before {100 * of_old:.1f} %)"
+        return "" if of_old is None or of_new is None else f"tags {100 * of_new:.1f} % (before {100 * of_old:.1f} %)"
+
+
+def _points(d: Difference) -> str:
+    return f"{100 * d.mean:+6.1f} points ({100 * d.interval.low:+.1f} to {100 * d.interval.high:+.1f})"
 
 
 def judge(settings: Settings, version: str) -> Verdict | None:

@@ -172,7 +172,10 @@ def test_a_challenger_that_would_tag_nothing_more_is_worse_however_well_it_ranks
     before, now = verdict.coverage["pattern"]
     assert before
     assert now == 0
-    assert any(f"  tags 0.0 % (before {100 * before:.1f} %)  worse: it accepts" in line for line in verdict.lines())
+    shown = f"tags 0.0 % (before {100 * before:.1f} %)"
+    assert any(f"  {shown}  worse: it accepts" in line for line in verdict.lines())
+    rows = [line for line in verdict.page().splitlines() if line.startswith("| pattern |")]
+    assert rows == [f"| pattern | +0.0 points (+0.0 to +0.0) | {shown} | worse: it accepts nothing of it any more |"]
     assert champion(settings) == tags
     few = with_test_families(settings, mute, LEAST_FAMILIES - 1, 0)  # it needs no test product to be seen
     verdict = compare(settings, few, tags)
@@ -241,6 +244,7 @@ def test_what_either_may_have_seen_is_said_with_the_verdict(made: tuple[Path, st
         f"the labelled set of {gone} is gone: it may have learnt from the products it is judged on",
     )
     assert verdict.lines()[-2:] == [f"  but {doubt}" for doubt in verdict.doubts]
+    assert verdict.page().split("\n\n")[-2:] == [f"But {doubt}." for doubt in verdict.doubts]
     storage.write_document(lake.models_reports / "kept.json", verdict)
     assert storage.read_document(lake.models_reports / "kept.json", Verdict) == verdict
     same = saved_again(settings, bad, towers=seen.model_copy(update={"same_set": True}))
