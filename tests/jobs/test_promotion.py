@@ -22,10 +22,11 @@ from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.models import champion, champions, rollback
 from jobs.models import promote as name_champion
-from jobs.promotion import LEAST_FAMILIES, MEAN, Verdict, compare, promote
+from jobs.promotion import LEAST_FAMILIES, compare, promote
 from jobs.settings import Settings
 from jobs.storage import SwapLostError
 from jobs.train import show_model, train
+from jobs.verdict import MEAN, Verdict
 from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn
 from tests.jobs.test_train import RUN, add_examples, settings_of
