@@ -141,9 +141,7 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
     for name, p in found[challenger].items():
         if name not in not_compared and (families := len(np.unique(p.families))) < LEAST_FAMILIES:
             too_few.append(name)
-            not_compared[name] = (
-                f"{families} test families with a label are too few, {LEAST_FAMILIES} the least to judge by"
-            )
+            not_compared[name] = f"{families} test families with a label, {LEAST_FAMILIES} are the least"
     compared = [name for name in found[challenger] if name not in not_compared]
     differences: dict[str, Difference | None] = dict.fromkeys((MEAN, *found[challenger]))
     if compared:

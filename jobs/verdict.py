@@ -42,7 +42,10 @@ class Verdict(Strict):
 
     def lines(self) -> list[str]:
         """Return the verdict in words, a line for each comparison."""
-        found = [f"  {name:<16} {'  '.join(filter(None, said))}" for name, *said in self._rows()]
+        found = []
+        for name, difference, tags, said in self._rows():
+            parts = (difference and f"{difference} points", tags and f"tags {tags}", said)
+            found.append(f"  {name:<16} {'  '.join(filter(None, parts))}")
         return [
             self._says(),
             *found,
@@ -52,7 +55,7 @@ class Verdict(Strict):
 
     def page(self) -> str:
         """Return the verdict in Markdown, as who is to approve the challenger sees it."""
-        header = ("recall at 90 % precision", "new less old (95 %)", "labels tagged", "verdict")
+        header = ("recall at 90 % precision", "points, new less old", "tags", "")
         table = markdown(header, [[cell.strip() for cell in row] for row in self._rows()])
         after = (*self._advice(), *(f"but {doubt}" for doubt in self.doubts))
         return "\n\n".join((self._says(), table, *(f"{said[0].upper()}{said[1:]}." for said in after)))
@@ -90,8 +93,8 @@ class Verdict(Strict):
 
     def _tags(self, name: str) -> str:
         of_old, of_new = self.coverage.get(name, (None, None))
-        return "" if of_old is None or of_new is None else f"tags {100 * of_new:.1f} % (before {100 * of_old:.1f} %)"
+        return "" if of_old is None or of_new is None else f"{100 * of_new:.1f} % (before {100 * of_old:.1f} %)"
 
 
 def _points(d: Difference) -> str:
-    return f"{100 * d.mean:+6.1f} points ({100 * d.interval.low:+.1f} to {100 * d.interval.high:+.1f})"
+    return f"{100 * d.mean:+6.1f} ({100 * d.interval.low:+.1f} to {100 * d.interval.high:+.1f})"

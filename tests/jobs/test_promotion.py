@@ -165,7 +165,7 @@ def test_a_challenger_that_would_tag_nothing_more_is_worse_however_well_it_ranks
     promote(settings, tags, force=True)
     with pytest.raises(
         JobError,
-        match=rf"(?s){mute} is worse than .* pattern +\+0\.0 points .*worse: it accepts nothing of it any more",
+        match=rf"(?s){mute} is worse than .* pattern +\+0\.0 \(.* points .*worse: it accepts nothing of it any more",
     ):
         promote(settings, mute)
     verdict = compare(settings, mute, tags)
@@ -173,10 +173,10 @@ def test_a_challenger_that_would_tag_nothing_more_is_worse_however_well_it_ranks
     before, now = verdict.coverage["pattern"]
     assert before
     assert now == 0
-    shown = f"tags 0.0 % (before {100 * before:.1f} %)"
-    assert any(f"  {shown}  worse: it accepts" in line for line in verdict.lines())
+    shown = f"0.0 % (before {100 * before:.1f} %)"
+    assert any(f"points  tags {shown}  worse: it accepts" in line for line in verdict.lines())
     rows = [line for line in verdict.page().splitlines() if line.startswith("| pattern |")]
-    assert rows == [f"| pattern | +0.0 points (+0.0 to +0.0) | {shown} | worse: it accepts nothing of it any more |"]
+    assert rows == [f"| pattern | +0.0 (+0.0 to +0.0) | {shown} | worse: it accepts nothing of it any more |"]
     assert champion(settings) == tags
     few = with_test_families(settings, mute, LEAST_FAMILIES - 1, 0)  # it needs no test product to be seen
     verdict = compare(settings, few, tags)
@@ -439,7 +439,7 @@ def test_on_fewer_families_nothing_is_judged_and_it_is_said_what_to_do(
     with pytest.raises(
         JobError,
         match=rf"(?s){same} cannot be judged against the champion {good}, on \d+ products:.* colour +not compared: 28 test "
-        rf"families.* 29 the least .*train on more products.*`models promote {same} --force`",
+        rf"families.* 29 are the least.*train on more products.*`models promote {same} --force`",
     ):
         promote(settings, same)
     assert champion(settings) == good
