@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 CHECKPOINT_SECONDS = 300.0
 AHEAD = 4  # batches that are made before they are asked for
+AHEAD_APART = 16  # by a process: it can be silent for as long as it takes to copy a buffer's pictures
 
 
 class Batches(Protocol):
@@ -186,7 +187,7 @@ class Loop:
         """Return the batches of all epochs that are left, made ahead; None after each epoch."""
         at, apart = self.at, self.apart
         make = partial(self.objective.batches.stream, at.epoch, at.step, self.config.epochs, ahead=apart)
-        return in_process(make, AHEAD) if apart else prefetch(make(), AHEAD)
+        return in_process(make, AHEAD_APART) if apart else prefetch(make(), AHEAD)
 
     def _is_stale(self) -> bool:
         patience = self.config.patience

@@ -351,6 +351,37 @@ def test_a_process_of_its_own_passes_on_items_errors_and_ends() -> None:
     worker.wait(timeout=20)
 
 
+SENT = {
+    "pixels": torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)[:, 1:],  # not contiguous
+    "mask": torch.tensor([True, False]),
+    "half": torch.tensor([[1.5, -3.25]], dtype=torch.bfloat16),
+    "none": torch.zeros(0, 5),
+    "one": torch.tensor(7),
+}
+
+
+def sent_as_they_are() -> Iterator[dict[str, torch.Tensor]]:
+    yield SENT
+
+
+def test_a_process_of_its_own_passes_on_tensors_of_each_kind() -> None:
+    (found,) = in_process(sent_as_they_are)
+    assert found.keys() == SENT.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == SENT[name].dtype
+        assert torch.equal(tensor, SENT[name])
+        tensor.zero_()  # not of memory that may only be read
+
+
+def test_a_process_of_its_own_that_is_killed_is_told() -> None:
+    stream = in_process(partial(count_then_fail, 10**9))
+    worker = psutil.Process(int(next(stream)[1]))
+    worker.kill()
+    with pytest.raises(RuntimeError, match="worker"):
+        for _ in stream:
+            pass
+
+
 def test_timings_account_for_the_rows() -> None:
     model = CmaClip(CONFIG, drawn.taxonomy())
     engine, timings = Engine(model, CONFIG, drawn.taxonomy(), {}, resolve_device("cpu")), Timings()
