@@ -8,32 +8,19 @@ turns. SET is a labelled set's folder (`python -m jobs dataset` prints it).
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Generator
-from pathlib import Path
 
 import torch
+from train_rate import loop_of, options
 
 from cma_clip_core.batches import Batch
-from cma_clip_core.classes import ClassLayout
-from cma_clip_core.config import ModelConfig, load_config
-from cma_clip_core.examples import read_index
-from cma_clip_core.loop import Loop
-from cma_clip_core.methods import build_model
-from cma_clip_core.objectives import MultiTask
-from cma_clip_core.tokens import Tokenizer
-from jobs.lake import LABELLED_TABLE
-from schemas.taxonomy import load_taxonomy
+from cma_clip_core.config import load_config
 
 
 def main() -> None:
     """Measure, and print the share of the time that was spent in steps, and the longest wait."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lake", type=Path)
-    parser.add_argument("set", type=Path, help="a labelled set's folder")
-    parser.add_argument("--taxonomy", default="fashion")
-    parser.add_argument("--model-config", default="fashion")
+    parser = options(__doc__)
     parser.add_argument("--batch-size", type=int, help="the configuration's where left out")
     parser.add_argument("--step-ms", type=float, default=37.0, help="how long a step takes")
     parser.add_argument("--batches", type=int, default=400, help="in a turn")
@@ -46,22 +33,16 @@ def main() -> None:
     torch.set_num_threads(1)
     for turn in range(1, chosen.turns + 1):
         for apart in (True, False) if turn % 2 else (False, True):
-            spent, longest = waits(stream(config, chosen, apart), chosen.batches, chosen.step_ms / 1000)
-            share = chosen.batches * chosen.step_ms / 1000 / (chosen.batches * chosen.step_ms / 1000 + spent)
+            spent, longest = waits(
+                loop_of(config, chosen, torch.device("cpu"), apart).stream(), chosen.batches, chosen.step_ms / 1000
+            )
+            steps = chosen.batches * chosen.step_ms / 1000
+            share = steps / (steps + spent)
             print(
                 f"turn {turn}, by {'a process' if apart else 'a thread'}: {share:.3f} of the time in steps, "
                 f"waits {1000 * spent / chosen.batches:.2f} ms on average, {1000 * longest:.0f} at most",
                 flush=True,
             )
-
-
-def stream(config: ModelConfig, chosen: argparse.Namespace, apart: bool) -> Generator[Batch | None]:
-    """Return the batches as training gets them."""
-    taxonomy = load_taxonomy(chosen.taxonomy)
-    layout, tokenizer, device = ClassLayout(taxonomy), Tokenizer(config), torch.device("cpu")
-    index = read_index(chosen.set / LABELLED_TABLE, chosen.lake)
-    objective = MultiTask(build_model(config, taxonomy), index, config, layout, tokenizer, device)
-    return Loop(objective, config.training, device, progress=False, apart=apart).stream()
 
 
 def waits(batches: Generator[Batch | None], count: int, step: float) -> tuple[float, float]:

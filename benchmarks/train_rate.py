@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cma_clip_core.batches import Batch
 from cma_clip_core.classes import ClassLayout
-from cma_clip_core.config import load_config
+from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.devices import resolve_device
 from cma_clip_core.examples import read_index
 from cma_clip_core.loop import Loop
@@ -34,29 +34,17 @@ WARM_UP = 16  # steps: a GPU loads each kernel when it is first asked for
 
 def main() -> None:
     """Measure, and print the rates of each turn and the ratio of their sums."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lake", type=Path)
-    parser.add_argument("set", type=Path, help="a labelled set's folder")
-    parser.add_argument("--taxonomy", default="fashion")
-    parser.add_argument("--model-config", default="fashion")
+    parser = options(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--batches", type=int, default=64, help="in a turn; a whole shuffle buffer, so that none is prepared in vain"
     )
     parser.add_argument("--turns", type=int, default=4)
     chosen = parser.parse_args()
-    config, taxonomy, device = (
-        load_config(chosen.model_config),
-        load_taxonomy(chosen.taxonomy),
-        resolve_device(chosen.device),
-    )
-    layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
-    index = read_index(chosen.set / LABELLED_TABLE, chosen.lake)
-    model = build_model(config, taxonomy).to(device)
-    objective = MultiTask(model, index, config, layout, tokenizer, device)
-    loop = Loop(objective, config.training, device, progress=False)
-    model.train()
-    held = list(itertools.islice(objective.batches(1), chosen.batches))
+    device = resolve_device(chosen.device)
+    loop = loop_of(load_config(chosen.model_config), chosen, device)
+    loop.objective.model.train()
+    held = list(itertools.islice(loop.objective.batches(1), chosen.batches))
     products = sum(len(batch) for batch in held)
     with FlopCounterMode(display=False) as counter:
         loop.step(held[0])
@@ -86,6 +74,25 @@ def main() -> None:
     print(
         f"{rate * flops / 1e9:.0f} GFLOP/s of the {peak / 1e9:.0f} GFLOP/s of a matrix product: {rate * flops / peak:.2f}"
     )
+
+
+def options(doc: str | None) -> argparse.ArgumentParser:
+    """Return what a benchmark of training takes."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lake", type=Path)
+    parser.add_argument("set", type=Path, help="a labelled set's folder")
+    parser.add_argument("--taxonomy", default="fashion")
+    parser.add_argument("--model-config", default="fashion")
+    return parser
+
+
+def loop_of(config: ModelConfig, chosen: argparse.Namespace, device: torch.device, apart: bool | None = None) -> Loop:
+    """Return a training of that labelled set that has not begun; `apart` as of `Loop`."""
+    taxonomy = load_taxonomy(chosen.taxonomy)
+    layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
+    index = read_index(chosen.set / LABELLED_TABLE, chosen.lake)
+    objective = MultiTask(build_model(config, taxonomy).to(device), index, config, layout, tokenizer, device)
+    return Loop(objective, config.training, device, progress=False, apart=apart)
 
 
 def from_disk(loop: Loop, count: int) -> Iterator[Batch]:

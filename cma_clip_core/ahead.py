@@ -63,7 +63,7 @@ def prefetch(items: Iterable[Item], depth: int = 2) -> Generator[Item]:
 
 
 def in_process(make: Callable[[], Iterator[Item]], depth: int = 2) -> Generator[Item]:
-    """Yield the items of `make()`, which a process of its own makes ahead, at most `depth` of them.
+    """Yield the items of `make()`, which a process of its own makes ahead: `depth` of them here, and three more on the way.
 
     `make` is sent there, and what it needs with it. An error there is raised here. Closing the iterator ends the process;
     it ends by itself, too, when this one does.
