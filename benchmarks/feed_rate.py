@@ -33,14 +33,12 @@ def main() -> None:
     torch.set_num_threads(1)
     for turn in range(1, chosen.turns + 1):
         for apart in (True, False) if turn % 2 else (False, True):
-            spent, longest = waits(
-                loop_of(config, chosen, torch.device("cpu"), apart).stream(), chosen.batches, chosen.step_ms / 1000
-            )
+            stream = loop_of(config, chosen, torch.device("cpu"), apart).stream()
+            spent, longest = waits(stream, chosen.batches, chosen.step_ms / 1000)
             steps = chosen.batches * chosen.step_ms / 1000
-            share = steps / (steps + spent)
             print(
-                f"turn {turn}, by {'a process' if apart else 'a thread'}: {share:.3f} of the time in steps, "
-                f"waits {1000 * spent / chosen.batches:.2f} ms on average, {1000 * longest:.0f} at most",
+                f"turn {turn}, by {'a process' if apart else 'a thread'}: {steps / (steps + spent):.3f} of the time in "
+                f"steps, waits {1000 * spent / chosen.batches:.2f} ms on average, {1000 * longest:.0f} at most",
                 flush=True,
             )
 

@@ -264,7 +264,7 @@ def _judge_temperature(attribute: Attribute, n: int, fitted: bool, rng: np.rando
     temperature = fit_temperature(validation) if fitted else 1.0
     chosen = choose_threshold(validation, temperature, SelectionConfig())
     found = candidates(truth, temperature)
-    accepted = found.confidence >= chosen.limits(attribute)[found.value]
+    accepted = found.accepted(chosen.limits(attribute))
     right = found.right[accepted].sum()
     return right >= attribute.target_precision * accepted.sum(), right / POPULATION, not accepted.any()
 
@@ -313,7 +313,7 @@ def _judge_picture(attribute: Attribute, n: int, chosen: bool, rng: np.random.Ge
     temperature = fit_temperature(pool(*validation, weight))
     threshold = choose_threshold(pool(*validation, weight), temperature, SelectionConfig())
     found = candidates(pool(*truth, weight), temperature)
-    accepted = found.confidence >= threshold.limits(attribute)[found.value]
+    accepted = found.accepted(threshold.limits(attribute))
     right = found.right[accepted].sum()
     kept = right >= attribute.target_precision * accepted.sum()
     return kept, right / len(found.right), not accepted.any(), weight

@@ -32,6 +32,10 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.confidence)
 
+    def accepted(self, limits: Floats) -> Bools:
+        """Return which candidates [m] reach the least confidence of their value; `limits` [C] as `Threshold.limits` gives it."""
+        return np.asarray(self.confidence >= limits[self.value])
+
     @property
     def predicted(self) -> Bools:
         """Which candidates [m] the method predicts: all best values, and of several those that are likely."""

@@ -47,7 +47,7 @@ def judge(predictions: Predictions, threshold: Threshold, text_fields: Sequence[
     attribute, temperature = predictions.attribute, threshold.temperature
     found = candidates(predictions, temperature)
     silent = candidates(predictions, temperature, silent_in=text_fields)
-    accepted = _accepted(found, predictions, threshold)
+    accepted = found.accepted(threshold.limits(attribute))
     right = (accepted & found.right).sum()
     confidence, best_right = best_values(predictions, temperature)
     text_weight, image_weight = predictions.lambdas.mean(axis=0) if len(predictions) else (0.0, 0.0)
@@ -74,12 +74,7 @@ def judge(predictions: Predictions, threshold: Threshold, text_fields: Sequence[
 def coverage(predictions: Predictions, threshold: Threshold) -> float | None:
     """Return what the thresholds that ship accept, right and wrong, over all true values; None where there are none."""
     found = candidates(predictions, threshold.temperature)
-    return share(_accepted(found, predictions, threshold).sum(), found.positives)
-
-
-def _accepted(found: Candidates, predictions: Predictions, threshold: Threshold) -> Bools:
-    accepted: Bools = found.confidence >= threshold.limits(predictions.attribute)[found.value]
-    return accepted
+    return share(found.accepted(threshold.limits(predictions.attribute)).sum(), found.positives)
 
 
 def judge_all(

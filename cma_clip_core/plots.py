@@ -69,7 +69,7 @@ def precision_recall(
                 continue
             recall, precision = curve(found)
             ax.plot(recall, precision, color=BLUE, linewidth=1.6)
-            accepted = found.confidence >= chosen.limits(p.attribute)[found.value]
+            accepted = found.accepted(chosen.limits(p.attribute))
             if accepted.any():
                 right = found.right[accepted].sum()
                 ax.plot(right / found.positives, right / accepted.sum(), "o", color=RED, markersize=6, zorder=3)

@@ -202,7 +202,7 @@ def choose_threshold(predictions: Predictions, temperature: float, selection: Se
         accepted=0,
         candidates=len(found),
     )
-    accepted = found.confidence >= threshold.limits(attribute)[found.value]
+    accepted = found.accepted(threshold.limits(attribute))
     if not accepted.any():
         return threshold
     precision = float(found.right[accepted].mean())
