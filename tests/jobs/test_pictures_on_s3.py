@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +99,23 @@ def test_what_the_server_refuses_is_not_the_pictures_fault(
     assert all(value not in str(error.value) for value in (s3.TOKEN, *s3.KEYS.values()))
 
 
-def test_a_read_that_nobody_waits_for_ends(stored: list[str], faulty: tuple[Any, s3.Proxy]) -> None:
+def test_a_read_that_nobody_waits_for_ends(
+    stored: list[str], faulty: tuple[Any, s3.Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
     place, proxy = faulty
-    proxy.fault = lambda _, path: None if path.endswith("/0.jpg") else "slow"
+    ended = threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            ended.set()  # what is under way is answered only now: how fast the machine is does not matter
+            super().shutdown(wait=wait)
+
+    def held(_: str, path: str) -> None:
+        assert path.endswith("/0.jpg") or ended.wait(60)
+
+    monkeypatch.setattr(pictures, "ThreadPoolExecutor", Pool)
+    proxy.fault = held
     found = fetch_all(stored, [place])
     assert next(found) == b"0.jpg"
     found.close()  # type: ignore[attr-defined]
