@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cma_clip_core.errors import CheckpointError
+from cma_clip_core.errors import CheckpointError, CheckpointWriteError
 
 CHECKPOINT = "checkpoint.pt"
 FORMAT = 3  # what `cma_clip_core.loop` writes and reads: 3 has what is heard of the picture alone
@@ -28,7 +28,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint; one that is there stays as it is until the new one is whole.
 
     Raises:
-        CheckpointError: it cannot be written, such as on a full disk; the one before is still there.
+        CheckpointWriteError: it cannot be written, such as on a full disk; the one before is still there.
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
@@ -41,7 +41,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
         kept = f"the checkpoint before it is kept: {path}" if path.exists() else "there is none before it"
-        raise CheckpointError(
+        raise CheckpointWriteError(
             f"{path}: the checkpoint cannot be written: {error}; {kept}; make room and resume"
         ) from error
 

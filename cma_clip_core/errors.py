@@ -25,5 +25,9 @@ class CheckpointError(CoreError):
     """A training checkpoint cannot be written, read or resumed."""
 
 
+class CheckpointWriteError(CheckpointError):
+    """A training checkpoint cannot be written, such as on a full disk; nothing else need be wrong."""
+
+
 class DivergedError(CoreError):
     """Training gave a loss that is no number."""

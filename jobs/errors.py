@@ -1,5 +1,9 @@
 """Errors that a user can act on. The command line prints their message alone, without a traceback."""
 
+from __future__ import annotations
+
+from cma_clip_core.errors import CheckpointWriteError, CoreError
+
 
 class JobError(Exception):
     """Something is wrong with the input or the settings; the message says what, where, and what to do."""
@@ -19,3 +23,8 @@ class StalePlanError(JobError):
 
 class LedgerError(JobError):
     """The rows of a run do not add up."""
+
+
+def as_job_error(error: CoreError) -> JobError:
+    """Return what is told, and whether it is worth another try, of what went wrong in a training."""
+    return (TransientError if isinstance(error, CheckpointWriteError) else JobError)(str(error))

@@ -34,7 +34,7 @@ from cma_clip_core.errors import CoreError, NothingToLearnError
 from cma_clip_core.scalars import LOGS
 from jobs import side_by_side, storage, unfinished
 from jobs.dataset import LabelledSet, dataset
-from jobs.errors import JobError
+from jobs.errors import JobError, as_job_error
 from jobs.lake import Lake
 from jobs.pretrain import checked_origin, find_towers, of_set, origin_of, with_towers
 from jobs.settings import Settings
@@ -264,7 +264,7 @@ def experiment(
         found, left_out = _run(setting, tuple(methods) or tuple(LABELS), processes)
         _write(setting, labelled.manifest.set_id, found, left_out)
     except CoreError as error:
-        raise JobError(str(error)) from error
+        raise as_job_error(error) from error
     storage.send_folder(folder, setting.found_at, deep=False)
     return setting.found_at
 

@@ -19,7 +19,7 @@ from cma_clip_core.scalars import LOGS
 from cma_clip_core.splits import SIDES
 from jobs import storage, unfinished
 from jobs.dataset import LabelledSet, dataset
-from jobs.errors import JobError
+from jobs.errors import JobError, as_job_error
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import measure
@@ -49,6 +49,7 @@ def pretrain(settings: Settings, ds: str) -> str:
 
     Raises:
         JobError: there are no examples for this configuration and taxonomy, too few, or no such device.
+        TransientError: a checkpoint cannot be written, such as on a full disk.
     """
     from cma_clip_core import distributed
     from cma_clip_core.devices import resolve_device
@@ -62,7 +63,7 @@ def pretrain(settings: Settings, ds: str) -> str:
             labelled = dataset(settings, ds)
         name = _pretrain(settings, lake, config, taxonomy, labelled, device, world)
     except CoreError as error:
-        raise JobError(str(error)) from error
+        raise as_job_error(error) from error
     finally:
         distributed.leave()
     return name

@@ -21,7 +21,7 @@ from cma_clip_core.errors import CoreError
 from cma_clip_core.places import Place, open_parquet
 from jobs import storage
 from jobs.dataset import dataset
-from jobs.errors import JobError
+from jobs.errors import as_job_error
 from jobs.lake import Lake
 from jobs.pretrain import find_towers, with_towers
 from jobs.report.page import render_suspects
@@ -56,6 +56,7 @@ def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None 
 
     Raises:
         JobError: there are no examples for this configuration and taxonomy, or too few; or `torchrun` started several.
+        TransientError: a checkpoint cannot be written, such as on a full disk.
     """
     from cma_clip_core.devices import resolve_device
     from cma_clip_core.examples import read_index
@@ -83,7 +84,7 @@ def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None 
                 with_towers(config, start), taxonomy, index, device, work, folds, settings.progress
             )
         except CoreError as error:
-            raise JobError(str(error)) from error
+            raise as_job_error(error) from error
         listed = [s for p, temperature in found.values() for s in find_suspects(p, temperature)]
         with storage.whole_file(folder / "suspects.parquet") as temporary:
             pq.write_table(pa.Table.from_pylist([_row(s) for s in listed], schema=SUSPECTS), temporary)

@@ -21,7 +21,7 @@ from cma_clip_core.metrics import learnt, mean_of, mean_recall
 from cma_clip_core.scalars import LOGS
 from jobs import promotion, storage, unfinished
 from jobs.dataset import LabelledSet, dataset
-from jobs.errors import JobError
+from jobs.errors import JobError, as_job_error
 from jobs.labelled_rows import count_labels_of_sides
 from jobs.lake import Lake
 from jobs.models import champion, check_version
@@ -57,6 +57,7 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
     Raises:
         JobError: there are no examples for this configuration and taxonomy, too few, or no such device; or `pretrain` goes
             with `towers`, or with a configuration that names pretrained weights.
+        TransientError: a checkpoint cannot be written, such as on a full disk.
     """
     from cma_clip_core import distributed
     from cma_clip_core.devices import resolve_device
@@ -78,7 +79,7 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
             measured.rows = int(measured.details.get("examples", 0))
             measured.folder = lake.model_reports(ds, version) if version else None
     except CoreError as error:
-        raise JobError(str(error)) from error
+        raise as_job_error(error) from error
     finally:
         distributed.leave()
     if version:

