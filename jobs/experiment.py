@@ -208,6 +208,7 @@ def experiment(
     Raises:
         JobError: there is no such method, field or attribute, or a method cannot be kept; there are no examples, or too few,
             or no such towers, or they do not fit; or `torchrun` started several.
+        TransientError: a checkpoint cannot be written, such as on a full disk.
     """
     from cma_clip_core.classes import ClassLayout
     from cma_clip_core.devices import resolve_device
