@@ -14,10 +14,12 @@ import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+
+T = TypeVar("T")
 
 # The others wait while the first one validates, or runs frozen towers. That one of them is gone, the launcher sees at once.
 _PATIENCE: Final = timedelta(days=7)
@@ -126,9 +128,9 @@ class World:
         distributed.broadcast(held, 0)
         return float(held.item())
 
-    def broadcast_text(self, value: str) -> str:
-        """Return the first process's text."""
-        held: list[str] = [value]
+    def broadcast_object(self, value: T) -> T:
+        """Return the first process's value: something small that can be pickled."""
+        held = [value]
         if self.size > 1:
             distributed.broadcast_object_list(held, 0)
         return held[0]

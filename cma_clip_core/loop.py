@@ -370,9 +370,8 @@ class Loop:
                 found = do()
             except CheckpointError as raised:
                 error = raised
-        told = self.world.broadcast_text(str(error or ""))
-        if told:
-            raise error or CheckpointError(told)
+        if (told := self.world.broadcast_object(error)) is not None:
+            raise error or told
         return found
 
     def _restore(self, state: dict[str, Any]) -> None:

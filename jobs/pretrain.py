@@ -83,7 +83,7 @@ def find_or_pretrain(
     Raises:
         CoreError: as `cma_clip_core.pretraining.pretrain`.
     """
-    name = world.broadcast_text(_newest(lake, config, labelled) if world.is_first else "")
+    name = world.broadcast_object(_newest(lake, config, labelled) if world.is_first else "")
     if not name:
         return _pretrain(settings, lake, config, taxonomy, labelled, device, world)
     log.info("pretrained towers of this configuration and labelled set are there: %s", lake.towers / name)
@@ -133,7 +133,7 @@ def _pretrain(
         progress = settings.progress and world.is_first
         backbone, metrics = run(config, taxonomy, index, device, folder=work, world=world, progress=progress)
         if not world.is_first:
-            return world.broadcast_text("")
+            return world.broadcast_object("")
         metrics = of_set(metrics, lake, labelled)
         name = towers.save(backbone, config, metrics, lake.work / "towers", datetime.now(UTC))
         storage.send_folder(lake.work / "towers" / name, lake.towers / name, last=towers.METRICS)
@@ -141,7 +141,7 @@ def _pretrain(
         measured.rows, measured.folder = metrics.train_examples, lake.towers / name
         measured.details |= {"towers": name, "labelled_set": set_id, "device": metrics.device}
         log.info("pretrained towers: %s", lake.towers / name)
-        return world.broadcast_text(name)
+        return world.broadcast_object(name)
 
 
 def of_set(metrics: TowersMetrics, lake: Lake, labelled: LabelledSet) -> TowersMetrics:

@@ -555,7 +555,7 @@ def test_a_checkpoint_that_the_first_process_cannot_read_or_write_ends_all(folde
     assert data_parallel.run(2, folder, tmp_path, "--work", work, "--apart") == [2, 2]
     first, second = ((tmp_path / f"{rank}.error").read_text() for rank in range(2))
     assert first == second
-    assert "the checkpoint cannot be written: " in first
+    assert first.startswith(f"CheckpointWriteError: {work / '0' / CHECKPOINT}: the checkpoint cannot be written: ")
     assert "there is none before it; make room and resume" in first
 
 
