@@ -222,8 +222,9 @@ def test_a_lock_of_a_process_that_died_is_free(place: Place, monkeypatch: pytest
             with storage.unless_busy(place / "x") as free:
                 assert not free
         holder.send_signal(signal.SIGKILL)
+    start = time.monotonic()
     with storage.locked(place / "x"):
-        pass
+        assert time.monotonic() - start < 25  # by the lease of 3 s that was set, not by one of 30
 
 
 def test_a_lock_that_is_busy_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
