@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.airflow_api import AirflowApi
-from jobs.import_catalog import import_catalog
+from jobs.importing.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.sample_catalog import generate
 from jobs.settings import Settings

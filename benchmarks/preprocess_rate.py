@@ -25,7 +25,7 @@ from PIL import Image
 from raw_day import Record, rewrite
 
 from jobs import spark
-from jobs.import_catalog import import_catalog
+from jobs.importing.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.plan import plan
 from jobs.preprocess import preprocess

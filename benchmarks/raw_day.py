@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jobs.import_catalog import write_parts
+from jobs.importing.day_writer import write_parts
 from jobs.lake import Lake
 from jobs.storage import write_document
 

@@ -34,7 +34,7 @@ def options() -> str:
 def record() -> Path:
     """Do a small night's Spark work in a JVM that archives what it loaded; return the archive's path."""
     from jobs import spark
-    from jobs.import_catalog import import_catalog
+    from jobs.importing.import_catalog import import_catalog
     from jobs.prepare import prepare
     from jobs.sample_catalog import generate
 

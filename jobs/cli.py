@@ -184,7 +184,7 @@ def import_catalog(
     mapping: Annotated[str, typer.Option(help="Column mapping: sample, fashion-products, or a YAML file.")] = "sample",
 ) -> None:
     """Bring a shop's export into the lake as the raw catalog of one day."""
-    from jobs.import_catalog import import_catalog as step
+    from jobs.importing.import_catalog import import_catalog as step
 
     manifest = step(_settings(context), folder, ds, mapping)
     _print({"ds": ds, "rows": manifest.rows, "files": len(manifest.files)})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from jobs import s3_check, standalone, storage
-from jobs.import_catalog import import_catalog
+from jobs.importing.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.models import champion
 from jobs.prepare import prepare

@@ -20,16 +20,9 @@ from typing import Any, BinaryIO, Final, TypeAlias, cast
 
 from cma_clip_core.pictures import PictureError
 from jobs.errors import JobError
-from jobs.import_catalog import (
-    CsvRows,
-    Mapper,
-    StructureError,
-    find_records,
-    get_column,
-    is_unsafe,
-    open_records,
-    open_sources,
-)
+from jobs.importing.formats import CsvRows, StructureError, find_records, open_records
+from jobs.importing.mapper import Mapper, get_column
+from jobs.importing.picture_store import is_unsafe, open_sources
 from schemas.mapping import Mapping, load_mapping
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs import plan as plan_step
 from jobs import preprocess, spark, validate
-from jobs.import_catalog import import_catalog
+from jobs.importing.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import refuse_several

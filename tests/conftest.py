@@ -118,7 +118,7 @@ def step_server_address() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, spark_session: Any) -> Lake:  # noqa: ARG001
     """A lake with one imported day of drawn products, its examples, and a model trained on them. Copy it, don't use it."""
-    from jobs.import_catalog import import_catalog
+    from jobs.importing.import_catalog import import_catalog
     from jobs.plan import plan
     from jobs.preprocess import preprocess
     from jobs.sample_catalog import generate

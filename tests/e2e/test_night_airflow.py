@@ -15,7 +15,7 @@ import duckdb
 import pytest
 
 from jobs.demo import show
-from jobs.import_catalog import import_catalog
+from jobs.importing.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.next_day import next_day
 from jobs.standalone import connection

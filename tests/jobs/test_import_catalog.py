@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from cma_clip_core.pictures import PictureError, fetch
-from jobs import import_catalog as module
 from jobs import storage
 from jobs.errors import JobError
-from jobs.import_catalog import import_catalog
+from jobs.importing import day_writer, formats, picture_store
+from jobs.importing.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.settings import Settings
 from schemas.documents import RawManifest
@@ -180,7 +180,7 @@ def test_a_line_of_eight_megabytes(shop: Shop) -> None:
 
 
 def test_many_rows_make_many_parts_always_the_same(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PART_ROWS", 10)
+    monkeypatch.setattr(day_writer, "PART_ROWS", 10)
     rows = [{"id": str(i), "name": "Shirt", "photo": None} for i in range(25)]
     shop.write(*rows, name="items.jsonl.gz")
     first = shop.run()
@@ -270,7 +270,7 @@ def test_a_csv_field_of_eight_megabytes(shop: Shop) -> None:
 def test_a_csv_quote_never_closed_takes_no_product_with_it(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, rest: bytes
 ) -> None:
-    monkeypatch.setattr(module, "MAX_FIELD", 1000)
+    monkeypatch.setattr(formats, "MAX_FIELD", 1000)
     (shop.export / "items.csv").write_bytes(b'id,name,photo\n1,"a\nb",\n2,b,"open\n' + rest)
     fails(shop, r"items\.csv: after 1 records: line 4: a quote is never closed.*nothing was imported")
 
@@ -448,7 +448,7 @@ def test_bad_members_of_a_zip_cost_only_their_picture(shop: Shop, monkeypatch: p
         archive.writestr("good.jpg", JPEG)
     data = (shop.export / "pics.zip").read_bytes()
     (shop.export / "pics.zip").write_bytes(data.replace(b"checked content", b"chacked content"))
-    monkeypatch.setattr(module, "MAX_BYTES", 4999)
+    monkeypatch.setattr(picture_store, "MAX_BYTES", 4999)
     shop.write(*({"id": name, "name": "x", "photo": f"{name}.jpg"} for name in ("crc", "huge", "good")))
     assert shop.run().rows == 3
     uris = [json.loads(line)["image_uri"] for line in shop.lines()]
@@ -580,7 +580,7 @@ def test_a_damaged_zip_and_absent_pictures_are_named(shop: Shop) -> None:
 
 
 def test_a_file_without_line_ends(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_LINE", 100)
+    monkeypatch.setattr(formats, "MAX_LINE", 100)
     shop.write(b'[{"id": 1}' + b', {"id": 2}' * 50 + b"]")
     fails(shop, "a line of more than 100 bytes; JSON lines have one object on each line")
 
@@ -589,7 +589,7 @@ def test_a_file_without_line_ends(shop: Shop, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_second_import_replaces_the_day(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PART_ROWS", 1)
+    monkeypatch.setattr(day_writer, "PART_ROWS", 1)
     shop.write(*({"id": i, "name": "x", "photo": None} for i in range(3)))
     shop.run()
     shop.write({"id": "new", "name": "x", "photo": None})

@@ -19,7 +19,7 @@ from cma_clip_core import objects, pictures
 from cma_clip_core.pictures import PictureError, fetch_all
 from jobs import object_store
 from jobs.errors import JobError, TransientError
-from jobs.import_catalog import PicturesToS3
+from jobs.importing.picture_store import PicturesToS3
 from jobs.lake import Lake
 from jobs.storage import Place
 from tests import s3

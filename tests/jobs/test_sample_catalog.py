@@ -18,7 +18,7 @@ from PIL import Image
 from cma_clip_core.pictures import PictureError, PictureSpec, decode, fetch
 from jobs.errors import JobError
 from jobs.garments import COLOURS, Design, draw
-from jobs.import_catalog import import_catalog
+from jobs.importing.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.sample_catalog import generate, next_day
 from jobs.settings import Settings

@@ -19,7 +19,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from jobs.airflow_api import AirflowApi
-from jobs.import_catalog import import_catalog
+from jobs.importing.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.next_day import next_day
 from jobs.sample_catalog import generate

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import expect
 
 from jobs import tables
-from jobs.import_catalog import import_catalog
+from jobs.importing.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.night import night
 from jobs.sample_catalog import generate
