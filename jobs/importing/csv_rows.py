@@ -130,8 +130,9 @@ class CsvRows:
             return None
         except _TooLong as error:
             if self._lines.row:
+                opened = self._lines.number - len(self._lines.row)
                 raise StructureError(
-                    f"line {self._first}: a quote is never closed; {_HINT} {_way_out(error.start)}"
+                    f"line {opened}: a quote is never closed; {_HINT} {_way_out(error.start)}"
                 ) from error
             return Row(None, error.start, self._lines.number, (error.start,), error.length)
         except csv.Error as error:
@@ -212,11 +213,22 @@ def read_csv(
         return
     rows = CsvRows(file, source, mapping)
     try:
-        if mapping.product_id not in rows.header and (what := describe_text(source.sample)):
-            raise StructureError(f"{what}; nothing was imported: export the records as JSON lines or CSV")
+        _check_header(rows.header, source, mapping)
         yield from _Records(rows, source, mapping, noticed).read()
     finally:
         rows.close()
+
+
+def _check_header(header: list[str], source: Source, mapping: Mapping) -> None:
+    """Raise StructureError where no column of the mapping is in the header: it is none, or the file is no CSV."""
+    if {name.casefold() for name in header} & {column.casefold() for column in mapping.columns}:
+        return
+    if what := describe_text(source.sample):
+        raise StructureError(f"{what}; nothing was imported: export the records as JSON lines or CSV")
+    raise StructureError(
+        f"the first line has none of the mapping's columns, such as {mapping.product_id!r}, but {shown(', '.join(header))}; "
+        "nothing was imported: has the file a header, or a `delimiter` or `encoding` that the mapping must say?"
+    )
 
 
 class _Records:

@@ -118,8 +118,6 @@ class FileChecks:
             way_out = "Correct the mapping, or list them under `optional`"
             if {column.casefold() for column in lacking} <= {column.casefold() for column in columns}:
                 way_out = "They differ in capitals alone: write them as the file does"
-            elif not set(mapping.columns) - unseen:
-                way_out = "None of them is the mapping's: has the file a header? Add it, or correct the mapping"
             raise JobError(
                 f"{path}: no record has the columns {sorted(lacking)} that the mapping names; the columns are "
                 f"{sorted(columns)}; nothing was imported. {way_out}"
