@@ -211,7 +211,10 @@ def read_csv(
     """
     if not source.sample.strip() and source.whole:
         return
-    rows = CsvRows(file, source, mapping)
+    try:
+        rows = CsvRows(file, source, mapping)
+    except StructureError as error:
+        raise StructureError(_described(source) or str(error)) from error
     try:
         _check_header(rows.header, source, mapping)
         yield from _Records(rows, source, mapping, noticed).read()
@@ -219,15 +222,21 @@ def read_csv(
         rows.close()
 
 
+def _described(source: Source) -> str:
+    """Return what the file is that is no CSV; nothing where its start does not show that."""
+    what = describe_text(source.sample)
+    return f"{what}; nothing was imported: export the records as JSON lines or CSV" if what else ""
+
+
 def _check_header(header: list[str], source: Source, mapping: Mapping) -> None:
     """Raise StructureError where no column of the mapping is in the header: it is none, or the file is no CSV."""
     if {name.casefold() for name in header} & {column.casefold() for column in mapping.columns}:
         return
-    if what := describe_text(source.sample):
-        raise StructureError(f"{what}; nothing was imported: export the records as JSON lines or CSV")
     raise StructureError(
-        f"the first line has none of the mapping's columns, such as {mapping.product_id!r}, but {shown(', '.join(header))}; "
-        "nothing was imported: has the file a header, or a `delimiter` or `encoding` that the mapping must say?"
+        _described(source)
+        or f"the first line has none of the mapping's columns, such as {mapping.product_id!r}, but "
+        f"{shown(', '.join(header))}; nothing was imported: has the file a header, or a `delimiter` or `encoding` that the "
+        "mapping must say?"
     )
 
 
