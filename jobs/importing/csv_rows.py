@@ -245,6 +245,8 @@ class _Records:
 
     def __init__(self, rows: CsvRows, source: Source, mapping: Mapping, noticed: Noticed) -> None:
         self._rows, self._source, self._noticed = rows, source, noticed
+        self._names = [name.strip() for name in rows.header]
+        self._first = self._names[0]
         self._id = rows.header.index(mapping.product_id) if mapping.product_id in rows.header else None
         self._foreign, self._native, self._example = (
             0,
@@ -298,12 +300,11 @@ class _Records:
             if cells is None:
                 return self._reject("csv_quotes", "a quote within a quoted text is not doubled", row)
             self._noticed.note("rows whose quotes are read as characters")
-        given = [cell.strip() for cell in cells]
-        if given[:width] == [name.strip() for name in self._rows.header]:
+        if cells[0].strip() == self._first and [cell.strip() for cell in cells[:width]] == self._names:
             return self._reject("csv_header", "the header again", row)
-        if self._is_total(given):
+        if self._is_total(cells):
             return self._reject("csv_total", "a row of totals, no product", row)
-        if len(cells) > width and not any(given[width:]):
+        if len(cells) > width and not any(cell.strip() for cell in cells[width:]):
             if len(cells) == profile.usual or profile.fits(cells):
                 cells = cells[:width]
                 self._noticed.note("rows read without empty cells beyond the header")
@@ -346,8 +347,8 @@ class _Records:
         return cells
 
     def _is_total(self, cells: list[str]) -> bool:
-        if self._id is None or self._id >= len(cells) or not _TOTAL.fullmatch(cells[self._id][:50]):
+        if self._id is None or self._id >= len(cells) or not _TOTAL.fullmatch(cells[self._id].strip()[:50]):
             return False
-        others = [cell for index, cell in enumerate(cells) if index != self._id and cell]
+        others = [cell.strip() for index, cell in enumerate(cells) if index != self._id and cell.strip()]
         numbers = all(any(character.isdigit() for character in cell) for cell in others)
         return numbers or 3 * len(others) < len(cells)

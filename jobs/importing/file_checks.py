@@ -43,11 +43,14 @@ class FileChecks:
         first = list(self._first(source))
         mark = self._mark(first)
         unseen, columns, record = set(self._mapping.columns), dict[str, None](), None
+        names, nested = dict[str, Json]().keys(), False
         for row in itertools.chain(first, source):
             self._rows += 1
             if isinstance(row, dict):
                 record = row if record is None else record
-                if unseen:
+                # Rows of one shape as a rule: names that no row had are not sought again in each.
+                if unseen and (nested or row.keys() != names):
+                    names, nested = row.keys(), any("." in column for column in unseen)
                     unseen = {column for column in unseen if get_column(row, column) is ABSENT}
                     if len(columns) < _NAMES:
                         columns.update(dict.fromkeys(name[:_NAME] for name in itertools.islice(row, _NAMES)))
