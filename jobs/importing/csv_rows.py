@@ -23,6 +23,7 @@ _TOTAL: Final = re.compile(
     r"(grand |sub-?)?(totals?|totale|totaal|sum|summe|gesamt(summe)?|somme|suma|сумма|итого|toplam|razem|合計|总计)\b[\s:\d]*",
     re.IGNORECASE,
 )
+_ROW_LINES: Final = 100_000  # physical lines of one row; more are a quote that is never closed
 _HINT: Final = "nothing was imported: correct the line, or export the file again; if"
 
 
@@ -67,7 +68,7 @@ class _Lines:
             raise _TooLong(line[:LINE_START], len(line) + self._skip())
         self.size += len(line)
         self.row.append(line)
-        if self.size > 2 * MAX_LINE:
+        if self.size > 2 * MAX_LINE or len(self.row) > _ROW_LINES:
             raise StructureError(
                 f"line {self.number - len(self.row) + 1}: a quote is never closed; {_HINT} {_way_out(line)}"
             )
@@ -116,9 +117,15 @@ class CsvRows:
         self._text.detach()
 
     def __iter__(self) -> Iterator[Row]:
+        guessed = self.dialect.quote is None and not self._mapping.quote
         while (row := self._next()) is not None:
             if len(row.lines) > 1 and self._mapping.multiline == "check":
                 self._check_lines(row)
+            if guessed and '"' in row.text and row.cells is not None and any(map(_is_quoted, row.cells)):
+                raise StructureError(
+                    f"line {row.line}: a cell in quotes ({shown(row.text)}), though quotes are mere characters at the file's "
+                    "start; nothing was imported: set `quote` in the mapping, none if they are characters here, too"
+                )
             yield row
 
     def _next(self) -> Row | None:
@@ -179,6 +186,10 @@ class CsvRows:
 def _way_out(text: str) -> str:
     escape = ', if a backslash escapes it set `escape: "\\\\"`' if '\\"' in text else ""
     return f"quotes are mere characters in this file, set `quote: none` in the mapping{escape}"
+
+
+def _is_quoted(cell: str) -> bool:
+    return len(cell) > 1 and cell[0] == cell[-1] == '"'
 
 
 def _cells(count: int) -> str:

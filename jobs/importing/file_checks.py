@@ -20,7 +20,7 @@ from schemas.mapping import Mapping
 
 log = logging.getLogger(__name__)
 
-_NAMES: Final = 200  # column names that a message shows
+_NAMES: Final = 50  # column names that a message shows
 _NAME: Final = 60  # characters of each
 _PRICES: Final = 1_000  # rows that show how a file writes prices
 _HELD: Final = 16 * 2**20  # characters of those rows in memory

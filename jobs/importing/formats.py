@@ -56,14 +56,18 @@ def format_of(source: Source, mapping: Mapping) -> str:
         stripped for line in physical_lines(source.sample[:100_000]) if (stripped := line.strip("\ufeff\x1e \t\r\n"))
     ]
     by_name = source.path.name.lower().removesuffix(".gz")
-    if not lines or 2 * sum(line.startswith("{") for line in lines[:20]) >= len(lines[:20]) or lines[0].startswith("{"):
-        return "csv" if by_name.endswith(_CSV_ENDINGS) and not lines else "jsonl"
+    if not lines:
+        return "csv" if by_name.endswith(_CSV_ENDINGS) else "jsonl"
+    if lines[0].startswith("{"):
+        return "jsonl"
     dialect = detect(source.sample, source.whole, mapping)
     header: list[str] = []
     with contextlib.suppress(csv.Error):  # reading it says what is wrong with it
         header = next(dialect.parse(lines[dialect.skipped :]), [])
     if mapping.product_id in (name.strip() for name in header):
         return "csv"
+    if 2 * sum(line.startswith("{") for line in lines[:20]) >= len(lines[:20]):
+        return "jsonl"  # whose first lines are damaged
     if what := describe_text(source.sample):
         raise StructureError(f"{what}; nothing was imported: export the records as JSON lines or CSV")
     if by_name.endswith(_CSV_ENDINGS):
@@ -115,5 +119,10 @@ def read_records(source: Source, mapping: Mapping, noticed: Noticed, progress: b
                 count += 1
                 yield row
         noticed.check_file()
+    except UnicodeDecodeError as error:
+        raise JobError(
+            f"{source.path}: after {count:,} records: not {source.encoding.upper()} ({error.reason}); nothing was imported: "
+            "export it again, or set `encoding` in the mapping"
+        ) from error
     except StructureError as error:
         raise JobError(f"{source.path}: {f'after {count:,} records: ' if count else ''}{error}") from error

@@ -22,7 +22,7 @@ from jobs.importing.grouping import grouped
 from jobs.importing.mapper import Mapper
 from jobs.importing.noticed import Noticed
 from jobs.importing.picture_store import PictureStore, open_sources, picture_writer
-from jobs.importing.sources import Bounds, Source, open_source
+from jobs.importing.sources import Bounds, open_source
 from jobs.lake import Lake, check_day
 from jobs.settings import Settings
 from jobs.steps import measure
@@ -56,7 +56,8 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
     day, columns = lake.raw(check_day(ds)), load_mapping(mapping)
     files, others = find_records(folder, columns)
     bounds = Bounds(int(settings.max_unpacked_gb * 1e9), settings.max_unpacked_ratio)
-    sources = [open_source(file, columns, bounds) for file in files]
+    for file in files:
+        open_source(file, columns, bounds)  # what is no text is refused before pictures are copied
     alone = storage.locked(day, busy="another import of this day is running; wait for it")
     with measure("import-catalog") as measured, alone, contextlib.ExitStack() as stack:
         target = DayOnDisk(day, stack) if storage.on_disk(day) else DayOnS3(day, stack)
@@ -69,7 +70,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
             log.warning("import-catalog: not read, since an earlier pattern of `records` has files: %s", _named(others))
             noticed.note("files of later patterns, not read", len(others))
         mapper = Mapper(columns, pictures, noticed)
-        lines = (mapper.line(row) for row in _rows(sources, columns, mapper, noticed, settings.progress))
+        lines = (mapper.line(row) for row in _rows(files, columns, bounds, mapper, noticed, settings.progress))
         parts = write_parts(target.add, lines)
         mapper.check()
         if pictures is not None:
@@ -91,20 +92,22 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
     return manifest
 
 
-def _rows(sources: list[Source], columns: Mapping, mapper: Mapper, noticed: Noticed, progress: bool) -> Iterator[Row]:
+def _rows(
+    files: list[Path], columns: Mapping, bounds: Bounds, mapper: Mapper, noticed: Noticed, progress: bool
+) -> Iterator[Row]:
     """Yield the rows of all files, those of one product together where the mapping says so."""
     checks = FileChecks(columns, noticed)
 
     def rows() -> Iterator[Row]:
-        for source in sources:
-            yield from checks.rows(read_records(source, columns, noticed, progress), source.path)
+        for file in files:
+            yield from checks.rows(read_records(open_source(file, columns, bounds), columns, noticed, progress), file)
 
     if not columns.group_by:
         yield from rows()
     else:
         with tempfile.TemporaryDirectory(prefix="import-") as scratch:
             yield from grouped(rows(), mapper.key, mapper.merge, Path(scratch), noticed)
-    checks.check([source.path for source in sources])
+    checks.check(files)
 
 
 def _named(paths: list[Path]) -> str:

@@ -62,7 +62,7 @@ def read_json_lines(
             text = stripped.decode()
         except UnicodeDecodeError:
             foreign += 1
-            said = not_in("utf-8", line)
+            said = not_in(source.encoding, line)
             example = example or f"{said} (line {number:,}: {shown(line)})"
             noticed.row()
             noticed.reject_as_it_is(said, line)
@@ -97,13 +97,13 @@ def _lines(file: BinaryIO, encoding: str) -> Iterator[tuple[int, bytes, int]]:
 
 
 class _Utf8:
-    """The lines of a file in another encoding, in UTF-8. Bytes that are not in that encoding become U+FFFD."""
+    """The lines of a file in another encoding, in UTF-8. A byte that is not in it stays, so that its line is no UTF-8."""
 
     def __init__(self, file: BinaryIO, encoding: str) -> None:
-        self._text = io.TextIOWrapper(file, encoding=encoding, errors="replace", newline="\n")
+        self._text = io.TextIOWrapper(file, encoding=encoding, errors="surrogateescape", newline="\n")
 
     def readline(self, limit: int) -> bytes:
-        return self._text.readline(limit).encode(errors="replace")
+        return self._text.readline(limit).encode(errors="surrogateescape")
 
 
 def _objects(text: str, decoder: json.JSONDecoder, noticed: Noticed) -> list[dict[str, Json]] | str:

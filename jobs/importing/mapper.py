@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import re
+from dataclasses import replace
 from typing import Final
 
 from jobs.errors import JobError
@@ -36,7 +37,8 @@ class Mapper:
     def line(self, row: Row) -> bytes:
         """Return `row` as a line of the raw catalog, its end included."""
         if isinstance(row, RejectedLine):
-            return row.encoded() + b"\n"
+            line = row.encoded()
+            return (line if len(line) <= MAX_LINE else replace(row, raw=row.raw[:LINE_START]).encoded()) + b"\n"
         if isinstance(row, bytes):
             # The one change to a line that cannot be read: many readers take a lone carriage return for a line end.
             return row.replace(b"\r", b" ") + b"\n"

@@ -252,6 +252,18 @@ def test_quotes_that_can_only_be_characters_are_read_as_such(items: Shop) -> Non
     assert (records[5]["description"], rejected) == ('" inch mark first', [])
 
 
+def test_quotes_that_enclose_cells_only_late_in_a_file_are_asked_for(
+    items: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "SAMPLE", 2000)
+    rows = [[cell.replace(",", " ") for cell in row] for row in rows_of(200)]
+    rows[3][1], rows[190][1] = '"Classic" shirt', '"Classic shirt"'
+    write(items, plain(rows))
+    fails(items, r"line 192: a cell in quotes.*set `quote`")
+    setting(items, quote="none")
+    assert read(items)[0][190]["title"] == '"Classic shirt"'
+
+
 def test_one_such_cell_beside_cells_that_are_quoted(items: Shop) -> None:
     write(items, table(rows_of(5)) + 'A010,"Classic" shirt,soft,1,Shirt,Red\n')
     records, _ = read(items)
@@ -397,6 +409,11 @@ def test_an_encoding_that_the_bytes_do_not_show_is_asked_for(items: Shop, column
         assert read(items)[0][0]["title"] == "Café"
 
 
+def test_a_file_that_is_cut_within_a_character_is_named(items: Shop) -> None:
+    write(items, table(rows_of(3)).encode("utf-16")[:-1])
+    fails(items, r"items\.csv: after \d records: not UTF-16-LE \(truncated data\)")
+
+
 def test_a_damaged_line_of_a_utf_8_file_is_kept_byte_for_byte(shop: Shop) -> None:
     write(shop, 'id,name,photo\n1,"Crêpe\nblue",\n2,Crêpe,\n3,Crêpe,\n'.encode() + b'4,"Cr\xeape\nblue",\n5,b,\n')
     records, rejected = read(shop)
@@ -420,6 +437,17 @@ def test_a_longer_line_is_no_record_and_only_its_start_is_kept(shop: Shop, monke
     records, rejected = read(shop)
     assert [r["product_id"] for r in records] == ["1", "3"]
     assert [(r.reason, r.line, len(r.raw)) for r in rejected] == [("line_too_long", 3, sources.LINE_START)]
+
+
+def test_a_row_that_is_rejected_is_no_longer_than_a_record(shop: Shop) -> None:
+    write(shop, b"id,name,photo\n1,a,\n2," + b"\xe9" * 4_000_000 + b"\n3,c,\n")
+    assert [len(r.raw) for r in read(shop)[1]] == [sources.LINE_START]
+
+
+def test_a_row_of_endless_lines_is_a_quote_never_closed(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_rows, "_ROW_LINES", 100)
+    write(shop, b'id,name,photo\n1,a,\n2,"' + b"\n" * 200 + b'",\n')
+    fails(shop, "line 3: a quote is never closed")
 
 
 # --- headers

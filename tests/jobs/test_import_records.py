@@ -171,6 +171,13 @@ def test_json_lines_in_an_encoding_that_the_bytes_do_not_show(shop: Shop) -> Non
     assert records(shop)[-1]["title"] == "Größe"
 
 
+def test_a_byte_that_the_set_encoding_does_not_have_costs_its_line(shop: Shop) -> None:
+    setting(shop, encoding="cp1252")
+    write(shop, LINES + b'{"id": "1", "name": "\x81"}\n{"id": "2", "name": "\xe9"}\n')
+    assert shop.run().unreadable == {"not CP1252": 1}
+    assert json.loads(shop.lines()[-1])["title"] == "é"
+
+
 def test_nan_means_that_nothing_is_given(shop: Shop) -> None:
     setting(shop, label_objects=["facts"])
     write(shop, LINES + b'{"id": "1", "name": "x", "price": NaN, "kind": NaN, "facts": {"Neck": NaN}}\n'
