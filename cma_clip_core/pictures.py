@@ -6,6 +6,7 @@ statuses of the examples table: missing | empty | forbidden | too_large | broken
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -103,14 +104,40 @@ def fetch(uri: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> bytes:
             file, or one that may not be read).
         OSError: the disk or the network fails; that says nothing of the picture, which is there again when they are.
     """
-    path = _resolve(uri, roots)
+    return _read(_resolve(uri, roots), roots, max_bytes)
+
+
+def fetch_file(path: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> bytes:
+    """Return the file at the absolute `path`, whatever characters it has, as `fetch` does, with the same errors."""
+    folder, name = os.path.split(path)
+    return _read(_inside(os.path.join(_real_folder(folder), name), roots), roots, max_bytes)  # noqa: PTH118
+
+
+def why_not(uri: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> PictureError | None:
+    """Return why `fetch` would refuse the file before it reads it; None where it would not. Raises OSError as `fetch` does."""
     try:
+        path = _resolve(uri, roots)
+        with _told(path):
+            _found(path, roots, max_bytes)
+    except PictureError as error:
+        return error
+    return None
+
+
+def _found(path: str, roots: Sequence[Path], max_bytes: int) -> str:
+    """Return `path`, or what it links to. Raises PictureError where that cannot be a picture."""
+    found = os.stat(path, follow_symlinks=False)  # noqa: PTH116
+    if stat.S_ISLNK(found.st_mode):
+        path = _inside(os.path.realpath(path), roots)
         found = os.stat(path, follow_symlinks=False)  # noqa: PTH116
-        if stat.S_ISLNK(found.st_mode):
-            path = _inside(os.path.realpath(path), roots)
-            found = os.stat(path, follow_symlinks=False)  # noqa: PTH116
+    _check_file(found, max_bytes)
+    return path
+
+
+def _read(path: str, roots: Sequence[Path], max_bytes: int) -> bytes:
+    with _told(path):
         # Asked before opening: to open a FIFO or a device can block or act.
-        _check_file(found, max_bytes)
+        path = _found(path, roots, max_bytes)
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = os.fstat(handle)
@@ -120,6 +147,15 @@ def fetch(uri: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> bytes:
                 data += more
         finally:
             os.close(handle)
+    _check_size(len(data), max_bytes)
+    return data
+
+
+@contextlib.contextmanager
+def _told(path: str) -> Iterator[None]:
+    """Turn errors that say something of the file at `path` into PictureError, and let the others name it."""
+    try:
+        yield
     except (FileNotFoundError, NotADirectoryError):
         raise PictureError("missing", "no such file") from None
     except OSError as error:
@@ -128,8 +164,6 @@ def fetch(uri: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> bytes:
         if error.errno not in _REFUSED:
             raise OSError(error.errno, error.strerror, path) from error
         raise PictureError("broken", error.strerror or type(error).__name__) from error
-    _check_size(len(data), max_bytes)
-    return data
 
 
 def fetch_all(uris: Sequence[str | None], roots: Sequence[Place]) -> Iterator[bytes | PictureError | None]:

@@ -22,7 +22,8 @@ from cma_clip_core.pictures import PictureError
 from jobs.errors import JobError
 from jobs.importing.formats import CsvRows, StructureError, find_records, open_records
 from jobs.importing.mapper import Mapper, get_column
-from jobs.importing.picture_store import is_unsafe, open_sources
+from jobs.importing.picture_names import is_unsafe
+from jobs.importing.picture_sources import open_sources
 from schemas.mapping import Mapping, load_mapping
 
 log = logging.getLogger(__name__)
@@ -103,10 +104,10 @@ class _NextPictures:
         loose = not layout.pictures[0].lower().endswith(".zip")
         for name in present:
             if (src / name).is_dir():
-                # Hard links: the import follows no symlink out of a folder of pictures.
+                # Hard links: the import follows no symlink out of the export.
                 shutil.copytree(src / name, dst / name, copy_function=_link_or_copy)
             elif loose or name != present[0]:
-                (dst / name).symlink_to((src / name).resolve())
+                _link_or_copy(str(src / name), str(dst / name))
             else:
                 shutil.copyfile(src / name, dst / name)
                 self._zip = stack.enter_context(zipfile.ZipFile(dst / name, "a"))
@@ -115,7 +116,7 @@ class _NextPictures:
         """Return the picture `name` of the day before; None where it cannot be had."""
         for source in () if is_unsafe(name) else self._sources:
             with contextlib.suppress(PictureError):
-                if (data := source(name)) is not None:
+                if (data := source.read(name)) is not None:
                     return data
         return None
 

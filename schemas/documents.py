@@ -21,6 +21,16 @@ class RawFile(Strict):
     sha256: str
 
 
+class LostPicture(Strict):
+    """A picture that a record names and the import could not have."""
+
+    name: str = Field(description="as the record gives it, its start alone where it is long")
+    why: str = Field(description="its status in `RawManifest.pictures`, and what was found")
+    nearest: tuple[str, ...] = Field(
+        default=(), description="the names most like it that the export has, three at most"
+    )
+
+
 class RawManifest(Strict):
     """``catalog/raw/ds=D/_manifest.json``, written last: a day without it is not complete."""
 
@@ -28,7 +38,21 @@ class RawManifest(Strict):
     source: str = Field(description="the folder it was imported from")
     files: tuple[RawFile, ...]
     rows: int
+    pictures: dict[str, int] = Field(
+        default_factory=dict,
+        description="pictures that records name by what became of them: added | known (in the lake already) | missing | "
+        "ambiguous (several names are like it) | url | forbidden (its name leads out of the export) | link (a symbolic link "
+        "that is not followed) | empty | too_large | broken; none where pictures are not imported",
+    )
+    missing_pictures: tuple[LostPicture, ...] = Field(
+        default=(), description="three at most of those that are neither added nor known"
+    )
     created_at: datetime
+
+    @property
+    def lost_pictures(self) -> int:
+        """How many pictures that records name could not be had."""
+        return sum(n for status, n in self.pictures.items() if status not in ("added", "known"))
 
 
 class Validation(Strict):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,14 +16,13 @@ from jobs import storage
 from jobs.importing.day_writer import DayOnDisk, DayOnS3, write_parts
 from jobs.importing.formats import find_records, read_records
 from jobs.importing.mapper import Mapper
-from jobs.importing.picture_store import PictureStore, open_sources, picture_writer
+from jobs.importing.picture_sources import open_sources
+from jobs.importing.picture_store import PictureStore, picture_writer
 from jobs.lake import Lake, check_day
 from jobs.settings import Settings
 from jobs.steps import measure
 from schemas.documents import RawManifest
 from schemas.mapping import load_mapping
-
-log = logging.getLogger(__name__)
 
 
 def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> RawManifest:
@@ -56,21 +54,23 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
         if columns.pictures:
             sources, counts = open_sources(folder, columns, stack), Counter[str]()
             pictures = PictureStore(picture_writer(lake, day, counts, stack), sources, counts)
-        mapper = Mapper(columns, pictures, numbers_are_text=is_csv)
-        rows = itertools.chain.from_iterable(read_records(file, is_csv, settings.progress) for file in files)
-        parts = write_parts(target.add, (line for row in rows if (line := mapper.line(row))))
-        mapper.check(files)
-        if pictures is not None:
-            pictures.writer.finish()  # the day may name only what is there
+        while True:
+            mapper = Mapper(columns, pictures, numbers_are_text=is_csv)
+            rows = itertools.chain.from_iterable(read_records(file, is_csv, settings.progress) for file in files)
+            parts = write_parts(target.add, (line for row in rows if (line := mapper.line(row))))
+            mapper.check(files)
+            if pictures is None or pictures.settled():
+                break
+        lost = pictures.finish(folder) if pictures is not None else ()  # the day may name only what is there
         manifest = RawManifest(
             ds=ds,
             source=str(folder.resolve()),
             files=parts,
             rows=sum(part.rows for part in parts),
+            pictures=dict(pictures.counts) if pictures is not None else {},
+            missing_pictures=lost,
             created_at=datetime.now(UTC),
         )
         target.publish(manifest)
         measured.rows = manifest.rows
-    if pictures is not None:
-        log.info("import-catalog: pictures %s", dict(pictures.counts))
     return manifest
