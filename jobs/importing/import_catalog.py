@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from jobs import storage
-from jobs.importing.day_writer import DayOnDisk, DayOnS3, write_parts
+from jobs.importing.day_writer import DayWriter, write_parts
 from jobs.importing.formats import find_records, read_records
 from jobs.importing.mapper import Mapper
 from jobs.importing.picture_sources import open_sources
@@ -28,8 +28,8 @@ from schemas.mapping import load_mapping
 def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> RawManifest:
     """Write the export in `folder` as the raw catalog of the day `ds`, in place of what the day had before.
 
-    The day appears in one step, whole: a failure or a kill leaves the day as it was, or (in the instant of the swap)
-    absent. Pictures are added to ``catalog/pictures`` under the hash of their content.
+    The day appears in one step, whole: a failure or a kill leaves the day as it was. Pictures are added to
+    ``catalog/pictures`` under the hash of their content.
 
     Args:
         settings: where the lake is.
@@ -49,7 +49,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
     files, is_csv = find_records(folder, columns)
     alone = storage.locked(day, busy="another import of this day is running; wait for it")
     with measure("import-catalog") as measured, alone, contextlib.ExitStack() as stack:
-        target = DayOnDisk(day, stack) if storage.on_disk(day) else DayOnS3(day, stack)
+        target = DayWriter(day, stack)
         pictures = None
         if columns.pictures:
             sources, counts = open_sources(folder, columns, stack), Counter[str]()

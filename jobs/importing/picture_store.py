@@ -157,8 +157,7 @@ class PictureStore:
             raise PictureError("forbidden", "the name leads out of the export")
         if picture_names.is_url(name):
             raise PictureError("url", "an address; pictures are taken from the export alone, none is downloaded")
-        if self._index is None:
-            self._index = _AllNames(self.sources)
+        self._index = self._index or _AllNames(self.sources)
         folded = [path for reading in picture_names.readings(name) if (path := picture_names.fold(reading)) is not None]
         for path in folded:
             if same := self._index.same(path):
@@ -205,7 +204,7 @@ class PictureStore:
         )
 
     def _nearest(self, name: str) -> tuple[str, ...]:
-        assert self._index is not None  # it was looked for
+        self._index = self._index or _AllNames(self.sources)
         return picture_names.nearest(name, self._index.readable[:: max(1, len(self._index.readable) // _COMPARED)])
 
     def _remedy(self, export: Path) -> str:
@@ -279,7 +278,10 @@ class _AllNames:
 
 
 class PictureWriter(Protocol):
-    """Writes pictures that are not there yet, and counts those that were ("known") and those that were not ("added")."""
+    """Writes pictures that are not there yet, and counts those that were ("known") and those that were not ("added").
+
+    One is there where its whole content is: one that was cut short or damaged since is written again.
+    """
 
     def add(self, path: str, data: bytes) -> None:
         """Write a picture, now or before `finish` returns."""
@@ -309,7 +311,8 @@ class PicturesToDisk:
 
     def add(self, path: str, data: bytes) -> None:
         target = self.folder / path
-        known = storage.size(target) == len(data)
+        # The bytes are at hand, so that to compare them costs no more than to read them, and less than a hash.
+        known = storage.size(target) == len(data) and target.read_bytes() == data
         self.counts["known" if known else "added"] += 1
         if known:
             return
@@ -352,7 +355,7 @@ class PicturesToS3:
         from jobs import s3_check
 
         try:
-            if objects.size(self._fs, path) == len(data):
+            if self._is_there(path, data):
                 return "known"
             objects.write(self._fs, path, data)
         except objects.ObjectError as error:
@@ -361,6 +364,17 @@ class PicturesToS3:
                 f"{error}; nothing was imported: import again when its server can be reached"
             ) from error
         return "added"
+
+    def _is_there(self, path: str, data: bytes) -> bool:
+        from cma_clip_core import objects
+
+        found = objects.head(self._fs, path)
+        if found is None or found.size != len(data):
+            return False
+        if found.etag == hashlib.md5(data, usedforsecurity=False).hexdigest():
+            return True
+        # Of objects that the server encrypts, the ETag is no MD5.
+        return objects.read(self._fs, path, len(data)) == data
 
     def _collect(self, until: str) -> None:
         done, self._running = wait(self._running, return_when=until)
