@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -28,6 +28,9 @@ import simplejpeg
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 
 from cma_clip_core.places import Place, on_disk
+
+if TYPE_CHECKING:
+    from s3fs import S3FileSystem
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -113,15 +116,12 @@ def fetch_file(path: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> 
     return _read(_inside(os.path.join(_real_folder(folder), name), roots), roots, max_bytes)  # noqa: PTH118
 
 
-def why_not(uri: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> PictureError | None:
-    """Return why `fetch` would refuse the file before it reads it; None where it would not. Raises OSError as `fetch` does."""
-    try:
-        path = _resolve(uri, roots)
-        with _told(path):
-            _found(path, roots, max_bytes)
-    except PictureError as error:
-        return error
-    return None
+def _look(uri: str, roots: Sequence[Path]) -> bytes:
+    """Return nothing for a file that `fetch` would read, with its errors, but read none of it."""
+    path = _resolve(uri, roots)
+    with _told(path):
+        _found(path, roots, MAX_BYTES)
+    return b""
 
 
 def _found(path: str, roots: Sequence[Path], max_bytes: int) -> str:
@@ -176,12 +176,31 @@ def fetch_all(uris: Sequence[str | None], roots: Sequence[Place]) -> Iterator[by
     Raises:
         OSError: a disk, a network or a store fails.
     """
+    return _get_all(uris, roots, fetch, _fetch_object)
+
+
+def why_not_all(uris: Sequence[str | None], roots: Sequence[Place]) -> Iterator[PictureError | None]:
+    """Yield why `fetch_all` would have no picture for each URI; None where there is one, or no URI. None is read.
+
+    A file is asked for its size, an object by one request. Whether it can be decoded is not known. Arguments and errors as of
+    `fetch_all`.
+    """
+    for found in _get_all(uris, roots, _look, _look_for_object):
+        yield found if isinstance(found, PictureError) else None
+
+
+def _get_all(
+    uris: Sequence[str | None],
+    roots: Sequence[Place],
+    from_disk: Callable[[str, Sequence[Path]], bytes],
+    from_store: Callable[[S3FileSystem, str], bytes],
+) -> Iterator[bytes | PictureError | None]:
     if all(on_disk(root) for root in roots):
         disks = cast("Sequence[Path]", roots)
         for uri in uris:
-            yield None if uri is None else _or_why_not(fetch, uri, disks)
+            yield None if uri is None else _or_why_not(from_disk, uri, disks)
         return
-    yield from _fetch_objects(uris, roots)
+    yield from _get_objects(uris, roots, from_disk, from_store)
 
 
 def _or_why_not(get: Callable[..., bytes], *args: object) -> bytes | PictureError:
@@ -191,22 +210,40 @@ def _or_why_not(get: Callable[..., bytes], *args: object) -> bytes | PictureErro
         return error
 
 
-def _fetch_objects(uris: Sequence[str | None], roots: Sequence[Place]) -> Iterator[bytes | PictureError | None]:
+def _fetch_object(fs: S3FileSystem, key: str) -> bytes:
     from cma_clip_core import objects  # no lake on a disk needs it
 
+    found = objects.read(fs, key, MAX_BYTES)
+    if found is None:
+        raise PictureError("missing", "no such object")
+    if isinstance(found, int):
+        raise _too_large(found, MAX_BYTES)
+    _check_size(len(found), MAX_BYTES)
+    return found
+
+
+def _look_for_object(fs: S3FileSystem, key: str) -> bytes:
+    from cma_clip_core import objects
+
+    found = objects.head(fs, key)
+    if found is None:
+        raise PictureError("missing", "no such object")
+    _check_size(found.size, MAX_BYTES)
+    return b""
+
+
+def _get_objects(
+    uris: Sequence[str | None],
+    roots: Sequence[Place],
+    from_disk: Callable[[str, Sequence[Path]], bytes],
+    from_store: Callable[[S3FileSystem, str], bytes],
+) -> Iterator[bytes | PictureError | None]:
     fs = next(root.fs for root in roots if not on_disk(root))
     disks = [root for root in roots if on_disk(root)]
 
     def get(uri: str) -> bytes:
-        if (key := _object(uri, roots)) is None:
-            return fetch(uri, disks)
-        found = objects.read(fs, key, MAX_BYTES)
-        if found is None:
-            raise PictureError("missing", "no such object")
-        if isinstance(found, int):
-            raise _too_large(found, MAX_BYTES)
-        _check_size(len(found), MAX_BYTES)
-        return found
+        key = _object(uri, roots)
+        return from_disk(uri, disks) if key is None else from_store(fs, key)
 
     pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="picture")
 

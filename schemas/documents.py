@@ -126,6 +126,13 @@ class Plan(Strict):
     held: int = Field(
         description="published products kept as they are because today's record is, or may be, quarantined"
     )
+    held_pictures: int = Field(
+        default=0,
+        description="valid products kept as they are published, with their picture, because it is not there today",
+    )
+    removals_allowed: bool = Field(
+        default=False, description="True: a person let it remove more products than a night may by itself"
+    )
     to_preprocess: int
     created_at: datetime
 
@@ -291,6 +298,9 @@ class Ledger(Strict):
     model_changed: int
     removed: int
     held: int
+    held_pictures: int = Field(
+        default=0, description="of the valid: kept as they were since their picture is not there"
+    )
     published_products: int
     published_rows: int
     created_at: datetime
@@ -301,7 +311,8 @@ class Ledger(Strict):
             f"{self.raw:,} raw lines = {self.unparsable:,} unparsable + {self.quarantined:,} quarantined + "
             f"{self.superseded:,} superseded + {self.valid:,} valid",
             f"{self.valid:,} valid = {self.unchanged:,} unchanged + {self.tagged_both:,} tagged by both + "
-            f"{self.tagged_text:,} by text + {self.tagged_image:,} by picture + {self.untaggable:,} untaggable",
+            f"{self.tagged_text:,} by text + {self.tagged_image:,} by picture + {self.untaggable:,} untaggable"
+            + (f" + {self.held_pictures:,} held for their pictures" if self.held_pictures else ""),
             f"{self.new:,} new, {self.changed:,} changed, {self.model_changed:,} for a new model, {self.removed:,} removed, "
             f"{self.held:,} held",
             f"{self.published_products:,} products, {self.published_rows:,} rows are published",
@@ -314,8 +325,11 @@ class Ledger(Strict):
         found = []
         if self.raw != seen:
             found.append(f"raw lines {self.raw} != unparsable + quarantined + superseded + valid = {seen}")
-        if self.valid != self.unchanged + tagged:
-            found.append(f"valid {self.valid} != unchanged {self.unchanged} + tagged and untaggable {tagged}")
+        if self.valid != self.unchanged + tagged + self.held_pictures:
+            found.append(
+                f"valid {self.valid} != unchanged {self.unchanged} + tagged and untaggable {tagged} + held for their pictures "
+                f"{self.held_pictures}"
+            )
         if self.new + self.changed + self.model_changed != tagged:
             found.append(f"planned {self.new + self.changed + self.model_changed} != tagged and untaggable {tagged}")
         if not self.backfill and self.published_products != self.valid + self.held:
