@@ -51,7 +51,7 @@ def backfill_tagging() -> None:
             there, missing = days.exported(Settings(), asked["first_day"], asked["last_day"])
         if missing:
             print(f"no export, left out: {', '.join(missing)}")
-        chosen = {name: asked[name] for name in ("attributes", "model", "retag")}
+        chosen = {name: asked[name] for name in ("attributes", "model", "retag", "allow_removals")}
         return [{"conf": {"ds": day} | chosen, "note": f"backfill of {day}"} for day in there]
 
     @task.branch(doc_md="To the estimate, or to the nights.")

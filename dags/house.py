@@ -94,6 +94,12 @@ def asked_of_a_night() -> dict[str, Param]:
         "retag": Param(
             False, type="boolean", title="Tag every product again", description="Also those that did not change."
         ),
+        "allow_removals": Param(
+            False,
+            type="boolean",
+            title="Allow removals",
+            description="Go on even if more products are removed than a night may by itself.",
+        ),
     }
 
 
@@ -101,6 +107,7 @@ def asked_of_a_night() -> dict[str, Param]:
 ASKED = (
     "{{ '--retag' if params.retag else '--no-retag' }}",
     f"{{{{ '' if params.model == '{CHAMPION}' else '--model=' ~ params.model }}}}",
+    "{{ '--allow-removals' if params.allow_removals else '' }}",
     "{{ '--attributes=' ~ params.attributes | join(',') if params.attributes else '' }}",
 )
 

@@ -8,6 +8,8 @@ publishes the attribute tables in one atomic swap, and writes a report.
   chosen, or use *Backfill* here. An old day changes the history alone; it never replaces newer
   values in the tables.
 * **Everything again**: trigger it with `retag`. A new champion model does that by itself.
+* **A night that would remove many products** stops at `plan` and names them. Where they are gone, trigger it with
+  `allow_removals`.
 * **A night that failed**: read the last lines of the failed task's log, put the cause right, and clear the task. What
   is done is skipped. Exit code 2 of a step means that its input or its settings are wrong: it is not retried.
 

@@ -76,6 +76,9 @@ Attributes = Annotated[
         "New and changed products are always tagged whole.",
     ),
 ]
+AllowRemovals = Annotated[
+    bool, typer.Option("--allow-removals", help="Go on even if more products are removed than a night may by itself.")
+]
 Version = Annotated[str, typer.Argument(help="Model version, as `models list` names it.")]
 Run = Annotated[str, typer.Option("--run", help="Run id, as `plan` prints it.", callback=lambda v: check_run(v))]
 
@@ -142,6 +145,13 @@ def _common(
             "nights. [TAGGING_MAX_RETAG_SHARE, 1]"
         ),
     ] = None,
+    max_removed_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Most of the published products that a night removes by itself; one that would remove more stops. "
+            "[TAGGING_MAX_REMOVED_SHARE, 0.2]"
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, or cuda (fails without a GPU). [TAGGING_DEVICE]")
     ] = None,
@@ -157,8 +167,9 @@ def _common(
     set_up_logging()
     flags: dict[str, Any] = {
         "root": root, "picture_roots": picture_roots, "taxonomy": taxonomy, "rules": rules, "model_config_name": model_config,
-        "shard_rows": shard_rows, "batch_size": batch_size, "max_retag_share": max_retag_share, "device": device,
-        "spark_master": spark_master, "spark_memory": spark_memory, "spark_options": spark_options, "progress": progress,
+        "shard_rows": shard_rows, "batch_size": batch_size, "max_retag_share": max_retag_share,
+        "max_removed_share": max_removed_share, "device": device, "spark_master": spark_master,
+        "spark_memory": spark_memory, "spark_options": spark_options, "progress": progress,
     }  # fmt: skip
     context.obj = Settings(**{name: value for name, value in flags.items() if value is not None})
 
@@ -209,11 +220,25 @@ def validate(context: typer.Context, ds: Ds) -> None:
 
 
 @app.command()
-def plan(context: typer.Context, ds: Ds, retag: Retag = False, model: Model = "", attributes: Attributes = "") -> None:
+def plan(
+    context: typer.Context,
+    ds: Ds,
+    retag: Retag = False,
+    model: Model = "",
+    attributes: Attributes = "",
+    allow_removals: AllowRemovals = False,
+) -> None:
     """Freeze what this run must do: new and changed products, removed ones, those a new model must tag again."""
     from jobs.plan import plan as step
 
-    result = step(_settings(context), ds, retag=retag, model=model or None, attributes=_list(attributes))
+    result = step(
+        _settings(context),
+        ds,
+        retag=retag,
+        model=model or None,
+        attributes=_list(attributes),
+        allow_removals=allow_removals,
+    )
     _print(
         {
             "ds": ds,
@@ -459,11 +484,25 @@ def report(context: typer.Context, run: Run) -> None:
 
 
 @app.command()
-def night(context: typer.Context, ds: Ds, retag: Retag = False, model: Model = "", attributes: Attributes = "") -> None:
+def night(
+    context: typer.Context,
+    ds: Ds,
+    retag: Retag = False,
+    model: Model = "",
+    attributes: Attributes = "",
+    allow_removals: AllowRemovals = False,
+) -> None:
     """Run a whole night without Airflow: validate, plan, preprocess, tag, publish, report."""
     from jobs.night import night as step
 
-    ledger, page = step(_settings(context), ds, retag=retag, model=model or None, attributes=_list(attributes))
+    ledger, page = step(
+        _settings(context),
+        ds,
+        retag=retag,
+        model=model or None,
+        attributes=_list(attributes),
+        allow_removals=allow_removals,
+    )
     _print(
         {
             "run_id": ledger.run_id,
@@ -482,6 +521,7 @@ def estimate(
     retag: Retag = False,
     model: Model = "",
     attributes: Attributes = "",
+    allow_removals: AllowRemovals = False,
 ) -> None:
     """Say what a backfill of these days would do and cost: counts by reason, and time at the rates of the last runs.
 
@@ -491,7 +531,15 @@ def estimate(
     """
     from jobs.estimate import estimate as step
 
-    found = step(_settings(context), first, last, retag=retag, model=model or None, attributes=_list(attributes))
+    found = step(
+        _settings(context),
+        first,
+        last,
+        retag=retag,
+        model=model or None,
+        attributes=_list(attributes),
+        allow_removals=allow_removals,
+    )
     _print(found.as_dict())
 
 

@@ -375,6 +375,7 @@ def _ledger(
         model_changed=plan.model_changed,
         removed=plan.removed,
         held=plan.held,
+        held_pictures=plan.held_pictures,
         published_products=manifest.products if manifest else 0,
         published_rows=manifest.rows if manifest else 0,
         created_at=datetime.now(UTC),

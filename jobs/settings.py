@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     max_retag_share: float = Field(
         default=1.0, gt=0, le=1, description="most of the day's products that a night tags again for a new model alone"
     )
+    max_removed_share: float = Field(
+        default=0.2, ge=0, le=1, description="most of the published products that a night removes by itself"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="cuda fails where there is no GPU")
     spark_master: str = Field(default="local[*]", description="where Spark runs")
     spark_memory: str = Field(default="2g", description="heap of Spark's driver")

@@ -21,6 +21,16 @@ class RawFile(Strict):
     sha256: str
 
 
+class LostPicture(Strict):
+    """A picture that a record names and the import could not have."""
+
+    name: str = Field(description="as the record gives it, its start alone where it is long")
+    why: str = Field(description="its status in `RawManifest.pictures`, and what was found")
+    nearest: tuple[str, ...] = Field(
+        default=(), description="the names most like it that the export has, three at most"
+    )
+
+
 class RawManifest(Strict):
     """``catalog/raw/ds=D/_manifest.json``, written last: a day without it is not complete."""
 
@@ -32,7 +42,21 @@ class RawManifest(Strict):
         default_factory=dict, description="what import read in another way than written, or left out, counted"
     )
     unreadable: dict[str, int] = Field(default_factory=dict, description="lines that are no records, by the reason")
+    pictures: dict[str, int] = Field(
+        default_factory=dict,
+        description="pictures that records name by what became of them: added | known (in the lake already) | missing | "
+        "ambiguous (several names are like it) | url | forbidden (its name leads out of the export) | link (a symbolic link "
+        "that is not followed) | empty | too_large | broken; none where pictures are not imported",
+    )
+    missing_pictures: tuple[LostPicture, ...] = Field(
+        default=(), description="three at most of those that are neither added nor known"
+    )
     created_at: datetime
+
+    @property
+    def lost_pictures(self) -> int:
+        """How many pictures that records name could not be had."""
+        return sum(n for status, n in self.pictures.items() if status not in ("added", "known"))
 
 
 class Validation(Strict):
@@ -105,6 +129,13 @@ class Plan(Strict):
     removed: int
     held: int = Field(
         description="published products kept as they are because today's record is, or may be, quarantined"
+    )
+    held_pictures: int = Field(
+        default=0,
+        description="valid products kept as they are published, with their picture, because it is not there today",
+    )
+    removals_allowed: bool = Field(
+        default=False, description="True: a person let it remove more products than a night may by itself"
     )
     to_preprocess: int
     created_at: datetime
@@ -271,6 +302,9 @@ class Ledger(Strict):
     model_changed: int
     removed: int
     held: int
+    held_pictures: int = Field(
+        default=0, description="of the valid: kept as they were since their picture is not there"
+    )
     published_products: int
     published_rows: int
     created_at: datetime
@@ -281,7 +315,8 @@ class Ledger(Strict):
             f"{self.raw:,} raw lines = {self.unparsable:,} unparsable + {self.quarantined:,} quarantined + "
             f"{self.superseded:,} superseded + {self.valid:,} valid",
             f"{self.valid:,} valid = {self.unchanged:,} unchanged + {self.tagged_both:,} tagged by both + "
-            f"{self.tagged_text:,} by text + {self.tagged_image:,} by picture + {self.untaggable:,} untaggable",
+            f"{self.tagged_text:,} by text + {self.tagged_image:,} by picture + {self.untaggable:,} untaggable"
+            + (f" + {self.held_pictures:,} held for their pictures" if self.held_pictures else ""),
             f"{self.new:,} new, {self.changed:,} changed, {self.model_changed:,} for a new model, {self.removed:,} removed, "
             f"{self.held:,} held",
             f"{self.published_products:,} products, {self.published_rows:,} rows are published",
@@ -294,8 +329,11 @@ class Ledger(Strict):
         found = []
         if self.raw != seen:
             found.append(f"raw lines {self.raw} != unparsable + quarantined + superseded + valid = {seen}")
-        if self.valid != self.unchanged + tagged:
-            found.append(f"valid {self.valid} != unchanged {self.unchanged} + tagged and untaggable {tagged}")
+        if self.valid != self.unchanged + tagged + self.held_pictures:
+            found.append(
+                f"valid {self.valid} != unchanged {self.unchanged} + tagged and untaggable {tagged} + held for their pictures "
+                f"{self.held_pictures}"
+            )
         if self.new + self.changed + self.model_changed != tagged:
             found.append(f"planned {self.new + self.changed + self.model_changed} != tagged and untaggable {tagged}")
         if not self.backfill and self.published_products != self.valid + self.held:
