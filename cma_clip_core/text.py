@@ -5,12 +5,12 @@ Every pattern here runs in linear time, and on a bounded text: the first cut com
 
 from __future__ import annotations
 
-import html
 import re
-import unicodedata
 from typing import Final
 
 import ftfy
+
+from schemas import characters
 
 LIMIT: Final = 4_000  # characters of a clean text: far beyond the 77 tokens the model reads
 _RAW_FACTOR: Final = 4  # markup and entities may make a raw text this many times longer than the clean one
@@ -27,18 +27,7 @@ _HIDDEN_END: Final = {
     "style": re.compile(r"</style\s{0,9}>", re.IGNORECASE),
 }
 _TAG: Final = re.compile(r"</?[A-Za-z][^<>]{0,2000}>|<!--|-->|<![A-Za-z\[][^<>]{0,2000}>")
-_ENTITY: Final = re.compile(r"&\s?(amp|quot|apos|nbsp|[lr][sd]quo|[nm]dash|hellip|bull|trade|reg|copy|deg)\b\s?;?")
-_HUGE_REFERENCE: Final = re.compile(r"&#[xX]?[0-9A-Fa-f]{9,};?")  # no character; int() refuses more than 4,300 digits
 _MOJIBAKE: Final = re.compile("[ÂÃ][\u0080-\u00bf\u2018-\u2026€™œž]|â€|ï»¿")
-# Controls that are no white space; soft hyphen; zero-width, bidirectional and invisible marks; variation selectors;
-# byte order mark, tags; lone surrogates, which no file can hold.
-_INVISIBLE: Final = re.compile(
-    "\x1b\\[[0-9;]{0,20}[A-Za-z]|"  # colours of a terminal
-    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
-    "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffd\U000e0000-\U000e0fff\ud800-\udfff]"
-)
-_MARKS: Final = re.compile("([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{4})"
-                           "[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]+")  # fmt: skip
 
 
 def clean(text: str | None, limit: int = LIMIT) -> str:
@@ -55,18 +44,14 @@ def clean(text: str | None, limit: int = LIMIT) -> str:
     if not text:
         return ""
     text = text[: _RAW_FACTOR * limit]
-    if "&" in text:
-        text = html.unescape(_HUGE_REFERENCE.sub(" ", _ENTITY.sub(r"&\1;", text)))
+    text = characters.unescape(text)
     if "<" in text:
         text = _TAG.sub(" ", _without_hidden_text(text))
     if not text.isascii():
         if _MOJIBAKE.search(text):
             text = ftfy.fix_encoding(text)
-        # Long runs of combining marks say nothing, and normalising one takes quadratic time.
-        text = unicodedata.normalize("NFKC", _MARKS.sub(r"\1", text))
-    if not text.isprintable():
-        text = _INVISIBLE.sub("", text)
-    text = " ".join(text.split())
+        text = characters.compose(text)
+    text = " ".join(characters.visible(text).split())
     if len(text) > limit:
         text = cut(text, limit)
     return "" if is_placeholder(text) else text
