@@ -5,12 +5,14 @@ Every pattern here runs in linear time, and on a bounded text: the first cut com
 
 from __future__ import annotations
 
+import html
 import re
+import unicodedata
 from typing import Final
 
 import ftfy
 
-from schemas import characters
+from schemas.characters import INVISIBLE, MARKS
 
 LIMIT: Final = 4_000  # characters of a clean text: far beyond the 77 tokens the model reads
 _RAW_FACTOR: Final = 4  # markup and entities may make a raw text this many times longer than the clean one
@@ -27,6 +29,8 @@ _HIDDEN_END: Final = {
     "style": re.compile(r"</style\s{0,9}>", re.IGNORECASE),
 }
 _TAG: Final = re.compile(r"</?[A-Za-z][^<>]{0,2000}>|<!--|-->|<![A-Za-z\[][^<>]{0,2000}>")
+_ENTITY: Final = re.compile(r"&\s?(amp|quot|apos|nbsp|[lr][sd]quo|[nm]dash|hellip|bull|trade|reg|copy|deg)\b\s?;?")
+_HUGE_REFERENCE: Final = re.compile(r"&#[xX]?[0-9A-Fa-f]{9,};?")  # no character; int() refuses more than 4,300 digits
 _MOJIBAKE: Final = re.compile("[ÂÃ][\u0080-\u00bf\u2018-\u2026€™œž]|â€|ï»¿")
 
 
@@ -44,14 +48,18 @@ def clean(text: str | None, limit: int = LIMIT) -> str:
     if not text:
         return ""
     text = text[: _RAW_FACTOR * limit]
-    text = characters.unescape(text)
+    if "&" in text:
+        text = html.unescape(_HUGE_REFERENCE.sub(" ", _ENTITY.sub(r"&\1;", text)))
     if "<" in text:
         text = _TAG.sub(" ", _without_hidden_text(text))
     if not text.isascii():
         if _MOJIBAKE.search(text):
             text = ftfy.fix_encoding(text)
-        text = characters.compose(text)
-    text = " ".join(characters.visible(text).split())
+        # Long runs of combining marks say nothing, and normalising one takes quadratic time.
+        text = unicodedata.normalize("NFKC", MARKS.sub(r"\1", text))
+    if not text.isprintable():
+        text = INVISIBLE.sub("", text)
+    text = " ".join(text.split())
     if len(text) > limit:
         text = cut(text, limit)
     return "" if is_placeholder(text) else text

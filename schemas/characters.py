@@ -8,8 +8,6 @@ import re
 import unicodedata
 from typing import Final
 
-ENTITY: Final = re.compile(r"&\s?(amp|quot|apos|nbsp|[lr][sd]quo|[nm]dash|hellip|bull|trade|reg|copy|deg)\b\s?;?")
-HUGE_REFERENCE: Final = re.compile(r"&#[xX]?[0-9A-Fa-f]{9,};?")  # no character; int() refuses more than 4,300 digits
 # Controls that are no white space; soft hyphen; zero-width, bidirectional and invisible marks; variation selectors;
 # byte order mark, tags; lone surrogates, which no file can hold.
 INVISIBLE: Final = re.compile(
@@ -19,28 +17,14 @@ INVISIBLE: Final = re.compile(
 )
 MARKS: Final = re.compile("([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{4})"
                           "[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]+")  # fmt: skip
+_HUGE_REFERENCE: Final = re.compile(r"&#[xX]?[0-9A-Fa-f]{9,};?")  # no character; int() refuses more than 4,300 digits
 _TWICE: Final = 2  # entities of entities: a shop's own export encodes once, a feed made of it once more
 _DASHES: Final = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212\u02d7\ufe58\ufe63\uff0d"), "-")
 _QUOTES: Final = dict.fromkeys(map(ord, "\u2018\u2019\u201a\u201b\u2032\u02b9\u02bb\u02bc\u02bd\u0060\u00b4\uff07"), "'")
 _DOUBLE_QUOTES: Final = dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb"), '"')
 _LIKE: Final = _DASHES | _QUOTES | _DOUBLE_QUOTES
 _SHORT: Final = 100  # characters of a label that is worth remembering
-_WHOLE_NUMBER: Final = re.compile(r"([+-]?[0-9]{1,300})[.,]0{1,300}")
-
-
-def unescape(text: str) -> str:
-    """Return `text` with its HTML entities read once, also those that lack their semicolon or hold a space."""
-    return html.unescape(HUGE_REFERENCE.sub(" ", ENTITY.sub(r"&\1;", text))) if "&" in text else text
-
-
-def compose(text: str) -> str:
-    """Return `text` in NFKC. Long runs of combining marks say nothing, and normalising one takes quadratic time."""
-    return text if text.isascii() else unicodedata.normalize("NFKC", MARKS.sub(r"\1", text))
-
-
-def visible(text: str) -> str:
-    """Return `text` without invisible and control characters that are no white space."""
-    return text if text.isprintable() else INVISIBLE.sub("", text)
+_WHOLE_NUMBER: Final = re.compile(r"([+-]?[0-9]{1,300})[.,]0{1,2}")  # not 1.000: a thousand to some
 
 
 def fold(text: str) -> str:
@@ -53,15 +37,20 @@ def fold(text: str) -> str:
     return _fold(text) if len(text) > _SHORT else _fold_short(text)
 
 
+def _composed(text: str) -> str:
+    """Return `text` in NFKC. Long runs of combining marks say nothing, and normalising one takes quadratic time."""
+    return text if text.isascii() else unicodedata.normalize("NFKC", MARKS.sub(r"\1", text))
+
+
 def _fold(text: str) -> str:
-    for _ in range(_TWICE):
-        text = unescape(text)
-    text = visible(compose(text).translate(_LIKE))
+    for _ in range(_TWICE if "&" in text else 0):
+        text = html.unescape(_HUGE_REFERENCE.sub(" ", text))
+    text = INVISIBLE.sub("", _composed(text).translate(_LIKE))
     text = " ".join(text.split())
     if not text.endswith(".."):
         text = text.removesuffix(".").rstrip()
     # NFKC again: case folding can leave what it would compose otherwise.
-    text = compose(compose(text.casefold()).casefold())
+    text = _composed(_composed(text.casefold()).casefold())
     number = _WHOLE_NUMBER.fullmatch(text)
     return number[1] if number else text
 
