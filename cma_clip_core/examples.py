@@ -238,7 +238,7 @@ def read_pixels(examples: pa.RecordBatch, picture: PictureConfig) -> tuple[Pixel
     return pixels, present
 
 
-MODEL_COLUMNS = ("product_id", "title", "brand", "description", "image", "labels")
+MODEL_COLUMNS = ("product_id", "title", "brand", "description", "image", "labels", "unknown_labels")
 
 
 def stream_side(

@@ -15,6 +15,7 @@ from typing import Final
 import ftfy
 
 from cma_clip_core.markup import has_markup, visible_text
+from schemas.characters import INVISIBLE, MARKS
 
 LIMIT: Final = 4_000  # characters of a clean text: far beyond the 77 tokens the model reads
 _RAW_FACTOR: Final = 4  # white space and what is invisible may make a text this many times longer than the clean one
@@ -45,15 +46,6 @@ _ESCAPED: Final = re.compile(
 _EXCEL_ESCAPE: Final = re.compile(r"_x([0-9A-Fa-f]{4})_")
 _EXCEL_TEXT: Final = re.compile(r'="([^"]*+)"')
 _MOJIBAKE: Final = re.compile("[ÂÃ][\u0080-\u00bf\u2018-\u2026€™œž]|â€|ï»¿")
-# Controls that are no white space; soft hyphen; zero-width, bidirectional and invisible marks; variation selectors;
-# byte order mark, tags; lone surrogates, which no file can hold.
-_INVISIBLE: Final = re.compile(
-    "\x1b\\[[0-9;]{0,20}[A-Za-z]|"  # colours of a terminal
-    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
-    "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffd\U000e0000-\U000e0fff\ud800-\udfff]"
-)
-_MARKS: Final = re.compile("([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{4})"
-                           "[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]+")  # fmt: skip
 
 
 def clean(text: str | None, limit: int = LIMIT) -> str:
@@ -83,9 +75,9 @@ def clean(text: str | None, limit: int = LIMIT) -> str:
         if _MOJIBAKE.search(text):
             text = ftfy.fix_encoding(text)
         # Long runs of combining marks say nothing, and normalising one takes quadratic time.
-        text = unicodedata.normalize("NFKC", _MARKS.sub(r"\1", text))
+        text = unicodedata.normalize("NFKC", MARKS.sub(r"\1", text))
     if not text.isprintable():
-        text = _INVISIBLE.sub("", text)
+        text = INVISIBLE.sub("", text)
     text = " ".join(text.split())
     if len(text) > limit:
         text = cut(text, limit)

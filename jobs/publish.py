@@ -65,8 +65,8 @@ def _publish(settings: Settings, lake: Lake, plan: Plan) -> Ledger:
     with measure("publish", lake.reports(run_id)) as measured:
         if not _is_entered(lake, index, plan):
             live.check_base(lake, index, plan)
-        modalities = check_predictions(lake, plan)
         manifest = lake.read_manifest(run_id)
+        modalities = check_predictions(lake, plan, whole=manifest is None)
         if manifest is None and plan.to_tag + plan.removed:
             manifest = _write(settings, lake, plan, index)
         ledger = _ledger(lake, plan, modalities, manifest, index)
@@ -113,11 +113,16 @@ def _enter(lake: Lake, index: HistoryIndex, plan: Plan, manifest: RunManifest | 
     return HistoryIndex(live=plan.run_id if replaced else index.live, days=dict(sorted(days.items())))
 
 
-def check_predictions(lake: Lake, plan: Plan) -> Counter[str]:
+def check_predictions(lake: Lake, plan: Plan, *, whole: bool = True) -> Counter[str]:
     """Return the products of a run by what the model saw of them.
 
+    Args:
+        lake: where.
+        plan: of the run.
+        whole: whether tables are still to be made of them: then they must hold what the shop said of unlisted values.
+
     Raises:
-        JobError: a shard's file is missing, unreadable, or not of this run.
+        JobError: a shard's file is missing, unreadable, not of this run, or lacks the unlisted values.
     """
     modalities = Counter[str]()
     for shard in plan.shards:
@@ -125,7 +130,8 @@ def check_predictions(lake: Lake, plan: Plan) -> Counter[str]:
         try:
             with open_parquet(path) as file:
                 rows = file.metadata.num_rows
-                metadata = {k.decode(): v.decode() for k, v in (file.schema_arrow.metadata or {}).items()}
+                schema = file.schema_arrow
+                metadata = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
                 column = file.read(columns=["modality"])["modality"].to_pylist()
         except (OSError, ValueError) as error:
             raise JobError(
@@ -136,6 +142,11 @@ def check_predictions(lake: Lake, plan: Plan) -> Counter[str]:
             raise JobError(
                 f"{path}: {rows} rows by model {metadata.get('model_version')}, where the plan says {shard.rows} by "
                 f"{plan.model_version}; remove the file and tag the shard again"
+            )
+        if whole and "unlisted" not in schema.names:
+            raise JobError(
+                f"{path}: an older version tagged it, and did not keep the values that the taxonomy does not list; run "
+                f"`python -m jobs tag --run {plan.run_id} --shard {shard.id}`"
             )
         modalities.update(column)
     return modalities

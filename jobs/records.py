@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from jobs import parquet, storage
+from jobs import label_forms, parquet, storage
 from jobs.storage import Place
 from schemas.tables import LABELS
 
@@ -175,19 +175,21 @@ def _number(value: object) -> tuple[float | None, bool]:
 
 
 def _labels(attributes: dict[str, Any]) -> tuple[list[tuple[str, list[str]]], list[tuple[str, str]]]:
-    """Return the labels that are a text or a list of texts, and those of other types as JSON."""
+    """Return the labels that can be read (`label_forms.read_value`), each as its texts, and the others as JSON."""
     labels: list[tuple[str, list[str]]] = []
     mistyped: list[tuple[str, str]] = []
     for name, value in attributes.items():
         if isinstance(value, str):
             labels.append((_whole(name), [_whole(value)]))
             continue
-        given = [v for v in (value if isinstance(value, list) else [value]) if v is not None]
-        if given and all(isinstance(v, str) for v in given):
-            labels.append((_whole(name), [_whole(v) for v in given]))
-        elif given:
+        try:
+            texts = label_forms.read_value(value, name)
+        except label_forms.UnreadableError:
             text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
             mistyped.append((_whole(name), _whole(text)[:_SHOWN]))
+        else:
+            if texts:
+                labels.append((_whole(name), [_whole(text) for text in texts]))
     return labels, mistyped
 
 

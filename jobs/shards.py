@@ -11,6 +11,7 @@ from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.storage import Place
 from schemas.documents import Plan, Shard
+from schemas.tables import PREDICTIONS
 
 log = logging.getLogger(__name__)
 
@@ -18,16 +19,22 @@ Wanted = dict[Place, dict[str, str]]  # folder of examples -> product id -> sour
 
 
 def finished(path: Place, plan: Plan, shard: Shard) -> bool:
-    """Whether `path` holds the predictions of `shard`, whole: readable, of this run and model, with all rows."""
+    """Whether `path` holds the predictions of `shard`, whole: readable, of this run and model, with all rows and columns.
+
+    A file of a version that did not keep unlisted labels is not finished: what the shop said would be lost.
+    """
     try:
         with open_parquet(path) as file:
-            found, rows = file.schema_arrow.metadata or {}, file.metadata.num_rows
+            schema, rows = file.schema_arrow, file.metadata.num_rows
     except FileNotFoundError:
         return False
     except (OSError, pa.ArrowInvalid) as error:
         log.warning("%s: broken, tagged again: %s", path, error)
         return False
-    expected = metadata(plan, shard)
+    if lacking := [name for name in PREDICTIONS.names if name not in schema.names]:
+        log.warning("%s: without %s, of an older version; tagged again", path, ", ".join(lacking))
+        return False
+    expected, found = metadata(plan, shard), schema.metadata or {}
     if rows != shard.rows or any(found.get(key.encode()) != value.encode() for key, value in expected.items()):
         log.warning("%s: not of this run, model and number of rows; tagged again", path)
         return False
