@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     spark_options: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="more of Spark's options, a JSON object; they win over ours"
     )
+    max_unpacked_gb: float = Field(default=64, gt=0, description="most that a packed file of an export may unpack to")
+    max_unpacked_ratio: int = Field(
+        default=200, ge=1, description="most that it may unpack to for each packed byte, beyond a gigabyte"
+    )
     progress: bool = Field(default=True, description="show progress bars")
     # Whom to tell of a night that failed or is late. Never on a command line: addresses and passwords are in them.
     alert_webhook: SecretStr | None = Field(default=None, description="address that gets a JSON object with `text`")

@@ -28,6 +28,10 @@ class RawManifest(Strict):
     source: str = Field(description="the folder it was imported from")
     files: tuple[RawFile, ...]
     rows: int
+    notes: dict[str, int] = Field(
+        default_factory=dict, description="what import read in another way than written, or left out, counted"
+    )
+    unreadable: dict[str, int] = Field(default_factory=dict, description="lines that are no records, by the reason")
     created_at: datetime
 
 
