@@ -72,6 +72,16 @@ class Validation(Strict):
     superseded: int
     valid: int
     reasons: dict[str, int] = Field(description="rows by the rule that failed; a row may fail several")
+    line_errors: dict[str, int] = Field(default_factory=dict, description="unparsable lines by why they are no record")
+    notes: dict[str, int] = Field(
+        default_factory=dict, description="valid rows that lost a field, by the rule that took it; a row may lose several"
+    )
+    pictures_named: int | None = Field(
+        default=None, description="records that name a picture; None: the rules did not ask"
+    )
+    pictures_missing: int | None = Field(
+        default=None, description="of these, records whose picture import could not find; None: the rules did not ask"
+    )
     valid_path: str
     quarantine_path: str
     data_docs_path: str

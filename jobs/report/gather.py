@@ -16,6 +16,7 @@ from cma_clip_core.errors import CoreError
 from cma_clip_core.places import parquet_files
 from cma_clip_core.registry import METRICS, read_thresholds
 from jobs import history, storage
+from jobs.doubled_ids import SUPERSEDED
 from jobs.errors import JobError
 from jobs.lake import LABELLED_TABLE, Lake
 from jobs.report.facts import (
@@ -40,7 +41,6 @@ from schemas.rules import RuleTable
 from schemas.taxonomy import Taxonomy
 
 PRODUCTS: Final = "_products"
-SUPERSEDED: Final = "newer_record_with_this_id"
 
 _RAW_BYTES = 600  # of a quarantined line that leave the file; the page shows fewer characters
 _TEXT = 300  # characters of any other text that leave a file
