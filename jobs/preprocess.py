@@ -18,14 +18,14 @@ import numpy as np
 import pyarrow as pa
 
 from cma_clip_core import pictures, text
-from jobs import parquet, spark, storage
+from jobs import parquet, spark, storage, stored
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import measure
 from jobs.storage import Place
 from schemas import tables
-from schemas.documents import ExamplesManifest, Plan
+from schemas.documents import ExamplesManifest, Plan, StoredFile
 from schemas.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -48,14 +48,17 @@ def preprocess(settings: Settings, run_id: str) -> int:
     lake = Lake(settings.root)
     plan = lake.read_plan(run_id)
     with storage.locked(lake.examples(run_id)), measure("preprocess", lake.reports(run_id)) as measured:
-        found = lake.read_examples_manifest(run_id)
+        found = lake.find_examples_manifest(run_id)
+        if found is not None and (damage := stored.damage(lake, found.files)) is not None:
+            log.warning("preprocess: %s; the examples are made again", damage)
+            found = None
         if found is not None or not plan.to_preprocess:
             log.info("preprocess: nothing to do")
             measured.folder = None  # what it did cost stays on record
             return found.rows if found else 0
         check_roots(settings.picture_roots)
         with spark.session(settings, plan.validation.raw) as session:
-            statuses = _preprocess(session, settings, lake, plan)
+            statuses, files = _preprocess(session, settings, lake, plan)
         check_roots(settings.picture_roots)  # what went away in between left pictures that look missing
         rows = sum(statuses.values())
         if rows != plan.to_preprocess:
@@ -68,6 +71,7 @@ def preprocess(settings: Settings, run_id: str) -> int:
             taxonomy_fingerprint=plan.taxonomy_fingerprint,
             rows=rows,
             image_statuses=statuses,
+            files=files,
             created_at=datetime.now(UTC),
         )
         storage.write_document(lake.examples(run_id) / "_manifest.json", manifest)
@@ -97,7 +101,9 @@ def check_roots(roots: Sequence[Place]) -> None:
             )
 
 
-def _preprocess(session: SparkSession, settings: Settings, lake: Lake, plan: Plan) -> dict[str, int]:
+def _preprocess(
+    session: SparkSession, settings: Settings, lake: Lake, plan: Plan
+) -> tuple[dict[str, int], tuple[StoredFile, ...]]:
     records, targets = _placed(session, lake, plan)
     make = ExampleMaker(
         spec=pictures.PictureSpec(plan.picture_height, plan.picture_width),
@@ -106,12 +112,15 @@ def _preprocess(session: SparkSession, settings: Settings, lake: Lake, plan: Pla
     )
     # Half-written leftovers of a killed attempt are replaced file by file; a wider attempt's extra files go here.
     storage.remove_folder(lake.examples(plan.run_id))
-    written = parquet.write_files(records, targets, tables.EXAMPLES, order=["product_id"], transform=make)
+    written = parquet.write_files(records, targets, tables.EXAMPLES, order=["product_id"], transform=make, digest=True)
     statuses: dict[str, int] = {}
     for file in written:
         for status, n in file.notes.items():
             statuses[status] = statuses.get(status, 0) + n
-    return dict(sorted(statuses.items()))
+    files = (
+        StoredFile(path=lake.relative(targets[w.target]), rows=w.rows, bytes=w.bytes, sha256=w.sha256) for w in written
+    )
+    return dict(sorted(statuses.items())), tuple(files)
 
 
 def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, list[Place]]:
@@ -121,6 +130,8 @@ def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, l
     # A shard's examples are all made here, or were all made before (`plan._cut`).
     folders = {shard.id: lake.examples(plan.run_id) / f"shard={shard.id}" for shard in plan.shards}
     sizes = {shard.id: shard.rows for shard in plan.shards if lake.relative(folders[shard.id]) in shard.example_paths}
+    stored.check_records(lake, plan.validation)
+    stored.check_plan(lake, plan)
     todo = parquet.read(session, [lake.plan_file(plan.run_id, shard) for shard in sizes], tables.PLAN)
     valid = parquet.read(session, [lake.root / plan.validation.valid_path], tables.VALID)
     # From the plan alone, as is the order of rows: the same run makes the same files, on whatever machine, however often

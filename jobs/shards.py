@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 
 import pyarrow as pa
 
 from cma_clip_core.places import open_parquet, parquet_files
+from jobs import stored
 from jobs.errors import JobError
-from jobs.lake import Lake
+from jobs.lake import Lake, replan
 from jobs.storage import Place
 from schemas.documents import Plan, Shard
+from schemas.tables import PREDICTIONS
 
 log = logging.getLogger(__name__)
 
@@ -20,18 +23,34 @@ Wanted = dict[Place, dict[str, str]]  # folder of examples -> product id -> sour
 def finished(path: Place, plan: Plan, shard: Shard) -> bool:
     """Whether `path` holds the predictions of `shard`, whole: readable, of this run and model, with all rows."""
     try:
-        with open_parquet(path) as file:
-            found, rows = file.schema_arrow.metadata or {}, file.metadata.num_rows
+        read_modalities(path, plan, shard)
     except FileNotFoundError:
         return False
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         log.warning("%s: broken, tagged again: %s", path, error)
         return False
-    expected = metadata(plan, shard)
-    if rows != shard.rows or any(found.get(key.encode()) != value.encode() for key, value in expected.items()):
-        log.warning("%s: not of this run, model and number of rows; tagged again", path)
-        return False
     return True
+
+
+def read_modalities(path: Place, plan: Plan, shard: Shard) -> Counter[str]:
+    """Return the products of a shard's predictions by what the model saw of them. Each page is compared with its checksum.
+
+    Raises:
+        OSError: a page is damaged, or the file cannot be read.
+        ValueError: it is not Parquet, not of this run, model and number of rows, or has columns that are not of PREDICTIONS.
+    """
+    found = Counter[str]()
+    with open_parquet(path) as file:
+        said, expected = file.schema_arrow.metadata or {}, metadata(plan, shard)
+        wrong = [key for key, value in expected.items() if said.get(key.encode()) != value.encode()]
+        wrong += [name for name in file.schema_arrow.names if name not in PREDICTIONS.names]
+        if wrong:
+            raise ValueError(f"it is not of this run, model and number of rows: {', '.join(wrong)[:300]}")
+        for batch in file.iter_batches():
+            found.update(batch.column("modality").to_pylist())
+    if found.total() != shard.rows:
+        raise ValueError(f"{found.total()} rows, where the plan says {shard.rows}")
+    return found
 
 
 def metadata(plan: Plan, shard: Shard) -> dict[str, str]:
@@ -47,6 +66,7 @@ def metadata(plan: Plan, shard: Shard) -> dict[str, str]:
 def wanted_of(lake: Lake, plan: Plan, shard: Shard) -> Wanted:
     """Return the products of a shard by the folder their example is in. Raises JobError where the plan is not whole."""
     folder = lake.plan(plan.run_id) / "products" / f"shard={shard.id}"
+    stored.check_plan(lake, plan, shard.id)
     wanted: Wanted = {}
     rows = 0
     for path in parquet_files(folder):
@@ -58,7 +78,7 @@ def wanted_of(lake: Lake, plan: Plan, shard: Shard) -> Wanted:
             wanted.setdefault(source, {})[product] = source_hash
     if rows != shard.rows or sum(map(len, wanted.values())) != rows:
         raise JobError(
-            f"{folder}: {rows} rows of {sum(map(len, wanted.values()))} products where the plan says {shard.rows}; the "
-            "plan was changed or half copied: plan the day again"
+            f"{folder}: {rows} rows of {sum(map(len, wanted.values()))} products where the plan says {shard.rows}; it was "
+            f"changed or half copied; {replan(plan.ds)}"
         )
     return wanted

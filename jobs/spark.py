@@ -88,6 +88,10 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
         "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "false",
         # On, each operator asks the JVM five things to name its line in an error.
         "spark.python.sql.dataFrameDebugging.enabled": "false",
+        "spark.hadoop.parquet.page.write-checksum.enabled": "true",
+        "spark.hadoop.parquet.page.verify-checksum.enabled": "true",
+        # By a footer, which has no checksum, no row is left out.
+        "spark.sql.parquet.filterPushdown": "false",
         "spark.hadoop.parquet.block.size": str(32 * 2**20),  # held in memory by each writing task
         "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
     }
