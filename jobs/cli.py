@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from cma_clip_core.errors import CoreError
 from jobs import storage
 from jobs.errors import JobError, TransientError
+from jobs.explained import explain
 from jobs.lake import check_day, check_run
 from jobs.settings import Settings
 from schemas.loading import ContractError
@@ -671,7 +672,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if (told := _of_s3(error)) is None:
+        if (told := _of_s3(error) or explain(error)) is None:
             raise
         print(f"error: {told}", file=sys.stderr)
         sys.exit(1 if isinstance(told, TransientError) else 2)

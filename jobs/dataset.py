@@ -29,7 +29,7 @@ from jobs.report.page import render_set
 from jobs.settings import Settings
 from jobs.steps import measure
 from jobs.storage import Place
-from schemas.documents import LabelledInputs, LabelledManifest
+from schemas.documents import ExamplesManifest, LabelledInputs, LabelledManifest
 from schemas.tables import LABELLED
 from schemas.taxonomy import Taxonomy, load_taxonomy
 

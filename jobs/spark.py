@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from jobs import class_archive, s3a, storage
 from jobs.errors import JobError, TransientError
+from jobs.explained import explain
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.storage import Place
@@ -56,7 +57,8 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
 
     active = SparkSession.getActiveSession()
     if active is not None:
-        yield active
+        with _told():
+            yield active
         return
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     if _BREWS_JAVA.is_dir():
@@ -109,7 +111,8 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
     try:
         if not local_master:
             spark.sparkContext.addPyFile(str(_packed(Path(modules.name))))
-        yield spark
+        with _told():
+            yield spark
     except JobError:
         raise
     except Exception as error:
@@ -123,6 +126,19 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
         with contextlib.suppress(Py4JError, OSError):  # the JVM may be gone
             spark.stop()
         modules.cleanup()
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Tell of a full disk or a damaged file, which Spark says in hundreds of lines, in one."""
+    try:
+        yield
+    except JobError:
+        raise
+    except Exception as error:
+        if (told := explain(error)) is not None:
+            raise told from error
+        raise
 
 
 def _packed(folder: Path) -> Path:

@@ -38,7 +38,7 @@ USED: Final = ".used"  # in a folder on S3, where folders have no times: when it
 ASIDE: Final = ".expired-"  # before the name of what is about to be removed
 _AT_ONCE: Final = 16  # requests that mostly wait
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
-_MAKE_ROOM: Final = (
+MAKE_ROOM: Final = (
     "make some, then run the step again: what is finished stays, and nothing half written does. "
     "`python -m jobs maintenance` says what the lake no longer needs"
 )
@@ -164,7 +164,7 @@ def whole_file(path: Place) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        raise TransientError(f"{path}: no room for it: {error.strerror}; {_MAKE_ROOM}") from error
+        raise TransientError(f"{path}: no room for it: {error.strerror}; {MAKE_ROOM}") from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -182,7 +182,7 @@ def whole_file(path: Place) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        raise TransientError(f"{path}: no room for it in {temporary.parent}: {error}; {_MAKE_ROOM}") from error
+        raise TransientError(f"{path}: no room for it in {temporary.parent}: {error}; {MAKE_ROOM}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
