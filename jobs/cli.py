@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -22,6 +22,9 @@ from jobs.explained import explain
 from jobs.lake import check_day, check_run
 from jobs.settings import Settings
 from schemas.loading import ContractError
+
+if TYPE_CHECKING:
+    from jobs.repair import Repair
 
 app = typer.Typer(
     help="""Tags a shop's catalog: every product's attributes from its picture and its text.
@@ -562,6 +565,26 @@ def rollback(context: typer.Context, run: Run) -> None:
     _print({"live": step(_settings(context), run)})
 
 
+@tables_app.command("repair")
+def tables_repair(
+    context: typer.Context,
+    write: Annotated[bool, typer.Option("--write", help="Write it. Without it nothing is changed.")] = False,
+) -> None:
+    """Make the history's index, and the file for readers, again where they are damaged or missing.
+
+    From the runs' manifests and ledgers, and from the indexes that they left. Without `--write` it only says what would be
+    written: the live run, the days with their runs, and what it is not sure of. What was there is kept, under another name.
+    """
+    from jobs.repair import repair_tables
+
+    _show(repair_tables(_settings(context), write=write), write)
+
+
+def _show(found: Repair, write: bool) -> None:
+    print("\n".join(found.lines), file=sys.stderr)
+    _print({"written": write and bool(found.writes), "sure": found.sure, "files": [str(path) for path in found.writes]})
+
+
 @app.command()
 def maintenance(
     context: typer.Context,
@@ -656,6 +679,20 @@ def models_rollback(context: typer.Context) -> None:
     from jobs.models import rollback as step
 
     _print({"champion": step(_settings(context))})
+
+
+@models_app.command("repair")
+def models_repair(
+    context: typer.Context,
+    write: Annotated[bool, typer.Option("--write", help="Write it. Without it nothing is changed.")] = False,
+) -> None:
+    """Name the champion again where the file that does is damaged or missing: the version that tagged the live tables.
+
+    A challenger that was accepted against it since is named too: whether that one was promoted cannot be told.
+    """
+    from jobs.repair import repair_champion
+
+    _show(repair_champion(_settings(context), write=write), write)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from jobs import plan as plan_step
 from jobs import spark, validate
 from jobs.days import exported
-from jobs.errors import CriticalDataError, JobError
+from jobs.errors import CriticalDataError
 from jobs.lake import Lake
 from jobs.report import costs, text
 from jobs.settings import Settings

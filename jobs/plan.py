@@ -231,7 +231,9 @@ def _version(settings: Settings, lake: Lake, ds: str, model: str | None) -> str:
         raise JobError(
             f"{lake.models}: there is no model yet. Make examples, `python -m jobs prepare --ds {ds}`, and "
             f"train one: `python -m jobs train --ds {ds}`"
+            f"{models.never_promoted(lake)}"
         )
+    models.check_champion(lake, version)
     return version
 
 
