@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 Document = TypeVar("Document", bound=BaseModel)
 
 USED: Final = ".used"  # in a folder on S3, where folders have no times: when it was last asked for
+_NOT_IN_NAMES: Final = frozenset("*?[]{}\\,")
 ASIDE: Final = ".expired-"  # before the name of what is about to be removed
 _AT_ONCE: Final = 16  # requests that mostly wait
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -60,6 +61,21 @@ def place(name: str) -> Place:
     from jobs import object_store
 
     return object_store.place(name)
+
+
+def forbidden(name: str) -> str | None:
+    """Return why a folder of this name cannot be read and written by all that a lake is read and written by, or None.
+
+    Spark and DuckDB take ``* ? [ ] { }`` and the backslash for patterns, so that other files than those meant are read, or
+    none; Spark's list of local folders is separated by commas; a line of the pointer for readers ends with the line.
+    """
+    wrong = sorted({char for char in name if char in _NOT_IN_NAMES or not char.isprintable()})
+    if not wrong:
+        return None
+    return (
+        f"{name!r}: {', '.join(map(repr, wrong))} cannot be in the name of this folder: Spark and DuckDB take it for a pattern or "
+        "for the end of the name; give the folder another name, or link to it by one"
+    )
 
 
 def spark_uri(path: Place) -> str:
