@@ -7,7 +7,7 @@ one has left (`attribute_history/left/`) is the index itself, as it was before t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -163,15 +163,24 @@ def _rebuilt(lake: Lake, found: Repair) -> HistoryIndex:
     pointed = _pointed(lake, found)
     published = _publications(lake, left, pointed, found)
     index, doubtful = _replayed(lake, published, left)
+    gone_back = pointed is not None and index.live != pointed
     if pointed is not None and index.live != pointed:
-        rolled = _rolled_back(lake, index, pointed, left)
-        if rolled is None:
-            raise JobError(
-                f"{lake.current}: it names {pointed}, and nothing tells the history that belongs to it; {storage.RESTORE}"
-            )
-        index = rolled
         found.lines.append(f"the tables were gone back to {pointed}, as {lake.current} says")
-    index = _from_left(lake, index, published, left, found)
+        index = _rolled_back(lake, index, pointed, left) or _cut(index, pointed, published)
+    known = _from_left(lake, index, published, left)
+    if known is None:
+        found.lines.append("from the runs' manifests and ledgers alone")
+        if gone_back or _went_back(lake, published, left):
+            found.lines.append(
+                "not sure: the tables were gone back to an earlier run, or runs have expired: which days and backfills were taken "
+                "out then cannot all be told"
+            )
+    else:
+        agree = "; the runs' manifests say the same" if known == index else ""
+        found.lines.append(
+            f"from the index that the run before {known.live} has left, and what was published since{agree}"
+        )
+        index = known
     found.lines.append(f"live: {index.live}")
     for ds, day in index.days.items():
         found.lines.append(f"  {ds}  {day.run_id}  {_state(lake, index, ds)}")
@@ -279,26 +288,34 @@ def _rolled_back(
     return snapshots.get(run_id)
 
 
+def _cut(index: HistoryIndex, run_id: str, published: Iterable[_Publication]) -> HistoryIndex:
+    """Return what is known of the index in which a run is live that nothing else tells of."""
+    own = next((each.manifest.history for each in published if each.run_id == run_id and each.manifest is not None), {})
+    days = {ds: day for ds, day in index.days.items() if ds <= run_id[:10]} | own
+    return HistoryIndex(live=run_id, days=dict(sorted(days.items())))
+
+
+def _went_back(lake: Lake, published: Sequence[_Publication], left: dict[str, HistoryIndex]) -> bool:
+    """Whether anything tells of a rollback, or what would tell of one may have expired."""
+    parents = [each.manifest.parent for each in published if each.manifest is not None and each.manifest.files]
+    return len(set(parents)) < len(parents) or not left.keys() <= set(parents) or bool(folders.expired_runs(lake))
+
+
 def _from_left(
-    lake: Lake, replayed: HistoryIndex, published: list[_Publication], left: dict[str, HistoryIndex], found: Repair
-) -> HistoryIndex:
-    """Return the index from the one that the run before the live one has left, where there is that."""
+    lake: Lake, replayed: HistoryIndex, published: Sequence[_Publication], left: dict[str, HistoryIndex]
+) -> HistoryIndex | None:
+    """Return the index from the one that the run before the live one has left; None where there is none, or it is older.
+
+    The live run has left none itself, so nothing but backfills and days without changes was published since.
+    """
     newest = next((each for each in published if each.run_id == replayed.live), None)
     parent = newest.manifest.parent if newest is not None and newest.manifest is not None else None
-    if newest is None or parent not in left or newest.run_id in left:
-        found.lines.append("from the runs' manifests and ledgers alone")
-        return replayed
-    index = _with(left[str(parent)], newest)
+    if newest is None or parent is None or parent not in left or storage.exists(lake.left_index(newest.run_id)):
+        return None
+    index = _with(left[parent], newest)
     for each in published if index is not None else ():
-        if each.at > newest.at and index is not None and not (each.manifest is not None and each.manifest.files):
+        if each.at > newest.at and not (each.manifest is not None and each.manifest.files):
             index = _with(index, each) or index
-    if index is None:
-        found.lines.append(
-            f"not sure: {lake.left_index(str(parent))} does not fit to {newest.run_id}; manifests are gone by"
-        )
-        return replayed
-    agree = "; the runs' manifests say the same" if index == replayed else ""
-    found.lines.append(f"from {lake.left_index(str(parent))} and what was published since{agree}")
     return index
 
 

@@ -5,7 +5,6 @@ Never a traceback, never a wrong row. ``make test-long`` tries every kind of fil
 
 from __future__ import annotations
 
-import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
