@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -18,9 +18,13 @@ from pydantic import ValidationError
 from cma_clip_core.errors import CoreError
 from jobs import storage
 from jobs.errors import JobError, TransientError
+from jobs.explained import explain
 from jobs.lake import check_day, check_run
 from jobs.settings import Settings
 from schemas.loading import ContractError
+
+if TYPE_CHECKING:
+    from jobs.repair import Repair
 
 app = typer.Typer(
     help="""Tags a shop's catalog: every product's attributes from its picture and its text.
@@ -609,6 +613,26 @@ def rollback(context: typer.Context, run: Run) -> None:
     _print({"live": step(_settings(context), run)})
 
 
+@tables_app.command("repair")
+def tables_repair(
+    context: typer.Context,
+    write: Annotated[bool, typer.Option("--write", help="Write it. Without it nothing is changed.")] = False,
+) -> None:
+    """Make the history's index, and the file for readers, again where they are damaged or missing.
+
+    From the runs' manifests and ledgers, and from the indexes that they left. Without `--write` it only says what would be
+    written: the live run, the days with their runs, and what it is not sure of. What was there is kept, under another name.
+    """
+    from jobs.repair import repair_tables
+
+    _show(repair_tables(_settings(context), write=write), write)
+
+
+def _show(found: Repair, write: bool) -> None:
+    print("\n".join(found.lines), file=sys.stderr)
+    _print({"written": write and bool(found.writes), "sure": found.sure, "files": [str(path) for path in found.writes]})
+
+
 @app.command()
 def maintenance(
     context: typer.Context,
@@ -705,6 +729,20 @@ def models_rollback(context: typer.Context) -> None:
     _print({"champion": step(_settings(context))})
 
 
+@models_app.command("repair")
+def models_repair(
+    context: typer.Context,
+    write: Annotated[bool, typer.Option("--write", help="Write it. Without it nothing is changed.")] = False,
+) -> None:
+    """Name the champion again where the file that does is damaged or missing: the version that tagged the live tables.
+
+    A challenger that was accepted against it since is named too: whether that one was promoted cannot be told.
+    """
+    from jobs.repair import repair_champion
+
+    _show(repair_champion(_settings(context), write=write), write)
+
+
 def main() -> None:
     """Run the command line; print an error that the user can act on without a traceback."""
     try:
@@ -719,7 +757,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if (told := _of_s3(error)) is None:
+        if (told := _of_s3(error) or explain(error)) is None:
             raise
         print(f"error: {told}", file=sys.stderr)
         sys.exit(1 if isinstance(told, TransientError) else 2)

@@ -75,7 +75,9 @@ def _tag_shard(lake: Lake, plan: Plan, shard: Shard, engine: Callable[[], Engine
         schema = PREDICTIONS.with_metadata({**(PREDICTIONS.metadata or {}), **metadata(plan, shard)})
         with (
             storage.whole_file(lake.prediction_file(plan.run_id, shard.id)) as path,
-            pq.ParquetWriter(path, schema, compression="zstd", write_page_index=True) as writer,
+            pq.ParquetWriter(
+                path, schema, compression="zstd", write_page_index=True, write_page_checksum=True
+            ) as writer,
             tqdm(total=shard.rows, desc=name, unit="product", disable=not progress, delay=1) as bar,
         ):
 
