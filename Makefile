@@ -89,7 +89,7 @@ hooks: $(STAMP) ## Let git run `make lint` before each commit
 	$(VENV)/bin/pre-commit install
 
 lock: ## Pin what pyproject.toml asks for; what is pinned stays where it can
-	$$(command -v uv || echo build/uv/bin/uv) pip compile -q --python-version 3.11 --extra dev --no-header pyproject.toml -o requirements.lock
+	$$(command -v uv || echo build/uv/bin/uv) pip compile -q --python-version 3.11 --extra dev --no-header --generate-hashes pyproject.toml -o requirements.lock
 
 clean: ## Remove the demo, all experiments, caches and build folders; the environment stays
 	rm -rf .run .experiment build .mypy_cache .ruff_cache .pytest_cache *.egg-info
