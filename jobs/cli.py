@@ -132,6 +132,10 @@ def _common(
     shard_rows: Annotated[
         int | None, typer.Option(help="Most products in a shard. [TAGGING_SHARD_ROWS, 20000]")
     ] = None,
+    task_rows: Annotated[
+        int | None,
+        typer.Option(help="Products that a task should tag; smaller shards share a task. [TAGGING_TASK_ROWS, 1]"),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Products in a forward pass of `tag`. [TAGGING_BATCH_SIZE, 256]")
     ] = None,
@@ -157,7 +161,7 @@ def _common(
     set_up_logging()
     flags: dict[str, Any] = {
         "root": root, "picture_roots": picture_roots, "taxonomy": taxonomy, "rules": rules, "model_config_name": model_config,
-        "shard_rows": shard_rows, "batch_size": batch_size, "max_retag_share": max_retag_share, "device": device,
+        "shard_rows": shard_rows, "task_rows": task_rows, "batch_size": batch_size, "max_retag_share": max_retag_share, "device": device,
         "spark_master": spark_master, "spark_memory": spark_memory, "spark_options": spark_options, "progress": progress,
     }  # fmt: skip
     context.obj = Settings(**{name: value for name, value in flags.items() if value is not None})
@@ -209,16 +213,28 @@ def validate(context: typer.Context, ds: Ds) -> None:
 
 
 @app.command()
-def plan(context: typer.Context, ds: Ds, retag: Retag = False, model: Model = "", attributes: Attributes = "") -> None:
+def plan(
+    context: typer.Context,
+    ds: Ds,
+    retag: Retag = False,
+    model: Model = "",
+    attributes: Attributes = "",
+    most_tasks: Annotated[
+        int | None,
+        typer.Option(help="Most groups that the shards are printed in, one for each task that tags.", min=1),
+    ] = None,
+) -> None:
     """Freeze what this run must do: new and changed products, removed ones, those a new model must tag again."""
     from jobs.plan import plan as step
+    from jobs.shards import groups
 
-    result = step(_settings(context), ds, retag=retag, model=model or None, attributes=_list(attributes))
+    settings = _settings(context)
+    result = step(settings, ds, retag=retag, model=model or None, attributes=_list(attributes))
     _print(
         {
             "ds": ds,
             "run_id": result.run_id,
-            "shards": [s.id for s in result.shards],
+            "shards": groups(result.shards, most_tasks, settings.task_rows),
             "to_preprocess": result.to_preprocess,
         }
     )
@@ -418,7 +434,9 @@ def suspects(
 def tag(
     context: typer.Context,
     run: Run,
-    shard: Annotated[int | None, typer.Option(help="Shard to tag; all of the plan's where left out.", min=0)] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Shards to tag: 7, 0-2, or 0-2,7; all of the plan's where left out.")
+    ] = None,
 ) -> None:
     """Predict the attributes of a run's products, shard by shard; a finished shard is skipped."""
     from jobs.tag import tag as step

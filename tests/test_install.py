@@ -115,7 +115,9 @@ def test_every_library_is_locked_by_its_hash() -> None:
     assert text.count("--hash=sha256:") > 1000
     assert pinned == []
     for file in (".ci/install", "Dockerfile"):
-        installs = [x for x in (REPOSITORY / file).read_text().splitlines() if "requirements.lock" in x and " install " in x]
+        installs = [
+            x for x in (REPOSITORY / file).read_text().splitlines() if "requirements.lock" in x and " install " in x
+        ]
         assert len(installs) == 1, file
         assert all("--require-hashes" in x for x in installs), file
 
