@@ -18,6 +18,7 @@ RUN apt-get update && \
     useradd --uid 1000 --create-home tagger && \
     mkdir -p /app /work /airflow/shared /data && chown -R tagger /app /work /airflow /data
 COPY --from=libraries --chown=tagger /opt/venv /opt/venv
+RUN mkdir -p /iam /run/spark && chown tagger /iam /run/spark && chmod 700 /iam /run/spark
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/app \
     TMPDIR=/work \
@@ -31,5 +32,7 @@ COPY --chown=tagger jobs/ jobs/
 # Spark's part for S3, and its classes in one file: neither is fetched or made when a container starts.
 RUN python -m jobs.s3a && python -m jobs.class_archive
 COPY --chown=tagger dags/ dags/
+# Containers may not write: our own modules are compiled now, too.
+RUN python -m compileall -q /app
 ENTRYPOINT ["tini", "--"]
 CMD ["python", "-m", "jobs", "--help"]
