@@ -36,20 +36,31 @@ sync_bag_to_db(DagBag(sys.argv[1], bundle_path=sys.argv[1], bundle_name="dags-fo
 from airflow.api_fastapi.app import create_app
 from fastapi.testclient import TestClient
 asked = {
-    "report": ("GET", sys.argv[2], None), "labels": ("GET", sys.argv[3], None), "table": ("GET", sys.argv[3].replace("index.html", "products.parquet"), None),
-    "dags": ("GET", "/api/v2/dags/nightly_tagging", None), "connections": ("GET", "/api/v2/connections", None),
+    "report": ("GET", sys.argv[2], None),
+    "labels": ("GET", sys.argv[3], None),
+    "table": ("GET", sys.argv[3].replace("index.html", "products.parquet"), None),
+    "dags": ("GET", "/api/v2/dags/nightly_tagging", None),
+    "connections": ("GET", "/api/v2/connections", None),
     "start": ("POST", "/api/v2/dags/nightly_tagging/dagRuns", {"logical_date": None, "conf": {"ds": "2026-11-20"}}),
-    "approve": ("PATCH", "/api/v2/dags/train_model/dagRuns/r/taskInstances/approve/-1/hitlDetails", {"chosen_options": ["Approve"]}),
+    "approve": (
+        "PATCH",
+        "/api/v2/dags/train_model/dagRuns/r/taskInstances/approve/-1/hitlDetails",
+        {"chosen_options": ["Approve"]},
+    ),
 }
+people = {"": "", "admin": "secret-of-admin"} | {x.lower(): "password-of-" + x for x in ("Viewer", "Operator", "Reviewer")}
 found = {}
 with TestClient(create_app(), raise_server_exceptions=False) as client:
-    for person, password in {"": "", "admin": "secret-of-admin", **{x.lower(): "password-of-" + x for x in ("Viewer", "Operator", "Reviewer")}}.items():
+    for person, password in people.items():
         headers = {}
         if person:
             answer = client.post("/auth/token", json={"username": person, "password": password})
             headers = {"Authorization": "Bearer " + answer.json()["access_token"]}
         client.cookies.clear()
-        found[person] = {name: client.request(method, path, json=body, headers=headers).status_code for name, (method, path, body) in asked.items()}
+        found[person] = {
+            name: client.request(method, path, json=body, headers=headers).status_code
+            for name, (method, path, body) in asked.items()
+        }
     found["wrong"] = client.post("/auth/token", json={"username": "admin", "password": "admin"}).status_code
     found["headers"] = dict(client.get(sys.argv[2]).headers)
 print(json.dumps(found))
