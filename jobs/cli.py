@@ -139,6 +139,10 @@ def _common(
     shard_rows: Annotated[
         int | None, typer.Option(help="Most products in a shard. [TAGGING_SHARD_ROWS, 20000]")
     ] = None,
+    task_rows: Annotated[
+        int | None,
+        typer.Option(help="Products that a task should tag; smaller shards share a task. [TAGGING_TASK_ROWS, 1]"),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Products in a forward pass of `tag`. [TAGGING_BATCH_SIZE, 256]")
     ] = None,
@@ -171,7 +175,7 @@ def _common(
     set_up_logging()
     flags: dict[str, Any] = {
         "root": root, "picture_roots": picture_roots, "taxonomy": taxonomy, "rules": rules, "model_config_name": model_config,
-        "shard_rows": shard_rows, "batch_size": batch_size, "max_retag_share": max_retag_share,
+        "shard_rows": shard_rows, "task_rows": task_rows, "batch_size": batch_size, "max_retag_share": max_retag_share,
         "max_removed_share": max_removed_share, "device": device, "spark_master": spark_master,
         "spark_memory": spark_memory, "spark_options": spark_options, "progress": progress,
     }  # fmt: skip
@@ -231,12 +235,18 @@ def plan(
     model: Model = "",
     attributes: Attributes = "",
     allow_removals: AllowRemovals = False,
+    most_tasks: Annotated[
+        int | None,
+        typer.Option(help="Most groups that the shards are printed in, one for each task that tags.", min=1),
+    ] = None,
 ) -> None:
     """Freeze what this run must do: new and changed products, removed ones, those a new model must tag again."""
     from jobs.plan import plan as step
+    from jobs.shards import groups
 
+    settings = _settings(context)
     result = step(
-        _settings(context),
+        settings,
         ds,
         retag=retag,
         model=model or None,
@@ -247,7 +257,7 @@ def plan(
         {
             "ds": ds,
             "run_id": result.run_id,
-            "shards": [s.id for s in result.shards],
+            "shards": groups(result.shards, most_tasks, settings.task_rows),
             "to_preprocess": result.to_preprocess,
         }
     )
@@ -447,7 +457,9 @@ def suspects(
 def tag(
     context: typer.Context,
     run: Run,
-    shard: Annotated[int | None, typer.Option(help="Shard to tag; all of the plan's where left out.", min=0)] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Shards to tag: 7, 0-2, or 0-2,7; all of the plan's where left out.")
+    ] = None,
 ) -> None:
     """Predict the attributes of a run's products, shard by shard; a finished shard is skipped."""
     from jobs.tag import tag as step

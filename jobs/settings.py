@@ -58,6 +58,7 @@ class Settings(BaseSettings):
     rules: str = Field(default="default", description="data-quality rules: a shipped name or a YAML file")
     model_config_name: str = Field(default="sample", description="model to train: a shipped name or a YAML file")
     shard_rows: int = Field(default=20_000, ge=1, description="most products in a shard")
+    task_rows: int = Field(default=1, ge=1, description="products that a task should tag; smaller shards share a task")
     batch_size: int = Field(default=256, ge=1, description="products in a forward pass of `tag`")
     max_retag_share: float = Field(
         default=1.0, gt=0, le=1, description="most of the day's products that a night tags again for a new model alone"

@@ -1,9 +1,12 @@
-"""A shard of a plan: which products it holds, and whether its predictions are there."""
+"""The shards of a plan: the groups that one task tags, the products of each, and whether its predictions exist."""
 
 from __future__ import annotations
 
 import logging
+import math
+import re
 from collections import Counter
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -18,6 +21,50 @@ from schemas.tables import PREDICTIONS
 log = logging.getLogger(__name__)
 
 Wanted = dict[Place, dict[str, str]]  # folder of examples -> product id -> source hash
+
+
+def groups(shards: Sequence[Shard], most: int | None = None, rows: int = 1) -> list[str]:
+    """Return the shards in groups of neighbours, even in rows, each written as `choose` reads it: ``7`` or ``0-2``.
+
+    The same shards and arguments always give the same groups: a task that is cleared finds its own shards again.
+
+    Args:
+        shards: of a plan, in the order of their numbers.
+        most: groups at most; None: as many as shards.
+        rows: products that a group should have; smaller shards are put together.
+    """
+    total = max(1, sum(shard.rows for shard in shards))
+    wanted = min(len(shards), math.ceil(total / rows), len(shards) if most is None else most)
+    found: dict[int, list[int]] = {}
+    before = 0
+    for at, shard in enumerate(shards):
+        # With as many groups as shards each is its own; otherwise it goes to the group that its middle row falls into.
+        group = at if wanted == len(shards) else (2 * before + shard.rows) * wanted // (2 * total)
+        found.setdefault(group, []).append(shard.id)
+        before += shard.rows
+    return [str(ids[0]) if len(ids) == 1 else f"{ids[0]}-{ids[-1]}" for ids in found.values()]
+
+
+def choose(plan: Plan, asked: str) -> list[Shard]:
+    """Return the shards of a plan that `asked` names: numbers and ranges, separated by commas, such as ``0-2,7``.
+
+    Raises:
+        JobError: it is written in another way, or names a shard that the plan does not have.
+    """
+    spans: list[tuple[int, int]] = []
+    for part in asked.split(","):
+        # fewer digits than a number that takes long to read
+        named = re.fullmatch(r" *([0-9]{1,9})(?: *- *([0-9]{1,9}))? *", part)
+        first, last = (int(named[1]), int(named[2] or named[1])) if named else (1, 0)
+        if first > last:
+            raise JobError(f"--shard {asked[:50]!r} names no shards; write 7, 0-2, or 0-2,7")
+        spans.append((first, last))
+    there = {shard.id for shard in plan.shards}
+    for bound in (bound for span in spans for bound in span):
+        if bound not in there:
+            has = f"it has {len(there):,}, from {min(there)} to {max(there)}" if there else "it has none"
+            raise JobError(f"{plan.run_id}: the plan has no shard {bound}; {has}")
+    return [shard for shard in plan.shards if any(first <= shard.id <= last for first, last in spans)]
 
 
 def finished(path: Place, plan: Plan, shard: Shard) -> bool:
