@@ -112,7 +112,7 @@ def _asked(
 
     name = _column(rule)
     common: dict[str, Any] = {"meta": {"rule": rule.name}, "notes": rule.why, "severity": "critical"}
-    records = {"row_condition": ConditionColumn(LINE_ERROR).is_null()}  # lines that are none are another rule's
+    records: dict[str, Any] = {"row_condition": ConditionColumn(LINE_ERROR).is_null()}  # lines that are none are another rule's
     if isinstance(rule, RowCount):
         low, high = row_count_bounds(rule, last_days)
         limit = f"at least {low:,} allowed" if high is None else f"{low:,} to {high:,} allowed"
@@ -165,7 +165,9 @@ def _column(rule: RowRule | BatchRule) -> str:
     return f"rule_{rule.name}"
 
 
-def _allowed(rule: RowRule | NullShare | Unique | PicturesNamed | PicturesFound, last_days: Sequence[Validation]) -> float:
+def _allowed(
+    rule: RowRule | NullShare | Unique | PicturesNamed | PicturesFound, last_days: Sequence[Validation]
+) -> float:
     match rule:
         case NullShare():
             return rule.maximum

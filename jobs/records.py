@@ -147,7 +147,11 @@ def parse_line(line: bytes, rules: FieldRules = _NO_RULES) -> dict[str, Any]:
     rules.clear(row, notes)
     row["labels"], row["mistyped_labels"] = _labels(attributes)
     row["content"] = _content(row)
-    if notes and row["content"] is None and (lost := [name for name in ("title", "description", "image_uri") if name in notes]):
+    if (
+        notes
+        and row["content"] is None
+        and (lost := [name for name in ("title", "description", "image_uri") if name in notes])
+    ):
         notes["content"] = rules.note("content", ", ".join(lost))
     row["notes"] = [(name, whole(note)[:_NOTE]) for name, note in notes.items()]
     row["digest"] = hashlib.blake2b(line, digest_size=16).digest()
@@ -169,7 +173,9 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         names = Counter(name for name, _ in pairs)
         twice = next(name for name, n in names.items() if n > 1)
-        raise _NameTwiceError(f"the name {described(twice)} is there twice, so which of the values is meant is not known")
+        raise _NameTwiceError(
+            f"the name {described(twice)} is there twice, so which of the values is meant is not known"
+        )
     return found
 
 

@@ -50,7 +50,8 @@ class Validation(Strict):
     reasons: dict[str, int] = Field(description="rows by the rule that failed; a row may fail several")
     line_errors: dict[str, int] = Field(default_factory=dict, description="unparsable lines by why they are no record")
     notes: dict[str, int] = Field(
-        default_factory=dict, description="valid rows that lost a field, by the rule that took it; a row may lose several"
+        default_factory=dict,
+        description="valid rows that lost a field, by the rule that took it; a row may lose several",
     )
     pictures_named: int | None = Field(
         default=None, description="records that name a picture; None: the rules did not ask"

@@ -72,9 +72,7 @@ def render_index(ledgers: Sequence[Ledger], reported: frozenset[str], live: str 
     )
 
 
-def render_rules(
-    validation: Validation, outcomes: Sequence[Outcome], examples: Mapping[str, Sequence[Example]]
-) -> str:
+def render_rules(validation: Validation, outcomes: Sequence[Outcome], examples: Mapping[str, Sequence[Example]]) -> str:
     """Return the page of the rules that a day's records were checked by; `examples` are by the rule's name."""
     failed = [outcome for outcome in outcomes if not outcome.passed]
     shown = [outcome for outcome in outcomes if examples.get(outcome.rule.name)]
