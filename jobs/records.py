@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from jobs import parquet, storage
+from jobs import label_forms, parquet, storage
 from jobs.field_rules import FieldRules
 from jobs.fields import BLANK, READERS, TEXT_START, FieldError, described, read_time, whole
 from jobs.rejected_lines import read_rejected
@@ -191,19 +191,21 @@ _DECODER: Final = json.JSONDecoder(object_pairs_hook=unique, parse_int=_integer)
 
 
 def _labels(attributes: dict[str, Any]) -> tuple[list[tuple[str, list[str]]], list[tuple[str, str]]]:
-    """Return the labels that are a text or a list of texts, and those of other types as JSON."""
+    """Return the labels that can be read (`label_forms.read_value`), each as its texts, and the others as JSON."""
     labels: list[tuple[str, list[str]]] = []
     mistyped: list[tuple[str, str]] = []
     for name, value in attributes.items():
         if isinstance(value, str):
             labels.append((whole(name), [whole(value)]))
             continue
-        given = [v for v in (value if isinstance(value, list) else [value]) if v is not None]
-        if given and all(isinstance(v, str) for v in given):
-            labels.append((whole(name), [whole(v) for v in given]))
-        elif given:
+        try:
+            texts = label_forms.read_value(value, name)
+        except label_forms.UnreadableError:
             text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
             mistyped.append((whole(name), whole(text)[:_SHOWN]))
+        else:
+            if texts:
+                labels.append((whole(name), [whole(text) for text in texts]))
     return labels, mistyped
 
 

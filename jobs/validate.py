@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from cma_clip_core.places import parquet_files
-from jobs import doubled_ids, expectations, parquet, records, row_filter, spark, storage
+from jobs import doubled_ids, expectations, parquet, records, row_filter, spark, storage, stored
 from jobs.errors import CriticalDataError, JobError
 from jobs.field_rules import field_rules
 from jobs.lake import Lake
@@ -53,8 +53,8 @@ def validate(settings: Settings, ds: str) -> Validation:
     version = _version(manifest, table, roots)
     docs = lake.root / "reports" / f"ds={ds}" / f"validation-{version}"
     with storage.locked(lake.valid(ds)), measure("validate", docs) as measured:
-        found = storage.read_document(lake.valid(ds) / "current.json", Validation)
-        if found is None or found.version != version or not storage.exists(lake.root / found.valid_path):
+        found = storage.find_document(lake.valid(ds) / "current.json", Validation, "the day is validated again")
+        if found is None or found.version != version or not _is_whole(lake, found):
             preload("great_expectations.expectations")
             with spark.session(settings, manifest.rows) as session:
                 found = _validate(session, settings, lake, manifest, table, roots, version, docs)
@@ -81,6 +81,14 @@ def validate(settings: Settings, ds: str) -> Validation:
     return found
 
 
+def _is_whole(lake: Lake, found: Validation) -> bool:
+    """Whether the records of a validated day are as they were written."""
+    damaged = stored.damage(lake, found.files)
+    if damaged is not None:
+        log.warning("validate: %s; the day is validated again", damaged)
+    return damaged is None and storage.exists(lake.root / found.valid_path)
+
+
 def check_raw(lake: Lake, ds: str) -> RawManifest:
     """Return the manifest of a day's raw catalog, each of its files checked byte for byte.
 
@@ -94,16 +102,8 @@ def check_raw(lake: Lake, ds: str) -> RawManifest:
         raise JobError(f"{folder} {what}: run `python -m jobs import-catalog FOLDER --ds {ds}`")
     for file in manifest.files:
         path = folder / file.name
-        size = storage.size(path)
-        if size is None:
-            problem = "is missing"
-        elif size != file.bytes:
-            problem = f"has {size:,} bytes, {file.bytes:,} were written: it is half-written or was changed"
-        elif storage.sha256(path) != file.sha256:
-            problem = "is not what was written (its SHA-256 differs)"
-        else:
-            continue
-        raise JobError(f"{path} {problem}; import the day again: `python -m jobs import-catalog FOLDER --ds {ds}`")
+        if (problem := storage.difference(path, file.bytes, file.sha256)) is not None:
+            raise JobError(f"{path} {problem}; import the day again: `python -m jobs import-catalog FOLDER --ds {ds}`")
     return manifest
 
 
@@ -120,7 +120,14 @@ def _version(manifest: RawManifest, table: RuleTable, roots: Sequence[Place]) ->
 def last_days(lake: Lake, ds: str) -> list[Validation]:
     """Return the validations of the days before `ds` that passed, oldest first."""
     days = [path.name for path in storage.children(lake.valid("-").parent, "ds=") if path.name < f"ds={ds}"]
-    found = (storage.read_document(lake.valid("-").parent / day / "current.json", Validation) for day in days[-_DAYS:])
+    found = (
+        storage.find_document(
+            lake.valid("-").parent / day / "current.json",
+            Validation,
+            f"{day} does not count; `python -m jobs validate --ds {day.removeprefix('ds=')}` makes it again",
+        )
+        for day in days[-_DAYS:]
+    )
     return [validation for validation in found if validation is not None and validation.passed]
 
 
@@ -190,6 +197,7 @@ def _validate(
         valid_path=lake.relative(valid_path),
         quarantine_path=lake.relative(quarantine_path),
         data_docs_path=lake.relative(docs / "index.html"),
+        files=stored.describe(lake, (valid_path, quarantine_path)),
         created_at=datetime.now(UTC),
     )
     storage.write_bytes(docs / "index.html", render_rules(result, outcomes, examples).encode())

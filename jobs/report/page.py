@@ -63,12 +63,27 @@ def render_night(night: Night, costs: Costs, folder: Place, spent: float) -> str
     )  # fmt: skip
 
 
-def render_index(ledgers: Sequence[Ledger], reported: frozenset[str], live: str | None) -> str:
-    """Return the page that lists the nights of `ledgers`; those in `reported` have a page of their own."""
+def render_index(
+    ledgers: Sequence[Ledger], reported: frozenset[str], live: str | None, broken: Sequence[str] = ()
+) -> str:
+    """Return the page that lists the nights of `ledgers`; those in `reported` have a page of their own.
+
+    Args:
+        ledgers: in the order of the page.
+        reported: runs with a page.
+        live: the live run.
+        broken: runs whose ledger cannot be read.
+    """
     return (
         _environment()
         .get_template("index.html.j2")
-        .render(ledgers=ledgers, reported=reported, live=live, largest=max((n.raw for n in ledgers), default=1) or 1)
+        .render(
+            ledgers=ledgers,
+            reported=reported,
+            live=live,
+            broken=broken,
+            largest=max((n.raw for n in ledgers), default=1) or 1,
+        )
     )
 
 
