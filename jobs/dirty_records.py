@@ -122,9 +122,7 @@ def _texts() -> list[Dirty]:
     hostile = "\x00\x07Blue\u202e tac\u202c T\u200b-\u200dshirt\ufeff\x1b[31m \ud83d"
     long = "cotton & <b>blue</b> " * (HUGE_TEXT // 21 + 1)
     return [
-        Dirty(
-            "text_8_mb", (_record("text_8_mb", description=long[:HUGE_TEXT]),), "valid", "description_too_long"
-        ),
+        Dirty("text_8_mb", (_record("text_8_mb", description=long[:HUGE_TEXT]),), "valid", "description_too_long"),
         Dirty("control_characters", (_record("control_characters", title=hostile),), "valid"),
         Dirty("markup", (_record("markup", description="<p>Soft&nbsp;<b>cotton</b><script>x()</script>"),), "valid"),
         Dirty("placeholders", (_record("placeholders", description="Style Note", brand="N/A"),), "valid"),
