@@ -9,7 +9,7 @@ from jobs.expectations import Outcome
 from jobs.report.text import plain
 from jobs.rule_examples import Example
 from schemas.documents import LostPicture
-from schemas.rules import LINE_ERROR, PicturesFound, RowCount
+from schemas.rules import LINE_ERROR, PicturesFound, Readable, clears
 
 _ID: Final = 60  # characters of an id
 _FOUND: Final = 160  # characters of a value or a line
@@ -26,14 +26,16 @@ def failure_text(
         lost: pictures that import could not have; told by the rule that is about them, in place of products.
     """
     parts = [f"{outcome.rule.name}: {outcome.observed}. {outcome.rule.why}"]
-    if not isinstance(outcome.rule, RowCount) and getattr(outcome.rule, "column", None) == LINE_ERROR and line_errors:
+    column = getattr(outcome.rule, "column", None)
+    if column == LINE_ERROR and line_errors:
         told = [f"{count:,} {plain(cause, _ID)}" for cause, count in list(line_errors.items())[:_CAUSES]]
         rest = sum(list(line_errors.values())[_CAUSES:])
         parts.append(f"Causes: {', '.join([*told, *([f'{rest:,} others'] if rest else [])])}.")
     if isinstance(outcome.rule, PicturesFound) and lost:
         parts.append(f"Import asked for {'; '.join(map(_lost_text, lost))}.")
     elif examples:
-        parts.append(f"Such as {'; '.join(map(example_text, examples))}.")
+        field = column if clears(outcome.rule) or isinstance(outcome.rule, Readable) else None
+        parts.append(f"Such as {'; '.join(_example_text(example, field) for example in examples)}.")
     return " ".join(parts)
 
 
@@ -44,14 +46,15 @@ def _lost_text(picture: LostPicture) -> str:
     )
 
 
-def example_text(example: Example) -> str:
-    """Return a row for a terminal: its id, the note on it, and the start of its line where it has no id to find it by."""
+def _example_text(example: Example, field: str | None) -> str:
+    """Return a row for a terminal: its id, what was found in the `field`, and its start where it has no id to find it by."""
     parts = []
     if example.product_id is not None:
         parts.append(f"product {plain(example.product_id, _ID)}")
     if example.note:
         rule, _, found = example.note.partition(": ")
-        parts.append(plain(found or rule, _FOUND))
+        shown = plain(found or rule, _FOUND)
+        parts.append(f"{field} is {shown}" if field is not None else shown)
     if example.product_id is None and example.start is not None:
         start = example.start.decode("utf-8", "backslashreplace")
         parts.append(f"{example.source} has the line {plain(start, _FOUND)}")

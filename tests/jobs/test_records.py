@@ -211,6 +211,16 @@ def test_deeply_nested_value_is_described_without_its_depth() -> None:
     assert len(note) <= 300
 
 
+@pytest.mark.parametrize("field", [b"attributes", b"title"])
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+def test_nesting_of_any_depth_ends_as_a_row(field: bytes, opening: bytes) -> None:
+    closing = b"]" if opening == b"[" else b"}"
+    for depth in range(900, 1010):
+        value = opening * depth + (b"" if opening == b"[" else b"1") + closing * depth
+        row = parse_line(b'{"product_id": "p", "' + field + b'": {"x": ' + value + b"}}", RULES)
+        assert row.get("product_id") == "p" or row["line_error"] == "not_json"
+
+
 @pytest.mark.parametrize("blank", ["", "  ", "\t\n", "\u200b\u202e", "\x00\x1f", "\u3000\xa0", "\ufeff" * 5000])
 def test_text_of_blanks_is_none(blank: str) -> None:
     row = parse(title=blank, image_uri="a.jpg")

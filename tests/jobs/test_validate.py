@@ -183,7 +183,7 @@ def test_row_that_is_no_product_does_not_hold_the_one_that_is(lake: Lake, settin
 def test_many_ids_with_several_rows_stop_the_night_and_are_shown(lake: Lake, settings: Settings) -> None:
     told = (
         r"several_rows_of_one_product: 18 of 109 rows \(16.5%; 2% allowed\)\. Several rows have this id.*`group_by` in the "
-        r"mapping.*`updated_at`.*Such as product good-0; product good-0; product good-1"
+        r"mapping.*`updated_at`.*Such as product good-0, 2 rows; product good-1, 2 rows; product good-2, 2 rows"
     )
     write_raw(lake, DAY1, [*good(100), *[{"product_id": f"good-{i}", "image_uri": "b.jpg"} for i in range(9)]])
     with pytest.raises(CriticalDataError, match=told) as error:
@@ -412,7 +412,7 @@ def test_column_that_is_unreadable_in_most_rows_stops_the_night_by_its_name(
         validate(settings, DAY1)
     (failure,) = str(error.value).splitlines()[1:-1]
     assert failure.strip().startswith(f"{rule}: 30 of 30 rows (100.0%; ")
-    assert f"Such as product good-0, {told}; product good-1, {told}" in failure
+    assert f"Such as product good-0, {field} is {told}; product good-1, {field} is {told}" in failure
 
 
 @pytest.mark.parametrize("price", ["on request", float("nan"), -1, [1, 2], {"amount": 5}])
