@@ -16,6 +16,7 @@ from jobs.storage import Place
 from schemas import tables
 from schemas.rules import (
     LINE_ERROR,
+    SEVERAL_ROWS,
     NullShare,
     PicturesFound,
     PicturesNamed,
@@ -106,6 +107,10 @@ class DayTables:
             cause = "row_number() over (partition by split_part(note, ':', 1) order by source_file, start)"
             query = f"select * from ({rejected} kind = $1) order by {cause}, note"
             parameters = ["unparsable", "line"]
+        elif rule.column == SEVERAL_ROWS:
+            query = """select product_id, count(*) || ' rows' as note, null as start, '' as source_file
+                from quarantine where list_contains(reasons, $1) group by product_id"""
+            parameters = [rule.name]
         else:
             query, parameters = f"{rejected} list_contains(reasons, $1)", [rule.name, rule.column]
         ordered = query if "order by" in query else f"select * from ({query}) order by product_id, source_file, start"

@@ -63,10 +63,14 @@ def validate(settings: Settings, ds: str) -> Validation:
             measured.folder = None  # what it did cost stays on record
         measured.rows = found.raw
     log.info(
-        "validate: %s raw = %s unparsable + %s quarantined + %s superseded + %s valid; Data Docs: %s",
+        "validate: %s raw = %s unparsable + %s quarantined + %s superseded + %s valid; rules: %s",
         *(f"{n:,}" for n in (found.raw, found.unparsable, found.quarantined, found.superseded, found.valid)),
         lake.root / found.data_docs_path,
     )
+    if found.notes:
+        log.info(
+            "validate: fields that are not used: %s", ", ".join(f"{n:,} {name}" for name, n in found.notes.items())
+        )
     if not found.passed:
         raise CriticalDataError(
             "\n  ".join(
@@ -177,7 +181,9 @@ def _validate(
             "this is a bug of the validation, nothing is published"
         )
     failures = tuple(
-        failure_text(outcome, examples[outcome.rule.name], line_errors) for outcome in outcomes if not outcome.passed
+        failure_text(outcome, examples[outcome.rule.name], line_errors, manifest.missing_pictures)
+        for outcome in outcomes
+        if not outcome.passed
     )
     pictures = {type(outcome.rule): outcome for outcome in outcomes}
     named, found = pictures.get(PicturesNamed), pictures.get(PicturesFound)

@@ -44,6 +44,16 @@ class Counted:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """A rule that took a field of valid records, or a remark on it."""
+
+    name: str
+    why: str  # of the rule; '' where the table has it no more
+    products: int
+    examples: tuple[tuple[str, str], ...]  # product id, field and what was found
+
+
+@dataclass(frozen=True, slots=True)
 class PictureProblem:
     """Why products of this run have no picture."""
 
@@ -143,6 +153,8 @@ class Night:
     unknown_labels: tuple[Counted, ...]
     unknown_total: int
     mistyped_labels: tuple[Counted, ...]
+    notes: tuple[Note, ...]  # on fields of valid records
+    noticed: dict[str, int]  # by the import
     picture_problems: tuple[PictureProblem, ...]
     attributes: tuple[AttributeFacts, ...]
     conflicts: tuple[Conflict, ...]

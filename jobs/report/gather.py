@@ -20,12 +20,14 @@ from jobs.doubled_ids import SUPERSEDED
 from jobs.errors import JobError
 from jobs.explained import explain
 from jobs.lake import LABELLED_TABLE, Lake
+from jobs.records import FIRST_OF_SEVERAL
 from jobs.report.facts import (
     BINS,
     AttributeFacts,
     Conflict,
     Counted,
     Night,
+    Note,
     PictureProblem,
     Reason,
     Rejected,
@@ -88,6 +90,8 @@ def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
             unknown_labels=unknown,
             unknown_total=unknown_total,
             mistyped_labels=query.mistyped_labels(),
+            notes=query.notes(rules),
+            noticed=_noticed(lake, plan.ds),
             picture_problems=query.picture_problems(),
             attributes=attributes,
             conflicts=conflicts,
@@ -143,6 +147,14 @@ def _scan(db: duckdb.DuckDBPyConnection, files: Iterable[Place], table: pa.Schem
     name = next(f"empty_{name}" for name, found in tables.TABLES.items() if found is table)
     db.register(name, table.empty_table())
     return name
+
+
+def _noticed(lake: Lake, ds: str) -> dict[str, int]:
+    """Return what the import read in another way than written; nothing where the day's manifest is gone or broken."""
+    with suppress(JobError):
+        manifest = lake.read_raw_manifest(ds)
+        return dict(manifest.notes) if manifest else {}
+    return {}
 
 
 class Query:
@@ -366,6 +378,29 @@ class Query:
                 group by field order by n desc, field limit {_UNKNOWN}"""
         )
         return tuple(Counted(*row) for row in rows)
+
+    def notes(self, rules: RuleTable) -> tuple[Note, ...]:
+        """Return which fields valid records lost, or gave more than one value for, the most frequent first."""
+        validation = self._plan.validation
+        why = {rule.name: rule.why for rule in rules.row_rules} | {
+            FIRST_OF_SEVERAL: "The record gives several pictures. The first one is the product's."
+        }
+        examples: dict[str, list[tuple[str, str]]] = {}
+        if validation.notes:
+            files = parquet_files(self._lake.root / validation.valid_path)
+            for name, product, text in self._rows(
+                f"""select split_part(note.value, ':', 1) as name, left(product_id, {_TEXT}), left(note.key || ' ' ||
+                        substr(note.value, strpos(note.value, ':')), {_TEXT})
+                    from (select unnest(map_entries(notes)) as note, product_id from {_scan(self._db, files, tables.VALID)}
+                        where cardinality(notes) > 0)
+                    qualify row_number() over (partition by name order by product_id) <= {_EXAMPLES}
+                    order by name, product_id"""
+            ):
+                examples.setdefault(name, []).append((product, text))
+        return tuple(
+            Note(name, why.get(name, ""), products, tuple(examples.get(name, ())))
+            for name, products in validation.notes.items()
+        )
 
     def picture_problems(self) -> tuple[PictureProblem, ...]:
         """Return why products of this run have no picture, the most frequent first."""

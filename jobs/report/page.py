@@ -193,7 +193,7 @@ def _gaps(attributes: Sequence[AttributeFacts]) -> tuple[int, int]:
 
 
 def _page_of(docs: Place) -> Place:
-    """Return the page of Data Docs, also of a lake whose documents name their folder."""
+    """Return the page of the rules, also of a lake whose documents name its folder."""
     return docs / "index.html" if on_disk(docs) and docs.is_dir() else docs
 
 
