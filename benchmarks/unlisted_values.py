@@ -93,14 +93,18 @@ def chosen(found: Mapping[str, Predictions], selection: SelectionConfig, *, list
 def words(name: str, metrics: Mapping[str, AttributeMetrics]) -> str:
     """Return one line: coverage and the promise."""
     kept: Promise = promise_kept(metrics)
-    return f"{name:8} coverage {mean_of(metrics, 'coverage'):.3f}, recall {mean_of(metrics, 'recall'):.3f}; {kept.words()}"
+    return (
+        f"{name:8} coverage {mean_of(metrics, 'coverage'):.3f}, recall {mean_of(metrics, 'recall'):.3f}; {kept.words()}"
+    )
 
 
 def run(title: str, index: ExampleIndex, taxonomy: Taxonomy, config_name: str) -> None:
     """Fit, choose and judge, and print the numbers."""
     config, layout = load_config(config_name), ClassLayout(taxonomy)
     not_learnt = find_unlearnable(index, layout, config.selection.least_labels)
-    fitted = fit_text_baseline(index, layout, config.text, not_learnt=not_learnt, inverse_regularisations=C, progress=False)
+    fitted = fit_text_baseline(
+        index, layout, config.text, not_learnt=not_learnt, inverse_regularisations=C, progress=False
+    )
     validation, test = ({n: p for n, p in fitted.predict(index, side).items() if n not in not_learnt} for side in ("validation", "test"))  # type: ignore[arg-type]  # fmt: skip
     metrics = {}
     for name, listed in (("before", True), ("after", False)):
@@ -111,8 +115,13 @@ def run(title: str, index: ExampleIndex, taxonomy: Taxonomy, config_name: str) -
     for name, one in metrics["before"].items():
         other = metrics["after"][name]
         share = one.n_unlisted / max(one.n + one.n_unlisted, 1)
-        said = [f"{x:.3f}" if x is not None else "    -" for x in (one.precision, other.precision, one.coverage, other.coverage)]
-        print(f"  {name:16} {one.n_unlisted:6} {share:7.1%}       {said[0]} -> {said[1]}            {said[2]} -> {said[3]}")
+        said = [
+            f"{x:.3f}" if x is not None else "    -"
+            for x in (one.precision, other.precision, one.coverage, other.coverage)
+        ]
+        print(
+            f"  {name:16} {one.n_unlisted:6} {share:7.1%}       {said[0]} -> {said[1]}            {said[2]} -> {said[3]}"
+        )
 
 
 def main() -> None:

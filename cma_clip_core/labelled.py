@@ -32,7 +32,7 @@ class Scan:
 
     index: ExampleIndex
     superseded: int  # of products that have a newer one
-    unlabelled: int  # without any value that counts; on the training side, where unlisted ones teach nothing, without a label
+    unlabelled: int  # without any value that counts; on the training side, without a label
     empty: int  # with neither text nor picture: they teach nothing
     given: dict[str, Given] = field(default_factory=dict)  # what the catalog gives of each attribute, of all products
 

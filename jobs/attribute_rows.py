@@ -70,7 +70,10 @@ def attributes(predictions: DataFrame, plan: Plan, taxonomy: Taxonomy) -> DataFr
         "source_hash",
         "tagged_at",
         "attribute",
-        *[F.coalesce(F.col(c)[F.col("attribute")], empty).alias(to) for c, to in (("labels", "listed"), ("unlisted", "others"))],
+        *[
+            F.coalesce(F.col(c)[F.col("attribute")], empty).alias(to)
+            for c, to in (("labels", "listed"), ("unlisted", "others"))
+        ],
         F.filter("predictions", lambda p: p["attribute"] == F.col("attribute")).alias("predicted"),
         F.array_contains(multi, F.col("attribute")).alias("multi"),
     )

@@ -131,7 +131,9 @@ def _log_words(given: Mapping[str, Given]) -> None:
             continue
         words = []
         for word in found.commonest[:_WORDS]:
-            means = f"several values: {', '.join(word.several)}" if word.several else f"nearest {word.nearest or 'none'}"
+            means = (
+                f"several values: {', '.join(word.several)}" if word.several else f"nearest {word.nearest or 'none'}"
+            )
             words.append(f"{word.word[:_SHOWN]!r} ({word.products:,}; {means})")
         rest = found.words - len(words)
         more = f" and {rest:,} more" if rest else ""

@@ -12,8 +12,29 @@ Json = Any
 Labels = dict[str, list[str]]  # name of an attribute in the shop's words to what it says
 
 # Keys of an object that is one attribute, folded: {"name": "colour", "value": "Red"}.
-_NAMES: Final = ("name", "key", "attribute", "attributename", "attributecode", "property", "propertyname", "label", "title", "code")
-_VALUES: Final = ("value", "values", "option", "options", "val", "attributevalue", "attributevalues", "propertyvalue", "text")
+_NAMES: Final = (
+    "name",
+    "key",
+    "attribute",
+    "attributename",
+    "attributecode",
+    "property",
+    "propertyname",
+    "label",
+    "title",
+    "code",
+)
+_VALUES: Final = (
+    "value",
+    "values",
+    "option",
+    "options",
+    "val",
+    "attributevalue",
+    "attributevalues",
+    "propertyvalue",
+    "text",
+)
 _SHOWN_NAMES: Final = ("label", "name", "title")  # of a value that is an object without any of `_VALUES`
 _UNITS: Final = ("unit", "units", "unitcode", "uom")
 _DEPTH: Final = 5  # levels of lists and objects that are looked through
@@ -63,7 +84,9 @@ def read_value(value: Json, name: str = "", *, depth: int = _DEPTH) -> list[str]
         return read_value(keys[held], name, depth=depth - 1)
     own = _first(keys, _NAMES)
     if own is not None and _bare(str(keys[own])) != _bare(name):
-        raise UnreadableError("an object with a name and a value")  # the name may be the value: {"name": "Red", "value": 5}
+        raise UnreadableError(
+            "an object with a name and a value"
+        )  # the name may be the value: {"name": "Red", "value": 5}
     texts = read_value(keys[held], name, depth=depth - 1)
     unit = keys.get(_first(keys, _UNITS) or "")
     return [f"{text} {unit}" for text in texts] if isinstance(unit, str) and unit.strip() else texts
@@ -117,7 +140,9 @@ def _read_into(labels: Labels, unread: dict[str, Json], found: Json, depth: int)
         for item in found:
             if isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str):
                 _add(labels, unread, item[0], item[1])
-            elif isinstance(item, dict) and not _read_pair(labels, unread, item) and (name := _name_of(item)) is not None:
+            elif (
+                isinstance(item, dict) and not _read_pair(labels, unread, item) and (name := _name_of(item)) is not None
+            ):
                 unread[name] = item  # an attribute whose value is nowhere
             elif not isinstance(item, dict) or _name_of(item) is None:
                 _read_into(labels, unread, item, depth - 1)
@@ -138,7 +163,12 @@ def _read_pair(labels: Labels, unread: dict[str, Json], found: dict[str, Json]) 
     held = _first(keys, _VALUES) or next((key for key in _VALUES if key in keys), None)
     if name is None or held is None:
         return False
-    _add(labels, unread, name, {key: keys[key] for key in (held, *_UNITS) if key in keys} if keys[held] is not None else None)
+    _add(
+        labels,
+        unread,
+        name,
+        {key: keys[key] for key in (held, *_UNITS) if key in keys} if keys[held] is not None else None,
+    )
     return True
 
 

@@ -145,7 +145,9 @@ class Mapper:
         """Log the labels that cannot be read, by name, each with one example."""
         for name, count in self.unread.most_common():
             shown = json.dumps(self._example[name])[:_SHOWN] if name in self._example else ""
-            log.warning("import-catalog: %s labels of %r cannot be read, such as %s", f"{count:,}", name[:_SHOWN], shown)
+            log.warning(
+                "import-catalog: %s labels of %r cannot be read, such as %s", f"{count:,}", name[:_SHOWN], shown
+            )
 
     def picture_name(self, row: dict[str, Json]) -> Json:
         """Return the name of the row's picture; None where it has none; a value that is no name as it is."""

@@ -1,4 +1,7 @@
-"""Values that the taxonomy does not list: wrong whatever a method says, no positives, never learnt. `pytest tests/cma_clip_core/test_unlisted.py`"""
+"""Values that the taxonomy does not list: wrong whatever a method says, no positives, never learnt.
+
+`pytest tests/cma_clip_core/test_unlisted.py`
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,9 @@ def test_an_answer_for_an_unlisted_value_is_wrong_and_no_positive() -> None:
     found = candidates(MIXED)
     assert (len(found), found.positives, found.unlisted, len(found.positive_family)) == (6, 4, 2, 4)
     assert found.right.tolist() == [True, True, True, False, False, False]
-    pairs = candidates(join([several([[0.9, 0.1, 0.6]], ["rwr"], ["www"]), unlisted(several([[0.9, 0.1, 0.1]], ["rww"], ["www"]))]))
+    pairs = candidates(
+        join([several([[0.9, 0.1, 0.6]], ["rwr"], ["www"]), unlisted(several([[0.9, 0.1, 0.1]], ["rww"], ["www"]))])
+    )
     assert (pairs.positives, pairs.unlisted, int(pairs.right.sum())) == (2, 1, 2)
 
 
@@ -104,7 +109,9 @@ def test_a_threshold_keeps_its_promise_where_a_tenth_is_unlisted() -> None:
 
 def test_recalls_are_drawn_with_unlisted_values_as_errors() -> None:
     threshold = {"pattern": accepted_from(0.5)}
-    recalls = [draw_recalls({"m": {"pattern": p}}, {"m": threshold}, [], draws=3)["m"].of("pattern") for p in (LISTED, MIXED)]
+    recalls = [
+        draw_recalls({"m": {"pattern": p}}, {"m": threshold}, [], draws=3)["m"].of("pattern") for p in (LISTED, MIXED)
+    ]
     assert [recall.measured for recall in recalls] == [0.75, 0.0]
 
 
@@ -136,10 +143,18 @@ def test_labels_are_listed_unlisted_or_gaps() -> None:
     reader = LabelReader(drawn.taxonomy())
     rows = reader.read(
         [[("article_type", ["Shirt"]), ("material", ["Wool"])], [("colour", ["Red"])], []],
-        [[("colour", ["Teal"]), ("material", ["Hemp"])], [("article_type", ["Hat"]), ("pattern", ["Wavy"])], [("colour", ["Teal"])]],
+        [
+            [("colour", ["Teal"]), ("material", ["Hemp"])],
+            [("article_type", ["Hat"]), ("pattern", ["Wavy"])],
+            [("colour", ["Teal"])],
+        ],
     )
     assert rows.labelled.tolist() == [[True, False, False, True], [False, True, False, False], [False] * 4]
-    assert rows.unlisted.tolist() == [[False, True, False, False], [True, False, False, False], [False, True, False, False]]
+    assert rows.unlisted.tolist() == [
+        [False, True, False, False],
+        [True, False, False, False],
+        [False, True, False, False],
+    ]
     assert rows.gaps.tolist() == [[False, False, True, False], [False] * 4, [True, False, False, False]]
     assert rows.left_out.tolist() == [[False] * 4, [False, False, True, False], [False] * 4]
 
@@ -190,7 +205,8 @@ def test_words_are_counted_once_a_product_with_the_nearest_value(monkeypatch: py
     taxonomy = drawn.taxonomy()
     counter, reader = GivenCounter(taxonomy), LabelReader(taxonomy)
     unknown: list[list[tuple[str, list[str]]]] = [
-        [("colour", ["Geen"])], [("colour", [" Geen "])], [("colour", ["Red|Blue"])], [("material", ["x" * 500, "Hemp"])], [("colour", ["out"])],
+        [("colour", ["Geen"])], [("colour", [" Geen "])], [("colour", ["Red|Blue"])], [("material", ["x" * 500, "Hemp"])],
+        [("colour", ["out"])],
     ]  # fmt: skip
     monkeypatch.setattr("cma_clip_core.unlisted.WORDS", 2)
     counter.add(reader.read([[]] * 5, unknown), unknown, np.array([True] * 4 + [False]))

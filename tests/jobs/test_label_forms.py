@@ -13,7 +13,10 @@ from jobs.label_forms import decoded, read_object
 @pytest.mark.parametrize(
     ("found", "labels"),
     [
-        ({"hue": "Teal", "size": 38, "sole": 2.50, "warm": False, "none": None}, {"hue": ["Teal"], "size": ["38"], "sole": ["2.5"], "warm": ["false"], "none": []}),
+        (
+            {"hue": "Teal", "size": 38, "sole": 2.50, "warm": False, "none": None},
+            {"hue": ["Teal"], "size": ["38"], "sole": ["2.5"], "warm": ["false"], "none": []},
+        ),
         ({"hue": ["Teal", "Sand"]}, {"hue": ["Teal", "Sand"]}),
         ([{"name": "hue", "value": "Teal"}, {"name": "size", "value": 38.0}], {"hue": ["Teal"], "size": ["38"]}),
         ([{"name": "hue", "values": ["Teal", "Sand"]}], {"hue": ["Teal", "Sand"]}),
@@ -63,7 +66,9 @@ def test_what_has_no_known_form_is_told_by_name(found: Any, unread: dict[str, An
     assert read_object(found) == ({}, unread)
 
 
-@pytest.mark.parametrize("text", ["[S-XL]", "{see below}", "[", "[" * 100_000, "[1" + "," * 9000, "Teal", "[" + "9" * 5000 + "]"])
+@pytest.mark.parametrize(
+    "text", ["[S-XL]", "{see below}", "[", "[" * 100_000, "[1" + "," * 9000, "Teal", "[" + "9" * 5000 + "]"]
+)
 def test_a_text_that_only_looks_like_a_list_stays_a_text(text: str) -> None:
     assert decoded(text) == text or isinstance(decoded(text), list)
 

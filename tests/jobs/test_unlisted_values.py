@@ -60,7 +60,10 @@ BOXES = ("bag in box", "Hanapakkaus", "PET\u00ad bottle ", "Can|Bottle")
 
 def drink(number: int) -> dict[str, Any]:
     """Return a record; of six drinks three have a listed package, two an unlisted one, and one has none."""
-    kind, package = ("Wine", "Beer", "Cider")[number % 3], ("Bottle", "CAN", "glass\u2011bottle".replace("\u2011", "\u00a0"))[number % 3]
+    kind, package = (
+        ("Wine", "Beer", "Cider")[number % 3],
+        ("Bottle", "CAN", "glass\u2011bottle".replace("\u2011", "\u00a0"))[number % 3],
+    )
     facts: list[dict[str, Any]] = [{"name": "size", "value": (33, 75.0)[number % 2]}]
     notes = ["fruity"] if number % 4 else ["Dry", f"Hint of {('plum', 'oak')[number % 2]}"]
     facts.append({"name": "notes", "options": notes})
@@ -200,22 +203,23 @@ def row_of(
     }  # fmt: skip
 
 
+NOTHING = [(None, None, None, None, False)]
 CAN, FRUITY, DRY = ("package", "Can", True), ("notes", "Fruity", True), ("notes", "Dry", False)
 
 
 @pytest.mark.parametrize(
     ("row", "package", "notes"),
     [
-        (row_of({}, {"package": ["Keg"]}, CAN), [("Keg", "catalog_unlisted", "Keg", "Can", False)], [(None, None, None, None, False)]),
+        (row_of({}, {"package": ["Keg"]}, CAN), [("Keg", "catalog_unlisted", "Keg", "Can", False)], NOTHING),
         (row_of({}, {}, CAN, FRUITY), [("Can", "model", None, "Can", False)], [("Fruity", "model", None, "Fruity", False)]),
         # A file of an older version: nothing is known of unlisted values.
-        (row_of({}, None, CAN), [("Can", "model", None, "Can", False)], [(None, None, None, None, False)]),
-        (row_of({"package": ["Glass bottle"]}, {}, CAN), [("Glass bottle", "catalog", "Glass bottle", "Can", True)], [(None, None, None, None, False)]),
+        (row_of({}, None, CAN), [("Can", "model", None, "Can", False)], NOTHING),
+        (row_of({"package": ["Glass bottle"]}, {}, CAN), [("Glass bottle", "catalog", "Glass bottle", "Can", True)], NOTHING),
         # An example of an older version, which took the first of two words, or kept both.
-        (row_of({}, {"package": ["Keg", "Tin"]}, CAN), [("Keg|Tin", "catalog_unlisted", "Keg|Tin", "Can", False)], [(None, None, None, None, False)]),
+        (row_of({}, {"package": ["Keg", "Tin"]}, CAN), [("Keg|Tin", "catalog_unlisted", "Keg|Tin", "Can", False)], NOTHING),
         (
             row_of({"notes": ["Dry"]}, {"notes": ["Oak", "Plum"]}, FRUITY, DRY),
-            [(None, None, None, None, False)],
+            NOTHING,
             [
                 ("Dry", "catalog", "Dry", "Dry", False), ("Oak", "catalog_unlisted", "Oak", None, False),
                 ("Plum", "catalog_unlisted", "Plum", None, False), (None, None, None, "Fruity", True),
@@ -223,13 +227,17 @@ CAN, FRUITY, DRY = ("package", "Can", True), ("notes", "Fruity", True), ("notes"
         ),
         (
             row_of({}, {"notes": ["Oak"]}, FRUITY),
-            [(None, None, None, None, False)],
+            NOTHING,
             [("Oak", "catalog_unlisted", "Oak", None, False), (None, None, None, "Fruity", False)],
         ),
     ],
 )  # fmt: skip
 def test_rows_of_listed_and_unlisted_values(
-    spark_session: Any, tmp_path: Path, row: dict[str, Any], package: list[tuple[Any, ...]], notes: list[tuple[Any, ...]]
+    spark_session: Any,
+    tmp_path: Path,
+    row: dict[str, Any],
+    package: list[tuple[Any, ...]],
+    notes: list[tuple[Any, ...]],
 ) -> None:
     from schemas.tables import spark_schema
 
@@ -240,4 +248,3 @@ def test_rows_of_listed_and_unlisted_values(
     for name, expected in (("package", package), ("notes", notes)):
         said = [(r.value, r.source, r.catalog_value, r.model_value, r.conflict) for r in found if r.attribute == name]
         assert sorted(said, key=str) == sorted(expected, key=str)
-

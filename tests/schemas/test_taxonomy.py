@@ -77,7 +77,9 @@ def test_what_is_folded_alike(one: str, other: str, alike: bool) -> None:
     assert (fold(one) == fold(other)) is alike
 
 
-@pytest.mark.parametrize("word", ["&" * 10**6, "a\u0301" * 10**6, "\u0301" * 10**6, " " * 10**6, "&#" + "9" * 10**6, "." * 10**6])
+@pytest.mark.parametrize(
+    "word", ["&" * 10**6, "a\u0301" * 10**6, "\u0301" * 10**6, " " * 10**6, "&#" + "9" * 10**6, "." * 10**6]
+)
 def test_a_long_label_is_folded_in_linear_time(word: str) -> None:
     begun = time.process_time()
     fold(word)
@@ -237,7 +239,10 @@ def test_of_several_words_of_a_single_valued_attribute_none_is_the_value() -> No
     assert colour.several("Red|red") == colour.several("Red") == taxonomy["extras"].several("Belt|Zip") == ()
 
 
-@pytest.mark.parametrize("word", ["NULL", "null.", "#N/A", "\\N", "nan", "#REF!", "#VALUE!", "(null)", "N.A.", "?", "--", "\u200b", "undefined"])
+@pytest.mark.parametrize(
+    "word",
+    ["NULL", "null.", "#N/A", "\\N", "nan", "#REF!", "#VALUE!", "(null)", "N.A.", "?", "--", "\u200b", "undefined"],
+)
 def test_what_programs_write_for_nothing_says_nothing(word: str) -> None:
     assert parse(document()).normalise({"Extras": [word], "type": [word]}) == ({}, {})
     named = document()
@@ -267,7 +272,10 @@ def test_unlisted_words_of_a_column_of_tags_are_no_values() -> None:
 
 def test_a_field_of_another_case_is_found_where_no_field_has_that_very_name() -> None:
     taxonomy = parse(document())
-    assert taxonomy.normalise({"colour": ["Red"], "SLEEVE  LENGTH": ["Long"]})[0] == {"colour": ["Red"], "sleeves": ["Long"]}
+    assert taxonomy.normalise({"colour": ["Red"], "SLEEVE  LENGTH": ["Long"]})[0] == {
+        "colour": ["Red"],
+        "sleeves": ["Long"],
+    }
     assert taxonomy.normalise({"colour": ["Red"], "Colour": ["Blue"]})[0] == {"colour": ["Blue"]}
     assert taxonomy.normalise({"colour": ["Red"], "COLOUR": ["Blue"]}) == ({}, {"colour": ["Red|Blue"]})
 
