@@ -98,8 +98,12 @@ def _rows(lake: Lake, ds: str, run_id: str | None) -> list[str]:
             plan: Plan = lake.read_plan(run_id)
             lines.append(f"Run {run_id}: {plan.to_tag:,} products to tag in {len(plan.shards)} shards.")
             lines.append(f"Report: {lake.reports(run_id)}")
-    live = lake.current_run()
-    lines.append(f"The tables are those of run {live}." if live else "Nothing is published yet.")
+    try:
+        live = lake.current_run()
+    except JobError as error:
+        lines.append(str(error))
+    else:
+        lines.append(f"The tables are those of run {live}." if live else "Nothing is published yet.")
     return lines
 
 

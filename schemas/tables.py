@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 LABELS: Final = pa.map_(pa.string(), pa.list_(pa.string()))
+NOTES: Final = pa.map_(pa.string(), pa.string())
 TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
 
 
@@ -59,6 +60,11 @@ VALID: Final = _schema(
     _field(
         "mistyped_labels", pa.map_(pa.string(), pa.string()), "labels that are no text: field name to the JSON found"
     ),
+    _field(
+        "notes",
+        NOTES,
+        "fields that the record lost, or that hold less than the shop gave: field name to the rule, a colon, and what was found",
+    ),
     _SOURCE_HASH,
     _DS,
 )
@@ -68,6 +74,7 @@ QUARANTINE: Final = _schema(
     _field("kind", pa.string(), "unparsable | quarantined | superseded (a newer record has this id)", null=False),
     _field("reasons", pa.list_(pa.string()), "names of the rules that failed", null=False),
     _field("product_id", pa.string(), "the record's id where one could be read"),
+    _field("notes", NOTES, "as in `valid`; under `line` why the line is no record, and where the shop wrote it"),
     _field("raw", pa.binary(), "the raw line, byte for byte", null=False),
     _field("source_file", pa.string(), "the raw file the line is from", null=False),
     _DS,

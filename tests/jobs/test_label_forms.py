@@ -120,7 +120,9 @@ def test_an_import_reads_labels(tmp_path: Path, row: dict[str, Any], labels: dic
 def test_an_import_says_by_name_what_it_cannot_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shop = Shop(tmp_path)
     odd = {"name": "Hat", "photo": None, "facts": {"hue": {"en": "Teal"}, "x" * 10**5: {"en": "y" * 10**5}}}
-    shop.write(*[odd | {"id": str(number)} for number in range(3)], {"id": "9", "name": "Hat", "photo": None, "facts": "Teal"})
+    shop.write(
+        *[odd | {"id": str(number)} for number in range(3)], {"id": "9", "name": "Hat", "photo": None, "facts": "Teal"}
+    )
     shop.run()
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert any('3 labels of \'hue\' cannot be read, such as {"en": "Teal"}' in message for message in said)

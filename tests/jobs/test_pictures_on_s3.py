@@ -150,7 +150,7 @@ def test_the_region_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) 
 def test_a_child_of_a_process_that_read_pictures_is_told(on_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "_process", os.getppid())
     with pytest.raises(RuntimeError, match="before this process was forked"):
-        objects.size(on_s3.fs, f"{on_s3.path}/0.jpg")
+        objects.head(on_s3.fs, f"{on_s3.path}/0.jpg")
 
 
 def write(place: Place, number: int) -> Counter[str]:
