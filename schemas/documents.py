@@ -86,6 +86,9 @@ class Validation(Strict):
         default_factory=dict,
         description="valid rows that lost a field, by the rule that took it; a row may lose several",
     )
+    unread_labels: dict[str, int] = Field(
+        default_factory=dict, description="valid rows with a label of a form that is not known, by the label's name"
+    )
     pictures_named: int | None = Field(
         default=None, description="records that name a picture; None: the rules did not ask"
     )

@@ -45,7 +45,7 @@ from tests.jobs.test_import_catalog import Shop
         ('{"hue": "Teal", "hue": "Sand"}', {"hue": ["Teal", "Sand"]}),
         ([["hue", "Teal"], ["size", 38]], {"hue": ["Teal"], "size": ["38"]}),
         ([{"hue": "Teal"}, {"size": 38}], {"hue": ["Teal"], "size": ["38"]}),
-        (None, {}), ("  ", {}), ([], {}), ({}, {}),
+        ({"hue": float("nan")}, {"hue": []}), (None, {}), ("  ", {}), ([], {}), ({}, {}),
     ],
 )  # fmt: skip
 def test_the_usual_forms_are_read(found: Any, labels: dict[str, list[str]]) -> None:
@@ -62,6 +62,7 @@ def test_the_usual_forms_are_read(found: Any, labels: dict[str, list[str]]) -> N
         # Which of the two is the value? The name of a swatch, or the number of one that is called so.
         ({"hue": [{"name": "Teal", "value": "#088"}]}, {"hue": [{"name": "Teal", "value": "#088"}]}),
         ([{"name": "hue", "content": "Teal"}], {"hue": {"name": "hue", "content": "Teal"}}),
+        ({"hue": float("inf")}, {"hue": float("inf")}),
         ({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 1}}}),
     ],
 )
