@@ -98,10 +98,10 @@ def _find_or_make(settings: Settings, lake: Lake, ds: str) -> LabelledSet:
     with measure("dataset", folder) as measured:
         try:
             scan = scan_examples(folders, taxonomy, config.picture, config.selection, progress=settings.progress)
-            if not len(scan.index.row):
+            if not scan.labelled:
                 raise JobError(
-                    f"{', '.join(map(str, folders))}: no example has a label that counts; check the `field` of each "
-                    f"attribute in the taxonomy {settings.taxonomy!r}, then run `prepare` again"
+                    f"{', '.join(map(str, folders))}: no example has a label that counts{_outside(scan.given)}; check the "
+                    f"`field` and the values of each attribute in the taxonomy {settings.taxonomy!r}, then run `prepare` again"
                 )
             manifest = _write(lake, folder, taxonomy, scan, inputs, set_id, ds, settings.progress)
         except CoreError as error:
@@ -123,6 +123,12 @@ def _find_or_make(settings: Settings, lake: Lake, ds: str) -> LabelledSet:
         100 * manifest.silent / manifest.labels,
     )  # fmt: skip
     return LabelledSet(folder, manifest)
+
+
+def _outside(given: Mapping[str, Given]) -> str:
+    """Return the commonest value of each attribute that the taxonomy does not list, for an error."""
+    words = [f"{name} = {n.commonest[0].word[:_SHOWN]!r}" for name, n in given.items() if n.commonest]
+    return f": the taxonomy does not list the catalog's values, such as {', '.join(words)}" if words else ""
 
 
 def _log_words(given: Mapping[str, Given]) -> None:

@@ -19,7 +19,7 @@ import yaml
 from cma_clip_core import registry
 from cma_clip_core.documents import Metrics, Threshold
 from cma_clip_core.training import Trained
-from jobs import models
+from jobs import models, storage
 from jobs.attribute_rows import attributes
 from jobs.dataset import dataset
 from jobs.errors import JobError
@@ -32,9 +32,10 @@ from jobs.publish import check_predictions
 from jobs.settings import Settings
 from jobs.shards import finished, wanted_of
 from jobs.train import train
-from schemas.documents import Plan
-from schemas.tables import PREDICTIONS
-from schemas.taxonomy import Taxonomy
+from schemas.documents import ExamplesManifest, Plan
+from schemas.tables import EXAMPLES, PREDICTIONS
+from schemas.taxonomy import Taxonomy, load_taxonomy
+from tests.cma_clip_core import drawn
 from tests.conftest import DAY1, settings_for
 
 pytestmark = pytest.mark.spark
@@ -109,6 +110,26 @@ def test_a_labelled_set_tells_gaps_from_unlisted_values_before_training(
     page = found.page.read_text()
     assert "several values: Can, Glass bottle" in page
     assert page.count("Hanapakkaus") == 1
+
+
+def test_a_taxonomy_that_lists_nothing_of_the_catalog_is_told_with_its_words(tmp_path: Path) -> None:
+    lake, settings = Lake(tmp_path / "lake"), settings_for(tmp_path / "lake")
+    rows = drawn.examples(40).to_pylist()
+    for row in rows:
+        row |= {"labels": [], "unknown_labels": [("colour", ["Hue" * 100])]}
+    folder = lake.examples(f"{DAY1}-0123abcd")
+    drawn.write(folder / "shard=0", pa.Table.from_pylist(rows, schema=EXAMPLES))
+    picture, fingerprint = drawn.config().picture, load_taxonomy("sample").fingerprint
+    manifest = ExamplesManifest(
+        run_id=f"{DAY1}-0123abcd", ds=DAY1, picture_height=picture.height, picture_width=picture.width,
+        taxonomy_fingerprint=fingerprint, rows=40, image_statuses={}, created_at=datetime.now(UTC),
+    )  # fmt: skip
+    storage.write_document(folder / "_manifest.json", manifest)
+    with pytest.raises(
+        JobError, match=r"no example has a label that counts: .* such as colour = 'HueHue.*check the `field`"
+    ) as error:
+        dataset(settings, DAY1)
+    assert len(str(error.value)) < 600
 
 
 def accept_all(settings: Settings) -> str:
