@@ -28,6 +28,7 @@ from schemas.rules import (
 
 SHOWN: Final = 3  # examples of a rule
 _BYTES: Final = 200  # of a line that leave a file
+_NAMES, _NAME = 20, 100  # names of labels that are told, and characters of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,11 @@ class DayTables:
         """Return how many valid records have a note, by the rule that it names."""
         notes = "select unnest(map_values(notes)) as note from valid where cardinality(notes) > 0"
         return self._counts(f"select split_part(note, ':', 1) as key from ({notes})")
+
+    def unread_labels(self) -> dict[str, int]:
+        """Return how many valid records have a label of a form that is not known, by the label's name: the commonest names."""
+        names = f"select left(unnest(map_keys(mistyped_labels)), {_NAME}) as key from valid"
+        return dict(list(self._counts(names).items())[:_NAMES])
 
     def examples(self, outcome: Outcome) -> tuple[Example, ...]:
         """Return a few of the rows that break a rule; none of a rule that is about the whole batch."""

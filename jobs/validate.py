@@ -20,6 +20,7 @@ from jobs.lake import Lake
 from jobs.preload import preload
 from jobs.report.page import render_rules
 from jobs.report.rules import failure_text
+from jobs.report.text import plain
 from jobs.rule_examples import DayTables
 from jobs.settings import Settings
 from jobs.steps import measure
@@ -71,6 +72,8 @@ def validate(settings: Settings, ds: str) -> Validation:
         log.info(
             "validate: fields that are not used: %s", ", ".join(f"{n:,} {name}" for name, n in found.notes.items())
         )
+    for name, count in found.unread_labels.items():
+        log.warning("validate: %s labels of %r are of no known form and cannot be read", f"{count:,}", plain(name, 60))
     if not found.passed:
         raise CriticalDataError(
             "\n  ".join(
@@ -172,6 +175,7 @@ def _validate(
         storage.remove_folder(scratch)
     with DayTables(valid_path, quarantine_path, lake.work / "scratch") as day:
         kinds, reasons, line_errors, notes = day.kinds(), day.reasons(), day.line_errors(), day.notes()
+        unread = day.unread_labels()
         examples = {outcome.rule.name: day.examples(outcome) for outcome in outcomes}
     counts = {kind: kinds.get(kind, 0) for kind in ("unparsable", "quarantined", "superseded")}
     n_valid = parquet.count(parquet_files(valid_path))
@@ -198,6 +202,7 @@ def _validate(
         reasons=reasons,
         line_errors=line_errors,
         notes=notes,
+        unread_labels=unread,
         pictures_named=named.rows - named.failed if named else None,
         pictures_missing=found.failed if found else None,
         valid_path=lake.relative(valid_path),

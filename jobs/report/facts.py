@@ -87,6 +87,7 @@ class AttributeFacts:
     threshold: Threshold | None  # None: the run's model does not predict it
     products: int = 0  # it applies to
     from_catalog: int = 0
+    from_unlisted: int = 0  # the catalog's values that the taxonomy does not list
     from_model: int = 0
     predicted: int = 0  # rows with a model value
     accepted: int = 0
@@ -101,7 +102,7 @@ class AttributeFacts:
     @property
     def missing(self) -> int:
         """Products it applies to that have no value."""
-        return self.products - self.from_catalog - self.from_model
+        return self.products - self.from_catalog - self.from_unlisted - self.from_model
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ def _records(night: Night) -> list[Finding]:
             )
     if night.mistyped_labels:
         labels = sum(c.n for c in night.mistyped_labels)
-        found.append(Finding("look", f"{count(labels, 'label is', 'labels are')} not text.", "labels"))
+        found.append(Finding("look", f"{count(labels, 'label', 'labels')} cannot be read.", "labels"))
     if night.unknown_total:
         found.append(
             Finding("note", f"{count(night.unknown_total, 'label is', 'labels are')} outside the taxonomy.", "labels")

@@ -44,6 +44,7 @@ from schemas.rules import RuleTable
 from schemas.taxonomy import Taxonomy
 
 PRODUCTS: Final = "_products"
+NOT_LISTED: Final = "(not listed)"  # stands for all values outside the taxonomy
 
 _RAW_BYTES = 600  # of a quarantined line that leave the file; the page shows fewer characters
 _TEXT = 300  # characters of any other text that leave a file
@@ -266,19 +267,24 @@ class Query:
     def _coverage(self, facts: Mapping[str, AttributeFacts]) -> None:
         # A single-valued attribute has one row a product; only of the others must rows be brought together.
         single = [a.name for a in self._taxonomy.attributes if not a.multi_valued]
-        for name, products, catalog, model in self._rows(
-            """select attribute, count(*), count(*) filter (source = 'catalog'), count(*) filter (source = 'model')
+        for name, products, catalog, unlisted, model in self._rows(
+            """select attribute, count(*), count(*) filter (source = 'catalog'),
+                   count(*) filter (source = 'catalog_unlisted'), count(*) filter (source = 'model')
                from attributes where list_contains($1, attribute) group by attribute
                union all
-               select attribute, count(*), count(*) filter (catalog), count(*) filter (model and not catalog)
+               select attribute, count(*), count(*) filter (catalog), count(*) filter (unlisted and not catalog),
+                   count(*) filter (model and not catalog and not unlisted)
                from (select attribute, coalesce(bool_or(source = 'catalog'), false) as catalog,
+                         coalesce(bool_or(source = 'catalog_unlisted'), false) as unlisted,
                          coalesce(bool_or(source = 'model'), false) as model
                      from attributes where not list_contains($1, attribute) group by attribute, product_id)
                group by attribute""",
             single,
         ):
             found = facts[name]
-            found.products, found.from_catalog, found.from_model = products, catalog, model
+            found.products, found.from_catalog, found.from_unlisted, found.from_model = (
+                products, catalog, unlisted, model,
+            )  # fmt: skip
 
     def _confidences(self, facts: Mapping[str, AttributeFacts]) -> None:
         histograms = {name: [(0, 0)] * BINS for name in facts}
@@ -294,7 +300,9 @@ class Query:
             facts[name].histogram = tuple(histogram)
 
     def _shares(self, facts: Mapping[str, AttributeFacts], *, before: bool) -> None:
-        counts = "select attribute, value, count(*) as n from {} where value is not null group by attribute, value"
+        # The shop's own words have no end: they count as one.
+        counts = f"""select attribute, if(source = 'catalog_unlisted', {quoted(NOT_LISTED)}, value) as value, count(*) as n
+            from {{}} where value is not null group by all"""
         empty = "select null::varchar as attribute, null::varchar as value, 0 as n where false"
         shares: dict[str, list[Share]] = {name: [] for name in facts}
         for name, value, n, now, then, known in self._rows(

@@ -107,12 +107,20 @@ def test_line_with_more_than_one_value_is_no_record(lake: Lake, settings: Settin
     assert sorted(row["raw"] for row in table(lake, result.quarantine_path)) == sorted(lines)
 
 
-def test_labels_keep_their_words_and_wrong_types_are_told(lake: Lake, settings: Settings) -> None:
-    labels = {"colour": "Blue", "details": ["Pocket", "Logo"], "neck": 5, "fit": {"a": 1}, "size": None}
+def test_labels_keep_their_words_and_forms_that_are_not_known_are_told_by_name(
+    lake: Lake, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = {"colour": "Blue", "details": ["Pocket", "Logo"], "neck": 5, "<b>fit": {"en": "Slim"}, "size": None}
     write_raw(lake, DAY1, [*good(20), {"product_id": "x", "title": "t", "attributes": labels}])
-    found = {r["product_id"]: r for r in table(lake, validate(settings, DAY1).valid_path)}["x"]
-    assert dict(found["labels"]) == {"colour": ["Blue"], "details": ["Pocket", "Logo"]}
-    assert dict(found["mistyped_labels"]) == {"neck": "5", "fit": '{"a":1}'}
+    result = validate(settings, DAY1)
+    found = {r["product_id"]: r for r in table(lake, result.valid_path)}["x"]
+    assert dict(found["labels"]) == {"colour": ["Blue"], "details": ["Pocket", "Logo"], "neck": ["5"]}
+    assert dict(found["mistyped_labels"]) == {"<b>fit": '{"en":"Slim"}'}
+    assert result.unread_labels == {"<b>fit": 1}
+    assert "1 labels of '<b>fit' are of no known form" in caplog.text
+    page = (lake.root / result.data_docs_path).read_text()
+    assert "Labels that cannot be read" in page
+    assert "<b>fit" not in page
 
 
 def rows_of_x(*rows: dict[str, Any]) -> list[dict[str, Any]]:
