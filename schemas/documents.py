@@ -50,6 +50,11 @@ class RawManifest(Strict):
     created_at: datetime
 
     @property
+    def pictures_named(self) -> int:
+        """How many pictures records name."""
+        return sum(self.pictures.values())
+
+    @property
     def lost_pictures(self) -> int:
         """How many pictures that records name could not be had."""
         return sum(n for status, n in self.pictures.items() if status not in ("added", "known"))
