@@ -32,14 +32,16 @@ def names(folder: Place) -> list[str]:
 def open_parquet(path: Place, **options: Any) -> pq.ParquetFile:
     """Open a Parquet file; `options` are those of `pyarrow.parquet.ParquetFile`.
 
-    Of an object the parts that are asked for are fetched, and no more: columns and row groups in few requests each.
+    Of an object the parts that are asked for are fetched, and no more: columns and row groups in few requests each. Pages
+    that have a checksum are compared with it.
 
     Raises:
-        OSError: it cannot be read; FileNotFoundError where there is none.
+        OSError: it cannot be read; FileNotFoundError where there is none. Reading raises it where a page is damaged.
         pyarrow.ArrowInvalid: it is not Parquet, or cut off.
     """
     import pyarrow.parquet as pq  # not by who only names places: forms, Airflow's DAG files
 
+    options.setdefault("page_checksum_verification", True)
     if on_disk(path):
         return pq.ParquetFile(path, **options)
     options.pop("memory_map", None)

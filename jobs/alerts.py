@@ -106,8 +106,12 @@ def _rows(lake: Lake, ds: str, run_id: str | None) -> list[str]:
                     f"{plan.held_pictures:,} products are held: the pictures they were tagged with are not there."
                 )
             lines.append(f"Report: {lake.reports(run_id)}")
-    live = lake.current_run()
-    lines.append(f"The tables are those of run {live}." if live else "Nothing is published yet.")
+    try:
+        live = lake.current_run()
+    except JobError as error:
+        lines.append(str(error))
+    else:
+        lines.append(f"The tables are those of run {live}." if live else "Nothing is published yet.")
     return lines
 
 

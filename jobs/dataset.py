@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.errors import CoreError
+from cma_clip_core.examples import read_index
 from cma_clip_core.families import RULES
 from cma_clip_core.labelled import Scan, scan_examples
 from cma_clip_core.splits import SIDES
@@ -84,8 +85,8 @@ def _find_or_make(settings: Settings, lake: Lake, ds: str) -> LabelledSet:
     )
     set_id = hashlib.sha256(inputs.model_dump_json().encode()).hexdigest()[:8]
     folder = lake.labelled(ds, set_id)
-    found = storage.read_document(folder / "manifest.json", LabelledManifest)
-    if found is not None:
+    found = storage.find_document(folder / "manifest.json", LabelledManifest, "the set is made again")
+    if found is not None and _is_whole(folder, found):
         storage.touch(folder)  # `maintenance` keeps the examples of a set that is in use
         log.info("dataset: %s is there", folder)
         return LabelledSet(folder, found)
@@ -117,6 +118,16 @@ def _find_or_make(settings: Settings, lake: Lake, ds: str) -> LabelledSet:
     return LabelledSet(folder, manifest)
 
 
+def _is_whole(folder: Place, found: LabelledManifest) -> bool:
+    """Whether the table of a set can be read to its end, each page as it was written."""
+    try:
+        rows = len(read_index(folder / LABELLED_TABLE, folder).row)
+    except CoreError as error:
+        log.warning("dataset: %s", error)
+        return False
+    return rows == found.products
+
+
 def example_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy) -> list[Place]:
     """Return the complete example folders that fit the configuration and the taxonomy, newest first.
 
@@ -128,7 +139,9 @@ def example_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy
     others: set[str] = set()
     days = [day for day in storage.children(lake.all_examples, "ds=") if day.name <= f"ds={ds}"]
     for path in (run for day in days for run in storage.children(day, "run=")):
-        manifest = storage.read_document(path / "_manifest.json", ExamplesManifest)
+        run_id = path.name.removeprefix("run=")
+        remedy = f"`python -m jobs preprocess --run {run_id}` makes it again"
+        manifest = storage.read_document(path / "_manifest.json", ExamplesManifest, remedy)
         if manifest is None:
             continue
         if (manifest.picture_height, manifest.picture_width, manifest.taxonomy_fingerprint) == (

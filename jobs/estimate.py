@@ -15,7 +15,7 @@ from typing import Any, Final
 from jobs import plan as plan_step
 from jobs import spark, validate
 from jobs.days import exported
-from jobs.errors import CriticalDataError, JobError, RemovalsError
+from jobs.errors import CriticalDataError, RemovalsError
 from jobs.lake import Lake
 from jobs.report import costs, text
 from jobs.settings import Settings
@@ -169,11 +169,7 @@ def rates(lake: Lake, model_version: str | None) -> Rates:
     found: dict[str, list[StepMetrics]] = {}
     reports = costs.newest_reports(lake, _RUNS)
     for folder, files in [each for each in reports.items() if "ledger.json" in each[1]][-_RUNS:]:
-        try:
-            steps = costs.read_steps(folder, files).values()
-        except JobError:  # another run's broken file is no trouble of this one
-            continue
-        for metrics in steps:
+        for metrics in costs.read_steps(folder, files).values():
             if metrics.rows:
                 found.setdefault(metrics.step, []).append(metrics)
     tagged = found.get("tag", [])

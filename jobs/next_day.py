@@ -20,10 +20,14 @@ from typing import Any, BinaryIO, Final, TypeAlias, cast
 
 from cma_clip_core.pictures import PictureError
 from jobs.errors import JobError
-from jobs.importing.formats import CsvRows, StructureError, find_records, open_records
+from jobs.importing.csv_dialect import Dialect
+from jobs.importing.csv_rows import CsvRows
+from jobs.importing.formats import find_records, format_of
 from jobs.importing.mapper import Mapper, get_column
+from jobs.importing.noticed import Noticed, StructureError
 from jobs.importing.picture_names import is_unsafe
 from jobs.importing.picture_sources import open_sources
+from jobs.importing.sources import Bounds, Source, open_source
 from schemas.mapping import Mapping, load_mapping
 
 log = logging.getLogger(__name__)
@@ -60,7 +64,7 @@ def next_day(
         JobError: `src` holds no such export, or `dst` holds files that no call wrote.
     """
     layout = load_mapping(mapping)
-    files, is_csv = find_records(src, layout)
+    files, _ = find_records(src, layout)
     if dst.exists() and any(dst.iterdir()):
         if not (dst / _MARKER).exists():
             raise JobError(f"{dst} has files that no next day is made of; name another folder")
@@ -73,20 +77,19 @@ def next_day(
         for file in files:
             target = dst / file.relative_to(src)
             target.parent.mkdir(parents=True, exist_ok=True)
-            rewrite = editor.rewrite_csv if is_csv else editor.rewrite_json_lines
-            with open_records(file) as before, target.open("wb") as raw, _packed_like(file, raw) as after:
+            source = open_source(file, layout, Bounds())
+            with source.open() as before, target.open("wb") as raw, _packed_like(source, raw) as after:
                 try:
-                    for row in rewrite(before, changed, new, removed):
+                    after.write(source.mark)
+                    for row in editor.rewrite(before, source, changed, new, removed):
                         after.write(row)
                 except StructureError as error:
                     raise JobError(f"{file}: {error}") from error
     log.info("next day: %s -> %s: %s", src, dst, dict(editor.counts))
 
 
-def _packed_like(file: Path, raw: BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:
-    with file.open("rb") as start:
-        gzipped = start.read(2) == b"\x1f\x8b"
-    if not gzipped:
+def _packed_like(source: Source, raw: BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:
+    if not source.packed:
         return contextlib.nullcontext(raw)
     return cast(
         "contextlib.AbstractContextManager[BinaryIO]", gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0)
@@ -147,11 +150,17 @@ class _Editor:
         self._layout = layout
         self._pictures = pictures
         self._choose = choose
-        self._namer = Mapper(layout, None, numbers_are_text=False)
+        self._namer = Mapper(layout, None, Noticed())
         self._other: bytes | None = None  # the picture of a product seen before
         self.counts = {"changed": 0, "new": 0, "removed": 0}
 
-    def rewrite_json_lines(self, file: BinaryIO, changed: float, new: float, removed: float) -> Iterator[bytes]:
+    def rewrite(self, file: BinaryIO, source: Source, changed: float, new: float, removed: float) -> Iterator[bytes]:
+        """Yield the file's lines as they are a day later. Raises StructureError where it is not made of records."""
+        if format_of(source, self._layout) == "csv":
+            return self._rewrite_csv(file, source, changed, new, removed)
+        return self._rewrite_json_lines(file, changed, new, removed)
+
+    def _rewrite_json_lines(self, file: BinaryIO, changed: float, new: float, removed: float) -> Iterator[bytes]:
         for line in file:
             fate = self._fate(changed, new, removed)
             if fate == "removed":
@@ -167,21 +176,24 @@ class _Editor:
                 yield line if line.endswith(b"\n") else line + b"\n"
             yield json.dumps(self._edited(row, fate)).encode() + b"\n"
 
-    def rewrite_csv(self, file: BinaryIO, changed: float, new: float, removed: float) -> Iterator[bytes]:
-        rows = CsvRows(file)
-        yield rows.heading.encode(errors="surrogateescape")
-        for cells, raw in rows:
+    def _rewrite_csv(
+        self, file: BinaryIO, source: Source, changed: float, new: float, removed: float
+    ) -> Iterator[bytes]:
+        rows = CsvRows(file, source, self._layout)
+        yield _encoded(rows.heading, source)
+        for row in rows:
             fate = self._fate(changed, new, removed)
             if fate == "removed":
                 continue
-            line = raw.encode(errors="surrogateescape")
-            if fate == "kept" or cells is None or len(cells) != len(rows.header):  # to be kept, or no record
+            line = _encoded(row.text, source)
+            if fate == "kept" or row.cells is None or len(row.cells) != len(rows.header):  # to be kept, or no record
                 yield line
                 continue
             if fate == "new":
-                yield line if line.endswith((b"\r", b"\n")) else line + b"\n"
-            row = self._edited(dict(zip(rows.header, cells, strict=True)), fate)
-            yield _csv_line([row[name] for name in rows.header], rows.delimiter)
+                yield line if row.text.endswith(("\r", "\n")) else line + _encoded("\n", source)
+            record = self._edited(dict(zip(rows.header, row.cells, strict=True)), fate)
+            yield _encoded(_csv_line([record[name] for name in rows.header], rows.dialect), source)
+        rows.close()
 
     def _fate(self, changed: float, new: float, removed: float) -> str:
         draw = self._choose.random()
@@ -229,10 +241,16 @@ class _Editor:
             _set_column(row, self._layout.product_id, f"{old}-{suffix:04d}")
 
 
-def _csv_line(cells: Sequence[str], delimiter: str) -> bytes:
+def _csv_line(cells: Sequence[str], dialect: Dialect) -> str:
     line = io.StringIO()
-    csv.writer(line, delimiter=delimiter).writerow(cells)
-    return line.getvalue().encode(errors="surrogateescape")
+    if dialect.quote is None:
+        return dialect.delimiter.join(cells) + "\r\n"
+    csv.writer(line, **dialect.reader_options()).writerow(cells)
+    return line.getvalue()
+
+
+def _encoded(text: str, source: Source) -> bytes:
+    return text.encode(source.encoding, errors="surrogateescape")
 
 
 def _set_column(row: dict[str, Json], column: str, value: Json) -> None:

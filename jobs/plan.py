@@ -21,8 +21,9 @@ import yaml
 from cma_clip_core import pictures, registry
 from cma_clip_core.config import PictureConfig, load_config
 from cma_clip_core.errors import CoreError
+from cma_clip_core.examples import example_files, read_examples
 from cma_clip_core.places import open_parquet, parquet_files
-from jobs import history, live, models, parquet, records, spark, storage
+from jobs import history, live, models, parquet, records, spark, storage, stored
 from jobs.errors import CriticalDataError, JobError, RemovalsError
 from jobs.importing.picture_store import MISSING
 from jobs.lake import PRODUCTS, Lake
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 
 # Of these examples nothing changes when they are made again. A picture that could not be used may be there by now.
 _REUSABLE = ("ok", "absent")
+_OF_AN_EXAMPLE = ("product_id", "source_hash", "image_status")
 _TO_TAG = ("new", "changed", "model_changed")
 _FEW_REMOVED = 10  # products; so few are removed whatever their share
 _SHOWN = 10  # products that an error names
@@ -140,8 +142,10 @@ def _find_or_make(settings: Settings, lake: Lake, inputs: _Inputs) -> Plan | Non
     with storage.locked(lake.plan(run_id)), storage.locked(lake.all_examples, shared=True):
         if lake.has_expired(run_id):
             return None
-        found = storage.read_document(lake.plan(run_id) / "plan.json", Plan)
-        if found is not None:
+        found = storage.find_document(lake.plan(run_id) / "plan.json", Plan, "the day is planned again")
+        if found is not None and (damage := _damage(lake, found)) is not None:
+            log.warning("plan: %s; the day is planned again", damage)
+        elif found is not None:
             log.info("plan: run %s is planned already", run_id)
             return found
         rows = inputs.validation.raw
@@ -150,6 +154,16 @@ def _find_or_make(settings: Settings, lake: Lake, inputs: _Inputs) -> Plan | Non
             measured.rows = inputs.validation.valid
     log.info("plan: run %s: %s; %s shards", run_id, _in_words(made), len(made.shards))
     return made
+
+
+def _damage(lake: Lake, made: Plan) -> str | None:
+    """Return what is not any more as a plan was made, in words, or None: it is made again."""
+    if storage.exists(lake.run(made.run_id) / "manifest.json"):  # examples are needed no more
+        return stored.damage(lake, made.files)
+    own = f"{lake.relative(lake.examples(made.run_id))}/"
+    reused = {path for shard in made.shards for path in shard.example_paths if not path.startswith(own)}
+    gone = next((path for path in sorted(reused) if not lake.has_examples(path)), None)
+    return f"{lake.root / gone}: its examples are not whole" if gone else stored.damage(lake, made.files)
 
 
 def _in_words(made: Plan) -> str:
@@ -165,7 +179,7 @@ def _in_words(made: Plan) -> str:
 def _unfinished(lake: Lake, index: HistoryIndex, ds: str) -> Plan | None:
     """Return the plan of a run of `ds` that was killed after it was published and before its ledger was written."""
     run_id = history.own_run(lake, index, ds)
-    if run_id is None or lake.read_ledger(run_id) is not None or lake.has_expired(run_id):
+    if run_id is None or lake.find_ledger(run_id) is not None or lake.has_expired(run_id):
         return None
     return lake.read_plan(run_id)
 
@@ -229,7 +243,9 @@ def _version(settings: Settings, lake: Lake, ds: str, model: str | None) -> str:
         raise JobError(
             f"{lake.models}: there is no model yet. Make examples, `python -m jobs prepare --ds {ds}`, and "
             f"train one: `python -m jobs train --ds {ds}`"
+            f"{models.never_promoted(lake)}"
         )
+    models.check_champion(lake, version)
     return version
 
 
@@ -293,6 +309,7 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
         written = (
             parquet.write_files(sharded.withColumn("target", F.col("shard")), targets, tables.PLAN) if targets else []
         )
+        files = stored.describe(lake, (lake.plan(inputs.run_id) / "products", lake.removed(inputs.run_id)))
     finally:
         compared.unpersist()
         storage.remove_folder(scratch)
@@ -320,6 +337,7 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
         **{reason: counts.reasons[reason] for reason in (*_TO_TAG, "waiting", "removed", "held", "held_pictures")},
         removals_allowed=inputs.allow_removals,
         to_preprocess=fresh,
+        files=files,
         created_at=datetime.now(UTC),
     )
     storage.write_document(folder / "plan.json", made)
@@ -334,6 +352,7 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
     """
     from pyspark.sql import functions as F
 
+    stored.check_records(lake, inputs.validation)
     valid = parquet.read(session, [lake.root / inputs.validation.valid_path], tables.VALID)
     today = valid.select("product_id", "source_hash", "image_uri")
     base = _published(session, lake, inputs).select(
@@ -497,7 +516,9 @@ def _published(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
         return history.as_of(session, lake, inputs.index, "products", inputs.ds)
     files = []
     if inputs.base.run is not None:
-        files = [lake.root / f.path for f in live.manifest_of(lake, inputs.base.run).files if f.table == PRODUCTS]
+        manifest = live.manifest_of(lake, inputs.base.run)
+        live.check_tables(lake, manifest, PRODUCTS)
+        files = [lake.root / f.path for f in manifest.files if f.table == PRODUCTS]
     return parquet.read(session, files, tables.PRODUCTS)
 
 
@@ -508,9 +529,9 @@ def _examples_of(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFram
     folders = []
     for path in storage.children(lake.all_examples / f"ds={inputs.ds}", "run="):
         run_id = path.name.removeprefix("run=")
-        found = lake.read_examples_manifest(run_id) if run_id != inputs.run_id else None
+        found = lake.find_examples_manifest(run_id) if run_id != inputs.run_id else None
         if found and f"{found.picture_height}x{found.picture_width}-{found.taxonomy_fingerprint}" == inputs.spec:
-            folders += storage.children(path, "shard=")
+            folders += [folder for folder in storage.children(path, "shard=") if _can_be_read(folder)]
     examples = [
         parquet.read(session, [folder], tables.EXAMPLES)
         .where(F.col("image_status").isin(*_REUSABLE))
@@ -523,6 +544,17 @@ def _examples_of(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFram
     for other in examples[1:]:
         united = united.unionByName(other)
     return united.groupBy("product_id", "source_hash").agg(F.min("made_example").alias("made_example"))
+
+
+def _can_be_read(folder: Place) -> bool:
+    """Whether the files of an example folder open, and their ids and hashes are what was written."""
+    try:
+        for _ in read_examples(example_files([folder]), columns=_OF_AN_EXAMPLE):
+            pass
+    except CoreError as error:
+        log.warning("plan: %s; the examples in %s are made again", error, folder)
+        return False
+    return True
 
 
 def _cut(

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from cma_clip_core import pictures, text
-from jobs import parquet, spark, storage
+from jobs import parquet, spark, storage, stored
 from jobs.errors import CriticalDataError, JobError
 from jobs.importing.picture_store import MISSING
 from jobs.lake import Lake
@@ -26,7 +26,7 @@ from jobs.settings import Settings
 from jobs.steps import measure
 from jobs.storage import Place
 from schemas import tables
-from schemas.documents import ExamplesManifest, Plan
+from schemas.documents import ExamplesManifest, Plan, StoredFile
 from schemas.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -53,14 +53,17 @@ def preprocess(settings: Settings, run_id: str) -> int:
     lake = Lake(settings.root)
     plan = lake.read_plan(run_id)
     with storage.locked(lake.examples(run_id)), measure("preprocess", lake.reports(run_id)) as measured:
-        found = lake.read_examples_manifest(run_id)
+        found = lake.find_examples_manifest(run_id)
+        if found is not None and (damage := stored.damage(lake, found.files)) is not None:
+            log.warning("preprocess: %s; the examples are made again", damage)
+            found = None
         if found is not None or not plan.to_preprocess:
             log.info("preprocess: nothing to do")
             measured.folder = None  # what it did cost stays on record
             return found.rows if found else 0
         check_roots(settings.picture_roots)
         with spark.session(settings, plan.validation.raw) as session:
-            statuses, not_imported = _preprocess(session, settings, lake, plan)
+            statuses, not_imported, files = _preprocess(session, settings, lake, plan)
         check_roots(settings.picture_roots)  # what went away in between left pictures that look missing
         rows = sum(statuses.values())
         if rows != plan.to_preprocess:
@@ -74,6 +77,7 @@ def preprocess(settings: Settings, run_id: str) -> int:
             taxonomy_fingerprint=plan.taxonomy_fingerprint,
             rows=rows,
             image_statuses=statuses,
+            files=files,
             created_at=datetime.now(UTC),
         )
         storage.write_document(lake.examples(run_id) / "_manifest.json", manifest)
@@ -118,8 +122,10 @@ def _check_missing(settings: Settings, run_id: str, statuses: Mapping[str, int],
         )
 
 
-def _preprocess(session: SparkSession, settings: Settings, lake: Lake, plan: Plan) -> tuple[dict[str, int], int]:
-    """Make the examples; return the statuses of their pictures, and how many of these import could not find."""
+def _preprocess(
+    session: SparkSession, settings: Settings, lake: Lake, plan: Plan
+) -> tuple[dict[str, int], int, tuple[StoredFile, ...]]:
+    """Make the examples; return the statuses of their pictures, how many of these import could not find, and the files."""
     records, targets = _placed(session, lake, plan)
     make = ExampleMaker(
         spec=pictures.PictureSpec(plan.picture_height, plan.picture_width),
@@ -128,13 +134,16 @@ def _preprocess(session: SparkSession, settings: Settings, lake: Lake, plan: Pla
     )
     # Half-written leftovers of a killed attempt are replaced file by file; a wider attempt's extra files go here.
     storage.remove_folder(lake.examples(plan.run_id))
-    written = parquet.write_files(records, targets, tables.EXAMPLES, order=["product_id"], transform=make)
+    written = parquet.write_files(records, targets, tables.EXAMPLES, order=["product_id"], transform=make, digest=True)
     statuses: dict[str, int] = {}
     for file in written:
         for status, n in file.notes.items():
             statuses[status] = statuses.get(status, 0) + n
     not_imported = statuses.pop(_NOT_IMPORTED, 0)
-    return dict(sorted(statuses.items())), not_imported
+    files = (
+        StoredFile(path=lake.relative(targets[w.target]), rows=w.rows, bytes=w.bytes, sha256=w.sha256) for w in written
+    )
+    return dict(sorted(statuses.items())), not_imported, tuple(files)
 
 
 def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, list[Place]]:
@@ -144,6 +153,8 @@ def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, l
     # A shard's examples are all made here, or were all made before (`plan._cut`).
     folders = {shard.id: lake.examples(plan.run_id) / f"shard={shard.id}" for shard in plan.shards}
     sizes = {shard.id: shard.rows for shard in plan.shards if lake.relative(folders[shard.id]) in shard.example_paths}
+    stored.check_records(lake, plan.validation)
+    stored.check_plan(lake, plan)
     todo = parquet.read(session, [lake.plan_file(plan.run_id, shard) for shard in sizes], tables.PLAN)
     valid = parquet.read(session, [lake.root / plan.validation.valid_path], tables.VALID)
     # From the plan alone, as is the order of rows: the same run makes the same files, on whatever machine, however often

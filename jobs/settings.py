@@ -17,12 +17,16 @@ from jobs.storage import Place
 
 def _place(value: object) -> Place:
     """Return the place that a setting names. Raises ValueError for one that is neither a folder nor on S3."""
-    if not isinstance(value, str):
-        return value.expanduser().resolve() if isinstance(value, Path) else cast(Place, value)
-    value = value.removeprefix("file://")
-    scheme, found, rest = value.partition("://")
+    if not isinstance(value, str | Path):
+        return cast(Place, value)
+    if (problem := storage.forbidden(str(value))) is not None:
+        raise ValueError(problem)
+    scheme, found, rest = ("", "", "") if isinstance(value, Path) else value.removeprefix("file://").partition("://")
     if not found:
-        return Path(value).expanduser().resolve()
+        folder = Path(value if isinstance(value, Path) else value.removeprefix("file://")).expanduser().resolve()
+        if (problem := storage.forbidden(str(folder))) is not None:  # of the folder that it is in, or that it links to
+            raise ValueError(problem)
+        return folder
     if scheme not in ("s3", "s3a"):
         raise ValueError(f"{value!r}: give a folder, or s3://bucket/prefix; {scheme}:// is not supported")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()=-]+)*/?", rest) or re.search(
@@ -54,6 +58,7 @@ class Settings(BaseSettings):
     rules: str = Field(default="default", description="data-quality rules: a shipped name or a YAML file")
     model_config_name: str = Field(default="sample", description="model to train: a shipped name or a YAML file")
     shard_rows: int = Field(default=20_000, ge=1, description="most products in a shard")
+    task_rows: int = Field(default=1, ge=1, description="products that a task should tag; smaller shards share a task")
     batch_size: int = Field(default=256, ge=1, description="products in a forward pass of `tag`")
     max_retag_share: float = Field(
         default=1.0, gt=0, le=1, description="most of the day's products that a night tags again for a new model alone"
@@ -66,6 +71,10 @@ class Settings(BaseSettings):
     spark_memory: str = Field(default="2g", description="heap of Spark's driver")
     spark_options: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="more of Spark's options, a JSON object; they win over ours"
+    )
+    max_unpacked_gb: float = Field(default=64, gt=0, description="most that a packed file of an export may unpack to")
+    max_unpacked_ratio: int = Field(
+        default=200, ge=1, description="most that it may unpack to for each packed byte, beyond a gigabyte"
     )
     progress: bool = Field(default=True, description="show progress bars")
     # Whom to tell of a night that failed or is late. Never on a command line: addresses and passwords are in them.

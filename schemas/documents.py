@@ -38,6 +38,10 @@ class RawManifest(Strict):
     source: str = Field(description="the folder it was imported from")
     files: tuple[RawFile, ...]
     rows: int
+    notes: dict[str, int] = Field(
+        default_factory=dict, description="what import read in another way than written, or left out, counted"
+    )
+    unreadable: dict[str, int] = Field(default_factory=dict, description="lines that are no records, by the reason")
     pictures: dict[str, int] = Field(
         default_factory=dict,
         description="pictures that records name by what became of them: added | known (in the lake already) | missing | "
@@ -60,6 +64,15 @@ class RawManifest(Strict):
         return sum(n for status, n in self.pictures.items() if status not in ("added", "known"))
 
 
+class StoredFile(Strict):
+    """A file as it was written: whoever builds on it sees whether it still is that."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str = Field(description="'': it was not taken")
+
+
 class Validation(Strict):
     """``catalog/valid/ds=D/current.json``: names the day's valid and quarantined records. Swapped whole."""
 
@@ -73,9 +86,23 @@ class Validation(Strict):
     superseded: int
     valid: int
     reasons: dict[str, int] = Field(description="rows by the rule that failed; a row may fail several")
+    line_errors: dict[str, int] = Field(default_factory=dict, description="unparsable lines by why they are no record")
+    notes: dict[str, int] = Field(
+        default_factory=dict,
+        description="valid rows that lost a field, by the rule that took it; a row may lose several",
+    )
+    pictures_named: int | None = Field(
+        default=None, description="records that name a picture; None: the rules did not ask"
+    )
+    pictures_missing: int | None = Field(
+        default=None, description="of these, records whose picture import could not find; None: the rules did not ask"
+    )
     valid_path: str
     quarantine_path: str
     data_docs_path: str
+    files: tuple[StoredFile, ...] = Field(
+        default=(), description="those of both folders; none where an earlier version wrote them"
+    )
     created_at: datetime
 
 
@@ -139,6 +166,9 @@ class Plan(Strict):
         default=False, description="True: a person let it remove more products than a night may by itself"
     )
     to_preprocess: int
+    files: tuple[StoredFile, ...] = Field(
+        default=(), description="products to tag and products removed; none where an earlier version wrote them"
+    )
     created_at: datetime
 
     @property
@@ -168,6 +198,7 @@ class ExamplesManifest(Strict):
     taxonomy_fingerprint: str
     rows: int
     image_statuses: dict[str, int] = Field(description="examples by image_status")
+    files: tuple[StoredFile, ...] = Field(default=(), description="none where an earlier version wrote them")
     created_at: datetime
 
 
@@ -205,14 +236,30 @@ class LabelledManifest(Strict):
     created_at: datetime
 
 
-class PublishedFile(Strict):
+class PublishedFile(StoredFile):
     """One Parquet file of a published run."""
 
-    path: str
     table: str = Field(description="attribute name, or '_products' for the state of the products")
-    rows: int
-    bytes: int
-    sha256: str
+
+
+class RowCounts(Strict):
+    """The rows of one attribute in the tables, before a run and after it: before - replaced - removed + fresh = after."""
+
+    before: int
+    replaced: int = Field(description="of products that the run tagged")
+    removed: int = Field(description="of products that are not in the catalog any more")
+    fresh: int = Field(description="that the run made, as they were counted where the day's changes were written")
+    after: int = Field(description="by the files' footers")
+
+    def difference(self) -> str | None:
+        """Return what does not hold, in words, or None."""
+        found = self.before - self.replaced - self.removed + self.fresh
+        if self.after == found:
+            return None
+        return (
+            f"{self.after} rows != before {self.before} - replaced {self.replaced} - removed {self.removed} + "
+            f"fresh {self.fresh} = {found}"
+        )
 
 
 class HistoryDay(Strict):
@@ -248,6 +295,9 @@ class RunManifest(Strict):
     history: dict[Day, HistoryDay] = Field(description="the days of history this run writes")
     history_files: tuple[PublishedFile, ...]
     history_base: dict[Day, str | None] = Field(description="the run of each of those days before this one")
+    attribute_rows: dict[str, RowCounts] = Field(
+        default_factory=dict, description="by attribute; none of a backfill, or where an earlier version wrote it"
+    )
     created_at: datetime
 
 
@@ -308,6 +358,9 @@ class Ledger(Strict):
     )
     published_products: int
     published_rows: int
+    attribute_rows: dict[str, RowCounts] = Field(
+        default_factory=dict, description="by attribute; none where no table was written, or by an earlier version"
+    )
     created_at: datetime
 
     def lines(self) -> list[str]:
@@ -339,4 +392,10 @@ class Ledger(Strict):
             found.append(f"planned {self.new + self.changed + self.model_changed} != tagged and untaggable {tagged}")
         if not self.backfill and self.published_products != self.valid + self.held:
             found.append(f"published products {self.published_products} != valid {self.valid} + held {self.held}")
+        for name, counts in self.attribute_rows.items():
+            if (difference := counts.difference()) is not None:
+                found.append(f"{name}: {difference}")
+        rows = sum(counts.after for counts in self.attribute_rows.values())
+        if self.attribute_rows and self.published_rows != rows:
+            found.append(f"published rows {self.published_rows} != {rows}, the sum of the attributes")
         return found

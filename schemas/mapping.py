@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import functools
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +23,26 @@ class Mapping(Strict):
     """
 
     records: tuple[str, ...] = Field(description="file names or globs, tried in order: the first that exists is read")
-    format: Literal["auto", "jsonl", "csv"] = Field(default="auto", description="auto: by the file's ending")
+    format: Literal["auto", "jsonl", "csv"] = Field(default="auto", description="auto: by each file's content")
+    encoding: str = Field(
+        default="", description="of the records, such as cp1252; empty: UTF-8, or UTF-16 by its content"
+    )
+    delimiter: str = Field(
+        default="", description="of CSV; empty: that under which the header has the mapping's columns"
+    )
+    quote: str = Field(default="", description='of CSV; none: quotes are mere characters; empty: ", or none by content')
+    escape: str = Field(
+        default="", description="what comes before a quote within a CSV cell; empty: the quote, doubled"
+    )
+    decimal: Literal["", ".", ","] = Field(
+        default="", description="what separates decimals in prices; empty: what a file's prices show"
+    )
+    multiline: Literal["check", "allow"] = Field(
+        default="check", description="check: a CSV cell of several lines that look like records is an error"
+    )
+    group_by: str = Field(
+        default="", description="column that the rows of one product share; empty: a row is a product"
+    )
     pictures: tuple[str, ...] = Field(default=(), description="zips or folders of pictures, tried in order")
     picture_name: str = Field(
         default="", description="path in the zip or folder, e.g. images/{id}.jpg; columns in braces"
@@ -33,7 +54,8 @@ class Mapping(Strict):
     price: str = ""
     image_uri: str = Field(default="", description="column with the picture's URI, where pictures are not imported")
     image_version: str = ""
-    updated_at: str = ""
+    updated_at: str = Field(default="", description="ISO 8601, RFC 2822, or seconds or milliseconds since 1970")
+    updated_at_format: str = Field(default="", description='as strptime has it, such as "%d/%m/%Y %H:%M"')
     labels: tuple[str, ...] = Field(default=(), description="columns that hold labels")
     label_objects: tuple[str, ...] = Field(default=(), description="columns that hold objects of labels")
     list_separator: str = Field(default="", description="splits a label into several values; empty: never")
@@ -47,6 +69,36 @@ class Mapping(Strict):
     def _one_or_more(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
+    @field_validator("delimiter", "quote", "escape")
+    @classmethod
+    def _one_character(cls, value: str) -> str:
+        value = {"tab": "\t", "none": "none", "backslash": "\\"}.get(value.lower(), value)
+        if value and value != "none" and (len(value) != 1 or value in "\r\n"):
+            raise ValueError(f"{value!r}: give one character, or tab, backslash, none (for quote)")
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str) -> str:
+        try:
+            return codecs.lookup(value).name if value else value
+        except LookupError as error:
+            raise ValueError(f"{value!r} is no encoding; such as utf-8, cp1252 or utf-16") from error
+
+    @field_validator("updated_at_format")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        try:
+            datetime.strptime(datetime(2026, 11, 20, 13, 14, 15, tzinfo=UTC).strftime(value), value)
+        except ValueError as error:
+            raise ValueError(f"{value!r} is no format of times: {error}") from error
+        return value
+
+    @property
+    def quote_character(self) -> str | None:
+        """What encloses a CSV cell; None where nothing does."""
+        return None if self.quote == "none" else self.quote or '"'
+
     @functools.cached_property
     def picture_columns(self) -> tuple[str, ...]:
         """The columns in the braces of `picture_name`."""
@@ -55,7 +107,15 @@ class Mapping(Strict):
     @functools.cached_property
     def columns(self) -> tuple[str, ...]:
         """Every column that is named, in order, each once."""
-        single = (self.product_id, self.brand, self.price, self.image_uri, self.image_version, self.updated_at)
+        single = (
+            self.product_id,
+            self.group_by,
+            self.brand,
+            self.price,
+            self.image_uri,
+            self.image_version,
+            self.updated_at,
+        )
         several = (*self.title, *self.description, *self.labels, *self.label_objects, *self.picture_columns)
         return tuple(dict.fromkeys(column for column in (*single, *several) if column))
 

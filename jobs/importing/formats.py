@@ -1,207 +1,115 @@
-"""Read an export's files of records: JSON lines and CSV, gzipped or not. Nothing is judged here."""
+"""The formats that an export's records may have. A new one is a module that reads it, and a line in `FORMATS`."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import gzip
-import io
-import json
-import zlib
-from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeAlias, cast
-
-from tqdm import tqdm
+from typing import Any, BinaryIO, Final, Protocol, TypeAlias
 
 from jobs.errors import JobError
-from jobs.records import unique
+from jobs.importing.content import describe_text
+from jobs.importing.csv_dialect import detect, physical_lines
+from jobs.importing.csv_rows import read_csv
+from jobs.importing.json_lines import read_json_lines
+from jobs.importing.noticed import Noticed, StructureError, shown
+from jobs.importing.sources import Source
+from jobs.rejected_lines import RejectedLine
 from schemas.mapping import Mapping
 
 Json: TypeAlias = Any
-Row: TypeAlias = "dict[str, Json] | bytes"  # a record by the shop's column names, or a line that is none, verbatim
-
-MAX_LINE: Final = 64 * 2**20  # bytes; a longer line is no record but a file without line ends
-MAX_FIELD: Final = 16 * 2**20  # characters of a CSV field; a longer one is a quote that is never closed
+# A record by the shop's column names; a line that is none, verbatim, or with the reason.
+Row: TypeAlias = "dict[str, Json] | bytes | RejectedLine"
 
 
-def find_records(folder: Path, mapping: Mapping) -> tuple[list[Path], bool]:
-    """Return the files of the first pattern that matches, and whether they are CSV. Raises JobError for none."""
+class Format(Protocol):
+    """A format of records."""
+
+    def read(self, file: BinaryIO, source: Source, mapping: Mapping, noticed: Noticed) -> Iterator[Row]:
+        """Yield the records. Raises StructureError where the file is not made of records."""
+
+
+class Csv:
+    """Comma-separated values, or others."""
+
+    def read(self, file: BinaryIO, source: Source, mapping: Mapping, noticed: Noticed) -> Iterator[Row]:
+        return read_csv(file, source, mapping, noticed)
+
+
+class JsonLines:
+    """One JSON object a line."""
+
+    def read(self, file: BinaryIO, source: Source, mapping: Mapping, noticed: Noticed) -> Iterator[Row]:  # noqa: ARG002
+        return read_json_lines(file, source, noticed)
+
+
+FORMATS: Final[dict[str, Format]] = {"jsonl": JsonLines(), "csv": Csv()}
+_CSV_ENDINGS: Final = (".csv", ".tsv", ".tab", ".psv", ".txt")
+
+
+def format_of(source: Source, mapping: Mapping) -> str:
+    """Return the format of a file: the mapping's, or what its content is. Raises StructureError for no known one."""
+    if mapping.format != "auto":
+        return mapping.format
+    lines = [
+        stripped for line in physical_lines(source.sample[:100_000]) if (stripped := line.strip("\ufeff\x1e \t\r\n"))
+    ]
+    by_name = source.path.name.lower().removesuffix(".gz")
+    if not lines or 2 * sum(line.startswith("{") for line in lines[:20]) >= len(lines[:20]) or lines[0].startswith("{"):
+        return "csv" if by_name.endswith(_CSV_ENDINGS) and not lines else "jsonl"
+    dialect = detect(source.sample, source.whole, mapping)
+    header = next(dialect.parse(lines[dialect.skipped :]), [])
+    if mapping.product_id in (name.strip() for name in header):
+        return "csv"
+    if what := describe_text(source.sample):
+        raise StructureError(f"{what}; nothing was imported: export the records as JSON lines or CSV")
+    if by_name.endswith(_CSV_ENDINGS):
+        return "csv"
+    raise StructureError(
+        f"neither JSON lines nor CSV with the column {mapping.product_id!r}; it begins with {shown(lines[0])}; nothing was "
+        "imported: correct the export or the mapping"
+    )
+
+
+def find_records(folder: Path, mapping: Mapping) -> tuple[list[Path], list[Path]]:
+    """Return the files of the first pattern that matches, and those that only later ones match.
+
+    Raises:
+        JobError: there is no such file, or one is a link that leads out of `folder`.
+    """
     if not folder.is_dir():
         raise JobError(f"{folder}: no such folder; give the folder of the shop's export")
+    found: list[list[Path]] = []
     for pattern in mapping.records:
-        found = sorted(path for path in folder.glob(pattern) if path.is_file())
-        if found:
-            by_name = found[0].name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
-            return found, mapping.format == "csv" or (mapping.format == "auto" and by_name)
-    seen = sorted(path.name for path in folder.iterdir())[:20]
-    raise JobError(f"{folder}: no records; looked for {', '.join(mapping.records)}; the folder has {seen}")
-
-
-def read_records(path: Path, is_csv: bool, progress: bool) -> Iterator[Row]:
-    """Yield the rows of the file at `path`, gzipped or not. Raises JobError where it is damaged."""
-    count = 0
-    with (
-        path.open("rb") as raw,
-        tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar,
-    ):
-        file = _unpacked(raw)
         try:
-            for count, row in enumerate(read_csv(file) if is_csv else read_json_lines(file), 1):
-                yield row
-                if count % 1_000 == 0:
-                    bar.update(raw.tell() - bar.n)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            matches = sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
+        except (NotImplementedError, ValueError, IndexError) as error:
             raise JobError(
-                f"{path}: truncated or damaged gzip after {count:,} records ({error}); nothing was imported: "
-                "copy the file again, or export it again"
+                f"{pattern!r} of the mapping's `records` is no pattern within the export: {error}"
             ) from error
-        except StructureError as error:
-            raise JobError(f"{path}: after {count:,} records: {error}") from error
-        bar.update(raw.tell() - bar.n)
+        if matches:
+            found.append(matches)
+    if not found:
+        seen = sorted(path.name for path in folder.iterdir())[:20]
+        raise JobError(f"{folder}: no records; looked for {', '.join(mapping.records)}; the folder has {seen}")
+    files = found[0]
+    root = folder.resolve()
+    for path in files:
+        if not path.resolve().is_relative_to(root):
+            raise JobError(
+                f"{path} leads out of the export, to {path.resolve()}; copy the file into the export instead"
+            )
+    return files, sorted({path for matches in found[1:] for path in matches} - set(files))
 
 
-def _unpacked(raw: BinaryIO) -> BinaryIO:
-    """Return `raw`, or what is packed in it where it starts as a gzip does, whatever its name."""
-    start = raw.read(2)
-    raw.seek(0)
-    if start in (b"\xff\xfe", b"\xfe\xff"):
-        raise JobError(f"{raw.name}: UTF-16; export it as UTF-8")
-    return cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if start == b"\x1f\x8b" else raw
-
-
-@contextlib.contextmanager
-def open_records(path: Path) -> Iterator[BinaryIO]:
-    """Open the file of records at `path` for reading, gzipped or not."""
-    with path.open("rb") as raw:
-        yield _unpacked(raw)
-
-
-class StructureError(Exception):
-    """The file is not made of records; the message says what it looks like."""
-
-
-def read_json_lines(file: BinaryIO) -> Iterator[Row]:
-    """Yield each line's object; a line that is no JSON, no object, or no UTF-8, as it is. Blank lines are left out."""
-    first = True
-    while line := file.readline(MAX_LINE):
-        if len(line) == MAX_LINE:
-            raise StructureError(f"a line of more than {MAX_LINE:,} bytes; JSON lines have one object on each line")
-        if first:
-            line, first = line.removeprefix(b"\xef\xbb\xbf"), False
-        if line.strip():
-            yield _parse(line.rstrip(b"\r\n"))
-
-
-def _parse(line: bytes) -> Row:
+def read_records(source: Source, mapping: Mapping, noticed: Noticed, progress: bool) -> Iterator[Row]:
+    """Yield the rows of a file. Raises JobError where it is damaged, or most of it is no records."""
+    noticed.begin(source.path.name)
+    count = 0
     try:
-        record = DECODER.decode(line.decode())
-    except (ValueError, RecursionError):  # no UTF-8, no JSON, a name twice, numbers without end, brackets without end
-        return line
-    return record if isinstance(record, dict) else line
-
-
-def finite(text: str) -> float | str:
-    """Return the number, or its text where it is too large for one: no JSON that we write may say Infinity."""
-    number = float(text)
-    return text if number in (float("inf"), float("-inf")) else number
-
-
-# Of a name that is there twice, which value is meant is not known: the line goes to validate as it is.
-DECODER: Final = json.JSONDecoder(object_pairs_hook=unique, parse_float=finite, parse_constant=str)
-
-
-def read_csv(file: BinaryIO) -> Iterator[Row]:
-    """Yield each row by the header's names, every value a string.
-
-    A row of another length than the header becomes a JSON list; one that is no UTF-8, or a line whose quotes are wrong,
-    its bytes on one line: none is a record, so validate quarantines it. Quotes that go wrong over several lines are an
-    error: which of the lines are records is not known, and a quote that is never closed takes in all that follow.
-    """
-    rows = CsvRows(file)
-    for cells, raw in rows:
-        if cells is None or not _is_text(raw):
-            yield raw.rstrip("\r\n").replace("\r", "\\r").replace("\n", "\\n").encode(errors="surrogateescape")
-        elif not any(cell.strip() for cell in cells):
-            continue
-        elif len(cells) != len(rows.header):
-            yield json.dumps(cells).encode()
-        else:
-            yield dict(zip(rows.header, cells, strict=True))
-
-
-class CsvRows:
-    """The rows of a CSV file below its header: each one's cells, None where the quotes of its one line are wrong, and
-    its text, line end included. Bytes that are no UTF-8 are there as surrogates.
-
-    Raises, when it is made and when it is iterated over:
-        StructureError: the header cannot be used, or quotes go wrong over several lines.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        csv.field_size_limit(MAX_FIELD)  # of the process; the default refuses what is merely long
-        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        heading = text.readline(MAX_LINE)
-        self.delimiter = max(",;\t|", key=heading.count)
-        self._rows = _csv_rows(text, heading, self.delimiter)
-        header, self.heading = next(self._rows, ([], ""))
-        try:
-            self.header = self._checked(header)
-        except StructureError:
-            self._rows.close()
-            raise
-
-    def __iter__(self) -> Iterator[tuple[list[str] | None, str]]:
-        return self._rows
-
-    def _checked(self, header: list[str] | None) -> list[str]:
-        if header is None:
-            raise StructureError("line 1: the quotes of the header are wrong; correct them")
-        if twice := sorted(name for name, n in Counter(header).items() if n > 1 and name.strip()):
-            raise StructureError(f"the header has the columns {twice} more than once; rename or remove the others")
-        return header
-
-
-def _csv_rows(
-    text: io.TextIOWrapper, heading: str, delimiter: str
-) -> Generator[tuple[list[str] | None, str], None, None]:
-    """Yield the rows of `text`, whose first line, `heading`, is read already."""
-    consumed: list[str] = []
-
-    def lines() -> Iterator[str]:
-        line = heading
-        while line:
-            if len(line) == MAX_LINE:
-                raise StructureError(f"a line of more than {MAX_LINE:,} characters")
-            consumed.append(line)
-            yield line
-            line = text.readline(MAX_LINE)
-
-    # Strict: without it, a quote that the file's end leaves open takes the records after it for one long text.
-    reader = csv.reader(lines(), delimiter=delimiter, strict=True)
-    try:
-        while True:
-            consumed.clear()
-            cells: list[str] | None = None
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                if len(consumed) > 1:
-                    raise StructureError(
-                        f"line {reader.line_num - len(consumed) + 1}: a quote is never closed, or a quote within a text "
-                        f"is not doubled ({error}); nothing was imported: correct the line, or export the file again"
-                    ) from error
-            yield cells, "".join(consumed)
-    finally:
-        text.detach()  # the file is whoever's who opened it
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        with source.open(progress) as file:
+            for row in FORMATS[format_of(source, mapping)].read(file, source, mapping, noticed):
+                count += 1
+                yield row
+        noticed.check_file()
+    except StructureError as error:
+        raise JobError(f"{source.path}: {f'after {count:,} records: ' if count else ''}{error}") from error

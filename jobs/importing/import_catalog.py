@@ -1,28 +1,36 @@
 """Bring a shop's export into the lake: its records as JSON lines in our names, its pictures by their content.
 
-Nothing is judged here. What a record says wrongly is kept as it is, and a line that cannot be read is passed on byte
-for byte, so that validate can quarantine it with its reason and its raw text.
+Nothing is judged here. What a record says wrongly is kept as it is, and a line that cannot be read is passed on, so
+that validate can quarantine it with its reason and its raw text.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import logging
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from jobs import storage
 from jobs.importing.day_writer import DayWriter, write_parts
-from jobs.importing.formats import find_records, read_records
+from jobs.importing.file_checks import FileChecks
+from jobs.importing.formats import Row, find_records, read_records
+from jobs.importing.grouping import grouped
 from jobs.importing.mapper import Mapper
+from jobs.importing.noticed import Noticed
 from jobs.importing.picture_sources import open_sources
 from jobs.importing.picture_store import PictureStore, picture_writer
+from jobs.importing.sources import Bounds, Source, open_source
 from jobs.lake import Lake, check_day
 from jobs.settings import Settings
 from jobs.steps import measure
 from schemas.documents import RawManifest
-from schemas.mapping import load_mapping
+from schemas.mapping import Mapping, load_mapping
+
+log = logging.getLogger(__name__)
 
 
 def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> RawManifest:
@@ -38,27 +46,33 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
         mapping: a shipped mapping's name, or the path of a YAML file.
 
     Returns:
-        The day's manifest; its `rows` counts the lines written, which are all of the export but blank ones.
+        The day's manifest; its `rows` counts the lines written, which are all of the export but blank ones, and one for
+        the rows of a product that the mapping groups.
 
     Raises:
-        JobError: the export is missing or damaged, or its columns are not those of the mapping.
+        JobError: the export is missing or damaged, is not made of records, or its columns are not those of the mapping.
         ContractError: the mapping is wrong.
     """
     lake = Lake(settings.root)
     day, columns = lake.raw(check_day(ds)), load_mapping(mapping)
-    files, is_csv = find_records(folder, columns)
+    files, others = find_records(folder, columns)
+    bounds = Bounds(int(settings.max_unpacked_gb * 1e9), settings.max_unpacked_ratio)
+    sources = [open_source(file, columns, bounds) for file in files]
     alone = storage.locked(day, busy="another import of this day is running; wait for it")
     with measure("import-catalog") as measured, alone, contextlib.ExitStack() as stack:
         target = DayWriter(day, stack)
         pictures = None
         if columns.pictures:
-            sources, counts = open_sources(folder, columns, stack), Counter[str]()
-            pictures = PictureStore(picture_writer(lake, day, counts, stack), sources, counts)
+            picture_sources, counts = open_sources(folder, columns, stack), Counter[str]()
+            pictures = PictureStore(picture_writer(lake, day, counts, stack), picture_sources, counts)
         while True:
-            mapper = Mapper(columns, pictures, numbers_are_text=is_csv)
-            rows = itertools.chain.from_iterable(read_records(file, is_csv, settings.progress) for file in files)
-            parts = write_parts(target.add, (line for row in rows if (line := mapper.line(row))))
-            mapper.check(files)
+            noticed = Noticed()
+            if others:
+                noticed.note("files of later patterns, not read", len(others))
+            mapper = Mapper(columns, pictures, noticed)
+            lines = (mapper.line(row) for row in _rows(sources, columns, mapper, noticed, settings.progress))
+            parts = write_parts(target.add, lines)
+            mapper.check()
             if pictures is None or pictures.settled():
                 break
         lost = pictures.finish(folder) if pictures is not None else ()  # the day may name only what is there
@@ -67,10 +81,36 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
             source=str(folder.resolve()),
             files=parts,
             rows=sum(part.rows for part in parts),
+            notes=dict(noticed.notes),
+            unreadable=dict(noticed.unreadable),
             pictures=dict(pictures.counts) if pictures is not None else {},
             missing_pictures=lost,
             created_at=datetime.now(UTC),
         )
         target.publish(manifest)
         measured.rows = manifest.rows
+    if others:
+        log.warning("import-catalog: not read, since an earlier pattern of `records` has files: %s", _named(others))
+    noticed.report()
     return manifest
+
+
+def _rows(sources: list[Source], columns: Mapping, mapper: Mapper, noticed: Noticed, progress: bool) -> Iterator[Row]:
+    """Yield the rows of all files, those of one product together where the mapping says so."""
+    checks = FileChecks(columns, noticed)
+
+    def rows() -> Iterator[Row]:
+        for source in sources:
+            yield from checks.rows(read_records(source, columns, noticed, progress), source.path)
+
+    if not columns.group_by:
+        yield from rows()
+    else:
+        with tempfile.TemporaryDirectory(prefix="import-") as scratch:
+            yield from grouped(rows(), mapper.key, mapper.merge, Path(scratch), noticed)
+    checks.check([source.path for source in sources])
+
+
+def _named(paths: list[Path]) -> str:
+    names = [path.name for path in paths]
+    return ", ".join(names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")

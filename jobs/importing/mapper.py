@@ -2,65 +2,71 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import re
-from collections.abc import Sequence
-from pathlib import Path
+from collections import Counter
 from typing import Final
 
 from jobs.errors import JobError
-from jobs.importing.formats import DECODER, Json, Row, finite
+from jobs.importing.formats import Json, Row
+from jobs.importing.noticed import Noticed, shown
 from jobs.importing.picture_store import PictureStore
+from jobs.importing.sources import LINE_START, MAX_LINE
+from jobs.importing.values import identity, instant
+from jobs.label_forms import UnreadableError, decoded, read_object, read_value
+from jobs.rejected_lines import RejectedLine
 from schemas.mapping import Mapping
 
-_NUMBER: Final = re.compile(r"\s*[+-]?(\d{1,300}(\.\d{0,300})?|\.\d{1,300})([eE][+-]?\d{1,3})?\s*")
+log = logging.getLogger(__name__)
+
+_EXAMPLES: Final = 3  # values that a message shows
+_UNREAD: Final = 100  # names of labels that cannot be read that are told apart
+_OTHERS: Final = "other names"
+_SHOWN: Final = 120  # characters of a name or value in a message
 _BRACES: Final = re.compile(r"\{([^{}]+)\}")
 
 
 class Mapper:
     """Turns the shop's rows into lines of the raw catalog."""
 
-    def __init__(self, mapping: Mapping, pictures: PictureStore | None, *, numbers_are_text: bool) -> None:
-        self._mapping = mapping
-        self._pictures = pictures
-        self._numbers_are_text = numbers_are_text  # CSV
+    def __init__(self, mapping: Mapping, pictures: PictureStore | None, noticed: Noticed) -> None:
+        self._mapping, self._pictures, self._noticed = mapping, pictures, noticed
         self._nulls = frozenset(text.strip() for text in mapping.null_values)
-        self._unseen = set(mapping.columns)  # columns that no record had so far
-        self._columns: dict[str, None] = {}  # columns that records had, for the error's message
-        self._records = self._lines = 0
+        self._times = self._unread_times = 0
+        self._time_examples: list[str] = []
+        self.unread: Counter[str] = Counter()  # labels of no known form, by name
+        self._example: dict[str, Json] = {}
 
     def line(self, row: Row) -> bytes:
         """Return `row` as a line of the raw catalog, its end included."""
-        self._lines += 1
+        if isinstance(row, RejectedLine):
+            return row.encoded() + b"\n"
         if isinstance(row, bytes):
             # The one change to a line that cannot be read: many readers take a lone carriage return for a line end.
             return row.replace(b"\r", b" ") + b"\n"
-        self._records += 1
-        if self._unseen:
-            self._unseen = {column for column in self._unseen if get_column(row, column) is ABSENT}
-            if len(self._columns) < 200:
-                self._columns.update(dict.fromkeys(row))
         # ASCII, with escapes: whatever characters the shop used, a line stays one line and is valid UTF-8.
-        return json.dumps(self.record(row), separators=(",", ":")).encode() + b"\n"
+        line = json.dumps(self.record(row), separators=(",", ":")).encode()
+        if len(line) > MAX_LINE:
+            detail = f"a record of more than {MAX_LINE:,} bytes in ASCII"
+            return self._noticed.reject("line_too_long", detail, line[:LINE_START]).encoded() + b"\n"
+        return line + b"\n"
 
     def record(self, row: dict[str, Json]) -> dict[str, Json]:
         """Return `row` by our own names. Nothing is judged: values of a wrong type stay as they are."""
         mapping = self._mapping
         titles = (self._value(row, column) for column in mapping.title)
         record = {
-            "product_id": _identity(self._value(row, mapping.product_id)),
+            "product_id": identity(self._value(row, mapping.product_id)),
             "title": next((title for title in titles if title is not None), None),
             "brand": self._value(row, mapping.brand),
             "description": _joined([self._value(row, column) for column in mapping.description]),
             "price": self._value(row, mapping.price),
             "image_uri": self._value(row, mapping.image_uri),
             "image_version": self._value(row, mapping.image_version),
-            "updated_at": self._value(row, mapping.updated_at),
+            "updated_at": self._time(row),
             "attributes": self._labels(row),
         }
-        if self._numbers_are_text:
-            record["price"] = _number(record["price"])
         if self._pictures is not None and not mapping.image_uri:
             name = self.picture_name(row)
             if isinstance(name, str):
@@ -69,61 +75,132 @@ class Mapper:
                 record["image_uri"] = name
         return record
 
-    def check(self, files: Sequence[Path]) -> None:
-        """Raise JobError where the files had no record at all, or lack columns that the mapping names."""
-        names = ", ".join(str(file) for file in files)
-        if not self._lines:
-            raise JobError(f"{names}: no records in it; nothing was imported")
-        if not self._records:
-            return  # not one line could be read: validate says so, with the lines
-        lacking = self._unseen - set(self._mapping.optional)
-        if not any(column not in self._unseen for column in (*self._mapping.title, *self._mapping.description)):
-            lacking |= {*self._mapping.title, *self._mapping.description}
-        if lacking:
+    def merge(self, rows: list[dict[str, Json]]) -> dict[str, Json]:
+        """Return one row for the rows of one product: of each column the first value given, of labels and pictures all."""
+        merged: dict[str, Json] = {}
+        for row in rows:
+            for column, value in row.items():
+                if self._is_empty(merged.get(column)):
+                    merged[column] = value
+        for column in (*self._mapping.labels, *self._mapping.picture_columns):
+            given: list[Json] = []
+            for row in rows:
+                value = get_column(row, column)
+                values = value if isinstance(value, list) else [value]
+                given += [
+                    each for each in values if each is not ABSENT and not self._is_empty(each) and each not in given
+                ]
+            if len(given) > 1:
+                merged[column] = given
+        for column in self._mapping.label_objects:
+            objects = [value for row in rows if isinstance(value := get_column(row, column), dict)]
+            if objects:
+                merged[column] = {name: value for each in reversed(objects) for name, value in each.items()}
+        return merged
+
+    def key(self, row: dict[str, Json]) -> str | None:
+        """Return what the rows of the row's product have in common; None where it is not given."""
+        key = identity(self._value(row, self._mapping.group_by))
+        return None if key is None else str(key)
+
+    def check(self) -> None:
+        """Raise JobError where more than a few times of `updated_at` cannot be read."""
+        self.log_unread()
+        unread, given = self._unread_times, self._times
+        if unread > max(2, given // 100) or 2 * unread > given:
+            written = self._mapping.updated_at_format
             raise JobError(
-                f"{names}: no record has the columns {sorted(lacking)} that the mapping names; the columns are "
-                f"{sorted(self._columns)}. Correct the mapping, or list them under `optional`"
+                f"{unread:,} of {given:,} values ({100 * unread / given:.1f} %) of {self._mapping.updated_at!r} are no times "
+                f"{f'of the form {written!r}' if written else 'beyond doubt'}, such as {', '.join(self._time_examples)}; "
+                "nothing was imported: which of two records is the newer one is not known. Set `updated_at_format` in the "
+                'mapping, such as "%d/%m/%Y %H:%M", or leave `updated_at` out'
+            )
+        if unread:
+            log.warning(
+                "import-catalog: %s of %s values of %r are no times, such as %s",
+                *(f"{unread:,}", f"{given:,}", self._mapping.updated_at, ", ".join(self._time_examples)),
             )
 
     def _value(self, row: dict[str, Json], column: str) -> Json:
         value = get_column(row, column) if column else None
         return None if value is ABSENT or self._is_null(value) else value
 
+    def _time(self, row: dict[str, Json]) -> Json:
+        """Return the row's time in ISO 8601, UTC; as it is where it cannot be read, which is counted."""
+        value = self._value(row, self._mapping.updated_at)
+        if value is None:
+            return None
+        self._times += 1
+        if (found := instant(value, self._mapping.updated_at_format)) is not None:
+            return found
+        self._unread_times += 1
+        if len(self._time_examples) < _EXAMPLES:
+            self._time_examples.append(shown(value))
+        return value
+
+    def _is_empty(self, value: Json) -> bool:
+        return self._is_null(value) or value in ([], {})
+
     def _is_null(self, value: Json) -> bool:
         return value is None or (isinstance(value, str) and value.strip() in self._nulls)
 
     def _labels(self, row: dict[str, Json]) -> dict[str, Json]:
-        labels: dict[str, Json] = {}
+        """Return the row's labels by name: a text, or a list of them; what has no known form stays for validate to report."""
+        found: dict[str, list[str]] = {}
+        unread: dict[str, Json] = {}
         for column in self._mapping.labels:
-            if (label := self._label(self._value(row, column))) is not None:
-                labels[column] = label
+            value = self._value(row, column)
+            try:
+                texts = read_value(decoded(value) if isinstance(value, str) else value, column)
+            except UnreadableError:
+                if isinstance(value, str):
+                    texts = [value]
+                else:
+                    unread[column], texts = value, []
+            found.setdefault(column, []).extend(texts)
         for column in self._mapping.label_objects:
-            found = self._value(row, column)
-            if self._numbers_are_text and isinstance(found, str):
-                with contextlib.suppress(ValueError, RecursionError):  # an object in a CSV cell
-                    found = DECODER.decode(found)
-            if isinstance(found, dict):
-                for name, value in found.items():
-                    labels.setdefault(name, self._label(value))
-            else:
-                labels.setdefault(column, found)  # no object: kept under the column's name, for validate to report
-        return {name: value for name, value in labels.items() if value is not None}
+            labels, rest = read_object(self._value(row, column))
+            for name, texts in labels.items():
+                found[name] = list(dict.fromkeys([*found.get(name, ()), *texts]))
+            unread |= {name or column: value for name, value in rest.items()}
+        for name, value in unread.items():
+            self._count_unread(name, value)
+        given = {name: self._split(texts) for name, texts in found.items()}
+        return unread | {name: texts[0] if len(texts) == 1 else texts for name, texts in given.items() if texts}
 
-    def _label(self, value: Json) -> Json:
+    def _split(self, texts: list[str]) -> list[Json]:
+        """Return the texts of a label, cut at the mapping's separator, without those that mean: nothing given."""
         separator = self._mapping.list_separator
-        if isinstance(value, str) and separator and separator in value:
-            value = [part.strip() for part in value.split(separator)]
-        if isinstance(value, list):
-            value = [item for item in value if not self._is_null(item)] or None
-        return None if self._is_null(value) else value
+        parts: list[str] = []
+        for text in texts:
+            parts += (part.strip() for part in text.split(separator)) if separator and separator in text else [text]
+        return [part for part in parts if not self._is_null(part)]
+
+    def _count_unread(self, name: str, value: Json) -> None:
+        if name in self.unread or len(self.unread) < _UNREAD:
+            self.unread[name] += 1
+            self._example.setdefault(name, value)
+        else:
+            self.unread[_OTHERS] += 1
+
+    def log_unread(self) -> None:
+        """Log the labels that cannot be read, by name, each with one example."""
+        for name, count in self.unread.most_common():
+            shown = json.dumps(self._example[name])[:_SHOWN] if name in self._example else ""
+            log.warning(
+                "import-catalog: %s labels of %r cannot be read, such as %s", f"{count:,}", name[:_SHOWN], shown
+            )
 
     def picture_name(self, row: dict[str, Json]) -> Json:
         """Return the name of the row's picture; None where it has none; a value that is no name as it is."""
         parts = {column: self._value(row, column) for column in self._mapping.picture_columns}
         for column, value in parts.items():
+            if isinstance(value, list) and (names := [name for name in value if not self._is_empty(name)]):
+                value = names[0]
+                self._noticed.note("pictures of a product beyond its first, not used", len(names) - 1)
             if value is None or not isinstance(value, str | int | float) or isinstance(value, bool):
-                return value
-            parts[column] = _identity(value)
+                return None if value == [] else value
+            parts[column] = identity(value)
         return _BRACES.sub(lambda match: parts[match.group(1)], self._mapping.picture_name)
 
 
@@ -131,22 +208,18 @@ ABSENT: Final = object()
 
 
 def get_column(row: dict[str, Json], column: str) -> Json:
-    """Return the value of `column`, through nested objects by dots; `ABSENT` where there is none."""
+    """Return the value of `column`, through nested objects by dots, and lists by numbers; `ABSENT` where none exists."""
     if column in row:
         return row[column]
     node: Json = row
     for step in column.split("."):
-        if not isinstance(node, dict) or step not in node:
+        if isinstance(node, list) and step.isdecimal() and int(step) < len(node):
+            node = node[int(step)]
+        elif isinstance(node, dict) and step in node:
+            node = node[step]
+        else:
             return ABSENT
-        node = node[step]
     return node
-
-
-def _identity(value: Json) -> Json:
-    """Return a number as the text it is known by (1163.0, as spreadsheets write ids, as 1163); all else as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value
-    return str(int(value)) if value == int(value) else str(value)
 
 
 def _joined(values: list[Json]) -> Json:
@@ -154,11 +227,3 @@ def _joined(values: list[Json]) -> Json:
     if len(given) <= 1:
         return given[0] if given else None
     return "\n\n".join(given) if all(isinstance(value, str) for value in given) else given
-
-
-def _number(value: Json) -> Json:
-    """Return the number that a CSV cell writes, or the cell as it is where that is none."""
-    if isinstance(value, str) and _NUMBER.fullmatch(value):
-        number = finite(value.strip())
-        return int(number) if isinstance(number, float) and number.is_integer() and "." not in value else number
-    return value

@@ -16,7 +16,9 @@ from cma_clip_core.errors import CoreError
 from cma_clip_core.places import parquet_files
 from cma_clip_core.registry import METRICS, read_thresholds
 from jobs import history, storage
+from jobs.doubled_ids import SUPERSEDED
 from jobs.errors import JobError
+from jobs.explained import explain
 from jobs.lake import LABELLED_TABLE, Lake
 from jobs.report.facts import (
     BINS,
@@ -40,7 +42,6 @@ from schemas.rules import RuleTable
 from schemas.taxonomy import Taxonomy
 
 PRODUCTS: Final = "_products"
-SUPERSEDED: Final = "newer_record_with_this_id"
 
 _RAW_BYTES = 600  # of a quarantined line that leave the file; the page shows fewer characters
 _TEXT = 300  # characters of any other text that leave a file
@@ -68,7 +69,7 @@ def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
         thresholds = read_thresholds(lake.models / ledger.model_version)
     except CoreError as error:
         raise JobError(str(error)) from error
-    with _database(lake.root) as db:
+    with _database(lake.root) as db, _told(run_id):
         query = Query(db, lake, plan, lake.read_taxonomy(plan.taxonomy_path))
         manifest = lake.read_manifest(run_id)
         before_run = query.open_tables(manifest)
@@ -80,7 +81,7 @@ def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
             ledger=ledger,
             plan=plan,
             manifest=manifest,
-            live_run=lake.current_run(),
+            live_run=lake.read_history_index().live,
             before_run=before_run,
             data_docs=lake.root / plan.validation.data_docs_path,
             reasons=query.reasons(rules),
@@ -111,6 +112,27 @@ def _database(root: Place) -> Iterator[duckdb.DuckDBPyConnection]:
             yield db
         finally:
             db.close()
+
+
+@contextmanager
+def _told(run_id: str) -> Iterator[None]:
+    """Tell of a table that cannot be read, which DuckDB names, in one sentence."""
+    try:
+        yield
+    except (
+        duckdb.IOException,
+        duckdb.InvalidInputException,
+        duckdb.SerializationException,
+        pa.ArrowException,
+    ) as error:
+        raise explain(error) or JobError(
+            f"the page of {run_id} cannot be drawn; the tables are not concerned: {_first_line(error)}; write the file that it "
+            f"names again by the step that wrote it, or {storage.RESTORE}, then `python -m jobs report --run {run_id}`"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")[:_TEXT]
 
 
 def _scan(db: duckdb.DuckDBPyConnection, files: Iterable[Place], table: pa.Schema, *options: str) -> str:

@@ -1,4 +1,4 @@
-"""The pages: a night's report, the list of nights, and a labelled set."""
+"""The pages: a night's report, the list of nights, the rules of a day, and a labelled set."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from jobs.report.costs import Costs
 from jobs.report.facts import BINS, AttributeFacts, Night
 from jobs.report.findings import findings
 from jobs.report.labelled import Summary
-from schemas.documents import LabelledManifest, Ledger
+from schemas.documents import LabelledManifest, Ledger, Validation
 from schemas.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from cma_clip_core.suspects import Suspect
+    from jobs.expectations import Outcome
+    from jobs.rule_examples import Example
 
 _SHARES = 8  # values of an attribute that are drawn
 _UNKNOWN = 14  # unknown labels that are listed
@@ -61,12 +63,38 @@ def render_night(night: Night, costs: Costs, folder: Place, spent: float) -> str
     )  # fmt: skip
 
 
-def render_index(ledgers: Sequence[Ledger], reported: frozenset[str], live: str | None) -> str:
-    """Return the page that lists the nights of `ledgers`; those in `reported` have a page of their own."""
+def render_index(
+    ledgers: Sequence[Ledger], reported: frozenset[str], live: str | None, broken: Sequence[str] = ()
+) -> str:
+    """Return the page that lists the nights of `ledgers`; those in `reported` have a page of their own.
+
+    Args:
+        ledgers: in the order of the page.
+        reported: runs with a page.
+        live: the live run.
+        broken: runs whose ledger cannot be read.
+    """
     return (
         _environment()
         .get_template("index.html.j2")
-        .render(ledgers=ledgers, reported=reported, live=live, largest=max((n.raw for n in ledgers), default=1) or 1)
+        .render(
+            ledgers=ledgers,
+            reported=reported,
+            live=live,
+            broken=broken,
+            largest=max((n.raw for n in ledgers), default=1) or 1,
+        )
+    )
+
+
+def render_rules(validation: Validation, outcomes: Sequence[Outcome], examples: Mapping[str, Sequence[Example]]) -> str:
+    """Return the page of the rules that a day's records were checked by; `examples` are by the rule's name."""
+    failed = [outcome for outcome in outcomes if not outcome.passed]
+    shown = [outcome for outcome in outcomes if examples.get(outcome.rule.name)]
+    return (
+        _environment()
+        .get_template("rules.html.j2")
+        .render(validation=validation, outcomes=outcomes, failed=failed, shown=shown, examples=examples)
     )
 
 

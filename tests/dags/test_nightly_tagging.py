@@ -114,6 +114,21 @@ def test_tag_is_mapped_on_the_gpu(nightly: Any) -> None:
     assert all(t.pool == "default_pool" for t in nightly.tasks if t.task_id != "tag")
 
 
+@pytest.mark.parametrize("setting", [{}, {"AIRFLOW__CORE__MAX_MAP_LENGTH": "7"}])
+def test_a_plan_is_told_how_many_tasks_airflow_maps(setting: dict[str, str]) -> None:
+    code = f"""
+import sys, airflow.sdk
+sys.path.insert(0, {str(DAGS)!r})
+import nightly_tagging
+print(nightly_tagging.nightly_tagging().get_task("plan").arguments[3])
+"""
+    environment = {
+        name: value for name, value in os.environ.items() if name != "AIRFLOW__CORE__MAX_MAP_LENGTH"
+    } | setting
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == f"--most-tasks={setting.get('AIRFLOW__CORE__MAX_MAP_LENGTH', 1024)}"
+
+
 def test_publish_runs_where_nothing_was_to_be_tagged(nightly: Any) -> None:
     assert nightly.get_task("publish").trigger_rule == TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
     assert [asset.name for asset in nightly.get_task("publish").outlets] == ["attribute_tables"]
@@ -121,9 +136,9 @@ def test_publish_runs_where_nothing_was_to_be_tagged(nightly: Any) -> None:
 
 @pytest.mark.parametrize(
     ("to_preprocess", "shards", "expected"),
-    [(3, [0, 1], "preprocess"), (0, [0], "tag"), (0, [], "publish")],
+    [(3, ["0", "1-2"], "preprocess"), (0, ["0"], "tag"), (0, [], "publish")],
 )
-def test_branch(nightly: Any, to_preprocess: int, shards: list[int], expected: str) -> None:
+def test_branch(nightly: Any, to_preprocess: int, shards: list[str], expected: str) -> None:
     assert nightly.get_task("branch").python_callable(to_preprocess, shards) == expected
 
 

@@ -73,10 +73,16 @@ def test_half_a_surrogate_pair_becomes_a_replacement_character() -> None:
 
 def test_labels_of_every_type() -> None:
     row = parse(
-        attributes={"a": "x", "b": ["x", "y"], "c": ["x", None], "d": None, "e": [], "f": [None], "g": 5, "h": ["x", 5]}
-    )
-    assert row["labels"] == [("a", ["x"]), ("b", ["x", "y"]), ("c", ["x"])]
-    assert row["mistyped_labels"] == [("g", "5"), ("h", '["x",5]')]
+        attributes={
+            "a": "x", "b": ["x", "y"], "c": ["x", None], "d": None, "e": [], "f": [None], "g": 5, "h": ["x", 5.0], "i": True,
+            "j": {"value": 38, "unit": "EU"}, "k": {"id": 3, "label": "Red"}, "l": {"en": "x"}, "m": [["x", {"y": 1}]],
+        }
+    )  # fmt: skip
+    assert row["labels"] == [
+        ("a", ["x"]), ("b", ["x", "y"]), ("c", ["x"]), ("g", ["5"]), ("h", ["x", "5"]), ("i", ["true"]), ("j", ["38 EU"]),
+        ("k", ["Red"]),
+    ]  # fmt: skip
+    assert row["mistyped_labels"] == [("l", '{"en":"x"}'), ("m", '[["x",{"y":1}]]')]
     assert len(parse(attributes={"a": {"b": "x" * 1000}})["mistyped_labels"][0][1]) == 200
 
 

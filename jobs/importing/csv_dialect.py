@@ -1,0 +1,151 @@
+"""How a CSV file writes its cells: what the mapping says, and what the file's start shows where it says nothing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from schemas.mapping import Mapping
+
+DELIMITERS: Final = (",", ";", "\t", "|")
+ESCAPED: Final = "\udffe"  # stands for an escaped quote while a line is parsed; no text has it
+_SEPARATOR: Final = re.compile(r"\ufeff*\"?sep=(.)\"?[\r\n]*", re.IGNORECASE)
+_BEFORE_HEADER: Final = 10  # lines that are looked at for the header
+_ROWS: Final = 200  # rows that are compared to find the delimiter
+_OPEN_LINES: Final = 100  # a quote that is open over more lines at the sample's end is a fault
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How cells are written."""
+
+    delimiter: str = ","
+    quote: str | None = '"'
+    escape: str | None = None
+    skipped: int = 0  # lines before the header
+
+    def reader_options(self) -> dict[str, Any]:
+        """Return the options of csv.reader and csv.writer."""
+        if self.quote is None:
+            return {"delimiter": self.delimiter, "quoting": csv.QUOTE_NONE}
+        return {"delimiter": self.delimiter, "quotechar": self.quote}
+
+    def translate(self, line: str) -> str:
+        """Return `line` with its escapes resolved, for csv.reader; `restore` undoes it in cells."""
+        if self.escape is None or self.escape not in line:
+            return line
+        pattern = re.escape(self.escape)
+        quote = self.quote or ""
+        return re.sub(f"{pattern}([{pattern}{re.escape(quote)}])", lambda m: ESCAPED if m[1] == quote else m[1], line)
+
+    def restore(self, cells: list[str]) -> list[str]:
+        """Return `cells` with the quotes that `translate` took out."""
+        if self.escape is None or self.quote is None:
+            return cells
+        return [cell.replace(ESCAPED, self.quote) for cell in cells]
+
+    def split(self, line: str) -> list[str]:
+        """Return the cells of a line alone, quotes taken as characters."""
+        return line.rstrip("\r\n").split(self.delimiter)
+
+    def parse(self, lines: Iterable[str]) -> Iterator[list[str]]:
+        """Yield the rows of `lines`. Raises csv.Error where quotes are wrong."""
+        for row in csv.reader(map(self.translate, lines), strict=True, **self.reader_options()):
+            yield self.restore(row)
+
+
+def physical_lines(text: str) -> list[str]:
+    """Return the lines of `text` with their ends: LF, CR or CRLF."""
+    return list(io.StringIO(text, newline=""))
+
+
+def detect(sample: str, whole: bool, mapping: Mapping) -> Dialect:
+    """Return the dialect that the mapping says, and where it says nothing, the one that fits the start of the file.
+
+    Args:
+        sample: the start of the file, whole lines.
+        whole: whether it is all of the file.
+    """
+    lines = [line.lstrip("\ufeff") for line in physical_lines(sample)]
+    dialect = Dialect(quote=mapping.quote_character, escape=mapping.escape or None)
+    skipped = 0
+    if lines and (separator := _SEPARATOR.fullmatch(lines[0])):
+        dialect, skipped = replace(dialect, delimiter=separator[1]), 1
+    candidates = (mapping.delimiter,) if mapping.delimiter else (dialect.delimiter,) if skipped else DELIMITERS
+    delimiter, before = _header(lines[skipped:], [replace(dialect, delimiter=each) for each in candidates], mapping)
+    dialect = replace(dialect, delimiter=delimiter, skipped=skipped + before)
+    return dialect if mapping.quote else _quoting(lines[dialect.skipped :], whole, dialect, escape=not mapping.escape)
+
+
+def _header(lines: Sequence[str], candidates: Sequence[Dialect], mapping: Mapping) -> tuple[str, int]:
+    """Return the delimiter, and how many lines are before the header: that which has the mapping's columns."""
+    best, found = 0, (candidates[0].delimiter, 0)
+    wanted = {column.strip() for column in mapping.columns}
+    for dialect in candidates:
+        for index in range(min(len(lines), _BEFORE_HEADER)):
+            names = {name.strip() for name in _first_row(dialect, lines[index:])}
+            score = len(names & wanted)
+            if mapping.product_id.strip() in names and score > best:
+                best, found = score, (dialect.delimiter, index)
+    return found if best else (max(candidates, key=lambda dialect: _consistency(dialect, lines)).delimiter, 0)
+
+
+def _first_row(dialect: Dialect, lines: Sequence[str]) -> list[str]:
+    try:
+        return next(dialect.parse(lines[:_BEFORE_HEADER]), [])
+    except csv.Error:
+        return []
+
+
+def _consistency(dialect: Dialect, lines: Sequence[str]) -> tuple[float, int]:
+    """Return the share of rows that are as long as the header, and that length; nothing where it is one."""
+    lengths: list[int] = []
+    try:
+        for row in dialect.parse(lines[:_ROWS]):
+            lengths.append(len(row))
+    except csv.Error:
+        pass
+    if not lengths or lengths[0] < 2:
+        return 0.0, 0
+    return Counter(lengths)[lengths[0]] / len(lengths), lengths[0]
+
+
+def _quoting(lines: Sequence[str], whole: bool, dialect: Dialect, *, escape: bool) -> Dialect:
+    """Return `dialect`, or where it cannot read the sample, the one that can: with escapes, or without quotes."""
+    quote = dialect.quote or ""
+    if not any(quote in line for line in lines) or not _faults(lines, whole, dialect):
+        return dialect
+    if escape and any(f"\\{quote}" in line for line in lines):
+        escaped = replace(dialect, escape="\\")
+        if not _faults(lines, whole, escaped):
+            return escaped
+    literal = replace(dialect, quote=None)
+    rows = [row for line in lines if line.strip() and (row := literal.split(line))]
+    quoted = any(len(cell) > 1 and cell[0] == cell[-1] == quote for row in rows for cell in row)
+    if not quoted and len(rows[0]) > 1 and all(len(row) == len(rows[0]) for row in rows):
+        return literal
+    return dialect
+
+
+def _faults(lines: Sequence[str], whole: bool, dialect: Dialect) -> bool:
+    """Whether quotes are wrong in `lines`, read in this dialect."""
+    read, start = 0, 0
+
+    def counted() -> Iterator[str]:
+        nonlocal read
+        for line in lines:
+            read += 1
+            yield line
+
+    try:
+        for _ in dialect.parse(counted()):
+            start = read
+    except csv.Error:
+        # The sample ends within a quoted cell, perhaps.
+        return whole or read < len(lines) or read - start > _OPEN_LINES
+    return False

@@ -1,0 +1,127 @@
+"""Check an export file by file: its columns against the mapping, its ids, and how it writes prices."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from jobs.errors import JobError
+from jobs.importing.formats import Json, Row
+from jobs.importing.json_lines import wrapped
+from jobs.importing.mapper import ABSENT, get_column
+from jobs.importing.noticed import Noticed
+from jobs.importing.sources import MAX_LINE
+from jobs.importing.values import DecimalMark, decimal_mark, price, rounded
+from schemas.mapping import Mapping
+
+log = logging.getLogger(__name__)
+
+_NAMES: Final = 200  # column names that a message shows
+_NAME: Final = 60  # characters of each
+_PRICES: Final = 1_000  # rows that show how a file writes prices
+_HELD: Final = 16 * 2**20  # characters of those rows in memory
+
+
+class FileChecks:
+    """What the files of an export have in common, and what one of them lacks."""
+
+    def __init__(self, mapping: Mapping, noticed: Noticed) -> None:
+        self._mapping, self._noticed = mapping, noticed
+        self._lacking: dict[Path, set[str]] = {}  # optional columns, by file with records
+        self._rows = 0
+
+    def rows(self, rows: Iterable[Row], path: Path) -> Iterator[Row]:
+        """Yield the rows of the file at `path` with prices as numbers, where they can be read.
+
+        Raises JobError where the file has records, but not the mapping's columns.
+        """
+        source = map(self._checked, rows)
+        first = list(self._first(source))
+        mark = self._mark(first)
+        unseen, columns, record = set(self._mapping.columns), dict[str, None](), None
+        for row in itertools.chain(first, source):
+            self._rows += 1
+            if isinstance(row, dict):
+                record = row if record is None else record
+                if unseen:
+                    unseen = {column for column in unseen if get_column(row, column) is ABSENT}
+                    if len(columns) < _NAMES:
+                        columns.update(dict.fromkeys(name[:_NAME] for name in itertools.islice(row, _NAMES)))
+                row = self._with_price(row, mark)
+            yield row
+        if record is not None:
+            self._check_columns(path, unseen, list(columns), record)
+
+    def check(self, files: Iterable[Path]) -> None:
+        """Raise JobError where no file had a row; log the optional columns that some files lack and others have."""
+        if not self._rows:
+            raise JobError(f"{', '.join(map(str, files))}: no records in it; nothing was imported")
+        somewhere = set(self._mapping.columns) - set.intersection(*self._lacking.values()) if self._lacking else set()
+        for path, lacking in self._lacking.items():
+            if missed := lacking & somewhere:
+                log.warning("import-catalog: %s lacks the columns %s, which other files have", path, sorted(missed))
+                self._noticed.note("files without optional columns that other files have")
+
+    def _first(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """Yield the rows that show how the file writes prices."""
+        if not self._mapping.price or self._mapping.decimal:
+            return
+        held = 0
+        for row in itertools.islice(rows, _PRICES):
+            yield row
+            held += len(json.dumps(row)) if isinstance(row, dict) else 0
+            if held > _HELD:
+                return
+
+    def _mark(self, first: list[Row]) -> DecimalMark:
+        if self._mapping.decimal:
+            return self._mapping.decimal
+        return decimal_mark(get_column(row, self._mapping.price) for row in first if isinstance(row, dict))
+
+    def _checked(self, row: Row) -> Row:
+        """Return `row`, or why it is no record where its id is a number whose digits are lost."""
+        given = get_column(row, self._mapping.product_id) if isinstance(row, dict) else None
+        if not rounded(given):
+            return row
+        how = (
+            "in scientific notation, such as 1.23E+12" if isinstance(given, str) else "with a point and too many digits"
+        )
+        return self._noticed.reject(
+            "rounded_id", f"the id is a number {how}: its last digits are lost", json.dumps(row).encode()[:MAX_LINE]
+        )
+
+    def _with_price(self, row: dict[str, Json], mark: DecimalMark) -> dict[str, Json]:
+        """Return `row` with its price as a number, where that can be read."""
+        column = self._mapping.price
+        if column and isinstance(value := get_column(row, column), str):
+            number = price(value, mark)
+            if not isinstance(number, str):
+                return row | {column: number}
+        return row
+
+    def _check_columns(self, path: Path, unseen: set[str], columns: list[str], record: dict[str, Json]) -> None:
+        mapping = self._mapping
+        texts = {*mapping.title, *mapping.description}
+        lacking = unseen - set(mapping.optional)
+        if texts <= unseen:
+            lacking |= texts
+        if lacking:
+            if mapping.product_id in lacking and (name := wrapped(record)):
+                raise JobError(
+                    f"{path}: a JSON object that holds its records under {name[:_NAME]!r}; nothing was imported: JSON lines "
+                    "have one object on each line, export them so"
+                )
+            way_out = "Correct the mapping, or list them under `optional`"
+            if {column.casefold() for column in lacking} <= {column.casefold() for column in columns}:
+                way_out = "They differ in capitals alone: write them as the file does"
+            elif not set(mapping.columns) - unseen:
+                way_out = "None of them is the mapping's: has the file a header? Add it, or correct the mapping"
+            raise JobError(
+                f"{path}: no record has the columns {sorted(lacking)} that the mapping names; the columns are "
+                f"{sorted(columns)}; nothing was imported. {way_out}"
+            )
+        self._lacking[path] = unseen

@@ -1,0 +1,68 @@
+"""Put the rows of one product together, wherever in the export they are, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from jobs.importing.formats import Row
+from jobs.importing.noticed import Noticed
+
+Json: TypeAlias = Any
+Merge: TypeAlias = Callable[[list[dict[str, Json]]], dict[str, Json]]
+
+_BATCH: Final = 1_000
+
+
+def grouped(
+    rows: Iterable[Row], key: Callable[[dict[str, Json]], str | None], merge: Merge, folder: Path, noticed: Noticed
+) -> Iterator[Row]:
+    """Yield one row for all `rows` with the same key, in the order of each one's first; the others as they are.
+
+    Rows wait in a file: any number of them, in any order, takes no memory.
+
+    Args:
+        key: what the rows of one product have in common; None for a row of its own.
+        merge: makes one row of several, which come in the export's order.
+        folder: where the file is written.
+    """
+    database = sqlite3.connect(folder / "rows.sqlite")
+    try:
+        for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -65536", "temp_store = FILE"):
+            database.execute(f"PRAGMA {pragma}")
+        database.execute("CREATE TABLE given (key TEXT, position INTEGER, row TEXT)")
+        waiting: list[tuple[str, int, str]] = []
+        for position, row in enumerate(rows):
+            name = key(row) if isinstance(row, dict) else None
+            if name is None or not isinstance(row, dict):
+                yield row
+                continue
+            waiting.append((json.dumps(name), position, json.dumps(row)))
+            if len(waiting) >= _BATCH:
+                database.executemany("INSERT INTO given VALUES (?, ?, ?)", waiting)
+                waiting.clear()
+        database.executemany("INSERT INTO given VALUES (?, ?, ?)", waiting)
+        yield from _merged(database, merge, noticed)
+    finally:
+        database.close()
+
+
+def _merged(database: sqlite3.Connection, merge: Merge, noticed: Noticed) -> Iterator[dict[str, Json]]:
+    ordered = database.execute(
+        "SELECT first, row FROM given JOIN (SELECT key, min(position) AS first FROM given GROUP BY key) USING (key) "
+        "ORDER BY first, position"
+    )
+    product, rows = None, list[dict[str, Json]]()
+    for first, row in ordered:
+        if first != product and rows:
+            noticed.note("rows put together with others of their product", len(rows) - 1)
+            yield merge(rows)
+            rows = []
+        product = first
+        rows.append(json.loads(row))
+    if rows:
+        noticed.note("rows put together with others of their product", len(rows) - 1)
+        yield merge(rows)

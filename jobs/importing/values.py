@@ -1,0 +1,195 @@
+"""Read single values of an export: ids, prices, times. What cannot be read without a guess stays as it is given."""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import unicodedata
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal, TypeAlias
+
+Json: TypeAlias = Any
+# What separates decimals in the prices of a file: "" where none shows it, "?" where they disagree.
+DecimalMark: TypeAlias = Literal[".", ",", "", "?"]
+
+_INVISIBLE: Final = " \t\r\n\x00\x0b\x0c\x85\xa0\xad\u1680\u180e\u2028\u2029\u202f\u205f\u3000\ufeff" + "".join(
+    map(chr, (*range(0x2000, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A)))
+)
+_FORMULA: Final = re.compile(r'="([^"]*)"')
+_WHOLE: Final = re.compile(r"(\d{1,300})\.0")
+# As spreadsheets show a number that is too wide: one digit before the point, and what follows it is cut.
+_SCIENTIFIC: Final = re.compile(r"\d(\.\d+)?E\+\d{2,3}|\d\.\d+E\d{2,3}", re.IGNORECASE)
+_EXACT: Final = 2**53  # from here on a JSON reader's floats leave whole numbers out
+
+_LONGEST: Final = 100  # characters of a price or a time
+_PLAIN: Final = re.compile(r"[+-]?(\d{1,300}(\.\d{0,300})?|\.\d{1,300})([eE][+-]?\d{1,3})?")
+_CURRENCY: Final = re.compile(
+    r"[A-Z]{3}|kr\.?|zł|Kč|Ft|lei|Lei|Rs\.?|Fr\.?|SFr\.?|TL|kn|din\.?|руб\.?|р\.|лв\.?|RM|R|Rp"
+)
+_MINUS: Final = str.maketrans({"\u2212": "-", "\u2013": "-"})
+_DIGITS: Final = re.compile(r"[+-]?\d[\d.,'’]*")
+_GROUPED: Final = re.compile(r"\d{1,3}([.,'’])\d{3}(\1\d{3})*")
+
+
+def plain(value: Json) -> Json:
+    """Return a text without the blanks and invisible characters around it, and out of a spreadsheet's ="..."; all else
+    as it is.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip(_INVISIBLE)
+    if formula := _FORMULA.fullmatch(text):
+        text = formula[1].strip(_INVISIBLE)
+    if text.startswith("'") and text.count("'") == 1 and len(text) > 1:
+        text = text[1:]  # as spreadsheets mark a text
+    return text
+
+
+def identity(value: Json) -> Json:
+    """Return an id as the text it is known by: 1163.0 and 1163, number or text, are one. All else as it is."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | float):
+        return str(int(value)) if value == int(value) else str(value)
+    value = plain(value)
+    if isinstance(value, str) and (whole := _WHOLE.fullmatch(value)):
+        return whole[1]
+    return value
+
+
+def rounded(value: Json) -> bool:
+    """Whether the id is a number whose last digits are lost, so that it may be that of several products."""
+    if isinstance(value, float):
+        return abs(value) >= _EXACT
+    return isinstance(value, str) and _SCIENTIFIC.fullmatch(plain(value)) is not None
+
+
+# --- prices
+
+
+def price(value: Json, mark: DecimalMark) -> Json:
+    """Return the number that a price means, of whatever currency; the value as it is where that takes a guess.
+
+    Args:
+        mark: what separates decimals in the other prices: it decides 1.299 and 1,299, which say nothing themselves.
+    """
+    if not isinstance(value, str) or len(value) > _LONGEST:
+        return value
+    text = _amount(value)
+    if text is None:
+        return value
+    if _PLAIN.fullmatch(text) and mark in (".", ""):
+        return _number(text, value)  # a point before three digits is a decimal one, as programs write numbers
+    return _separated(text, mark, value)
+
+
+def decimal_mark(values: Iterable[Json]) -> DecimalMark:
+    """Return what separates decimals, by those prices that show it."""
+    texts = (_amount(value) for value in values if isinstance(value, str) and len(value) <= _LONGEST)
+    marks: set[DecimalMark] = {mark for text in texts if text and (mark := _shown_mark(text))}
+    return "?" if len(marks) > 1 else next(iter(marks), "")
+
+
+def _amount(value: str) -> str | None:
+    """Return the digits and separators of a price, without its currency; None where it says more than that."""
+    text = plain(value).translate(_MINUS)
+    if _PLAIN.fullmatch(text):
+        return str(text)
+    signs = [c for c in text if unicodedata.category(c) == "Sc"]
+    if len(signs) > 1:
+        return None
+    for sign in signs:
+        text = text.replace(sign, " ")
+    found = re.search(r"[+-]?[ \u00a0\u202f\u2009]?\d[\d.,'’ \u00a0\u202f\u2009]*", text)
+    if found is None:
+        return None
+    around = [part.strip(_INVISIBLE) for part in (text[: found.start()], text[found.end() :])]
+    if len([part for part in around if part]) > 1 or any(part and not _CURRENCY.fullmatch(part) for part in around):
+        return None
+    digits = re.sub(r"(?<=\d)[ \u00a0\u202f\u2009](?=\d{3}(\D|$))", "'", found[0].strip(_INVISIBLE + "'"))
+    digits = re.sub(r"^([+-])\s", r"\1", digits)
+    return digits if _DIGITS.fullmatch(digits) else None
+
+
+def _shown_mark(text: str) -> Literal[".", ","] | None:
+    """Return the decimal mark that a price shows beyond doubt."""
+    if "." in text and "," in text:
+        return "." if text.rfind(".") > text.rfind(",") else ","
+    mark: Literal[".", ","] = "," if "," in text else "."
+    if text.count(mark) != 1:
+        return None
+    before, after = text.lstrip("+-").split(mark)
+    return mark if len(after) != 3 or len(before) > 3 or before in ("", "0") else None
+
+
+def _separated(text: str, usual: DecimalMark, value: str) -> Json:
+    unsigned = text.lstrip("+-")
+    mark = _shown_mark(text)
+    if mark is None and sum(unsigned.count(each) for each in ".,") == 1:
+        if usual in ("", "?"):
+            return value  # 1,299: a thousand, or one
+        mark = usual if usual in unsigned else None
+    whole, _, fraction = unsigned.rpartition(mark) if mark else (unsigned, "", "")
+    if fraction and not fraction.isdigit():
+        return value
+    if whole and not whole.isdigit():
+        if not _GROUPED.fullmatch(whole):
+            return value
+        whole = re.sub(r"\D", "", whole)
+    sign = "-" if text.startswith("-") else ""
+    return _number(f"{sign}{whole or '0'}{'.' + fraction if fraction else ''}", value)
+
+
+def _number(text: str, value: str) -> Json:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        return value
+    return int(number) if number.is_integer() and "." not in text else number
+
+
+# --- times
+
+_EPOCH: Final = re.compile(r"\d{10}(\.\d+)?|\d{13}|\d{16}|\d{19}")
+_ISO: Final = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}.*|\d{8}(T.*)?|\d{4}-W\d{2}.*", re.DOTALL)
+_ZONE: Final = re.compile(r"\s*(UTC|GMT|Z)$", re.IGNORECASE)
+
+
+def instant(value: Json, written: str = "") -> str | None:
+    """Return a time as ISO 8601 in UTC; None where it is no time beyond doubt.
+
+    ISO 8601, RFC 2822, and seconds, milli-, micro- or nanoseconds since 1970 are understood; a time without a zone is in UTC.
+
+    Args:
+        written: how the shop writes it, as `datetime.strptime` has it; nothing else is understood then.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    text = plain(value) if isinstance(value, str) else repr(value).removesuffix(".0")
+    if len(text) > _LONGEST:
+        return None
+    try:
+        found = datetime.strptime(text, written) if written else _understood(text)
+        if found is None:
+            return None
+        found = found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError, TypeError, IndexError):
+        return None
+    return found.isoformat().replace("+00:00", "Z")
+
+
+def _understood(text: str) -> datetime | None:
+    if _EPOCH.fullmatch(text):
+        whole, _, fraction = text.partition(".")
+        scale = 10 ** (len(whole) - 10)
+        since = timedelta(seconds=int(whole) // scale, microseconds=int(whole) % scale * 10**6 // scale)
+        return datetime(1970, 1, 1, tzinfo=UTC) + since + timedelta(seconds=float(f"0.{fraction or 0}"))
+    if _ISO.fullmatch(text):
+        text = re.sub(r"\s+(?=[+-]\d{2}:?\d{2}$)", "", _ZONE.sub("+00:00", text))
+        if year_first := re.match(r"(\d{4})[-/](\d{1,2})[-/](\d{1,2})(?!\d)", text):
+            text = f"{year_first[1]}-{year_first[2]:0>2}-{year_first[3]:0>2}{text[year_first.end() :]}"
+        text = re.sub(r"(?<=\d)[.,](\d+)", lambda m: "." + m[1][:6].ljust(6, "0"), text, count=1)
+        return datetime.fromisoformat(text)
+    if re.search(r"[A-Za-z]{3}", text) and email.utils.parsedate_tz(text) is not None:
+        return email.utils.parsedate_to_datetime(text)
+    return None
