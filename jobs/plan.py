@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 # Of these examples nothing changes when they are made again. A picture that could not be used may be there by now.
 _REUSABLE = ("ok", "absent")
 _OF_AN_EXAMPLE = ("product_id", "source_hash", "image_status")
+_REFUSED = "refused"  # stands for the picture that a record named and `validate` refused
 _TO_TAG = ("new", "changed", "model_changed")
 _FEW_REMOVED = 10  # products; so few are removed whatever their share
 _SHOWN = 10  # products that an error names
@@ -145,6 +146,7 @@ def _find_or_make(settings: Settings, lake: Lake, inputs: _Inputs) -> Plan | Non
         found = storage.find_document(lake.plan(run_id) / "plan.json", Plan, "the day is planned again")
         if found is not None and (damage := _damage(lake, found)) is not None:
             log.warning("plan: %s; the day is planned again", damage)
+            inputs = replace(inputs, allow_removals=inputs.allow_removals or found.removals_allowed)
         elif found is not None:
             log.info("plan: run %s is planned already", run_id)
             return found
@@ -348,13 +350,15 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
     """Return product_id, source_hash, reason, example_path, picture: one row for each product of today or of what is
     published.
 
-    `picture` is the URI of a product that was tagged with its picture and has one today; of others it is null.
+    `picture` is the URI of a product that was tagged with its picture and names one today; of others it is null.
     """
     from pyspark.sql import functions as F
 
     stored.check_records(lake, inputs.validation)
     valid = parquet.read(session, [lake.root / inputs.validation.valid_path], tables.VALID)
-    today = valid.select("product_id", "source_hash", "image_uri")
+    # A record that names a picture which it may not name, names one that cannot be had.
+    refused = F.when(F.col("notes")["image_uri"].isNotNull(), f"{MISSING}/{_REFUSED}")
+    today = valid.select("product_id", "source_hash", F.coalesce("image_uri", refused).alias("named"))
     base = _published(session, lake, inputs).select(
         "product_id",
         F.col("source_hash").alias("base_hash"),
@@ -384,7 +388,7 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
         .otherwise("unchanged")
     )
     usable = F.when(same_record & same_spec & F.col("base_status").isin(*_REUSABLE), F.col("base_example"))
-    picture = F.when(F.col("base_status") == "ok", F.col("image_uri"))
+    picture = F.when(F.col("base_status") == "ok", F.col("named"))
     return joined.select(
         "product_id",
         "source_hash",

@@ -117,6 +117,15 @@ def _version(manifest: RawManifest, table: RuleTable, roots: Sequence[Place]) ->
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
+def _lost_pictures(manifest: RawManifest) -> str:
+    """Return what import says of the pictures that it could not have: how many are what, and a few with the nearest names."""
+    lost = sorted((n, status) for status, n in manifest.pictures.items() if status not in ("added", "known"))
+    counts = ", ".join(f"{n:,} {status}" for n, status in reversed(lost))
+    return "".join(
+        f"; {words}" for words in (counts, *(each.in_words() for each in manifest.missing_pictures)) if words
+    )
+
+
 def last_days(lake: Lake, ds: str) -> list[Validation]:
     """Return the validations of the days before `ds` that passed, oldest first."""
     days = [path.name for path in storage.children(lake.valid("-").parent, "ds=") if path.name < f"ds={ds}"]
@@ -177,7 +186,10 @@ def _validate(
             "this is a bug of the validation, nothing is published"
         )
     failures = tuple(
-        failure_text(outcome, examples[outcome.rule.name], line_errors) for outcome in outcomes if not outcome.passed
+        failure_text(outcome, examples[outcome.rule.name], line_errors)
+        + (_lost_pictures(manifest) if isinstance(outcome.rule, PicturesFound) else "")
+        for outcome in outcomes
+        if not outcome.passed
     )
     pictures = {type(outcome.rule): outcome for outcome in outcomes}
     named, found = pictures.get(PicturesNamed), pictures.get(PicturesFound)

@@ -131,7 +131,7 @@ class PictureStore:
             f"{lost:,}",
             f"{self.counts.total():,}",
             ", ".join(f"{n:,} {status}" for status, n in self.counts.most_common() if status not in ("added", "known")),
-            "".join(f"; {each.name!r}: {each.why}" + _nearest_in_words(each) for each in examples),
+            "".join(f"; {each.in_words()}" for each in examples),
             self._remedy(export),
         )
         return examples
@@ -221,10 +221,6 @@ class PictureStore:
                     f"The export also has {', '.join(other)}; where pictures are in it, name it in the mapping under `pictures`"
                 )
         return "; ".join(words) + "." if words else ""
-
-
-def _nearest_in_words(lost: LostPicture) -> str:
-    return f" (nearest: {', '.join(map(repr, lost.nearest))})" if lost.nearest else ""
 
 
 def _no_picture(name: str) -> str:

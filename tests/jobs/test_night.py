@@ -180,6 +180,7 @@ def test_a_product_tagged_with_its_picture_is_held_while_the_picture_is_missing(
     gone = {"image_uri": "missing/somewhere.jpg", "image_version": None}
     changed = [r | gone for r in records[:4]]  # the picture alone
     changed[3]["title"] = "A title that is new, too"
+    changed[2]["image_uri"] = "../outside.jpg"  # which `validate` refuses
     removed = records[4] | {"image_uri": None, "image_version": None}  # the shop names no picture any more
     new = records[5] | {"product_id": "brand-new", **gone}
     write_raw(lake, DAY2, [*changed, removed, *records[5:], new])

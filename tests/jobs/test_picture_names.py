@@ -9,8 +9,11 @@ import zipfile
 
 import pytest
 
+from jobs.errors import CriticalDataError
 from jobs.importing import picture_names
 from jobs.importing.picture_names import NameIndex, fold
+from jobs.validate import validate
+from tests.conftest import settings_for
 from tests.jobs.test_import_catalog import JPEG, Shop, digest, fails, shop
 
 __all__ = ["shop"]  # the fixture
@@ -188,6 +191,21 @@ def test_the_import_says_which_pictures_are_missing_and_which_are_nearest(
     assert "archives, which are not opened: inner.zip" in caplog.text
     assert "also has pics2.zip" in caplog.text
     assert "1 pictures were found by names that are written otherwise" in caplog.text
+
+
+@pytest.mark.spark
+@pytest.mark.usefixtures("spark_session")
+def test_a_day_whose_pictures_are_missing_stops_and_shows_the_nearest_names(shop: Shop) -> None:
+    packed(shop, *(f"shirts/blue-shirt-{i}.jpg" for i in range(30)))
+    rows = [{"id": str(i), "name": "x", "photo": f"blue_shirt_{i}.jpg", "text": "Soft."} for i in range(30)]
+    shop.write(*rows)
+    shop.run()
+    settings = settings_for(shop.lake.root)
+    with pytest.raises(CriticalDataError) as error:
+        validate(settings, "2026-11-20")
+    assert "30 of 30 rows" in str(error.value)
+    assert "30 missing; 'blue_shirt_0.jpg': missing: no picture has this name, or one like it" in str(error.value)
+    assert "(nearest: 'shirts/blue-shirt-0.jpg', " in str(error.value)
 
 
 def test_an_archive_that_is_no_zip_is_named(shop: Shop) -> None:
