@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -66,7 +66,7 @@ def open_sources(folder: Path, mapping: Mapping, stack: contextlib.ExitStack) ->
     return sources
 
 
-def others(folder: Path, sources: list[Source]) -> list[str]:
+def others(folder: Path, sources: Sequence[Source]) -> list[str]:
     """Return the names of up to five folders and archives of the export that are none of `sources` and may hold pictures."""
     taken = {source.place.resolve() for source in sources}
     found = []
