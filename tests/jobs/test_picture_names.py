@@ -14,7 +14,7 @@ from jobs.importing import picture_names
 from jobs.importing.picture_names import NameIndex, fold
 from jobs.validate import validate
 from tests.conftest import settings_for
-from tests.jobs.test_import_catalog import JPEG, Shop, digest, fails, shop
+from tests.jobs.test_import_catalog import JPEG, MAPPING, Shop, digest, fails, shop
 
 __all__ = ["shop"]  # the fixture
 
@@ -166,6 +166,18 @@ def test_several_sources_are_tried_in_order_and_the_others_named(shop: Shop) -> 
     packed(shop, "A.jpg", "a.png", "b.jpg")
     packed(shop, "c.jpg", zip_name="pics2.zip")
     assert found(shop, "a.png", "A.png", "B.jpg", "c.jpg") == ["a.png", "loose", "b.jpg", None]
+
+
+def test_places_of_pictures_are_found_by_a_pattern_and_in_another_case(shop: Shop) -> None:
+    (shop.export / "pics").rmdir()
+    packed(shop, "a.jpg", zip_name="Photos-1.zip")
+    packed(shop, "b.jpg", zip_name="Photos-2.zip")
+    (shop.export / "IMAGES").mkdir()
+    (shop.export / "IMAGES" / "c.jpg").write_text("loose")
+    shop.mapping.write_text(MAPPING.replace("[pics, pics.zip]", '[images, "Photos-*.zip"]'))
+    assert found(shop, "a.jpg", "b.jpg", "c.jpg") == ["a.jpg", "b.jpg", "loose"]
+    (shop.export / "Images").mkdir()  # which of the two is meant?
+    assert found(shop, "a.jpg", "c.jpg") == ["a.jpg", None]
 
 
 def test_the_import_says_which_pictures_are_missing_and_which_are_nearest(
