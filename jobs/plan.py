@@ -293,7 +293,8 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
             classified, counts = _hold_for_pictures(settings, classified, counts, gone, scratch)
         storage.remove_folder(folder)
         removed = classified.where("reason = 'removed'").select("product_id")
-        parquet.write(removed.coalesce(1), lake.removed(inputs.run_id), tables.REMOVED)
+        in_order = removed.coalesce(1).sortWithinPartitions("product_id")
+        parquet.write(in_order, lake.removed(inputs.run_id), tables.REMOVED)
         _check_removals(settings, lake, inputs, counts.reasons)
         examples = counts.examples
         fresh = sum(examples.pop(path, 0) for path in (None, *gone))
@@ -500,11 +501,8 @@ def _check_removals(settings: Settings, lake: Lake, inputs: _Inputs, reasons: Co
     folder = lake.removed(inputs.run_id)
     with open_parquet(parquet_files(folder)[0]) as file:
         first = next(file.iter_batches(_SHOWN)).column("product_id").to_pylist()
-    why = (
-        f"{rejected:,} lines of the day were rejected, in {lake.root / validation.quarantine_path}; "
-        if rejected
-        else ""
-    )
+    by_reason = ", ".join(f"{n:,} {reason}" for reason, n in list(validation.reasons.items())[:3])
+    why = f"{rejected:,} were rejected ({by_reason}), in {lake.root / validation.quarantine_path}; " if rejected else ""
     raise RemovalsError(
         f"the night of {ds} would remove {removed:,} of {published:,} published products ({removed / published:.1%}; "
         f"{settings.max_removed_share:.0%} is allowed), such as {', '.join(repr(each[:60]) for each in first)}; all are in "
