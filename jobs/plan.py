@@ -10,15 +10,14 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import yaml
 
-from cma_clip_core import pictures, registry
+from cma_clip_core import registry
 from cma_clip_core.config import PictureConfig, load_config
 from cma_clip_core.errors import CoreError
 from cma_clip_core.examples import example_files, read_examples
@@ -27,6 +26,7 @@ from jobs import history, live, models, parquet, records, spark, storage, stored
 from jobs.errors import CriticalDataError, JobError, RemovalsError
 from jobs.importing.picture_store import MISSING
 from jobs.lake import PRODUCTS, Lake
+from jobs.picture_looker import PictureLooker
 from jobs.settings import Settings
 from jobs.steps import measure
 from jobs.storage import Place
@@ -464,29 +464,6 @@ def _hold_for_pictures(
     reason = F.when(F.col("lacks"), "held_pictures").otherwise(F.col("reason"))
     held_back = marked.withColumn("reason", reason).drop("lacks")
     return held_back, _count(held_back)
-
-
-class PictureLooker:
-    """Finds the products whose pictures are not there. Sent to Spark's workers."""
-
-    def __init__(self, roots: Sequence[Place]) -> None:
-        self._names = tuple(str(root) for root in roots)  # connections are not sent to the workers
-
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the `product_id` of each row whose `picture` cannot be read."""
-        roots = [storage.place(name) for name in self._names]
-        for batch in batches:
-            uris = batch.column("picture").to_pylist()
-            imported = [
-                None if uri.startswith(f"{MISSING}/") else uri for uri in uris
-            ]  # import has looked for the others
-            found = pictures.why_not_all(imported, roots)
-            # One that is too large is there, and will be no smaller tomorrow.
-            lacks = [
-                uri is None or (error is not None and error.status != "too_large")
-                for uri, error in zip(imported, found, strict=True)
-            ]
-            yield batch.filter(pa.array(lacks, pa.bool_())).select(tables.REMOVED.names)
 
 
 def _check_removals(settings: Settings, lake: Lake, inputs: _Inputs, reasons: Counter[str]) -> None:
