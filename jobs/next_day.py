@@ -26,7 +26,7 @@ from jobs.importing.formats import find_records, format_of
 from jobs.importing.mapper import Mapper, get_column
 from jobs.importing.noticed import Noticed, StructureError
 from jobs.importing.picture_names import is_unsafe
-from jobs.importing.picture_sources import open_sources
+from jobs.importing.picture_sources import find_places, open_sources
 from jobs.importing.sources import Bounds, Source, open_source
 from schemas.mapping import Mapping, load_mapping
 
@@ -101,9 +101,10 @@ class _NextPictures:
 
     def __init__(self, src: Path, dst: Path, layout: Mapping, stack: contextlib.ExitStack) -> None:
         self._sources = open_sources(src, layout, stack)
-        self._loose = dst / layout.pictures[0]
         self._zip: zipfile.ZipFile | None = None
-        present = [name for name in layout.pictures if (src / name).exists()]
+        present = [str(path.relative_to(src)) for path in find_places(src, layout)]
+        same = (name for name in present if name.casefold() == layout.pictures[0].casefold())
+        self._loose = dst / next(same, layout.pictures[0])
         loose = not layout.pictures[0].lower().endswith(".zip")
         for name in present:
             if (src / name).is_dir():

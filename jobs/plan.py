@@ -10,15 +10,14 @@ import hashlib
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import yaml
 
-from cma_clip_core import pictures, registry
+from cma_clip_core import registry
 from cma_clip_core.config import PictureConfig, load_config
 from cma_clip_core.errors import CoreError
 from cma_clip_core.examples import example_files, read_examples
@@ -27,6 +26,7 @@ from jobs import history, live, models, parquet, records, spark, storage, stored
 from jobs.errors import CriticalDataError, JobError, RemovalsError
 from jobs.importing.picture_store import MISSING
 from jobs.lake import PRODUCTS, Lake
+from jobs.picture_looker import PictureLooker
 from jobs.settings import Settings
 from jobs.steps import measure
 from jobs.storage import Place
@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 # Of these examples nothing changes when they are made again. A picture that could not be used may be there by now.
 _REUSABLE = ("ok", "absent")
 _OF_AN_EXAMPLE = ("product_id", "source_hash", "image_status")
+_REFUSED = "refused"  # stands for the picture that a record named and `validate` refused
 _TO_TAG = ("new", "changed", "model_changed")
 _FEW_REMOVED = 10  # products; so few are removed whatever their share
 _SHOWN = 10  # products that an error names
@@ -145,6 +146,7 @@ def _find_or_make(settings: Settings, lake: Lake, inputs: _Inputs) -> Plan | Non
         found = storage.find_document(lake.plan(run_id) / "plan.json", Plan, "the day is planned again")
         if found is not None and (damage := _damage(lake, found)) is not None:
             log.warning("plan: %s; the day is planned again", damage)
+            inputs = replace(inputs, allow_removals=inputs.allow_removals or found.removals_allowed)
         elif found is not None:
             log.info("plan: run %s is planned already", run_id)
             return found
@@ -291,7 +293,8 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
             classified, counts = _hold_for_pictures(settings, classified, counts, gone, scratch)
         storage.remove_folder(folder)
         removed = classified.where("reason = 'removed'").select("product_id")
-        parquet.write(removed.coalesce(1), lake.removed(inputs.run_id), tables.REMOVED)
+        in_order = removed.coalesce(1).sortWithinPartitions("product_id")
+        parquet.write(in_order, lake.removed(inputs.run_id), tables.REMOVED)
         _check_removals(settings, lake, inputs, counts.reasons)
         examples = counts.examples
         fresh = sum(examples.pop(path, 0) for path in (None, *gone))
@@ -348,13 +351,15 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
     """Return product_id, source_hash, reason, example_path, picture: one row for each product of today or of what is
     published.
 
-    `picture` is the URI of a product that was tagged with its picture and has one today; of others it is null.
+    `picture` is the URI of a product that was tagged with its picture and names one today; of others it is null.
     """
     from pyspark.sql import functions as F
 
     stored.check_records(lake, inputs.validation)
     valid = parquet.read(session, [lake.root / inputs.validation.valid_path], tables.VALID)
-    today = valid.select("product_id", "source_hash", "image_uri")
+    # A record that names a picture which it may not name, names one that cannot be had.
+    refused = F.when(F.col("notes")["image_uri"].isNotNull(), f"{MISSING}/{_REFUSED}")
+    today = valid.select("product_id", "source_hash", F.coalesce("image_uri", refused).alias("named"))
     base = _published(session, lake, inputs).select(
         "product_id",
         F.col("source_hash").alias("base_hash"),
@@ -384,7 +389,7 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
         .otherwise("unchanged")
     )
     usable = F.when(same_record & same_spec & F.col("base_status").isin(*_REUSABLE), F.col("base_example"))
-    picture = F.when(F.col("base_status") == "ok", F.col("image_uri"))
+    picture = F.when(F.col("base_status") == "ok", F.col("named"))
     return joined.select(
         "product_id",
         "source_hash",
@@ -461,29 +466,6 @@ def _hold_for_pictures(
     return held_back, _count(held_back)
 
 
-class PictureLooker:
-    """Finds the products whose pictures are not there. Sent to Spark's workers."""
-
-    def __init__(self, roots: Sequence[Place]) -> None:
-        self._names = tuple(str(root) for root in roots)  # connections are not sent to the workers
-
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the `product_id` of each row whose `picture` cannot be read."""
-        roots = [storage.place(name) for name in self._names]
-        for batch in batches:
-            uris = batch.column("picture").to_pylist()
-            imported = [
-                None if uri.startswith(f"{MISSING}/") else uri for uri in uris
-            ]  # import has looked for the others
-            found = pictures.why_not_all(imported, roots)
-            # One that is too large is there, and will be no smaller tomorrow.
-            lacks = [
-                uri is None or (error is not None and error.status != "too_large")
-                for uri, error in zip(imported, found, strict=True)
-            ]
-            yield batch.filter(pa.array(lacks, pa.bool_())).select(tables.REMOVED.names)
-
-
 def _check_removals(settings: Settings, lake: Lake, inputs: _Inputs, reasons: Counter[str]) -> None:
     """Raise RemovalsError where the night would remove more of the published products than it may by itself."""
     removed = reasons["removed"]
@@ -496,11 +478,8 @@ def _check_removals(settings: Settings, lake: Lake, inputs: _Inputs, reasons: Co
     folder = lake.removed(inputs.run_id)
     with open_parquet(parquet_files(folder)[0]) as file:
         first = next(file.iter_batches(_SHOWN)).column("product_id").to_pylist()
-    why = (
-        f"{rejected:,} lines of the day were rejected, in {lake.root / validation.quarantine_path}; "
-        if rejected
-        else ""
-    )
+    by_reason = ", ".join(f"{n:,} {reason}" for reason, n in list(validation.reasons.items())[:3])
+    why = f"{rejected:,} were rejected ({by_reason}), in {lake.root / validation.quarantine_path}; " if rejected else ""
     raise RemovalsError(
         f"the night of {ds} would remove {removed:,} of {published:,} published products ({removed / published:.1%}; "
         f"{settings.max_removed_share:.0%} is allowed), such as {', '.join(repr(each[:60]) for each in first)}; all are in "

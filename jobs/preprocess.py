@@ -27,6 +27,7 @@ from jobs.steps import measure
 from jobs.storage import Place
 from schemas import tables
 from schemas.documents import ExamplesManifest, Plan, StoredFile
+from schemas.rules import PicturesFound, load_rules
 from schemas.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 _ROWS_A_FILE = 2_500  # at most
 _FILES = 16  # at least, where there are enough rows: a core that gets one more than the others is not waited for long
 _BATCH_BYTES = 16 * 2**20  # of pixels
-_MOST_MISSING = 0.3  # of the pictures that are looked for
 _FEW_MISSING = 50  # so few new products without their pictures are nothing unusual
 _NOT_IMPORTED = "not imported"  # beside the statuses: pictures that import could not find, which `validate` has judged
 
@@ -110,15 +110,19 @@ def check_roots(roots: Sequence[Place]) -> None:
 def _check_missing(settings: Settings, run_id: str, statuses: Mapping[str, int], not_imported: int) -> None:
     """Raise CriticalDataError where so many pictures are missing that their products must not be tagged without them.
 
-    A mount or a bucket that holds other files than it should is no empty one (`check_roots`).
+    The bound is that of the rule on pictures that import could not find. A mount or a bucket that holds other files than it
+    should is no empty one (`check_roots`).
     """
     missing = statuses.get("missing", 0) - not_imported
     named = sum(statuses.values()) - statuses.get("absent", 0) - not_imported
-    if missing > max(_FEW_MISSING, _MOST_MISSING * named):
+    rules = load_rules(settings.rules).batch_rules
+    most = max((rule.maximum_missing for rule in rules if isinstance(rule, PicturesFound)), default=1.0)
+    if missing > max(_FEW_MISSING, most * named):
         places = ", ".join(str(root) for root in settings.all_picture_roots)
         raise CriticalDataError(
-            f"run {run_id}: {missing:,} of {named:,} pictures are missing ({missing / named:.0%}; {_MOST_MISSING:.0%} is allowed). "
-            f"They were looked for in {places}. Nothing is tagged: see that the pictures are there, and run the step again"
+            f"run {run_id}: {missing:,} of {named:,} pictures are missing ({missing / named:.0%}; {most:.0%} is allowed). "
+            f"They were looked for in {places}. Nothing is tagged: see that the pictures are there, and run the step again. "
+            f"Where they do not exist, raise `maximum_missing` of the rule on pictures ({settings.rules})"
         )
 
 

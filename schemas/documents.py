@@ -30,6 +30,11 @@ class LostPicture(Strict):
         default=(), description="the names most like it that the export has, three at most"
     )
 
+    def in_words(self) -> str:
+        """Return what a person needs to find it."""
+        nearest = f" (nearest: {', '.join(map(repr, self.nearest))})" if self.nearest else ""
+        return f"{self.name!r}: {self.why}{nearest}"
+
 
 class RawManifest(Strict):
     """``catalog/raw/ds=D/_manifest.json``, written last: a day without it is not complete."""
@@ -52,6 +57,11 @@ class RawManifest(Strict):
         default=(), description="three at most of those that are neither added nor known"
     )
     created_at: datetime
+
+    @property
+    def pictures_named(self) -> int:
+        """How many pictures records name."""
+        return sum(self.pictures.values())
 
     @property
     def lost_pictures(self) -> int:

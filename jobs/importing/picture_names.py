@@ -25,6 +25,8 @@ ENDINGS: Final = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", 
 _DEEP: Final = 8  # folders by which a name in a deeper one is found
 _AMBIGUOUS: Final = 4  # names that are looked at: two that are the same in two places, and more than one is ambiguous
 _LONGEST: Final = 4096  # characters; a longer text is no name
+_COMPARED: Final = 5_000  # names that are looked at for those most like another
+_WORD: Final = re.compile(r"[^\W_]+")
 _CLOSE: Final = 50  # names that are compared whole
 _SHOWN: Final = 200  # characters of a name
 _DRIVE: Final = re.compile(r"\s*[A-Za-z]:(?![^/\\]*:)")
@@ -185,15 +187,21 @@ def _key(folders: tuple[str, ...], stem: str, *, whole: bool) -> int:
 
 
 def nearest(name: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the three of `names` that are most like `name`, the most like first."""
+    """Return the three of `names` that are most like `name`, the most like first. Of very many not all are compared."""
+    own = name.rsplit("/", 1)[-1].lower()
+    word = max(_WORD.findall(own.rpartition(".")[0] or own), key=len, default="")
+    having = (other for other in names if word and word in other.lower())
+    some = dict.fromkeys((*itertools.islice(having, _COMPARED), *names[:: 1 + len(names) // _COMPARED]))
 
     def ends_alike(other: str) -> int:
-        base, own = other.rsplit("/", 1)[-1].lower(), name.rsplit("/", 1)[-1].lower()
+        base = other.rsplit("/", 1)[-1].lower()
         return _in_common(base, own) + _in_common(base[::-1], own[::-1])
 
-    few = heapq.nlargest(_CLOSE, names, key=ends_alike)
-    found = difflib.get_close_matches(name[-_SHOWN:], [other[-_SHOWN:] for other in few], n=3, cutoff=0.0)
-    return tuple(found)
+    def alike(other: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(None, name[-_SHOWN:], other).ratio(), ends_alike(other)
+
+    few = (other[-_SHOWN:] for other in heapq.nlargest(_CLOSE, some, key=ends_alike))
+    return tuple(sorted(few, key=alike, reverse=True)[:3])
 
 
 def _in_common(one: str, other: str) -> int:

@@ -7,12 +7,13 @@ import errno
 import os
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
 from cma_clip_core.pictures import MAX_BYTES, PictureError, fetch_file
 from jobs.errors import JobError
+from jobs.importing.picture_names import fold
 from schemas.mapping import Mapping
 
 # Of bzip2 and LZMA zipfile unpacks whatever some packed bytes hold: gigabytes, of a few thousand.
@@ -47,10 +48,8 @@ def open_sources(folder: Path, mapping: Mapping, stack: contextlib.ExitStack) ->
         JobError: there is none, a zip is broken, or one is a link that leaves the export.
     """
     sources: list[Source] = []
-    for name in mapping.pictures:
-        path = folder / name
-        if path.exists():
-            _check_link(path, folder)
+    for path in find_places(folder, mapping):
+        _check_link(path, folder)
         if path.is_dir():
             sources.append(FolderSource(path, folder))
         elif path.is_file():
@@ -62,11 +61,30 @@ def open_sources(folder: Path, mapping: Mapping, stack: contextlib.ExitStack) ->
                     "copy it again, or pack the pictures as a zip"
                 ) from error
     if not sources:
-        raise JobError(f"{folder}: no pictures; looked for {', '.join(mapping.pictures)}")
+        seen = sorted(path.name for path in folder.iterdir())[:20]
+        raise JobError(f"{folder}: no pictures; looked for {', '.join(mapping.pictures)}; the folder has {seen}")
     return sources
 
 
-def others(folder: Path, sources: list[Source]) -> list[str]:
+def find_places(folder: Path, mapping: Mapping) -> list[Path]:
+    """Return the places of pictures that the mapping names and the export has, in order.
+
+    A name may be a pattern (``pictures*.zip``). One that the export does not have is found where one alone differs in case
+    or composition.
+    """
+    found: dict[Path, None] = {}
+    for name in mapping.pictures:
+        if (folder / name).exists():
+            found[folder / name] = None
+        elif any(mark in name for mark in "*?["):
+            found |= dict.fromkeys(sorted(folder.glob(name)))
+        else:
+            same = [path for path in folder.iterdir() if fold(path.name) == fold(name)]
+            found |= dict.fromkeys(same if len(same) == 1 else ())
+    return list(found)
+
+
+def others(folder: Path, sources: Sequence[Source]) -> list[str]:
     """Return the names of up to five folders and archives of the export that are none of `sources` and may hold pictures."""
     taken = {source.place.resolve() for source in sources}
     found = []

@@ -37,7 +37,6 @@ _EXTENSION: Final = re.compile(r"\.([A-Za-z0-9]{1,5})$")
 _UNUSUAL: Final = re.compile(r"[^A-Za-z0-9._/-]|\.\.")
 _WARNED: Final = 5  # pictures of each status that the log names
 _SHOWN: Final = 200  # characters of a name
-_COMPARED: Final = 200_000  # names of an export that are looked at for those nearest to a lost one
 
 
 @dataclass(slots=True)
@@ -132,7 +131,7 @@ class PictureStore:
             f"{lost:,}",
             f"{self.counts.total():,}",
             ", ".join(f"{n:,} {status}" for status, n in self.counts.most_common() if status not in ("added", "known")),
-            "".join(f"; {each.name!r}: {each.why}" + _nearest_in_words(each) for each in examples),
+            "".join(f"; {each.in_words()}" for each in examples),
             self._remedy(export),
         )
         return examples
@@ -205,7 +204,7 @@ class PictureStore:
 
     def _nearest(self, name: str) -> tuple[str, ...]:
         self._index = self._index or _AllNames(self.sources)
-        return picture_names.nearest(name, self._index.readable[:: max(1, len(self._index.readable) // _COMPARED)])
+        return picture_names.nearest(name, self._index.readable)
 
     def _remedy(self, export: Path) -> str:
         """Return what a person can do about pictures that could not be had."""
@@ -222,10 +221,6 @@ class PictureStore:
                     f"The export also has {', '.join(other)}; where pictures are in it, name it in the mapping under `pictures`"
                 )
         return "; ".join(words) + "." if words else ""
-
-
-def _nearest_in_words(lost: LostPicture) -> str:
-    return f" (nearest: {', '.join(map(repr, lost.nearest))})" if lost.nearest else ""
 
 
 def _no_picture(name: str) -> str:

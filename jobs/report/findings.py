@@ -57,6 +57,15 @@ def _ledger(night: Night) -> list[Finding]:
                 "quarantine",
             )
         )
+    if ledger.held_pictures:
+        found.append(
+            Finding(
+                "look",
+                f"{count(ledger.held_pictures, 'product is', 'products are')} kept with the picture by which "
+                f"{'it was' if ledger.held_pictures == 1 else 'they were'} tagged: it is not there today.",
+                "pictures",
+            )
+        )
     if ledger.model_changed:
         alone = ", ".join(a.label for a in night.attributes if a.name in night.plan.attributes)
         what = f": {alone} alone, their other values are as they were" if alone else ""

@@ -157,6 +157,7 @@ def equations(ledger: Ledger) -> list[tuple[str, int, list[tuple[str, int]], boo
         ("by picture", ledger.tagged_image),
         ("untaggable", ledger.untaggable),
     ]
+    held = [("held for their picture", ledger.held_pictures)] if ledger.held_pictures else []
     waiting = f" ({ledger.waiting:,} of them waiting)" if ledger.waiting else ""
     lines: list[tuple[str, int, list[tuple[str, int]]]] = [
         (
@@ -169,7 +170,11 @@ def equations(ledger: Ledger) -> list[tuple[str, int, list[tuple[str, int]], boo
                 ("valid", ledger.valid),
             ],
         ),
-        ("valid", ledger.valid, [(f"unchanged{waiting}", ledger.unchanged), *tagged]),
+        (
+            "valid",
+            ledger.valid,
+            [(f"unchanged{waiting}", ledger.unchanged), *tagged, *held],
+        ),
         (
             "tagged or untaggable",
             sum(n for _, n in tagged),

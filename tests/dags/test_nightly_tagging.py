@@ -142,6 +142,29 @@ def test_branch(nightly: Any, to_preprocess: int, shards: list[str], expected: s
     assert nightly.get_task("branch").python_callable(to_preprocess, shards) == expected
 
 
+@pytest.mark.parametrize(
+    ("asked", "flags"),
+    [
+        ({}, ["--no-retag"]),
+        ({"allow_removals": True}, ["--no-retag", "--allow-removals"]),
+        ({"retag": True, "allow_removals": False}, ["--retag"]),
+    ],
+)
+def test_what_the_form_of_a_night_asks_for_reaches_the_plan(
+    dagbag: DagBag, asked: dict[str, bool], flags: list[str]
+) -> None:
+    for name, task_id in (("nightly_tagging", "plan"), ("backfill_tagging", "estimate")):
+        dag = dagbag.dags[name]
+        task = dag.get_task(task_id)
+        params = dag.params.dump() | {"first_day": "2026-11-20", "last_day": "2026-11-21"} | asked
+        rendered = [
+            task.render_template(argument, {"params": params}, dag.get_template_env())
+            for argument in task.arguments
+            if isinstance(argument, str)
+        ]
+        assert [text for text in rendered if text in ("--retag", "--no-retag", "--allow-removals")] == flags
+
+
 # --- the form of a training --------------------------------------------------------------------------------------------
 
 

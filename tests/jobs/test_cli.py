@@ -78,11 +78,14 @@ class _Asked(Exception):
 @pytest.mark.parametrize(
     ("flags", "asked"),
     [
-        ([], {"retag": False, "model": None, "attributes": ()}),
-        (["--model", "", "--attributes", "", "--no-retag"], {"retag": False, "model": None, "attributes": ()}),
+        ([], {"retag": False, "model": None, "attributes": (), "allow_removals": False}),
         (
-            ["--model", "20261120-0123abcd", "--attributes", "colour, neck", "--retag"],
-            {"retag": True, "model": "20261120-0123abcd", "attributes": ("colour", "neck")},
+            ["--model", "", "--attributes", "", "--no-retag"],
+            {"retag": False, "model": None, "attributes": (), "allow_removals": False},
+        ),
+        (
+            ["--model", "20261120-0123abcd", "--attributes", "colour, neck", "--retag", "--allow-removals"],
+            {"retag": True, "model": "20261120-0123abcd", "attributes": ("colour", "neck"), "allow_removals": True},
         ),
     ],
 )

@@ -9,9 +9,12 @@ import zipfile
 
 import pytest
 
+from jobs.errors import CriticalDataError
 from jobs.importing import picture_names
 from jobs.importing.picture_names import NameIndex, fold
-from tests.jobs.test_import_catalog import JPEG, Shop, digest, fails, shop
+from jobs.validate import validate
+from tests.conftest import settings_for
+from tests.jobs.test_import_catalog import JPEG, MAPPING, Shop, digest, fails, shop
 
 __all__ = ["shop"]  # the fixture
 
@@ -165,6 +168,18 @@ def test_several_sources_are_tried_in_order_and_the_others_named(shop: Shop) -> 
     assert found(shop, "a.png", "A.png", "B.jpg", "c.jpg") == ["a.png", "loose", "b.jpg", None]
 
 
+def test_places_of_pictures_are_found_by_a_pattern_and_in_another_case(shop: Shop) -> None:
+    (shop.export / "pics").rmdir()
+    packed(shop, "a.jpg", zip_name="Photos-1.zip")
+    packed(shop, "b.jpg", zip_name="Photos-2.zip")
+    (shop.export / "IMAGES").mkdir()
+    (shop.export / "IMAGES" / "c.jpg").write_text("loose")
+    shop.mapping.write_text(MAPPING.replace("[pics, pics.zip]", '[images, "Photos-*.zip"]'))
+    assert found(shop, "a.jpg", "b.jpg", "c.jpg") == ["a.jpg", "b.jpg", "loose"]
+    (shop.export / "Images").mkdir()  # which of the two is meant?
+    assert found(shop, "a.jpg", "c.jpg") == ["a.jpg", None]
+
+
 def test_the_import_says_which_pictures_are_missing_and_which_are_nearest(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -188,6 +203,21 @@ def test_the_import_says_which_pictures_are_missing_and_which_are_nearest(
     assert "archives, which are not opened: inner.zip" in caplog.text
     assert "also has pics2.zip" in caplog.text
     assert "1 pictures were found by names that are written otherwise" in caplog.text
+
+
+@pytest.mark.spark
+@pytest.mark.usefixtures("spark_session")
+def test_a_day_whose_pictures_are_missing_stops_and_shows_the_nearest_names(shop: Shop) -> None:
+    packed(shop, *(f"shirts/blue-shirt-{i}.jpg" for i in range(30)))
+    rows = [{"id": str(i), "name": "x", "photo": f"blue_shirt_{i}.jpg", "text": "Soft."} for i in range(30)]
+    shop.write(*rows)
+    shop.run()
+    settings = settings_for(shop.lake.root)
+    with pytest.raises(CriticalDataError) as error:
+        validate(settings, "2026-11-20")
+    assert "30 of 30 rows" in str(error.value)
+    assert "30 missing; 'blue_shirt_0.jpg': missing: no picture has this name, or one like it" in str(error.value)
+    assert "(nearest: 'shirts/blue-shirt-0.jpg', " in str(error.value)
 
 
 def test_an_archive_that_is_no_zip_is_named(shop: Shop) -> None:
