@@ -25,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from cma_clip_core.places import Place as Place
 from cma_clip_core.places import on_disk as on_disk
+from cma_clip_core.places import sync_folder
 from jobs.errors import JobError, TransientError
 
 if TYPE_CHECKING:
@@ -209,18 +210,6 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
         sync_folder(made.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Let the names in a folder survive a loss of power: those of files that were renamed, and of folders that were made."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a file system whose folders are always in order
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def settle_folder(folder: Place) -> None:
