@@ -17,7 +17,7 @@ _NO_RIGHT: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
 _OURS: Final = re.compile(r"^(?:jobs|cma_clip_core|schemas)\.[a-z_.]+\.([A-Z][A-Za-z]*Error): (.+)$", re.MULTILINE)
 # Spark's names of what is wrong with a file, and what it says of it.
 _UNREADABLE: Final = re.compile(
-    r"FAILED_READ_FILE|PATH_NOT_FOUND|CANNOT_READ_FILE_FOOTER|is not a Parquet file|page checksum"
+    r"FAILED_READ_FILE|PATH_NOT_FOUND|CANNOT_READ_FILE_FOOTER|is not a Parquet file|could not verify (?:dictionary )?page integrity"
 )
 _FILE: Final = re.compile(r"(?:file|s3a):/[^\s'\"]+")
 _PATH: Final = re.compile(r"['\"]?(/[^\s'\":]+)")
