@@ -16,7 +16,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -471,9 +471,20 @@ def _remove_objects(folder: UPath) -> None:
     found = [each.path for each in object_store.below(folder)]
     marks = [path for path in found if path.suffix == ".json"]
     for some in (marks, [path for path in found if path.suffix != ".json"]):
-        for start in range(0, len(some), object_store.MOST_REMOVED):
-            _confirm_leases(folder)
-            object_store.remove(some[start : start + object_store.MOST_REMOVED])
+        remove_objects(some)
+
+
+def remove_objects(paths: Sequence[UPath]) -> None:
+    """Remove objects on S3. Right before each request it is looked whether the locks that this process holds are its own.
+
+    Raises:
+        LeaseLostError: one is somebody else's by now; the rest stays.
+    """
+    from jobs import leases, object_store
+
+    for start in range(0, len(paths), object_store.MOST_REMOVED):
+        leases.confirm()
+        object_store.remove(list(paths[start : start + object_store.MOST_REMOVED]))
 
 
 def _confirm_leases(path: Place) -> None:

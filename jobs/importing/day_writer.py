@@ -66,7 +66,7 @@ class DayOnS3:
         """Remove what the manifest does not name: what the day had before, or what a failed import wrote."""
         found = storage.read_document(self._day / "_manifest.json", RawManifest)
         named = {"_manifest.json", *(file.name for file in (found.files if found else ()))}
-        object_store.remove([path for path in object_store.children(self._day) if path.name not in named])
+        storage.remove_objects([path for path in object_store.children(self._day) if path.name not in named])
 
 
 def write_parts(add: Callable[[str, Path, str], str], lines: Iterable[bytes]) -> tuple[RawFile, ...]:
