@@ -5,6 +5,7 @@ Run with ``make test TESTS=tests/jobs/test_full_disk.py``.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -81,6 +82,81 @@ def test_each_step_on_a_bad_disk_says_so_and_goes_on_when_it_is_mended(
         assert ("no room" if fault == "full" else "Read-only file system") in last, last
         assert codes[name] == ("1" if fault == "full" else "2"), last
         assert codes[f"{name} again"] == "0", (tmp_path / f"{name}.again").read_text()[-3000:]
+
+
+WRITES = """
+import gzip, json, pathlib, shutil, sys, tempfile, zipfile
+import duckdb, numpy as np, pyarrow as pa, pyarrow.parquet as pq, yaml
+from PIL import Image
+from jobs import storage
+from jobs.explained import explain
+
+disk, data, rng = pathlib.Path(sys.argv[1]), bytes(2**20), np.random.default_rng(0)
+noise = rng.bytes(2**20)
+source = pathlib.Path(sys.argv[2])
+source.write_bytes(noise)
+
+def compressed():
+    with gzip.open(disk / "x.gz", "wb") as file:
+        file.write(noise)
+
+def zipped():
+    with zipfile.ZipFile(disk / "x.zip", "w") as file:
+        file.writestr("x", noise)
+
+def stored():
+    storage.write_bytes(disk / "x.json", data)
+
+def temporary():
+    with tempfile.NamedTemporaryFile(dir=disk) as file:
+        file.write(data)
+        file.flush()
+
+def database():
+    with duckdb.connect() as connection:
+        connection.execute("copy (select hash(range) as x from range(200000)) to ? (format parquet)", [str(disk / "d.parquet")])
+
+def table():
+    with storage.whole_file(disk / "whole.parquet") as path:
+        pq.write_table(pa.table({"x": np.frombuffer(noise, dtype=np.uint8)}), path)
+
+ways = {
+    "open": lambda: (disk / "x").write_bytes(data), "gzip": compressed, "zipfile": zipped, "storage": stored,
+    "tempfile": temporary, "shutil": lambda: shutil.copyfile(source, disk / "copy"),
+    "numpy": lambda: np.save(disk / "x.npy", np.zeros(2**17)), "savez": lambda: np.savez(disk / "x.npz", np.zeros(2**17)),
+    "pyarrow": lambda: pq.write_table(pa.table({"x": np.frombuffer(noise, dtype=np.uint8)}), disk / "x.parquet"),
+    "whole_file": table, "duckdb": database,
+    "pillow": lambda: Image.frombytes("RGB", (512, 512), noise[: 512 * 512 * 3]).save(disk / "x.png"),
+}
+for name, write in ways.items():
+    try:
+        write()
+        told = "it was written"
+    except Exception as error:
+        found = explain(error)
+        told = f"{type(found).__name__}: {found}" if found else f"not told: {error!r}"
+    print(json.dumps([name, told]))
+"""
+
+
+def test_a_full_disk_is_told_whatever_library_meets_it(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = tmp_path / "writes.py"
+    script.write_text(WRITES)
+    within = small_disk.command(disk, 64 << 10, f"{sys.executable} {script} {disk} {tmp_path / 'source'}")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(within, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    told = dict(json.loads(line) for line in done.stdout.splitlines())
+    assert len(told) == 12
+    wrong = {
+        name: words
+        for name, words in told.items()
+        if not words.startswith("TransientError: ") or "no room" not in words
+    }
+    assert not wrong
+    assert str(disk) in told["duckdb"]
 
 
 def test_a_disk_is_told_from_whatever_library_says_so(tmp_path: Path) -> None:

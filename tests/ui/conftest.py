@@ -90,7 +90,9 @@ class Airflow:
     def ledgers(self, ds: str) -> list[Ledger]:
         """Return a day's ledgers, oldest first."""
         pages = (self.lake.root / "reports" / f"ds={ds}").glob("run=*/ledger.json")
-        return sorted((storage.from_bytes(p, p.read_bytes(), Ledger) for p in pages), key=lambda ledger: ledger.created_at)
+        return sorted(
+            (storage.from_bytes(p, p.read_bytes(), Ledger) for p in pages), key=lambda ledger: ledger.created_at
+        )
 
 
 def until(true: Callable[[], bool], what: str, seconds: float = WAIT, every: float = 1.0) -> None:
