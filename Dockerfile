@@ -1,21 +1,24 @@
 # One image for all of it: Airflow's parts and workers, Spark's master and workers. Where requirements.lock did not change, only the
 # last layers are made anew.
-FROM python:3.11-slim-bookworm AS libraries
+# A base image by its digest: --build-arg PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:... (docs/deploy.md).
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE} AS libraries
 RUN pip install --no-cache-dir uv==0.13.9
 COPY requirements.lock /build/
 # Trust what the system trusts, as pip does: a company's proxy has its own certificate.
 ENV UV_SYSTEM_CERTS=true
 # Compiled now: a container that may not write its bytecode would do it in each process.
 RUN uv venv --python "$(command -v python3)" /opt/venv && \
-    uv pip install --python /opt/venv/bin/python --no-cache --compile-bytecode -r /build/requirements.lock
+    uv pip install --python /opt/venv/bin/python --no-cache --compile-bytecode --require-hashes -r /build/requirements.lock
 
-FROM python:3.11-slim-bookworm
+FROM ${PYTHON_IMAGE}
 RUN apt-get update && \
     apt-get install -y --no-install-recommends openjdk-17-jre-headless procps tini && \
     rm -rf /var/lib/apt/lists/* && \
     useradd --uid 1000 --create-home tagger && \
     mkdir -p /app /work /airflow/shared /data && chown -R tagger /app /work /airflow /data
 COPY --from=libraries --chown=tagger /opt/venv /opt/venv
+RUN mkdir -p /iam /run/spark && chown tagger /iam /run/spark && chmod 700 /iam /run/spark
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONPATH=/app \
     TMPDIR=/work \
@@ -29,5 +32,7 @@ COPY --chown=tagger jobs/ jobs/
 # Spark's part for S3, and its classes in one file: neither is fetched or made when a container starts.
 RUN python -m jobs.s3a && python -m jobs.class_archive
 COPY --chown=tagger dags/ dags/
+# Containers may not write: our own modules are compiled now, too.
+RUN python -m compileall -q /app
 ENTRYPOINT ["tini", "--"]
 CMD ["python", "-m", "jobs", "--help"]

@@ -56,11 +56,17 @@ test-compose: $(STAMP) ## Bring up the containers, run nights in them from a bro
 
 COMPOSE := $(shell docker compose version >/dev/null 2>&1 && echo docker compose || echo docker-compose)
 
+SECRETS := POSTGRES_PASSWORD REDIS_PASSWORD JWT_SECRET API_SECRET_KEY AIRFLOW_ADMIN_PASSWORD S3_ACCESS_KEY S3_SECRET_KEY \
+	S3_TAGGER_SECRET S3_SPARK_SECRET S3_READER_SECRET SPARK_SECRET FERNET_KEY
+
+# Each secret that .env lacks; those that it has stay.
+.PHONY: .env
 .env:
-	@umask 077; text() { head -c 400 /dev/urandom | base64 -w0 | tr -dc A-Za-z0-9 | head -c 40; }; \
-	{ for name in POSTGRES_PASSWORD REDIS_PASSWORD JWT_SECRET API_SECRET_KEY AIRFLOW_ADMIN_PASSWORD S3_ACCESS_KEY S3_SECRET_KEY; do \
-		echo "$$name=$$(text)"; done; echo "FERNET_KEY=$$(head -c 32 /dev/urandom | base64 -w0 | tr '+/' '-_')"; } > $@
-	@echo "made .env with new secrets"
+	@umask 077; touch $@; chmod 600 $@; \
+	text() { head -c 400 /dev/urandom | base64 -w0 | tr -dc A-Za-z0-9 | head -c 40; }; \
+	for name in $(SECRETS); do grep -q "^$$name=." $@ || { case $$name in \
+		FERNET_KEY) value=$$(head -c 32 /dev/urandom | base64 -w0 | tr '+/' '-_');; *) value=$$(text);; esac; \
+		echo "$$name=$$value" >> $@; echo "$@: made $$name"; }; done
 
 up: .env ## Bring up all of it in containers: Airflow, its workers, Spark, S3, Postgres, Redis (needs Docker, 16 GB)
 	$(COMPOSE) build
@@ -71,7 +77,7 @@ down: ## Stop the containers; data stays in their volumes (`docker compose down 
 	$(COMPOSE) down
 
 compose-night: .env ## Run a night in the containers and wait for it
-	$(COMPOSE) exec -T worker python -m jobs.compose_night
+	@sed -n 's/^AIRFLOW_ADMIN_PASSWORD=//p' .env | $(COMPOSE) exec -T worker python -m jobs.compose_night
 
 s3-server: $(STAMP) ## Install the S3 server that tests of a lake on S3 need (needs Go); without it they are skipped
 	GOBIN=$(abspath $(VENV))/bin go install -ldflags='-s -w' github.com/versity/versitygw/cmd/versitygw@v1.8.0
@@ -89,7 +95,7 @@ hooks: $(STAMP) ## Let git run `make lint` before each commit
 	$(VENV)/bin/pre-commit install
 
 lock: ## Pin what pyproject.toml asks for; what is pinned stays where it can
-	$$(command -v uv || echo build/uv/bin/uv) pip compile -q --python-version 3.11 --extra dev --no-header pyproject.toml -o requirements.lock
+	$$(command -v uv || echo build/uv/bin/uv) pip compile -q --python-version 3.11 --extra dev --no-header --generate-hashes pyproject.toml -o requirements.lock
 
 clean: ## Remove the demo, all experiments, caches and build folders; the environment stays
 	rm -rf .run .experiment build .mypy_cache .ruff_cache .pytest_cache *.egg-info

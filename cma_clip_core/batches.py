@@ -20,7 +20,7 @@ from cma_clip_core.backbone import Sequence
 from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig, TrainingConfig
 from cma_clip_core.examples import read_pixels
-from cma_clip_core.labels import LabelReader
+from cma_clip_core.labels import LabelReader, LabelRows
 from cma_clip_core.spoken import TEXT_FIELDS, SpokenFinder
 from cma_clip_core.tokens import Tokenizer, compose
 
@@ -192,13 +192,17 @@ class LabelEncoder:
     def __init__(self, layout: ClassLayout) -> None:
         self._reader = LabelReader(layout.taxonomy)
 
+    def rows(self, examples: pa.RecordBatch) -> LabelRows:
+        """Return the labels of `examples` as arrays, and where their values are not listed. Raises DataError as `encode`."""
+        return self._reader.read(*(examples.column(name).to_pylist() for name in ("labels", "unknown_labels")))
+
     def encode(self, labels: Iterable[Iterable[tuple[str, list[str]]]]) -> Labels:
         """Return labels, for each product its attribute names with their values, as tensors.
 
         Raises:
             DataError: a label is not in the taxonomy.
         """
-        rows = self._reader.read(labels)
+        rows = self._reader.read(labels)  # what the taxonomy does not list teaches nothing
         return Labels(torch.from_numpy(rows.targets.astype(np.float32)), torch.from_numpy(rows.labelled))
 
 

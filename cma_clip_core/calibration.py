@@ -1,6 +1,6 @@
-"""Temperatures: confidences that mean what they say.
+"""Temperatures: confidences that mean what they say of products whose value is listed; others have no target to fit to.
 
-Letters of shapes: n labelled products, C values of one attribute.
+Letters of shapes: n products with a value, C values of one attribute.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ RANGE: Final = (0.05, 20.0)  # a model that is never wrong would ask for a tempe
 
 def log_loss(predictions: Predictions, temperature: float) -> float:
     """Return the mean negative log likelihood of the labels: over products, or of a multi-valued attribute over pairs."""
+    predictions = predictions.with_target()
     scaled = predictions.logits.astype(np.float64) / temperature
     targets = predictions.targets
     if predictions.attribute.multi_valued:
@@ -32,6 +33,7 @@ def fit_temperature(predictions: Predictions) -> float:
     It is that of least negative log likelihood (Guo et al. 2017, "On Calibration of Modern Neural Networks", section
     4.2), on validation products. The likelihood is convex in 1 / T, so that it has one minimum in log T.
     """
+    predictions = predictions.with_target()
     if len(predictions) < LEAST_LABELS:
         return 1.0
     low, high = np.log(RANGE)

@@ -1,6 +1,8 @@
 """What a method proposes for an attribute, ranked by confidence and right or wrong: what all thresholds are about.
 
-Letters of shapes: n labelled products, C values of one attribute, m candidates.
+A product whose value is not listed is a candidate that is wrong, and no positive.
+
+Letters of shapes: n products with a value, C values of one attribute, m candidates.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ class Candidates:
     positives: int  # right values there are: products, or of a multi-valued attribute all true (product, value) pairs
     positive_family: Integers  # [positives], the family of each of them
     multi_valued: bool
+    unlisted: int = 0  # products whose value is none of the listed ones
 
     def __len__(self) -> int:
         return len(self.confidence)
@@ -48,9 +51,9 @@ def candidates(
     """Return the candidates of an attribute.
 
     Args:
-        predictions: of its labelled products.
+        predictions: of the products that have a value of it.
         temperature: the attribute's (cma_clip_core.calibration).
-        silent_in: text fields; given, only products with a label that none of them names count. Of a multi-valued
+        silent_in: text fields; given, only products with a listed label that none of them names count. Of a multi-valued
             attribute the pairs that are true and named are left out too: they are neither found nor missed.
     """
     if silent_in is not None:
@@ -67,14 +70,17 @@ def candidates(
     n, c = predictions.logits.shape
     probabilities, families = predictions.probabilities(temperature), predictions.families
     rows = np.arange(n, dtype=np.int64)
+    listed = predictions.has_target
+    unlisted = n - int(listed.sum())
     if predictions.attribute.multi_valued:
         pairs = np.repeat(rows, c)
         positive = np.repeat(families, predictions.targets.sum(axis=1))
         return Candidates(
             probabilities.ravel(), predictions.targets.ravel(), np.tile(np.arange(c, dtype=np.int64), n), pairs,
-            families[pairs], len(positive), positive, True,
+            families[pairs], len(positive), positive, True, unlisted,
         )  # fmt: skip
     best = probabilities.argmax(axis=1) if n else rows
     return Candidates(
-        probabilities[rows, best], predictions.targets[rows, best], best, rows, families, n, families, False
-    )
+        probabilities[rows, best], predictions.targets[rows, best], best, rows, families, n - unlisted, families[listed],
+        False, unlisted,
+    )  # fmt: skip

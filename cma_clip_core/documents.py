@@ -65,7 +65,8 @@ class AttributeMetrics(Strict):
     nothing to count. Definitions: `cma_clip_core.metrics`.
     """
 
-    n: int  # labelled products
+    n: int  # products with a listed value
+    n_unlisted: int = 0  # products of unlisted values alone: wrong wherever they are accepted, and no positives
     n_silent: int  # of these, with a label that no text the model reads names
     accuracy: float | None  # share of the products whose best value is right
     macro_f1: float | None  # mean over the values that occur
@@ -78,8 +79,8 @@ class AttributeMetrics(Strict):
     silent_recall_at_target: float | None  # the same two on the silent labels alone
     silent_recall_at_90: float | None
     silent_recall_at_90_interval: Interval | None = None
-    coverage: float | None  # at the thresholds that ship: accepted right and wrong, over all true values
-    precision: float | None  # at the thresholds that ship
+    coverage: float | None  # at the thresholds that ship: accepted right and wrong, over all values given
+    precision: float | None  # at the thresholds that ship; what is accepted for an unlisted value is wrong
     recall: float | None  # at the thresholds that ship
     text_weight: float  # mean over the products
     image_weight: float  # mean over the products

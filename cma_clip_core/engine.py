@@ -177,7 +177,7 @@ class _RowBuilder:
             tagged_at: when.
         """
         any_seen: Bools = np.asarray(seen.any(axis=1))
-        applicable = self.applies[self._article_types(batch, probabilities, any_seen)]  # [B, K]
+        applicable = self._applicable(batch, probabilities, any_seen)
         accepted = probabilities >= self.limits
         chosen = self._best(probabilities) | (self.multi_valued & ((probabilities >= LIKELY) | accepted))
         chosen &= applicable[:, self.layout.attribute_of] & any_seen[:, None]
@@ -204,6 +204,7 @@ class _RowBuilder:
             "modality": pa.array(modality, pa.string()),
             "image_status": batch.column("image_status"),
             "labels": _as_type(batch.column("labels"), PREDICTIONS.field("labels").type),
+            "unlisted": _as_type(batch.column("unknown_labels"), PREDICTIONS.field("unlisted").type),
             "applicable": _lists(applicable, self.names.take(pa.array(np.nonzero(applicable)[1])), "applicable"),
             "predictions": _lists(chosen, predictions, "predictions"),
             "tagged_at": pa.array([tagged_at] * batch.num_rows, PREDICTIONS.field("tagged_at").type),
@@ -218,17 +219,30 @@ class _RowBuilder:
             best[rows, part.start + probabilities[:, part].argmax(axis=1)] = True
         return best
 
-    def _article_types(self, batch: pa.RecordBatch, probabilities: Floats, any_seen: Bools) -> npt.NDArray[np.int64]:
-        """Return each product's article type [B]: the catalog's, else the model's best, else (nothing seen) unknown."""
+    def _applicable(self, batch: pa.RecordBatch, probabilities: Floats, any_seen: Bools) -> Bools:
+        """Return which attributes apply to each product [B, K].
+
+        That follows from the catalog's article type; where it gives none, from the model's best; where nothing was seen,
+        those apply that apply to all. The same apply where the catalog's article type is not listed, since the model's
+        would take its place, and what the catalog gives of other attributes is then kept too.
+        """
         unknown = len(self.type_index)
         found = np.where(any_seen, probabilities[:, self.type_slice].argmax(axis=1), unknown)
-        given = pc.map_lookup(
-            batch.column("labels"), query_key=pa.scalar(self.taxonomy.article_type), occurrence="first"
-        )
-        for row, values in enumerate(given.to_pylist()):
-            if values:
-                found[row] = self.type_index.get(values[0], found[row])
-        return np.asarray(found, dtype=np.int64)
+        columns = [batch.column(name) for name in ("labels", "unknown_labels")]
+        name = pa.scalar(self.taxonomy.article_type)
+        types = (pc.map_lookup(column, query_key=name, occurrence="first").to_pylist() for column in columns)
+        unlisted = []
+        for row, (listed, others) in enumerate(zip(*types, strict=True)):
+            if listed:
+                found[row] = self.type_index.get(listed[0], found[row])
+            elif others:
+                found[row] = unknown
+                unlisted.append(row)
+        applicable: Bools = self.applies[found]
+        for row in unlisted:
+            given = {attribute for column in columns for attribute, values in column[row].as_py() if values}
+            applicable[row] |= [attribute in given for attribute in self.layout.position]
+        return applicable
 
 
 def _lists(chosen: Bools, values: pa.Array, name: str) -> pa.Array:

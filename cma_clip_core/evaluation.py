@@ -44,7 +44,7 @@ def evaluate(
     noise: Noise | None = None,
     frozen: FrozenTowers | None = None,
 ) -> dict[str, Predictions]:
-    """Return what the model says of the labelled products of a side, by attribute name.
+    """Return what the model says of the products of a side that have a value, by attribute name.
 
     With `noise` it is shown some products with the text or the picture of others, or with texts that leave out some names;
     which labels are named is still told by their own text. With `frozen`, frozen towers are not run again. Where
@@ -101,16 +101,16 @@ def _run(
 
 
 def split_attributes(layout: ClassLayout, parts: list[Columns]) -> dict[str, Predictions]:
-    """Return predictions by attribute, each of its labelled products, from batches of predictions of all classes.
+    """Return predictions by attribute, each of the products that have a value of it, from batches of all classes.
 
     Args:
         layout: the classes.
-        parts: arrays by name: products [B], families [B], labelled [B, K], and logits, targets, named [B, C], and
+        parts: arrays by name: products [B], families [B], given [B, K], and logits, targets, named [B, C], and
             lambdas [B, K, M].
     """
     found = {}
     for k, (attribute, part) in enumerate(zip(layout.attributes, layout.slices, strict=True)):
-        rows = [columns["labelled"][:, k] for columns in parts]
+        rows = [columns["given"][:, k] for columns in parts]
 
         def gather(name: str, *rest: Any, rows: list[npt.NDArray[Any]] = rows) -> npt.NDArray[Any]:
             return np.concatenate([c[name][(row, *rest)] for c, row in zip(parts, rows, strict=True)])
@@ -127,13 +127,14 @@ def split_attributes(layout: ClassLayout, parts: list[Columns]) -> dict[str, Pre
 
 def label_columns(examples: pa.RecordBatch, families: Rows, encoder: LabelEncoder, spoken: SpokenFinder) -> Columns:
     """Return what `split_attributes` needs of some examples besides the predictions."""
-    labels = encoder.encode(examples.column("labels").to_pylist())
-    targets = labels.targets.numpy() > 0
+    labels = encoder.rows(examples)
+    targets = labels.targets
     texts = list(zip(*(examples.column(field).to_pylist() for field in TEXT_FIELDS), strict=True))
     return {
         "products": np.array(examples.column("product_id").to_pylist(), dtype=object),
         "families": families,
-        "labelled": labels.labelled.numpy(),
+        "labelled": labels.labelled,
+        "given": labels.given,
         "targets": targets,
         "named": spoken.find(texts, targets),
     }

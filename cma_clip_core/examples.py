@@ -20,6 +20,8 @@ from schemas.tables import EXAMPLES, LABELLED
 
 READ_ROWS = 2048  # rows decoded at a time: at 80 x 64 pixels 31 MB of pictures
 
+REMEDY_OF_A_SET = "run the step `dataset` of its day again: it makes the table again"
+
 Rows = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Pixels = npt.NDArray[np.uint8]
@@ -57,11 +59,39 @@ def read_examples(
     hashes = None if wanted is None else pa.array(wanted.values(), pa.string())
     for path in files:
         with open_examples(path) as file:
-            for batch in file.iter_batches(batch_size=rows, columns=None if columns is None else list(columns)):
+            for batch in batches_of(path, file, rows, columns, _remedy(path)):
                 if ids is not None:
                     batch = _select(batch, ids, hashes)
                 if batch.num_rows:
                     yield batch
+
+
+def batches_of(
+    path: Place,
+    file: pq.ParquetFile,
+    rows: int,
+    columns: Sequence[str] | None,
+    remedy: str,
+    groups: Sequence[int] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of the open Parquet file at `path`, or of some of its row groups, each page compared with its checksum.
+
+    Raises:
+        DataError: it is damaged; the message ends with the `remedy`.
+    """
+    batches = file.iter_batches(
+        batch_size=rows,
+        row_groups=None if groups is None else list(groups),
+        columns=None if columns is None else list(columns),
+    )
+    while True:
+        try:
+            batch = next(batches, None)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path}: it is damaged: {error}; {remedy}") from error
+        if batch is None:
+            return
+        yield batch
 
 
 def _select(batch: pa.RecordBatch, ids: pa.Array, hashes: pa.Array) -> pa.RecordBatch:
@@ -72,7 +102,12 @@ def _select(batch: pa.RecordBatch, ids: pa.Array, hashes: pa.Array) -> pa.Record
 
 def open_examples(path: Place) -> pq.ParquetFile:
     """Open an example file. Raises DataError where it is broken or has not the columns of EXAMPLES."""
-    return open_table(path, EXAMPLES, "run the step `preprocess` again")
+    return open_table(path, EXAMPLES, _remedy(path))
+
+
+def _remedy(path: Place) -> str:
+    run = next((part.removeprefix("run=") for part in path.parts if part.startswith("run=")), None)
+    return f"`python -m jobs preprocess --run {run}` makes it again" if run else "run the step `preprocess` again"
 
 
 def open_table(path: Place, table: pa.Schema, remedy: str) -> pq.ParquetFile:
@@ -83,7 +118,7 @@ def open_table(path: Place, table: pa.Schema, remedy: str) -> pq.ParquetFile:
     """
     try:
         file = open_parquet(path)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}; {remedy}") from error
     schema = file.schema_arrow
     for field in table:
@@ -188,8 +223,8 @@ def read_index(table: Place, root: Place) -> ExampleIndex:
     columns = ["example_file", "example_row", "side", "family"]
     numbers: dict[str, int] = {}
     where = [np.zeros((0, len(columns)), dtype=np.int64)]
-    with open_table(table, LABELLED, "remove its folder and run the step `dataset` again") as file:
-        for batch in file.iter_batches(columns=columns):
+    with open_table(table, LABELLED, REMEDY_OF_A_SET) as file:
+        for batch in batches_of(table, file, READ_ROWS, columns, REMEDY_OF_A_SET):
             files = [numbers.setdefault(name, len(numbers)) for name in batch.column("example_file").to_pylist()]
             sides = [SIDES.index(side) for side in batch.column("side").to_pylist()]
             rest = (batch.column(name).to_numpy() for name in ("example_row", "family"))
@@ -238,7 +273,7 @@ def read_pixels(examples: pa.RecordBatch, picture: PictureConfig) -> tuple[Pixel
     return pixels, present
 
 
-MODEL_COLUMNS = ("product_id", "title", "brand", "description", "image", "labels")
+MODEL_COLUMNS = ("product_id", "title", "brand", "description", "image", "labels", "unknown_labels")
 
 
 def stream_side(
@@ -276,7 +311,7 @@ def stream_shuffled(index: ExampleIndex, side: Side, buffer: int, rng: np.random
         keep, places = index.rows_of(number, side), index.places_of(number, side)
         next_row = int(np.searchsorted(keep, first))
         with open_examples(index.files[number]) as file:
-            for batch in _rows_of(file, [group], keep, first, READ_ROWS):
+            for batch in _rows_of(index.files[number], file, [group], keep, first, READ_ROWS):
                 held.append(batch.append_column("place", pa.array(places[next_row : next_row + batch.num_rows])))
                 next_row += batch.num_rows
                 if sum(b.num_rows for b in held) >= buffer:
@@ -293,10 +328,11 @@ def read_rows(path: Place, keep: Rows, columns: Sequence[str], rows: int = READ_
         DataError: the file cannot be read, or is not of schema EXAMPLES.
     """
     with open_examples(path) as file:
-        yield from _rows_of(file, list(range(file.num_row_groups)), keep, 0, rows, columns)
+        yield from _rows_of(path, file, list(range(file.num_row_groups)), keep, 0, rows, columns)
 
 
 def _rows_of(
+    path: Place,
     file: pq.ParquetFile,
     groups: list[int],
     keep: Rows,
@@ -305,7 +341,7 @@ def _rows_of(
     columns: Sequence[str] = MODEL_COLUMNS,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows `keep` (counted in the file) of some row groups, the first of which starts at row `first`."""
-    for batch in file.iter_batches(batch_size=rows, row_groups=groups, columns=list(columns)):
+    for batch in batches_of(path, file, rows, columns, _remedy(path), groups):
         inside = keep[(keep >= first) & (keep < first + batch.num_rows)] - first
         first += batch.num_rows
         if len(inside):

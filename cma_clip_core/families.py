@@ -18,7 +18,8 @@ from scipy.sparse.csgraph import connected_components
 from cma_clip_core.near_pictures import NearPictures, Pixels
 from cma_clip_core.near_texts import NearTexts, Numbers
 
-RULES: Final = 1  # counted up with every change of what is linked: a labelled set says by which rules it was made
+# Counted up with every change of what is linked, or of which products are in a set: it says by which rules it was made.
+RULES: Final = 2
 
 
 class FamilyFinder:

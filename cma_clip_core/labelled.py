@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -16,12 +16,14 @@ from cma_clip_core.examples import Bools, ExampleIndex, Rows, example_files, ope
 from cma_clip_core.families import FamilyFinder
 from cma_clip_core.labels import LabelReader
 from cma_clip_core.places import Place
-from cma_clip_core.splits import sides_of
+from cma_clip_core.splits import SIDES, sides_of
 from cma_clip_core.spoken import TEXT_FIELDS
+from cma_clip_core.unlisted import Given, GivenCounter
 from schemas.taxonomy import Taxonomy
 
 _READ_BYTES: Final = 8 * 2**20  # of pixels, read at a time
-_COLUMNS: Final = ("product_id", *TEXT_FIELDS, "labels", "image")
+_COLUMNS: Final = ("product_id", *TEXT_FIELDS, "labels", "unknown_labels", "image")
+SHOWN_WORDS: Final = 100  # unlisted words of an attribute that a scan tells of
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,10 @@ class Scan:
 
     index: ExampleIndex
     superseded: int  # of products that have a newer one
-    unlabelled: int  # without any label that counts
+    unlabelled: int  # without any value that counts; on the training side, without a label
     empty: int  # with neither text nor picture: they teach nothing
+    labelled: int  # chosen examples with a label
+    given: dict[str, Given] = field(default_factory=dict)  # what the catalog gives of each attribute, of all products
 
 
 def scan_examples(
@@ -44,6 +48,8 @@ def scan_examples(
 ) -> Scan:
     """Choose the labelled examples of `folders`, newest first: the first example of a product wins.
 
+    A product whose values are all unlisted is judged on, as an answer that is always wrong, but not learnt from.
+
     Memory: pictures pass through a few megabytes at a time; a product costs what `FamilyFinder` holds of it, and about
     200 bytes.
 
@@ -52,8 +58,8 @@ def scan_examples(
             the taxonomy.
     """
     files = [path for folder in folders for path in example_files([folder])]
-    finder, reader, chooser = FamilyFinder(), LabelReader(taxonomy), _Chooser()
-    places: list[Rows] = [np.zeros((0, 2), dtype=np.int64)]
+    finder, reader, chooser, counter = FamilyFinder(), LabelReader(taxonomy), _Chooser(), GivenCounter(taxonomy)
+    places: list[Rows] = [np.zeros((0, 3), dtype=np.int64)]
     rows_at_a_time = max(1, _READ_BYTES // (picture.height * picture.width * 3))
     with tqdm(total=_count(files) if progress else None, desc="examples", unit="ex", disable=not progress) as bar:
         for number, path in enumerate(files):
@@ -61,22 +67,28 @@ def scan_examples(
             for batch in read_examples([path], columns=_COLUMNS, rows=rows_at_a_time):
                 products = batch.column("product_id").to_pylist()
                 texts = list(zip(*(batch.column(name).to_pylist() for name in TEXT_FIELDS), strict=True))
+                unlisted = batch.column("unknown_labels").to_pylist()
                 try:
-                    labels = reader.read(batch.column("labels").to_pylist())
+                    labels = reader.read(batch.column("labels").to_pylist(), unlisted)
                     pixels, present = read_pixels(batch, picture)
                 except DataError as error:
                     raise DataError(f"{path}: {error}") from error
-                keep = chooser.choose(products, labels.labelled, present | np.array([any(text) for text in texts]))
+                newest = chooser.newest(products)
+                counter.add(labels, unlisted, newest)
+                keep = chooser.choose(newest, labels.given, present | np.array([any(text) for text in texts]))
+                learnt = labels.labelled[keep].any(axis=1)
                 finder.add([products[row] for row in keep], [texts[row] for row in keep], pixels[keep], present[keep])
-                places.append(np.column_stack([np.full(len(keep), number), first + keep]))
+                places.append(np.column_stack([np.full(len(keep), number), first + keep, learnt]))
                 first += batch.num_rows
                 bar.update(batch.num_rows)
     families = finder.families(progress=progress)
-    where = np.concatenate(places)
-    index = ExampleIndex(
-        files, where[:, 0].astype(np.int32), where[:, 1], side=sides_of(families, selection), family=families
-    )
-    return Scan(index, chooser.superseded, chooser.unlabelled, chooser.empty)
+    where, side = np.concatenate(places), sides_of(families, selection)
+    used = (where[:, 2] > 0) | (side != SIDES.index("train"))
+    where, side, families = where[used], side[used], families[used]
+    index = ExampleIndex(files, where[:, 0].astype(np.int32), where[:, 1], side=side, family=families)
+    unlabelled = chooser.unlabelled + int((~used).sum())
+    labelled = int(where[:, 2].sum())
+    return Scan(index, chooser.superseded, unlabelled, chooser.empty, labelled, counter.result(SHOWN_WORDS))
 
 
 class _Chooser:
@@ -86,22 +98,24 @@ class _Chooser:
         self._seen: set[bytes] = set()
         self.superseded = self.unlabelled = self.empty = 0
 
-    def choose(self, products: Sequence[str], labelled: Bools, present: Bools) -> Rows:
-        """Return the rows taken of n examples: ids, labels there are [n, K], and whether there is text or picture [n]."""
-        keep = []
+    def newest(self, products: Sequence[str]) -> Bools:
+        """Return which of n examples, by their ids, are the first of their product [n]."""
+        found = np.zeros(len(products), dtype=np.bool_)
         for row, product in enumerate(products):
             key = hashlib.blake2b(product.encode(), digest_size=12).digest()
             if key in self._seen:
                 self.superseded += 1
-                continue
-            self._seen.add(key)
-            if not labelled[row].any():
-                self.unlabelled += 1
-            elif not present[row]:
-                self.empty += 1
             else:
-                keep.append(row)
-        return np.array(keep, dtype=np.int64)
+                self._seen.add(key)
+                found[row] = True
+        return found
+
+    def choose(self, newest: Bools, given: Bools, present: Bools) -> Rows:
+        """Return the rows taken of n examples: those that are `newest` [n], have values [n, K], and text or picture [n]."""
+        labelled = given.any(axis=1)
+        self.unlabelled += int((newest & ~labelled).sum())
+        self.empty += int((newest & labelled & ~present).sum())
+        return np.flatnonzero(newest & labelled & present)
 
 
 def _count(files: Sequence[Place]) -> int:

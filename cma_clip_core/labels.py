@@ -1,5 +1,8 @@
 """The catalog's labels as arrays: the one place that says what counts as a label. Loads no torch.
 
+A value that the taxonomy does not list is no label: nothing can be learnt from it. It is no gap either: the product has a
+value, and whatever a model says instead is wrong.
+
 Letters of shapes: n products, K attributes, C classes of all attributes, in the taxonomy's order.
 """
 
@@ -15,15 +18,23 @@ from cma_clip_core.errors import DataError
 from schemas.taxonomy import Taxonomy
 
 Bools = npt.NDArray[np.bool_]
+Pairs = Iterable[tuple[str, Sequence[str]]]  # a product's attribute names with their values
 
 
 @dataclass(frozen=True, slots=True)
 class LabelRows:
     """What the catalog says of some products."""
 
-    targets: Bools  # [n, C], True at the values a product has
-    labelled: Bools  # [n, K], False where the catalog gives no value, or the attribute does not apply
+    targets: Bools  # [n, C], True at the listed values a product has
+    labelled: Bools  # [n, K], False where the catalog gives no listed value, or the attribute does not apply
+    unlisted: Bools  # [n, K], True where the attribute applies and the catalog gives unlisted values alone
+    gaps: Bools  # [n, K], True where the attribute applies and the catalog gives no value at all
     left_out: Bools  # [n, K], True where the catalog gives a value of an attribute that does not apply
+
+    @property
+    def given(self) -> Bools:
+        """Where the catalog gives a value, listed or not, of an attribute that applies [n, K]."""
+        return self.labelled | self.unlisted
 
 
 class LabelReader:
@@ -45,17 +56,22 @@ class LabelReader:
             for kind in (None, *taxonomy[taxonomy.article_type].value_names)
         }
 
-    def read(self, labels: Iterable[Iterable[tuple[str, Sequence[str]]]]) -> LabelRows:
+    def read(self, labels: Iterable[Pairs], unlisted: Iterable[Pairs] | None = None) -> LabelRows:
         """Return labels, for each product its attribute names with their values, as arrays.
+
+        Args:
+            labels: the listed values.
+            unlisted: of the same products, the values outside the taxonomy; None: there are none.
 
         Raises:
             DataError: a label is not in the taxonomy.
         """
         rows = list(labels)
+        others: Iterable[Pairs] = [()] * len(rows) if unlisted is None else unlisted
         targets = np.zeros((len(rows), self._starts[-1]), dtype=np.bool_)
         given = np.zeros((len(rows), len(self._attributes)), dtype=np.bool_)
-        applies = np.zeros_like(given)
-        for row, pairs in enumerate(rows):
+        applies, outside = np.zeros_like(given), np.zeros_like(given)
+        for row, (pairs, words) in enumerate(zip(rows, others, strict=True)):
             article_type = None
             for name, values in pairs:
                 if name not in self._attributes:
@@ -68,6 +84,11 @@ class LabelReader:
                 given[row, k] = bool(values)
                 if name == self._article_type and values:
                     article_type = values[0]
+            for name, values in words:
+                if name in self._attributes and values:
+                    outside[row, self._attributes[name][0]] = True
             applies[row] = self._applies[article_type]
         targets &= applies[:, self._attribute_of]
-        return LabelRows(targets, given & applies, given & ~applies)
+        outside &= ~given
+        any_value = given | outside
+        return LabelRows(targets, given & applies, outside & applies, applies & ~any_value, any_value & ~applies)

@@ -1,8 +1,9 @@
 """How good a method is, attribute by attribute. Pure functions on numpy; loads no torch.
 
-All are of calibrated confidences. scikit-learn is imported where it is used: who only reads documents does not wait for it.
+All are of calibrated confidences. Precision counts each answer for a product whose value is not listed as wrong; all else is of
+the products that have a listed value. scikit-learn is imported where it is used: who only reads documents does not wait for it.
 
-Letters of shapes: n labelled products, C values of one attribute, m candidates.
+Letters of shapes: n products with a value, C values of one attribute, m candidates.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def judge(predictions: Predictions, threshold: Threshold, text_fields: Sequence[
     """Return the metrics of an attribute at the thresholds that ship.
 
     Args:
-        predictions: of its labelled products, on the side that is judged.
+        predictions: of the products that have a value of it, on the side that is judged.
         threshold: its thresholds and temperature, chosen on another side.
         text_fields: the fields that the method reads: a label that they name is not silent.
     """
@@ -49,13 +50,15 @@ def judge(predictions: Predictions, threshold: Threshold, text_fields: Sequence[
     silent = candidates(predictions, temperature, silent_in=text_fields)
     accepted = found.accepted(threshold.limits(attribute))
     right = (accepted & found.right).sum()
-    confidence, best_right = best_values(predictions, temperature)
+    listed = predictions.with_target()
+    confidence, best_right = best_values(listed, temperature)
     text_weight, image_weight = predictions.lambdas.mean(axis=0) if len(predictions) else (0.0, 0.0)
     return AttributeMetrics(
-        n=len(predictions),
+        n=len(listed),
+        n_unlisted=found.unlisted,
         n_silent=int(predictions.silent(text_fields).any(axis=1).sum()),
-        accuracy=share(best_right.sum(), len(predictions)),
-        macro_f1=macro_f1(predictions, temperature),
+        accuracy=share(best_right.sum(), len(listed)),
+        macro_f1=macro_f1(listed, temperature),
         average_precision=average_precision(found),
         calibration_error=calibration_error(confidence, best_right),
         target_precision=attribute.target_precision,
@@ -63,7 +66,7 @@ def judge(predictions: Predictions, threshold: Threshold, text_fields: Sequence[
         recall_at_90=recall_at(found, PAPER_PRECISION),
         silent_recall_at_target=recall_at(silent, attribute.target_precision),
         silent_recall_at_90=recall_at(silent, PAPER_PRECISION),
-        coverage=share(accepted.sum(), found.positives),
+        coverage=share(accepted.sum(), found.positives + found.unlisted),
         precision=share(right, accepted.sum()),
         recall=share(right, found.positives),
         text_weight=float(text_weight),
@@ -72,9 +75,9 @@ def judge(predictions: Predictions, threshold: Threshold, text_fields: Sequence[
 
 
 def coverage(predictions: Predictions, threshold: Threshold) -> float | None:
-    """Return what the thresholds that ship accept, right and wrong, over all true values; None where there are none."""
+    """Return what the thresholds that ship accept, right and wrong, over all values that the catalog gives; None of none."""
     found = candidates(predictions, threshold.temperature)
-    return share(found.accepted(threshold.limits(predictions.attribute)).sum(), found.positives)
+    return share(found.accepted(threshold.limits(predictions.attribute)).sum(), found.positives + found.unlisted)
 
 
 def judge_all(
@@ -107,7 +110,7 @@ def promise_kept(attributes: Mapping[str, AttributeMetrics]) -> Promise:
 
 
 def best_values(predictions: Predictions, temperature: float = 1.0) -> tuple[Floats, Bools]:
-    """Return the probability [n] of each product's best value, and whether it is right [n]."""
+    """Return the probability [n] of each product's best value, and whether it is right [n]: of an unlisted value never."""
     if not len(predictions):
         return np.zeros(0, np.float32), np.zeros(0, np.bool_)
     probabilities = predictions.probabilities(temperature)
@@ -117,7 +120,8 @@ def best_values(predictions: Predictions, temperature: float = 1.0) -> tuple[Flo
 
 def _accuracies(predictions: Mapping[str, Predictions]) -> list[tuple[float, int]]:
     """Return the accuracy of each labelled attribute, and of how many products it is."""
-    return [(float(best_values(p)[1].mean()), len(p)) for p in predictions.values() if len(p)]
+    listed = (p.with_target() for p in predictions.values())
+    return [(float(best_values(p)[1].mean()), len(p)) for p in listed if len(p)]
 
 
 def mean_accuracy(predictions: Mapping[str, Predictions]) -> float:
@@ -153,9 +157,10 @@ def average_precision(found: Candidates) -> float | None:
 
 
 def macro_f1(predictions: Predictions, temperature: float = 1.0) -> float | None:
-    """Return the mean F1 over the values that occur in the targets; None where there are no products."""
+    """Return the mean F1 over the values that occur in the targets, of products that have one; None where there are none."""
     from sklearn.metrics import f1_score
 
+    predictions = predictions.with_target()
     if not len(predictions):
         return None
     predicted, targets = predicted_values(predictions, temperature), predictions.targets
@@ -183,7 +188,7 @@ def judge_values(predictions: Predictions, temperature: float = 1.0) -> ValuesMe
     values a product may count for several confusions.
 
     Args:
-        predictions: of its labelled products, on the side that is judged.
+        predictions: of the products that have a value of it, on the side that is judged.
         temperature: the attribute's (cma_clip_core.calibration).
     """
     names, targets = predictions.attribute.value_names, predictions.targets

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import obstore
 from obstore.exceptions import BaseError
@@ -90,16 +90,24 @@ def read(fs: S3FileSystem, path: str, most: int) -> bytes | int | None:
         raise ObjectError(path, error) from error
 
 
-def size(fs: S3FileSystem, path: str) -> int | None:
-    """Return the bytes of the object at `path`; None where there is none. Arguments and errors as of `read`."""
+class Head(NamedTuple):
+    """What a server says of an object without sending it."""
+
+    size: int  # bytes
+    etag: str  # of most objects the MD5 of their content, in hex
+
+
+def head(fs: S3FileSystem, path: str) -> Head | None:
+    """Return what there is at `path`; None where there is no object. Arguments and errors as of `read`."""
     bucket, _, key = path.partition("/")
     store = _store(fs, bucket, writes=False)
     try:
-        return obstore.head(store, key)["size"]
+        found = obstore.head(store, key)
     except FileNotFoundError:
         return None
     except BaseError as error:
         raise ObjectError(path, error) from error
+    return Head(found["size"], (found["e_tag"] or "").strip('"'))
 
 
 def write(fs: S3FileSystem, path: str, data: bytes) -> None:

@@ -5,7 +5,7 @@ errs. What the image tower's own head says (`CmaClip.alone`) knows no text: wher
 are pooled by a weighted sum of logits, a logarithmic opinion pool (Genest and Zidek 1986, "Combining Probability
 Distributions", Statistical Science 1); the weight of each attribute is chosen on validation.
 
-Letters of shapes: n labelled products, C values of one attribute.
+Letters of shapes: n products with a value, C values of one attribute.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def choose_weight(fused: Predictions, alone: Predictions) -> float:
     What the picture adds shows where the text is silent, at products too few to be seen in the mean.
 
     Args:
-        fused: of an attribute's labelled validation products; logits of both modalities together [n, C].
+        fused: of the validation products that have a value of an attribute; logits of both modalities together [n, C].
         alone: of the same products in the same order; logits of the picture alone, zeros where there is none [n, C].
 
     Returns:
-        The weight; 0 where there are fewer than `LEAST_PRODUCTS`, or the target is not reached with any.
+        The weight; 0 where fewer than `LEAST_PRODUCTS` have a listed value, or the target is not reached with any.
     """
-    if len(fused) < LEAST_PRODUCTS:
+    if fused.has_target.sum() < LEAST_PRODUCTS:
         return 0.0
     recalls = []
     for weight in WEIGHTS:

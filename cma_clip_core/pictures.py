@@ -6,6 +6,7 @@ statuses of the examples table: missing | empty | forbidden | too_large | broken
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -16,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -27,6 +28,9 @@ import simplejpeg
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 
 from cma_clip_core.places import Place, on_disk
+
+if TYPE_CHECKING:
+    from s3fs import S3FileSystem
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -103,14 +107,37 @@ def fetch(uri: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> bytes:
             file, or one that may not be read).
         OSError: the disk or the network fails; that says nothing of the picture, which is there again when they are.
     """
+    return _read(_resolve(uri, roots), roots, max_bytes)
+
+
+def fetch_file(path: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> bytes:
+    """Return the file at the absolute `path`, whatever characters it has, as `fetch` does, with the same errors."""
+    folder, name = os.path.split(path)
+    return _read(_inside(os.path.join(_real_folder(folder), name), roots), roots, max_bytes)  # noqa: PTH118
+
+
+def _look(uri: str, roots: Sequence[Path]) -> bytes:
+    """Return nothing for a file that `fetch` would read, with its errors, but read none of it."""
     path = _resolve(uri, roots)
-    try:
+    with _told(path):
+        _found(path, roots, MAX_BYTES)
+    return b""
+
+
+def _found(path: str, roots: Sequence[Path], max_bytes: int) -> str:
+    """Return `path`, or what it links to. Raises PictureError where that cannot be a picture."""
+    found = os.stat(path, follow_symlinks=False)  # noqa: PTH116
+    if stat.S_ISLNK(found.st_mode):
+        path = _inside(os.path.realpath(path), roots)
         found = os.stat(path, follow_symlinks=False)  # noqa: PTH116
-        if stat.S_ISLNK(found.st_mode):
-            path = _inside(os.path.realpath(path), roots)
-            found = os.stat(path, follow_symlinks=False)  # noqa: PTH116
+    _check_file(found, max_bytes)
+    return path
+
+
+def _read(path: str, roots: Sequence[Path], max_bytes: int) -> bytes:
+    with _told(path):
         # Asked before opening: to open a FIFO or a device can block or act.
-        _check_file(found, max_bytes)
+        path = _found(path, roots, max_bytes)
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = os.fstat(handle)
@@ -120,6 +147,15 @@ def fetch(uri: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> bytes:
                 data += more
         finally:
             os.close(handle)
+    _check_size(len(data), max_bytes)
+    return data
+
+
+@contextlib.contextmanager
+def _told(path: str) -> Iterator[None]:
+    """Turn errors that say something of the file at `path` into PictureError, and let the others name it."""
+    try:
+        yield
     except (FileNotFoundError, NotADirectoryError):
         raise PictureError("missing", "no such file") from None
     except OSError as error:
@@ -128,8 +164,6 @@ def fetch(uri: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> bytes:
         if error.errno not in _REFUSED:
             raise OSError(error.errno, error.strerror, path) from error
         raise PictureError("broken", error.strerror or type(error).__name__) from error
-    _check_size(len(data), max_bytes)
-    return data
 
 
 def fetch_all(uris: Sequence[str | None], roots: Sequence[Place]) -> Iterator[bytes | PictureError | None]:
@@ -142,12 +176,31 @@ def fetch_all(uris: Sequence[str | None], roots: Sequence[Place]) -> Iterator[by
     Raises:
         OSError: a disk, a network or a store fails.
     """
+    return _get_all(uris, roots, fetch, _fetch_object)
+
+
+def why_not_all(uris: Sequence[str | None], roots: Sequence[Place]) -> Iterator[PictureError | None]:
+    """Yield why `fetch_all` would have no picture for each URI; None where there is one, or no URI. None is read.
+
+    A file is asked for its size, an object by one request. Whether it can be decoded is not known. Arguments and errors as of
+    `fetch_all`.
+    """
+    for found in _get_all(uris, roots, _look, _look_for_object):
+        yield found if isinstance(found, PictureError) else None
+
+
+def _get_all(
+    uris: Sequence[str | None],
+    roots: Sequence[Place],
+    from_disk: Callable[[str, Sequence[Path]], bytes],
+    from_store: Callable[[S3FileSystem, str], bytes],
+) -> Iterator[bytes | PictureError | None]:
     if all(on_disk(root) for root in roots):
         disks = cast("Sequence[Path]", roots)
         for uri in uris:
-            yield None if uri is None else _or_why_not(fetch, uri, disks)
+            yield None if uri is None else _or_why_not(from_disk, uri, disks)
         return
-    yield from _fetch_objects(uris, roots)
+    yield from _get_objects(uris, roots, from_disk, from_store)
 
 
 def _or_why_not(get: Callable[..., bytes], *args: object) -> bytes | PictureError:
@@ -157,22 +210,40 @@ def _or_why_not(get: Callable[..., bytes], *args: object) -> bytes | PictureErro
         return error
 
 
-def _fetch_objects(uris: Sequence[str | None], roots: Sequence[Place]) -> Iterator[bytes | PictureError | None]:
+def _fetch_object(fs: S3FileSystem, key: str) -> bytes:
     from cma_clip_core import objects  # no lake on a disk needs it
 
+    found = objects.read(fs, key, MAX_BYTES)
+    if found is None:
+        raise PictureError("missing", "no such object")
+    if isinstance(found, int):
+        raise _too_large(found, MAX_BYTES)
+    _check_size(len(found), MAX_BYTES)
+    return found
+
+
+def _look_for_object(fs: S3FileSystem, key: str) -> bytes:
+    from cma_clip_core import objects
+
+    found = objects.head(fs, key)
+    if found is None:
+        raise PictureError("missing", "no such object")
+    _check_size(found.size, MAX_BYTES)
+    return b""
+
+
+def _get_objects(
+    uris: Sequence[str | None],
+    roots: Sequence[Place],
+    from_disk: Callable[[str, Sequence[Path]], bytes],
+    from_store: Callable[[S3FileSystem, str], bytes],
+) -> Iterator[bytes | PictureError | None]:
     fs = next(root.fs for root in roots if not on_disk(root))
     disks = [root for root in roots if on_disk(root)]
 
     def get(uri: str) -> bytes:
-        if (key := _object(uri, roots)) is None:
-            return fetch(uri, disks)
-        found = objects.read(fs, key, MAX_BYTES)
-        if found is None:
-            raise PictureError("missing", "no such object")
-        if isinstance(found, int):
-            raise _too_large(found, MAX_BYTES)
-        _check_size(len(found), MAX_BYTES)
-        return found
+        key = _object(uri, roots)
+        return from_disk(uri, disks) if key is None else from_store(fs, key)
 
     pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="picture")
 

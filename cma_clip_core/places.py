@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,6 +21,18 @@ def on_disk(path: Place) -> TypeIs[Path]:
     return isinstance(path, Path)
 
 
+def sync_folder(folder: Path) -> None:
+    """Let the names in a folder survive a loss of power: those of files that were renamed, and of folders that were made."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a file system whose folders are always in order
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def names(folder: Place) -> list[str]:
     """Return the names of what is in `folder`, in order; none where it is not there."""
     try:
@@ -32,14 +46,16 @@ def names(folder: Place) -> list[str]:
 def open_parquet(path: Place, **options: Any) -> pq.ParquetFile:
     """Open a Parquet file; `options` are those of `pyarrow.parquet.ParquetFile`.
 
-    Of an object the parts that are asked for are fetched, and no more: columns and row groups in few requests each.
+    Of an object the parts that are asked for are fetched, and no more: columns and row groups in few requests each. Pages
+    that have a checksum are compared with it.
 
     Raises:
-        OSError: it cannot be read; FileNotFoundError where there is none.
+        OSError: it cannot be read; FileNotFoundError where there is none. Reading raises it where a page is damaged.
         pyarrow.ArrowInvalid: it is not Parquet, or cut off.
     """
     import pyarrow.parquet as pq  # not by who only names places: forms, Airflow's DAG files
 
+    options.setdefault("page_checksum_verification", True)
     if on_disk(path):
         return pq.ParquetFile(path, **options)
     options.pop("memory_map", None)

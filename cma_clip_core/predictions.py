@@ -1,6 +1,10 @@
-"""What a method says of the labelled products of one attribute: the one thing all metrics and thresholds are made from.
+"""What a method says of the products that have a value of one attribute: all metrics and thresholds are made from it.
 
-Letters of shapes: n labelled products, C values of the attribute.
+A product whose value the taxonomy does not list is among them, without a target: whatever a method says of it is wrong
+where precision is measured, since that is promised of the catalog as it is. It is no positive of a recall, and it is left
+out of what needs a target: accuracy, F1, calibration.
+
+Letters of shapes: n products with a value, C values of the attribute.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ class Predictions:
     products: Names  # [n] str, product ids
     families: npt.NDArray[np.int64]  # [n], product families: what a bootstrap draws
     logits: Floats  # [n, C]; their softmax, of a multi-valued attribute their sigmoid, is the uncalibrated probability
-    targets: Bools  # [n, C], True at the values a product has; at least one a row
+    targets: Bools  # [n, C], True at the listed values a product has; a product of unlisted values alone has none
     named: npt.NDArray[np.uint8]  # [n, C], bits of the text fields that name a true value (cma_clip_core.spoken)
     lambdas: Floats  # [n, 2], modality-wise attention on text and picture
 
@@ -69,6 +73,17 @@ class Predictions:
     def probabilities(self, temperature: float = 1.0) -> Floats:
         """Return each value's probability [n, C], calibrated by the attribute's temperature."""
         return probabilities(self.logits, self.attribute.multi_valued, temperature)
+
+    @property
+    def has_target(self) -> Bools:
+        """Which products [n] have a listed value."""
+        found: Bools = self.targets.any(axis=1)
+        return found
+
+    def with_target(self) -> Predictions:
+        """Return the predictions of the products that have a listed value."""
+        listed = self.has_target
+        return self if listed.all() else self.take(listed)
 
     def silent(self, text_fields: Sequence[str]) -> Bools:
         """Return which true values [n, C] none of `text_fields` names."""

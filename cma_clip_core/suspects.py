@@ -59,9 +59,11 @@ def find_suspects(predictions: Predictions, temperature: float) -> list[Suspect]
     """Return the suspected wrong labels of an attribute, the most certain first.
 
     Args:
-        predictions: out of fold, of all labelled products.
+        predictions: out of fold, of all products that have a value; one that is not listed is never suspected, since no
+            model knows it.
         temperature: that makes their probabilities honest.
     """
+    predictions = predictions.with_target()
     if len(predictions) < LEAST_LABELS:
         return []
     probabilities = predictions.probabilities(temperature)

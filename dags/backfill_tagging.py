@@ -16,7 +16,7 @@ from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import Param, dag, task
-from house import ASKED, HOUSE, asked_of_a_night, told
+from house import ASKED, HOUSE, MOST_TASKS, asked_of_a_night, told
 from job_operator import JobOperator
 
 from jobs import days
@@ -48,10 +48,12 @@ def backfill_tagging() -> None:
     def check_form(params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         asked = params or {}
         with told():
-            there, missing = days.exported(Settings(), asked["first_day"], asked["last_day"])
+            there, missing = days.exported(
+                Settings(), asked["first_day"], asked["last_day"], min(days.MOST, MOST_TASKS)
+            )
         if missing:
             print(f"no export, left out: {', '.join(missing)}")
-        chosen = {name: asked[name] for name in ("attributes", "model", "retag")}
+        chosen = {name: asked[name] for name in ("attributes", "model", "retag", "allow_removals")}
         return [{"conf": {"ds": day} | chosen, "note": f"backfill of {day}"} for day in there]
 
     @task.branch(doc_md="To the estimate, or to the nights.")

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.sdk import Context, Param
+from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 
 from jobs import alerts, choices
@@ -52,6 +53,8 @@ def alert(context: Context) -> None:
     task: Any = context["task"]
     ti: Any = context["ti"]
     name = ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]"
+    if shard := getattr(task, "shard", None):
+        name += f" (shard {shard})"
     arguments = [str(argument) for argument in getattr(task, "arguments", ())]
     if not arguments:  # a task that runs no step: its day is that of the run
         with contextlib.suppress(Exception):
@@ -69,6 +72,9 @@ def alert(context: Context) -> None:
 
 
 CHAMPION = "champion"
+
+# Tasks that one task can be mapped into: Airflow refuses a longer list.
+MOST_TASKS = conf.getint("core", "max_map_length", fallback=1024)
 
 
 def asked_of_a_night() -> dict[str, Param]:
@@ -94,6 +100,12 @@ def asked_of_a_night() -> dict[str, Param]:
         "retag": Param(
             False, type="boolean", title="Tag every product again", description="Also those that did not change."
         ),
+        "allow_removals": Param(
+            False,
+            type="boolean",
+            title="Allow removals",
+            description="Go on even if more products are removed than a night may by itself.",
+        ),
     }
 
 
@@ -101,6 +113,7 @@ def asked_of_a_night() -> dict[str, Param]:
 ASKED = (
     "{{ '--retag' if params.retag else '--no-retag' }}",
     f"{{{{ '' if params.model == '{CHAMPION}' else '--model=' ~ params.model }}}}",
+    "{{ '--allow-removals' if params.allow_removals else '' }}",
     "{{ '--attributes=' ~ params.attributes | join(',') if params.attributes else '' }}",
 )
 

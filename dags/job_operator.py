@@ -54,7 +54,7 @@ class JobOperator(BaseOperator):
     def __init__(self, *, arguments: list[Any], shard: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.arguments = arguments
-        self.shard = shard  # of a mapped task
+        self.shard = shard  # of a mapped task: one, or several as the command line takes them
         self.result: dict[str, Any] = {}
         self._process: subprocess.Popen[str] | step_server.Step | None = None
 

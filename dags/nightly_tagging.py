@@ -8,11 +8,13 @@ publishes the attribute tables in one atomic swap, and writes a report.
   chosen, or use *Backfill* here. An old day changes the history alone; it never replaces newer
   values in the tables.
 * **Everything again**: trigger it with `retag`. A new champion model does that by itself.
+* **A night that would remove many products** stops at `plan` and names them. Where they are gone, trigger it with
+  `allow_removals`.
 * **A night that failed**: read the last lines of the failed task's log, put the cause right, and clear the task. What
   is done is skipped. Exit code 2 of a step means that its input or its settings are wrong: it is not retried.
 
 Each task runs one step of the command line, `python -m jobs <step>`, with the worker's TAGGING_* settings. The buttons
-*Report* of `validate` and `report` open Data Docs and the night's page; the ledger is the result (*XCom*) of `publish`.
+*Report* of `validate` and `report` open the rules' page and the night's page; the ledger is the result (*XCom*) of `publish`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from airflow.sdk import (
     task,
 )
 from export_sensor import ExportSensor  # Airflow puts the folder of the DAGs on the path
-from house import ASKED, HOUSE, asked_of_a_night, partition_day
+from house import ASKED, HOUSE, MOST_TASKS, asked_of_a_night, partition_day
 from job_operator import JobOperator
 
 ATTRIBUTE_TABLES = Asset("attribute_tables")
@@ -76,12 +78,12 @@ def nightly_tagging() -> None:
     def resolve_day(params: dict[str, Any] | None = None, data_interval_start: datetime | None = None) -> str:
         return partition_day((params or {}).get("ds"), data_interval_start)
 
-    @task(doc_md="The plan's shards, one mapped task each: Airflow maps over a task's return value alone.")
-    def list_shards(shards: list[int]) -> list[int]:
+    @task(doc_md="The plan's shards, in as many groups as mapped tasks: Airflow maps over a task's return value alone.")
+    def list_shards(shards: list[str]) -> list[str]:
         return shards
 
     @task.branch(doc_md="Leaves out what the plan has no work for: the pictures, or the pictures and the model.")
-    def branch(to_preprocess: int, shards: list[int]) -> str:
+    def branch(to_preprocess: int, shards: list[str]) -> str:
         if not shards:
             return "publish"  # products were removed, or nothing changed
         return "preprocess" if to_preprocess else "tag"
@@ -106,10 +108,12 @@ def nightly_tagging() -> None:
             "plan",
             "--ds",
             day,
+            f"--most-tasks={MOST_TASKS}",
             *ASKED,
         ],
         multiple_outputs=True,
-        doc_md="Compares the day with what is published and freezes the work, cut into shards. Its result is the run id.",
+        doc_md="Compares the day with what is published and freezes the work, cut into shards. Its result is the run id, "
+        "and the shards in groups, no more than Airflow maps a task over.",
     )
     run_id = plan.output["run_id"]
     shards = list_shards(plan.output["shards"])
@@ -125,9 +129,11 @@ def nightly_tagging() -> None:
         arguments=["tag", "--run", run_id],
         pool="gpu",
         queue="gpu",
-        map_index_template="shard {{ task.shard }}",
+        map_index_template="{{ 'shards' if '-' in task.shard else 'shard' }} {{ task.shard }}",
         trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
-        doc_md="Predicts one shard's attributes into one file. A finished shard is skipped.",
+        execution_timeout=timedelta(hours=5),  # Celery on Redis gives a task out again after six
+        doc_md="Predicts a group of shards, one file each. A finished shard is skipped: tried again, only what is missing "
+        "is done.",
     ).expand(shard=shards)
     publish = JobOperator(
         task_id="publish",

@@ -85,6 +85,10 @@ def send(settings: Settings, subject: str, text: str) -> None:
 def _rows(lake: Lake, ds: str, run_id: str | None) -> list[str]:
     """Return what is known of the day's rows, and where to look."""
     lines = []
+    with contextlib.suppress(JobError, OSError):
+        raw = lake.read_raw_manifest(ds)
+        if raw is not None and raw.lost_pictures:
+            lines.append(f"Pictures: {raw.lost_pictures:,} of {raw.pictures_named:,} could not be had by the import.")
     with contextlib.suppress(JobError, OSError):  # a broken document is the night's error, not the alert's
         validation: Validation = lake.read_validation(ds)
         lines.append(
@@ -92,14 +96,22 @@ def _rows(lake: Lake, ds: str, run_id: str | None) -> list[str]:
             f"{validation.valid:,} valid."
         )
         lines += [f"Critical rule: {failure}" for failure in validation.failures]
-        lines.append(f"Data Docs: {lake.root / validation.data_docs_path}")
+        lines.append(f"Rules: {lake.root / validation.data_docs_path}")
     if run_id is not None:
         with contextlib.suppress(JobError, OSError):
             plan: Plan = lake.read_plan(run_id)
             lines.append(f"Run {run_id}: {plan.to_tag:,} products to tag in {len(plan.shards)} shards.")
+            if plan.held_pictures:
+                lines.append(
+                    f"{plan.held_pictures:,} products are held: the pictures they were tagged with are not there."
+                )
             lines.append(f"Report: {lake.reports(run_id)}")
-    live = lake.current_run()
-    lines.append(f"The tables are those of run {live}." if live else "Nothing is published yet.")
+    try:
+        live = lake.current_run()
+    except JobError as error:
+        lines.append(str(error))
+    else:
+        lines.append(f"The tables are those of run {live}." if live else "Nothing is published yet.")
     return lines
 
 

@@ -8,7 +8,7 @@ from jobs import parquet
 from jobs.lake import Lake
 from schemas import tables
 from schemas.documents import Plan
-from schemas.taxonomy import Taxonomy
+from schemas.taxonomy import SEVERAL, Taxonomy
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -42,7 +42,7 @@ def products(predictions: DataFrame, planned: DataFrame, plan: Plan) -> DataFram
 
 
 def most(taxonomy: Taxonomy) -> int:
-    """Return how many rows of ATTRIBUTES a product can have."""
+    """Return how many rows of ATTRIBUTES a product can have, unlisted values of multi-valued attributes aside."""
     return sum(len(a.values) if a.multi_valued else 1 for a in taxonomy.attributes)
 
 
@@ -50,38 +50,52 @@ def attributes(predictions: DataFrame, plan: Plan, taxonomy: Taxonomy) -> DataFr
     """Return the rows of ATTRIBUTES for the products a run tagged.
 
     A single-valued attribute gives one row: the catalog's value beside the model's. A multi-valued one gives a row for
-    each value that either names, and one empty row where neither names any.
+    each value that either names, and one empty row where neither names any. A value that the taxonomy does not list is the
+    catalog's all the same: a product that has any value is no gap, so that nothing of the model's is filled in.
     """
     from pyspark.sql import functions as F
 
     multi = F.array(*[F.lit(a.name) for a in taxonomy.attributes if a.multi_valued]).cast("array<string>")
+    empty = F.array().cast("array<string>")
     by_attribute = predictions.select(
         "product_id",
         "source_hash",
         "tagged_at",
         F.explode("applicable").alias("attribute"),
         "labels",
+        "unlisted",
         "predictions",
     ).select(
         "product_id",
         "source_hash",
         "tagged_at",
         "attribute",
-        F.coalesce(F.col("labels")[F.col("attribute")], F.array().cast("array<string>")).alias("given"),
+        *[
+            F.coalesce(F.col(c)[F.col("attribute")], empty).alias(to)
+            for c, to in (("labels", "listed"), ("unlisted", "others"))
+        ],
         F.filter("predictions", lambda p: p["attribute"] == F.col("attribute")).alias("predicted"),
         F.array_contains(multi, F.col("attribute")).alias("multi"),
     )
-    single = "array(named_struct('catalog_value', get(given, 0), 'prediction', get(predicted, 0)))"
-    several = """transform(array_union(given, transform(predicted, p -> p.value)), v -> named_struct(
-        'catalog_value', if(array_contains(given, v), v, null), 'prediction', get(filter(predicted, p -> p.value = v), 0)))"""
-    pairs = F.expr(f"explode(if(multi and size(given) + size(predicted) > 0, {several}, {single}))")
+    # `|` as `Taxonomy.normalise` joins the words of a single-valued attribute; examples of older versions have several.
+    single = f"""array(named_struct('catalog_value', coalesce(get(listed, 0), nullif(array_join(others, '{SEVERAL}'), '')),
+        'prediction', get(predicted, 0)))"""
+    several = """transform(array_union(array_union(listed, others), transform(predicted, p -> p.value)), v -> named_struct(
+        'catalog_value', if(array_contains(listed, v) or array_contains(others, v), v, null),
+        'prediction', get(filter(predicted, p -> p.value = v), 0)))"""
+    pairs = F.expr(f"explode(if(multi and size(listed) + size(others) + size(predicted) > 0, {several}, {single}))")
     rows = by_attribute.withColumn("pair", pairs).select(
         "*", F.col("pair.catalog_value").alias("catalog_value"), F.col("pair.prediction").alias("p")
     )
     accepted = F.coalesce(F.col("p.accepted"), F.lit(False))
-    is_given = F.size("given") > 0
-    source = F.when(F.col("catalog_value").isNotNull(), "catalog").when(accepted & ~is_given, "model")
-    value = F.when(source == "catalog", F.col("catalog_value")).when(source == "model", F.col("p.value"))
+    is_listed = F.size("listed") > 0
+    is_given = is_listed | (F.size("others") > 0)
+    source = (
+        F.when(F.array_contains("listed", F.col("catalog_value")), "catalog")
+        .when(F.col("catalog_value").isNotNull(), "catalog_unlisted")
+        .when(accepted & ~is_given, "model")
+    )
+    value = F.when(source == "model", F.col("p.value")).otherwise(F.col("catalog_value"))
     return rows.select(
         "product_id",
         "attribute",
@@ -91,7 +105,7 @@ def attributes(predictions: DataFrame, plan: Plan, taxonomy: Taxonomy) -> DataFr
         F.col("p.value").alias("model_value"),
         F.col("p.confidence").alias("confidence"),
         accepted.alias("accepted"),
-        (accepted & is_given & ~F.array_contains("given", F.col("p.value"))).alias("conflict"),
+        (accepted & is_listed & ~F.array_contains("listed", F.col("p.value"))).alias("conflict"),
         F.col("p.text_weight").alias("text_weight"),
         F.col("p.image_weight").alias("image_weight"),
         F.lit(plan.model_version).alias("model_version"),

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -18,9 +18,13 @@ from pydantic import ValidationError
 from cma_clip_core.errors import CoreError
 from jobs import storage
 from jobs.errors import JobError, TransientError
+from jobs.explained import explain
 from jobs.lake import check_day, check_run
 from jobs.settings import Settings
 from schemas.loading import ContractError
+
+if TYPE_CHECKING:
+    from jobs.repair import Repair
 
 app = typer.Typer(
     help="""Tags a shop's catalog: every product's attributes from its picture and its text.
@@ -75,6 +79,9 @@ Attributes = Annotated[
         help="Comma-separated: of products that did not change and are tagged again, replace these attributes alone. "
         "New and changed products are always tagged whole.",
     ),
+]
+AllowRemovals = Annotated[
+    bool, typer.Option("--allow-removals", help="Go on even if more products are removed than a night may by itself.")
 ]
 Version = Annotated[str, typer.Argument(help="Model version, as `models list` names it.")]
 Run = Annotated[str, typer.Option("--run", help="Run id, as `plan` prints it.", callback=lambda v: check_run(v))]
@@ -132,6 +139,10 @@ def _common(
     shard_rows: Annotated[
         int | None, typer.Option(help="Most products in a shard. [TAGGING_SHARD_ROWS, 20000]")
     ] = None,
+    task_rows: Annotated[
+        int | None,
+        typer.Option(help="Products that a task should tag; smaller shards share a task. [TAGGING_TASK_ROWS, 1]"),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Products in a forward pass of `tag`. [TAGGING_BATCH_SIZE, 256]")
     ] = None,
@@ -140,6 +151,13 @@ def _common(
         typer.Option(
             help="Most of the day's products that a night tags again for a new model alone; the others wait for later "
             "nights. [TAGGING_MAX_RETAG_SHARE, 1]"
+        ),
+    ] = None,
+    max_removed_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Most of the published products that a night removes by itself; one that would remove more stops. "
+            "[TAGGING_MAX_REMOVED_SHARE, 0.2]"
         ),
     ] = None,
     device: Annotated[
@@ -157,8 +175,9 @@ def _common(
     set_up_logging()
     flags: dict[str, Any] = {
         "root": root, "picture_roots": picture_roots, "taxonomy": taxonomy, "rules": rules, "model_config_name": model_config,
-        "shard_rows": shard_rows, "batch_size": batch_size, "max_retag_share": max_retag_share, "device": device,
-        "spark_master": spark_master, "spark_memory": spark_memory, "spark_options": spark_options, "progress": progress,
+        "shard_rows": shard_rows, "task_rows": task_rows, "batch_size": batch_size, "max_retag_share": max_retag_share,
+        "max_removed_share": max_removed_share, "device": device, "spark_master": spark_master,
+        "spark_memory": spark_memory, "spark_options": spark_options, "progress": progress,
     }  # fmt: skip
     context.obj = Settings(**{name: value for name, value in flags.items() if value is not None})
 
@@ -209,16 +228,36 @@ def validate(context: typer.Context, ds: Ds) -> None:
 
 
 @app.command()
-def plan(context: typer.Context, ds: Ds, retag: Retag = False, model: Model = "", attributes: Attributes = "") -> None:
+def plan(
+    context: typer.Context,
+    ds: Ds,
+    retag: Retag = False,
+    model: Model = "",
+    attributes: Attributes = "",
+    allow_removals: AllowRemovals = False,
+    most_tasks: Annotated[
+        int | None,
+        typer.Option(help="Most groups that the shards are printed in, one for each task that tags.", min=1),
+    ] = None,
+) -> None:
     """Freeze what this run must do: new and changed products, removed ones, those a new model must tag again."""
     from jobs.plan import plan as step
+    from jobs.shards import groups
 
-    result = step(_settings(context), ds, retag=retag, model=model or None, attributes=_list(attributes))
+    settings = _settings(context)
+    result = step(
+        settings,
+        ds,
+        retag=retag,
+        model=model or None,
+        attributes=_list(attributes),
+        allow_removals=allow_removals,
+    )
     _print(
         {
             "ds": ds,
             "run_id": result.run_id,
-            "shards": [s.id for s in result.shards],
+            "shards": groups(result.shards, most_tasks, settings.task_rows),
             "to_preprocess": result.to_preprocess,
         }
     )
@@ -418,7 +457,9 @@ def suspects(
 def tag(
     context: typer.Context,
     run: Run,
-    shard: Annotated[int | None, typer.Option(help="Shard to tag; all of the plan's where left out.", min=0)] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="Shards to tag: 7, 0-2, or 0-2,7; all of the plan's where left out.")
+    ] = None,
 ) -> None:
     """Predict the attributes of a run's products, shard by shard; a finished shard is skipped."""
     from jobs.tag import tag as step
@@ -459,11 +500,25 @@ def report(context: typer.Context, run: Run) -> None:
 
 
 @app.command()
-def night(context: typer.Context, ds: Ds, retag: Retag = False, model: Model = "", attributes: Attributes = "") -> None:
+def night(
+    context: typer.Context,
+    ds: Ds,
+    retag: Retag = False,
+    model: Model = "",
+    attributes: Attributes = "",
+    allow_removals: AllowRemovals = False,
+) -> None:
     """Run a whole night without Airflow: validate, plan, preprocess, tag, publish, report."""
     from jobs.night import night as step
 
-    ledger, page = step(_settings(context), ds, retag=retag, model=model or None, attributes=_list(attributes))
+    ledger, page = step(
+        _settings(context),
+        ds,
+        retag=retag,
+        model=model or None,
+        attributes=_list(attributes),
+        allow_removals=allow_removals,
+    )
     _print(
         {
             "run_id": ledger.run_id,
@@ -482,6 +537,7 @@ def estimate(
     retag: Retag = False,
     model: Model = "",
     attributes: Attributes = "",
+    allow_removals: AllowRemovals = False,
 ) -> None:
     """Say what a backfill of these days would do and cost: counts by reason, and time at the rates of the last runs.
 
@@ -491,7 +547,15 @@ def estimate(
     """
     from jobs.estimate import estimate as step
 
-    found = step(_settings(context), first, last, retag=retag, model=model or None, attributes=_list(attributes))
+    found = step(
+        _settings(context),
+        first,
+        last,
+        retag=retag,
+        model=model or None,
+        attributes=_list(attributes),
+        allow_removals=allow_removals,
+    )
     _print(found.as_dict())
 
 
@@ -559,6 +623,26 @@ def rollback(context: typer.Context, run: Run) -> None:
     from jobs.tables import rollback as step
 
     _print({"live": step(_settings(context), run)})
+
+
+@tables_app.command("repair")
+def tables_repair(
+    context: typer.Context,
+    write: Annotated[bool, typer.Option("--write", help="Write it. Without it nothing is changed.")] = False,
+) -> None:
+    """Make the history's index, and the file for readers, again where they are damaged or missing.
+
+    From the runs' manifests and ledgers, and from the indexes that they left. Without `--write` it only says what would be
+    written: the live run, the days with their runs, and what it is not sure of. What was there is kept, under another name.
+    """
+    from jobs.repair import repair_tables
+
+    _show(repair_tables(_settings(context), write=write), write)
+
+
+def _show(found: Repair, write: bool) -> None:
+    print("\n".join(found.lines), file=sys.stderr)
+    _print({"written": write and bool(found.writes), "sure": found.sure, "files": [str(path) for path in found.writes]})
 
 
 @app.command()
@@ -657,6 +741,20 @@ def models_rollback(context: typer.Context) -> None:
     _print({"champion": step(_settings(context))})
 
 
+@models_app.command("repair")
+def models_repair(
+    context: typer.Context,
+    write: Annotated[bool, typer.Option("--write", help="Write it. Without it nothing is changed.")] = False,
+) -> None:
+    """Name the champion again where the file that does is damaged or missing: the version that tagged the live tables.
+
+    A challenger that was accepted against it since is named too: whether that one was promoted cannot be told.
+    """
+    from jobs.repair import repair_champion
+
+    _show(repair_champion(_settings(context), write=write), write)
+
+
 def main() -> None:
     """Run the command line; print an error that the user can act on without a traceback."""
     try:
@@ -671,7 +769,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if (told := _of_s3(error)) is None:
+        if (told := _of_s3(error) or explain(error)) is None:
             raise
         print(f"error: {told}", file=sys.stderr)
         sys.exit(1 if isinstance(told, TransientError) else 2)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import os
 import tempfile
 from pathlib import Path
 from typing import Final
 
-from jobs import s3_check, standalone, storage
+from jobs import compose_s3, s3_check, standalone, storage
 from jobs.importing.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.models import champion
@@ -23,22 +23,20 @@ log = logging.getLogger(__name__)
 
 DAY: Final = "2026-11-20"  # of the sample catalog
 PRODUCTS: Final = 1000
+_OLD_PASSWORDS: Final = Path("/airflow/shared/passwords.json")
 GPU_SLOTS: Final = 2  # tasks that tag or train at once: the workers on the queue `gpu`
 
 
 def main() -> None:
-    """Make the bucket, Airflow's database, pool, connection and password, the sample catalog, and a model."""
+    """Make the bucket and its users, Airflow's database, pool, connection and roles, the sample catalog, and a model."""
     set_up_logging()
     settings = Settings(progress=False)
     lake = Lake(settings.root)
     if not storage.on_disk(settings.root):
-        fs, (bucket, *_) = settings.root.fs, settings.root.path.split("/")
-        if not fs.exists(bucket):
-            log.info("init: bucket %s", bucket)
-            fs.call_s3("create_bucket", Bucket=bucket)
+        compose_s3.main()
         s3_check.check(settings.root, create=True)
-    passwords = Path(os.environ["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE"])
-    storage.write_bytes(passwords, json.dumps({"admin": os.environ["AIRFLOW_ADMIN_PASSWORD"]}).encode())
+    with contextlib.suppress(OSError):  # an earlier release kept the admin's password there, for everyone to read
+        _OLD_PASSWORDS.unlink()
     standalone.set_up(settings, dict(os.environ), GPU_SLOTS)
     if lake.read_raw_manifest(DAY) is None:
         with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import Final
@@ -14,8 +13,8 @@ DAG: Final = "nightly_tagging"
 
 
 def main() -> None:
-    """Start the night, say what its tasks do, and end with 1 where it fails."""
-    api = AirflowApi("http://api-server:8080", "admin", os.environ["AIRFLOW_ADMIN_PASSWORD"])
+    """Start the night, say what its tasks do, and end with 1 where it fails. The admin's password is read from standard input."""
+    api = AirflowApi("http://api-server:8080", "admin", sys.stdin.readline().strip())
     try:
         api.wait_for(DAG)
     except TimeoutError as error:

@@ -9,11 +9,17 @@ from jobs.errors import JobError
 from jobs.lake import Lake, check_day
 from jobs.settings import Settings
 
-MOST = 1000  # days of one backfill: Airflow maps a task over 1,024 at most
+MOST = 1000  # days of one backfill
 
 
-def exported(settings: Settings, first: str, last: str) -> tuple[list[str], list[str]]:
+def exported(settings: Settings, first: str, last: str, most: int = MOST) -> tuple[list[str], list[str]]:
     """Return the days from `first` to `last` whose export is complete in the lake, and those without one; oldest first.
+
+    Args:
+        settings: names the lake.
+        first: the first day.
+        last: the last one, which is meant too.
+        most: days at most.
 
     Raises:
         JobError: one of them is no day, the first is after the last, they are too many, or none has an export.
@@ -22,8 +28,8 @@ def exported(settings: Settings, first: str, last: str) -> tuple[list[str], list
     if begin > end:
         raise JobError(f"the first day, {first}, is after the last, {last}")
     days = [date.fromordinal(day).isoformat() for day in range(begin.toordinal(), end.toordinal() + 1)]
-    if len(days) > MOST:
-        raise JobError(f"{first} to {last} are {len(days):,} days; at most {MOST:,} at a time")
+    if len(days) > most:
+        raise JobError(f"{first} to {last} are {len(days):,} days; at most {most:,} at a time")
     lake = Lake(settings.root)
     there = [day for day in days if is_exported(lake, day)]
     if not there:

@@ -17,6 +17,10 @@ class CriticalDataError(JobError):
     """The day's batch breaks a critical rule; nothing is published from it."""
 
 
+class RemovalsError(CriticalDataError):
+    """A night would remove more of the published products than it may by itself."""
+
+
 class StalePlanError(JobError):
     """Another run was published after this plan was frozen."""
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from jobs import plan as plan_step
 from jobs import spark, validate
 from jobs.days import exported
-from jobs.errors import CriticalDataError, JobError
+from jobs.errors import CriticalDataError, RemovalsError
 from jobs.lake import Lake
 from jobs.report import costs, text
 from jobs.settings import Settings
@@ -24,9 +24,19 @@ from schemas.documents import Plan, StepMetrics
 log = logging.getLogger(__name__)
 
 _RUNS: Final = 14  # the newest finished runs, whose steps were measured
-_COUNTS: Final = ("new", "changed", "model_changed", "waiting", "removed", "held", "to_preprocess", "to_tag")
+_COUNTS: Final = (
+    "new",
+    "changed",
+    "model_changed",
+    "waiting",
+    "removed",
+    "held",
+    "held_pictures",
+    "to_preprocess",
+    "to_tag",
+)
 _COLUMNS: Final = [
-    "day", "new", "changed", "new model", "waiting", "removed", "held", "to preprocess", "to tag", "time",
+    "day", "new", "changed", "new model", "waiting", "removed", "held", "held for picture", "to preprocess", "to tag", "time",
 ]  # fmt: skip
 
 Rates = Mapping[str, costs.Fit]
@@ -105,6 +115,7 @@ def estimate(
     retag: bool = False,
     model: str | None = None,
     attributes: Sequence[str] = (),
+    allow_removals: bool = False,
 ) -> Estimate:
     """Validate and plan each day from `first` to `last` that has an export, and tell what is left to do. Publishes nothing.
 
@@ -114,7 +125,7 @@ def estimate(
         settings: names the lake, and how many products a night tags again for a new model alone.
         first: first day.
         last: last day.
-        retag, model, attributes: as `jobs.plan.plan` takes them.
+        retag, model, attributes, allow_removals: as `jobs.plan.plan` takes them.
 
     Raises:
         JobError: what `jobs.days.exported`, `validate` and `plan` raise.
@@ -131,7 +142,12 @@ def estimate(
                 continue
             try:
                 validate.validate(settings, ds)
-                plans[ds] = plan_step.plan(settings, ds, retag=retag, model=model, attributes=attributes)
+                plans[ds] = plan_step.plan(
+                    settings, ds, retag=retag, model=model, attributes=attributes, allow_removals=allow_removals
+                )
+            except RemovalsError as error:
+                log.warning("estimate: %s", error)
+                plans[ds] = "refused: it removes too many products"
             except CriticalDataError as error:
                 log.warning("estimate: %s", error)
                 plans[ds] = "refused: it breaks critical rules"
@@ -153,11 +169,7 @@ def rates(lake: Lake, model_version: str | None) -> Rates:
     found: dict[str, list[StepMetrics]] = {}
     reports = costs.newest_reports(lake, _RUNS)
     for folder, files in [each for each in reports.items() if "ledger.json" in each[1]][-_RUNS:]:
-        try:
-            steps = costs.read_steps(folder, files).values()
-        except JobError:  # another run's broken file is no trouble of this one
-            continue
-        for metrics in steps:
+        for metrics in costs.read_steps(folder, files).values():
             if metrics.rows:
                 found.setdefault(metrics.step, []).append(metrics)
     tagged = found.get("tag", [])

@@ -19,7 +19,7 @@ from cma_clip_core.places import Place, open_parquet
 from jobs import folders, history, storage, unfinished
 from jobs.errors import JobError
 from jobs.folders import EXAMPLES, HISTORY, TABLES, Folder, Listing, last_written
-from jobs.lake import PRODUCTS, Lake
+from jobs.lake import PRODUCTS, Lake, replan
 from schemas.documents import HistoryIndex, LabelledManifest, Plan, RunManifest, Validation
 
 _DAY: Final = 86_400  # seconds
@@ -85,7 +85,7 @@ def judge(lake: Lake, found: Listing, limits: Limits, busy: Iterable[str] = ()) 
         if not (limits.is_old(time) if _is_done(lake, index, run) else limits.is_idle(time)):
             kept.add(run)
     # What is published and has no ledger is taken up again.
-    cut_off = {run for run in runs - kept if lake.read_ledger(run) is None}
+    cut_off = {run for run in runs - kept if lake.find_ledger(run) is None}
     changes = set[str]()
     for each in _indexes(lake, index, ((kept | cut_off) & left.keys()) - {index.live}):
         changes |= {day.path for day in each.days.values() if day.path}
@@ -103,7 +103,8 @@ def _indexes(lake: Lake, index: HistoryIndex, left: Iterable[str]) -> Iterator[H
     """Yield the index and those that runs have left, one at a time: each names all days."""
     yield index
     for run in sorted(left):
-        found = storage.read_document(lake.left_index(run), HistoryIndex)
+        remedy = f"put it back from a copy of the lake, or move it away: then nobody can go back to {run}"
+        found = storage.read_document(lake.left_index(run), HistoryIndex, remedy)
         if found is not None:
             yield found
 
@@ -171,7 +172,8 @@ def unneeded_examples(lake: Lake, found: Listing, state: State, limits: Limits) 
 def _plans(lake: Lake, state: State) -> Iterator[Plan]:
     """Yield the plans that there are now, but for those of runs that have expired."""
     for folder in folders.plans(lake):
-        plan = storage.read_document(folder.path / "plan.json", Plan) if folder.run_id not in state.gone else None
+        gone, remedy = folder.run_id in state.gone, replan(folder.run_id[:10])
+        plan = None if gone else storage.read_document(folder.path / "plan.json", Plan, remedy)
         if plan is not None:
             yield plan
 
@@ -202,7 +204,8 @@ def _named_by_sets(lake: Lake, found: Listing, limits: Limits) -> set[str]:
         for folder in folders.subfolders(day, "set="):
             in_use = not limits.is_idle(last_written(folder), _DAYS_OF_A_SET)
             if in_use or lake.relative(folder) in of_models or folder.name.removeprefix("set=") in begun:
-                manifest = storage.read_document(folder / "manifest.json", LabelledManifest)
+                remedy = f"`python -m jobs dataset --ds {day.name.removeprefix('ds=')}` makes it again"
+                manifest = storage.read_document(folder / "manifest.json", LabelledManifest, remedy)
                 named |= set(manifest.inputs.examples) if manifest else set()
     return named
 
@@ -214,7 +217,7 @@ def _set_of(model: Place) -> str:
     except (OSError, ValueError, AttributeError) as error:
         raise JobError(
             f"{model / registry.METRICS}: cannot be read ({error}), so which examples the model was trained on is not known; "
-            "remove the version if it is not wanted"
+            "put it back from a copy of the lake"
         ) from error
 
 
@@ -232,7 +235,8 @@ def superseded(lake: Lake, ds: str, versions: Iterable[Place], named: frozenset[
 
     Who acts on it holds the lock of the day meanwhile.
     """
-    current = storage.read_document(lake.valid(ds) / "current.json", Validation)
+    remedy = f"`python -m jobs validate --ds {ds}` makes it again"
+    current = storage.read_document(lake.valid(ds) / "current.json", Validation, remedy)
     if current is None or not limits.is_idle(last_written(lake.valid(ds) / "current.json")):
         return []  # a plan that is being made may still read the version before
     stay = {current.valid_path, current.quarantine_path, *named}

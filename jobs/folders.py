@@ -63,7 +63,22 @@ def look(lake: Lake) -> Listing:
                 found.runs.append(folder)
     for place in _with_documents(lake, found):
         found.temporary += [entry.path for entry in storage.entries(place) if _is_temporary(entry)]
+    found.temporary += _left_by_killed_writers(lake)
     return found
+
+
+def _left_by_killed_writers(lake: Lake) -> list[Path]:
+    """Return the temporary files of what stays for ever: reports, raw records, suspects. On S3 there are none in the lake."""
+    if not storage.on_disk(lake.root):
+        return []
+    places = (lake.root / "reports", lake.raw("-").parent, lake.root / "suspects")
+    return sorted(
+        Path(at) / name
+        for place in places
+        for at, _, names in os.walk(place)
+        for name in names
+        if name.startswith(".") and name.endswith(".tmp")
+    )
 
 
 def plans(lake: Lake) -> list[Folder]:

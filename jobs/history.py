@@ -8,12 +8,13 @@ changes and those of the next day done are written anew, so that every later day
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from cma_clip_core.places import parquet_files
-from jobs import parquet
+from jobs import parquet, stored
 from jobs.errors import JobError
-from jobs.lake import Lake
+from jobs.lake import Lake, rewrite
 from jobs.storage import Place
 from schemas import tables
 from schemas.documents import HistoryIndex
@@ -21,6 +22,7 @@ from schemas.documents import HistoryIndex
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+_AT_ONCE: Final = 16  # days: requests that mostly wait
 KEYS: Final = {"attributes": ("product_id", "attribute"), "products": ("product_id",)}
 SCHEMAS: Final = {"attributes": tables.ATTRIBUTE_HISTORY, "products": tables.PRODUCT_HISTORY}
 
@@ -35,8 +37,14 @@ def as_of_query(table: str, source: str) -> str:
 
 
 def files_until(lake: Lake, index: HistoryIndex, table: str, ds: str) -> list[Place]:
-    """Return the files of changes to `table` of all days up to `ds`. Raises JobError where some are missing."""
-    return [file for day in sorted(index.days) if day <= ds for file in day_files(lake, index, table, day)]
+    """Return the files of changes to `table` of all days up to `ds`, each compared with what was written.
+
+    Raises:
+        JobError: some are missing or damaged.
+    """
+    days = [day for day in sorted(index.days) if day <= ds]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # on S3 each day is a few requests
+        return [file for files in pool.map(lambda day: day_files(lake, index, table, day), days) for file in files]
 
 
 def next_day(index: HistoryIndex, ds: str) -> str | None:
@@ -87,15 +95,22 @@ def merged(table: str, newer: DataFrame, older: DataFrame) -> DataFrame:
 
 
 def day_files(lake: Lake, index: HistoryIndex, table: str, ds: str) -> Sequence[Place]:
-    """Return the files of the changes to `table` on the day `ds` alone. Raises JobError where they are missing."""
+    """Return the files of the changes to `table` on the day `ds` alone, compared with what was written.
+
+    Raises:
+        JobError: some are missing or damaged.
+    """
     day = index.days.get(ds)
     if day is None or not day.path:
         return []
     folder = lake.root / day.path / table
     found, files = parquet_files(folder), day.files.get(table, 1)
+    remedy = f"where another run has replaced them just now, start again; otherwise {rewrite(day.run_id)}"
     if len(found) != files:  # each day that changed anything has a file, be it without rows
         raise JobError(
-            f"{folder}: of the changes of {ds} {len(found)} files are there, and {files} were written. Where another run has "
-            "replaced them just now, start again; else put them back from a copy of the lake"
+            f"{folder}: of the changes of {ds} {len(found)} files are there, and {files} were written; {remedy}"
         )
+    record = lake.read_record(day.run_id)
+    paths = {lake.relative(file) for file in found}
+    stored.check(lake, [file for file in (record.history_files if record else ()) if file.path in paths], remedy)
     return found

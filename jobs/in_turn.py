@@ -47,6 +47,7 @@ def _again(settings: Settings, stale: Plan) -> Plan:
         model=stale.model_version if stale.model_given else None,
         attributes=stale.attributes,
         replaces=stale.run_id,
+        allow_removals=stale.removals_allowed,
     )
     preprocess.preprocess(settings, made.run_id)
     if made.shards:

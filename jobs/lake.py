@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from datetime import date
@@ -25,6 +26,7 @@ from schemas.loading import ContractError, parse_yaml
 from schemas.taxonomy import Taxonomy
 
 LABELLED_TABLE: Final = "products.parquet"  # in the folder of a labelled set
+_REPAIR: Final = "`python -m jobs tables repair` shows how it would be made again, and loses nothing"
 PRODUCTS: Final = "_products"  # what a run's manifest calls the state of the products, beside the attributes' names
 
 
@@ -193,7 +195,10 @@ class Lake:
             raise JobError(str(error)) from error
 
     def read_raw_manifest(self, ds: str) -> RawManifest | None:
-        return storage.read_document(self.raw_manifest(ds), RawManifest)
+        return storage.read_document(
+            self.raw_manifest(ds), RawManifest,
+            f"import the day again: `python -m jobs import-catalog FOLDER --ds {ds}`",
+        )  # fmt: skip
 
     def raw_rows(self, ds: str) -> int | None:
         """Return how many lines the raw catalog of `ds` has; None where there is none."""
@@ -201,7 +206,9 @@ class Lake:
         return None if manifest is None else manifest.rows
 
     def read_validation(self, ds: str) -> Validation:
-        found = storage.read_document(self.valid(ds) / "current.json", Validation)
+        found = storage.read_document(
+            self.valid(ds) / "current.json", Validation, f"`python -m jobs validate --ds {ds}` makes it again"
+        )
         if found is None:
             raise JobError(f"{self.valid(ds)}: the day is not validated; run `python -m jobs validate --ds {ds}`")
         return found
@@ -227,7 +234,7 @@ class Lake:
         return None if self.has_expired(check_run(run_id)) else self._plan_document(run_id)
 
     def _plan_document(self, run_id: str) -> Plan | None:
-        return storage.read_document(self.plan(run_id) / "plan.json", Plan)
+        return storage.read_document(self.plan(run_id) / "plan.json", Plan, replan(run_id[:10]))
 
     def read_plan(self, run_id: str) -> Plan:
         self.check_not_expired(check_run(run_id))
@@ -237,12 +244,24 @@ class Lake:
         return found
 
     def read_examples_manifest(self, run_id: str) -> ExamplesManifest | None:
-        return storage.read_document(self.examples(run_id) / "_manifest.json", ExamplesManifest)
+        return storage.read_document(
+            self.examples(run_id) / "_manifest.json", ExamplesManifest,
+            f"`python -m jobs preprocess --run {run_id}` makes it again",
+        )  # fmt: skip
+
+    def find_examples_manifest(self, run_id: str) -> ExamplesManifest | None:
+        """Return what a run's folder of examples is; None too where that is broken, which is said: they are made again."""
+        path = self.examples(run_id) / "_manifest.json"
+        return storage.find_document(path, ExamplesManifest, "its examples are made again where they are needed")
 
     def has_examples(self, path: str) -> bool:
-        """Whether the folder `path`, relative to the lake, of a run's examples is there, whole."""
+        """Whether the folder `path`, relative to the lake, of a run's examples is there, whole by the sizes of its files."""
         folder = self.root / path
-        return storage.exists(folder.parent / "_manifest.json") and storage.exists(folder)
+        if not (storage.exists(folder.parent / "_manifest.json") and storage.exists(folder)):
+            return False
+        found = self.find_examples_manifest(folder.parent.name.removeprefix("run="))
+        files = [file for file in found.files if file.path.startswith(f"{path}/")] if found else []
+        return found is not None and all(storage.size(self.root / file.path) == file.bytes for file in files)
 
     def read_manifest(self, run_id: str) -> RunManifest | None:
         """Return the manifest of a run whose tables and changes are all there, or None."""
@@ -254,27 +273,90 @@ class Lake:
         return self._read_manifest(run_id) if expired is None else expired.manifest
 
     def _read_manifest(self, run_id: str) -> RunManifest | None:
-        return storage.read_document(self.run(run_id) / "manifest.json", RunManifest)
+        return storage.read_document(self.run(run_id) / "manifest.json", RunManifest, rewrite(run_id))
 
     def read_ledger(self, run_id: str) -> Ledger | None:
-        return storage.read_document(self.reports(run_id) / "ledger.json", Ledger)
+        return storage.read_document(self.reports(run_id) / "ledger.json", Ledger, self._ledger_remedy(run_id))
+
+    def find_ledger(self, run_id: str) -> Ledger | None:
+        """Return the ledger of a run; None too where it is broken, which is said: `publish` writes it again."""
+        return storage.find_document(self.reports(run_id) / "ledger.json", Ledger, self._ledger_remedy(run_id))
+
+    @staticmethod
+    def _ledger_remedy(run_id: str) -> str:
+        return f"`python -m jobs publish --run {run_id}` writes it again"
 
     def read_history_index(self, content: bytes | None = None) -> HistoryIndex:
-        """Return the index; that of `content`, where it was read already."""
+        """Return the index; that of `content`, where it was read already.
+
+        Raises:
+            JobError: it is broken, or it is missing though there was one.
+        """
         content = storage.read_bytes(self.history_index) if content is None else content
-        found = HistoryIndex()
-        if content is not None:
-            found = storage.from_bytes(self.history_index, content, HistoryIndex)
+        if content is None:
+            if (trace := self.trace_of_publication()) is not None:
+                raise JobError(
+                    f"{self.history_index}: it is missing, though {trace} tells that there was one; {_REPAIR}"
+                )
+            return HistoryIndex()
+        found = storage.from_bytes(self.history_index, content, HistoryIndex, _REPAIR)
         # An index of version 0.1.0 does not name the live run: the pointer alone did.
         return found if found.live else found.model_copy(update={"live": self.current_run()})
 
+    def trace_of_publication(self) -> Place | None:
+        """Return something that is there only where a run was published before, whatever became of the index; or None."""
+        if storage.exists(self.current):
+            return self.current
+        left = storage.children(self.history / "left")
+        # Written after the index names the run; a run that was killed before that has a manifest, and no ledger.
+        runs = (path.name for path in storage.children(self.run("-").parent))
+        ledgers = (self.reports(run) / "ledger.json" for run in runs if is_run(run))
+        return next(itertools.chain(left, (ledger for ledger in ledgers if storage.exists(ledger))), None)
+
     def current_lines(self) -> list[str]:
-        """Return the paths of the live run's attribute files; empty where nothing is published."""
+        """Return the paths of the live run's attribute files; empty where nothing is published.
+
+        Raises:
+            JobError: the pointer is broken.
+        """
         found = storage.read_bytes(self.current)
-        return [] if found is None else found.decode().split("\n")[:-1]
+        if found is None:
+            return []
+        try:
+            *lines, end = found.decode().split("\n")
+        except UnicodeDecodeError:
+            lines, end = [], "?"
+        if end or not lines or not all(is_run(_run_of(line)) for line in lines):
+            raise JobError(f"{self.current}: it does not list the files of a run, or it is damaged; {_REPAIR}")
+        return lines
 
     def current_run(self) -> str | None:
-        """Return the id of the live run, or None where nothing is published."""
+        """Return the id of the live run by the pointer for readers, or None where nothing is published.
+
+        Raises:
+            JobError: the pointer is broken.
+        """
         lines = self.current_lines()
         # Of a lake that was moved too: its pointer still has the old place's paths until the next publication.
-        return PurePosixPath(lines[0]).parent.parent.name if lines else None
+        return _run_of(lines[0]) if lines else None
+
+
+def _run_of(line: str) -> str:
+    """Return the name of the folder where the pointer's lines have the run."""
+    return PurePosixPath(line).parent.parent.name
+
+
+def replan(ds: str) -> str:
+    """Return the remedy of what `plan` writes."""
+    return (
+        f"plan the day again as it was planned, such as by `python -m jobs plan --ds {ds}`: the same inputs give the same "
+        "plan, and what is done stays"
+    )
+
+
+def rewrite(run_id: str) -> str:
+    """Return the remedy of what `publish` writes."""
+    return (
+        f"`python -m jobs publish --run {run_id}` writes it again from what that night predicted; or put it back from a copy "
+        "of the lake"
+    )

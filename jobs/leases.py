@@ -4,6 +4,10 @@ A lock is one object that says who holds it, changed by conditional writes alone
 seconds. Who waits takes it over when it has seen it unchanged for `LEASE_SECONDS` of its own clock: clocks are never
 compared. A holder that cannot renew in time (its network is gone, its machine slept) ends itself before that.
 
+One that slept may wake up in the middle of its work, before it looks at its lease. So each hold of a lock has a token, which
+is in the object as long as nobody else has taken over, and `confirm` looks whether it still is: right before each request that
+removes objects, and before each document that says that something is done (`jobs.storage`).
+
 Several may share a lock: each writes an object of its own and then looks whether someone has it alone; who wants it alone
 takes the lock and then waits until those objects are gone. Whichever comes first, one sees the other.
 """
@@ -32,6 +36,7 @@ log = logging.getLogger(__name__)
 
 LEASE_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 1.0
+_held: Final[set[Lease]] = set()  # by this process
 
 
 class LeaseLostError(JobError):
@@ -54,28 +59,51 @@ class _Watch:
 class Lease:
     """An object that is written anew until it is released."""
 
-    def __init__(self, path: UPath, held: Found, lost: Callable[[], None]) -> None:
-        self._path, self._held, self._lost = path, held, lost
+    def __init__(self, path: UPath, replaces: Found | None, lost: Callable[[], None]) -> None:
+        """Take the lease, whose object now is `replaces`. Raises ConditionFailedError where it no longer is."""
+        self._token = uuid.uuid4().hex
+        self._path, self._held, self._lost = path, object_store.put(path, self._content(), replaces), lost
         self._released = threading.Event()
+        _held.add(self)
         self._thread = threading.Thread(target=self._renew, name=f"lease of {path.name}", daemon=True)
         self._thread.start()
 
+    def _content(self, *, free: bool = False) -> bytes:
+        """Return what no other write says: an object's tag is a hash of its content."""
+        who = {"token": self._token, "write": uuid.uuid4().hex, "process": os.getpid()}
+        return json.dumps({"holder": None if free else who, **({"freed": who} if free else {})}).encode()
+
     def _renew(self) -> None:
-        renewed = time.monotonic()
+        renewed = _now()
         while not self._released.wait(LEASE_SECONDS / 6):
             try:
-                self._held = object_store.put(self._path, _content(), self._held)
-                renewed = time.monotonic()
+                self._held = object_store.put(self._path, self._content(), self._held)
+                renewed = _now()
             except ConditionFailedError:
                 log.error("%s: another process has taken this lock over; this one ends", self._path)
                 self._lost()
                 return
             except OSError as error:
-                if time.monotonic() - renewed > LEASE_SECONDS * 2 / 3:
+                if _now() - renewed > LEASE_SECONDS * 2 / 3:
                     log.error("%s: this lock could not be renewed (%s); this process ends", self._path, error)
                     self._lost()
                     return
                 log.warning("%s: this lock could not be renewed, it is tried again: %s", self._path, error)
+
+    def confirm(self) -> None:
+        """Raise LeaseLostError where it is somebody else's by now."""
+        found = object_store.read(self._path)
+        if found is None or not self._is_own(found):
+            raise LeaseLostError(
+                f"{self._path}: another process has taken this lock over, since this one did not renew it in time; it "
+                "changes nothing any more. The other one goes on with the work; start the step again to see it done"
+            )
+
+    def _is_own(self, found: Found) -> bool:
+        try:
+            return bool(json.loads(found.data)["holder"]["token"] == self._token)
+        except (ValueError, TypeError, KeyError):
+            return False
 
     def release(self, *, remove: bool) -> None:
         """Let go. Its last time stays to be seen, unless it is to be removed.
@@ -85,24 +113,30 @@ class Lease:
         """
         self._released.set()
         self._thread.join()
+        _held.discard(self)
         try:
-            self._held = object_store.put(self._path, _content(free=True), self._held)
+            self._held = object_store.put(self._path, self._content(free=True), self._held)
         except ConditionFailedError as error:
             raise LeaseLostError(f"{self._path}: another process has taken this lock over meanwhile") from error
         if remove:
             object_store.remove([self._path])
 
 
-def _content(*, free: bool = False) -> bytes:
-    """Return what no other write says: an object's tag is a hash of its content."""
-    who = {"write": uuid.uuid4().hex, "process": os.getpid()}
-    return json.dumps({"holder": None if free else who, **({"freed": who} if free else {})}).encode()
+def _now() -> float:
+    """Return seconds of a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def confirm() -> None:
+    """Raise LeaseLostError where a lock that this process holds is somebody else's by now."""
+    for lease in tuple(_held):
+        lease.confirm()
 
 
 def _is_free(found: Found) -> bool:
     try:
-        return json.loads(found.data).get("holder") is None
-    except (ValueError, AttributeError):
+        return json.loads(found.data)["holder"] is None
+    except (ValueError, TypeError, KeyError):
         return False  # of no writer of ours; taken over when it does not change
 
 
@@ -123,20 +157,20 @@ def locked(path: UPath, *, busy: str | None = None, lost: Callable[[], None] = _
     Raises:
         JobError: another process holds it, and `busy` is given.
     """
-    lease = Lease(path, _take(path, busy), lost)
+    lease = _take(path, busy, lost)
     try:
         yield
     finally:
         lease.release(remove=False)
 
 
-def _take(path: UPath, busy: str | None) -> Found:
+def _take(path: UPath, busy: str | None, lost: Callable[[], None]) -> Lease:
     watch, told, changes, last = _Watch(), False, 0, ""
     while True:
         found = object_store.read(path)
         if found is None or _is_free(found) or watch.seconds(found) >= LEASE_SECONDS:
             with contextlib.suppress(ConditionFailedError):
-                return object_store.put(path, _content(), found)
+                return Lease(path, found, lost)
             continue
         changes += found.etag != last
         last = found.etag
@@ -160,7 +194,7 @@ def shared(path: UPath, *, lost: Callable[[], None] = _end) -> Iterator[None]:
     own = _sharers(path) / f"{uuid.uuid4().hex}.json"
     watch = _Watch()
     while True:
-        lease = Lease(own, object_store.put(own, _content(), None), lost)
+        lease = Lease(own, None, lost)
         found = object_store.read(path)
         if found is None or _is_free(found) or watch.seconds(found) >= LEASE_SECONDS:
             break
@@ -189,6 +223,7 @@ def alone(path: UPath, *, busy: str | None = None, lost: Callable[[], None] = _e
             if not at_work:
                 break
             time.sleep(_LOOK_SECONDS)
+        confirm()
         object_store.remove(listed)  # of processes that have died; one that comes now is not among them
         yield
 

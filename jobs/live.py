@@ -2,7 +2,7 @@
 
 ``attribute_history/index.json`` names the live run and where each day's changes are, so that one swap of it publishes a
 run, a backfill or a rollback whole. ``attribute_tables/current``, the file for readers, follows at once; where a kill
-comes between the two, the next plan, publish or rollback of any day makes it follow.
+comes between the two, or the pointer was damaged, the next plan, publish or rollback of any day makes it follow.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jobs import history, storage
+from jobs import history, storage, stored
 from jobs.errors import JobError, StalePlanError
-from jobs.lake import PRODUCTS, Lake
+from jobs.lake import PRODUCTS, Lake, rewrite
 from schemas.documents import HistoryIndex, Plan, RunManifest
 
 
@@ -71,9 +71,9 @@ def swap(lake: Lake, change: Callable[[HistoryIndex], HistoryIndex]) -> HistoryI
         content = storage.read_bytes(lake.history_index)
         before = lake.read_history_index(content)
         after = change(before)
-        lines = None
-        if after.live is not None and lake.current_run() != after.live:
-            lines = pointer(lake, after.live)  # before any write: the run may be gone
+        lines = None if after.live is None else pointer(lake, after.live)  # before any write: the run may be gone
+        if lines == storage.read_bytes(lake.current):
+            lines = None
         if before.live is not None and after.live != before.live:
             storage.write_document(lake.left_index(before.live), before)  # a rollback may come back to it
         if after != before:  # a lease that was lost is no harm: then this finds other content
@@ -94,10 +94,26 @@ def manifest_of(lake: Lake, run_id: str) -> RunManifest:
     found = lake.read_manifest(run_id)
     if found is None:
         raise JobError(
-            f"{lake.run(run_id) / 'manifest.json'} is missing, and this run is live; go back to another: "
-            "`python -m jobs tables` lists them"
+            f"{lake.run(run_id) / 'manifest.json'} is missing, and this run is live; {rewrite(run_id)}, or go back to "
+            "another run: `python -m jobs tables` lists them"
         )
     return found
+
+
+def check_tables(lake: Lake, manifest: RunManifest, *tables: str) -> None:
+    """Check the files of published tables before anything is built on them: the size of all, the content of `tables`.
+
+    Args:
+        lake: theirs.
+        manifest: of the run that wrote them.
+        tables: whose content is compared by its SHA-256; none: all.
+
+    Raises:
+        JobError: a file is not what was written.
+    """
+    read = [file for file in manifest.files if not tables or file.table in tables]
+    stored.check(lake, [file for file in manifest.files if file not in read], rewrite(manifest.run_id), digest=False)
+    stored.check(lake, read, rewrite(manifest.run_id))
 
 
 def pointer(lake: Lake, run_id: str) -> bytes:

@@ -6,14 +6,17 @@ Its first line is the champion, the next one the champion before it, and so on: 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from cma_clip_core import registry
 from cma_clip_core.errors import CoreError
+from cma_clip_core.versions import is_version
 from jobs import storage
 from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.settings import Settings
 
+_REPAIR: Final = "`python -m jobs models repair` shows how it would be made again, and loses nothing"
 REMEMBERED = 100  # champions
 
 
@@ -35,11 +38,20 @@ class Champions:
 
 
 def champions(settings: Settings) -> Champions:
-    """Return the champions of this instant."""
-    try:
-        return Champions(Lake(settings.root).champion.read_bytes())
-    except FileNotFoundError:
-        return Champions(None)
+    """Return the champions of this instant.
+
+    Raises:
+        JobError: the file that names them is damaged.
+    """
+    path = Lake(settings.root).champion
+    content = storage.read_bytes(path)
+    if content is not None:
+        words = content.decode(errors="replace").split()
+        wrong = next((word for word in words if not is_version(word)), None)
+        if wrong is not None or not words:
+            what = f"{wrong[:50]!r} in it is no model version" if wrong is not None else "it is empty"
+            raise JobError(f"{path}: damaged: {what}; {_REPAIR}")
+    return Champions(content)
 
 
 def champion(settings: Settings) -> str | None:
@@ -95,6 +107,23 @@ def check_version(lake: Lake, version: str) -> None:
     versions = registry.list_versions(lake.models)
     if version not in versions:
         raise JobError(f"{version!r} is no model version in {lake.models}; there are {versions or 'none'}")
+
+
+def check_champion(lake: Lake, version: str) -> None:
+    """Raise JobError where the champion is not among the model versions."""
+    if version not in registry.list_versions(lake.models):
+        raise JobError(f"{lake.champion}: it names {version}, and {lake.models} has no such version; {_REPAIR}")
+
+
+def never_promoted(lake: Lake) -> str:
+    """Return what is to be said of versions that there are where there is no champion; nothing where there are none."""
+    versions = registry.list_versions(lake.models)
+    if not versions:
+        return ""
+    return (
+        f". There are versions, and {lake.champion} is missing: `python -m jobs models promote {versions[-1]}` makes one the "
+        f"champion; where there was one, {_REPAIR}"
+    )
 
 
 def _swap(settings: Settings, version: str, before: Champions, after: tuple[str, ...]) -> None:

@@ -25,7 +25,8 @@ from jobs.importing.csv_rows import CsvRows
 from jobs.importing.formats import find_records, format_of
 from jobs.importing.mapper import Mapper, get_column
 from jobs.importing.noticed import Noticed, StructureError
-from jobs.importing.picture_store import is_unsafe, open_sources
+from jobs.importing.picture_names import is_unsafe
+from jobs.importing.picture_sources import find_places, open_sources
 from jobs.importing.sources import Bounds, Source, open_source
 from schemas.mapping import Mapping, load_mapping
 
@@ -100,16 +101,17 @@ class _NextPictures:
 
     def __init__(self, src: Path, dst: Path, layout: Mapping, stack: contextlib.ExitStack) -> None:
         self._sources = open_sources(src, layout, stack)
-        self._loose = dst / layout.pictures[0]
         self._zip: zipfile.ZipFile | None = None
-        present = [name for name in layout.pictures if (src / name).exists()]
+        present = [str(path.relative_to(src)) for path in find_places(src, layout)]
+        same = (name for name in present if name.casefold() == layout.pictures[0].casefold())
+        self._loose = dst / next(same, layout.pictures[0])
         loose = not layout.pictures[0].lower().endswith(".zip")
         for name in present:
             if (src / name).is_dir():
-                # Hard links: the import follows no symlink out of a folder of pictures.
+                # Hard links: the import follows no symlink out of the export.
                 shutil.copytree(src / name, dst / name, copy_function=_link_or_copy)
             elif loose or name != present[0]:
-                (dst / name).symlink_to((src / name).resolve())
+                _link_or_copy(str(src / name), str(dst / name))
             else:
                 shutil.copyfile(src / name, dst / name)
                 self._zip = stack.enter_context(zipfile.ZipFile(dst / name, "a"))
@@ -118,7 +120,7 @@ class _NextPictures:
         """Return the picture `name` of the day before; None where it cannot be had."""
         for source in () if is_unsafe(name) else self._sources:
             with contextlib.suppress(PictureError):
-                if (data := source(name)) is not None:
+                if (data := source.read(name)) is not None:
                     return data
         return None
 

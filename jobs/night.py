@@ -15,14 +15,20 @@ from schemas.documents import Ledger
 
 
 def night(
-    settings: Settings, ds: str, *, retag: bool = False, model: str | None = None, attributes: Sequence[str] = ()
+    settings: Settings,
+    ds: str,
+    *,
+    retag: bool = False,
+    model: str | None = None,
+    attributes: Sequence[str] = (),
+    allow_removals: bool = False,
 ) -> tuple[Ledger, Place]:
     """Run every step for the catalog of `ds`; return the ledger and the report's path. Safe to run again at any time.
 
     Args:
         settings: of all steps.
         ds: the day.
-        retag, model, attributes: as `jobs.plan.plan` takes them.
+        retag, model, attributes, allow_removals: as `jobs.plan.plan` takes them.
 
     Raises:
         JobError: what any step raises; the steps before it are kept.
@@ -30,7 +36,9 @@ def night(
     preload("great_expectations.expectations", "cma_clip_core.tagger")
     with spark.session(settings, Lake(settings.root).raw_rows(ds)):  # one JVM for all steps
         validate.validate(settings, ds)
-        plan = plan_step.plan(settings, ds, retag=retag, model=model, attributes=attributes)
+        plan = plan_step.plan(
+            settings, ds, retag=retag, model=model, attributes=attributes, allow_removals=allow_removals
+        )
         preprocess.preprocess(settings, plan.run_id)
         if plan.shards:
             tag.tag(settings, plan.run_id)

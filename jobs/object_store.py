@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MOST_REMOVED: Final = 1000  # objects a request
 _CHUNK: Final = 8 * 2**20  # bytes read at a time
 # s3fs sends data of twice its chunk in parts and leaves the condition out. What is swapped is a thousand times smaller.
 _MOST_CONDITIONAL: Final = 32 * 2**20
@@ -183,9 +184,9 @@ def _pages(fs: S3FileSystem, **asked: Any) -> Iterator[dict[str, Any]]:
 
 
 def remove(paths: list[UPath]) -> None:
-    """Remove objects, a thousand a request; one that is not there is none."""
-    for start in range(0, len(paths), 1000):
-        some = paths[start : start + 1000]
+    """Remove objects, `MOST_REMOVED` a request; one that is not there is none."""
+    for start in range(0, len(paths), MOST_REMOVED):
+        some = paths[start : start + MOST_REMOVED]
         fs, bucket, _ = _split(some[0])
         asked = {"Objects": [{"Key": _split(path)[2]} for path in some], "Quiet": True}
         answer = fs.call_s3("delete_objects", Bucket=bucket, Delete=asked)

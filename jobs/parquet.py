@@ -92,7 +92,7 @@ class FileWriter:
         # Of pixels lz4 is a tenth larger than zstd, and twice as fast to write and, in every epoch, to read.
         codec = "lz4" if "image" in table.names else "zstd"
         self._writer = pq.ParquetWriter(
-            path, table, compression=codec, use_dictionary=dictionary, write_page_index=True
+            path, table, compression=codec, use_dictionary=dictionary, write_page_index=True, write_page_checksum=True
         )
 
     def write(self, batch: pa.RecordBatch) -> None:

@@ -20,11 +20,16 @@ import yaml
 from cma_clip_core import registry
 from cma_clip_core.config import PictureConfig, load_config
 from cma_clip_core.errors import CoreError
-from jobs import history, live, models, parquet, records, spark, storage
-from jobs.errors import CriticalDataError, JobError
+from cma_clip_core.examples import example_files, read_examples
+from cma_clip_core.places import open_parquet, parquet_files
+from jobs import history, live, models, parquet, records, spark, storage, stored
+from jobs.errors import CriticalDataError, JobError, RemovalsError
+from jobs.importing.picture_store import MISSING
 from jobs.lake import PRODUCTS, Lake
+from jobs.picture_looker import PictureLooker
 from jobs.settings import Settings
 from jobs.steps import measure
+from jobs.storage import Place
 from schemas import tables
 from schemas.documents import HistoryIndex, Plan, Shard, Validation
 from schemas.taxonomy import Taxonomy, load_taxonomy
@@ -36,7 +41,11 @@ log = logging.getLogger(__name__)
 
 # Of these examples nothing changes when they are made again. A picture that could not be used may be there by now.
 _REUSABLE = ("ok", "absent")
+_OF_AN_EXAMPLE = ("product_id", "source_hash", "image_status")
+_REFUSED = "refused"  # stands for the picture that a record named and `validate` refused
 _TO_TAG = ("new", "changed", "model_changed")
+_FEW_REMOVED = 10  # products; so few are removed whatever their share
+_SHOWN = 10  # products that an error names
 _PLACES = 2**32  # that a hash of a product can take
 
 
@@ -57,6 +66,7 @@ class _Inputs:
     share: float  # most of the day's products that are tagged again for a new model alone
     model_given: bool
     replaces: str | None
+    allow_removals: bool = False  # no other run: it is planned or it is not
     again: int = 0  # how many runs of these inputs have expired: their id is never given again
 
     @property
@@ -87,11 +97,12 @@ def plan(
     model: str | None = None,
     attributes: Sequence[str] = (),
     replaces: str | None = None,
+    allow_removals: bool = False,
 ) -> Plan:
     """Return the plan of the day `ds`, made now or, where the same run is planned already, as it was frozen.
 
     Args:
-        settings: names the lake, and how many products a night tags again for a new model alone.
+        settings: names the lake, how many products a night tags again for a new model alone, and how many it may remove.
         ds: the day.
         prepare: plan only examples to train on: no model is needed, nothing will be tagged or published.
         retag: tag every product again, changed or not.
@@ -99,11 +110,13 @@ def plan(
         attributes: of products that did not change and are tagged again, replace the rows of these attributes alone;
             none, or all that the model has: all their rows.
         replaces: the run whose plan went stale, where this is planned in its place.
+        allow_removals: plan it even if it removes more products than a night may by itself.
 
     Raises:
         JobError: the day is not validated, there is no champion, no such model or attribute, or the model has another
             taxonomy than the one that was named.
         CriticalDataError: the day's batch broke a critical rule.
+        RemovalsError: the night would remove too many products.
     """
     lake = Lake(settings.root)
     validation = lake.read_validation(ds)
@@ -116,7 +129,7 @@ def plan(
         return unfinished
     inputs = _inputs(
         settings, lake, ds, validation, index, prepare=prepare, retag=retag, model=model, attributes=attributes,
-        replaces=replaces,
+        replaces=replaces, allow_removals=allow_removals,
     )  # fmt: skip
     while (found := _find_or_make(settings, lake, inputs)) is None:
         inputs = replace(inputs, again=inputs.again + 1)
@@ -130,8 +143,11 @@ def _find_or_make(settings: Settings, lake: Lake, inputs: _Inputs) -> Plan | Non
     with storage.locked(lake.plan(run_id)), storage.locked(lake.all_examples, shared=True):
         if lake.has_expired(run_id):
             return None
-        found = storage.read_document(lake.plan(run_id) / "plan.json", Plan)
-        if found is not None:
+        found = storage.find_document(lake.plan(run_id) / "plan.json", Plan, "the day is planned again")
+        if found is not None and (damage := _damage(lake, found)) is not None:
+            log.warning("plan: %s; the day is planned again", damage)
+            inputs = replace(inputs, allow_removals=inputs.allow_removals or found.removals_allowed)
+        elif found is not None:
             log.info("plan: run %s is planned already", run_id)
             return found
         rows = inputs.validation.raw
@@ -142,19 +158,30 @@ def _find_or_make(settings: Settings, lake: Lake, inputs: _Inputs) -> Plan | Non
     return made
 
 
+def _damage(lake: Lake, made: Plan) -> str | None:
+    """Return what is not any more as a plan was made, in words, or None: it is made again."""
+    if storage.exists(lake.run(made.run_id) / "manifest.json"):  # examples are needed no more
+        return stored.damage(lake, made.files)
+    own = f"{lake.relative(lake.examples(made.run_id))}/"
+    reused = {path for shard in made.shards for path in shard.example_paths if not path.startswith(own)}
+    gone = next((path for path in sorted(reused) if not lake.has_examples(path)), None)
+    return f"{lake.root / gone}: its examples are not whole" if gone else stored.damage(lake, made.files)
+
+
 def _in_words(made: Plan) -> str:
     alone = f" (their {', '.join(made.attributes)} alone)" if made.attributes else ""
     waiting = f" ({made.waiting:,} of them wait for a later night)" if made.waiting else ""
+    held = f", {made.held_pictures:,} held for their pictures" if made.held_pictures else ""
     return (
         f"{made.new:,} new, {made.changed:,} changed, {made.model_changed:,} for a new model{alone}, "
-        f"{made.unchanged:,} unchanged{waiting}, {made.removed:,} removed, {made.held:,} held"
+        f"{made.unchanged:,} unchanged{waiting}, {made.removed:,} removed, {made.held:,} held{held}"
     )
 
 
 def _unfinished(lake: Lake, index: HistoryIndex, ds: str) -> Plan | None:
     """Return the plan of a run of `ds` that was killed after it was published and before its ledger was written."""
     run_id = history.own_run(lake, index, ds)
-    if run_id is None or lake.read_ledger(run_id) is not None or lake.has_expired(run_id):
+    if run_id is None or lake.find_ledger(run_id) is not None or lake.has_expired(run_id):
         return None
     return lake.read_plan(run_id)
 
@@ -171,6 +198,7 @@ def _inputs(
     model: str | None = None,
     attributes: Sequence[str] = (),
     replaces: str | None = None,
+    allow_removals: bool = False,
 ) -> _Inputs:
     version: str | None = None
     chosen: tuple[str, ...] = ()
@@ -203,6 +231,7 @@ def _inputs(
         share=settings.max_retag_share if ordinary else 1.0,
         model_given=model is not None,
         replaces=replaces,
+        allow_removals=allow_removals,
     )
 
 
@@ -216,7 +245,9 @@ def _version(settings: Settings, lake: Lake, ds: str, model: str | None) -> str:
         raise JobError(
             f"{lake.models}: there is no model yet. Make examples, `python -m jobs prepare --ds {ds}`, and "
             f"train one: `python -m jobs train --ds {ds}`"
+            f"{models.never_promoted(lake)}"
         )
+    models.check_champion(lake, version)
     return version
 
 
@@ -252,11 +283,20 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
     from pyspark.sql import functions as F
 
     folder = lake.plan(inputs.run_id)
+    scratch = spark.scratch(settings, lake) / f"plan-{inputs.run_id}"
     compared = _classify(session, lake, inputs).persist(StorageLevel.MEMORY_AND_DISK)
     try:
-        classified, examples, counts = _limited(compared, inputs)
+        classified, counts = _limited(compared, inputs)
         # Of an old day's products the examples may have expired since: they are made again.
-        gone = [path for path in examples if path is not None and not lake.has_examples(path)]
+        gone = [path for path in counts.examples if path is not None and not lake.has_examples(path)]
+        if counts.need_picture or gone:
+            classified, counts = _hold_for_pictures(settings, classified, counts, gone, scratch)
+        storage.remove_folder(folder)
+        removed = classified.where("reason = 'removed'").select("product_id")
+        in_order = removed.coalesce(1).sortWithinPartitions("product_id")
+        parquet.write(in_order, lake.removed(inputs.run_id), tables.REMOVED)
+        _check_removals(settings, lake, inputs, counts.reasons)
+        examples = counts.examples
         fresh = sum(examples.pop(path, 0) for path in (None, *gone))
         to_tag = classified.where(F.col("reason").isin(*_TO_TAG))
         if gone:
@@ -269,14 +309,13 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
         folders, places = _cut(own, fresh, reused, settings.shard_rows)
         sharded = to_tag.withColumn("shard", _shard(places, fresh, settings.shard_rows))
         targets = [lake.plan_file(inputs.run_id, s) for s in range(len(folders))]
-        storage.remove_folder(folder)
         written = (
             parquet.write_files(sharded.withColumn("target", F.col("shard")), targets, tables.PLAN) if targets else []
         )
-        removed = classified.where("reason = 'removed'").select("product_id")
-        parquet.write(removed.coalesce(1), lake.removed(inputs.run_id), tables.REMOVED)
+        files = stored.describe(lake, (lake.plan(inputs.run_id) / "products", lake.removed(inputs.run_id)))
     finally:
         compared.unpersist()
+        storage.remove_folder(scratch)
     shards = tuple(Shard(id=w.target, rows=w.rows, example_paths=tuple(folders[w.target])) for w in written if w.rows)
     taxonomy_path = _freeze_taxonomy(lake, inputs)
     made = Plan(
@@ -297,9 +336,11 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
         picture_width=inputs.picture.width,
         validation=inputs.validation,
         shards=shards,
-        unchanged=counts["unchanged"] + counts["waiting"],
-        **{reason: counts[reason] for reason in (*_TO_TAG, "waiting", "removed", "held")},
+        unchanged=counts.reasons["unchanged"] + counts.reasons["waiting"],
+        **{reason: counts.reasons[reason] for reason in (*_TO_TAG, "waiting", "removed", "held", "held_pictures")},
+        removals_allowed=inputs.allow_removals,
         to_preprocess=fresh,
+        files=files,
         created_at=datetime.now(UTC),
     )
     storage.write_document(folder / "plan.json", made)
@@ -307,11 +348,18 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
 
 
 def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
-    """Return product_id, source_hash, reason, example_path: one row for each product of today or of what is published."""
+    """Return product_id, source_hash, reason, example_path, picture: one row for each product of today or of what is
+    published.
+
+    `picture` is the URI of a product that was tagged with its picture and names one today; of others it is null.
+    """
     from pyspark.sql import functions as F
 
+    stored.check_records(lake, inputs.validation)
     valid = parquet.read(session, [lake.root / inputs.validation.valid_path], tables.VALID)
-    today = valid.select("product_id", "source_hash")
+    # A record that names a picture which it may not name, names one that cannot be had.
+    refused = F.when(F.col("notes")["image_uri"].isNotNull(), f"{MISSING}/{_REFUSED}")
+    today = valid.select("product_id", "source_hash", F.coalesce("image_uri", refused).alias("named"))
     base = _published(session, lake, inputs).select(
         "product_id",
         F.col("source_hash").alias("base_hash"),
@@ -341,42 +389,104 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
         .otherwise("unchanged")
     )
     usable = F.when(same_record & same_spec & F.col("base_status").isin(*_REUSABLE), F.col("base_example"))
+    picture = F.when(F.col("base_status") == "ok", F.col("named"))
     return joined.select(
-        "product_id", "source_hash", reason.alias("reason"), F.coalesce("made_example", usable).alias("example_path")
+        "product_id",
+        "source_hash",
+        reason.alias("reason"),
+        F.coalesce("made_example", usable).alias("example_path"),
+        picture.alias("picture"),
     )
 
 
-def _limited(classified: DataFrame, inputs: _Inputs) -> tuple[DataFrame, Counter[str | None], Counter[str]]:
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """How many products of a day are what."""
+
+    reasons: Counter[str]
+    examples: Counter[str | None]  # of those to tag, by the folder of their example; None: there is none to use again
+    need_picture: int  # to tag anew though they were tagged with their picture, which must be there again
+
+
+def _limited(classified: DataFrame, inputs: _Inputs) -> tuple[DataFrame, _Counts]:
     """Let products wait that only a new model is for, where they are more than the night's share of the day's products.
 
-    Which ones, a hash of the product and the day says: the same inputs, the same products, and each night others.
-
-    Returns:
-        the products, of whom those that wait have the reason "waiting"; the counts of those to tag by the folder of their
-        example (None: there is none to use again), and of all by reason.
+    Which ones, a hash of the product and the day says: the same inputs, the same products, and each night others. Those that
+    wait have the reason "waiting".
     """
     from pyspark.sql import functions as F
 
-    examples, counts = _count(classified)
+    counts = _count(classified)
     most = math.ceil(inputs.share * inputs.validation.valid)
-    if counts["model_changed"] <= most:
-        return classified, examples, counts
+    if counts.reasons["model_changed"] <= most:
+        return classified, counts
     place = F.pmod(F.xxhash64("product_id", F.lit(inputs.ds)), F.lit(_PLACES))
-    waits = (F.col("reason") == "model_changed") & (place >= F.lit(_PLACES * most // counts["model_changed"]))
+    waits = (F.col("reason") == "model_changed") & (place >= F.lit(_PLACES * most // counts.reasons["model_changed"]))
     limited = classified.withColumn("reason", F.when(waits, "waiting").otherwise(F.col("reason")))
-    return limited, *_count(limited)
+    return limited, _count(limited)
 
 
-def _count(classified: DataFrame) -> tuple[Counter[str | None], Counter[str]]:
+def _count(classified: DataFrame) -> _Counts:
     from pyspark.sql import functions as F
 
-    examples, counts = Counter[str | None](), Counter[str]()
-    known = F.when(F.col("reason").isin(*_TO_TAG), F.col("example_path")).alias("example_path")
-    for row in classified.groupBy("reason", known).count().collect():
-        counts[row["reason"]] += row["count"]
+    examples, reasons, need_picture = Counter[str | None](), Counter[str](), 0
+    to_tag = F.col("reason").isin(*_TO_TAG)
+    known = F.when(to_tag, F.col("example_path")).alias("example_path")
+    needs = (to_tag & F.col("example_path").isNull() & F.col("picture").isNotNull()).alias("needs")
+    for row in classified.groupBy("reason", known, needs).count().collect():
+        reasons[row["reason"]] += row["count"]
         if row["reason"] in _TO_TAG:
             examples[row["example_path"]] += row["count"]
-    return examples, counts
+        if row["needs"]:
+            need_picture += row["count"]
+    return _Counts(reasons, examples, need_picture)
+
+
+def _hold_for_pictures(
+    settings: Settings, classified: DataFrame, counts: _Counts, gone: Sequence[str], scratch: Place
+) -> tuple[DataFrame, _Counts]:
+    """Hold products that were tagged with their picture, would be tagged anew, and whose picture is not there today.
+
+    They stay as they are published, with the reason "held_pictures": by text alone they would be tagged worse. Only their
+    pictures are looked for, in Spark's Python workers.
+    """
+    from pyspark.sql import functions as F
+
+    made_anew = F.col("example_path").isNull() | F.col("example_path").isin(gone)
+    asked = classified.where(F.col("reason").isin(*_TO_TAG) & made_anew & F.col("picture").isNotNull())
+    looker = PictureLooker(settings.all_picture_roots)
+    held = parquet.write_parts(asked.select("product_id", "picture"), scratch, tables.REMOVED, looker)
+    number = parquet.count(parquet_files(scratch))
+    if not number:
+        return classified, counts
+    log.warning("plan: %s products were tagged with pictures that are not there now; they are held", f"{number:,}")
+    marked = classified.join(held.withColumn("lacks", F.lit(True)), "product_id", "left")
+    reason = F.when(F.col("lacks"), "held_pictures").otherwise(F.col("reason"))
+    held_back = marked.withColumn("reason", reason).drop("lacks")
+    return held_back, _count(held_back)
+
+
+def _check_removals(settings: Settings, lake: Lake, inputs: _Inputs, reasons: Counter[str]) -> None:
+    """Raise RemovalsError where the night would remove more of the published products than it may by itself."""
+    removed = reasons["removed"]
+    published = sum(reasons.values()) - reasons["new"]
+    most = max(_FEW_REMOVED, math.floor(settings.max_removed_share * published))
+    if removed <= most or inputs.allow_removals:
+        return
+    validation, ds = inputs.validation, inputs.ds
+    rejected = validation.unparsable + validation.quarantined
+    folder = lake.removed(inputs.run_id)
+    with open_parquet(parquet_files(folder)[0]) as file:
+        first = next(file.iter_batches(_SHOWN)).column("product_id").to_pylist()
+    by_reason = ", ".join(f"{n:,} {reason}" for reason, n in list(validation.reasons.items())[:3])
+    why = f"{rejected:,} were rejected ({by_reason}), in {lake.root / validation.quarantine_path}; " if rejected else ""
+    raise RemovalsError(
+        f"the night of {ds} would remove {removed:,} of {published:,} published products ({removed / published:.1%}; "
+        f"{settings.max_removed_share:.0%} is allowed), such as {', '.join(repr(each[:60]) for each in first)}; all are in "
+        f"{folder}. The day has {validation.raw:,} lines; {why}see whether the export is whole and import it again. If these "
+        f"products are gone, let it through: `python -m jobs plan --ds {ds} --allow-removals`, or `night`, or trigger the DAG "
+        "with allow_removals"
+    )
 
 
 def _published(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
@@ -385,7 +495,9 @@ def _published(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
         return history.as_of(session, lake, inputs.index, "products", inputs.ds)
     files = []
     if inputs.base.run is not None:
-        files = [lake.root / f.path for f in live.manifest_of(lake, inputs.base.run).files if f.table == PRODUCTS]
+        manifest = live.manifest_of(lake, inputs.base.run)
+        live.check_tables(lake, manifest, PRODUCTS)
+        files = [lake.root / f.path for f in manifest.files if f.table == PRODUCTS]
     return parquet.read(session, files, tables.PRODUCTS)
 
 
@@ -396,9 +508,9 @@ def _examples_of(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFram
     folders = []
     for path in storage.children(lake.all_examples / f"ds={inputs.ds}", "run="):
         run_id = path.name.removeprefix("run=")
-        found = lake.read_examples_manifest(run_id) if run_id != inputs.run_id else None
+        found = lake.find_examples_manifest(run_id) if run_id != inputs.run_id else None
         if found and f"{found.picture_height}x{found.picture_width}-{found.taxonomy_fingerprint}" == inputs.spec:
-            folders += storage.children(path, "shard=")
+            folders += [folder for folder in storage.children(path, "shard=") if _can_be_read(folder)]
     examples = [
         parquet.read(session, [folder], tables.EXAMPLES)
         .where(F.col("image_status").isin(*_REUSABLE))
@@ -411,6 +523,17 @@ def _examples_of(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFram
     for other in examples[1:]:
         united = united.unionByName(other)
     return united.groupBy("product_id", "source_hash").agg(F.min("made_example").alias("made_example"))
+
+
+def _can_be_read(folder: Place) -> bool:
+    """Whether the files of an example folder open, and their ids and hashes are what was written."""
+    try:
+        for _ in read_examples(example_files([folder]), columns=_OF_AN_EXAMPLE):
+            pass
+    except CoreError as error:
+        log.warning("plan: %s; the examples in %s are made again", error, folder)
+        return False
+    return True
 
 
 def _cut(

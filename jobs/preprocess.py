@@ -10,7 +10,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -18,14 +18,16 @@ import numpy as np
 import pyarrow as pa
 
 from cma_clip_core import pictures, text
-from jobs import parquet, spark, storage
-from jobs.errors import JobError
+from jobs import parquet, spark, storage, stored
+from jobs.errors import CriticalDataError, JobError
+from jobs.importing.picture_store import MISSING
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.steps import measure
 from jobs.storage import Place
 from schemas import tables
-from schemas.documents import ExamplesManifest, Plan
+from schemas.documents import ExamplesManifest, Plan, StoredFile
+from schemas.rules import PicturesFound, load_rules
 from schemas.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 _ROWS_A_FILE = 2_500  # at most
 _FILES = 16  # at least, where there are enough rows: a core that gets one more than the others is not waited for long
 _BATCH_BYTES = 16 * 2**20  # of pixels
+_FEW_MISSING = 50  # so few new products without their pictures are nothing unusual
+_NOT_IMPORTED = "not imported"  # beside the statuses: pictures that import could not find, which `validate` has judged
 
 
 def preprocess(settings: Settings, run_id: str) -> int:
@@ -43,23 +47,28 @@ def preprocess(settings: Settings, run_id: str) -> int:
 
     Raises:
         JobError: there is no such plan, or a picture root has nothing in it.
+        CriticalDataError: so many pictures are missing that their place must be at fault. Nothing is tagged.
         PythonException: a picture could not be read by a fault of its disk or mount; the message names it. Try again.
     """
     lake = Lake(settings.root)
     plan = lake.read_plan(run_id)
     with storage.locked(lake.examples(run_id)), measure("preprocess", lake.reports(run_id)) as measured:
-        found = lake.read_examples_manifest(run_id)
+        found = lake.find_examples_manifest(run_id)
+        if found is not None and (damage := stored.damage(lake, found.files)) is not None:
+            log.warning("preprocess: %s; the examples are made again", damage)
+            found = None
         if found is not None or not plan.to_preprocess:
             log.info("preprocess: nothing to do")
             measured.folder = None  # what it did cost stays on record
             return found.rows if found else 0
         check_roots(settings.picture_roots)
         with spark.session(settings, plan.validation.raw) as session:
-            statuses = _preprocess(session, settings, lake, plan)
+            statuses, not_imported, files = _preprocess(session, settings, lake, plan)
         check_roots(settings.picture_roots)  # what went away in between left pictures that look missing
         rows = sum(statuses.values())
         if rows != plan.to_preprocess:
             raise RuntimeError(f"{run_id}: {rows} examples where the plan says {plan.to_preprocess}")
+        _check_missing(settings, run_id, statuses, not_imported)
         manifest = ExamplesManifest(
             run_id=run_id,
             ds=plan.ds,
@@ -68,6 +77,7 @@ def preprocess(settings: Settings, run_id: str) -> int:
             taxonomy_fingerprint=plan.taxonomy_fingerprint,
             rows=rows,
             image_statuses=statuses,
+            files=files,
             created_at=datetime.now(UTC),
         )
         storage.write_document(lake.examples(run_id) / "_manifest.json", manifest)
@@ -97,7 +107,29 @@ def check_roots(roots: Sequence[Place]) -> None:
             )
 
 
-def _preprocess(session: SparkSession, settings: Settings, lake: Lake, plan: Plan) -> dict[str, int]:
+def _check_missing(settings: Settings, run_id: str, statuses: Mapping[str, int], not_imported: int) -> None:
+    """Raise CriticalDataError where so many pictures are missing that their products must not be tagged without them.
+
+    The bound is that of the rule on pictures that import could not find. A mount or a bucket that holds other files than it
+    should is no empty one (`check_roots`).
+    """
+    missing = statuses.get("missing", 0) - not_imported
+    named = sum(statuses.values()) - statuses.get("absent", 0) - not_imported
+    rules = load_rules(settings.rules).batch_rules
+    most = max((rule.maximum_missing for rule in rules if isinstance(rule, PicturesFound)), default=1.0)
+    if missing > max(_FEW_MISSING, most * named):
+        places = ", ".join(str(root) for root in settings.all_picture_roots)
+        raise CriticalDataError(
+            f"run {run_id}: {missing:,} of {named:,} pictures are missing ({missing / named:.0%}; {most:.0%} is allowed). "
+            f"They were looked for in {places}. Nothing is tagged: see that the pictures are there, and run the step again. "
+            f"Where they do not exist, raise `maximum_missing` of the rule on pictures ({settings.rules})"
+        )
+
+
+def _preprocess(
+    session: SparkSession, settings: Settings, lake: Lake, plan: Plan
+) -> tuple[dict[str, int], int, tuple[StoredFile, ...]]:
+    """Make the examples; return the statuses of their pictures, how many of these import could not find, and the files."""
     records, targets = _placed(session, lake, plan)
     make = ExampleMaker(
         spec=pictures.PictureSpec(plan.picture_height, plan.picture_width),
@@ -106,12 +138,16 @@ def _preprocess(session: SparkSession, settings: Settings, lake: Lake, plan: Pla
     )
     # Half-written leftovers of a killed attempt are replaced file by file; a wider attempt's extra files go here.
     storage.remove_folder(lake.examples(plan.run_id))
-    written = parquet.write_files(records, targets, tables.EXAMPLES, order=["product_id"], transform=make)
+    written = parquet.write_files(records, targets, tables.EXAMPLES, order=["product_id"], transform=make, digest=True)
     statuses: dict[str, int] = {}
     for file in written:
         for status, n in file.notes.items():
             statuses[status] = statuses.get(status, 0) + n
-    return dict(sorted(statuses.items()))
+    not_imported = statuses.pop(_NOT_IMPORTED, 0)
+    files = (
+        StoredFile(path=lake.relative(targets[w.target]), rows=w.rows, bytes=w.bytes, sha256=w.sha256) for w in written
+    )
+    return dict(sorted(statuses.items())), not_imported, tuple(files)
 
 
 def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, list[Place]]:
@@ -121,6 +157,8 @@ def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, l
     # A shard's examples are all made here, or were all made before (`plan._cut`).
     folders = {shard.id: lake.examples(plan.run_id) / f"shard={shard.id}" for shard in plan.shards}
     sizes = {shard.id: shard.rows for shard in plan.shards if lake.relative(folders[shard.id]) in shard.example_paths}
+    stored.check_records(lake, plan.validation)
+    stored.check_plan(lake, plan)
     todo = parquet.read(session, [lake.plan_file(plan.run_id, shard) for shard in sizes], tables.PLAN)
     valid = parquet.read(session, [lake.root / plan.validation.valid_path], tables.VALID)
     # From the plan alone, as is the order of rows: the same run makes the same files, on whatever machine, however often
@@ -156,12 +194,15 @@ class ExampleMaker:
         return tuple(storage.place(name) for name in self._names)
 
     def __call__(self, batches: Iterator[pa.RecordBatch], statuses: dict[str, int]) -> Iterator[pa.RecordBatch]:
-        """Yield a batch with the columns of EXAMPLES for each batch of records; count pictures by status."""
+        """Yield a batch with the columns of EXAMPLES for each batch of records; count pictures by status, and those not imported."""
         for batch in self._small(batches):
-            images, found = self._pictures(batch.column("image_uri").to_pylist())
+            uris = batch.column("image_uri").to_pylist()
+            images, found = self._pictures(uris)
             labels = [self._taxonomy.normalise(dict(found or ())) for found in batch.column("labels").to_pylist()]
             for status, _ in found:
                 statuses[status] = statuses.get(status, 0) + 1
+            if not_imported := sum(uri is not None and uri.startswith(f"{MISSING}/") for uri in uris):
+                statuses[_NOT_IMPORTED] = statuses.get(_NOT_IMPORTED, 0) + not_imported
             columns: dict[str, object] = {
                 "product_id": batch.column("product_id"),
                 "source_hash": batch.column("source_hash"),

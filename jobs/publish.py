@@ -19,14 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cma_clip_core.places import Place, open_parquet
-from jobs import attribute_rows, history, live, parquet, ranges, spark, storage
+from jobs import attribute_rows, history, live, parquet, ranges, spark, storage, stored
 from jobs.errors import JobError, LedgerError
 from jobs.lake import PRODUCTS, Lake, check_run
 from jobs.settings import Settings
+from jobs.shards import read_modalities
 from jobs.steps import measure
 from jobs.touched import Touched
 from schemas import tables
-from schemas.documents import HistoryDay, HistoryIndex, Ledger, Plan, PublishedFile, RunManifest
+from schemas.documents import HistoryDay, HistoryIndex, Ledger, Plan, PublishedFile, RowCounts, RunManifest
 from schemas.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -58,17 +59,20 @@ def publish(settings: Settings, run_id: str) -> Ledger:
 
 def _publish(settings: Settings, lake: Lake, plan: Plan) -> Ledger:
     run_id, index = plan.run_id, lake.read_history_index()
-    ledger = lake.read_ledger(run_id)
-    if ledger is not None and not _is_due(lake, index, plan):
+    ledger, manifest = lake.find_ledger(run_id), _whole_manifest(lake, index, plan)
+    is_written = manifest is not None or not plan.to_tag + plan.removed
+    if ledger is not None and is_written and not _is_due(lake, index, plan):
         log.info("publish: run %s is finished already", run_id)
         return ledger
     with measure("publish", lake.reports(run_id)) as measured:
         if not _is_entered(lake, index, plan):
             live.check_base(lake, index, plan)
-        modalities = check_predictions(lake, plan)
-        manifest = lake.read_manifest(run_id)
-        if manifest is None and plan.to_tag + plan.removed:
-            manifest = _write(settings, lake, plan, index)
+        if manifest is None and not plan.backfill and plan.base_run is not None:
+            live.check_tables(lake, live.manifest_of(lake, plan.base_run))
+        stored.check_plan(lake, plan)
+        modalities = check_predictions(lake, plan, whole=not is_written)
+        if not is_written:
+            manifest = _write(settings, lake, plan, _before(lake, index, plan))
         ledger = _ledger(lake, plan, modalities, manifest, index)
         if differences := ledger.differences():
             raise LedgerError(f"run {run_id} does not add up; nothing is published:\n  " + "\n  ".join(differences))
@@ -83,9 +87,52 @@ def _publish(settings: Settings, lake: Lake, plan: Plan) -> Ledger:
     return ledger
 
 
+def _whole_manifest(lake: Lake, index: HistoryIndex, plan: Plan) -> RunManifest | None:
+    """Return the manifest of a run all of whose files are what it wrote, or None: they are to be written again."""
+    remedy = f"run {plan.run_id} is written again"
+    path = lake.run(plan.run_id) / "manifest.json"
+    manifest = storage.find_document(path, RunManifest, remedy)
+    if manifest is None:
+        return None
+    # The changes of a day may be another run's by now.
+    entered = _is_entered(lake, index, plan)
+    others = [day.path for ds, day in manifest.history.items() if entered and index.days.get(ds) != day]
+    changes = [
+        file for file in manifest.history_files if not any(file.path.startswith(f"{other}/") for other in others)
+    ]
+    damage = stored.damage(lake, [*manifest.files, *changes])
+    if damage is not None:
+        log.warning("publish: %s; %s", damage, remedy)
+    return manifest if damage is None else None
+
+
+def _before(lake: Lake, index: HistoryIndex, plan: Plan) -> HistoryIndex:
+    """Return the index as it was before a run was entered: what its days' changes are made from, where they are made again.
+
+    Raises:
+        JobError: another run has written one of these days since.
+    """
+    days = dict(index.days)
+    for ds, base in plan.history_base.items():
+        run_id = history.run_of(index, ds)
+        if run_id == base:
+            continue
+        if run_id != plan.run_id:
+            raise JobError(
+                f"{lake.run(plan.run_id)}: it cannot be written again: run {run_id} has changed the history of {ds} since; "
+                f"{storage.RESTORE}"
+            )
+        record = lake.read_record(base) if base is not None else None
+        if record is None:
+            del days[ds]  # it was not done before, or changed nothing
+        else:
+            days[ds] = record.history[ds]
+    return index.model_copy(update={"days": days})
+
+
 def _ledger_of_expired(lake: Lake, run_id: str) -> Ledger | None:
     """Return the ledger of a run that has expired and is part of the history, or None."""
-    ledger = lake.read_ledger(run_id) if lake.has_expired(run_id) else None
+    ledger = lake.find_ledger(run_id) if lake.has_expired(run_id) else None
     entered = ledger is not None and history.own_run(lake, lake.read_history_index(), ledger.ds) == run_id
     return ledger if entered else None
 
@@ -113,31 +160,27 @@ def _enter(lake: Lake, index: HistoryIndex, plan: Plan, manifest: RunManifest | 
     return HistoryIndex(live=plan.run_id if replaced else index.live, days=dict(sorted(days.items())))
 
 
-def check_predictions(lake: Lake, plan: Plan) -> Counter[str]:
+def check_predictions(lake: Lake, plan: Plan, *, whole: bool = True) -> Counter[str]:
     """Return the products of a run by what the model saw of them.
 
+    Args:
+        lake: where.
+        plan: of the run.
+        whole: whether tables are still to be made of them: then they must hold what the shop said of unlisted values.
+
     Raises:
-        JobError: a shard's file is missing, unreadable, or not of this run.
+        JobError: a shard's file is missing, unreadable, not of this run, or lacks the unlisted values.
     """
     modalities = Counter[str]()
     for shard in plan.shards:
         path = lake.prediction_file(plan.run_id, shard.id)
         try:
-            with open_parquet(path) as file:
-                rows = file.metadata.num_rows
-                metadata = {k.decode(): v.decode() for k, v in (file.schema_arrow.metadata or {}).items()}
-                column = file.read(columns=["modality"])["modality"].to_pylist()
-        except (OSError, ValueError) as error:
+            modalities.update(read_modalities(path, plan, shard, whole=whole))
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise JobError(
-                f"{path}: shard {shard.id} is not tagged ({error}); run `python -m jobs tag --run {plan.run_id} "
-                f"--shard {shard.id}`"
+                f"{path}: shard {shard.id} is not tagged, or its file is damaged ({error}); run `python -m jobs tag "
+                f"--run {plan.run_id} --shard {shard.id}`, which makes it"
             ) from error
-        if rows != shard.rows or metadata.get("model_version") != plan.model_version:
-            raise JobError(
-                f"{path}: {rows} rows by model {metadata.get('model_version')}, where the plan says {shard.rows} by "
-                f"{plan.model_version}; remove the file and tag the shard again"
-            )
-        modalities.update(column)
     return modalities
 
 
@@ -167,8 +210,10 @@ def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> R
         # Each write is a chain of small jobs that alone leaves cores free.
         with ThreadPoolExecutor() as pool:
             writes = [] if plan.backfill else _write_tables(lake, plan, taxonomy, frames, pool)
-            days, history_files = _write_history(session, lake, plan, index, frames, pool)
+            rows = None if plan.backfill else pool.submit(_count_gone, frames[0])
+            days, history_files, fresh = _write_history(session, lake, plan, index, frames, pool)
             files = [file for write in writes for file in write.result()]
+            counts = rows.result() if rows else {}
     audit(lake, files, unique=True)
     audit(lake, history_files, unique=False)
     manifest = RunManifest(
@@ -184,6 +229,7 @@ def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> R
         history=days,
         history_files=tuple(history_files),
         history_base=plan.history_base,
+        attribute_rows=_attribute_rows(lake, plan, counts, fresh, files),
         created_at=datetime.now(UTC),
     )
     storage.write_document(folder / "manifest.json", manifest)
@@ -216,6 +262,41 @@ def _frames(
         _Frames("attributes", before_attributes, attributes, touched, attribute_rows.most(taxonomy)),
         _Frames("products", before_products, products, touched.whole(), 1),
     )
+
+
+def _count_gone(table: _Frames) -> dict[tuple[str, bool], int]:
+    """Return how many rows of the table go, by attribute and whether their product was removed."""
+    from pyspark.sql import functions as F
+
+    gone = table.touched.replaced(table.before.select("product_id", "attribute"))
+    removed = table.touched.removed.select("product_id", F.lit(True).alias("removed"))
+    found = gone.join(removed, "product_id", "left").groupBy("attribute", F.col("removed").isNotNull().alias("removed"))
+    return {(row["attribute"], row["removed"]): row["count"] for row in found.count().collect()}
+
+
+def _attribute_rows(
+    lake: Lake,
+    plan: Plan,
+    gone: Mapping[tuple[str, bool], int],
+    fresh: Mapping[str, int],
+    files: Sequence[PublishedFile],
+) -> dict[str, RowCounts]:
+    """Return the rows of each attribute before and after, counted in different places: they must add up."""
+    before, after = Counter[str](), Counter[str]()
+    for counts, of in ((before, _base_files(lake, plan)), (after, files)):
+        for file in of:
+            if file.table != PRODUCTS:
+                counts[file.table] += file.rows
+    return {
+        name: RowCounts(
+            before=before[name],
+            replaced=gone.get((name, False), 0),
+            removed=gone.get((name, True), 0),
+            fresh=fresh.get(name, 0),
+            after=after[name],
+        )
+        for name in sorted(after)
+    }
 
 
 def _base_files(lake: Lake, plan: Plan) -> tuple[PublishedFile, ...]:
@@ -255,8 +336,12 @@ def _write_history(
     index: HistoryIndex,
     frames: Sequence[_Frames],
     pool: Executor,
-) -> tuple[dict[str, HistoryDay], list[PublishedFile]]:
-    """Write the changes of this day and, of a backfill, those of the next day done, so that all later days stay."""
+) -> tuple[dict[str, HistoryDay], list[PublishedFile], Counter[str]]:
+    """Write the changes of this day and, of a backfill, those of the next day done, so that all later days stay.
+
+    Returns:
+        the days, their files, and how many rows by attribute this run has made, as they were written there.
+    """
     from pyspark.sql import functions as F
 
     changes: dict[str, list[tuple[_Frames, DataFrame]]] = {day: [] for day in plan.history_base}
@@ -269,7 +354,14 @@ def _write_history(
             stay = table.touched.replaced(later)
             repair = history.changes(table.kind, table.fresh, stay, following)
             changes[following].append((table, _merged(session, lake, index, table.kind, repair, following)))
-    touched = plan.to_tag + plan.removed
+    touched, fresh, run_id = plan.to_tag + plan.removed, Counter[str](), plan.run_id
+
+    def count(batch: pa.RecordBatch) -> dict[str, int]:
+        made = pc.and_kleene(pc.equal(batch["change"], "upsert"), pc.equal(batch["run_id"], run_id))
+        return {
+            found["values"]: found["counts"] for found in pc.value_counts(batch["attribute"].filter(made)).to_pylist()
+        }
+
     writes: dict[str, list[Future[list[PublishedFile]]]] = {}
     for ds, by_table in changes.items():
         folder = lake.history_run(ds, plan.run_id)
@@ -279,6 +371,8 @@ def _write_history(
             pool.submit(
                 ranges.write, lake, frame, folder, history.SCHEMAS[table.kind], [table.kind], F.lit(table.kind),
                 older + 2 * touched * table.width,  # what is gone, and what has come
+                count=count if table.kind == "attributes" and ds == plan.ds else None,
+                counted=fresh if table.kind == "attributes" and ds == plan.ds else None,
             )
             for table, frame in by_table
         ]  # fmt: skip
@@ -293,7 +387,7 @@ def _write_history(
             files=dict(Counter(file.table for file in own_files)),
         )
         files += own_files
-    return days, files
+    return days, files, fresh
 
 
 def _merged(session: SparkSession, lake: Lake, index: HistoryIndex, kind: str, newer: DataFrame, ds: str) -> DataFrame:
@@ -301,12 +395,20 @@ def _merged(session: SparkSession, lake: Lake, index: HistoryIndex, kind: str, n
     return history.merged(kind, newer, parquet.read(session, older, history.SCHEMAS[kind])) if older else newer
 
 
-def audit(lake: Lake, files: Sequence[PublishedFile], *, unique: bool, digest: bool = False) -> None:
+def audit(
+    lake: Lake,
+    files: Sequence[PublishedFile],
+    *,
+    unique: bool,
+    digest: bool = False,
+    remedy: str = "run the step again: it writes the file again",
+) -> None:
     """Re-read what was written: every file's footer and size.
 
     Args:
         unique: whether it is also seen that a table's keys are sorted and none is there twice.
         digest: whether the SHA-256 is taken and compared, which reads every byte.
+        remedy: what to do where a file is not what was written.
 
     Raises:
         JobError: a file is not what was written. Nothing is published.
@@ -314,11 +416,11 @@ def audit(lake: Lake, files: Sequence[PublishedFile], *, unique: bool, digest: b
     by_table: dict[str, list[Place]] = {}
     for file in files:
         path = lake.root / file.path
-        rows, size = parquet.count([path]), storage.size(path)
-        if rows != file.rows or size != file.bytes:
-            raise JobError(f"{path}: {rows} rows, {size} bytes; {file.rows}, {file.bytes} were written")
-        if digest and storage.sha256(path) != file.sha256:
-            raise JobError(f"{path}: its SHA-256 is not that of what was written")
+        problem = storage.difference(path, file.bytes, file.sha256 if digest else "")
+        if problem is None and (rows := parquet.count([path])) != file.rows:
+            problem = f"has {rows} rows, {file.rows} were written"
+        if problem is not None:
+            raise JobError(f"{path} {problem}; {remedy}")
         by_table.setdefault(file.table, []).append(path)
     for paths in by_table.values() if unique else ():
         _check_keys(paths)
@@ -375,7 +477,9 @@ def _ledger(
         model_changed=plan.model_changed,
         removed=plan.removed,
         held=plan.held,
+        held_pictures=plan.held_pictures,
         published_products=manifest.products if manifest else 0,
         published_rows=manifest.rows if manifest else 0,
+        attribute_rows=manifest.attribute_rows if manifest and manifest.run_id == plan.run_id else {},
         created_at=datetime.now(UTC),
     )

@@ -6,7 +6,8 @@ The ranges do not overlap, and each file is sorted: who looks up one product fin
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
@@ -29,7 +30,16 @@ _ORDER: Final = ("product_id", "attribute", "value", "model_value")
 
 
 def write(
-    lake: Lake, frame: DataFrame, folder: Place, schema: pa.Schema, names: Sequence[str], name: Column, most: int
+    lake: Lake,
+    frame: DataFrame,
+    folder: Place,
+    schema: pa.Schema,
+    names: Sequence[str],
+    name: Column,
+    most: int,
+    *,
+    count: Callable[[pa.RecordBatch], Mapping[str, int]] | None = None,
+    counted: Counter[str] | None = None,
 ) -> list[PublishedFile]:
     """Write the rows of `frame` into a folder of `folder` for each name, and return the files, those of a name in order.
 
@@ -43,6 +53,8 @@ def write(
         names: of the tables; one without rows gets an empty file.
         name: which of them a row belongs to.
         most: rows that `frame` can have; where they fit one file, no other is thought of.
+        count: what is to be counted in the rows as they are written, by name.
+        counted: what that came to is added to it.
     """
     from pyspark.sql import functions as F
 
@@ -55,7 +67,19 @@ def write(
     placed = frame.withColumn("target", (first[name] + part).cast("int"))
     targets = [folder / each / f"part-{part:05d}.parquet" for each, part in owners]
     order = [column for column in _ORDER if column in schema.names]
-    written = parquet.write_files(placed, targets, schema, order=order, digest=True, row_group_bytes=parquet.LOOKED_UP)
+
+    def counting(batches: parquet.Batches, notes: dict[str, int]) -> parquet.Batches:
+        for batch in batches:
+            for key, n in count(batch).items() if count else ():
+                notes[key] = notes.get(key, 0) + n
+            yield batch
+
+    written = parquet.write_files(
+        placed, targets, schema, order=order, digest=True, row_group_bytes=parquet.LOOKED_UP,
+        transform=counting if count else None,
+    )  # fmt: skip
+    for file in written if counted is not None else ():
+        counted.update(file.notes)
     return [
         PublishedFile(
             path=lake.relative(targets[w.target]),

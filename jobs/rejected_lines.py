@@ -49,8 +49,6 @@ def read_rejected(line: bytes) -> RejectedLine | None:
         return None
     try:
         said: dict[str, Any] = json.loads(line)
-        return RejectedLine(
-            said[_MARK], said["detail"], said["file"], int(said["line"]), said["raw"].encode("latin-1")
-        )
+        return RejectedLine(said[_MARK], said["detail"], said["file"], int(said["line"]), said["raw"].encode("latin-1"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

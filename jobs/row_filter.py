@@ -1,4 +1,4 @@
-"""The row rules of the rule table as Spark columns: which records go to quarantine, and why."""
+"""The row rules of the rule table as Spark columns: the rows that each is about, those that break it, and quarantine's reasons."""
 
 from __future__ import annotations
 
@@ -7,7 +7,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, assert_never
 
 from cma_clip_core.places import Place
-from schemas.rules import Between, IsNull, Matches, MaxLength, NotNull, RowRule, RuleTable, WithinRoots
+from schemas.rules import (
+    LINE_ERROR,
+    SEVERAL_ROWS,
+    Between,
+    IsNull,
+    Matches,
+    MaxLength,
+    NotNull,
+    Readable,
+    RowRule,
+    RuleTable,
+    WithinRoots,
+    clears,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import Column
@@ -28,36 +41,74 @@ def within_roots_pattern(roots: Sequence[Place]) -> str:
     return rf"(?s)^(?!(?:.*/)?\.\.(?:/|(?!.)))(?:{relative}|{absolute})(?!.)"
 
 
-def passes(rule: RowRule, roots: Sequence[Place]) -> Column:
-    """Return the column that is true where a record passes `rule`."""
+def note(column: str) -> Column:
+    """Return the note on a field: the rule that took it, a colon, and what was found; null where it is kept."""
     from pyspark.sql import functions as F
 
+    return F.col("notes").getItem(column)
+
+
+def given(column: str, table: RuleTable) -> Column:
+    """Return the column that is null where the record does not give `column`.
+
+    A value that was cleared, or that a rule says cannot be read, was given.
+    """
+    from pyspark.sql import functions as F
+
+    if column == "attributes":
+        return F.when((F.size("labels") > 0) | (F.size("mistyped_labels") > 0) | note(column).isNotNull(), "given")
+    counted = any(clears(rule) or isinstance(rule, Readable) for rule in table.row_rules if rule.column == column)
+    value = F.col(column).cast("string")
+    return F.coalesce(value, note(column)) if counted else value
+
+
+def about(rule: RowRule, table: RuleTable) -> Column:
+    """Return the column that is true where `rule` is about the row: a line that is no record is counted as that alone."""
+    from pyspark.sql import functions as F
+
+    if isinstance(rule, IsNull | NotNull):
+        return F.lit(True) if rule.column == LINE_ERROR else F.col(LINE_ERROR).isNull()
+    if clears(rule) or isinstance(rule, Readable):
+        return given(rule.column, table).isNotNull()
+    return F.col(rule.column).isNotNull()
+
+
+def passes(rule: RowRule, table: RuleTable, roots: Sequence[Place]) -> Column:
+    """Return the column that is true where a row that `rule` is about does not break it."""
+    from pyspark.sql import functions as F
+
+    if clears(rule) or isinstance(rule, Readable):
+        return ~F.coalesce(note(rule.column).startswith(f"{rule.name}: "), F.lit(False))
     column = F.col(rule.column)
     match rule:
         case IsNull():
             return column.isNull()
         case NotNull():
-            return column.isNotNull()
+            return given(rule.column, table).isNotNull()
         case Matches():
-            return column.isNull() | column.rlike(rule.pattern)
+            return column.rlike(rule.pattern)
         case WithinRoots():
-            return column.isNull() | column.rlike(within_roots_pattern(roots))
+            return column.rlike(within_roots_pattern(roots))
         case MaxLength():
-            return column.isNull() | (F.length(column) <= rule.characters)
+            return F.length(column) <= rule.characters
         case Between():
-            return column.isNull() | column.between(rule.minimum, rule.maximum)
+            return column.between(rule.minimum, rule.maximum)
     assert_never(rule)
 
 
-def reasons(table: RuleTable, roots: Sequence[Place]) -> Column:
-    """Return the names of the rules a record breaks: an empty list where it is valid.
+def breaks(rule: RowRule, table: RuleTable, roots: Sequence[Place]) -> Column:
+    """Return the column that is true where the row breaks `rule`, and false elsewhere."""
+    return about(rule, table) & ~passes(rule, table, roots)
 
-    A line that is no record says only that: what else it lacks follows from it.
+
+def reasons(table: RuleTable, roots: Sequence[Place]) -> Column:
+    """Return the names of the rules that keep a record from being valid: an empty list where it is.
+
+    Rules on `several_rows` are not asked: which rows of an id are left to choose from is known when these reasons are.
     """
     from pyspark.sql import functions as F
 
-    broken = F.array_compact(F.array(*[F.when(~passes(rule, roots), rule.name) for rule in table.row_rules]))
-    first = next((r.name for r in table.row_rules if r.column == "line_error"), None)
-    if first is None:
-        return broken
-    return F.when(F.col("line_error").isNotNull(), F.array(F.lit(first))).otherwise(broken)
+    asked = [rule for rule in table.row_rules if not clears(rule) and rule.column != SEVERAL_ROWS]
+    return F.array_compact(
+        F.array(*[F.when(F.coalesce(breaks(rule, table, roots), F.lit(False)), rule.name) for rule in asked])
+    )

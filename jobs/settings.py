@@ -17,12 +17,16 @@ from jobs.storage import Place
 
 def _place(value: object) -> Place:
     """Return the place that a setting names. Raises ValueError for one that is neither a folder nor on S3."""
-    if not isinstance(value, str):
-        return value.expanduser().resolve() if isinstance(value, Path) else cast(Place, value)
-    value = value.removeprefix("file://")
-    scheme, found, rest = value.partition("://")
+    if not isinstance(value, str | Path):
+        return cast(Place, value)
+    if (problem := storage.forbidden(str(value))) is not None:
+        raise ValueError(problem)
+    scheme, found, rest = ("", "", "") if isinstance(value, Path) else value.removeprefix("file://").partition("://")
     if not found:
-        return Path(value).expanduser().resolve()
+        folder = Path(value if isinstance(value, Path) else value.removeprefix("file://")).expanduser().resolve()
+        if (problem := storage.forbidden(str(folder))) is not None:  # of the folder that it is in, or that it links to
+            raise ValueError(problem)
+        return folder
     if scheme not in ("s3", "s3a"):
         raise ValueError(f"{value!r}: give a folder, or s3://bucket/prefix; {scheme}:// is not supported")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()=-]+)*/?", rest) or re.search(
@@ -54,9 +58,13 @@ class Settings(BaseSettings):
     rules: str = Field(default="default", description="data-quality rules: a shipped name or a YAML file")
     model_config_name: str = Field(default="sample", description="model to train: a shipped name or a YAML file")
     shard_rows: int = Field(default=20_000, ge=1, description="most products in a shard")
+    task_rows: int = Field(default=1, ge=1, description="products that a task should tag; smaller shards share a task")
     batch_size: int = Field(default=256, ge=1, description="products in a forward pass of `tag`")
     max_retag_share: float = Field(
         default=1.0, gt=0, le=1, description="most of the day's products that a night tags again for a new model alone"
+    )
+    max_removed_share: float = Field(
+        default=0.2, ge=0, le=1, description="most of the published products that a night removes by itself"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="cuda fails where there is no GPU")
     spark_master: str = Field(default="local[*]", description="where Spark runs")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from jobs import class_archive, s3a, storage
 from jobs.errors import JobError, TransientError
+from jobs.explained import explain
 from jobs.lake import Lake
 from jobs.settings import Settings
 from jobs.storage import Place
@@ -56,7 +57,8 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
 
     active = SparkSession.getActiveSession()
     if active is not None:
-        yield active
+        with _told():
+            yield active
         return
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     if _BREWS_JAVA.is_dir():
@@ -88,6 +90,10 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
         "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "false",
         # On, each operator asks the JVM five things to name its line in an error.
         "spark.python.sql.dataFrameDebugging.enabled": "false",
+        "spark.hadoop.parquet.page.write-checksum.enabled": "true",
+        "spark.hadoop.parquet.page.verify-checksum.enabled": "true",
+        # By a footer, which has no checksum, no row is left out.
+        "spark.sql.parquet.filterPushdown": "false",
         "spark.hadoop.parquet.block.size": str(32 * 2**20),  # held in memory by each writing task
         "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
     }
@@ -105,7 +111,8 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
     try:
         if not local_master:
             spark.sparkContext.addPyFile(str(_packed(Path(modules.name))))
-        yield spark
+        with _told():
+            yield spark
     except JobError:
         raise
     except Exception as error:
@@ -119,6 +126,19 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
         with contextlib.suppress(Py4JError, OSError):  # the JVM may be gone
             spark.stop()
         modules.cleanup()
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Tell of a full disk or a damaged file, which Spark says in hundreds of lines, in one."""
+    try:
+        yield
+    except JobError:
+        raise
+    except Exception as error:
+        if (told := explain(error)) is not None:
+            raise told from error
+        raise
 
 
 def _packed(folder: Path) -> Path:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from jobs import side_by_side, step_server, storage
+from jobs import airflow_roles, side_by_side, step_server, storage
 from jobs.errors import JobError
 from jobs.machine import cores
 from jobs.settings import Settings
@@ -83,7 +83,7 @@ def _connection(settings: Settings) -> dict[str, object]:
 
 
 def set_up(settings: Settings, variables: Mapping[str, str], gpu_slots: int | None = None) -> None:
-    """Make Airflow's database, the pool `gpu` and the connection to the lake; done again, they are as they should be.
+    """Make Airflow's database, the pool `gpu`, the connection to the lake and, with FAB, the roles; done again, all is as it should be.
 
     Args:
         settings: name the lake.
@@ -100,15 +100,21 @@ def set_up(settings: Settings, variables: Mapping[str, str], gpu_slots: int | No
         file = Path(folder) / "connections.json"
         file.write_text(json.dumps({CONNECTION: _connection(settings)}))
         _airflow(variables, "connections", "import", str(file), "--overwrite")
+    if airflow_roles.used(variables):
+        _python(variables, "jobs.airflow_roles")
 
 
 def _airflow(variables: Mapping[str, str], *arguments: str) -> None:
+    _python(variables, "airflow", *arguments)
+
+
+def _python(variables: Mapping[str, str], *arguments: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "airflow", *arguments],
+        [sys.executable, "-m", *arguments], cwd=REPOSITORY,
         env=dict(variables), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     if done.returncode != 0:
-        raise JobError(f"`airflow {' '.join(arguments[:3])}` failed:\n{done.stdout[-3000:]}")
+        raise JobError(f"`{' '.join(arguments[:4])}` failed:\n{done.stdout[-3000:]}")
 
 
 def start(
@@ -128,6 +134,7 @@ def start(
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    _keep_passwords(folder / PASSWORDS)
     gpu_slots = gpu_slots or slots(settings)
     variables = os.environ | environment(settings, folder, port, gpu_slots)
     if _answers(port):
@@ -221,6 +228,12 @@ def _welcome(variables: Mapping[str, str], folder: Path, port: int, log: Path) -
             "The DAGs are paused: switch on what is to run. Ctrl-C ends all.",
         ]
     )
+
+
+def _keep_passwords(file: Path) -> None:
+    """Make the file into which Airflow writes passwords one that this user alone may read."""
+    file.touch(mode=0o600)
+    file.chmod(0o600)  # of an earlier start
 
 
 def _passwords(file: Path) -> dict[str, str]:

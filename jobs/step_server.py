@@ -50,6 +50,8 @@ LINES_OF_PROGRESS: Final = {
     "TAGGING_PROGRESS": "true", "TQDM_MININTERVAL": "30", "TQDM_ASCII": " #", "TQDM_NCOLS": "100",
 }  # fmt: skip
 GRACE_SECONDS: Final = 10.0  # between the request to end and the end by force
+_LONGEST: Final = 8 * 2**20  # bytes of a request: Linux lets a process have a quarter of its stack's
+_SHOWN: Final = 300  # characters of an error
 _ASKING: Final = 5.0  # seconds that a caller may take to say what it wants
 _ANSWERING: Final = 60.0  # and the server to start it; the longest library loads in a few
 
@@ -115,8 +117,9 @@ def start(address: Path, arguments: Sequence[str], environment: Mapping[str, str
         socket.send_fds(connection, [b"\n"], [out_end, err_end])
         connection.sendall(wanted.encode() + b"\n")
         answer = _line(connection)
-        if not answer:
-            raise OSError(f"the step server at {address} did not start the step")
+        if not answer.isdigit():
+            why = answer.decode(errors="replace").removeprefix("error: ")
+            raise OSError(f"the step server at {address} did not start the step{f': {why}' if why else ''}")
         connection.settimeout(None)
     except OSError:
         connection.close()
@@ -156,6 +159,29 @@ class _Wanted:
     arguments: list[str]
     environment: dict[str, str]
     cwd: str
+
+
+def _asked(line: bytes) -> tuple[list[str], dict[str, str], str]:
+    """Return arguments, environment and folder of a request. Raises ValueError where it is none."""
+    if not line.endswith(b"\n"):
+        raise ValueError(f"a request is one line of at most {_LONGEST:,} bytes")
+    asked = json.loads(line)
+    if not isinstance(asked, dict) or asked.keys() != {"arguments", "environment", "cwd"}:
+        raise ValueError("a request is a JSON object with arguments, environment and cwd")
+    arguments, environment, cwd = asked["arguments"], asked["environment"], asked["cwd"]
+    if not isinstance(arguments, list) or not all(_is_text(each) for each in arguments):
+        raise ValueError("arguments are a list of texts")
+    if not isinstance(environment, dict) or not all(
+        name and "=" not in name and _is_text(name) and _is_text(value) for name, value in environment.items()
+    ):
+        raise ValueError("an environment is an object of texts, and no name in it is empty or has an =")
+    if not _is_text(cwd):
+        raise ValueError("cwd is a text")
+    return arguments, environment, cwd
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
 
 
 @dataclass(slots=True, eq=False)
@@ -245,16 +271,17 @@ class Server:
             connection.settimeout(_ASKING)
             _, pipes, _, _ = socket.recv_fds(connection, 1, 2)
             with connection.makefile("rb") as lines:
-                asked = json.loads(lines.readline())
-            wanted = _Wanted(
-                connection, (pipes[0], pipes[1]), asked["arguments"], asked["environment"], asked["cwd"]
-            )  # fmt: skip
+                asked = _asked(lines.readline(_LONGEST + 1))
+            wanted = _Wanted(connection, (pipes[0], pipes[1]), *asked)
             connection.settimeout(None)
             sys.stdout.flush()
             sys.stderr.flush()
             pid = os.fork()
-        except (OSError, ValueError, KeyError, IndexError) as error:
+        except (OSError, ValueError, IndexError, RecursionError, MemoryError) as error:
             log.warning("a step was not started: %r", error)
+            with contextlib.suppress(OSError):
+                connection.settimeout(_ASKING)
+                connection.sendall(f"error: {' '.join(str(error).split())[:_SHOWN]}\n".encode(errors="replace"))
             connection.close()  # the caller starts it itself
         else:
             if pid == 0:

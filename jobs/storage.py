@@ -12,10 +12,11 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from cma_clip_core.places import Place as Place
 from cma_clip_core.places import on_disk as on_disk
+from cma_clip_core.places import sync_folder
 from jobs.errors import JobError, TransientError
 
 if TYPE_CHECKING:
@@ -34,8 +36,16 @@ log = logging.getLogger(__name__)
 Document = TypeVar("Document", bound=BaseModel)
 
 USED: Final = ".used"  # in a folder on S3, where folders have no times: when it was last asked for
+_NOT_IN_NAMES: Final = frozenset("*?[]{}\\,")
 ASIDE: Final = ".expired-"  # before the name of what is about to be removed
 _AT_ONCE: Final = 16  # requests that mostly wait
+NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
+MAKE_ROOM: Final = (
+    "make some, then run the step again: what is finished stays, and nothing half written does. "
+    "`python -m jobs maintenance` says what the lake no longer needs"
+)
+RESTORE: Final = "put it back from a copy of the lake"  # the remedy of what cannot be made again
+_CHECKSUM: Final = re.compile(rb'\A\{\n "checksum": "sha256:([0-9a-f]{64})",\n')
 
 
 class SwapLostError(JobError):
@@ -52,6 +62,21 @@ def place(name: str) -> Place:
     from jobs import object_store
 
     return object_store.place(name)
+
+
+def forbidden(name: str) -> str | None:
+    """Return why a folder of this name cannot be read and written by all that a lake is read and written by, or None.
+
+    Spark and DuckDB take ``* ? [ ] { }`` and the backslash for patterns, so that other files than those meant are read, or
+    none; Spark's list of local folders is separated by commas; a line of the pointer for readers ends with the line.
+    """
+    wrong = sorted({char for char in name if char in _NOT_IN_NAMES or not char.isprintable()})
+    if not wrong:
+        return None
+    return (
+        f"{name!r}: {', '.join(map(repr, wrong))} cannot be in the name of this folder: Spark and DuckDB take it for a pattern or "
+        "for the end of the name; give the folder another name, or link to it by one"
+    )
 
 
 def spark_uri(path: Place) -> str:
@@ -141,14 +166,22 @@ def relative(path: Place, root: Place) -> str:
 def whole_file(path: Place) -> Iterator[Path]:
     """Yield a temporary file; on a clean exit it becomes `path` in one step, on an error it is removed.
 
-    For S3 it is on this machine's disk for temporary files (TMPDIR), and is sent whole.
+    On a disk it is there for good at the end: the file, its name and the folders that were made for it survive a loss of
+    power. For S3 it is on this machine's disk for temporary files (TMPDIR), and is sent whole.
 
     Raises:
         TransientError: there is no room for it.
     """
-    if on_disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent if on_disk(path) else None, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        if on_disk(path):
+            make_folder(path.parent)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent if on_disk(path) else None, prefix=f".{path.name}.", suffix=".tmp"
+        )
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise TransientError(f"{path}: no room for it: {error.strerror}; {MAKE_ROOM}") from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -158,19 +191,37 @@ def whole_file(path: Place) -> Iterator[Path]:
                 os.fsync(written.fileno())
             temporary.chmod(0o644)
             temporary.replace(path)
+            sync_folder(path.parent)
         else:
             from jobs import object_store
 
             object_store.upload(temporary, path)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
-        raise TransientError(
-            f"{path}: no room for it in {temporary.parent}: {error}; make some, then run the step again: what is finished "
-            "stays, and nothing half written does"
-        ) from error
+        raise TransientError(f"{path}: no room for it in {temporary.parent}: {error}; {MAKE_ROOM}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder where there is none, and those above it, there for good."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        sync_folder(made.parent)
+
+
+def settle_folder(folder: Place) -> None:
+    """Let the files in a folder, which others wrote, survive a loss of power. On S3 they do."""
+    if on_disk(folder):
+        for path in children(folder):
+            assert on_disk(path)
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        sync_folder(folder)
+        sync_folder(folder.parent)
 
 
 def write_bytes(path: Place, data: bytes) -> None:
@@ -196,29 +247,72 @@ def read_bytes(path: Place) -> bytes | None:
 
 
 def write_document(path: Place, document: BaseModel) -> None:
-    """Write `document` as JSON to `path`, replacing it whole."""
+    """Write `document` as JSON to `path`, replacing it whole.
+
+    Raises:
+        LeaseLostError: a lock on S3 that this process holds is somebody else's by now; nothing was written.
+    """
+    _confirm_leases(path)
     write_bytes(path, to_bytes(document))
 
 
 def to_bytes(document: BaseModel) -> bytes:
-    """Return what `write_document` writes."""
-    return document.model_dump_json(indent=1).encode() + b"\n"
+    """Return what `write_document` writes. The first member is the SHA-256 of all that follows its line."""
+    start, rest = b"{\n", document.model_dump_json(indent=1).encode().removeprefix(b"{\n") + b"\n"
+    return start + b' "checksum": "sha256:%s",\n' % hashlib.sha256(rest).hexdigest().encode() + rest
 
 
-def read_document(path: Place, model: type[Document]) -> Document | None:
-    """Return the JSON document at `path`, or None where there is none. Raises JobError where it is broken."""
+def read_document(path: Place, model: type[Document], remedy: str = RESTORE) -> Document | None:
+    """Return the JSON document at `path`, or None where there is none.
+
+    Args:
+        path: of the document.
+        model: what it is.
+        remedy: what to do where it is broken; it must lose nothing.
+
+    Raises:
+        JobError: it is broken.
+    """
     data = read_bytes(path)
-    return None if data is None else from_bytes(path, data, model)
+    return None if data is None else from_bytes(path, data, model, remedy)
 
 
-def from_bytes(path: Place, data: bytes, model: type[Document]) -> Document:
-    """Return the JSON document that `path` has. Raises JobError where it is broken."""
+def find_document(path: Place, model: type[Document], instead: str) -> Document | None:
+    """Return the JSON document at `path`, or None where there is none or it is broken; says then what is done `instead`.
+
+    For what the caller makes again, or can do without.
+    """
     try:
+        return read_document(path, model, instead)
+    except JobError as error:
+        log.warning("%s", error)
+        return None
+
+
+def from_bytes(path: Place, data: bytes, model: type[Document], remedy: str = RESTORE) -> Document:
+    """Return the JSON document that `path` has. Raises JobError, with the `remedy`, where it is broken.
+
+    One that was written before documents had a checksum is read without.
+    """
+    try:
+        checksum = _CHECKSUM.match(data)
+        if checksum is not None:
+            rest = data[checksum.end() :]
+            if hashlib.sha256(rest).hexdigest().encode() != checksum[1]:
+                raise ValueError("its content is not what its checksum says: it was changed after it was written")
+            data = b"{\n" + rest
         return model.model_validate_json(data)
-    except ValidationError as error:
-        raise JobError(
-            f"{path}: not a {model.__name__}; remove it and run the step that writes it again\n{error}"
-        ) from error
+    except ValueError as error:
+        raise JobError(f"{path}: not a {model.__name__}, or damaged: {_in_short(error)}; {remedy}") from error
+
+
+def _in_short(error: ValueError) -> str:
+    """Return what is wrong with a document in one line: the first thing, where there are several."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first, more = error.errors()[0], error.error_count() - 1
+    place = ".".join(map(str, first["loc"]))
+    return f"{f'{place}: ' if place else ''}{first['msg']}{f' (and {more} more)' if more else ''}"[:300]
 
 
 def sha256(path: Place) -> str:
@@ -229,6 +323,24 @@ def sha256(path: Place) -> str:
         return object_store.sha256(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def difference(path: Place, size_written: int, sha256_written: str = "") -> str | None:
+    """Return how a file differs from what was written, in words, or None.
+
+    Args:
+        path: of the file.
+        size_written: its bytes.
+        sha256_written: its SHA-256; where it is given, the whole file is read.
+    """
+    found = size(path)
+    if found is None:
+        return "is missing"
+    if found != size_written:
+        return f"has {found:,} bytes, {size_written:,} were written: it is half-written or was changed"
+    if sha256_written and sha256(path) != sha256_written:
+        return "is not what was written (its SHA-256 differs): it was changed, or its disk fails"
+    return None
 
 
 def size(path: Place) -> int | None:
@@ -341,7 +453,11 @@ def exists(path: Place) -> bool:
 
 
 def remove_folder(path: Place) -> None:
-    """Remove the folder at `path` and all in it, if it is there."""
+    """Remove the folder at `path` and all in it, if it is there.
+
+    Raises:
+        LeaseLostError: a lock on S3 that this process holds is somebody else's by now; the rest of the folder stays.
+    """
     if on_disk(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -355,8 +471,28 @@ def _remove_objects(folder: UPath) -> None:
     found = [each.path for each in object_store.below(folder)]
     marks = [path for path in found if path.suffix == ".json"]
     for some in (marks, [path for path in found if path.suffix != ".json"]):
-        if some:
-            object_store.remove(some)
+        remove_objects(some)
+
+
+def remove_objects(paths: Sequence[UPath]) -> None:
+    """Remove objects on S3. Right before each request it is looked whether the locks that this process holds are its own.
+
+    Raises:
+        LeaseLostError: one is somebody else's by now; the rest stays.
+    """
+    from jobs import leases, object_store
+
+    for start in range(0, len(paths), object_store.MOST_REMOVED):
+        leases.confirm()
+        object_store.remove(list(paths[start : start + object_store.MOST_REMOVED]))
+
+
+def _confirm_leases(path: Place) -> None:
+    """Raise LeaseLostError where a lock that this process holds on S3 is not its own any more."""
+    if not on_disk(path):
+        from jobs import leases
+
+        leases.confirm()
 
 
 def set_aside(path: Path) -> Path:
@@ -412,7 +548,7 @@ def locked(path: Place, *, busy: str | None = None, shared: bool = False) -> Ite
             yield
         return
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     own = lock_file(path)
     assert on_disk(own)
     with own.open("w") as file:

@@ -87,10 +87,12 @@ def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None 
             raise as_job_error(error) from error
         listed = [s for p, temperature in found.values() for s in find_suspects(p, temperature)]
         with storage.whole_file(folder / "suspects.parquet") as temporary:
-            pq.write_table(pa.Table.from_pylist([_row(s) for s in listed], schema=SUSPECTS), temporary)
+            pq.write_table(
+                pa.Table.from_pylist([_row(s) for s in listed], schema=SUSPECTS), temporary, write_page_checksum=True
+            )
         places = _places(labelled.table, lake, {s.product for s in _shown(listed)})
         pictures = thumbnails(places, config.picture.height, config.picture.width)
-        labels = {name: len(found[name][0]) if name in found else 0 for name in taxonomy.names}
+        labels = {name: int(found[name][0].has_target.sum()) if name in found else 0 for name in taxonomy.names}
         page = render_suspects(ds, taxonomy, listed, labels, SHOWN, folds, pictures, _titles(places))
         measured.rows = products
         measured.details |= {"suspects": len(listed), "folds": folds}

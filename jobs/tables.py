@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jobs import history, live, publish, sql, storage
 from jobs.errors import JobError
-from jobs.lake import PRODUCTS, Lake, is_run
+from jobs.lake import PRODUCTS, Lake, is_run, rewrite
 from jobs.settings import Settings
 from schemas.documents import HistoryIndex, RunManifest
 
@@ -40,15 +40,24 @@ def reader_lines(lake: Lake) -> dict[str, str]:
 def runs(lake: Lake) -> list[RunManifest]:
     """Return the manifests of all runs that wrote tables, newest last."""
     names = (path.name for path in storage.children(lake.run("-").parent))
-    found = (lake.read_manifest(name) for name in names if is_run(name))
+    found = (_manifest(lake, name) for name in names if is_run(name))
     return sorted((m for m in found if m is not None and m.files), key=lambda m: m.created_at)
+
+
+def _manifest(lake: Lake, run_id: str) -> RunManifest | None:
+    """Return the manifest of a run; None too where it is broken, which is said."""
+    try:
+        return lake.read_manifest(run_id)
+    except JobError as error:
+        log.warning("%s", error)
+        return None
 
 
 def show(settings: Settings) -> None:
     """Print the live tables, the runs one can go back to, the days of history, and how to read them."""
     lake = Lake(settings.root)
-    current = lake.current_run()
-    manifest = lake.read_manifest(current) if current else None
+    current = lake.read_history_index().live
+    manifest = live.manifest_of(lake, current) if current else None
     if manifest is None:
         raise JobError(f"{lake.root}: nothing is published yet; run `python -m jobs night --ds DAY`")
     print(f"live: run {current}, catalog of {manifest.ds}, model {manifest.model_version}")
@@ -132,7 +141,7 @@ def rollback(settings: Settings, run_id: str) -> str:
     manifest = lake.read_manifest(run_id)
     if manifest is None or not manifest.files:
         raise JobError(f"{run_id} wrote no tables; there are {[m.run_id for m in runs(lake)] or 'none'}")
-    publish.audit(lake, manifest.files, unique=False, digest=True)
+    publish.audit(lake, manifest.files, unique=False, digest=True, remedy=rewrite(run_id))
     live.swap(lake, lambda index: _rolled_back(lake, index, manifest))
     log.info("rollback: %s is live; a later night starts from it. Its model was %s", run_id, manifest.model_version)
     return run_id
@@ -145,7 +154,8 @@ def _rolled_back(lake: Lake, index: HistoryIndex, manifest: RunManifest) -> Hist
     if history.own_run(lake, index, manifest.ds) == manifest.run_id:
         # The days up to then stay as they are now, with the backfills that were made since.
         return HistoryIndex(live=manifest.run_id, days={d: day for d, day in index.days.items() if d <= manifest.ds})
-    left = storage.read_document(lake.left_index(manifest.run_id), HistoryIndex)
+    again = f"put it back from a copy of the lake, or run the day again: `python -m jobs night --ds {manifest.ds}`"
+    left = storage.read_document(lake.left_index(manifest.run_id), HistoryIndex, again)
     if left is None:
         raise JobError(
             f"{lake.left_index(manifest.run_id)}: {manifest.run_id} was never live, so there is no history of it; run the "

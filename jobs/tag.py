@@ -20,7 +20,7 @@ from jobs.errors import JobError
 from jobs.known import take_known
 from jobs.lake import Lake
 from jobs.settings import Settings
-from jobs.shards import Wanted, finished, metadata, wanted_of
+from jobs.shards import Wanted, choose, finished, metadata, wanted_of
 from jobs.steps import measure
 from jobs.storage import Place
 from schemas.documents import Plan, Shard
@@ -32,24 +32,29 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def tag(settings: Settings, run_id: str, shard: int | None = None) -> int:
-    """Tag a run's shards, or one of them, and return the number of products in the files; finished ones are skipped.
+def tag(settings: Settings, run_id: str, asked: str | None = None) -> int:
+    """Tag shards of a run and return the number of products in their files; finished ones are skipped.
+
+    Args:
+        settings: names the lake and the device.
+        run_id: the run, which is planned and preprocessed.
+        asked: its shards, as `jobs.shards.choose` reads them; None: all.
 
     Raises:
-        JobError: there is no such plan or shard, it is not for tagging, its model or an example is missing, or the
+        JobError: no such plan or shard exists, it is not for tagging, its model or an example is missing, or the
             device is absent.
     """
     lake = Lake(settings.root)
     plan = lake.read_plan(run_id)
     if plan.prepare_only or plan.model_version is None:
         raise JobError(f"{run_id}: this plan only makes examples to train on; plan a night: `python -m jobs plan`")
-    shards = [s for s in plan.shards if shard is None or s.id == shard]
-    if shard is not None and not shards:
-        raise JobError(f"{run_id}: the plan has no shard {shard}; it has {[s.id for s in plan.shards]}")
-    todo = [s for s in shards if not finished(lake.prediction_file(run_id, s.id), plan, s)]
-    for done in shards:
-        if done not in todo:
-            log.info("tag-%05d: already done, skipped", done.id)
+    shards = list(plan.shards) if asked is None else choose(plan, asked)
+    todo: list[Shard] = []
+    for shard in shards:
+        if finished(lake.prediction_file(run_id, shard.id), plan, shard):
+            log.info("tag-%05d: already done, skipped", shard.id)
+        else:
+            todo.append(shard)
     if todo:
         # Made when the first product needs it: where all is known from other runs, torch is not loaded.
         engine = functools.cache(functools.partial(_engine, settings, lake, plan.model_version))
@@ -75,7 +80,9 @@ def _tag_shard(lake: Lake, plan: Plan, shard: Shard, engine: Callable[[], Engine
         schema = PREDICTIONS.with_metadata({**(PREDICTIONS.metadata or {}), **metadata(plan, shard)})
         with (
             storage.whole_file(lake.prediction_file(plan.run_id, shard.id)) as path,
-            pq.ParquetWriter(path, schema, compression="zstd", write_page_index=True) as writer,
+            pq.ParquetWriter(
+                path, schema, compression="zstd", write_page_index=True, write_page_checksum=True
+            ) as writer,
             tqdm(total=shard.rows, desc=name, unit="product", disable=not progress, delay=1) as bar,
         ):
 

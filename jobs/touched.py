@@ -17,6 +17,7 @@ class Touched:
 
     products: DataFrame  # product_id, partly: only the rows of `attributes` are replaced
     attributes: tuple[str, ...]  # none: no product is touched partly
+    removed: DataFrame  # product_id: of these, those that the run removes
 
     @classmethod
     def by(cls, plan: Plan, planned: DataFrame, removed: DataFrame) -> Touched:
@@ -25,7 +26,8 @@ class Touched:
 
         partly = F.col("reason") == "model_changed" if plan.attributes else F.lit(False)
         tagged = planned.select("product_id", partly.alias("partly"))
-        return cls(tagged.unionByName(removed.select("product_id", F.lit(False).alias("partly"))), plan.attributes)
+        both = tagged.unionByName(removed.select("product_id", F.lit(False).alias("partly")))
+        return cls(both, plan.attributes, removed.select("product_id"))
 
     def whole(self) -> Touched:
         """Return those of which all rows are replaced."""

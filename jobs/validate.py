@@ -10,33 +10,32 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import duckdb
-import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import dataset
-
 from cma_clip_core.places import parquet_files
-from jobs import expectations, parquet, records, row_filter, spark, sql, storage
+from jobs import doubled_ids, expectations, parquet, records, row_filter, spark, storage, stored
 from jobs.errors import CriticalDataError, JobError
+from jobs.field_rules import field_rules
 from jobs.lake import Lake
 from jobs.preload import preload
+from jobs.report.page import render_rules
+from jobs.report.rules import failure_text
+from jobs.report.text import plain
+from jobs.rule_examples import DayTables
 from jobs.settings import Settings
 from jobs.steps import measure
-from jobs.storage import Place, on_disk
+from jobs.storage import Place
 from schemas import tables
 from schemas.documents import RawManifest, Validation
-from schemas.rules import RuleTable, load_rules
+from schemas.rules import PicturesFound, PicturesNamed, RuleTable, load_rules
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
 log = logging.getLogger(__name__)
 
 # Part of a validation's version: raise it when the parser or the filter changes what comes out.
-_LOGIC = "3"
+_LOGIC = "4"
 _DAYS = (
     60  # before a day that are looked at for how many rows it should have; the rule takes the last of these that passed
 )
@@ -55,8 +54,8 @@ def validate(settings: Settings, ds: str) -> Validation:
     version = _version(manifest, table, roots)
     docs = lake.root / "reports" / f"ds={ds}" / f"validation-{version}"
     with storage.locked(lake.valid(ds)), measure("validate", docs) as measured:
-        found = storage.read_document(lake.valid(ds) / "current.json", Validation)
-        if found is None or found.version != version or not storage.exists(lake.root / found.valid_path):
+        found = storage.find_document(lake.valid(ds) / "current.json", Validation, "the day is validated again")
+        if found is None or found.version != version or not _is_whole(lake, found):
             preload("great_expectations.expectations")
             with spark.session(settings, manifest.rows) as session:
                 found = _validate(session, settings, lake, manifest, table, roots, version, docs)
@@ -65,10 +64,16 @@ def validate(settings: Settings, ds: str) -> Validation:
             measured.folder = None  # what it did cost stays on record
         measured.rows = found.raw
     log.info(
-        "validate: %s raw = %s unparsable + %s quarantined + %s superseded + %s valid; Data Docs: %s",
+        "validate: %s raw = %s unparsable + %s quarantined + %s superseded + %s valid; rules: %s",
         *(f"{n:,}" for n in (found.raw, found.unparsable, found.quarantined, found.superseded, found.valid)),
         lake.root / found.data_docs_path,
     )
+    if found.notes:
+        log.info(
+            "validate: fields that are not used: %s", ", ".join(f"{n:,} {name}" for name, n in found.notes.items())
+        )
+    for name, count in found.unread_labels.items():
+        log.warning("validate: %s labels of %r are of no known form and cannot be read", f"{count:,}", plain(name, 60))
     if not found.passed:
         raise CriticalDataError(
             "\n  ".join(
@@ -81,6 +86,14 @@ def validate(settings: Settings, ds: str) -> Validation:
             )
         )
     return found
+
+
+def _is_whole(lake: Lake, found: Validation) -> bool:
+    """Whether the records of a validated day are as they were written."""
+    damaged = stored.damage(lake, found.files)
+    if damaged is not None:
+        log.warning("validate: %s; the day is validated again", damaged)
+    return damaged is None and storage.exists(lake.root / found.valid_path)
 
 
 def check_raw(lake: Lake, ds: str) -> RawManifest:
@@ -96,16 +109,8 @@ def check_raw(lake: Lake, ds: str) -> RawManifest:
         raise JobError(f"{folder} {what}: run `python -m jobs import-catalog FOLDER --ds {ds}`")
     for file in manifest.files:
         path = folder / file.name
-        size = storage.size(path)
-        if size is None:
-            problem = "is missing"
-        elif size != file.bytes:
-            problem = f"has {size:,} bytes, {file.bytes:,} were written: it is half-written or was changed"
-        elif storage.sha256(path) != file.sha256:
-            problem = "is not what was written (its SHA-256 differs)"
-        else:
-            continue
-        raise JobError(f"{path} {problem}; import the day again: `python -m jobs import-catalog FOLDER --ds {ds}`")
+        if (problem := storage.difference(path, file.bytes, file.sha256)) is not None:
+            raise JobError(f"{path} {problem}; import the day again: `python -m jobs import-catalog FOLDER --ds {ds}`")
     return manifest
 
 
@@ -119,11 +124,18 @@ def _version(manifest: RawManifest, table: RuleTable, roots: Sequence[Place]) ->
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
-def last_days(lake: Lake, ds: str) -> list[int]:
-    """Return the raw row counts of the validated days before `ds`, oldest first."""
+def last_days(lake: Lake, ds: str) -> list[Validation]:
+    """Return the validations of the days before `ds` that passed, oldest first."""
     days = [path.name for path in storage.children(lake.valid("-").parent, "ds=") if path.name < f"ds={ds}"]
-    counts = (storage.read_document(lake.valid("-").parent / day / "current.json", Validation) for day in days[-_DAYS:])
-    return [found.raw for found in counts if found is not None and found.passed]
+    found = (
+        storage.find_document(
+            lake.valid("-").parent / day / "current.json",
+            Validation,
+            f"{day} does not count; `python -m jobs validate --ds {day.removeprefix('ds=')}` makes it again",
+        )
+        for day in days[-_DAYS:]
+    )
+    return [validation for validation in found if validation is not None and validation.passed]
 
 
 def _validate(
@@ -148,19 +160,23 @@ def _validate(
     scratch = spark.scratch(settings, lake) / f"validate-{ds}-{version}"
     valid_path, quarantine_path = lake.valid(ds) / version, lake.quarantine(ds) / version
     try:
-        parsed = records.parse(lines, scratch / "parsed")
+        parsed = records.parse(lines, scratch / "parsed", field_rules(table, roots))
+        judged = parsed.withColumn("reasons", row_filter.reasons(table, roots))
+        doubled = doubled_ids.has_doubled_ids(scratch / "parsed", lake.work / "scratch")
+        settled = doubled_ids.settle(judged, scratch / "doubled", doubled=doubled)
         # Great Expectations runs small queries one after the other; the writes use the cores it leaves.
         with ThreadPoolExecutor(1) as pool:
-            checked = pool.submit(expectations.check, parsed, table, roots, last_days(lake, ds), docs, ds=ds)
-            judged = parsed.withColumn("reasons", row_filter.reasons(table, roots))
-            doubled = _has_doubled_ids(scratch / "parsed", lake.work / "scratch")
-            marked = _mark_superseded(judged, scratch / "doubled", doubled=doubled).withColumn("ds", F.lit(ds))
+            checked = pool.submit(expectations.check, settled, table, roots, last_days(lake, ds), ds=ds)
+            marked = doubled_ids.mark(settled, table).withColumn("ds", F.lit(ds))
             parquet.write(marked.where("kind is null"), valid_path, tables.VALID)
             parquet.write(marked.where("kind is not null"), quarantine_path, tables.QUARANTINE)
-            gate = checked.result()
-        reasons, kinds = _count(quarantine_path)
+            outcomes = checked.result()
     finally:
         storage.remove_folder(scratch)
+    with DayTables(valid_path, quarantine_path, lake.work / "scratch") as day:
+        kinds, reasons, line_errors, notes = day.kinds(), day.reasons(), day.line_errors(), day.notes()
+        unread = day.unread_labels()
+        examples = {outcome.rule.name: day.examples(outcome) for outcome in outcomes}
     counts = {kind: kinds.get(kind, 0) for kind in ("unparsable", "quarantined", "superseded")}
     n_valid = parquet.count(parquet_files(valid_path))
     if manifest.rows != n_valid + sum(counts.values()):
@@ -168,73 +184,33 @@ def _validate(
             f"{lake.raw(ds)}: {manifest.rows:,} lines were imported, but {n_valid:,} valid and {counts} came out; "
             "this is a bug of the validation, nothing is published"
         )
+    failures = tuple(
+        failure_text(outcome, examples[outcome.rule.name], line_errors, manifest.missing_pictures)
+        for outcome in outcomes
+        if not outcome.passed
+    )
+    pictures = {type(outcome.rule): outcome for outcome in outcomes}
+    named, found = pictures.get(PicturesNamed), pictures.get(PicturesFound)
     result = Validation(
         ds=ds,
         version=version,
-        passed=not gate.failures,
-        failures=gate.failures,
+        passed=not failures,
+        failures=failures,
         raw=manifest.rows,
         valid=n_valid,
         **counts,
         reasons=reasons,
+        line_errors=line_errors,
+        notes=notes,
+        unread_labels=unread,
+        pictures_named=named.rows - named.failed if named else None,
+        pictures_missing=found.failed if found else None,
         valid_path=lake.relative(valid_path),
         quarantine_path=lake.relative(quarantine_path),
-        data_docs_path=lake.relative(gate.data_docs),
+        data_docs_path=lake.relative(docs / "index.html"),
+        files=stored.describe(lake, (valid_path, quarantine_path)),
         created_at=datetime.now(UTC),
     )
+    storage.write_bytes(docs / "index.html", render_rules(result, outcomes, examples).encode())
     storage.write_document(lake.valid(ds) / "current.json", result)
     return result
-
-
-def _has_doubled_ids(parsed: Place, spill: Path) -> bool:
-    """Whether an id is in the files of `parsed` twice, be it in records that are rejected. In bounded memory."""
-    with duckdb.connect(config={"memory_limit": "512MB", "temp_directory": str(spill)}) as connection:
-        sql.reach(connection, parsed)
-        files = [str(file) for file in parquet_files(parsed)]
-        ids = connection.read_parquet(files).filter("product_id is not null")
-        return bool(ids.aggregate("product_id, count(*) as n").filter("n > 1").limit(1).fetchall())
-
-
-def _mark_superseded(parsed: DataFrame, scratch: Place, *, doubled: bool) -> DataFrame:
-    """Add `kind`: null where valid. Of the valid records with one id the newest wins, of equally new ones the last.
-
-    Args:
-        scratch: where the doubled ids are kept. As a file their size is known before the texts are joined with them:
-            where they are few, as on all days but the worst, the texts stay where they are.
-        doubled: whether an id is there twice at all.
-    """
-    from pyspark.sql import functions as F
-
-    joined, superseded = parsed, F.lit(False)
-    if doubled:
-        order = F.struct(F.try_to_timestamp(F.col("updated_at")), "source_file", "block", "position")
-        candidates = parsed.where(F.size("reasons") == 0).select("product_id", order.alias("order"))
-        newest = candidates.groupBy("product_id").agg(F.max("order").alias("newest"), F.count("*").alias("n"))
-        several = newest.where("n > 1").drop("n")
-        several.write.mode("overwrite").parquet(storage.spark_uri(scratch))
-        several = parsed.sparkSession.read.schema(several.schema).parquet(storage.spark_uri(scratch))
-        joined = parsed.join(several, "product_id", "left")
-        superseded = F.col("newest").isNotNull() & (order != F.col("newest"))
-    kind = (
-        F.when(F.col("line_error").isNotNull(), "unparsable")
-        .when(F.size("reasons") > 0, "quarantined")
-        .when(superseded, "superseded")
-    )
-    reasons = F.when(kind == "superseded", F.array(F.lit("newer_record_with_this_id"))).otherwise(F.col("reasons"))
-    return joined.withColumn("kind", kind).withColumn("reasons", reasons)
-
-
-def _count(quarantine: Place) -> tuple[dict[str, int], dict[str, int]]:
-    """Return how many records of the folder broke each rule, the most frequent first, and how many are of each kind."""
-    files = parquet_files(quarantine)
-    filesystem = None if on_disk(quarantine) else quarantine.fs
-    paths = [str(file) if on_disk(file) else file.path for file in files]
-    found = dataset.dataset(paths, format="parquet", filesystem=filesystem, schema=tables.QUARANTINE)
-    found = found.to_table(columns=["kind", "reasons"])
-    broken = found.filter(pc.field("kind") != "superseded")["reasons"]
-    reasons = _value_counts(pc.list_flatten(broken))
-    return dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))), _value_counts(found["kind"])
-
-
-def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
-    return {item["values"]: item["counts"] for item in column.value_counts().to_pylist()}

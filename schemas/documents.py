@@ -21,6 +21,21 @@ class RawFile(Strict):
     sha256: str
 
 
+class LostPicture(Strict):
+    """A picture that a record names and the import could not have."""
+
+    name: str = Field(description="as the record gives it, its start alone where it is long")
+    why: str = Field(description="its status in `RawManifest.pictures`, and what was found")
+    nearest: tuple[str, ...] = Field(
+        default=(), description="the names most like it that the export has, three at most"
+    )
+
+    def in_words(self) -> str:
+        """Return what a person needs to find it."""
+        nearest = f" (nearest: {', '.join(map(repr, self.nearest))})" if self.nearest else ""
+        return f"{self.name!r}: {self.why}{nearest}"
+
+
 class RawManifest(Strict):
     """``catalog/raw/ds=D/_manifest.json``, written last: a day without it is not complete."""
 
@@ -32,7 +47,35 @@ class RawManifest(Strict):
         default_factory=dict, description="what import read in another way than written, or left out, counted"
     )
     unreadable: dict[str, int] = Field(default_factory=dict, description="lines that are no records, by the reason")
+    pictures: dict[str, int] = Field(
+        default_factory=dict,
+        description="pictures that records name by what became of them: added | known (in the lake already) | missing | "
+        "ambiguous (several names are like it) | url | forbidden (its name leads out of the export) | link (a symbolic link "
+        "that is not followed) | empty | too_large | broken; none where pictures are not imported",
+    )
+    missing_pictures: tuple[LostPicture, ...] = Field(
+        default=(), description="three at most of those that are neither added nor known"
+    )
     created_at: datetime
+
+    @property
+    def pictures_named(self) -> int:
+        """How many pictures records name."""
+        return sum(self.pictures.values())
+
+    @property
+    def lost_pictures(self) -> int:
+        """How many pictures that records name could not be had."""
+        return sum(n for status, n in self.pictures.items() if status not in ("added", "known"))
+
+
+class StoredFile(Strict):
+    """A file as it was written: whoever builds on it sees whether it still is that."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str = Field(description="'': it was not taken")
 
 
 class Validation(Strict):
@@ -48,9 +91,26 @@ class Validation(Strict):
     superseded: int
     valid: int
     reasons: dict[str, int] = Field(description="rows by the rule that failed; a row may fail several")
+    line_errors: dict[str, int] = Field(default_factory=dict, description="unparsable lines by why they are no record")
+    notes: dict[str, int] = Field(
+        default_factory=dict,
+        description="valid rows that lost a field, by the rule that took it; a row may lose several",
+    )
+    unread_labels: dict[str, int] = Field(
+        default_factory=dict, description="valid rows with a label of a form that is not known, by the label's name"
+    )
+    pictures_named: int | None = Field(
+        default=None, description="records that name a picture; None: the rules did not ask"
+    )
+    pictures_missing: int | None = Field(
+        default=None, description="of these, records whose picture import could not find; None: the rules did not ask"
+    )
     valid_path: str
     quarantine_path: str
     data_docs_path: str
+    files: tuple[StoredFile, ...] = Field(
+        default=(), description="those of both folders; none where an earlier version wrote them"
+    )
     created_at: datetime
 
 
@@ -106,7 +166,17 @@ class Plan(Strict):
     held: int = Field(
         description="published products kept as they are because today's record is, or may be, quarantined"
     )
+    held_pictures: int = Field(
+        default=0,
+        description="valid products kept as they are published, with their picture, because it is not there today",
+    )
+    removals_allowed: bool = Field(
+        default=False, description="True: a person let it remove more products than a night may by itself"
+    )
     to_preprocess: int
+    files: tuple[StoredFile, ...] = Field(
+        default=(), description="products to tag and products removed; none where an earlier version wrote them"
+    )
     created_at: datetime
 
     @property
@@ -136,6 +206,7 @@ class ExamplesManifest(Strict):
     taxonomy_fingerprint: str
     rows: int
     image_statuses: dict[str, int] = Field(description="examples by image_status")
+    files: tuple[StoredFile, ...] = Field(default=(), description="none where an earlier version wrote them")
     created_at: datetime
 
 
@@ -151,6 +222,14 @@ class LabelledInputs(Strict):
     rules: int = Field(description="version of the rules that link products to families and mark labels as spoken")
 
 
+class GivenValues(Strict):
+    """What the catalog gives of an attribute, by products that it applies to."""
+
+    listed: int = Field(description="products with a value that the taxonomy lists")
+    unlisted: int = Field(description="products with values alone that it does not list: no labels, and no gaps")
+    gaps: int = Field(description="products without any value")
+
+
 class LabelledManifest(Strict):
     """``labelled/ds=D/set=S/manifest.json``: a labelled set, complete; written last."""
 
@@ -160,7 +239,9 @@ class LabelledManifest(Strict):
     examples: int = Field(description="rows of the example folders: products + superseded + unlabelled + empty")
     products: int = Field(description="rows of products.parquet")
     superseded: int = Field(description="examples of products that have a newer one")
-    unlabelled: int = Field(description="examples without any label that counts")
+    unlabelled: int = Field(
+        description="examples without any value that counts; on the training side, those without a label"
+    )
     empty: int = Field(description="labelled examples with neither text nor picture: nothing to learn from")
     sides: dict[str, int] = Field(description="products by side")
     families: int
@@ -170,17 +251,36 @@ class LabelledManifest(Strict):
     not_applicable: dict[str, int] = Field(
         description="products by attribute whose label does not count, since it does not apply to their article type"
     )
+    given: dict[str, GivenValues] = Field(
+        default_factory=dict, description="by attribute, of all products; empty: not counted, by older versions"
+    )
     created_at: datetime
 
 
-class PublishedFile(Strict):
+class PublishedFile(StoredFile):
     """One Parquet file of a published run."""
 
-    path: str
     table: str = Field(description="attribute name, or '_products' for the state of the products")
-    rows: int
-    bytes: int
-    sha256: str
+
+
+class RowCounts(Strict):
+    """The rows of one attribute in the tables, before a run and after it: before - replaced - removed + fresh = after."""
+
+    before: int
+    replaced: int = Field(description="of products that the run tagged")
+    removed: int = Field(description="of products that are not in the catalog any more")
+    fresh: int = Field(description="that the run made, as they were counted where the day's changes were written")
+    after: int = Field(description="by the files' footers")
+
+    def difference(self) -> str | None:
+        """Return what does not hold, in words, or None."""
+        found = self.before - self.replaced - self.removed + self.fresh
+        if self.after == found:
+            return None
+        return (
+            f"{self.after} rows != before {self.before} - replaced {self.replaced} - removed {self.removed} + "
+            f"fresh {self.fresh} = {found}"
+        )
 
 
 class HistoryDay(Strict):
@@ -216,6 +316,9 @@ class RunManifest(Strict):
     history: dict[Day, HistoryDay] = Field(description="the days of history this run writes")
     history_files: tuple[PublishedFile, ...]
     history_base: dict[Day, str | None] = Field(description="the run of each of those days before this one")
+    attribute_rows: dict[str, RowCounts] = Field(
+        default_factory=dict, description="by attribute; none of a backfill, or where an earlier version wrote it"
+    )
     created_at: datetime
 
 
@@ -271,8 +374,14 @@ class Ledger(Strict):
     model_changed: int
     removed: int
     held: int
+    held_pictures: int = Field(
+        default=0, description="of the valid: kept as they were since their picture is not there"
+    )
     published_products: int
     published_rows: int
+    attribute_rows: dict[str, RowCounts] = Field(
+        default_factory=dict, description="by attribute; none where no table was written, or by an earlier version"
+    )
     created_at: datetime
 
     def lines(self) -> list[str]:
@@ -281,7 +390,8 @@ class Ledger(Strict):
             f"{self.raw:,} raw lines = {self.unparsable:,} unparsable + {self.quarantined:,} quarantined + "
             f"{self.superseded:,} superseded + {self.valid:,} valid",
             f"{self.valid:,} valid = {self.unchanged:,} unchanged + {self.tagged_both:,} tagged by both + "
-            f"{self.tagged_text:,} by text + {self.tagged_image:,} by picture + {self.untaggable:,} untaggable",
+            f"{self.tagged_text:,} by text + {self.tagged_image:,} by picture + {self.untaggable:,} untaggable"
+            + (f" + {self.held_pictures:,} held for their pictures" if self.held_pictures else ""),
             f"{self.new:,} new, {self.changed:,} changed, {self.model_changed:,} for a new model, {self.removed:,} removed, "
             f"{self.held:,} held",
             f"{self.published_products:,} products, {self.published_rows:,} rows are published",
@@ -294,10 +404,19 @@ class Ledger(Strict):
         found = []
         if self.raw != seen:
             found.append(f"raw lines {self.raw} != unparsable + quarantined + superseded + valid = {seen}")
-        if self.valid != self.unchanged + tagged:
-            found.append(f"valid {self.valid} != unchanged {self.unchanged} + tagged and untaggable {tagged}")
+        if self.valid != self.unchanged + tagged + self.held_pictures:
+            found.append(
+                f"valid {self.valid} != unchanged {self.unchanged} + tagged and untaggable {tagged} + held for their pictures "
+                f"{self.held_pictures}"
+            )
         if self.new + self.changed + self.model_changed != tagged:
             found.append(f"planned {self.new + self.changed + self.model_changed} != tagged and untaggable {tagged}")
         if not self.backfill and self.published_products != self.valid + self.held:
             found.append(f"published products {self.published_products} != valid {self.valid} + held {self.held}")
+        for name, counts in self.attribute_rows.items():
+            if (difference := counts.difference()) is not None:
+                found.append(f"{name}: {difference}")
+        rows = sum(counts.after for counts in self.attribute_rows.values())
+        if self.attribute_rows and self.published_rows != rows:
+            found.append(f"published rows {self.published_rows} != {rows}, the sum of the attributes")
         return found

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
 LABELS: Final = pa.map_(pa.string(), pa.list_(pa.string()))
+NOTES: Final = pa.map_(pa.string(), pa.string())
 TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
 
 
@@ -59,6 +60,11 @@ VALID: Final = _schema(
     _field(
         "mistyped_labels", pa.map_(pa.string(), pa.string()), "labels that are no text: field name to the JSON found"
     ),
+    _field(
+        "notes",
+        NOTES,
+        "fields that the record lost, or that hold less than the shop gave: field name to the rule, a colon, and what was found",
+    ),
     _SOURCE_HASH,
     _DS,
 )
@@ -68,6 +74,7 @@ QUARANTINE: Final = _schema(
     _field("kind", pa.string(), "unparsable | quarantined | superseded (a newer record has this id)", null=False),
     _field("reasons", pa.list_(pa.string()), "names of the rules that failed", null=False),
     _field("product_id", pa.string(), "the record's id where one could be read"),
+    _field("notes", NOTES, "as in `valid`; under `line` why the line is no record, and where the shop wrote it"),
     _field("raw", pa.binary(), "the raw line, byte for byte", null=False),
     _field("source_file", pa.string(), "the raw file the line is from", null=False),
     _DS,
@@ -111,7 +118,8 @@ EXAMPLES: Final = _schema(
     _field(
         "unknown_labels",
         LABELS,
-        "the catalog's labels outside the taxonomy, in the shop's words, by attribute name",
+        "the catalog's labels outside the taxonomy, in the shop's words, by attribute name; several words of a single-valued "
+        "attribute are one label, joined by |",
         null=False,
     ),
 )
@@ -169,6 +177,12 @@ PREDICTIONS: Final = _schema(
     _field("modality", pa.string(), "what the model saw: both | text | image | none (untaggable)", null=False),
     _field("image_status", pa.string(), "as in the example", null=False),
     _field("labels", LABELS, "the catalog's labels, in the taxonomy's words, as in the example", null=False),
+    _field(
+        "unlisted",
+        LABELS,
+        "the catalog's labels outside the taxonomy, in the shop's words, as in the example; null: not recorded, by versions "
+        "that did not keep them",
+    ),
     _field("applicable", pa.list_(pa.string()), "attributes that apply to this product", null=False),
     _field(
         "predictions",
@@ -183,17 +197,33 @@ ATTRIBUTES: Final = _schema(
     "The attribute table: one row for a product, an attribute that applies to it and, where multi-valued, a value",
     _PRODUCT_ID,
     _field("attribute", pa.string(), "attribute name", null=False),
-    _field("value", pa.string(), "what to use: the catalog's own value, else the model's where accepted, else null"),
-    _field("source", pa.string(), "where `value` is from: catalog | model; null where there is none"),
-    _field("catalog_value", pa.string(), "the catalog's own value, in the taxonomy's words"),
+    _field(
+        "value",
+        pa.string(),
+        "what to use: the catalog's own value, listed in the taxonomy or not; where it gives none, the model's if accepted; "
+        "otherwise null",
+    ),
+    _field(
+        "source",
+        pa.string(),
+        "where `value` is from: catalog | catalog_unlisted (the shop's own word, which the taxonomy does not list) | model; "
+        "null where there is none",
+    ),
+    _field(
+        "catalog_value",
+        pa.string(),
+        "the catalog's own value: in the taxonomy's words where it is listed, otherwise in the shop's, as given; several words "
+        "of a single-valued attribute are joined by |",
+    ),
     _field("model_value", pa.string(), "the model's best value; null where the model saw neither text nor picture"),
     _field("confidence", pa.float32(), "the model's probability of model_value", unit="0 to 1"),
     _field("accepted", pa.bool_(), "confidence reaches the threshold of the promised precision", null=False),
     _field(
         "conflict",
         pa.bool_(),
-        "an accepted model value differs from the catalog's: a suspected wrong label, unless the model was trained on "
-        "that very label; the step `suspects` asks models that were not",
+        "an accepted model value differs from the catalog's listed ones: a suspected wrong label, unless the model was "
+        "trained on that very label; the step `suspects` asks models that were not. Never where the catalog gives unlisted "
+        "values alone: no model knows them",
         null=False,
     ),
     _field("text_weight", pa.float32(), "modality-wise attention on the text", unit="0 to 1"),

@@ -5,15 +5,17 @@ A taxonomy is a YAML file; adding an attribute or a value is an edit of that fil
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from schemas.characters import fold
 from schemas.loading import Strict, load_shipped
 
 BUILT_IN = Path(__file__).parent / "taxonomies"
@@ -22,9 +24,15 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 
 
-def fold(text: str) -> str:
-    """Return `text` as it is compared: case folded, spaces collapsed, ends trimmed."""
-    return " ".join(text.split()).casefold()
+_COMPARED: Final = 100  # characters of a word that are compared with the values' names
+SEVERAL: Final = "|"  # joins the words of a single-valued attribute that is given several
+
+# What programs write where there is nothing, folded: never a label, unless a value has this name. Words that a person may
+# have meant ("None", "unknown") are the shop's, until an attribute's `ignore` lists them.
+_NULLS: Final = frozenset(
+    {"na", "n/a", "n.a", "nan", "nil", "null", "(null)", "<null>", "[null]", "undefined", "\\n", "#n/a", "#n/a n/a", "#na",
+     "#ref!", "#value!", "#name?", "#div/0!", "#null!", "#num!"}
+)  # fmt: skip
 
 
 class Value(Strict):
@@ -32,6 +40,22 @@ class Value(Strict):
 
     name: Text
     aliases: tuple[Text, ...] = ()
+
+
+def _value(given: Any) -> Any:
+    """Return a value as YAML gives it with its name and aliases as texts. Raises ValueError for true and false."""
+    if isinstance(given, dict):
+        aliases = given.get("aliases")
+        changed = {"name": _word(given.get("name"))}
+        return given | changed | ({"aliases": [_word(a) for a in aliases]} if isinstance(aliases, list) else {})
+    word = _word(given)
+    return {"name": word} if isinstance(word, str) else given
+
+
+def _word(given: Any) -> Any:
+    if isinstance(given, bool):
+        raise ValueError("YAML reads Yes, No, On and Off as true and false: write the word in quotes")
+    return str(given) if isinstance(given, int | float) else given
 
 
 class Attribute(Strict):
@@ -49,14 +73,17 @@ class Attribute(Strict):
     ignore: tuple[Text, ...] = Field(
         default=(), description="labels that say nothing, such as NA: dropped, not reported"
     )
+    unlisted: Literal["keep", "ignore"] = Field(
+        default="keep",
+        description="words that are none of the values: keep: they are the shop's own value; ignore: they are no value, as "
+        "in a column of tags that holds all sorts of things",
+    )
     prompts: tuple[Text, ...] = Field(default=("a photo of a product, {value}",), description="zero-shot templates")
 
     @field_validator("values", mode="before")
     @classmethod
     def _bare_values(cls, values: Any) -> Any:
-        if isinstance(values, list):
-            return [{"name": v} if isinstance(v, str) else v for v in values]
-        return values
+        return [_value(v) for v in values] if isinstance(values, list) else values
 
     @field_validator("name")
     @classmethod
@@ -118,9 +145,50 @@ class Attribute(Strict):
         return frozenset(["", *(fold(word) for word in self.ignore)])
 
     def read(self, raw: str) -> tuple[bool, str | None]:
-        """Return whether `raw` says anything, and the value that it names (by name or alias, case and spaces aside)."""
+        """Return whether `raw` says anything, and the value that it names, by name or alias, as `fold` compares them.
+
+        A word of `ignore`, what programs write for nothing (``NULL``, ``#N/A``), and what has neither letter nor digit
+        say nothing, unless they name a value.
+        """
         folded = fold(raw)
-        return folded not in self._ignored, self._lookup.get(folded)
+        value = self._lookup.get(folded)
+        says = value is not None or not (
+            folded in self._ignored or folded in _NULLS or not any(c.isalnum() for c in folded)
+        )
+        return says, value
+
+    def read_all(self, words: Iterable[str | None]) -> tuple[list[str], list[str]]:
+        """Return the values that the catalog's `words` name, in class order, and the words that name none, as given.
+
+        Each is there once. A single-valued attribute has one value or one word: where `words` say several things, none of
+        them is the value, and all of them joined are the word.
+        """
+        named: dict[str, str] = {}  # value: its first word
+        outside: dict[str, str] = {}  # folded: the first word
+        said: list[str] = []
+        for word in words:
+            says, value = self.read(word) if word is not None else (False, None)
+            if word is None or not says or (value is None and self.unlisted == "ignore"):
+                continue
+            known, key = (outside, fold(word)) if value is None else (named, value)
+            if key not in known:
+                known[key] = word
+                said.append(word)
+        if not self.multi_valued and len(said) > 1:
+            return [], [SEVERAL.join(word.strip() for word in said)]
+        return sorted(named, key=self.index.__getitem__), list(outside.values())
+
+    def several(self, word: str) -> tuple[str, ...]:
+        """Return the values that an unlisted `word` of a single-valued attribute names, where it names several."""
+        if self.multi_valued or SEVERAL not in word:
+            return ()
+        values = [value for part in word.split(SEVERAL) if (value := self.read(part)[1]) is not None]
+        return tuple(dict.fromkeys(values)) if len(set(values)) > 1 else ()
+
+    def nearest(self, word: str) -> str | None:
+        """Return the value whose name or alias resembles `word` most; None where none does (difflib, ratio 0.6)."""
+        found = difflib.get_close_matches(fold(word)[:_COMPARED], self._lookup, n=1)
+        return self._lookup[found[0]] if found else None
 
 
 class Taxonomy(Strict):
@@ -191,26 +259,31 @@ class Taxonomy(Strict):
     def normalise(self, labels: Mapping[str, Iterable[str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         """Split the catalog's `labels` (source field to raw values) into known and unknown ones.
 
+        A field is found by its name; where no field has that very name, by one that is folded alike ("Colour" for "colour").
+
         Returns:
-            known labels, by attribute name, in the taxonomy's words, in class order; of a single-valued attribute the
-            first; and unknown labels, by attribute name, in the shop's words. Ignored labels are in neither.
+            known labels, by attribute name, in the taxonomy's words, in class order; and unknown labels, by attribute name,
+            in the shop's words. Ignored labels are in neither. A single-valued attribute has one label at most, known or
+            unknown (`Attribute.read_all`).
         """
         known: dict[str, list[str]] = {}
         unknown: dict[str, list[str]] = {}
+        alike: dict[str, list[str]] | None = None
         for attribute in self.attributes:
-            found: list[str] = []
-            for raw in labels.get(attribute.field) or ():
-                says, value = attribute.read(raw) if raw is not None else (False, None)
-                if not says:
-                    continue
-                if value is None:
-                    unknown.setdefault(attribute.name, []).append(raw)
-                elif value not in found:
-                    found.append(value)
-            if found:
-                known[attribute.name] = (
-                    sorted(found, key=attribute.index.__getitem__) if attribute.multi_valued else found[:1]
-                )
+            words = labels.get(attribute.field)
+            if words is None and attribute.field not in labels:
+                if alike is None:
+                    alike = {}
+                    for field, given in labels.items():
+                        alike.setdefault(fold(field), []).extend(given or ())
+                words = alike.get(fold(attribute.field))
+            if not words:
+                continue
+            values, outside = attribute.read_all(words)
+            if values:
+                known[attribute.name] = values
+            if outside:
+                unknown[attribute.name] = outside
         return known, unknown
 
     def incomparable(self, other: Taxonomy) -> list[str]:
@@ -266,6 +339,10 @@ class Taxonomy(Strict):
                     )
             if ignored := mine._ignored ^ theirs._ignored:
                 found.append(f"{mine.name}: ignored by one of them alone: {', '.join(sorted(map(repr, ignored)))}")
+            if mine.unlisted != theirs.unlisted:
+                found.append(
+                    f"{mine.name}: unlisted values are {_UNLISTED[theirs.unlisted]} now, not {_UNLISTED[mine.unlisted]}"
+                )
             if mine.prompts != theirs.prompts:
                 found.append(f"{mine.name}: other prompts")
         return found
@@ -284,8 +361,15 @@ class Taxonomy(Strict):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Twelve hex digits that change when anything in the taxonomy does."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
+        """Twelve hex digits that change when anything in the taxonomy does.
+
+        A setting that came later is left out where it has its default: fingerprints of older taxonomies stay what they were.
+        """
+        defaults = {i: {"unlisted"} for i, attribute in enumerate(self.attributes) if attribute.unlisted == "keep"}
+        return hashlib.sha256(self.model_dump_json(exclude={"attributes": defaults}).encode()).hexdigest()[:12]
+
+
+_UNLISTED: Final = {"keep": "kept", "ignore": "ignored"}
 
 
 def _kinds_in_words(kinds: Iterable[str | None]) -> str:

@@ -99,12 +99,27 @@ def test_the_lock_file_names_no_index() -> None:
     """An address of whoever made it (a proxy, a mirror, a password in it) is nobody else's."""
     lines = (REPOSITORY / "requirements.lock").read_text().splitlines()
     assert len(lines) > 100
-    wrong = [
-        x
-        for x in lines
-        if "://" in x or x.lstrip().startswith("-") or (x.strip() and x[0] not in "# " and "==" not in x)
-    ]
+    shapes = (
+        r"\s*#.*",
+        r"[a-z0-9._\[\],-]+==\S+( ; .+)? \\",
+        r"    --hash=sha256:[0-9a-f]{64}( \\)?",
+    )
+    wrong = [x for x in lines if "://" in x or not any(re.fullmatch(shape, x) for shape in shapes)]
     assert wrong == []
+
+
+def test_every_library_is_locked_by_its_hash() -> None:
+    """A file that an index gives out under the same name and version, but with other bytes, is not installed."""
+    text = (REPOSITORY / "requirements.lock").read_text()
+    pinned = re.findall(r"^[a-z0-9._-]+.*==.*\n(?! +--hash=)", text, re.MULTILINE)
+    assert text.count("--hash=sha256:") > 1000
+    assert pinned == []
+    for file in (".ci/install", "Dockerfile"):
+        installs = [
+            x for x in (REPOSITORY / file).read_text().splitlines() if "requirements.lock" in x and " install " in x
+        ]
+        assert len(installs) == 1, file
+        assert all("--require-hashes" in x for x in installs), file
 
 
 def test_hooks_run_where_the_environment_is() -> None:

@@ -1,4 +1,4 @@
-"""Write a day's raw files so that the day appears in one step, whole."""
+"""Write a day's raw files so that the day appears in one step, whole, in place of what it was."""
 
 from __future__ import annotations
 
@@ -10,63 +10,58 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, cast
 
-from jobs import object_store, storage
+from jobs import storage
+from jobs.storage import Place
 from schemas.documents import RawFile, RawManifest
-
-if TYPE_CHECKING:
-    from upath import UPath
 
 PART_ROWS: Final = 10_000
 
 
-class DayOnDisk:
-    """A day's raw files in a folder that takes the day's place in one step."""
+class DayWriter:
+    """A day's raw files beside those that it had before, until the manifest names them.
 
-    def __init__(self, day: Path, stack: contextlib.ExitStack) -> None:
+    The manifest is swapped whole, so that whatever instant an import is killed at, the day is as it was or as it is to be.
+    What the manifest does not name is removed afterwards, or by the day's next import.
+    """
+
+    def __init__(self, day: Place, stack: contextlib.ExitStack) -> None:
         self._day = day
-        self._fresh, self._old = (day.with_name(f".{day.name}.{what}") for what in ("fresh", "old"))
-        for leftover in (self._fresh, self._old):
-            storage.remove_folder(leftover)  # of a killed import
-            stack.callback(storage.remove_folder, leftover)  # of this one, where it fails
-        self._fresh.mkdir(parents=True)
-
-    def add(self, name: str, written: Path, digest: str) -> str:  # noqa: ARG002 - of `DayOnS3`
-        """Take over a file; return its name."""
-        with storage.whole_file(self._fresh / name) as temporary:
-            shutil.move(written, temporary)
-        return name
-
-    def publish(self, manifest: RawManifest) -> None:
-        storage.write_document(self._fresh / "_manifest.json", manifest)
-        if self._day.exists():
-            self._day.rename(self._old)
-        self._fresh.rename(self._day)
-
-
-class DayOnS3:
-    """A day's raw files beside those that it had before, until the manifest names them."""
-
-    def __init__(self, day: UPath, stack: contextlib.ExitStack) -> None:
-        self._day, self._names = day, set[str]()
         stack.callback(self._remove_others)
 
     def add(self, name: str, written: Path, digest: str) -> str:
         """Take over a file; return its name, by its content: none that the day has is written over."""
         stem, _, ending = name.partition(".")
-        own = f"{stem}-{digest[:12]}.{ending}"
-        object_store.upload(written, self._day / own)
-        return own
+        target = self._day / f"{stem}-{digest[:12]}.{ending}"
+        if storage.on_disk(target):
+            with storage.whole_file(target) as temporary:
+                shutil.move(written, temporary)
+        else:
+            from jobs import object_store
+
+            object_store.upload(written, target)
+        return target.name
 
     def publish(self, manifest: RawManifest) -> None:
+        """Make the files that `manifest` names the day's."""
         storage.write_document(self._day / "_manifest.json", manifest)
 
     def _remove_others(self) -> None:
         """Remove what the manifest does not name: what the day had before, or what a failed import wrote."""
         found = storage.read_document(self._day / "_manifest.json", RawManifest)
         named = {"_manifest.json", *(file.name for file in (found.files if found else ()))}
-        object_store.remove([path for path in object_store.children(self._day) if path.name not in named])
+        if not storage.on_disk(self._day):
+            from jobs import object_store
+
+            storage.remove_objects([path for path in object_store.children(self._day) if path.name not in named])
+            return
+        for path in storage.children(self._day):
+            if path.name not in named and storage.on_disk(path):
+                storage.remove(path)
+        if found is None:
+            with contextlib.suppress(OSError):  # there was no day before either
+                self._day.rmdir()
 
 
 def write_parts(add: Callable[[str, Path, str], str], lines: Iterable[bytes]) -> tuple[RawFile, ...]:

@@ -15,13 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from jobs import storage
-from jobs.importing.day_writer import DayOnDisk, DayOnS3, write_parts
+from jobs.importing.day_writer import DayWriter, write_parts
 from jobs.importing.file_checks import FileChecks
 from jobs.importing.formats import Row, find_records, read_records
 from jobs.importing.grouping import grouped
 from jobs.importing.mapper import Mapper
 from jobs.importing.noticed import Noticed
-from jobs.importing.picture_store import PictureStore, open_sources, picture_writer
+from jobs.importing.picture_sources import open_sources
+from jobs.importing.picture_store import PictureStore, picture_writer
 from jobs.importing.sources import Bounds, open_source
 from jobs.lake import Lake, check_day
 from jobs.settings import Settings
@@ -35,8 +36,8 @@ log = logging.getLogger(__name__)
 def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> RawManifest:
     """Write the export in `folder` as the raw catalog of the day `ds`, in place of what the day had before.
 
-    The day appears in one step, whole: a failure or a kill leaves the day as it was, or (in the instant of the swap)
-    absent. Pictures are added to ``catalog/pictures`` under the hash of their content.
+    The day appears in one step, whole: a failure or a kill leaves the day as it was. Pictures are added to
+    ``catalog/pictures`` under the hash of their content.
 
     Args:
         settings: where the lake is.
@@ -60,21 +61,22 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
         open_source(file, columns, bounds)  # what is no text is refused before pictures are copied
     alone = storage.locked(day, busy="another import of this day is running; wait for it")
     with measure("import-catalog") as measured, alone, contextlib.ExitStack() as stack:
-        target = DayOnDisk(day, stack) if storage.on_disk(day) else DayOnS3(day, stack)
+        target = DayWriter(day, stack)
         pictures = None
         if columns.pictures:
             picture_sources, counts = open_sources(folder, columns, stack), Counter[str]()
             pictures = PictureStore(picture_writer(lake, day, counts, stack), picture_sources, counts)
-        noticed = Noticed()
-        if others:
-            log.warning("import-catalog: not read, since an earlier pattern of `records` has files: %s", _named(others))
-            noticed.note("files of later patterns, not read", len(others))
-        mapper = Mapper(columns, pictures, noticed)
-        lines = (mapper.line(row) for row in _rows(files, columns, bounds, mapper, noticed, settings.progress))
-        parts = write_parts(target.add, lines)
-        mapper.check()
-        if pictures is not None:
-            pictures.writer.finish()  # the day may name only what is there
+        while True:
+            noticed = Noticed()
+            if others:
+                noticed.note("files of later patterns, not read", len(others))
+            mapper = Mapper(columns, pictures, noticed)
+            lines = (mapper.line(row) for row in _rows(files, columns, bounds, mapper, noticed, settings.progress))
+            parts = write_parts(target.add, lines)
+            mapper.check()
+            if pictures is None or pictures.settled():
+                break
+        lost = pictures.finish(folder) if pictures is not None else ()  # the day may name only what is there
         manifest = RawManifest(
             ds=ds,
             source=str(folder.resolve()),
@@ -82,13 +84,15 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
             rows=sum(part.rows for part in parts),
             notes=dict(noticed.notes),
             unreadable=dict(noticed.unreadable),
+            pictures=dict(pictures.counts) if pictures is not None else {},
+            missing_pictures=lost,
             created_at=datetime.now(UTC),
         )
         target.publish(manifest)
         measured.rows = manifest.rows
+    if others:
+        log.warning("import-catalog: not read, since an earlier pattern of `records` has files: %s", _named(others))
     noticed.report()
-    if pictures is not None:
-        log.info("import-catalog: pictures %s", dict(pictures.counts))
     return manifest
 
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import re
+from collections import Counter
 from dataclasses import replace
 from typing import Final
 
 from jobs.errors import JobError
 from jobs.importing.formats import Json, Row
-from jobs.importing.json_lines import DECODER
 from jobs.importing.noticed import Noticed, shown
 from jobs.importing.picture_store import PictureStore
 from jobs.importing.sources import LINE_START, MAX_LINE
 from jobs.importing.values import identity, instant
+from jobs.label_forms import UnreadableError, decoded, read_object, read_value
 from jobs.rejected_lines import RejectedLine
 from schemas.mapping import Mapping
 
 log = logging.getLogger(__name__)
 
 _EXAMPLES: Final = 3  # values that a message shows
+_UNREAD: Final = 100  # names of labels that cannot be read that are told apart
+_OTHERS: Final = "other names"
+_SHOWN: Final = 120  # characters of a name or value in a message
 _BRACES: Final = re.compile(r"\{([^{}]+)\}")
 
 
@@ -33,6 +36,8 @@ class Mapper:
         self._nulls = frozenset(text.strip() for text in mapping.null_values)
         self._times = self._unread_times = 0
         self._time_examples: list[str] = []
+        self.unread: Counter[str] = Counter()  # labels of no known form, by name
+        self._example: dict[str, Json] = {}
 
     def line(self, row: Row) -> bytes:
         """Return `row` as a line of the raw catalog, its end included."""
@@ -90,9 +95,13 @@ class Mapper:
             if len(given) > 1:
                 merged[column] = given
         for column in self._mapping.label_objects:
-            objects = [value for row in rows if isinstance(value := get_column(row, column), dict)]
-            if objects:
-                merged[column] = {name: value for each in reversed(objects) for name, value in each.items()}
+            given = []
+            for row in rows:
+                value = get_column(row, column)
+                if value is not ABSENT and not self._is_empty(value):
+                    given += [each for each in (value if isinstance(value, list) else [value]) if each not in given]
+            if len(given) > 1:
+                merged[column] = given  # read as a list of objects, which may name an attribute several times
         return merged
 
     def key(self, row: dict[str, Json]) -> str | None:
@@ -102,6 +111,7 @@ class Mapper:
 
     def check(self) -> None:
         """Raise JobError where more than a few times of `updated_at` cannot be read."""
+        self.log_unread()
         unread, given = self._unread_times, self._times
         if unread > max(2, given // 100) or 2 * unread > given:
             written = self._mapping.updated_at_format
@@ -141,29 +151,54 @@ class Mapper:
         return value is None or (isinstance(value, str) and value.strip() in self._nulls)
 
     def _labels(self, row: dict[str, Json]) -> dict[str, Json]:
-        labels: dict[str, Json] = {}
+        """Return the row's labels by name: a text, or a list of them; what has no known form stays for validate to report."""
+        found: dict[str, list[str]] = {}
+        unread: dict[str, Json] = {}
         for column in self._mapping.labels:
-            if (label := self._label(self._value(row, column))) is not None:
-                labels[column] = label
+            value = self._value(row, column)
+            try:
+                texts = read_value(decoded(value) if isinstance(value, str) else value, column)
+            except UnreadableError:
+                if isinstance(value, str):
+                    texts = [value]
+                else:
+                    unread[column], texts = value, []
+            found.setdefault(column, []).extend(texts)
         for column in self._mapping.label_objects:
-            found = self._value(row, column)
-            if isinstance(found, str):
-                with contextlib.suppress(ValueError, RecursionError):  # an object in a CSV cell
-                    found = DECODER.decode(found)
-            if isinstance(found, dict):
-                for name, value in found.items():
-                    labels.setdefault(name, self._label(value))
-            else:
-                labels.setdefault(column, found)  # no object: kept under the column's name, for validate to report
-        return {name: value for name, value in labels.items() if value is not None}
+            given = self._value(row, column)
+            labels, rest = read_object(given)
+            for name, texts in labels.items():
+                found[name] = list(dict.fromkeys([*found.get(name, ()), *texts]))
+            unread |= {name: value for name, value in rest.items() if name}
+            if "" in rest:
+                unread[column] = given
+        for name, value in unread.items():
+            self._count_unread(name, value)
+        labels = {name: parts for name, texts in found.items() if (parts := self._split(texts))}
+        return unread | {name: parts[0] if len(parts) == 1 else parts for name, parts in labels.items()}
 
-    def _label(self, value: Json) -> Json:
+    def _split(self, texts: list[str]) -> list[Json]:
+        """Return the texts of a label, cut at the mapping's separator, without those that mean: nothing given."""
         separator = self._mapping.list_separator
-        if isinstance(value, str) and separator and separator in value:
-            value = [part.strip() for part in value.split(separator)]
-        if isinstance(value, list):
-            value = [item for item in value if not self._is_null(item)] or None
-        return None if self._is_null(value) else value
+        parts: list[str] = []
+        for text in texts:
+            parts += (part.strip() for part in text.split(separator)) if separator and separator in text else [text]
+        return [part for part in parts if not self._is_null(part)]
+
+    def _count_unread(self, name: str, value: Json) -> None:
+        if name in self.unread or len(self.unread) < _UNREAD:
+            self.unread[name] += 1
+            self._example.setdefault(name, value)
+        else:
+            self.unread[_OTHERS] += 1
+
+    def log_unread(self) -> None:
+        """Log the labels that cannot be read, by name, each with one example."""
+        for name, count in self.unread.most_common():
+            shown = json.dumps(self._example[name])[:_SHOWN] if name in self._example else ""
+            log.warning(
+                "import-catalog: %s labels of %r cannot be read, such as %s", f"{count:,}", name[:_SHOWN], shown
+            )
 
     def picture_name(self, row: dict[str, Json]) -> Json:
         """Return the name of the row's picture; None where it has none; a value that is no name as it is."""

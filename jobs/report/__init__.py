@@ -43,11 +43,20 @@ def report(settings: Settings, run_id: str) -> Place:
     return folder / "report.html"
 
 
+def _ledger(folder: Place) -> Ledger | None:
+    """Return the ledger of a past run; None where it is broken: that costs its own line alone, which says so."""
+    run_id = folder.name.removeprefix("run=")
+    remedy = f"the list of nights says so; `python -m jobs publish --run {run_id}` writes it again"
+    return storage.find_document(folder / "ledger.json", Ledger, remedy)
+
+
 def _write_index(lake: Lake, newest: Reports, run_id: str) -> None:
     """Write the list of the newest nights; the page of `run_id` is there by now."""
     with_ledger = [folder for folder, files in newest.items() if "ledger.json" in files]
-    ledgers = [found for folder in with_ledger if (found := storage.read_document(folder / "ledger.json", Ledger))]
+    found = {folder.name.removeprefix("run="): _ledger(folder) for folder in with_ledger}
+    broken = sorted((run for run, ledger in found.items() if ledger is None), reverse=True)
+    ledgers = [ledger for ledger in found.values() if ledger is not None]
     ledgers = sorted(ledgers, key=lambda found: (found.ds, found.created_at), reverse=True)[:_NIGHTS]
     reported = {folder.name.removeprefix("run=") for folder, files in newest.items() if "report.html" in files}
-    page = render_index(ledgers, frozenset(reported | {run_id}), lake.current_run())
+    page = render_index(ledgers, frozenset(reported | {run_id}), lake.read_history_index().live, broken)
     storage.write_bytes(lake.root / "reports" / "index.html", page.encode())

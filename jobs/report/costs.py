@@ -11,7 +11,6 @@ from typing import Final
 import numpy as np
 
 from jobs import storage
-from jobs.errors import JobError
 from jobs.lake import Lake
 from jobs.storage import Place
 from schemas.documents import Plan, StepMetrics
@@ -121,7 +120,7 @@ def _parts(members: Sequence[StepMetrics]) -> dict[str, float]:
 
 
 def read_steps(folder: Place, files: Sequence[str] | None = None) -> dict[str, StepMetrics]:
-    """Return what was measured of the steps in a report folder, by file name. Raises JobError where one is broken.
+    """Return what was measured of the steps in a report folder, by file name. One that is broken is left out, and said.
 
     Args:
         folder: the report folder.
@@ -133,7 +132,7 @@ def read_steps(folder: Place, files: Sequence[str] | None = None) -> dict[str, S
     for name in files:
         if not name.startswith("steps/") or not name.endswith(".json"):
             continue  # a temporary file, or what somebody else put there
-        metrics = storage.read_document(folder / name, StepMetrics)
+        metrics = storage.find_document(folder / name, StepMetrics, "the step's cost is not shown")
         if metrics is not None:
             found[name.removeprefix("steps/").removesuffix(".json")] = metrics
     return found
@@ -156,12 +155,9 @@ def _points(newest: Reports) -> dict[str, list[tuple[int, float]]]:
     """Return the rows and seconds of each step in the last nights."""
     points: dict[str, list[tuple[int, float]]] = {}
     for folder, files in list(newest.items())[-2 * _NIGHTS :]:  # a night's run has one, and its validation
-        try:
-            for metrics in read_steps(folder, files).values():
-                if metrics.rows:
-                    points.setdefault(metrics.step, []).append((metrics.rows, metrics.seconds))
-        except JobError:  # another night's broken file is not this night's trouble
-            continue
+        for metrics in read_steps(folder, files).values():
+            if metrics.rows:
+                points.setdefault(metrics.step, []).append((metrics.rows, metrics.seconds))
     return points
 
 

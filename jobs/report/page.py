@@ -1,4 +1,4 @@
-"""The pages: a night's report, the list of nights, and a labelled set."""
+"""The pages: a night's report, the list of nights, the rules of a day, and a labelled set."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cma_clip_core.places import Place, on_disk
+from cma_clip_core.unlisted import Given
 from jobs.report import plots, text
 from jobs.report.costs import Costs
 from jobs.report.facts import BINS, AttributeFacts, Night
 from jobs.report.findings import findings
 from jobs.report.labelled import Summary
-from schemas.documents import LabelledManifest, Ledger
+from schemas.documents import LabelledManifest, Ledger, Validation
 from schemas.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from cma_clip_core.suspects import Suspect
+    from jobs.expectations import Outcome
+    from jobs.rule_examples import Example
 
 _SHARES = 8  # values of an attribute that are drawn
 _UNKNOWN = 14  # unknown labels that are listed
@@ -61,21 +64,48 @@ def render_night(night: Night, costs: Costs, folder: Place, spent: float) -> str
     )  # fmt: skip
 
 
-def render_index(ledgers: Sequence[Ledger], reported: frozenset[str], live: str | None) -> str:
-    """Return the page that lists the nights of `ledgers`; those in `reported` have a page of their own."""
+def render_index(
+    ledgers: Sequence[Ledger], reported: frozenset[str], live: str | None, broken: Sequence[str] = ()
+) -> str:
+    """Return the page that lists the nights of `ledgers`; those in `reported` have a page of their own.
+
+    Args:
+        ledgers: in the order of the page.
+        reported: runs with a page.
+        live: the live run.
+        broken: runs whose ledger cannot be read.
+    """
     return (
         _environment()
         .get_template("index.html.j2")
-        .render(ledgers=ledgers, reported=reported, live=live, largest=max((n.raw for n in ledgers), default=1) or 1)
+        .render(
+            ledgers=ledgers,
+            reported=reported,
+            live=live,
+            broken=broken,
+            largest=max((n.raw for n in ledgers), default=1) or 1,
+        )
     )
 
 
-def render_set(manifest: LabelledManifest, summary: Summary) -> str:
-    """Return the page of a labelled set."""
+def render_rules(validation: Validation, outcomes: Sequence[Outcome], examples: Mapping[str, Sequence[Example]]) -> str:
+    """Return the page of the rules that a day's records were checked by; `examples` are by the rule's name."""
+    failed = [outcome for outcome in outcomes if not outcome.passed]
+    shown = [outcome for outcome in outcomes if examples.get(outcome.rule.name)]
+    return (
+        _environment()
+        .get_template("rules.html.j2")
+        .render(validation=validation, outcomes=outcomes, failed=failed, shown=shown, examples=examples)
+    )
+
+
+def render_set(manifest: LabelledManifest, summary: Summary, given: Mapping[str, Given]) -> str:
+    """Return the page of a labelled set; `given` is what the catalog gives of each attribute."""
     inputs = manifest.inputs
     return _environment().get_template("labelled.html.j2").render(
         set=manifest,
         summary=summary,
+        given=[(summary.label(name), found) for name, found in given.items()],
         attributes=summary.attributes(),
         labels_by_side=summary.labels_by_side(),
         families_by_side=summary.families_by_side(),
@@ -127,6 +157,7 @@ def equations(ledger: Ledger) -> list[tuple[str, int, list[tuple[str, int]], boo
         ("by picture", ledger.tagged_image),
         ("untaggable", ledger.untaggable),
     ]
+    held = [("held for their picture", ledger.held_pictures)] if ledger.held_pictures else []
     waiting = f" ({ledger.waiting:,} of them waiting)" if ledger.waiting else ""
     lines: list[tuple[str, int, list[tuple[str, int]]]] = [
         (
@@ -139,7 +170,11 @@ def equations(ledger: Ledger) -> list[tuple[str, int, list[tuple[str, int]], boo
                 ("valid", ledger.valid),
             ],
         ),
-        ("valid", ledger.valid, [(f"unchanged{waiting}", ledger.unchanged), *tagged]),
+        (
+            "valid",
+            ledger.valid,
+            [(f"unchanged{waiting}", ledger.unchanged), *tagged, *held],
+        ),
         (
             "tagged or untaggable",
             sum(n for _, n in tagged),
@@ -155,17 +190,17 @@ def equations(ledger: Ledger) -> list[tuple[str, int, list[tuple[str, int]], boo
 
 def _coverage(attributes: Sequence[AttributeFacts]) -> float | None:
     products = sum(a.products for a in attributes)
-    return sum(a.from_catalog + a.from_model for a in attributes) / products if products else None
+    return sum(a.products - a.missing for a in attributes) / products if products else None
 
 
 def _gaps(attributes: Sequence[AttributeFacts]) -> tuple[int, int]:
-    """Return how many values the catalog lacks, and how many of them the model gave."""
+    """Return how many values the catalog lacks, listed or not, and how many of them the model gave."""
     filled = sum(a.from_model for a in attributes)
     return filled + sum(a.missing for a in attributes), filled
 
 
 def _page_of(docs: Place) -> Place:
-    """Return the page of Data Docs, also of a lake whose documents name their folder."""
+    """Return the page of the rules, also of a lake whose documents name its folder."""
     return docs / "index.html" if on_disk(docs) and docs.is_dir() else docs
 
 

@@ -46,6 +46,7 @@ def flow(ledger: Ledger) -> Markup:
         _Node("tagged by text", ledger.tagged_text, "text"),
         _Node("tagged by picture", ledger.tagged_image, "image"),
         _Node("untaggable", ledger.untaggable, "none"),
+        _Node("held for their picture", ledger.held_pictures, "held"),
     ]
     columns = [[raw], [valid, *rejected], done]
     links = [(raw, node, node.n) for node in columns[1]] + [(valid, node, node.n) for node in done]

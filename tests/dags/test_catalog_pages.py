@@ -3,60 +3,108 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from airflow.api_fastapi.app import create_auth_manager
+from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
+from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.api_fastapi.core_api.security import get_user
 from fastapi.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "dags" / "plugins"))
 import catalog_pages as module
 
+REPORT = "reports/ds=2026-11-20/run=r/report.html"
+SET = "labelled/ds=2026-11-20/set=s/index.html"
+NIGHT_PAGES = (
+    REPORT,
+    "reports/index.html",
+    "reports/ds=2026-11-20/validation-v/index.html",
+    "reports/ds=2026-11-20/run=r/plot.svg",
+)
+LABEL_PAGES = (SET, "suspects/ds=2026-11-20/set=s/index.html")
+OTHERS = (
+    "labelled/ds=2026-11-20/set=s/products.parquet", "labelled/ds=2026-11-20/set=s/manifest.json",
+    "suspects/ds=2026-11-20/set=s/suspects.parquet", "reports/ds=2026-11-20/run=r/ledger.json",
+    "reports/ds=2026-11-20/run=r/steps/tag-00000.json", "reports/models/a-against-b.json",
+    "reports/ds=2026-11-20/model=v/events.out.tfevents.1", "reports/ds=2026-11-20/run=r/page.html.gz",
+    "reports/ds=2026-11-20/run=r/script.js", "reports/ds=2026-11-20/run=r/page.xhtml", "reports/ds=2026-11-20/run=r/html",
+    "models/card.html", "catalog/raw/ds=2026-11-20/page.html", "attribute_tables/current", "reports/.tmp/x.html",
+    "page.html", "reports.html", "scratch/x.html",
+)  # fmt: skip
+TRICKS = (
+    "", "reports", "reports/", "reports/none.html", "reports/ds=2026-11-20", "reports/../models/card.html",
+    "reports/%2e%2e/models/card.html", "reports/%2e%2e/%2e%2e/secret.html", "%2e%2e/secret.html", "reports/..%2fmodels/card.html",
+    "reports/%252e%252e/models/card.html", "reports\\..\\models\\card.html", "reports/..%5cmodels%5ccard.html",
+    "/etc/passwd", "reports//index.html", "reports/%00.html", "reports/index.html%00.png",
+    "reports/index.html/", "reports/index.html/x.html", "reports/out.html", "reports/away/card.html", "reports/loop.html",
+    "reports/" + "a" * 5000 + ".html", "reports/%ff.html", "Reports/index.html", "reports;/index.html",
+)  # fmt: skip
+
 
 @pytest.fixture
 def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "lake"
-    for name in (
-        "reports/ds=2026-11-20/run=r/report.html",
-        "labelled/page.html",
-        "models/card.md",
-        "reports/.tmp/x.html",
-    ):
+    for name in (*NIGHT_PAGES, *LABEL_PAGES, *OTHERS):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"page {name}")
-    (tmp_path / "secret").write_text("secret")
-    (root / "reports" / "out").symlink_to(tmp_path / "secret")
+    (tmp_path / "secret.html").write_text("secret")
+    (root / "reports" / "out.html").symlink_to(tmp_path / "secret.html")
+    (root / "reports" / "away").symlink_to(root / "models")
+    (root / "reports" / "loop.html").symlink_to("loop.html")
     monkeypatch.setenv("TAGGING_ROOT", str(root))
     return root
 
 
+As = Callable[[str], TestClient]
+
+
 @pytest.fixture
-def logged_in(lake: Path) -> Iterator[TestClient]:  # noqa: ARG001 - it is what is served
-    module.app.dependency_overrides[get_user] = lambda: object()
+def logged_in(lake: Path) -> Iterator[As]:  # noqa: ARG001 - it is what is served
+    """A client for somebody with a role of Airflow's simple auth manager."""
+    assert isinstance(create_auth_manager(), SimpleAuthManager)
     with TestClient(module.app) as client:
-        yield client
+
+        def as_one_of(role: str) -> TestClient:
+            module.app.dependency_overrides[get_user] = lambda: SimpleAuthManagerUser(username="x", role=role)
+            return client
+
+        yield as_one_of
     module.app.dependency_overrides.clear()
 
 
-def test_pages_are_served_in_a_sandbox(logged_in: TestClient) -> None:
-    found = logged_in.get("/reports/ds%3D2026-11-20/run%3Dr/report.html")
-    assert (found.status_code, found.text) == (200, "page reports/ds=2026-11-20/run=r/report.html")
-    assert found.headers["content-security-policy"].startswith("sandbox")
-    assert logged_in.get("/labelled/page.html").status_code == 200
+@pytest.mark.parametrize("path", [*NIGHT_PAGES, *LABEL_PAGES])
+def test_pages_are_served_and_run_nothing(logged_in: As, path: str) -> None:
+    found = logged_in("admin").get("/" + path.replace("=", "%3D"))
+    assert (found.status_code, found.text) == (200, f"page {path}")
+    policy = found.headers["content-security-policy"].split("; ")
+    for rule in ("default-src 'none'", "style-src 'unsafe-inline'", "img-src 'self' data:", "form-action 'none'"):
+        assert rule in policy
+    assert not any(word in rule for rule in policy for word in ("script", "allow-scripts", "allow-forms"))
+    assert found.headers["x-content-type-options"] == "nosniff"
+    assert found.headers["content-type"] == module.TYPES[Path(path).suffix]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "models/card.md", "reports", "reports/none.html", "reports/out", "reports/../models/card.md", "", "reports/.tmp/x.html",
-        "reports/%2e%2e/%2e%2e/secret", "%2e%2e/secret", "/etc/passwd", "reports/%00",
-    ],
-)  # fmt: skip
-def test_nothing_else_is(logged_in: TestClient, path: str) -> None:
-    assert logged_in.get(f"/{path}").status_code in (404, 422)
+@pytest.mark.parametrize("role", ["viewer", "user"])
+def test_labels_and_suspects_are_for_who_may_decide_on_a_model(logged_in: As, role: str) -> None:
+    assert {logged_in(role).get(f"/{path}").status_code for path in NIGHT_PAGES} == {200}
+    assert {logged_in(role).get(f"/{path}").status_code for path in LABEL_PAGES} == {200 if role == "user" else 403}
 
 
-def test_nobody_sees_them_who_is_not_logged_in(lake: Path) -> None:  # noqa: ARG001 - it is there to be seen
+def test_a_person_without_a_role_sees_nothing(logged_in: As) -> None:
+    assert {logged_in("").get(f"/{path}").status_code for path in (*NIGHT_PAGES, *LABEL_PAGES)} == {403}
+
+
+@pytest.mark.parametrize("path", [*OTHERS, *TRICKS])
+def test_nothing_else_is(logged_in: As, path: str) -> None:
+    found = logged_in("admin").get(f"/{path}")
+    assert found.status_code in (404, 422)
+    assert found.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+@pytest.mark.parametrize("path", [REPORT, SET, "models/card.html"])
+def test_nobody_sees_them_who_is_not_logged_in(lake: Path, path: str) -> None:  # noqa: ARG001 - it is there to be seen
     with TestClient(module.app) as client:
-        assert client.get("/labelled/page.html").status_code == 401
+        assert client.get(f"/{path}").status_code == 401

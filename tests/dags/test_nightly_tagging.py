@@ -114,6 +114,21 @@ def test_tag_is_mapped_on_the_gpu(nightly: Any) -> None:
     assert all(t.pool == "default_pool" for t in nightly.tasks if t.task_id != "tag")
 
 
+@pytest.mark.parametrize("setting", [{}, {"AIRFLOW__CORE__MAX_MAP_LENGTH": "7"}])
+def test_a_plan_is_told_how_many_tasks_airflow_maps(setting: dict[str, str]) -> None:
+    code = f"""
+import sys, airflow.sdk
+sys.path.insert(0, {str(DAGS)!r})
+import nightly_tagging
+print(nightly_tagging.nightly_tagging().get_task("plan").arguments[3])
+"""
+    environment = {
+        name: value for name, value in os.environ.items() if name != "AIRFLOW__CORE__MAX_MAP_LENGTH"
+    } | setting
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == f"--most-tasks={setting.get('AIRFLOW__CORE__MAX_MAP_LENGTH', 1024)}"
+
+
 def test_publish_runs_where_nothing_was_to_be_tagged(nightly: Any) -> None:
     assert nightly.get_task("publish").trigger_rule == TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
     assert [asset.name for asset in nightly.get_task("publish").outlets] == ["attribute_tables"]
@@ -121,10 +136,33 @@ def test_publish_runs_where_nothing_was_to_be_tagged(nightly: Any) -> None:
 
 @pytest.mark.parametrize(
     ("to_preprocess", "shards", "expected"),
-    [(3, [0, 1], "preprocess"), (0, [0], "tag"), (0, [], "publish")],
+    [(3, ["0", "1-2"], "preprocess"), (0, ["0"], "tag"), (0, [], "publish")],
 )
-def test_branch(nightly: Any, to_preprocess: int, shards: list[int], expected: str) -> None:
+def test_branch(nightly: Any, to_preprocess: int, shards: list[str], expected: str) -> None:
     assert nightly.get_task("branch").python_callable(to_preprocess, shards) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "flags"),
+    [
+        ({}, ["--no-retag"]),
+        ({"allow_removals": True}, ["--no-retag", "--allow-removals"]),
+        ({"retag": True, "allow_removals": False}, ["--retag"]),
+    ],
+)
+def test_what_the_form_of_a_night_asks_for_reaches_the_plan(
+    dagbag: DagBag, asked: dict[str, bool], flags: list[str]
+) -> None:
+    for name, task_id in (("nightly_tagging", "plan"), ("backfill_tagging", "estimate")):
+        dag = dagbag.dags[name]
+        task = dag.get_task(task_id)
+        params = dag.params.dump() | {"first_day": "2026-11-20", "last_day": "2026-11-21"} | asked
+        rendered = [
+            task.render_template(argument, {"params": params}, dag.get_template_env())
+            for argument in task.arguments
+            if isinstance(argument, str)
+        ]
+        assert [text for text in rendered if text in ("--retag", "--no-retag", "--allow-removals")] == flags
 
 
 # --- the form of a training --------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 from jobs import alerts, storage
 from jobs.lake import Lake
 from jobs.settings import Settings
-from schemas.documents import Validation
+from schemas.documents import RawManifest, Validation
 
 DAY = "2026-11-20"
 
@@ -123,6 +123,17 @@ def test_an_alert_says_the_step_the_rows_and_where_to_look(tmp_path: Path, webho
         assert f"{tmp_path}/reports/docs/index.html" in found
         assert "Nothing is published yet" in found
         assert "http://airflow/log" in found
+
+
+def test_an_alert_says_how_many_pictures_could_not_be_had(tmp_path: Path) -> None:
+    lake = lake_with_a_bad_day(tmp_path)
+    raw = RawManifest(
+        ds=DAY, source="x", files=(), rows=9, pictures={"added": 1, "known": 2, "missing": 5, "url": 1},
+        created_at=datetime.now(UTC),
+    )  # fmt: skip
+    storage.write_document(lake.raw_manifest(DAY), raw)
+    _, text = alerts.of_late_night(Settings(root=tmp_path), DAY, 5)
+    assert "Pictures: 6 of 9 could not be had by the import." in text
 
 
 def test_an_alert_that_cannot_be_sent_is_logged_without_its_address(

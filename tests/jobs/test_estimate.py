@@ -48,15 +48,26 @@ def test_counts_of_each_day_and_nothing_published(
     found = json.loads(line)
     first, second, third, fourth = found.pop("days")
     assert found == {"first": DAY1, "last": DAY4, "products": 197, "seconds": None}
-    counts = ("new", "changed", "model_changed", "unchanged", "waiting", "removed", "held", "to_preprocess", "to_tag")
-    assert [first[name] for name in counts] == [0, 0, 100, 0, 0, 0, 0, 0, 100]
-    assert [second[name] for name in counts] == [2, 3, 92, 0, 0, 2, 3, 5, 97]
+    counts = (
+        "new",
+        "changed",
+        "model_changed",
+        "unchanged",
+        "waiting",
+        "removed",
+        "held",
+        "held_pictures",
+        "to_preprocess",
+        "to_tag",
+    )
+    assert [first[name] for name in counts] == [0, 0, 100, 0, 0, 0, 0, 0, 0, 100]
+    assert [second[name] for name in counts] == [2, 3, 92, 0, 0, 2, 3, 0, 5, 97]
     # All that is to be done to the first day was measured, but no finished run had anything to preprocess.
     assert 0 < first["seconds"] < 60
     assert second["seconds"] is None
     assert third == {"ds": DAY3, "why_not": "missing: there is no export"}
     assert fourth == {"ds": DAY4, "why_not": "refused: it breaks critical rules"}
-    assert f"|{DAY2}|2|3|92|0|2|3|5|97|unknown|" in caplog.text.replace(" ", "")
+    assert f"|{DAY2}|2|3|92|0|2|3|0|5|97|unknown|" in caplog.text.replace(" ", "")
     # A backfill finds the plan again.
     assert plan(settings, DAY1, retag=True) == lake.read_plan(first["run_id"])
 

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.parquet as pq
 import pytest
 
 from jobs import history, models, night, storage, tables
+from jobs.errors import RemovalsError
 from jobs.in_turn import publish_in_turn
 from jobs.lake import PRODUCTS, Lake
 from jobs.plan import plan
@@ -25,7 +27,7 @@ from jobs.publish import publish
 from jobs.settings import Settings
 from jobs.tag import tag
 from jobs.validate import validate
-from tests.conftest import DAY1, DAY2, DAY3, raw_lines, read_raw, write_raw
+from tests.conftest import DAY1, DAY2, DAY3, copy_trained, raw_lines, read_raw, settings_for, write_raw
 
 pytestmark = pytest.mark.spark
 
@@ -117,6 +119,26 @@ def test_two_nights(first_night: tuple[Lake, Settings]) -> None:
     assert as_of(settings, DAY2) == after
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "name", ["white space", "per%20cent", "hash#", "quo'te", 'quo"te', "ümlaut", "ds=1", "a;b&c$d+e~"]
+)
+def test_a_lake_in_a_folder_of_an_odd_name(trained: Lake, tmp_path: Path, name: str) -> None:
+    """What a folder may not be called, `Settings` says; these work, to the last query."""
+    copy_trained(trained, tmp_path / name / "lake")
+    settings = settings_for(tmp_path / name / "lake")
+    ledger, page = night.night(settings, DAY1)
+    lake = Lake(settings.root)
+    assert ledger.new == 100
+    assert storage.exists(page)
+    assert live(lake) == as_of(settings, DAY1)
+    assert rows_of_files(lake) == len(live(lake))
+
+
+def rows_of_files(lake: Lake) -> int:
+    return sum(pq.read_metadata(line).num_rows for line in lake.current_lines())
+
+
 def test_finished_night_run_again_changes_nothing(first_night: tuple[Lake, Settings]) -> None:
     lake, settings = first_night
     pointer, before = lake.current.read_bytes(), live(lake)
@@ -153,6 +175,127 @@ def test_new_champion_tags_all_products_with_the_examples_there_are(first_night:
             "select distinct model_version, run_id from read_parquet($1)", [lake.current_lines()]
         ).fetchall()
     assert found == [(second, ledger.run_id)]
+
+
+def states(lake: Lake) -> dict[str, tuple[str, str, str]]:
+    """Return what the live run says of each product: modality, image_status, source_hash."""
+    manifest = lake.read_manifest(lake.read_history_index().live or "")
+    assert manifest is not None
+    paths = [str(lake.root / file.path) for file in manifest.files if file.table == PRODUCTS]
+    with duckdb.connect() as connection:
+        found = connection.execute(
+            "select product_id, modality, image_status, source_hash from read_parquet($1)", [paths]
+        ).fetchall()
+    return {product: (modality, status, hash_) for product, modality, status, hash_ in found}
+
+
+def test_a_product_tagged_with_its_picture_is_held_while_the_picture_is_missing(
+    first_night: tuple[Lake, Settings],
+) -> None:
+    lake, settings = first_night
+    before, before_states = live(lake), states(lake)
+    records = read_raw(lake, DAY1)
+    ids = [r["product_id"] for r in records]
+    assert all(before_states[product][:2] == ("both", "ok") for product in ids[:6])
+    gone = {"image_uri": "missing/somewhere.jpg", "image_version": None}
+    changed = [r | gone for r in records[:4]]  # the picture alone
+    changed[3]["title"] = "A title that is new, too"
+    changed[2]["image_uri"] = "../outside.jpg"  # which `validate` refuses
+    removed = records[4] | {"image_uri": None, "image_version": None}  # the shop names no picture any more
+    new = records[5] | {"product_id": "brand-new", **gone}
+    write_raw(lake, DAY2, [*changed, removed, *records[5:], new])
+    ledger, page = night.night(settings, DAY2)
+    assert ledger.differences() == []
+    assert (ledger.held_pictures, ledger.changed, ledger.new, ledger.unchanged) == (4, 1, 1, 95)
+    assert (ledger.tagged_both, ledger.tagged_text) == (0, 2)
+    assert ledger.published_products == ledger.valid == 101
+    assert any("4 held for their pictures" in line for line in ledger.lines())
+    assert "4 products are kept with the picture by which they were tagged" in page.read_text()
+    touched = {ids[4], "brand-new"}
+    assert [r for r in live(lake) if r[0] not in touched] == [r for r in before if r[0] not in touched]
+    after = states(lake)
+    assert {p: after[p] for p in ids if p not in touched} == {p: before_states[p] for p in ids if p not in touched}
+    assert {after[product][0] for product in touched} == {"text"}
+
+    # The night that has the pictures again goes on from there.
+    records[3]["title"] = "A title that is new, too"
+    write_raw(lake, DAY3, [*records[:4], removed, *records[5:], new])
+    ledger, _ = night.night(settings, DAY3)
+    assert (ledger.held_pictures, ledger.changed, ledger.new, ledger.unchanged) == (0, 1, 0, 100)
+    assert ledger.tagged_both == 1
+
+
+def test_a_picture_that_left_its_root_holds_only_what_must_be_made_anew(
+    first_night: tuple[Lake, Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake, settings = first_night
+    before = live(lake)
+    records = read_raw(lake, DAY1)
+    for record in records[:3]:
+        (lake.pictures / record["image_uri"]).unlink()
+    (lake.pictures / records[3]["image_uri"]).write_bytes(b"")
+    # What another model shall see is in the examples that there are: no picture is looked for.
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.plan.PictureLooker", None)
+        assert plan(settings, DAY1, retag=True).held_pictures == 0
+    records[0]["title"] = "A title that is new"
+    write_raw(lake, DAY2, records)
+    ledger, _ = night.night(settings, DAY2)
+    assert (ledger.held_pictures, ledger.changed, ledger.unchanged) == (1, 0, 99)
+    assert live(lake) == before
+    # Without the examples all would have to be made anew.
+    for path in lake.all_examples.glob("ds=*/run=*/_manifest.json"):
+        path.unlink()
+    made = plan(settings, DAY2, retag=True)
+    assert (made.held_pictures, made.model_changed, made.to_preprocess) == (4, 96, 96)
+    assert preprocess(settings, made.run_id) == 96
+    tag(settings, made.run_id)
+    ledger = publish(settings, made.run_id)
+    assert ledger.differences() == []
+    assert (ledger.held_pictures, ledger.tagged_both) == (4, 96)
+    assert live(lake) == before
+
+
+def test_a_night_that_would_remove_much_stops_until_a_person_lets_it(first_night: tuple[Lake, Settings]) -> None:
+    lake, settings = first_night
+    pointer = lake.current.read_bytes()
+    lines = raw_lines(lake, DAY1)
+    gone = [json.loads(line)["product_id"] for line in lines[:21]]
+    write_raw(lake, DAY2, [b'["half a line', *lines[21:]])
+    with pytest.raises(RemovalsError) as error:
+        night.night(settings, DAY2)
+    said = str(error.value)
+    assert "would remove 21 of 100 published products (21.0%; 20% is allowed), such as " in said
+    assert ", ".join(map(repr, sorted(gone)[:10])) in said
+    assert "The day has 80 lines; 1 were rejected (1 unparsable), in " in said
+    assert "--allow-removals" in said
+    (folder,) = lake.plan("2026-11-21-00000000").parent.glob("run=*")
+    assert not (folder / "plan.json").exists()
+    assert {row["product_id"] for row in pq.read_table(folder / "removed").to_pylist()} == set(gone)
+    assert lake.current.read_bytes() == pointer
+    with pytest.raises(RemovalsError):
+        plan(settings, DAY2)  # as often as it is tried
+    # It is the same run, whether it is let through or the share is another.
+    looser = settings.model_copy(update={"max_removed_share": 0.21})
+    made = plan(looser, DAY2)
+    assert f"run={made.run_id}" == folder.name
+    assert (made.removed, made.removals_allowed) == (21, False)
+    (folder / "plan.json").unlink()
+    ledger, _ = night.night(settings, DAY2, allow_removals=True)
+    assert (ledger.run_id, ledger.removed, ledger.differences()) == (made.run_id, 21, [])
+    assert not products_of(live(lake)) & set(gone)
+
+
+def test_a_night_may_remove_a_few_whatever_their_share(first_night: tuple[Lake, Settings]) -> None:
+    lake, settings = first_night
+    careful = settings.model_copy(update={"max_removed_share": 0.0})
+    write_raw(lake, DAY2, raw_lines(lake, DAY1)[10:])
+    validate(settings, DAY2)
+    assert plan(careful, DAY2).removed == 10
+    write_raw(lake, DAY2, raw_lines(lake, DAY1)[11:])
+    validate(settings, DAY2)
+    with pytest.raises(RemovalsError, match=r"remove 11 of 100"):
+        plan(careful, DAY2)
 
 
 def test_products_with_nothing_usable_are_published_untaggable(lake: Lake, settings: Settings) -> None:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from cma_clip_core import objects, pictures
-from cma_clip_core.pictures import PictureError, fetch_all
+from cma_clip_core.pictures import PictureError, fetch_all, why_not_all
 from jobs import object_store
 from jobs.errors import JobError, TransientError
 from jobs.importing.picture_store import PicturesToS3
@@ -57,6 +57,9 @@ def test_each_uri_gets_its_picture_or_why_there_is_none(
     many = 40  # several rounds
     assert statuses(fetch_all(uris * many, [on_s3, tmp_path])) == wanted * many
     assert statuses(fetch_all(uris[7:8], [on_s3, other])) == [jpeg("blue")]
+    # Asked, and not read, they are the same.
+    looked = statuses(why_not_all(uris * many, [on_s3, tmp_path]))  # type: ignore[arg-type]
+    assert looked == [each if isinstance(each, str) else None for each in wanted * many]
     assert list(fetch_all([], [on_s3])) == []
 
 
@@ -150,7 +153,7 @@ def test_the_region_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) 
 def test_a_child_of_a_process_that_read_pictures_is_told(on_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "_process", os.getppid())
     with pytest.raises(RuntimeError, match="before this process was forked"):
-        objects.size(on_s3.fs, f"{on_s3.path}/0.jpg")
+        objects.head(on_s3.fs, f"{on_s3.path}/0.jpg")
 
 
 def write(place: Place, number: int) -> Counter[str]:
@@ -173,6 +176,18 @@ def test_pictures_are_written_once(faulty: tuple[Any, s3.Proxy], fault: s3.Fault
     assert write(place, 100) == {"known": 90, "added": 10}
     assert Counter(method for method, _ in proxy.seen if method == "PUT") == {"PUT": 10}
     assert [*fetch_all(["9/89.jpg", "9/99.jpg"], [Lake(place).pictures])] == [b"89", b"99"]
+
+
+def test_a_picture_that_was_damaged_in_the_lake_is_written_again(faulty: tuple[Any, s3.Proxy]) -> None:
+    place, proxy = faulty
+    assert write(place, 20) == {"added": 20}
+    folder = Lake(place).pictures
+    objects.write(folder.fs, f"{folder.path}/3/13.jpg", b"1?")  # of the same size
+    objects.write(folder.fs, f"{folder.path}/4/14.jpg", b"1")
+    proxy.seen.clear()
+    assert write(place, 20) == {"known": 18, "added": 2}
+    assert Counter(method for method, _ in proxy.seen) == {"HEAD": 20, "GET": 1, "PUT": 2}
+    assert [*fetch_all(["3/13.jpg", "4/14.jpg"], [folder])] == [b"13", b"14"]
 
 
 @pytest.mark.parametrize("refused", ["HEAD", "PUT"])

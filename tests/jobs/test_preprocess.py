@@ -21,7 +21,7 @@ from cma_clip_core import pictures
 from cma_clip_core.config import BUILT_IN
 from jobs import parquet, storage
 from jobs import preprocess as module
-from jobs.errors import JobError
+from jobs.errors import CriticalDataError, JobError
 from jobs.lake import Lake
 from jobs.plan import plan
 from jobs.preprocess import ExampleMaker, preprocess
@@ -202,6 +202,27 @@ def test_a_root_without_pictures_makes_none_missing(tmp_path: Path, monkeypatch:
     picture.write_bytes(pictures_of("picture_1x1"))
     assert preprocess(settings, run_id) == 1
     assert examples(lake, run_id)["1"]["image_status"] == "ok"
+
+
+def test_a_root_that_lacks_most_pictures_stops_before_anything_is_tagged(tmp_path: Path) -> None:
+    """A bucket or a mount with other files than it should have is no empty one."""
+    root = tmp_path / "mount"
+    root.mkdir()
+    (root / "other.png").write_bytes(pictures_of("picture_1x1"))
+    settings = settings_for(tmp_path / "lake", picture_roots=(root,))
+    lake = Lake(settings.root)
+    records = [{"product_id": str(i), "title": "Blue shirt", "image_uri": f"{root}/{i}.png"} for i in range(51)]
+    text_alone = [{"product_id": f"text-{i}", "title": "Blue shirt"} for i in range(400)]
+    write_raw(lake, DAY1, [*records, *text_alone])
+    validate(settings, DAY1)
+    run_id = plan(settings, DAY1, prepare=True).run_id
+    with pytest.raises(
+        CriticalDataError, match=r"51 of 51 pictures are missing \(100%; 30% is allowed\).*mount.*Nothing is"
+    ):
+        preprocess(settings, run_id)
+    assert lake.read_examples_manifest(run_id) is None
+    (root / "0.png").write_bytes(pictures_of("picture_1x1"))  # so few may be missing
+    assert preprocess(settings, run_id) == 451
 
 
 def pictures_of(kind: str) -> bytes:

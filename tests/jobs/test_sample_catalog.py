@@ -92,9 +92,10 @@ def test_every_kind_of_dirty_record_is_planted(imported: tuple[Lake, list[list[A
         elif dirty.picture is not None or kind == "picture_missing":
             assert fetched(lake, found[0]["image_uri"]) == dirty.image_status
         elif found and isinstance(expected, dict):
-            assert {f: found[0][f] for f in ("title", "price", "image_uri")} == {
-                f: expected[f] or None for f in ("title", "price", "image_uri")
-            }
+            assert {f: found[0][f] for f in ("title", "price")} == {f: expected[f] or None for f in ("title", "price")}
+            # A name that leads out of the export costs the picture alone.
+            uri = found[0]["image_uri"]
+            assert uri == expected["image_uri"] or uri.startswith("missing/"), kind
 
 
 def fetched(lake: Lake, uri: str) -> str:
@@ -209,7 +210,7 @@ def test_a_day_later_some_products_are_changed_new_or_gone(imported: tuple[Lake,
 
 def test_the_pictures_of_the_next_day_are_links(drawn: Path) -> None:
     day2 = drawn.with_name("day2")
-    assert (day2 / "pictures.zip").is_symlink()
+    assert (day2 / "pictures.zip").samefile(drawn / "pictures.zip")  # no copy
     assert len(list((day2 / "pictures").iterdir())) < 0.1 * PRODUCTS
 
 

@@ -19,6 +19,7 @@ import pytest
 from jobs import leases, object_store, storage
 from jobs.errors import JobError
 from jobs.storage import Place, SwapLostError
+from schemas.loading import Strict
 from tests import s3
 
 WRITERS, SWAPS = 16, 50
@@ -326,3 +327,117 @@ def test_a_killed_upload_leaves_nothing(faulty: tuple[Place, s3.Proxy]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "sent"
     assert len(storage.read_bytes(place / "large.bin") or b"") == 120 * 2**20
+
+
+# --- documents
+
+
+class Paper(Strict):
+    name: str
+    lines: tuple[str, ...]
+
+
+PAPER = Paper(name="first", lines=("one", "two", "naïve"))
+
+
+def test_a_document_with_any_bit_flipped_or_its_end_lost_is_refused_with_the_way_back(tmp_path: Path) -> None:
+    path = tmp_path / "paper.json"
+    storage.write_document(path, PAPER)
+    whole = path.read_bytes()
+    assert storage.read_document(path, Paper) == PAPER
+    assert json.loads(whole)["name"] == "first"  # it stays a JSON document that a person can read
+    prefix = whole.index(b"sha256:")  # what is before it are a few bytes of JSON's own
+    damaged = [whole[:n] for n in (0, 1, len(whole) // 2, len(whole) - 3)]
+    damaged += [
+        whole[:n] + bytes([whole[n] ^ (1 << bit)]) + whole[n + 1 :]
+        for n in range(prefix, len(whole))
+        for bit in range(8)
+    ]
+    for data in damaged:
+        with pytest.raises(JobError, match=r"paper\.json: not a Paper, or damaged: .*; write it again$"):
+            storage.from_bytes(path, data, Paper, "write it again")
+
+
+def test_a_document_of_before_there_were_checksums_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "paper.json"
+    path.write_text(PAPER.model_dump_json(indent=1))
+    assert storage.read_document(path, Paper) == PAPER
+    path.write_text('{"name": "first"}')
+    with pytest.raises(JobError, match=r"lines: Field required; put it back from a copy of the lake$"):
+        storage.read_document(path, Paper)
+
+
+def test_a_document_that_is_made_again_anyway_is_told_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "paper.json"
+    assert storage.find_document(path, Paper, "it is made again") is None
+    assert not caplog.records
+    path.write_bytes(b"\x00")
+    assert storage.find_document(path, Paper, "it is made again") is None
+    assert f"{path}: not a Paper" in caplog.text
+
+
+# --- a loss of power
+
+
+def test_a_file_its_name_and_the_folders_made_for_it_are_synced_in_that_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []  # what was synced, and whether the file had its name by then
+    path, sync = tmp_path / "a" / "b" / "c.txt", os.fsync
+
+    def told(descriptor: int) -> None:
+        synced.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), path.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", told)
+    storage.write_bytes(path, b"x")
+    *made, (file, was_there), (folder, is_there) = synced
+    assert {where for where, _ in made} == {str(tmp_path), str(tmp_path / "a")}
+    assert Path(file).parent == path.parent
+    assert (was_there, folder, is_there) == (False, str(path.parent), True)
+    synced.clear()
+    storage.write_bytes(path, b"y")
+    assert len(synced) == 2  # the folders are there by now
+
+
+# --- a holder that slept
+
+
+def test_who_slept_and_lost_its_lease_removes_and_finishes_nothing_of_who_took_over(
+    on_s3: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder's renewals stop, as where its machine sleeps; another one takes over, and the first wakes up at work."""
+    monkeypatch.setattr(leases, "LEASE_SECONDS", 600.0)  # it does not renew while the test lasts
+    work, lock = on_s3 / "work", on_s3 / ".work.lock"
+    for n in range(3):
+        storage.write_bytes(work / f"part-{n}", b"of the one who took over")
+
+    def wakes_up() -> None:
+        with storage.locked(work):
+            storage.write_bytes(lock, b'{"holder": {"token": "of another"}}')  # type: ignore[arg-type]
+            with pytest.raises(leases.LeaseLostError, match="another process has taken this lock over"):
+                storage.remove_folder(work)
+            with pytest.raises(leases.LeaseLostError):
+                storage.write_document(work / "manifest.json", PAPER)
+
+    with pytest.raises(leases.LeaseLostError):
+        wakes_up()
+    assert [path.name for path in storage.children(work)] == ["part-0", "part-1", "part-2"]
+    storage.remove_folder(work)  # who holds no lock asks none
+    assert storage.children(work) == []
+
+
+def test_a_lease_is_looked_at_before_each_request_that_removes(
+    faulty: tuple[Place, s3.Proxy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, proxy = faulty
+    monkeypatch.setattr(object_store, "MOST_REMOVED", 2)
+    for n in range(5):
+        storage.write_bytes(place / "work" / f"part-{n}", b"")
+    with storage.locked(place / "work"):
+        proxy.seen.clear()
+        storage.remove_folder(place / "work")
+        asked = [method for method, path in proxy.seen if method == "POST" or ".work.lock" in path]
+    assert [method for method in asked if method != "PUT"] == ["GET", "POST"] * 3

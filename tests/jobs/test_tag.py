@@ -141,7 +141,7 @@ def test_a_finished_shard_is_skipped(night: Night) -> None:
     tag(night.settings, RUN)
     before = [night.file(shard).stat().st_mtime_ns for shard in range(3)]
     assert tag(night.settings, RUN) == 95
-    assert tag(night.settings, RUN, 1) == 30
+    assert tag(night.settings, RUN, "1") == 30
     assert [night.file(shard).stat().st_mtime_ns for shard in range(3)] == before
 
 
@@ -178,7 +178,7 @@ def test_a_spoilt_shard_is_tagged_again_and_no_other(night: Night, spoil: Callab
 def test_missing_examples_are_named_and_no_file_is_left(night: Night) -> None:
     drawn.write(night.lake.root / NEW / "shard=1", drawn.examples(100).slice(40, 15))
     with pytest.raises(JobError, match=r"no example of 15 of 30 products, such as p00055.*preprocess"):
-        tag(night.settings, RUN, 1)
+        tag(night.settings, RUN, "1")
     assert list(night.lake.predictions(RUN).iterdir()) == []
 
 
@@ -186,13 +186,13 @@ def test_an_example_of_another_state_is_missing(night: Night) -> None:
     changed = drawn.examples(100).slice(40, 30)
     drawn.write(night.lake.root / NEW / "shard=1", changed.set_column(1, changed.schema.field(1), pa.array(["x"] * 30)))
     with pytest.raises(JobError, match="no example of 30 of 30"):
-        tag(night.settings, RUN, 1)
+        tag(night.settings, RUN, "1")
 
 
 def test_an_example_that_is_there_twice(night: Night) -> None:
     drawn.write(night.lake.root / NEW / "shard=1", drawn.examples(100).slice(50, 1), "part-1.parquet")
     with pytest.raises(JobError, match="two examples of product 'p00050'"):
-        tag(night.settings, RUN, 1)
+        tag(night.settings, RUN, "1")
 
 
 def test_no_folder_of_examples(night: Night) -> None:
@@ -204,7 +204,7 @@ def test_no_folder_of_examples(night: Night) -> None:
 def test_a_half_copied_plan(night: Night) -> None:
     plan_rows(night.lake, 1, drawn.examples(100).slice(40, 29), None)
     with pytest.raises(JobError, match="29 rows of 29 products where the plan says 30"):
-        tag(night.settings, RUN, 1)
+        tag(night.settings, RUN, "1")
 
 
 @pytest.mark.parametrize(
@@ -222,8 +222,20 @@ def test_plans_that_cannot_be_tagged(night: Night, change: dict[str, object], wo
 
 
 def test_no_such_shard(night: Night) -> None:
-    with pytest.raises(JobError, match=r"no shard 7; it has \[0, 1, 2\]"):
-        tag(night.settings, RUN, 7)
+    for asked in ("7", "0-7", "0,7"):
+        with pytest.raises(JobError, match=r"no shard 7; it has 3, from 0 to 2"):
+            tag(night.settings, RUN, asked)
+
+
+def test_a_group_that_is_tried_again_does_only_what_is_missing(night: Night) -> None:
+    assert tag(night.settings, RUN, "0-1") == 70
+    assert not night.file(2).exists()
+    before = {shard: night.file(shard).stat().st_mtime_ns for shard in (0, 1)}
+    night.file(1).unlink()
+    assert tag(night.settings, RUN, "0-1") == 70
+    assert night.file(0).stat().st_mtime_ns == before[0]
+    assert night.products(1) == drawn.examples(100)["product_id"].to_pylist()[40:70]
+    assert not night.file(2).exists()
 
 
 def test_a_full_disk_says_so_and_nothing_half_written_stays(night: Night) -> None:
