@@ -85,6 +85,9 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
         "spark.hadoop.parquet.enable.dictionary": "false",
         "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "512",
+        "spark.sql.execution.arrow.maxBytesPerBatch": str(
+            64 * 2**20
+        ),  # of texts that are each as long as a line may be
         "spark.sql.execution.arrow.pyspark.enabled": "true",
         # On, it is in the environment of some workers and not of others, and so none is used again by the next step.
         "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "false",

@@ -306,6 +306,7 @@ class _Records:
             self._native += 1
         if len(row.lines) > 1:
             self._noticed.note("records that span lines")
+            self._noticed.note("lines of these beyond the first", len(row.lines) - 1)
         if cells is None:
             cells = self._literal(row)
             if cells is None:

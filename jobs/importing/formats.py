@@ -14,7 +14,7 @@ from jobs.importing.csv_dialect import detect, physical_lines
 from jobs.importing.csv_rows import read_csv
 from jobs.importing.json_lines import read_json_lines
 from jobs.importing.noticed import Noticed, StructureError, shown
-from jobs.importing.sources import Source
+from jobs.importing.sources import Source, unreadable
 from jobs.rejected_lines import RejectedLine
 from schemas.mapping import Mapping
 
@@ -119,6 +119,8 @@ def read_records(source: Source, mapping: Mapping, noticed: Noticed, progress: b
                 count += 1
                 yield row
         noticed.check_file()
+    except OSError as error:
+        raise JobError(unreadable(source.path, error)) from error
     except UnicodeDecodeError as error:
         raise JobError(
             f"{source.path}: after {count:,} records: not {source.encoding.upper()} ({error.reason}); nothing was imported: "

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from jobs.errors import JobError
 from jobs.importing.formats import Row
 from jobs.importing.noticed import Noticed
 
@@ -15,6 +16,7 @@ Json: TypeAlias = Any
 Merge: TypeAlias = Callable[[list[dict[str, Json]]], dict[str, Json]]
 
 _BATCH: Final = 1_000
+_CACHE: Final = 65_536  # kilobytes of the file in memory
 
 
 def grouped(
@@ -28,10 +30,13 @@ def grouped(
         key: what the rows of one product have in common; None for a row of its own.
         merge: makes one row of several, which come in the export's order.
         folder: where the file is written.
+
+    Raises:
+        JobError: the folder has no room for the rows.
     """
     database = sqlite3.connect(folder / "rows.sqlite")
     try:
-        for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -65536", "temp_store = FILE"):
+        for pragma in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{_CACHE}", "temp_store = FILE"):
             database.execute(f"PRAGMA {pragma}")
         database.execute("CREATE TABLE given (key TEXT, position INTEGER, row TEXT)")
         waiting: list[tuple[str, int, str]] = []
@@ -46,6 +51,11 @@ def grouped(
                 waiting.clear()
         database.executemany("INSERT INTO given VALUES (?, ?, ?)", waiting)
         yield from _merged(database, merge, noticed)
+    except sqlite3.Error as error:
+        raise JobError(
+            f"{folder}: rows could not be kept there until all are read ({error}); nothing was imported: make room, or set "
+            "TMPDIR to a folder that has it"
+        ) from error
     finally:
         database.close()
 

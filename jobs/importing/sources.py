@@ -64,10 +64,13 @@ class Source:
 
 def open_source(path: Path, mapping: Mapping, bounds: Bounds) -> Source:
     """Return the file at `path` with its encoding. Raises JobError where it is damaged, or holds no text."""
-    with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
-    with path.open("rb") as raw, _translated(path):
-        start = io.BufferedReader(_Unpacked(raw, path, packed, bounds), _CHUNK).read(SAMPLE + 1)
+    try:
+        with path.open("rb") as raw, _translated(path):
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            start = io.BufferedReader(_Unpacked(raw, path, packed, bounds), _CHUNK).read(SAMPLE + 1)
+    except OSError as error:
+        raise JobError(unreadable(path, error)) from error
     try:
         found, mark = encoding_of(start)
         encoding = mapping.encoding or found
@@ -80,6 +83,14 @@ def open_source(path: Path, mapping: Mapping, bounds: Bounds) -> Source:
     if not whole:
         text = text[: max(text.rfind("\n"), text.rfind("\r")) + 1] or text
     return Source(path, bounds, packed, encoding, mark, text, whole)
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """Return what to tell of a file that the disk, or its owner, does not let us read."""
+    return (
+        f"{path} could not be read ({error.strerror or error}); nothing was imported: see that its disk or mount works and that "
+        "this user may read it, then import again"
+    )
 
 
 @contextlib.contextmanager

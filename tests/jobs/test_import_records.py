@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import json
 import logging
 import lzma
 import os
+import resource
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -18,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.importing import file_checks, json_lines, mapper, sources
+from jobs.importing import file_checks, grouping, json_lines, mapper, sources
 from jobs.rejected_lines import read_rejected
 from schemas.loading import ContractError
 from tests.jobs.test_import_catalog import DS, JPEG, Shop, digest, fails
@@ -304,6 +306,34 @@ def test_a_pattern_that_is_none_within_the_export_is_refused(shop: Shop, pattern
     (shop.export.parent / "secret.jsonl").write_bytes(LINES)
     shop.mapping.write_text(MAPPING.replace("'items*'", pattern))
     fails(shop, "no pattern within the export|leads out of the export")
+
+
+@pytest.mark.parametrize("after", [0, 2_500_000])
+def test_a_fault_of_the_disk_under_the_records_is_named(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    write(shop, LINES * 2000)
+    read = sources._Unpacked.readinto
+
+    def fail(file: Any, buffer: memoryview) -> int:
+        if file._bytes >= after:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(file, buffer)
+
+    monkeypatch.setattr(sources._Unpacked, "readinto", fail)
+    fails(shop, r"items\.jsonl could not be read \(Input/output error\); nothing was imported")
+
+
+def test_no_room_for_the_rows_of_products_is_named(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting(shop, group_by="id")
+    write(shop, LINES * 1000)
+    monkeypatch.setattr(grouping, "_CACHE", 100)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))  # as of a disk that is full
+    try:
+        fails(shop, r"rows could not be kept there until all are read \(.*TMPDIR")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # --- several rows of one product
