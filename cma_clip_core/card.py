@@ -73,7 +73,7 @@ one-sided Clopper-Pearson lower bound of the precision does, products of a famil
 tested in a sequence that the confidences alone fix (fixed-sequence testing), so that none passes as the luckiest of many
 (`cma_clip_core/promise.py`). A value predicted for {config.selection.value_predictions} validation products or more has
 its own. *Precision*, *recall* and *coverage* are what they do on test. Confidences are calibrated: logits are divided by
-the *temperature*.
+the *temperature*.{_unlisted(metrics)}
 
 {own_thresholds(thresholds) or "No value has a threshold of its own."}
 
@@ -165,6 +165,18 @@ def _experiment(metrics: Metrics) -> str:
     return (
         f"Trained by the experiment `{origin.folder}`{sample}. It compared {', '.join(origin.compared)}; the model was trained on all\n"
         "attributes, and the numbers below are of all.\n"
+    )
+
+
+def _unlisted(metrics: Metrics) -> str:
+    """Return how many test products have values outside the taxonomy, by attribute: wrong wherever they are answered."""
+    found = {name: m.n_unlisted for name, m in metrics.test.items() if m.n_unlisted}
+    if not found:
+        return ""
+    counts = ", ".join(f"{name} {n:,}" for name, n in found.items())
+    return (
+        " A product whose value the taxonomy does not list counts as a wrong answer where one is accepted, on validation and on "
+        f"test; test products of that kind: {counts}."
     )
 
 

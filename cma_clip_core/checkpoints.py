@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cma_clip_core.errors import CheckpointError, CheckpointWriteError
+from cma_clip_core.places import sync_folder
 
 CHECKPOINT = "checkpoint.pt"
 FORMAT = 3  # what `cma_clip_core.loop` writes and reads: 3 has what is heard of the picture alone
@@ -38,6 +39,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
         kept = f"the checkpoint before it is kept: {path}" if path.exists() else "there is none before it"

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
@@ -227,17 +228,20 @@ class _RowBuilder:
         """
         unknown = len(self.type_index)
         found = np.where(any_seen, probabilities[:, self.type_slice].argmax(axis=1), unknown)
-        labels, unlisted = ([dict(row) for row in batch.column(c).to_pylist()] for c in ("labels", "unknown_labels"))
-        name = self.taxonomy.article_type
-        for row, (listed, others) in enumerate(zip(labels, unlisted, strict=True)):
-            if values := listed.get(name):
-                found[row] = self.type_index.get(values[0], found[row])
-            elif others.get(name):
+        columns = [batch.column(name) for name in ("labels", "unknown_labels")]
+        name = pa.scalar(self.taxonomy.article_type)
+        types = (pc.map_lookup(column, query_key=name, occurrence="first").to_pylist() for column in columns)
+        unlisted = []
+        for row, (listed, others) in enumerate(zip(*types, strict=True)):
+            if listed:
+                found[row] = self.type_index.get(listed[0], found[row])
+            elif others:
                 found[row] = unknown
+                unlisted.append(row)
         applicable: Bools = self.applies[found]
-        for row, (listed, others) in enumerate(zip(labels, unlisted, strict=True)):
-            if others.get(name) and not listed.get(name):
-                applicable[row] |= [bool(listed.get(a) or others.get(a)) for a in self.layout.position]
+        for row in unlisted:
+            given = {attribute for column in columns for attribute, values in column[row].as_py() if values}
+            applicable[row] |= [attribute in given for attribute in self.layout.position]
         return applicable
 
 

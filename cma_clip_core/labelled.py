@@ -32,10 +32,9 @@ class Scan:
 
     index: ExampleIndex
     superseded: int  # of products that have a newer one
-    unlabelled: (
-        int  # without any value that counts; on the training side, where unlisted ones teach nothing, without a label
-    )
+    unlabelled: int  # without any value that counts; on the training side, without a label
     empty: int  # with neither text nor picture: they teach nothing
+    labelled: int  # chosen examples with a label
     given: dict[str, Given] = field(default_factory=dict)  # what the catalog gives of each attribute, of all products
 
 
@@ -88,7 +87,8 @@ def scan_examples(
     where, side, families = where[used], side[used], families[used]
     index = ExampleIndex(files, where[:, 0].astype(np.int32), where[:, 1], side=side, family=families)
     unlabelled = chooser.unlabelled + int((~used).sum())
-    return Scan(index, chooser.superseded, unlabelled, chooser.empty, counter.result(SHOWN_WORDS))
+    labelled = int(where[:, 2].sum())
+    return Scan(index, chooser.superseded, unlabelled, chooser.empty, labelled, counter.result(SHOWN_WORDS))
 
 
 class _Chooser:

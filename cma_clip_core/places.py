@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,6 +19,18 @@ Place: TypeAlias = "Path | UPath"
 def on_disk(path: Place) -> TypeIs[Path]:
     """Whether a place is on a disk of this machine, or mounted as one; else it is in an object store."""
     return isinstance(path, Path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the names in a folder survive a loss of power: those of files that were renamed, and of folders that were made."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a file system whose folders are always in order
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def names(folder: Place) -> list[str]:

@@ -94,6 +94,7 @@ def calibration(path: Path, predictions: Mapping[str, Predictions], thresholds: 
     with _figure(path, len(predictions), 2.3) as (figure, axes):
         for ax, (name, p) in zip(axes, predictions.items(), strict=True):
             ax.set(title=p.attribute.label, xlim=(0, 1.02), ylim=(0, 1.02))
+            p = p.with_target()
             if not len(p):
                 _nothing(ax)
                 continue

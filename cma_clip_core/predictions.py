@@ -54,9 +54,7 @@ class Predictions:
     products: Names  # [n] str, product ids
     families: npt.NDArray[np.int64]  # [n], product families: what a bootstrap draws
     logits: Floats  # [n, C]; their softmax, of a multi-valued attribute their sigmoid, is the uncalibrated probability
-    targets: (
-        Bools  # [n, C], True at the listed values a product has; none in the row of a product of unlisted values alone
-    )
+    targets: Bools  # [n, C], True at the listed values a product has; a product of unlisted values alone has none
     named: npt.NDArray[np.uint8]  # [n, C], bits of the text fields that name a true value (cma_clip_core.spoken)
     lambdas: Floats  # [n, 2], modality-wise attention on text and picture
 

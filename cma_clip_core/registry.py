@@ -31,7 +31,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.documents import Threshold
 from cma_clip_core.errors import ModelError
-from cma_clip_core.places import Place, names
+from cma_clip_core.places import Place, names, sync_folder
 from cma_clip_core.versions import TAXONOMY as TAXONOMY
 from cma_clip_core.versions import is_version
 from cma_clip_core.versions import list_versions as list_versions
@@ -193,8 +193,10 @@ def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path
             with path.open("rb") as written:
                 os.fsync(written.fileno())
         temporary.chmod(0o755)
+        sync_folder(temporary)
         if not (models / version).exists():
             temporary.rename(models / version)
+            sync_folder(models)
         return version
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -24,6 +24,7 @@ from torch import nn
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.documents import Epoch
 from cma_clip_core.errors import ModelError
+from cma_clip_core.places import sync_folder
 from schemas.loading import Strict
 
 WEIGHTS, CONFIG, METRICS = "towers.safetensors", "config.json", "metrics.json"
@@ -63,9 +64,11 @@ def save(backbone: nn.Module, config: ModelConfig, metrics: TowersMetrics, folde
             with path.open("rb") as written:
                 os.fsync(written.fileno())
         temporary.chmod(0o755)
+        sync_folder(temporary)
         name = f"{made_at:%Y%m%d}-{digest[:8]}"
         if not (folder / name).exists():
             temporary.rename(folder / name)
+            sync_folder(folder)
         return name
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -14,7 +14,7 @@ publishes the attribute tables in one atomic swap, and writes a report.
   is done is skipped. Exit code 2 of a step means that its input or its settings are wrong: it is not retried.
 
 Each task runs one step of the command line, `python -m jobs <step>`, with the worker's TAGGING_* settings. The buttons
-*Report* of `validate` and `report` open Data Docs and the night's page; the ledger is the result (*XCom*) of `publish`.
+*Report* of `validate` and `report` open the rules' page and the night's page; the ledger is the result (*XCom*) of `publish`.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def _rows(lake: Lake, ds: str, run_id: str | None) -> list[str]:
             f"{validation.valid:,} valid."
         )
         lines += [f"Critical rule: {failure}" for failure in validation.failures]
-        lines.append(f"Data Docs: {lake.root / validation.data_docs_path}")
+        lines.append(f"Rules: {lake.root / validation.data_docs_path}")
     if run_id is not None:
         with contextlib.suppress(JobError, OSError):
             plan: Plan = lake.read_plan(run_id)

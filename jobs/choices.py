@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cma_clip_core.versions import TAXONOMY, list_versions
+from cma_clip_core.versions import TAXONOMY, is_version, list_versions
 from jobs import storage
 from jobs.errors import JobError
 from jobs.lake import Lake
@@ -21,6 +21,8 @@ def attributes(settings: Settings) -> list[str]:
         version = next(iter((storage.read_bytes(lake.champion) or b"").decode().split()), None)
         if version is None:
             return list(load_taxonomy(settings.taxonomy).names)
+        if not is_version(version):
+            return []
         return list(lake.read_taxonomy(lake.relative(lake.models / version / TAXONOMY)).names)
     except (ContractError, JobError, OSError, UnicodeDecodeError):
         return []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -19,6 +20,7 @@ from cma_clip_core.examples import read_index
 from cma_clip_core.families import RULES
 from cma_clip_core.labelled import Scan, scan_examples
 from cma_clip_core.splits import SIDES
+from cma_clip_core.unlisted import Given
 from jobs import storage
 from jobs.errors import JobError
 from jobs.labelled_rows import TableRows, read_batches
@@ -29,12 +31,14 @@ from jobs.report.page import render_set
 from jobs.settings import Settings
 from jobs.steps import measure
 from jobs.storage import Place
-from schemas.documents import ExamplesManifest, LabelledInputs, LabelledManifest
+from schemas.documents import ExamplesManifest, GivenValues, LabelledInputs, LabelledManifest
 from schemas.tables import LABELLED
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
 log = logging.getLogger(__name__)
 
+UNLISTED = 0.05  # share of the products with a value: so many unlisted ones cost a precision of 90 % half of its errors
+_WORDS, _SHOWN = 8, 60  # unlisted values of an attribute that are logged, and characters of each; the page has more
 LARGE_FAMILY = 0.05  # share of the products: sides of families are no longer near the shares that were asked for
 
 
@@ -89,19 +93,22 @@ def _find_or_make(settings: Settings, lake: Lake, ds: str) -> LabelledSet:
     if found is not None and _is_whole(folder, found):
         storage.touch(folder)  # `maintenance` keeps the examples of a set that is in use
         log.info("dataset: %s is there", folder)
+        _log_given(found, folder / "index.html")
         return LabelledSet(folder, found)
     with measure("dataset", folder) as measured:
         try:
             scan = scan_examples(folders, taxonomy, config.picture, config.selection, progress=settings.progress)
-            if not len(scan.index.row):
+            if not scan.labelled:
                 raise JobError(
-                    f"{', '.join(map(str, folders))}: no example has a label that counts; check the `field` of each "
-                    f"attribute in the taxonomy {settings.taxonomy!r}, then run `prepare` again"
+                    f"{', '.join(map(str, folders))}: no example has a label that counts{_outside(scan.given)}; check the "
+                    f"`field` and the values of each attribute in the taxonomy {settings.taxonomy!r}, then run `prepare` again"
                 )
             manifest = _write(lake, folder, taxonomy, scan, inputs, set_id, ds, settings.progress)
         except CoreError as error:
             raise JobError(str(error)) from error
         storage.write_document(folder / "manifest.json", manifest)
+        _log_words(scan.given)
+        _log_given(manifest, folder / "index.html")
         if manifest.largest_family > max(LARGE_FAMILY * manifest.products, 100):
             log.warning(
                 "dataset: one family holds %d of %d products, all on one side: a picture such as a placeholder, or a text that "
@@ -116,6 +123,47 @@ def _find_or_make(settings: Settings, lake: Lake, ds: str) -> LabelledSet:
         100 * manifest.silent / manifest.labels,
     )  # fmt: skip
     return LabelledSet(folder, manifest)
+
+
+def _outside(given: Mapping[str, Given]) -> str:
+    """Return the commonest value of each attribute that the taxonomy does not list, for an error."""
+    words = [f"{name} = {n.commonest[0].word[:_SHOWN]!r}" for name, n in given.items() if n.commonest]
+    return f": the taxonomy does not list the catalog's values, such as {', '.join(words)}" if words else ""
+
+
+def _log_words(given: Mapping[str, Given]) -> None:
+    """Log the commonest values that the taxonomy does not list, each with what it may be meant to be."""
+    for name, found in given.items():
+        if not found.commonest:
+            continue
+        words = []
+        for word in found.commonest[:_WORDS]:
+            means = (
+                f"several values: {', '.join(word.several)}" if word.several else f"nearest {word.nearest or 'none'}"
+            )
+            words.append(f"{word.word[:_SHOWN]!r} ({word.products:,}; {means})")
+        rest = found.words - len(words)
+        more = f" and {rest:,} more" if rest else ""
+        log.info("dataset: %s: not in the taxonomy: %s%s", name, ", ".join(words), more)
+
+
+def _log_given(manifest: LabelledManifest, page: Place) -> None:
+    """Log how many products have a listed value, an unlisted one, or none; warn where the taxonomy does not fit."""
+    for name, n in manifest.given.items():
+        given = n.listed + n.unlisted
+        log.info(
+            "dataset: %s: %s products with a listed value, %s with an unlisted one, %s without any",
+            name, f"{n.listed:,}", f"{n.unlisted:,}", f"{n.gaps:,}",
+        )  # fmt: skip
+        if not given:
+            log.warning("dataset: %s: no product gives a value; check the attribute's `field` in the taxonomy", name)
+        elif n.unlisted > UNLISTED * given:
+            log.warning(
+                "dataset: %s: %.0f %% of the values are not in the taxonomy. They stay as the shop wrote them, and any answer "
+                "for them counts as wrong, so that less can be promised. List them as values or aliases; a column that holds "
+                "other things too can have `unlisted: ignore`. All of them: %s",
+                name, 100 * n.unlisted / given, page,
+            )  # fmt: skip
 
 
 def _is_whole(folder: Place, found: LabelledManifest) -> bool:
@@ -200,7 +248,8 @@ def _write(
         labels=summary.labels,
         silent=summary.silent,
         not_applicable={name: n for name, n in zip(taxonomy.names, summary.left_out.tolist(), strict=True) if n},
+        given={name: GivenValues(listed=n.listed, unlisted=n.unlisted, gaps=n.gaps) for name, n in scan.given.items()},
         created_at=datetime.now(UTC),
     )
-    storage.write_bytes(folder / "index.html", render_set(manifest, summary).encode())
+    storage.write_bytes(folder / "index.html", render_set(manifest, summary, scan.given).encode())
     return manifest

@@ -32,6 +32,7 @@ class Dirty:
     kind: str
     records: tuple[Record | bytes, ...]
     outcome: Outcome  # what validate makes of its last line
+    rule: str = ""  # that quarantines the line, or takes a field of a valid one
     picture: bytes | None = None
     image_status: str = "absent"  # what preprocess says of the picture, where the record is valid
 
@@ -64,33 +65,42 @@ def _record(kind: str, **changes: Any) -> Record:
 def _lines() -> list[Dirty]:
     whole = json.dumps(_record("not_json")).encode()
     return [
-        Dirty("not_json", (whole[: len(whole) // 2],), "unparsable"),
-        Dirty("not_an_object", (b'["dirty-not_an_object", "a list, no object"]',), "unparsable"),
-        Dirty("bad_utf8", (json.dumps(_record("bad_utf8")).encode().replace(b"Blue", b"Bl\xff\xfee"),), "unparsable"),
+        Dirty("not_json", (whole[: len(whole) // 2],), "unparsable", "unparsable"),
+        Dirty("not_an_object", (b'["dirty-not_an_object", "a list, no object"]',), "unparsable", "unparsable"),
+        Dirty(
+            "bad_utf8",
+            (json.dumps(_record("bad_utf8")).encode().replace(b"Blue", b"Bl\xff\xfee"),),
+            "unparsable",
+            "unparsable",
+        ),
     ]
 
 
 def _records() -> list[Dirty]:
-    def one(kind: str, outcome: Outcome = "quarantined", **changes: Any) -> Dirty:
-        return Dirty(kind, (_record(kind, **changes),), outcome)
+    def rejected(kind: str, rule: str, **changes: Any) -> Dirty:
+        return Dirty(kind, (_record(kind, **changes),), "quarantined", rule)
+
+    def cleared(kind: str, rule: str, **changes: Any) -> Dirty:
+        return Dirty(kind, (_record(kind, **changes),), "valid", rule)
 
     without_id = _record("id_missing")
     del without_id["product_id"]
     doubled = _record("id_doubled"), _record("id_doubled", title="Red T-shirt", updated_at="2026-11-19T00:00:00Z")
+    unsafe = "unsafe_product_id"
     return [
-        one("title_number", title=12345),
-        one("title_object", title={"en": "Blue T-shirt"}),
-        one("price_word", price="on request"),
-        one("attributes_list", attributes=["Blue", "Cotton"]),
-        Dirty("id_missing", (without_id,), "quarantined"),
-        one("id_null", product_id=None),
-        one("id_blank", product_id=" \t "),
-        Dirty("id_doubled", doubled, "superseded"),
-        one("id_path", product_id="../../dirty-id_path"),
-        one("id_absolute", product_id="/etc/dirty-id_absolute"),
-        one("id_file_uri", product_id="file:///etc/dirty-id_file_uri"),
-        one("id_metadata_service", product_id="http://169.254.169.254/latest/dirty-id_metadata_service"),
-        one("nothing_to_tag", title="", description=None),
+        cleared("title_number", "", title=12345),
+        cleared("title_object", "unreadable_title", title={"en": "Blue T-shirt"}),
+        cleared("price_word", "unreadable_price", price="on request"),
+        cleared("attributes_list", "unreadable_attributes", attributes=["Blue", "Cotton"]),
+        Dirty("id_missing", (without_id,), "quarantined", "missing_product_id"),
+        rejected("id_null", "missing_product_id", product_id=None),
+        rejected("id_blank", "missing_product_id", product_id=" \t "),
+        Dirty("id_doubled", doubled, "superseded", "newer_record_with_this_id"),
+        rejected("id_path", unsafe, product_id="../../dirty-id_path"),
+        rejected("id_absolute", unsafe, product_id="/etc/dirty-id_absolute"),
+        rejected("id_file_uri", unsafe, product_id="file:///etc/dirty-id_file_uri"),
+        rejected("id_metadata_service", unsafe, product_id="http://169.254.169.254/latest/dirty-id_metadata_service"),
+        rejected("nothing_to_tag", "nothing_to_tag", title="", description=None),
     ]
 
 
@@ -103,14 +113,16 @@ def _uris() -> list[Dirty]:
         "picture_nul": "a\x00b.jpg",
         "picture_backslash": "..\\..\\secret.jpg",
     }
-    return [Dirty(kind, (_record(kind, image_uri=uri),), "quarantined") for kind, uri in uris.items()]
+    return [
+        Dirty(kind, (_record(kind, image_uri=uri),), "valid", "picture_outside_roots") for kind, uri in uris.items()
+    ]
 
 
 def _texts() -> list[Dirty]:
     hostile = "\x00\x07Blue\u202e tac\u202c T\u200b-\u200dshirt\ufeff\x1b[31m \ud83d"
     long = "cotton & <b>blue</b> " * (HUGE_TEXT // 21 + 1)
     return [
-        Dirty("text_8_mb", (_record("text_8_mb", description=long[:HUGE_TEXT]),), "quarantined"),
+        Dirty("text_8_mb", (_record("text_8_mb", description=long[:HUGE_TEXT]),), "valid", "description_too_long"),
         Dirty("control_characters", (_record("control_characters", title=hostile),), "valid"),
         Dirty("markup", (_record("markup", description="<p>Soft&nbsp;<b>cotton</b><script>x()</script>"),), "valid"),
         Dirty("placeholders", (_record("placeholders", description="Style Note", brand="N/A"),), "valid"),
@@ -130,7 +142,7 @@ def _labels() -> list[Dirty]:
 def _pictures() -> list[Dirty]:
     def one(kind: str, picture: bytes | None, status: str, ending: str = "jpg") -> Dirty:
         record = _record(kind, image_uri=f"dirty/{kind}.{ending}")
-        return Dirty(kind, (record,), "valid", picture, status)
+        return Dirty(kind, (record,), "valid", picture=picture, image_status=status)
 
     whole = jpeg(drawing())
     return [

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from jobs import row_filter
 from jobs.errors import JobError
+from jobs.importing.picture_store import MISSING
 from jobs.row_filter import within_roots_pattern
 from jobs.storage import Place
 from schemas.documents import Validation
@@ -112,7 +113,9 @@ def _asked(
 
     name = _column(rule)
     common: dict[str, Any] = {"meta": {"rule": rule.name}, "notes": rule.why, "severity": "critical"}
-    records = {"row_condition": ConditionColumn(LINE_ERROR).is_null()}  # lines that are none are another rule's
+    records: dict[str, Any] = {
+        "row_condition": ConditionColumn(LINE_ERROR).is_null()
+    }  # lines that are none are another rule's
     if isinstance(rule, RowCount):
         low, high = row_count_bounds(rule, last_days)
         limit = f"at least {low:,} allowed" if high is None else f"{low:,} to {high:,} allowed"
@@ -131,8 +134,6 @@ def _asked(
         case PicturesNamed():
             return asked(gxe.ExpectColumnValuesToNotBeNull(**records, **common), is_given("image_uri"))
         case PicturesFound():
-            from jobs.importing.picture_store import MISSING
-
             found = gxe.ExpectColumnValuesToNotMatchRegex(regex=f"^{MISSING}/", **common)
             return asked(found, F.col("image_uri"))
         case Unique():

@@ -64,7 +64,7 @@ NOISY = ("late-concatenation", "sa-without-ma", "ma-without-sa", "cma-clip")  # 
 NOISES: dict[What, str] = {"text": "texts swapped", "image": "pictures swapped", "names": "names left out"}
 WHOLE = "cma-clip"
 UNTRAINED = ("raw-clip", "tf-idf")  # no model of ours: none to be kept, and the same with every seed
-_LAYOUT = 3  # of the predictions that are kept; others are of another experiment
+_LAYOUT = 4  # of the predictions that are kept; others are of another experiment
 _JUDGED: tuple[Side, ...] = ("validation", "test")
 _THRESHOLDS: TypeAdapter[dict[str, Threshold]] = TypeAdapter(dict[str, Threshold])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from typing import Final
@@ -11,13 +12,15 @@ from jobs import storage
 from jobs.errors import JobError, TransientError
 
 # As the C library says it: Python, the JVM, Arrow and DuckDB all pass its words on.
-_NO_ROOM: Final = re.compile(r"No space left on device|Disk quota exceeded|disk full", re.IGNORECASE)
+_NO_ROOM: Final = re.compile(
+    r"No space left on device|Disk quota exceeded|disk full|No usable temporary directory", re.IGNORECASE
+)
 _READ_ONLY: Final = re.compile(r"Read-only file system", re.IGNORECASE)
 _NO_RIGHT: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
 _OURS: Final = re.compile(r"^(?:jobs|cma_clip_core|schemas)\.[a-z_.]+\.([A-Z][A-Za-z]*Error): (.+)$", re.MULTILINE)
 # Spark's names of what is wrong with a file, and what it says of it.
 _UNREADABLE: Final = re.compile(
-    r"FAILED_READ_FILE|PATH_NOT_FOUND|CANNOT_READ_FILE_FOOTER|is not a Parquet file|page checksum"
+    r"FAILED_READ_FILE|PATH_NOT_FOUND|CANNOT_READ_FILE_FOOTER|is not a Parquet file|could not verify (?:dictionary )?page integrity"
 )
 _FILE: Final = re.compile(r"(?:file|s3a):/[^\s'\"]+")
 _PATH: Final = re.compile(r"['\"]?(/[^\s'\":]+)")
@@ -74,7 +77,9 @@ def _where(error: BaseException, text: str) -> str:
     if (found := _FILE.search(text)) is not None:
         return re.sub(r"^file:/+", "/", found[0]).rstrip(".,;")
     found = _PATH.search(text)
-    return found[1].rstrip(".,;") if found is not None else "a file of this step (the lake, or TMPDIR)"
+    if found is not None:
+        return found[1].rstrip(".,;")
+    return f"a file of this step, in the lake or in {os.environ.get('TMPDIR', '/tmp')} (TMPDIR)"
 
 
 def _short(text: str) -> str:

@@ -10,29 +10,22 @@ import contextlib
 import json
 import math
 import re
-import zoneinfo
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta, timezone, tzinfo
-from email.utils import parsedate_to_datetime
+from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
+
+from jobs.importing.values import instant, plain, price
 
 Json: TypeAlias = Any
 
 # A text of blanks, control and invisible characters alone is no text.
 BLANK: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]*")
-_INVISIBLE: Final = "".join(character for character in map(chr, range(0x10000)) if BLANK.fullmatch(character))
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # Only to tell blank from given: a look at the start of a text is enough, whatever its length.
 TEXT_START: Final = 2000
-_NUMBER: Final = re.compile(r"[+-]?(\d{1,300}(\.\d{0,300})?|\.\d{1,300})([eE][+-]?\d{1,3})?")
 _EXACT: Final = 2**53  # beyond it a float no longer says which whole number was meant
 _SHOWN: Final = 120  # characters of a value that is described
-_TIME: Final = re.compile(
-    r"(\d{4})(?:-(\d{1,2})(?:-(\d{1,2})(?:[T ](\d{1,2}):(\d{1,2})(?::(\d{1,2})(?:[.,](\d{1,9}))?)?\s*([A-Za-z+-][\w/:+-]{0,40})?)?)?)?"
-)
-_USUAL: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:|$)")  # nearly all; read by C
-_OFFSET: Final = re.compile(r"(?:UTC|GMT)?([+-])(\d{1,2}):?(\d{2})?")
-_EPOCH: Final = re.compile(r"(\d{10})(\d{3})?(?:\.0*)?")  # seconds from 2001 to 2286, or milliseconds
+_USUAL: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:|$)")  # as import writes times; read by C
 _YEARS: Final = range(1900, 2201)  # of a time that is no mistake
 
 
@@ -85,7 +78,7 @@ def read_picture(value: Json) -> str | None:
 def read_id(value: Json) -> str | None:
     """Return the id without invisible characters around it. Raises FieldError."""
     text = read_text(value)
-    return (text.strip(_INVISIBLE) or None) if text is not None else None
+    return (plain(text) or None) if text is not None else None
 
 
 def read_price(value: Json) -> float | None:
@@ -95,12 +88,10 @@ def read_price(value: Json) -> float | None:
     if value is None or value in ([], {}):
         return None
     if isinstance(value, str):
-        text = value.strip(_INVISIBLE)
-        if not text:
+        if BLANK.fullmatch(value, 0, TEXT_START):
             return None
-        if not _NUMBER.fullmatch(text):
+        if not isinstance(number := price(value, ""), int | float):
             raise FieldError(value)
-        number: float = float(text)
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise FieldError(value)
     else:
@@ -126,49 +117,20 @@ READERS: Final[Mapping[str, Callable[[Json], str | float | None]]] = {
 
 
 def read_time(text: str) -> datetime:
-    """Return the time that `text` writes by ISO 8601 (UTC where it names no zone), RFC 2822, or as Unix time.
+    """Return the time that `text` writes, as import understands times: in UTC where it names no zone.
 
     Raises:
-        FieldError: none of these, so it cannot be ordered: 05/11/2026 is a day in May or in November.
+        FieldError: it is none beyond doubt, so it cannot be ordered: 05/11/2026 is a day in May or in November.
     """
-    text = text.strip(_INVISIBLE)
-    try:
-        if _USUAL.match(text):
-            with contextlib.suppress(ValueError):  # another form of zone
-                time = datetime.fromisoformat(text)
-                if time.year in _YEARS:
-                    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
-        if (match := _TIME.fullmatch(text)) is not None:
-            year, month, day, hour, minute, second, fraction, zone = match.groups()
-            time = datetime(
-                *(int(part or 1) for part in (year, month, day)),
-                *(int(part or 0) for part in (hour, minute, second)),
-                int((fraction or "0")[:6].ljust(6, "0")),
-                tzinfo=_zone(zone),
-            )
-        elif (match := _EPOCH.fullmatch(text)) is not None:
-            time = datetime.fromtimestamp(int(match[1]), UTC) + timedelta(milliseconds=int(match[2] or 0))
-        elif any(character.isalpha() for character in text[:20]):
-            time = parsedate_to_datetime(text[:100])
-            time = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
-        else:
-            raise FieldError(text)
-        if time.year not in _YEARS:
-            raise FieldError(text)
-        return time.astimezone(UTC)
-    except FieldError:
-        raise
-    except (ValueError, OverflowError, KeyError, TypeError, IndexError, OSError):
-        raise FieldError(text) from None
-
-
-def _zone(name: str | None) -> tzinfo:
-    if name is None or name.upper() in ("Z", "UTC", "GMT"):
-        return UTC
-    if (match := _OFFSET.fullmatch(name)) is not None:
-        offset = timedelta(hours=int(match[2]), minutes=int(match[3] or 0))
-        return timezone(offset if match[1] == "+" else -offset)
-    return zoneinfo.ZoneInfo(name)
+    time = None
+    if _USUAL.match(text):
+        with contextlib.suppress(ValueError):  # another form of zone
+            time = datetime.fromisoformat(text)
+    if time is None and (written := instant(text)) is not None:
+        time = datetime.fromisoformat(written)
+    if time is None or time.year not in _YEARS:
+        raise FieldError(text)
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
 def _digits(value: Json) -> str | None:

@@ -108,7 +108,7 @@ def day_files(lake: Lake, index: HistoryIndex, table: str, ds: str) -> Sequence[
     remedy = f"where another run has replaced them just now, start again; otherwise {rewrite(day.run_id)}"
     if len(found) != files:  # each day that changed anything has a file, be it without rows
         raise JobError(
-            f"{folder}: of the changes of {ds} {len(found)} files are there that are not empty, and {files} were written; {remedy}"
+            f"{folder}: of the changes of {ds} {len(found)} files are there, and {files} were written; {remedy}"
         )
     record = lake.read_record(day.run_id)
     paths = {lake.relative(file) for file in found}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Iterable
 from typing import Any, Final
@@ -50,7 +51,7 @@ class UnreadableError(ValueError):
 def read_value(value: Json, name: str = "", *, depth: int = _DEPTH) -> list[str]:
     """Return the texts that a label's `value` holds, in order; none where it is null or an empty list.
 
-    A number is the text that writes it, and true and false are their words. An object says its value under ``value``,
+    A number is the text that writes it, and true and false are their words; NaN is null. An object says its value under ``value``,
     ``values``, ``option`` or the like, with its unit behind it, otherwise its ``label``, ``name`` or ``title``.
 
     Args:
@@ -61,7 +62,7 @@ def read_value(value: Json, name: str = "", *, depth: int = _DEPTH) -> list[str]
     Raises:
         UnreadableError: it is of another form.
     """
-    if value is None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes NaN where there is nothing
         return []
     if isinstance(value, str):
         return [value]
@@ -203,7 +204,9 @@ def _pair_of(text: str) -> tuple[str, str] | None:
 
 
 def _number(value: float) -> str:
-    """Return the text of a number: 38 for 38.0."""
+    """Return the text of a number: 38 for 38.0. Raises UnreadableError where it is infinite or of thousands of digits."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UnreadableError("a number beyond any")
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
     try:

@@ -246,7 +246,10 @@ def _csv_line(cells: Sequence[str], dialect: Dialect) -> str:
     line = io.StringIO()
     if dialect.quote is None:
         return dialect.delimiter.join(cells) + "\r\n"
-    csv.writer(line, **dialect.reader_options()).writerow(cells)
+    escape = dialect.escape
+    csv.writer(line, **dialect.reader_options()).writerow(
+        [cell.replace(escape, 2 * escape) for cell in cells] if escape else cells
+    )
     return line.getvalue()
 
 

@@ -139,7 +139,7 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
     not_compared, lost = _not_learnt(metrics[challenger], metrics[champion], thresholds[champion])
     too_few = []
     for name, p in found[challenger].items():
-        if name not in not_compared and (families := len(np.unique(p.families))) < LEAST_FAMILIES:
+        if name not in not_compared and (families := len(np.unique(p.families[p.has_target]))) < LEAST_FAMILIES:
             too_few.append(name)
             not_compared[name] = f"{families} test families with a label, {LEAST_FAMILIES} are the least"
     compared = [name for name in found[challenger] if name not in not_compared]

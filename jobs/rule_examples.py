@@ -16,6 +16,7 @@ from jobs.storage import Place
 from schemas import tables
 from schemas.rules import (
     LINE_ERROR,
+    SEVERAL_ROWS,
     NullShare,
     PicturesFound,
     PicturesNamed,
@@ -27,6 +28,7 @@ from schemas.rules import (
 
 SHOWN: Final = 3  # examples of a rule
 _BYTES: Final = 200  # of a line that leave a file
+_NAMES, _NAME = 20, 100  # names of labels that are told, and characters of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,11 @@ class DayTables:
         notes = "select unnest(map_values(notes)) as note from valid where cardinality(notes) > 0"
         return self._counts(f"select split_part(note, ':', 1) as key from ({notes})")
 
+    def unread_labels(self) -> dict[str, int]:
+        """Return how many valid records have a label of a form that is not known, by the label's name: the commonest names."""
+        names = f"select left(unnest(map_keys(mistyped_labels)), {_NAME}) as key from valid"
+        return dict(list(self._counts(names).items())[:_NAMES])
+
     def examples(self, outcome: Outcome) -> tuple[Example, ...]:
         """Return a few of the rows that break a rule; none of a rule that is about the whole batch."""
         rule = outcome.rule
@@ -106,6 +113,10 @@ class DayTables:
             cause = "row_number() over (partition by split_part(note, ':', 1) order by source_file, start)"
             query = f"select * from ({rejected} kind = $1) order by {cause}, note"
             parameters = ["unparsable", "line"]
+        elif rule.column == SEVERAL_ROWS:
+            query = """select product_id, count(*) || ' rows' as note, null as start, '' as source_file
+                from quarantine where list_contains(reasons, $1) group by product_id"""
+            parameters = [rule.name]
         else:
             query, parameters = f"{rejected} list_contains(reasons, $1)", [rule.name, rule.column]
         ordered = query if "order by" in query else f"select * from ({query}) order by product_id, source_file, start"

@@ -134,6 +134,7 @@ def start(
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    _keep_passwords(folder / PASSWORDS)
     gpu_slots = gpu_slots or slots(settings)
     variables = os.environ | environment(settings, folder, port, gpu_slots)
     if _answers(port):
@@ -227,6 +228,12 @@ def _welcome(variables: Mapping[str, str], folder: Path, port: int, log: Path) -
             "The DAGs are paused: switch on what is to run. Ctrl-C ends all.",
         ]
     )
+
+
+def _keep_passwords(file: Path) -> None:
+    """Make the file into which Airflow writes passwords one that this user alone may read."""
+    file.touch(mode=0o600)
+    file.chmod(0o600)  # of an earlier start
 
 
 def _passwords(file: Path) -> dict[str, str]:

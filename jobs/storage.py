@@ -16,7 +16,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -25,6 +25,7 @@ from pydantic import BaseModel, ValidationError
 
 from cma_clip_core.places import Place as Place
 from cma_clip_core.places import on_disk as on_disk
+from cma_clip_core.places import sync_folder
 from jobs.errors import JobError, TransientError
 
 if TYPE_CHECKING:
@@ -209,18 +210,6 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
         sync_folder(made.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Let the names in a folder survive a loss of power: those of files that were renamed, and of folders that were made."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a file system whose folders are always in order
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def settle_folder(folder: Place) -> None:
@@ -482,9 +471,20 @@ def _remove_objects(folder: UPath) -> None:
     found = [each.path for each in object_store.below(folder)]
     marks = [path for path in found if path.suffix == ".json"]
     for some in (marks, [path for path in found if path.suffix != ".json"]):
-        for start in range(0, len(some), object_store.MOST_REMOVED):
-            _confirm_leases(folder)
-            object_store.remove(some[start : start + object_store.MOST_REMOVED])
+        remove_objects(some)
+
+
+def remove_objects(paths: Sequence[UPath]) -> None:
+    """Remove objects on S3. Right before each request it is looked whether the locks that this process holds are its own.
+
+    Raises:
+        LeaseLostError: one is somebody else's by now; the rest stays.
+    """
+    from jobs import leases, object_store
+
+    for start in range(0, len(paths), object_store.MOST_REMOVED):
+        leases.confirm()
+        object_store.remove(list(paths[start : start + object_store.MOST_REMOVED]))
 
 
 def _confirm_leases(path: Place) -> None:

@@ -92,7 +92,7 @@ def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None 
             )
         places = _places(labelled.table, lake, {s.product for s in _shown(listed)})
         pictures = thumbnails(places, config.picture.height, config.picture.width)
-        labels = {name: len(found[name][0]) if name in found else 0 for name in taxonomy.names}
+        labels = {name: int(found[name][0].has_target.sum()) if name in found else 0 for name in taxonomy.names}
         page = render_suspects(ds, taxonomy, listed, labels, SHOWN, folds, pictures, _titles(places))
         measured.rows = products
         measured.details |= {"suspects": len(listed), "folds": folds}

@@ -20,6 +20,7 @@ from jobs.lake import Lake
 from jobs.preload import preload
 from jobs.report.page import render_rules
 from jobs.report.rules import failure_text
+from jobs.report.text import plain
 from jobs.rule_examples import DayTables
 from jobs.settings import Settings
 from jobs.steps import measure
@@ -63,10 +64,16 @@ def validate(settings: Settings, ds: str) -> Validation:
             measured.folder = None  # what it did cost stays on record
         measured.rows = found.raw
     log.info(
-        "validate: %s raw = %s unparsable + %s quarantined + %s superseded + %s valid; Data Docs: %s",
+        "validate: %s raw = %s unparsable + %s quarantined + %s superseded + %s valid; rules: %s",
         *(f"{n:,}" for n in (found.raw, found.unparsable, found.quarantined, found.superseded, found.valid)),
         lake.root / found.data_docs_path,
     )
+    if found.notes:
+        log.info(
+            "validate: fields that are not used: %s", ", ".join(f"{n:,} {name}" for name, n in found.notes.items())
+        )
+    for name, count in found.unread_labels.items():
+        log.warning("validate: %s labels of %r are of no known form and cannot be read", f"{count:,}", plain(name, 60))
     if not found.passed:
         raise CriticalDataError(
             "\n  ".join(
@@ -115,15 +122,6 @@ def _version(manifest: RawManifest, table: RuleTable, roots: Sequence[Place]) ->
         *(f"{f.name} {f.sha256}" for f in manifest.files),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-
-
-def _lost_pictures(manifest: RawManifest) -> str:
-    """Return what import says of the pictures that it could not have: how many are what, and a few with the nearest names."""
-    lost = sorted((n, status) for status, n in manifest.pictures.items() if status not in ("added", "known"))
-    counts = ", ".join(f"{n:,} {status}" for n, status in reversed(lost))
-    return "".join(
-        f"; {words}" for words in (counts, *(each.in_words() for each in manifest.missing_pictures)) if words
-    )
 
 
 def last_days(lake: Lake, ds: str) -> list[Validation]:
@@ -177,6 +175,7 @@ def _validate(
         storage.remove_folder(scratch)
     with DayTables(valid_path, quarantine_path, lake.work / "scratch") as day:
         kinds, reasons, line_errors, notes = day.kinds(), day.reasons(), day.line_errors(), day.notes()
+        unread = day.unread_labels()
         examples = {outcome.rule.name: day.examples(outcome) for outcome in outcomes}
     counts = {kind: kinds.get(kind, 0) for kind in ("unparsable", "quarantined", "superseded")}
     n_valid = parquet.count(parquet_files(valid_path))
@@ -186,8 +185,7 @@ def _validate(
             "this is a bug of the validation, nothing is published"
         )
     failures = tuple(
-        failure_text(outcome, examples[outcome.rule.name], line_errors)
-        + (_lost_pictures(manifest) if isinstance(outcome.rule, PicturesFound) else "")
+        failure_text(outcome, examples[outcome.rule.name], line_errors, manifest.missing_pictures)
         for outcome in outcomes
         if not outcome.passed
     )
@@ -204,6 +202,7 @@ def _validate(
         reasons=reasons,
         line_errors=line_errors,
         notes=notes,
+        unread_labels=unread,
         pictures_named=named.rows - named.failed if named else None,
         pictures_missing=found.failed if found else None,
         valid_path=lake.relative(valid_path),

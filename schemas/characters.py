@@ -49,7 +49,8 @@ def _composed(text: str) -> str:
 def _fold(text: str) -> str:
     for _ in range(_TWICE if "&" in text else 0):
         text = html.unescape(_HUGE_REFERENCE.sub(" ", text))
-    text = INVISIBLE.sub("", _composed(text).translate(_LIKE))
+    # Before NFKC, which makes a blank and a mark of an accent that stands alone; and after it, which makes more of them.
+    text = INVISIBLE.sub("", _composed(text.translate(_LIKE)).translate(_LIKE))
     text = " ".join(text.split())
     if not text.endswith(".."):
         text = text.removesuffix(".").rstrip()

@@ -96,6 +96,9 @@ class Validation(Strict):
         default_factory=dict,
         description="valid rows that lost a field, by the rule that took it; a row may lose several",
     )
+    unread_labels: dict[str, int] = Field(
+        default_factory=dict, description="valid rows with a label of a form that is not known, by the label's name"
+    )
     pictures_named: int | None = Field(
         default=None, description="records that name a picture; None: the rules did not ask"
     )
@@ -219,6 +222,14 @@ class LabelledInputs(Strict):
     rules: int = Field(description="version of the rules that link products to families and mark labels as spoken")
 
 
+class GivenValues(Strict):
+    """What the catalog gives of an attribute, by products that it applies to."""
+
+    listed: int = Field(description="products with a value that the taxonomy lists")
+    unlisted: int = Field(description="products with values alone that it does not list: no labels, and no gaps")
+    gaps: int = Field(description="products without any value")
+
+
 class LabelledManifest(Strict):
     """``labelled/ds=D/set=S/manifest.json``: a labelled set, complete; written last."""
 
@@ -228,7 +239,9 @@ class LabelledManifest(Strict):
     examples: int = Field(description="rows of the example folders: products + superseded + unlabelled + empty")
     products: int = Field(description="rows of products.parquet")
     superseded: int = Field(description="examples of products that have a newer one")
-    unlabelled: int = Field(description="examples without any label that counts")
+    unlabelled: int = Field(
+        description="examples without any value that counts; on the training side, those without a label"
+    )
     empty: int = Field(description="labelled examples with neither text nor picture: nothing to learn from")
     sides: dict[str, int] = Field(description="products by side")
     families: int
@@ -237,6 +250,9 @@ class LabelledManifest(Strict):
     silent: int = Field(description="labels that no text field names")
     not_applicable: dict[str, int] = Field(
         description="products by attribute whose label does not count, since it does not apply to their article type"
+    )
+    given: dict[str, GivenValues] = Field(
+        default_factory=dict, description="by attribute, of all products; empty: not counted, by older versions"
     )
     created_at: datetime
 

@@ -43,7 +43,9 @@ class Mapping(Strict):
     group_by: str = Field(
         default="", description="column that the rows of one product share; empty: a row is a product"
     )
-    pictures: tuple[str, ...] = Field(default=(), description="zips or folders of pictures, or patterns of their names, tried in order")
+    pictures: tuple[str, ...] = Field(
+        default=(), description="zips or folders of pictures, or patterns of their names, tried in order"
+    )
     picture_name: str = Field(
         default="", description="path in the zip or folder, e.g. images/{id}.jpg; columns in braces"
     )

@@ -110,11 +110,6 @@ RowRule = Annotated[
 ]
 
 
-def clears(rule: RowRule) -> bool:
-    """Whether a record that breaks `rule` loses the field alone."""
-    return not isinstance(rule, IsNull | NotNull | Matches) and rule.on_fail == "clear"
-
-
 class RowCount(Strict):
     """The batch must have a plausible number of rows: at least `minimum`, and near the mean of the last days."""
 
@@ -174,6 +169,11 @@ class PicturesFound(Strict):
 
 
 BatchRule = Annotated[RowCount | NullShare | Unique | PicturesNamed | PicturesFound, Field(discriminator="check")]
+
+
+def clears(rule: RowRule | BatchRule) -> bool:
+    """Whether a record that breaks `rule` loses the field alone."""
+    return isinstance(rule, Readable | WithinRoots | MaxLength | Between) and rule.on_fail == "clear"
 
 
 class RuleTable(Strict):

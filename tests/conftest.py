@@ -19,6 +19,7 @@ import pytest
 
 from jobs import spark, step_server, storage
 from jobs.lake import Lake
+from jobs.rejected_lines import read_rejected
 from jobs.settings import Settings
 from schemas.documents import RawFile, RawManifest
 
@@ -68,17 +69,18 @@ def read_raw(lake: Lake, ds: str) -> list[dict[str, Any]]:
 
 
 def split_raw(lake: Lake, ds: str) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """Return the records of a day's raw catalog, and its lines that are none."""
+    """Return the records of a day's raw catalog, and its lines that are none, as the shop wrote them."""
     records, others = [], []
     for line in raw_lines(lake, ds):
         try:
             found = json.loads(line)
         except ValueError:
             found = None
-        if isinstance(found, dict):
+        rejected = read_rejected(line)
+        if isinstance(found, dict) and rejected is None:
             records.append(found)
         else:
-            others.append(line)
+            others.append(rejected.raw if rejected else line)
     return records, others
 
 

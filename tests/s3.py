@@ -45,16 +45,21 @@ def executable() -> str:
 
 
 @contextmanager
-def server(folder: Path, *, log: Path | None = None) -> Iterator[str]:
-    """Run a server whose buckets are the folders in `folder`; yield its address. Its requests go to the file `log`."""
+def server(folder: Path, *, log: Path | None = None, users: Path | None = None) -> Iterator[str]:
+    """Run a server whose buckets are the folders in `folder`; yield its address. Its requests go to the file `log`.
+
+    With a folder for `users` it has other users than its root, and no bucket yet.
+    """
     program = executable()
-    (folder / BUCKET).mkdir(parents=True)
+    (folder if users else folder / BUCKET).mkdir(parents=True)
+    if users:
+        users.mkdir()
     address = f"127.0.0.1:{free_port()}"
     names = {"ROOT_ACCESS_KEY": KEYS["AWS_ACCESS_KEY_ID"], "ROOT_SECRET_KEY": KEYS["AWS_SECRET_ACCESS_KEY"]}
     process = subprocess.Popen(
         [
             program, "--port", address, "--quiet", "--keep-alive", "--health", "/health",
-            *(["--access-log", str(log)] if log else []), "posix", str(folder),
+            *(["--access-log", str(log)] if log else []), *(["--iam-dir", str(users)] if users else []), "posix", str(folder),
         ],
         env=os.environ | names, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip

@@ -54,9 +54,8 @@ class Dialect:
         return line.rstrip("\r\n").split(self.delimiter)
 
     def parse(self, lines: Iterable[str]) -> Iterator[list[str]]:
-        """Yield the rows of `lines`. Raises csv.Error where quotes are wrong."""
-        for row in csv.reader(map(self.translate, lines), strict=True, **self.reader_options()):
-            yield self.restore(row)
+        """Yield the rows of `lines`. Raises csv.Error where quotes are wrong; the next row may be asked for then."""
+        return map(self.restore, csv.reader(map(self.translate, lines), strict=True, **self.reader_options()))
 
 
 def physical_lines(text: str) -> list[str]:
@@ -126,7 +125,7 @@ def _quoting(lines: Sequence[str], whole: bool, dialect: Dialect, *, escape: boo
             return escaped
     literal = replace(dialect, quote=None)
     rows = [row for line in lines if line.strip() and (row := literal.split(line))]
-    quoted = any(len(cell) > 1 and cell[0] == cell[-1] == quote for row in rows for cell in row)
+    quoted = any(len(cell) > 1 and cell[0] == cell[-1] == quote for row in rows for cell in map(str.strip, row))
     if not quoted and len(rows[0]) > 1 and all(len(row) == len(rows[0]) for row in rows):
         return literal
     return dialect

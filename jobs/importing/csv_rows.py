@@ -130,8 +130,9 @@ class CsvRows:
             return None
         except _TooLong as error:
             if self._lines.row:
+                opened = self._lines.number - len(self._lines.row)
                 raise StructureError(
-                    f"line {self._first}: a quote is never closed; {_HINT} {_way_out(error.start)}"
+                    f"line {opened}: a quote is never closed; {_HINT} {_way_out(error.start)}"
                 ) from error
             return Row(None, error.start, self._lines.number, (error.start,), error.length)
         except csv.Error as error:
@@ -210,13 +211,33 @@ def read_csv(
     """
     if not source.sample.strip() and source.whole:
         return
-    rows = CsvRows(file, source, mapping)
     try:
-        if mapping.product_id not in rows.header and (what := describe_text(source.sample)):
-            raise StructureError(f"{what}; nothing was imported: export the records as JSON lines or CSV")
+        rows = CsvRows(file, source, mapping)
+    except StructureError as error:
+        raise StructureError(_described(source) or str(error)) from error
+    try:
+        _check_header(rows.header, source, mapping)
         yield from _Records(rows, source, mapping, noticed).read()
     finally:
         rows.close()
+
+
+def _described(source: Source) -> str:
+    """Return what the file is that is no CSV; nothing where its start does not show that."""
+    what = describe_text(source.sample)
+    return f"{what}; nothing was imported: export the records as JSON lines or CSV" if what else ""
+
+
+def _check_header(header: list[str], source: Source, mapping: Mapping) -> None:
+    """Raise StructureError where no column of the mapping is in the header: it is none, or the file is no CSV."""
+    if {name.casefold() for name in header} & {column.casefold() for column in mapping.columns}:
+        return
+    raise StructureError(
+        _described(source)
+        or f"the first line has none of the mapping's columns, such as {mapping.product_id!r}, but "
+        f"{shown(', '.join(header))}; nothing was imported: has the file a header, or a `delimiter` or `encoding` that the "
+        "mapping must say?"
+    )
 
 
 class _Records:
@@ -224,6 +245,8 @@ class _Records:
 
     def __init__(self, rows: CsvRows, source: Source, mapping: Mapping, noticed: Noticed) -> None:
         self._rows, self._source, self._noticed = rows, source, noticed
+        self._names = [name.strip() for name in rows.header]
+        self._first = self._names[0]
         self._id = rows.header.index(mapping.product_id) if mapping.product_id in rows.header else None
         self._foreign, self._native, self._example = (
             0,
@@ -277,12 +300,11 @@ class _Records:
             if cells is None:
                 return self._reject("csv_quotes", "a quote within a quoted text is not doubled", row)
             self._noticed.note("rows whose quotes are read as characters")
-        given = [cell.strip() for cell in cells]
-        if given[:width] == [name.strip() for name in self._rows.header]:
+        if cells[0].strip() == self._first and [cell.strip() for cell in cells[:width]] == self._names:
             return self._reject("csv_header", "the header again", row)
-        if self._is_total(given):
+        if self._is_total(cells):
             return self._reject("csv_total", "a row of totals, no product", row)
-        if len(cells) > width and not any(given[width:]):
+        if len(cells) > width and not any(cell.strip() for cell in cells[width:]):
             if len(cells) == profile.usual or profile.fits(cells):
                 cells = cells[:width]
                 self._noticed.note("rows read without empty cells beyond the header")
@@ -325,8 +347,8 @@ class _Records:
         return cells
 
     def _is_total(self, cells: list[str]) -> bool:
-        if self._id is None or self._id >= len(cells) or not _TOTAL.fullmatch(cells[self._id][:50]):
+        if self._id is None or self._id >= len(cells) or not _TOTAL.fullmatch(cells[self._id].strip()[:50]):
             return False
-        others = [cell for index, cell in enumerate(cells) if index != self._id and cell]
+        others = [cell.strip() for index, cell in enumerate(cells) if index != self._id and cell.strip()]
         numbers = all(any(character.isdigit() for character in cell) for cell in others)
         return numbers or 3 * len(others) < len(cells)

@@ -54,7 +54,7 @@ class DayWriter:
         if not storage.on_disk(self._day):
             from jobs import object_store
 
-            object_store.remove([path for path in object_store.children(self._day) if path.name not in named])
+            storage.remove_objects([path for path in object_store.children(self._day) if path.name not in named])
             return
         for path in storage.children(self._day):
             if path.name not in named and storage.on_disk(path):

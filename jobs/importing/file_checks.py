@@ -43,11 +43,14 @@ class FileChecks:
         first = list(self._first(source))
         mark = self._mark(first)
         unseen, columns, record = set(self._mapping.columns), dict[str, None](), None
+        names, nested = dict[str, Json]().keys(), False
         for row in itertools.chain(first, source):
             self._rows += 1
             if isinstance(row, dict):
                 record = row if record is None else record
-                if unseen:
+                # Rows of one shape as a rule: names that no row had are not sought again in each.
+                if unseen and (nested or row.keys() != names):
+                    names, nested = row.keys(), any("." in column for column in unseen)
                     unseen = {column for column in unseen if get_column(row, column) is ABSENT}
                     if len(columns) < _NAMES:
                         columns.update(dict.fromkeys(name[:_NAME] for name in itertools.islice(row, _NAMES)))
@@ -118,8 +121,6 @@ class FileChecks:
             way_out = "Correct the mapping, or list them under `optional`"
             if {column.casefold() for column in lacking} <= {column.casefold() for column in columns}:
                 way_out = "They differ in capitals alone: write them as the file does"
-            elif not set(mapping.columns) - unseen:
-                way_out = "None of them is the mapping's: has the file a header? Add it, or correct the mapping"
             raise JobError(
                 f"{path}: no record has the columns {sorted(lacking)} that the mapping names; the columns are "
                 f"{sorted(columns)}; nothing was imported. {way_out}"

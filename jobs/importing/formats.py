@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, TypeAlias
@@ -57,7 +59,9 @@ def format_of(source: Source, mapping: Mapping) -> str:
     if not lines or 2 * sum(line.startswith("{") for line in lines[:20]) >= len(lines[:20]) or lines[0].startswith("{"):
         return "csv" if by_name.endswith(_CSV_ENDINGS) and not lines else "jsonl"
     dialect = detect(source.sample, source.whole, mapping)
-    header = next(dialect.parse(lines[dialect.skipped :]), [])
+    header: list[str] = []
+    with contextlib.suppress(csv.Error):  # reading it says what is wrong with it
+        header = next(dialect.parse(lines[dialect.skipped :]), [])
     if mapping.product_id in (name.strip() for name in header):
         return "csv"
     if what := describe_text(source.sample):

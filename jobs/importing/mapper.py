@@ -93,9 +93,13 @@ class Mapper:
             if len(given) > 1:
                 merged[column] = given
         for column in self._mapping.label_objects:
-            objects = [value for row in rows if isinstance(value := get_column(row, column), dict)]
-            if objects:
-                merged[column] = {name: value for each in reversed(objects) for name, value in each.items()}
+            given = []
+            for row in rows:
+                value = get_column(row, column)
+                if value is not ABSENT and not self._is_empty(value):
+                    given += [each for each in (value if isinstance(value, list) else [value]) if each not in given]
+            if len(given) > 1:
+                merged[column] = given  # read as a list of objects, which may name an attribute several times
         return merged
 
     def key(self, row: dict[str, Json]) -> str | None:
@@ -159,14 +163,17 @@ class Mapper:
                     unread[column], texts = value, []
             found.setdefault(column, []).extend(texts)
         for column in self._mapping.label_objects:
-            labels, rest = read_object(self._value(row, column))
+            given = self._value(row, column)
+            labels, rest = read_object(given)
             for name, texts in labels.items():
                 found[name] = list(dict.fromkeys([*found.get(name, ()), *texts]))
-            unread |= {name or column: value for name, value in rest.items()}
+            unread |= {name: value for name, value in rest.items() if name}
+            if "" in rest:
+                unread[column] = given
         for name, value in unread.items():
             self._count_unread(name, value)
-        given = {name: self._split(texts) for name, texts in found.items()}
-        return unread | {name: texts[0] if len(texts) == 1 else texts for name, texts in given.items() if texts}
+        labels = {name: parts for name, texts in found.items() if (parts := self._split(texts))}
+        return unread | {name: parts[0] if len(parts) == 1 else parts for name, parts in labels.items()}
 
     def _split(self, texts: list[str]) -> list[Json]:
         """Return the texts of a label, cut at the mapping's separator, without those that mean: nothing given."""

@@ -77,5 +77,5 @@ class Noticed:
             log.info("import-catalog: %s: %s", what, f"{count:,}")
         for detail, count in self.unreadable.most_common():
             log.warning(
-                "import-catalog: %s lines are no records: %s (%s)", f"{count:,}", detail, self._examples[detail]
+                "import-catalog: lines that are no records: %s: %s (%s)", f"{count:,}", detail, self._examples[detail]
             )

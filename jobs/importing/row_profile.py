@@ -6,7 +6,7 @@ import contextlib
 import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -100,20 +100,29 @@ def _kinds(text: str) -> frozenset[str]:
     return frozenset("9" if c.isdigit() else "A" if c.isupper() else "a" if c.isalpha() else c for c in text)
 
 
-def profile_of(sample: str, dialect: Dialect, header: Sequence[str], id_name: str) -> RowProfile:
-    """Return what the single-line rows in `sample`, the start of a file, have in common."""
-    rows: list[list[str]] = []
-    for line in physical_lines(sample)[dialect.skipped + 1 :]:
+def _rows(sample: str, dialect: Dialect) -> Iterator[list[str]]:
+    """Yield the rows of `sample` that can be read."""
+    reader = dialect.parse(physical_lines(sample)[dialect.skipped + 1 :])
+    while True:
         try:
-            row = next(dialect.parse([line]), [])
+            yield next(reader)
         except csv.Error:
             continue
+        except StopIteration:
+            return
+
+
+def profile_of(sample: str, dialect: Dialect, header: Sequence[str], id_name: str) -> RowProfile:
+    """Return what the rows in `sample`, the start of a file, have in common."""
+    width = len(header)
+    rows: list[list[str]] = []
+    for row in _rows(sample, dialect):
         if any(row) and row != list(header):
             rows.append(row)
-        if len(rows) * len(header) >= _CELLS:
+        if len(rows) * width >= _CELLS:
             break
-    width = len(header)
-    usual = Counter(map(len, rows)).most_common(1)[0][0] if rows else width
+    common, count = Counter(map(len, rows)).most_common(1)[0] if rows else (width, 0)
+    usual = common if 2 * count > len(rows) else width
     rows = [row for row in rows if len(row) == usual]
     id_column = header.index(id_name) if id_name in header else None
     ids = [cell for row in rows if id_column is not None and id_column < len(row) and (cell := row[id_column].strip())]

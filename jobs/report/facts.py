@@ -44,6 +44,16 @@ class Counted:
 
 
 @dataclass(frozen=True, slots=True)
+class Note:
+    """A rule that took a field of valid records, or a remark on it."""
+
+    name: str
+    why: str  # of the rule; '' where the table has it no more
+    products: int
+    examples: tuple[tuple[str, str], ...]  # product id, field and what was found
+
+
+@dataclass(frozen=True, slots=True)
 class PictureProblem:
     """Why products of this run have no picture."""
 
@@ -77,6 +87,7 @@ class AttributeFacts:
     threshold: Threshold | None  # None: the run's model does not predict it
     products: int = 0  # it applies to
     from_catalog: int = 0
+    from_unlisted: int = 0  # the catalog's values that the taxonomy does not list
     from_model: int = 0
     predicted: int = 0  # rows with a model value
     accepted: int = 0
@@ -91,7 +102,7 @@ class AttributeFacts:
     @property
     def missing(self) -> int:
         """Products it applies to that have no value."""
-        return self.products - self.from_catalog - self.from_model
+        return self.products - self.from_catalog - self.from_unlisted - self.from_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +154,8 @@ class Night:
     unknown_labels: tuple[Counted, ...]
     unknown_total: int
     mistyped_labels: tuple[Counted, ...]
+    notes: tuple[Note, ...]  # on fields of valid records
+    noticed: dict[str, int]  # by the import
     picture_problems: tuple[PictureProblem, ...]
     attributes: tuple[AttributeFacts, ...]
     conflicts: tuple[Conflict, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from jobs.records import FIRST_OF_SEVERAL
 from jobs.report.facts import Night
 from jobs.report.text import count, percent, points
 
@@ -101,9 +102,15 @@ def _records(night: Night) -> list[Finding]:
                 "look", f"{count(ledger.untaggable, 'product has', 'products have')} nothing to tag by.", "pictures"
             )
         )
+    if night.notes:
+        fields = sum(note.products for note in night.notes if note.name != FIRST_OF_SEVERAL)
+        if fields:
+            found.append(
+                Finding("look", f"{count(fields, 'field of a record is', 'fields of records are')} not used.", "notes")
+            )
     if night.mistyped_labels:
         labels = sum(c.n for c in night.mistyped_labels)
-        found.append(Finding("look", f"{count(labels, 'label is', 'labels are')} not text.", "labels"))
+        found.append(Finding("look", f"{count(labels, 'label', 'labels')} cannot be read.", "labels"))
     if night.unknown_total:
         found.append(
             Finding("note", f"{count(night.unknown_total, 'label is', 'labels are')} outside the taxonomy.", "labels")

@@ -20,12 +20,14 @@ from jobs.doubled_ids import SUPERSEDED
 from jobs.errors import JobError
 from jobs.explained import explain
 from jobs.lake import LABELLED_TABLE, Lake
+from jobs.records import FIRST_OF_SEVERAL
 from jobs.report.facts import (
     BINS,
     AttributeFacts,
     Conflict,
     Counted,
     Night,
+    Note,
     PictureProblem,
     Reason,
     Rejected,
@@ -42,6 +44,7 @@ from schemas.rules import RuleTable
 from schemas.taxonomy import Taxonomy
 
 PRODUCTS: Final = "_products"
+NOT_LISTED: Final = "(not listed)"  # stands for all values outside the taxonomy
 
 _RAW_BYTES = 600  # of a quarantined line that leave the file; the page shows fewer characters
 _TEXT = 300  # characters of any other text that leave a file
@@ -88,6 +91,8 @@ def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
             unknown_labels=unknown,
             unknown_total=unknown_total,
             mistyped_labels=query.mistyped_labels(),
+            notes=query.notes(rules),
+            noticed=_noticed(lake, plan.ds),
             picture_problems=query.picture_problems(),
             attributes=attributes,
             conflicts=conflicts,
@@ -143,6 +148,14 @@ def _scan(db: duckdb.DuckDBPyConnection, files: Iterable[Place], table: pa.Schem
     name = next(f"empty_{name}" for name, found in tables.TABLES.items() if found is table)
     db.register(name, table.empty_table())
     return name
+
+
+def _noticed(lake: Lake, ds: str) -> dict[str, int]:
+    """Return what the import read in another way than written; nothing where the day's manifest is gone or broken."""
+    with suppress(JobError):
+        manifest = lake.read_raw_manifest(ds)
+        return dict(manifest.notes) if manifest else {}
+    return {}
 
 
 class Query:
@@ -254,19 +267,24 @@ class Query:
     def _coverage(self, facts: Mapping[str, AttributeFacts]) -> None:
         # A single-valued attribute has one row a product; only of the others must rows be brought together.
         single = [a.name for a in self._taxonomy.attributes if not a.multi_valued]
-        for name, products, catalog, model in self._rows(
-            """select attribute, count(*), count(*) filter (source = 'catalog'), count(*) filter (source = 'model')
+        for name, products, catalog, unlisted, model in self._rows(
+            """select attribute, count(*), count(*) filter (source = 'catalog'),
+                   count(*) filter (source = 'catalog_unlisted'), count(*) filter (source = 'model')
                from attributes where list_contains($1, attribute) group by attribute
                union all
-               select attribute, count(*), count(*) filter (catalog), count(*) filter (model and not catalog)
+               select attribute, count(*), count(*) filter (catalog), count(*) filter (unlisted and not catalog),
+                   count(*) filter (model and not catalog and not unlisted)
                from (select attribute, coalesce(bool_or(source = 'catalog'), false) as catalog,
+                         coalesce(bool_or(source = 'catalog_unlisted'), false) as unlisted,
                          coalesce(bool_or(source = 'model'), false) as model
                      from attributes where not list_contains($1, attribute) group by attribute, product_id)
                group by attribute""",
             single,
         ):
             found = facts[name]
-            found.products, found.from_catalog, found.from_model = products, catalog, model
+            found.products, found.from_catalog, found.from_unlisted, found.from_model = (
+                products, catalog, unlisted, model,
+            )  # fmt: skip
 
     def _confidences(self, facts: Mapping[str, AttributeFacts]) -> None:
         histograms = {name: [(0, 0)] * BINS for name in facts}
@@ -282,7 +300,9 @@ class Query:
             facts[name].histogram = tuple(histogram)
 
     def _shares(self, facts: Mapping[str, AttributeFacts], *, before: bool) -> None:
-        counts = "select attribute, value, count(*) as n from {} where value is not null group by attribute, value"
+        # The shop's own words have no end: they count as one.
+        counts = f"""select attribute, if(source = 'catalog_unlisted', {quoted(NOT_LISTED)}, value) as value, count(*) as n
+            from {{}} where value is not null group by all"""
         empty = "select null::varchar as attribute, null::varchar as value, 0 as n where false"
         shares: dict[str, list[Share]] = {name: [] for name in facts}
         for name, value, n, now, then, known in self._rows(
@@ -366,6 +386,29 @@ class Query:
                 group by field order by n desc, field limit {_UNKNOWN}"""
         )
         return tuple(Counted(*row) for row in rows)
+
+    def notes(self, rules: RuleTable) -> tuple[Note, ...]:
+        """Return which fields valid records lost, or gave more than one value for, the most frequent first."""
+        validation = self._plan.validation
+        why = {rule.name: rule.why for rule in rules.row_rules} | {
+            FIRST_OF_SEVERAL: "The record gives several pictures. The first one is the product's."
+        }
+        examples: dict[str, list[tuple[str, str]]] = {}
+        if validation.notes:
+            files = parquet_files(self._lake.root / validation.valid_path)
+            for name, product, text in self._rows(
+                f"""select split_part(note.value, ':', 1) as name, left(product_id, {_TEXT}), left(note.key || ' ' ||
+                        substr(note.value, strpos(note.value, ':')), {_TEXT})
+                    from (select unnest(map_entries(notes)) as note, product_id from {_scan(self._db, files, tables.VALID)}
+                        where cardinality(notes) > 0)
+                    qualify row_number() over (partition by name order by product_id) <= {_EXAMPLES}
+                    order by name, product_id"""
+            ):
+                examples.setdefault(name, []).append((product, text))
+        return tuple(
+            Note(name, why.get(name, ""), products, tuple(examples.get(name, ())))
+            for name, products in validation.notes.items()
+        )
 
     def picture_problems(self) -> tuple[PictureProblem, ...]:
         """Return why products of this run have no picture, the most frequent first."""

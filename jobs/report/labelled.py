@@ -155,6 +155,10 @@ class Summary:
         side = SIDES[self._index.side[place]]
         return ShownProduct(product, title, brand, side, tuple(labels), ExamplePlace(file, int(self._index.row[place])))
 
+    def label(self, name: str) -> str:
+        """Return what people call the attribute `name`."""
+        return self._taxonomy[name].label
+
     @property
     def labels(self) -> int:
         """How many labels there are."""

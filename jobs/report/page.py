@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cma_clip_core.places import Place, on_disk
+from cma_clip_core.unlisted import Given
 from jobs.report import plots, text
 from jobs.report.costs import Costs
 from jobs.report.facts import BINS, AttributeFacts, Night
@@ -98,12 +99,13 @@ def render_rules(validation: Validation, outcomes: Sequence[Outcome], examples: 
     )
 
 
-def render_set(manifest: LabelledManifest, summary: Summary) -> str:
-    """Return the page of a labelled set."""
+def render_set(manifest: LabelledManifest, summary: Summary, given: Mapping[str, Given]) -> str:
+    """Return the page of a labelled set; `given` is what the catalog gives of each attribute."""
     inputs = manifest.inputs
     return _environment().get_template("labelled.html.j2").render(
         set=manifest,
         summary=summary,
+        given=[(summary.label(name), found) for name, found in given.items()],
         attributes=summary.attributes(),
         labels_by_side=summary.labels_by_side(),
         families_by_side=summary.families_by_side(),
@@ -188,17 +190,17 @@ def equations(ledger: Ledger) -> list[tuple[str, int, list[tuple[str, int]], boo
 
 def _coverage(attributes: Sequence[AttributeFacts]) -> float | None:
     products = sum(a.products for a in attributes)
-    return sum(a.from_catalog + a.from_model for a in attributes) / products if products else None
+    return sum(a.products - a.missing for a in attributes) / products if products else None
 
 
 def _gaps(attributes: Sequence[AttributeFacts]) -> tuple[int, int]:
-    """Return how many values the catalog lacks, and how many of them the model gave."""
+    """Return how many values the catalog lacks, listed or not, and how many of them the model gave."""
     filled = sum(a.from_model for a in attributes)
     return filled + sum(a.missing for a in attributes), filled
 
 
 def _page_of(docs: Place) -> Place:
-    """Return the page of Data Docs, also of a lake whose documents name their folder."""
+    """Return the page of the rules, also of a lake whose documents name its folder."""
     return docs / "index.html" if on_disk(docs) and docs.is_dir() else docs
 
 

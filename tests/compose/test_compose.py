@@ -84,10 +84,73 @@ def page(api: AirflowApi) -> Any:
         shown.goto(api.url)
         shown.locator("input[name=username]").fill(api.user)
         shown.locator("input[name=password]").fill(api.password)
-        shown.locator("button[type=submit]").click()
+        shown.locator("input[type=submit]").click()
         expect(shown.get_by_role("link", name="Dags", exact=True).first).to_be_visible(timeout=60_000)
         yield shown
         browser.close()
+
+
+OURS = ("api-server", "scheduler", "dag-processor", "triggerer", "worker", "worker-gpu", "spark-master", "spark-worker")
+SECRETS_OF = {
+    "spark-master": {"SPARK_SECRET"},
+    "spark-worker": {"SPARK_SECRET", "S3_SPARK_SECRET"},
+    "worker": {"SPARK_SECRET", "S3_TAGGER_SECRET", "REDIS_PASSWORD"},
+    "worker-gpu": {"S3_TAGGER_SECRET", "REDIS_PASSWORD"},
+}
+# What every process of the container was given, and all files that its user can read and that are no part of the image.
+SEEN = (
+    "cat /proc/*/environ /proc/*/cmdline 2>/dev/null; "
+    "find /tmp /work /run /airflow -type f -size -200k -exec cat {} + 2>/dev/null"
+)
+
+
+def inside(service: str, script: str, *, check: bool = True) -> str:
+    return compose("exec", "-T", service, "sh", "-c", script, check=check)
+
+
+@pytest.mark.usefixtures("api")
+@pytest.mark.parametrize("service", SECRETS_OF)
+def test_a_container_holds_its_own_secrets_alone(service: str) -> None:
+    seen = inside(service, SEEN, check=False)
+    assert {name for name, value in secrets().items() if value in seen} == SECRETS_OF[service]
+
+
+@pytest.mark.usefixtures("api")
+@pytest.mark.parametrize("service", OURS)
+def test_a_container_may_do_little(service: str) -> None:
+    status = dict(
+        line.split(":\t", 1) for line in inside(service, "cat /proc/self/status").splitlines() if ":\t" in line
+    )
+    assert status["Uid"].split() == ["1000"] * 4
+    assert {int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {0}
+    assert status["NoNewPrivs"] == "1"
+    for folder in ("/app", "/opt/venv", "/usr/local/bin", "/home/tagger", "/etc"):
+        assert "Read-only" in inside(service, f"touch {folder}/x 2>&1; true"), folder
+
+
+@pytest.mark.usefixtures("api")
+def test_sparks_workers_reach_neither_the_database_nor_airflow() -> None:
+    for host in ("postgres", "redis", "api-server"):
+        found = inside("spark-worker", f"python -c \"import socket; socket.gethostbyname('{host}')\" 2>&1; true")
+        assert "gaierror" in found, host
+
+
+@pytest.mark.usefixtures("api")
+def test_spark_refuses_who_does_not_know_its_secret() -> None:
+    for options in ("", '.config("spark.authenticate", "true").config("spark.authenticate.secret", "guessed")'):
+        code = f"""
+from pyspark.sql import SparkSession
+spark = SparkSession.builder.master("spark://spark-master:7077"){options}.getOrCreate()
+print("sum", spark.range(10).count())
+"""
+        found = inside(
+            "spark-worker",
+            f"mkdir -p /tmp/none; cd /tmp; SPARK_CONF_DIR=/tmp/none timeout 120 python - 2>&1 <<'END'\n{code}\nEND\ntrue",
+        )
+        assert "sum 10" not in found
+        assert "All masters are unresponsive" in found or "SaslException" in found or "Mismatched response" in found, (
+            found[-2000:]
+        )
 
 
 def published() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import duckdb
 import pytest
 
+from jobs import storage
 from jobs.demo import show
 from jobs.importing.import_catalog import import_catalog
 from jobs.lake import Lake
@@ -81,7 +82,7 @@ class Pipeline:
     def ledger(self, ds: str) -> Ledger:
         """Return the one ledger of a day."""
         (page,) = (self.lake.root / "reports" / f"ds={ds}").glob("run=*/ledger.json")
-        return Ledger.model_validate_json(page.read_text())
+        return storage.from_bytes(page, page.read_bytes(), Ledger)
 
     def started(self, log: str) -> list[str]:
         """Return the tasks started, in order; of a mapped one with its index."""

@@ -58,6 +58,22 @@ def test_a_flag_before_a_variable_before_the_default(
             "spark_options: Spark's options begin with 'spark.'",
         ),
         (["--root", "gs://bucket/lake"], {}, "root: 'gs://bucket/lake': give a folder, or s3://bucket/prefix"),
+        (
+            ["--root", "lake\nof two lines"],
+            {},
+            r"root: 'lake\nof two lines': '\n' cannot be in the name of this folder",
+        ),
+        (
+            [],
+            {"TAGGING_ROOT": "lake[1]"},
+            "root: 'lake[1]': '[', ']' cannot be in the name of this folder: Spark and DuckDB",
+        ),
+        ([], {"TAGGING_ROOT": "lake*"}, "root: 'lake*': '*' cannot be in the name"),
+        ([], {"TAGGING_ROOT": "lake?"}, "root: 'lake?': '?' cannot be in the name"),
+        ([], {"TAGGING_ROOT": "{a,b}"}, "root: '{a,b}': ',', '{', '}' cannot be in the name"),
+        ([], {"TAGGING_ROOT": "back\\slash"}, r"root: 'back\\slash': '\\' cannot be in the name"),
+        ([], {"TAGGING_ROOT": "s3://bucket/lake*"}, "root: 's3://bucket/lake*': '*' cannot be in the name"),
+        ([], {"TAGGING_PICTURE_ROOTS": "/pictures,/more[1]"}, "picture_roots"),
     ],
 )
 def test_a_wrong_setting_is_told_by_name(

@@ -100,7 +100,7 @@ def examples(lake: Lake, run_id: str) -> Path:
 
 def finish(lake: Lake, run_id: str, *, report: bool = True) -> None:
     """Leave a run's ledger and report."""
-    counts = dict.fromkeys(set(Ledger.model_fields) - {"run_id", "ds", "model_version", "backfill", "created_at"}, 0)
+    counts = {name: 0 for name, field in Ledger.model_fields.items() if field.annotation is int}
     ledger = Ledger(run_id=run_id, ds=run_id[:10], model_version="m", backfill=False, created_at=NOW, **counts)
     storage.write_document(lake.reports(run_id) / "ledger.json", ledger)
     if report:
@@ -379,17 +379,22 @@ def test_what_killed_steps_and_trainings_leave(lake: Lake) -> None:
         lake.history / ".index.json.x1y2.tmp",
         lake.predictions(run(DAY1)) / ".shard=00000.parquet.x1y2.tmp",
         lake.labelled(DAY1, "0123abcd") / ".products.parquet.x1y2.tmp",
+        lake.reports(run(DAY1)) / ".report.html.x1y2.tmp",
+        lake.reports(run(DAY1)) / "steps" / ".plan.json.x1y2.tmp",
+        lake.root / "reports" / ".index.html.x1y2.tmp",
+        lake.raw(DAY1) / ".part-00000.jsonl.gz.x1y2.tmp",
+        lake.root / "suspects" / f"ds={DAY1}" / "set=0123abcd" / ".index.html.x1y2.tmp",
         lake.scratch / "blockmgr-1" / "0a" / "spilled",
         lake.towers / ".unfinished-0123" / "checkpoint",
     ]
-    others = [lake.current, lake.scratch / "new" / "rows", lake.models / "20261120-0123abcd" / "config.json"]
+    others = [lake.champion, lake.scratch / "new" / "rows", lake.models / "20261120-0123abcd" / "config.json"]
     for path in (*left, *others):
         storage.write_bytes(path, b"x")
     plan(lake, run(DAY1))
     age(lake.root, 2)
     age(lake.scratch / "new" / "rows", 0.1)
     sweep(lake)
-    assert [path.exists() for path in left] == [False, False, False, False, True]
+    assert [path.exists() for path in left] == [False] * 9 + [True]
     sweep(lake, days=1)
     assert not left[-1].parent.exists()
     assert all(path.exists() for path in others)

@@ -22,7 +22,7 @@ import pytest
 from cma_clip_core.pictures import PictureError, fetch
 from jobs import storage
 from jobs.errors import JobError
-from jobs.importing import day_writer, formats, picture_sources
+from jobs.importing import day_writer, picture_sources
 from jobs.importing.import_catalog import import_catalog
 from jobs.lake import Lake
 from jobs.settings import Settings
@@ -103,7 +103,7 @@ def test_a_record_in_our_names(shop: Shop) -> None:
     )  # fmt: skip
     assert record == {
         "product_id": "1163", "title": "Shirt", "brand": "Maker", "description": "Soft.\n\nWash.", "price": 9.5,
-        "image_uri": None, "image_version": None, "updated_at": "2026-11-01",
+        "image_uri": None, "image_version": None, "updated_at": "2026-11-01T00:00:00Z",
         "attributes": {"kind": "Shirt", "Colour": "Blue", "Details": ["Belt", "Logo"], "Sizes": ["S", "M"]},
     }  # fmt: skip
     assert list(record) == RECORD.names
@@ -116,19 +116,19 @@ def test_a_record_in_our_names(shop: Shop) -> None:
         ("name", {"en": "Shirt"}, "title", {"en": "Shirt"}),
         ("name", False, "title", False),
         ("price", "on request", "price", "on request"),
-        ("price", "12.5", "price", "12.5"),  # in JSON the shop chose to write text
+        ("price", "12.5", "price", 12.5),
         ("id", None, "product_id", None),
         ("id", 7.0, "product_id", "7"),
         ("id", 2.5, "product_id", "2.5"),
         ("id", True, "product_id", True),
         ("id", ["1"], "product_id", ["1"]),
-        ("id", " 1 ", "product_id", " 1 "),
+        ("id", " 1 ", "product_id", "1"),
         ("name", " NA ", "title", None),
         ("text", 7, "description", 7),
-        ("photo", ["a.jpg"], "image_uri", ["a.jpg"]),
-        ("kind", 3, "attributes", {"kind": 3}),
+        ("photo", [{"src": "a.jpg"}], "image_uri", {"src": "a.jpg"}),
+        ("kind", 3, "attributes", {"kind": "3"}),
         ("kind", {"a": 1}, "attributes", {"kind": {"a": 1}}),
-        ("facts", {"Colour": [1, "Blue"]}, "attributes", {"Colour": [1, "Blue"]}),
+        ("facts", {"Colour": [1, "Blue"]}, "attributes", {"Colour": ["1", "Blue"]}),
         ("facts", [1], "attributes", {"facts": [1]}),
         ("facts", "Blue", "attributes", {"facts": "Blue"}),
         ("facts", {"kind": "Hat"}, "attributes", {"kind": "Hat"}),
@@ -163,10 +163,10 @@ def test_a_line_is_one_line_to_every_reader(shop: Shop) -> None:
     assert [len(line.decode().splitlines()) for line in shop.lines()] == [1, 1]
 
 
-def test_numbers_that_json_does_not_have_become_words(shop: Shop) -> None:
-    shop.write(b'{"id": "1", "name": "x", "photo": null, "price": NaN}', b'{"id": "2", "name": "x", "price": 1e999}')
+def test_a_number_that_is_too_large_becomes_a_word(shop: Shop) -> None:
+    shop.write(b'{"id": "1", "name": "x", "photo": null}', b'{"id": "2", "name": "x", "price": 1e999}')
     shop.run()
-    assert [json.loads(line)["price"] for line in shop.lines()] == ["NaN", "1e999"]
+    assert [json.loads(line)["price"] for line in shop.lines()] == [None, "1e999"]
 
 
 def test_blank_lines_mark_and_line_ends(shop: Shop) -> None:
@@ -193,108 +193,6 @@ def test_many_rows_make_many_parts_always_the_same(shop: Shop, monkeypatch: pyte
     assert [json.loads(line)["product_id"] for line in shop.lines()] == [row["id"] for row in rows]
     time.sleep(1.1)  # gzip's own time stamp has seconds
     assert shop.run().files == first.files
-
-
-# --- CSV
-
-
-def csv_lines(shop: Shop, data: bytes) -> list[Any]:
-    (shop.export / "items.csv").write_bytes(data)
-    shop.run()
-    return [json.loads(line) for line in shop.lines()]
-
-
-def test_csv(shop: Shop) -> None:
-    rows = csv_lines(
-        shop,
-        b'\xef\xbb\xbfid,name,photo,price,facts,text\r\n1,"A ""fine"" shirt",,895,"{""Colour"": ""Blue""}","two\r\nlines"\r\n'
-        b"2,Bag,,19.50,Blue,NA\r\n\r\n3,Hat,,on request,,\r\n4,Cap,,1e999,,a\x00b\r\n5,Cap,,1_000,,\r\n",
-    )
-    assert [row["product_id"] for row in rows] == ["1", "2", "3", "4", "5"]
-    assert [row["price"] for row in rows] == [895, 19.5, "on request", "1e999", "1_000"]
-    assert rows[0]["title"] == 'A "fine" shirt'
-    assert rows[0]["description"] == "two\r\nlines"
-    assert rows[0]["attributes"] == {"Colour": "Blue"}
-    assert rows[1]["attributes"] == {"facts": "Blue"}
-    assert rows[1]["description"] is None
-    assert rows[3]["description"] == "a\x00b"
-
-
-@pytest.mark.parametrize("name", ["items.csv.gz", "ITEMS.CSV", "ITEMS.CSV.GZ", "items.Tsv"])
-def test_csv_packed_or_in_capitals(shop: Shop, name: str) -> None:
-    shop.mapping.write_text(MAPPING.replace("[items.jsonl, items.jsonl.gz, items.csv]", name))
-    data = b'id,name,photo,facts\n1,"A, b",,"{""Colour"": ""Blue""}"\n'
-    (shop.export / name).write_bytes(gzip.compress(data) if name.lower().endswith(".gz") else data)
-    assert shop.run().rows == 1
-    record = json.loads(shop.lines()[0])
-    assert (record["product_id"], record["title"], record["attributes"]) == ("1", "A, b", {"Colour": "Blue"})
-
-
-def test_json_lines_in_capitals(shop: Shop) -> None:
-    shop.mapping.write_text(MAPPING.replace("[items.jsonl, items.jsonl.gz, items.csv]", "ITEMS.JSONL.GZ"))
-    (shop.export / "ITEMS.JSONL.GZ").write_bytes(gzip.compress(b'{"id": "1", "name": "A, b", "photo": null}'))
-    shop.run()
-    assert json.loads(shop.lines()[0])["title"] == "A, b"
-
-
-@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
-def test_csv_with_other_delimiters(shop: Shop, delimiter: str) -> None:
-    rows = csv_lines(
-        shop, delimiter.join(["id", "name", "photo"]).encode() + f"\n1{delimiter}A, b{delimiter}\n".encode()
-    )
-    assert (rows[0]["product_id"], rows[0]["title"]) == ("1", "A, b")
-
-
-def test_csv_rows_that_do_not_fit_are_kept_and_are_no_records(shop: Shop) -> None:
-    rows = csv_lines(shop, b"id,name,photo\n1,a,\n2,b\n3,c,,,extra\n4,d,\n")
-    assert rows[1:3] == [["2", "b"], ["3", "c", "", "", "extra"]]
-    assert [rows[0]["product_id"], rows[3]["product_id"]] == ["1", "4"]
-
-
-def test_csv_that_is_no_utf_8_is_kept_on_one_line(shop: Shop) -> None:
-    (shop.export / "items.csv").write_bytes(b'id,name,photo\n1,"Cr\xeape\nblue",\n2,b,\n')
-    assert shop.run().rows == 2
-    assert shop.lines()[0] == b'1,"Cr\xeape\\nblue",'
-
-
-def test_a_csv_field_of_eight_megabytes(shop: Shop) -> None:
-    text = b"x" * 8_000_000
-    assert len(csv_lines(shop, b"id,name,photo\n1," + text + b",\n")[0]["title"]) == 8_000_000
-
-
-@pytest.mark.parametrize(
-    "rest",
-    [b"3,c,\n" * 5, b'3,c,"quoted"\n', b"3," + b"c" * 2000 + b",\n"],
-    ids=["open to the end", "met by another", "longer than a field"],
-)
-def test_a_csv_quote_never_closed_takes_no_product_with_it(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, rest: bytes
-) -> None:
-    monkeypatch.setattr(formats, "MAX_FIELD", 1000)
-    (shop.export / "items.csv").write_bytes(b'id,name,photo\n1,"a\nb",\n2,b,"open\n' + rest)
-    fails(shop, r"items\.csv: after 1 records: line 4: a quote is never closed.*nothing was imported")
-
-
-@pytest.mark.parametrize("line", [b'2,"a "fine" shirt",', b'2,"a" ,', b'2,"', b'2,"a"b'])
-def test_a_csv_line_of_wrong_quotes_is_kept_as_it_is(shop: Shop, line: bytes) -> None:
-    (shop.export / "items.csv").write_bytes(b"id,name,photo\n1,a,\n" + line + b"\r\n" + b"3,c,\n" * (line != b'2,"'))
-    shop.run()
-    first, kept, *others = shop.lines()
-    assert kept == line
-    assert [json.loads(row)["product_id"] for row in (first, *others)] in (["1", "3"], ["1"])
-
-
-def test_csv_header_of_wrong_quotes_or_with_a_name_twice(shop: Shop) -> None:
-    (shop.export / "items.csv").write_bytes(b'"id"x,name,photo\n1,a,\n')
-    fails(shop, r"items\.csv: .*line 1: the quotes of the header are wrong")
-    (shop.export / "items.csv").write_bytes(b"id,name,name,photo\n1,a,b,\n")
-    fails(shop, r"items\.csv: .*the header has the columns \['name'\] more than once")
-    assert csv_lines(shop, b"id,name,photo,,\n1,a,,,\n")[0]["title"] == "a"  # columns without a name are nobody's
-
-
-def test_csv_cell_with_a_name_twice_is_kept_as_text(shop: Shop) -> None:
-    rows = csv_lines(shop, b'id,name,photo,facts\n1,a,,"{""Neck"": ""V"", ""Neck"": ""U""}"\n')
-    assert rows[0]["attributes"] == {"facts": '{"Neck": "V", "Neck": "U"}'}
 
 
 # --- the shipped mapping of the public data set
@@ -608,8 +506,6 @@ def test_errors_say_what_to_do(shop: Shop) -> None:
         shop,
         r"no record has the columns \['care', 'label', 'name', 'photo', 'text'\].*columns are \['id', 'titel'\].*optional",
     )
-    (shop.export / "items.jsonl").write_bytes('{"id": 1}'.encode("utf-16"))
-    fails(shop, r"items\.jsonl: UTF-16")
     with pytest.raises(JobError, match="no such folder"):
         import_catalog(shop.settings, shop.export / "nowhere", DS, str(shop.mapping))
     with pytest.raises(JobError, match="not a day"):
@@ -623,7 +519,7 @@ def test_a_truncated_gzip_is_named(shop: Shop, cut: int) -> None:
     shop.write(*({"id": i, "name": os.urandom(9).hex(), "photo": None} for i in range(500)), name="items.jsonl.gz")
     path = shop.export / "items.jsonl.gz"
     path.write_bytes(path.read_bytes()[:cut])
-    fails(shop, r"items\.jsonl\.gz: truncated or damaged gzip after \d+ records .*copy the file again")
+    fails(shop, r"items\.jsonl\.gz: truncated or damaged gzip \(.*copy the file again")
     assert shop.lake.read_raw_manifest(DS) is None
 
 
@@ -636,12 +532,6 @@ def test_a_damaged_zip_and_absent_pictures_are_named(shop: Shop) -> None:
     (shop.export / "pics.zip").unlink()
     (shop.export / "pics").rmdir()
     fails(shop, r"no pictures; looked for pics, pics\.zip")
-
-
-def test_a_file_without_line_ends(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "MAX_LINE", 100)
-    shop.write(b'[{"id": 1}' + b', {"id": 2}' * 50 + b"]")
-    fails(shop, "a line of more than 100 bytes; JSON lines have one object on each line")
 
 
 # --- replacing a day

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.label_forms import decoded, read_object
+from tests.jobs.test_import_catalog import Shop
 
 
 @pytest.mark.parametrize(
     ("found", "labels"),
     [
-        ({"hue": "Teal", "size": 38, "sole": 2.50, "warm": False, "none": None}, {"hue": ["Teal"], "size": ["38"], "sole": ["2.5"], "warm": ["false"], "none": []}),
+        (
+            {"hue": "Teal", "size": 38, "sole": 2.50, "warm": False, "none": None},
+            {"hue": ["Teal"], "size": ["38"], "sole": ["2.5"], "warm": ["false"], "none": []},
+        ),
         ({"hue": ["Teal", "Sand"]}, {"hue": ["Teal", "Sand"]}),
         ([{"name": "hue", "value": "Teal"}, {"name": "size", "value": 38.0}], {"hue": ["Teal"], "size": ["38"]}),
         ([{"name": "hue", "values": ["Teal", "Sand"]}], {"hue": ["Teal", "Sand"]}),
@@ -39,7 +45,7 @@ from jobs.label_forms import decoded, read_object
         ('{"hue": "Teal", "hue": "Sand"}', {"hue": ["Teal", "Sand"]}),
         ([["hue", "Teal"], ["size", 38]], {"hue": ["Teal"], "size": ["38"]}),
         ([{"hue": "Teal"}, {"size": 38}], {"hue": ["Teal"], "size": ["38"]}),
-        (None, {}), ("  ", {}), ([], {}), ({}, {}),
+        ({"hue": float("nan")}, {"hue": []}), (None, {}), ("  ", {}), ([], {}), ({}, {}),
     ],
 )  # fmt: skip
 def test_the_usual_forms_are_read(found: Any, labels: dict[str, list[str]]) -> None:
@@ -56,6 +62,7 @@ def test_the_usual_forms_are_read(found: Any, labels: dict[str, list[str]]) -> N
         # Which of the two is the value? The name of a swatch, or the number of one that is called so.
         ({"hue": [{"name": "Teal", "value": "#088"}]}, {"hue": [{"name": "Teal", "value": "#088"}]}),
         ([{"name": "hue", "content": "Teal"}], {"hue": {"name": "hue", "content": "Teal"}}),
+        ({"hue": float("inf")}, {"hue": float("inf")}),
         ({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 1}}}),
     ],
 )
@@ -89,3 +96,36 @@ def test_a_long_text_is_read_in_linear_time() -> None:
     for text in (" " * 10**6 + "x", "a " * 10**6, "|" * 10**6, "x: " * 10**5, ", " * 10**6 + "y"):
         read_object(text)
     assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize(
+    ("row", "labels"),
+    [
+        ({"kind": "Hat|Cap"}, {"kind": ["Hat", "Cap"]}),
+        ({"kind": '["Hat", "Cap"]'}, {"kind": ["Hat", "Cap"]}),
+        ({"kind": "['Hat']"}, {"kind": "Hat"}),
+        ({"kind": "{see below}"}, {"kind": "{see below}"}),
+        ({"kind": 38.0, "facts": [{"name": "hue", "options": ["Teal|Sand", "NA", None]}]}, {"kind": "38", "hue": ["Teal", "Sand"]}),
+        ({"facts": "hue: Teal; sole: Rubber"}, {"hue": "Teal", "sole": "Rubber"}),
+        # What a column and the object say of one name is both said.
+        ({"kind": "Hat", "facts": {"kind": "Cap"}}, {"kind": ["Hat", "Cap"]}),
+        ({"kind": "Hat", "facts": {"kind": "Hat", "none": None}}, {"kind": "Hat"}),
+        ({"kind": "Hat", "facts": {"kind": {"en": "Cap"}}}, {"kind": "Hat"}),
+        ({"facts": [{"hue": "Teal"}, 5]}, {"hue": "Teal", "facts": [{"hue": "Teal"}, 5]}),
+    ],
+)  # fmt: skip
+def test_an_import_reads_labels(tmp_path: Path, row: dict[str, Any], labels: dict[str, Any]) -> None:
+    assert Shop(tmp_path).import_one(**row)["attributes"] == labels
+
+
+def test_an_import_says_by_name_what_it_cannot_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shop = Shop(tmp_path)
+    odd = {"name": "Hat", "photo": None, "facts": {"hue": {"en": "Teal"}, "x" * 10**5: {"en": "y" * 10**5}}}
+    shop.write(
+        *[odd | {"id": str(number)} for number in range(3)], {"id": "9", "name": "Hat", "photo": None, "facts": "Teal"}
+    )
+    shop.run()
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert any('3 labels of \'hue\' cannot be read, such as {"en": "Teal"}' in message for message in said)
+    assert any("1 labels of 'facts' cannot be read, such as \"Teal\"" in message for message in said)
+    assert max(map(len, said)) < 400

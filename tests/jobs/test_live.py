@@ -5,6 +5,7 @@ Run with ``make test TESTS=tests/jobs/test_live.py``.
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -120,6 +121,12 @@ def test_what_makes_a_plan_stale(lake: Lake, ds: str, change: Change, stale: boo
         live.check_base(lake, now, plan)
 
 
+def forget(lake: Lake) -> None:
+    """Begin again, as if nothing was ever published."""
+    shutil.rmtree(lake.history, ignore_errors=True)
+    lake.current.unlink(missing_ok=True)
+
+
 class _Killed(BaseException):
     """Stands for a process that dies."""
 
@@ -146,7 +153,7 @@ def test_killed_swap_is_finished_by_the_next_plan(lake: Lake, monkeypatch: pytes
     before, after = index_of(lake, run(DAY1)), index_of(lake, run(DAY1), run(DAY2))
     n, seen = 0, set()
     while True:
-        lake.history_index.unlink(missing_ok=True)
+        forget(lake)
         live.swap(lake, lambda _: before)
         if not killed_before_write(n, monkeypatch, lambda: live.swap(lake, lambda _: after)):
             break
@@ -165,7 +172,7 @@ def test_killed_rollback_is_finished_by_itself(lake: Lake, monkeypatch: pytest.M
     settings, whole = settings_for(lake.root), index_of(lake, run(DAY1), run(DAY2))
     n = 0
     while True:
-        lake.history_index.unlink(missing_ok=True)
+        forget(lake)
         live.swap(lake, lambda _: whole)
         if not killed_before_write(n, monkeypatch, lambda: tables.rollback(settings, run(DAY1))):
             break

@@ -27,7 +27,7 @@ from jobs.publish import publish
 from jobs.settings import Settings
 from jobs.tag import tag
 from jobs.validate import validate
-from tests.conftest import DAY1, DAY2, DAY3, raw_lines, read_raw, write_raw
+from tests.conftest import DAY1, DAY2, DAY3, copy_trained, raw_lines, read_raw, settings_for, write_raw
 
 pytestmark = pytest.mark.spark
 
@@ -117,6 +117,26 @@ def test_two_nights(first_night: tuple[Lake, Settings]) -> None:
     # History knows both days.
     assert as_of(settings, DAY1) == before
     assert as_of(settings, DAY2) == after
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "name", ["white space", "per%20cent", "hash#", "quo'te", 'quo"te', "ümlaut", "ds=1", "a;b&c$d+e~"]
+)
+def test_a_lake_in_a_folder_of_an_odd_name(trained: Lake, tmp_path: Path, name: str) -> None:
+    """What a folder may not be called, `Settings` says; these work, to the last query."""
+    copy_trained(trained, tmp_path / name / "lake")
+    settings = settings_for(tmp_path / name / "lake")
+    ledger, page = night.night(settings, DAY1)
+    lake = Lake(settings.root)
+    assert ledger.new == 100
+    assert storage.exists(page)
+    assert live(lake) == as_of(settings, DAY1)
+    assert rows_of_files(lake) == len(live(lake))
+
+
+def rows_of_files(lake: Lake) -> int:
+    return sum(pq.read_metadata(line).num_rows for line in lake.current_lines())
 
 
 def test_finished_night_run_again_changes_nothing(first_night: tuple[Lake, Settings]) -> None:

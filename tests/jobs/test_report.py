@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -37,6 +38,7 @@ from schemas.documents import (
     Ledger,
     Plan,
     PublishedFile,
+    RawManifest,
     RunManifest,
     Shard,
     StepMetrics,
@@ -125,19 +127,20 @@ class Shop:
         self._rejected(ds, quarantine, valid)
         reasons = [reason for line in quarantine for reason in line["reasons"] if line["kind"] != "superseded"]
         kinds = [line["kind"] for line in quarantine]
+        noted = Counter(note.split(":")[0] for record in valid for _, note in record.get("notes", []))
         by = {m: counts.pop(f"tagged_{m}", sum(p.modality == m for p in own)) for m in ("both", "text", "image")}
         n_tagged = sum(by.values()) + counts.get("untaggable", 0)
         n_valid = n_tagged + counts.get("unchanged", 0)
         rejected = {kind: counts.pop(kind, kinds.count(kind)) for kind in ("unparsable", "quarantined", "superseded")}
         validation = Validation(
             ds=ds, version="v1", passed=True, failures=(), raw=n_valid + sum(rejected.values()), **rejected,
-            valid=n_valid, reasons={r: reasons.count(r) for r in dict.fromkeys(reasons)},
+            valid=n_valid, reasons={r: reasons.count(r) for r in dict.fromkeys(reasons)}, notes=dict(noted),
             valid_path=f"catalog/valid/ds={ds}/v1", quarantine_path=f"catalog/quarantine/ds={ds}/v1",
             data_docs_path=f"reports/ds={ds}/validation-v1/data_docs", created_at=NOW,
         )  # fmt: skip
         docs = lake.root / validation.data_docs_path / "index.html"
         docs.parent.mkdir(parents=True, exist_ok=True)
-        docs.write_text("Data Docs")
+        docs.write_text("rules")
         why = {"new": n_tagged, "changed": 0, "model_changed": 0} | {
             k: counts.pop(k) for k in ("new", "changed", "model_changed") if k in counts
         }
@@ -262,8 +265,9 @@ class Shop:
         states = [self._state(p, run) | change for p in products]
         write(folder / "products" / "part-00000.parquet", tables.PRODUCT_HISTORY, states)
         day = HistoryDay(run_id=run, path=self.lake.relative(folder), rows=len(rows))
-        days = self.lake.read_history_index().days | {ds: day}
-        storage.write_document(self.lake.history_index, HistoryIndex(days=days))
+        index = self.lake.history_index
+        known = storage.read_document(index, HistoryIndex, "make it again") or HistoryIndex()
+        storage.write_document(index, HistoryIndex(days=known.days | {ds: day}))
         if manifest:
             self._manifest(run, None, (), 0)
 
@@ -325,7 +329,7 @@ def catalog(n: int = 10, red: int = 6) -> list[Product]:
 @pytest.fixture
 def shop(tmp_path: Path) -> Shop:
     # A folder's name may hold what SQL and glob patterns give a meaning.
-    return Shop(tmp_path / "a shop's [1] lake*")
+    return Shop(tmp_path / "a shop's (1) lake")
 
 
 def test_numbers_are_the_ledgers(shop: Shop) -> None:
@@ -410,14 +414,14 @@ def test_hostile_texts_are_trimmed_and_do_nothing(shop: Shop) -> None:
         FIRST,
         [product],
         quarantine=[{"kind": "quarantined", "reasons": ["wrong_type"], "product_id": evil, "raw": huge.encode()}],
-        valid=[{"product_id": evil, "mistyped_labels": [(evil, huge)]}],
+        valid=[{"product_id": evil, "mistyped_labels": [(evil, huge)], "notes": [(evil, f"{evil[:9]}: {huge}")]}],
     )
     page = shop.page(FIRST)
     assert len(page) < 100_000
     assert "<script" not in page.lower()
     assert "<i>1" not in page
     assert not {"\u202e", "\x00", "\u200b"} & set(page)
-    for name in ("quarantine", "labels", "pictures", "conflicts", "tagged"):
+    for name in ("quarantine", "notes", "labels", "pictures", "conflicts", "tagged"):
         assert "<script>alert('x')</script> U+202E ␀ U+200B" in section(page, name), name
     assert "… of 8.0 MB" in section(page, "quarantine")
     assert "Details <b>" in section(page, "attributes")
@@ -461,6 +465,36 @@ def test_labels_and_pictures_that_cannot_be_used(shop: Shop) -> None:
     assert "colour 5 1 m1" in labels
     assert "absent 2 p06 p07 broken 1 p05 image file is truncated" in section(page, "pictures")
     assert "30.0% of the tagged products have no usable picture." in seen(page)
+
+
+def test_fields_that_are_not_used_are_counted_and_shown(shop: Shop) -> None:
+    records: list[dict[str, Any]] = [
+        {"product_id": f"m{i}", "notes": [("price", 'unreadable_price: "on request"')]} for i in range(5)
+    ]
+    records += [{"product_id": "n0", "notes": [("image_uri", 'first_of_several: a list of 2, ["a.jpg","b.jpg"]')]}]
+    records += [{"product_id": "n1"}]
+    shop.night(FIRST, catalog(), valid=records)
+    page = shop.page(FIRST)
+    fields = section(page, "notes")
+    assert 'unreadable price The price is no number. 5 m0 price : "on request" m1' in fields
+    assert (
+        "first of several The record gives several pictures. The first one is the product's. 1 n0 image_uri" in fields
+    )
+    assert "m3" not in fields
+    assert "5 fields of records are not used." in seen(page)  # a second picture is no loss of a field
+    shop.night(SECOND, catalog(), parent=FIRST)
+    assert "Every field of the valid records is used." in section(shop.page(SECOND), "notes")
+
+
+def test_what_the_import_noticed_is_on_the_page_escaped(shop: Shop) -> None:
+    shop.night(FIRST, catalog())
+    manifest = RawManifest(
+        ds=FIRST[:10], source="export", files=(), rows=0, created_at=NOW, notes={"prices with <b>commas</b>": 1_200}
+    )
+    storage.write_document(shop.lake.raw(FIRST[:10]) / "_manifest.json", manifest)
+    page = shop.page(FIRST)
+    assert "prices with &lt;b&gt;commas&lt;/b&gt;" in page
+    assert "1,200" in section(page, "notes")
 
 
 def test_labels_are_those_of_the_products_tagged(shop: Shop) -> None:

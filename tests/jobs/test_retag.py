@@ -94,15 +94,17 @@ def said(lake: Lake, made: Plan) -> Rows:
     for product in (row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()):
         for attribute in product["applicable"]:
             given: list[str] = dict(product["labels"]).get(attribute, [])
+            others: list[str] = dict(product["unlisted"]).get(attribute, [])
             guesses = {g["value"]: g for g in product["predictions"] if g["attribute"] == attribute}
-            pairs = [(next(iter(given), None), next(iter(guesses.values()), None))]
-            if taxonomy[attribute].multi_valued and (given or guesses):
-                pairs = [(v if v in given else None, guesses.get(v)) for v in {*given, *guesses}]
+            pairs = [(next(iter([*given, *others]), None), next(iter(guesses.values()), None))]
+            if taxonomy[attribute].multi_valued and (given or others or guesses):
+                pairs = [(v if v in [*given, *others] else None, guesses.get(v)) for v in {*given, *others, *guesses}]
             for catalog, guess in pairs:
                 accepted = guess is not None and guess["accepted"]
-                source = "catalog" if catalog else "model" if accepted and not given else None
+                source = "model" if accepted and not given and not others else None
+                source = source if catalog is None else "catalog" if catalog in given else "catalog_unlisted"
                 model = guess["value"] if guess else None
-                value = catalog if source == "catalog" else model if source == "model" else None
+                value = model if source == "model" else catalog
                 conflict = bool(accepted and given and model not in given)
                 row = (value, source, catalog, model, guess["confidence"] if guess else None, accepted, conflict)
                 found.setdefault((product["product_id"], attribute), set()).add(row)

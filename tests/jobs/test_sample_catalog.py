@@ -20,6 +20,7 @@ from jobs.errors import JobError
 from jobs.garments import COLOURS, Design, draw
 from jobs.importing.import_catalog import import_catalog
 from jobs.lake import Lake
+from jobs.rejected_lines import read_rejected
 from jobs.sample_catalog import generate, next_day
 from jobs.settings import Settings
 from schemas.taxonomy import load_taxonomy
@@ -56,7 +57,7 @@ def parsed(line: bytes) -> Any:
         value = json.loads(line)
     except ValueError:
         return line
-    return value if isinstance(value, dict) else line
+    return value if isinstance(value, dict) and read_rejected(line) is None else line
 
 
 def clean(records: list[Any]) -> list[dict[str, Any]]:

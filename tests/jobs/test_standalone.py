@@ -1,5 +1,6 @@
 """The Airflow of one machine: how many shards are tagged at once, and with what share of the cores."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,13 @@ def test_what_the_caller_says_of_threads_holds(tmp_path: Path, monkeypatch: pyte
 def test_a_gpu_that_is_asked_for_tags_one_shard_at_a_time(tmp_path: Path) -> None:
     settings = Settings(root=tmp_path, device="cuda")
     assert standalone.slots(settings) == max(1, standalone.gpus())
+
+
+def test_passwords_are_for_this_user_alone(tmp_path: Path) -> None:
+    file = tmp_path / standalone.PASSWORDS
+    file.write_text(json.dumps({"admin": "x"}))
+    file.chmod(0o644)  # as an earlier release left it
+    for _ in range(2):
+        standalone._keep_passwords(file)
+        assert file.stat().st_mode & 0o777 == 0o600
+        file.unlink(missing_ok=True)

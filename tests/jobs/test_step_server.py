@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -121,6 +122,50 @@ def test_a_server_that_ends_takes_its_steps_along(tmp_path: Path) -> None:
         gone(psutil.Process(step.pid) if psutil.pid_exists(step.pid) else None)
     with pytest.raises(OSError, match="No such file"):
         step_server.start(address, ["--help"], os.environ, REPOSITORY)
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"[]", b"null", b"7", b'"tag"', b"{}", b"no json", b"\xff\xfe", b"[" * 100_000,
+        b'{"arguments": "tag", "environment": {}, "cwd": "/"}',
+        b'{"arguments": [1], "environment": {}, "cwd": "/"}',
+        b'{"arguments": [], "environment": [], "cwd": "/"}',
+        b'{"arguments": [], "environment": {"A=": "b"}, "cwd": "/"}',
+        b'{"arguments": [], "environment": {"A": null}, "cwd": "/"}',
+        b'{"arguments": [], "environment": {}, "cwd": null}',
+        b'{"arguments": ["a\\u0000b"], "environment": {}, "cwd": "/"}',
+    ],
+    ids=lambda line: repr(line[:50]),
+)  # fmt: skip
+def test_what_is_no_request_is_answered_with_an_error_and_the_server_lives_on(
+    step_server_address: Path, request_line: bytes
+) -> None:
+    out, out_end = os.pipe()
+    with socket.socket(socket.AF_UNIX) as connection, os.fdopen(out), os.fdopen(out_end, "w"):
+        connection.settimeout(30)
+        connection.connect(str(step_server_address))
+        socket.send_fds(connection, [b"\n"], [out_end, out_end])
+        connection.sendall(request_line + b"\n")
+        answer = b""
+        while data := connection.recv(1000):
+            answer += data
+    assert answer.startswith(b"error: ")
+    assert answer.count(b"\n") == 1
+    assert run(step_server_address, "tag", "--help")[0] == 0
+
+
+def test_why_a_step_was_not_started_is_told_to_who_asked_for_it(step_server_address: Path) -> None:
+    with pytest.raises(OSError, match="did not start the step: arguments are a list of texts"):
+        step_server.start(step_server_address, ["a\0b"], os.environ, REPOSITORY)
+
+
+def test_who_asks_without_pipes_or_hangs_up_does_no_harm(step_server_address: Path) -> None:
+    for sent in (b"", b"\n", b'\n{"arguments": '):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(step_server_address))
+            connection.sendall(sent)
+    assert run(step_server_address, "tag", "--help")[0] == 0
 
 
 SLOW = ("sample-catalog", "--products", "1000000")

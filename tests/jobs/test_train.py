@@ -201,7 +201,7 @@ def test_two_processes_train_one_version(tmp_path: Path) -> None:
     assert registry.list_versions(lake.models) == [champion(settings)] == [version]
     assert not list(lake.models.glob(".unfinished*"))
     (step,) = lake.root.glob("reports/ds=2026-11-20/*/steps/train.json")
-    assert StepMetrics.model_validate_json(step.read_bytes()).rows > 100
+    assert storage.from_bytes(step, step.read_bytes(), StepMetrics).rows > 100
     assert list((step.parents[1] / "tensorboard").glob("events.*"))
 
 

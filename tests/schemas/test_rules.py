@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.records import PARSED
 from jobs.row_filter import within_roots_pattern
 from schemas.loading import ContractError
-from schemas.rules import load_rules
+from schemas.rules import COLUMNS, load_rules
 
 ROOTS = (Path("/lake/catalog/pictures"), Path("/shop (old)/pics"))
 
@@ -69,6 +70,34 @@ def test_same_name_twice_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ContractError, match="names must differ"):
         load_rules(path)
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        ("{name: a, check: is_null, column: wrong_types, why: w, max_failed_share: 0.1}", "write a rule of the check `readable`"),
+        ("{name: a, check: not_null, column: titel, why: w, max_failed_share: 0.1}", "no column 'titel'; the columns are line_error"),
+        ("{name: a, check: max_length, characters: 9, column: product_id, why: w, max_failed_share: 0.1, on_fail: clear}",
+         "a record without product_id is no product"),
+        ("{name: a, check: not_null, column: title, why: w, max_failed_share: 0.1, on_fail: clear}", "on_fail"),
+        ("{name: a, check: max_length, characters: 9, column: attributes, why: w, max_failed_share: 0.1}",
+         "attributes can only be checked to be `readable`"),
+    ],
+)  # fmt: skip
+def test_rule_that_cannot_mean_anything_is_refused(tmp_path: Path, rule: str, told: str) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(f"row_rules:\n- {rule}\nbatch_rules:\n- {{name: b, check: row_count, minimum: 1, why: w}}\n")
+    with pytest.raises(ContractError, match=re.escape(told)):
+        load_rules(path)
+
+
+def test_only_what_no_prediction_reads_may_fail_without_bound() -> None:
+    unbounded = {rule.name for rule in load_rules("default").row_rules if rule.max_failed_share == 1}
+    assert unbounded == {"unreadable_price", "implausible_price", "nothing_readable"}
+
+
+def test_rules_name_columns_that_the_parser_makes() -> None:
+    assert set(COLUMNS) - set(PARSED.names) == {"several_rows", "attributes"}
 
 
 def test_unknown_rules_name_lists_the_shipped_ones() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,7 @@ def test_labels_are_read_in_the_taxonomys_words() -> None:
     known, unknown = parse(document()).normalise(
         {
             "type": ["t-shirt"],
-            "Colour": ["NA", " BLUE ", "Red"],
+            "Colour": ["NA", " BLUE ", "Blue"],
             "Extras": ["zip", "Belt", "belt", "Wings"],
             "Sleeve Length": [""],
             "Brand": ["Nobody asks"],
@@ -51,8 +52,38 @@ def test_attributes_apply_to_groups_and_types() -> None:
     assert taxonomy.applicable(None) == taxonomy.applicable("Spaceship") == ("kind", "colour", "extras")
 
 
-def test_fold_ignores_case_and_spaces() -> None:
-    assert fold("  Navy\t BLUE ") == "navy blue"
+@pytest.mark.parametrize(
+    "written",
+    [
+        "Women's Knit-Top", "  WOMEN'S\t knit-top ", "Women\u2019s Knit-Top", "Women\u02bcs Knit\u2011Top", "Women&#39;s Knit-Top",
+        "Women&rsquo;s Knit&ndash;Top", "Women&amp;rsquo;s Knit-Top", "Women\u2019s Knit\u2013Top.", "Women's\u00a0Knit-Top",
+        "Women's\u3000Knit\u2014Top", "\ufeffWomen's Knit-Top\u200b", "Wo\u00admen's Knit-Top", "Women's Knit\u2212Top\x00",
+        "\uff37omen's Knit\uff0dTop", "Women`s Knit-Top", "Women\u00b4s Knit-Top\n",
+    ],
+)  # fmt: skip
+def test_spellings_of_one_word_are_folded_alike(written: str) -> None:
+    assert fold(written) == "women's knit-top"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("Caf\u00e9", "CAFE\u0301", True), ("Stra\u00dfe", "STRASSE", True), ("\u0130stanbul", "i\u0307stanbul", True),
+        ("38", "38.0", True), ("38", "38,00", True), ("1", "1.000", False), ("38", "38.5", False), ("T-shirt", "T shirt", False),
+        ("Tshirt", "T-shirt", False), ("Shirt", "Shirts", False), ("R&D", "R&amp;D", True), ("a...", "a", False),
+    ],
+)  # fmt: skip
+def test_what_is_folded_alike(one: str, other: str, alike: bool) -> None:
+    assert (fold(one) == fold(other)) is alike
+
+
+@pytest.mark.parametrize(
+    "word", ["&" * 10**6, "a\u0301" * 10**6, "\u0301" * 10**6, " " * 10**6, "&#" + "9" * 10**6, "." * 10**6]
+)
+def test_a_long_label_is_folded_in_linear_time(word: str) -> None:
+    begun = time.process_time()
+    fold(word)
+    assert time.process_time() - begun < 5
 
 
 def test_fingerprint_changes_with_any_word() -> None:
@@ -189,3 +220,94 @@ def test_shipped_taxonomies() -> None:
     assert set(fashion.applicable("Watches")) - set(fashion.applicable(None)) == {"occasion"}
     assert fashion["fabric"].read("pure  cotton") == (True, "Cotton")
     assert fashion["pattern"].read("NA") == (False, None)
+
+
+def test_of_several_words_of_a_single_valued_attribute_none_is_the_value() -> None:
+    taxonomy = parse(document())
+
+    def read(*words: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        return taxonomy.normalise({"Colour": list(words)})
+
+    assert read("Red", "Blue") == ({}, {"colour": ["Red|Blue"]})
+    assert read("Blue ", "Red", "red") == ({}, {"colour": ["Blue|Red"]})
+    assert read("Red", "Mint") == ({}, {"colour": ["Red|Mint"]})
+    assert read("Red", "NA", "", "RED", "-") == ({"colour": ["Red"]}, {})
+    assert read("Red", "NULL", "#N/A") == ({"colour": ["Red"]}, {})
+    assert read("Mint", "mint", "Mint.") == ({}, {"colour": ["Mint"]})
+    colour = taxonomy["colour"]
+    assert colour.several("Red|Blue") == ("Red", "Blue")
+    assert colour.several("Red|red") == colour.several("Red") == taxonomy["extras"].several("Belt|Zip") == ()
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["NULL", "null.", "#N/A", "\\N", "nan", "#REF!", "#VALUE!", "(null)", "N.A.", "?", "--", "\u200b", "undefined"],
+)
+def test_what_programs_write_for_nothing_says_nothing(word: str) -> None:
+    assert parse(document()).normalise({"Extras": [word], "type": [word]}) == ({}, {})
+    named = document()
+    named["attributes"][1]["values"] = ["Red", word, "Blue"] if any(map(str.isalnum, word)) else ["Red", "Blue", "N/A"]
+    assert parse(named).normalise({"Colour": [word if any(map(str.isalnum, word)) else "n/a"]})[0] != {}
+
+
+@pytest.mark.parametrize("word", ["None", "unknown", "not applicable", "TBC", "false", "0"])
+def test_a_word_that_a_person_may_mean_is_the_shop_s_value_until_it_is_ignored(word: str) -> None:
+    assert parse(document()).normalise({"Colour": [word]}) == ({}, {"colour": [word]})
+    changed = document()
+    changed["attributes"][1]["ignore"] = [word]
+    assert parse(changed).normalise({"Colour": [word]}) == ({}, {})
+
+
+def test_unlisted_words_of_a_column_of_tags_are_no_values() -> None:
+    changed = document()
+    for at in (1, 3):
+        changed["attributes"][at] |= {"field": "tags", "unlisted": "ignore"}
+    taxonomy = parse(changed)
+    assert taxonomy.normalise({"tags": ["sale", "Red", "zip", "new"]}) == ({"colour": ["Red"], "extras": ["Zip"]}, {})
+    assert taxonomy.normalise({"tags": ["sale", "new"]}) == ({}, {})
+    # Two listed values of one colour are still what the shop said.
+    assert taxonomy.normalise({"tags": ["sale", "red", "Blue"]}) == ({}, {"colour": ["red|Blue"]})
+    assert parse(document()).differences(taxonomy)[-1] == "extras: unlisted values are ignored now, not kept"
+
+
+def test_a_field_of_another_case_is_found_where_no_field_has_that_very_name() -> None:
+    taxonomy = parse(document())
+    assert taxonomy.normalise({"colour": ["Red"], "SLEEVE  LENGTH": ["Long"]})[0] == {
+        "colour": ["Red"],
+        "sleeves": ["Long"],
+    }
+    assert taxonomy.normalise({"colour": ["Red"], "Colour": ["Blue"]})[0] == {"colour": ["Blue"]}
+    assert taxonomy.normalise({"colour": ["Red"], "COLOUR": ["Blue"]}) == ({}, {"colour": ["Red|Blue"]})
+
+
+def test_a_value_that_resembles_a_word_is_named() -> None:
+    taxonomy = parse(document())
+    assert taxonomy["kind"].nearest("T-Shrt") == "Tee"  # by its alias
+    assert taxonomy["kind"].nearest("Spaceship") is None
+
+
+def test_numbers_are_values_and_yes_and_no_must_be_quoted() -> None:
+    changed = document()
+    changed["attributes"][1]["values"] = [38, {"name": 40.5, "aliases": [41]}]
+    assert parse(changed)["colour"].value_names == ("38", "40.5")
+    assert parse(changed).normalise({"Colour": ["38.0"]})[0] == {"colour": ["38"]}
+    changed["attributes"][1]["values"] = [True, False]
+    with pytest.raises(ContractError, match=r"attributes\[1 'colour'\].values: .*Yes, No.*write the word in quotes"):
+        parse(changed)
+
+
+def test_values_that_fold_alike_are_refused() -> None:
+    changed = document()
+    changed["attributes"][1]["values"] = ["Off-White", "Off\u2011White", "Blue"]
+    with pytest.raises(ContractError, match="stands for both 'Off-White' and"):
+        parse(changed)
+
+
+def test_fingerprints_of_taxonomies_that_ignore_nothing_are_what_they_were() -> None:
+    assert load_taxonomy("fashion").fingerprint == "174eea7cfafd"
+    assert load_taxonomy("sample").fingerprint == "9376d5817f2a"
+    changed = document()
+    changed["attributes"][1]["unlisted"] = "keep"
+    assert parse(changed).fingerprint == parse(document()).fingerprint
+    changed["attributes"][1]["unlisted"] = "ignore"
+    assert parse(changed).fingerprint != parse(document()).fingerprint

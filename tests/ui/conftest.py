@@ -18,6 +18,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from jobs import storage
 from jobs.airflow_api import AirflowApi
 from jobs.importing.import_catalog import import_catalog
 from jobs.lake import Lake
@@ -89,7 +90,9 @@ class Airflow:
     def ledgers(self, ds: str) -> list[Ledger]:
         """Return a day's ledgers, oldest first."""
         pages = (self.lake.root / "reports" / f"ds={ds}").glob("run=*/ledger.json")
-        return sorted((Ledger.model_validate_json(p.read_text()) for p in pages), key=lambda ledger: ledger.created_at)
+        return sorted(
+            (storage.from_bytes(p, p.read_bytes(), Ledger) for p in pages), key=lambda ledger: ledger.created_at
+        )
 
 
 def until(true: Callable[[], bool], what: str, seconds: float = WAIT, every: float = 1.0) -> None:
