@@ -1,6 +1,6 @@
 """What values outside the taxonomy do to the promised precision, by TF-IDF on the examples of a labelled set.
 
-    python -m benchmarks.unlisted_values LAKE labelled/ds=D/set=S [--taxonomy fashion]
+    python -m benchmarks.unlisted_values LAKE labelled/ds=D/set=S [--taxonomy fashion] [--products 10000]
 
 Thresholds are chosen on validation twice: *before*, on products with a listed value alone; *after*, with every answer for an
 unlisted value counted as wrong. Both are judged on the test side with the unlisted values in it. That is done for the catalog
@@ -111,7 +111,7 @@ def run(title: str, index: ExampleIndex, taxonomy: Taxonomy, config_name: str) -
         thresholds = chosen(validation, config.selection, listed=listed)
         metrics[name] = judge_all(test, thresholds, config.text.fields)
     print(f"\n{title}\n  " + "\n  ".join(words(name, found) for name, found in metrics.items()))
-    print("  attribute         unlisted of test   precision before -> after    coverage before -> after")
+    print("  attribute         unlisted of test   precision before -> after    coverage before -> after", flush=True)
     for name, one in metrics["before"].items():
         other = metrics["after"][name]
         share = one.n_unlisted / max(one.n + one.n_unlisted, 1)
@@ -131,9 +131,11 @@ def main() -> None:
     parser.add_argument("labelled", help="the labelled set, relative to the lake")
     parser.add_argument("--taxonomy", default="fashion")
     parser.add_argument("--config", default="fashion")
+    parser.add_argument("--products", type=int, help="whole families of about so many products; by default all")
     options = parser.parse_args()
     taxonomy = load_taxonomy(options.taxonomy)
     index = read_index(options.lake / options.labelled / "products.parquet", options.lake)
+    index = index if options.products is None else index.sample(options.products)
     none: dict[str, set[str]] = {name: set() for name in taxonomy.names}
     tenth = held_out(taxonomy, index)
     for title, values in (("the catalog as it is", none), ("every tenth value taken out of the taxonomy", tenth)):

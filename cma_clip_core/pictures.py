@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
+import math
 import os
 import re
 import stat
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -25,8 +29,14 @@ import numpy.typing as npt
 import simplejpeg
 
 # Imported so that they are registered: otherwise the first WebP or TIFF makes Pillow load every plugin it has.
-from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
+from PIL import (
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    UnidentifiedImageError,
+)
 
+from cma_clip_core import colour_profiles, picture_cost, picture_files
 from cma_clip_core.places import Place, on_disk
 
 if TYPE_CHECKING:
@@ -35,19 +45,16 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 
 MAX_BYTES: Final = 32 * 2**20  # of a picture file
-MAX_PIXELS: Final = 50_000_000  # of a decoded picture: 200 MB in Pillow's four bytes a pixel
-FORMATS: Final = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-)  # Pillow's rarer decoders are never run on strangers' files
+# Pillow's rarer decoders are never run on strangers' files.
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 _AT_ONCE: Final = 32  # objects asked for together, while as many that are there are decoded
 _WHITE: Final = 255  # padding and what transparency shows
 _REDUCING_GAP: Final = 3.0  # Pillow: from this gap on, a fast first reduction is indistinguishable from fair resampling
+_BAND: Final = 1_000_000  # pixels converted at once, so that no conversion copies the whole picture
+_FRAMES: Final = 10  # of an animation: as many are tried until one shows anything
+_FRAME_BYTES: Final = 16  # a pixel of an animation's later frames, which are laid over each other
+_REMEMBERED: Final = 16 * 2**20  # bytes of pixels: what a shop shows where it has no picture is decoded once
 _ORIENTATION: Final = 0x0112
 _TURNS: Final = {  # EXIF orientation to what makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -58,8 +65,16 @@ _TURNS: Final = {  # EXIF orientation to what makes it upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_JPEG_START: Final = b"\xff\xd8\xff"
-_JPEG_MARKS: Final = (b"Exif\0", b"ns.adobe.com/xap", b"MPF\0")  # may turn the picture, or hold several
+_SWAPPING: Final = frozenset(
+    {Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE}
+)
+# Where the first column, or the first row, of the turned picture was the last one.
+_FROM_RIGHT: Final = frozenset({Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_90,
+                                Image.Transpose.TRANSVERSE})  # fmt: skip
+_FROM_BELOW: Final = frozenset({Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270,
+                                Image.Transpose.TRANSVERSE})  # fmt: skip
+# What may turn a JPEG, hold several, or give its colours another meaning.
+_JPEG_MARKS: Final = (b"Exif\0", b"ns.adobe.com/xap", b"MPF\0", b"ICC_PROFILE\0")
 _REFUSED: Final = (errno.EACCES, errno.EPERM, errno.ELOOP)  # of the file itself: it stays so until someone changes it
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _FORBIDDEN: Final = re.compile(r"[\x00-\x1f\x7f\\]")
@@ -345,35 +360,94 @@ def decode(data: bytes, spec: PictureSpec, out: Pixels | None = None) -> Pixels:
     """Return the picture in `data` at the size of `spec`: uint8 (height, width, 3), RGB, row by row; in `out`, if given.
 
     The whole picture is kept: it is scaled to fit, its aspect kept, and centred on white. EXIF orientation is applied,
-    transparency shows white, 16-bit channels are scaled to 8, of an animation the first frame is taken. The same bytes
-    give the same pixels.
+    an ICC profile too, transparency shows white, 16-bit channels are scaled to 8, of an animation the first frame that
+    shows anything is taken. A picture that every viewer shows though its file is faulty is used: `picture_files.mended`.
+    The same bytes give the same pixels. Memory and time are bounded: `picture_cost`.
 
     Raises:
-        PictureError: empty, too_large (in bytes, or in pixels: judged by the header, before anything is decoded), or
+        PictureError: empty, too_large (in bytes, pixels or memory: judged by the header, before anything is decoded), or
             broken (no picture of an allowed format, or truncated).
     """
     _check_size(len(data), MAX_BYTES)
     ready = _decode_thumbnail(data, spec)
-    if ready is not None:
-        return _centred(ready, spec, out)
+    if ready is None:
+        ready = _recent.get(data, spec)
+    return _centred(ready, spec, out)
+
+
+class _Recent:
+    """The pictures that were decoded last, and what was wrong with them, by content. For all threads of a process."""
+
+    def __init__(self, decode: Callable[[bytes, PictureSpec], Pixels], most: int) -> None:
+        self._decode = decode
+        self._most = most  # bytes
+        self._bytes = 0
+        self._found: OrderedDict[tuple[bytes, PictureSpec], Pixels | tuple[str, str]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, data: bytes, spec: PictureSpec) -> Pixels:
+        """Return the pixels of `data`, not to be written to. Raises PictureError as `decode`."""
+        key = (hashlib.sha256(data).digest(), spec)
+        with self._lock:
+            found = self._found.get(key)
+            if found is not None:
+                self._found.move_to_end(key)
+        if found is None:
+            try:
+                found = self._decode(data, spec)
+            except PictureError as error:
+                found = (error.status, error.detail)
+            self._keep(key, found)
+        if isinstance(found, tuple):
+            raise PictureError(*found)
+        return found
+
+    def _keep(self, key: tuple[bytes, PictureSpec], found: Pixels | tuple[str, str]) -> None:
+        with self._lock:
+            if key not in self._found:
+                self._found[key] = found
+                self._bytes += _size(found)
+            while self._bytes > self._most:
+                self._bytes -= _size(self._found.popitem(last=False)[1])
+
+
+def _size(found: Pixels | tuple[str, str]) -> int:
+    return 1_000 if isinstance(found, tuple) else found.nbytes + 300
+
+
+def _decode_file(data: bytes, spec: PictureSpec) -> Pixels:
+    """Return the pixels of `data` scaled to fit `spec`, mended first where they must be. Raises PictureError as `decode`."""
+    data = picture_files.without_lead(data)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise PictureError(
-                    "too_large", f"{picture.width:,} x {picture.height:,} pixels; at most {MAX_PIXELS:,}"
-                )
-            return _centred(_scaled(_upright(picture, spec), spec), spec, out)
-    except PictureError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureError("too_large", str(error)) from error
-    except MemoryError as error:
-        raise PictureError("too_large", "not enough memory to decode it") from error
-    except UnidentifiedImageError as error:
-        raise PictureError("broken", f"not a picture of a known format ({', '.join(FORMATS)})") from error
-    # On hostile bytes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, zlib.error, ...
+        return _decode(data, spec)
     except Exception as error:
-        raise PictureError("broken", f"{type(error).__name__}: {error}"[:300]) from error
+        if isinstance(error, PictureError) and error.status == "too_large":
+            raise
+        mended = picture_files.mended(data)
+        if mended is not None:
+            try:
+                return _decode(mended, spec)
+            except PictureError:
+                raise
+            except Exception:
+                pass  # what was wrong first says more
+        raise _broken(data, error) from error
+
+
+_recent: Final = _Recent(_decode_file, _REMEMBERED)
+
+
+def _broken(data: bytes, error: Exception) -> PictureError:
+    """Return in words what is wrong with `data`, of which the decoder has raised `error`."""
+    if (kind := picture_files.kind(data)) is not None:
+        return PictureError("broken", f"{kind}; formats that are read: {', '.join(FORMATS)}")
+    if isinstance(error, OSError) and "truncated" in str(error):
+        return PictureError("broken", f"cut off: fewer than {picture_files.NEARLY_WHOLE:.0%} of its rows are there")
+    if isinstance(error, UnidentifiedImageError):
+        if (begun := picture_files.begins_as(data)) is not None:
+            return PictureError("broken", f"the header of a {begun} picture is broken")
+        return PictureError("broken", f"not a picture of a known format ({', '.join(FORMATS)})")
+    return PictureError("broken", f"{type(error).__name__}: {error}"[:300])
 
 
 def _decode_thumbnail(data: bytes, spec: PictureSpec) -> Pixels | None:
@@ -382,11 +456,13 @@ def _decode_thumbnail(data: bytes, spec: PictureSpec) -> Pixels | None:
     They are Pillow's pixels, by the same decoder, libjpeg-turbo, but without an image object around them, which takes
     longer than to decode so small a picture.
     """
-    if not data.startswith(_JPEG_START) or any(mark in data for mark in _JPEG_MARKS):
+    if not data.startswith(picture_files.JPEG) or any(mark in data for mark in _JPEG_MARKS):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours != "YCbCr" or _fitted(width, height, spec) != (width, height) or width * height > MAX_PIXELS:
+        if colours != "YCbCr" or _fitted(width, height, spec) != (width, height):
+            return None
+        if picture_cost.too_many_pixels(width, height, len(data), picture_cost.MAX_JPEG_PIXELS) is not None:
             return None
         pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:  # also where Pillow is more lenient
@@ -394,69 +470,172 @@ def _decode_thumbnail(data: bytes, spec: PictureSpec) -> Pixels | None:
     return pixels
 
 
-def _upright(picture: ImageFile.ImageFile, spec: PictureSpec) -> Image.Image:
-    """Return `picture` decoded, in RGB or grey, turned as EXIF says."""
-    if picture.format in ("JPEG", "MPO"):
-        # The decoder leaves out the frequencies that `_scaled` would throw away. The longer side of `spec` bounds
-        # both, since the picture is not turned yet.
-        side = int(max(spec.height, spec.width) * _REDUCING_GAP)
-        picture.draft(None, (side, side))
-    picture.load()
-    return _turned(_opaque(picture), picture)
+def _decode(data: bytes, spec: PictureSpec) -> Pixels:
+    """Return the pixels of `data` scaled to fit `spec`.
+
+    Raises:
+        PictureError: it is too_large.
+        Exception: on hostile bytes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, zlib.error.
+    """
+    if (why := picture_cost.webp_refusal(data)) is not None:
+        raise PictureError("too_large", why)
+    try:
+        with _opened(data) as picture:
+            size = picture.size
+            if picture.format in ("JPEG", "MPO"):
+                # The decoder leaves out the frequencies that `_scaled` would throw away. The longer side of `spec` bounds
+                # both, since the picture is not turned yet.
+                side = int(max(spec.height, spec.width) * _REDUCING_GAP)
+                picture.draft(None, (side, side))
+            if (why := picture_cost.refusal(picture, size, data)) is not None:
+                raise PictureError("too_large", why)
+            shown = _scaled(picture_files.load(picture), picture, spec)
+            if shown is not None:
+                return shown
+            for frame in range(1, min(_FRAMES, picture_cost.MAX_MEMORY // (_FRAME_BYTES * math.prod(picture.size)))):
+                try:
+                    picture.seek(frame)
+                except EOFError:
+                    break
+                picture.load()
+                if (shown := _scaled(picture, picture, spec)) is not None:
+                    return shown
+            width, height = _fitted(picture.width, picture.height, spec)
+            return np.full((height, width, 3), _WHITE, dtype=np.uint8)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError("too_large", str(error)) from error
+    except MemoryError as error:
+        raise PictureError("too_large", "not enough memory to decode it") from error
 
 
-def _opaque(picture: Image.Image) -> Image.Image:
-    """Return `picture` in RGB or 8-bit grey, what is transparent in it white."""
+def _opened(data: bytes) -> ImageFile.ImageFile:
+    """Return the picture in `data`, its header read."""
+    if data.startswith(picture_files.JPEG):
+        # Not `Image.open`, which refuses by pixels what is reduced while it is decoded.
+        return JpegImagePlugin.jpeg_factory(io.BytesIO(data))
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _scaled(picture: Image.Image, source: ImageFile.ImageFile, spec: PictureSpec) -> Pixels | None:
+    """Return the pixels of `picture`, decoded from `source`, upright and scaled to fit `spec`; None where all is transparent."""
+    turn = _turn(source)
+    width, height = picture.size
+    swapped = turn in _SWAPPING
+    fitted = _fitted(height, width, spec) if swapped else _fitted(width, height, spec)
+    # As `Image.resize` does by `reducing_gap`, but band by band, and before any conversion.
+    across, down = fitted[::-1] if swapped else fitted
+    factors = int(width / across / _REDUCING_GAP) or 1, int(height / down / _REDUCING_GAP) or 1
+    profile = source.info.get("icc_profile")
+    small = _reduced(picture, factors, keeps_cmyk=profile is not None)
+    if small is None:
+        return None
+    box = (0.0, 0.0, width / factors[0], height / factors[1])  # the last pixels may stand for less than a whole block
+    if turn is not None:
+        box = _turned_box(box, small.size, turn)
+        small = small.transpose(turn)
+    if small.size != fitted or factors != (1, 1):
+        small = small.resize(fitted, Image.Resampling.BICUBIC, box)
+    small = colour_profiles.to_srgb(small, profile)
+    if small.mode != "RGB":
+        small = small.convert("RGB")
+    # Half the time of numpy's own way to an image's bytes.
+    return np.frombuffer(small.tobytes(), dtype=np.uint8).reshape(fitted[1], fitted[0], 3)
+
+
+def _reduced(picture: Image.Image, factors: tuple[int, int], keeps_cmyk: bool) -> Image.Image | None:
+    """Return `picture` in RGB, grey, or CMYK where it `keeps_cmyk`, `factors` times smaller in width and height.
+
+    None where all of it is transparent. No step takes memory for more than `_BAND` pixels beside the picture.
+    """
+    width, height = picture.size
+    rows = max(1, _BAND // (width * factors[1])) * factors[1]
+    tops = range(0, height, rows)
+    bands = (picture if len(tops) == 1 else picture.crop((0, y, width, min(y + rows, height))) for y in tops)
+    white = _white_level(picture, rows) if picture.mode[0] in "IF" else None
+    reduced: Image.Image | None = None
+    shows = False
+    for top, band in zip(tops, bands, strict=True):
+        opaque, band_shows = _opaque(band, white, keeps_cmyk)
+        shows |= band_shows
+        if factors != (1, 1):
+            opaque = opaque.reduce(factors)
+        if len(tops) == 1:
+            reduced = opaque
+        else:
+            if reduced is None:
+                reduced = Image.new(opaque.mode, (opaque.width, -(-height // factors[1])))
+            reduced.paste(opaque, (0, top // factors[1]))
+    return reduced if shows else None
+
+
+def _opaque(picture: Image.Image, white: float | None, keeps_cmyk: bool) -> tuple[Image.Image, bool]:
+    """Return `picture` in RGB, 8-bit grey or CMYK, what is transparent in it white, and whether anything is not transparent.
+
+    Args:
+        picture: of any mode.
+        white: the value that means white, of integers and floats.
+        keeps_cmyk: CMYK stays as it is.
+    """
     mode = picture.mode
     if picture.has_transparency_data:
         if mode not in ("RGBA", "LA"):
             picture = picture.convert("RGBA")
+        alpha = picture.getchannel("A")
         opaque = Image.new("L" if mode == "LA" else "RGB", picture.size, "white")
-        opaque.paste(picture.convert(opaque.mode), mask=picture.getchannel("A"))
-        return opaque
-    if mode in ("RGB", "L"):
-        return picture
-    if mode[0] in "IF":  # I;16 and its byte orders, 32-bit integers, floats: Pillow's own conversion clips at 255
+        opaque.paste(picture.convert(opaque.mode), mask=alpha)
+        return opaque, cast("int", alpha.getextrema()[1]) > 0
+    if mode in ("RGB", "L") or (mode == "CMYK" and keeps_cmyk):
+        return picture, True
+    if white is not None:  # I;16 and its byte orders, 32-bit integers, floats: Pillow's own conversion clips at 255
         values = np.asarray(picture)
-        top = _white_level(mode, values)
-        return Image.fromarray(np.clip(np.rint(values * (_WHITE / top)), 0, _WHITE).astype(np.uint8))
-    return picture.convert("L" if mode == "1" else "RGB")
+        if mode == "F":
+            values = np.where(np.isfinite(values), values, 0)
+        return Image.fromarray(np.clip(np.rint(values * (_WHITE / white)), 0, _WHITE).astype(np.uint8)), True
+    return picture.convert("L" if mode == "1" else "RGB"), True
 
 
-def _white_level(mode: str, values: npt.NDArray[Any]) -> float:
-    """Return the value that means white: by depth where `mode` says it, else the first usual one that is reached."""
-    if mode.startswith("I;16"):
+def _white_level(picture: Image.Image, rows: int) -> float:
+    """Return the value that means white: by depth where the mode says it, else the first usual one that is reached.
+
+    Args:
+        picture: of integers or floats.
+        rows: so many are looked at together.
+    """
+    if picture.mode.startswith("I;16"):
         return 65_535.0
-    largest = float(np.nanmax(values))
-    return next((top for top in (1.0 if mode == "F" else 255.0, 255.0, 65_535.0) if largest <= top), largest)
+    largest = 0.0
+    for top in range(0, picture.height, rows):
+        values = np.asarray(picture.crop((0, top, picture.width, min(top + rows, picture.height))))
+        largest = max(largest, float(np.max(values, initial=0, where=np.isfinite(values))))
+    return next((top for top in (1.0 if picture.mode == "F" else 255.0, 255.0, 65_535.0) if largest <= top), largest)
 
 
-def _turned(picture: Image.Image, source: Image.Image) -> Image.Image:
-    """Return `picture` turned as the EXIF data of `source` say; broken EXIF data turn nothing."""
+def _turn(source: ImageFile.ImageFile) -> Image.Transpose | None:
+    """Return what makes the picture of `source` upright, as its EXIF data say; broken EXIF data turn nothing."""
     if source.format in ("JPEG", "MPO") and not source.info.keys() & {"exif", "xmp"}:
-        return picture  # the usual case, without building an Exif object
+        return None  # the usual case, without building an Exif object
     try:
-        turn = _TURNS.get(source.getexif().get(_ORIENTATION, 1))
+        return _TURNS.get(source.getexif().get(_ORIENTATION, 1))
     except Exception:  # as for decode: anything can be raised, and a picture is worth more than its metadata
-        turn = None
-    return picture if turn is None else picture.transpose(turn)
+        return None
+
+
+def _turned_box(
+    box: tuple[float, float, float, float], size: tuple[int, int], turn: Image.Transpose
+) -> tuple[float, float, float, float]:
+    """Return where `box` (left, top, right, bottom) of a picture of `size` (width, height) lies once that is turned."""
+    (left, top, right, bottom), (width, height) = box, size
+    if turn in _FROM_RIGHT:
+        left, right = width - right, width - left
+    if turn in _FROM_BELOW:
+        top, bottom = height - bottom, height - top
+    return (top, left, bottom, right) if turn in _SWAPPING else (left, top, right, bottom)
 
 
 def _fitted(width: int, height: int, spec: PictureSpec) -> tuple[int, int]:
     """Return the width and height of a picture of `width` x `height` scaled to fit `spec`."""
     scale = min(spec.width / width, spec.height / height)
     return min(spec.width, max(1, round(width * scale))), min(spec.height, max(1, round(height * scale)))
-
-
-def _scaled(picture: Image.Image, spec: PictureSpec) -> Pixels:
-    """Return the pixels of `picture` scaled to fit `spec`."""
-    width, height = _fitted(picture.width, picture.height, spec)
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=_REDUCING_GAP)
-    if picture.mode != "RGB":
-        picture = picture.convert("RGB")
-    # Half the time of numpy's own way to an image's bytes.
-    return np.frombuffer(picture.tobytes(), dtype=np.uint8).reshape(height, width, 3)
 
 
 def _centred(scaled: Pixels, spec: PictureSpec, out: Pixels | None) -> Pixels:

@@ -131,7 +131,7 @@ def nightly_tagging() -> None:
         queue="gpu",
         map_index_template="{{ 'shards' if '-' in task.shard else 'shard' }} {{ task.shard }}",
         trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
-        execution_timeout=timedelta(hours=5),  # Celery on Redis gives a task out again after six
+        execution_timeout=timedelta(hours=5),  # a group of many shards without a GPU; what is done of it stays done
         doc_md="Predicts a group of shards, one file each. A finished shard is skipped: tried again, only what is missing "
         "is done.",
     ).expand(shard=shards)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from xml.etree import ElementTree
 
+from jobs import storage
 from jobs.errors import JobError
 
 _OBJECTS: Final = [
@@ -125,10 +126,17 @@ def _ask(address: str, root: tuple[str, str], body: bytes) -> str:
 
 
 def main() -> None:
-    """Set up the server of the environment (AWS_ENDPOINT_URL) for the lake of the settings."""
+    """Set up the server of the environment (AWS_ENDPOINT_URL) for the lake of the settings.
+
+    Raises:
+        JobError: the lake is not on S3, or the server refuses.
+    """
     from jobs.settings import Settings
 
-    bucket, _, prefix = Settings().root.path.partition("/")
+    root = Settings().root
+    if storage.on_disk(root):
+        raise JobError(f"{root}: the lake is not on S3")
+    bucket, _, prefix = root.path.partition("/")
     set_up(os.environ["AWS_ENDPOINT_URL"], bucket, prefix, os.environ)
 
 

@@ -141,7 +141,7 @@ def _asked(
             return asked(gxe.ExpectColumnValuesToBeUnique(**common), column)
         case _ if clears(rule) or isinstance(rule, Readable):
             kept = F.when(row_filter.passes(rule, table, roots), _KEPT).otherwise(_CLEARED)
-            column = F.when(row_filter.about(rule, table), kept)
+            column = F.when(row_filter.about(rule), kept)
             return asked(gxe.ExpectColumnValuesToBeInSet(value_set=[_KEPT], **common), column)
         case IsNull():
             condition = {} if rule.column == LINE_ERROR else records

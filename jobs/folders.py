@@ -71,14 +71,11 @@ def _left_by_killed_writers(lake: Lake) -> list[Path]:
     """Return the temporary files of what stays for ever: reports, raw records, suspects. On S3 there are none in the lake."""
     if not storage.on_disk(lake.root):
         return []
-    places = (lake.root / "reports", lake.raw("-").parent, lake.root / "suspects")
-    return sorted(
-        Path(at) / name
-        for place in places
-        for at, _, names in os.walk(place)
-        for name in names
-        if name.startswith(".") and name.endswith(".tmp")
-    )
+    found: list[Path] = []
+    for place in (lake.root / "reports", lake.raw("-").parent, lake.root / "suspects"):
+        for at, _, names in os.walk(str(place)):
+            found += [Path(at) / name for name in names if name.startswith(".") and name.endswith(".tmp")]
+    return sorted(found)
 
 
 def plans(lake: Lake) -> list[Folder]:

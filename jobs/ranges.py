@@ -78,8 +78,9 @@ def write(
         placed, targets, schema, order=order, digest=True, row_group_bytes=parquet.LOOKED_UP,
         transform=counting if count else None,
     )  # fmt: skip
-    for file in written if counted is not None else ():
-        counted.update(file.notes)
+    if counted is not None:
+        for file in written:
+            counted.update(file.notes)
     return [
         PublishedFile(
             path=lake.relative(targets[w.target]),

@@ -313,7 +313,9 @@ def _from_left(
     if newest is None or parent is None or parent not in left or storage.exists(lake.left_index(newest.run_id)):
         return None
     index = _with(left[parent], newest)
-    for each in published if index is not None else ():
+    if index is None:
+        return None
+    for each in published:
         if each.at > newest.at and not (each.manifest is not None and each.manifest.files):
             index = _with(index, each) or index
     return index

@@ -55,21 +55,20 @@ def given(column: str, table: RuleTable) -> Column:
     """
     from pyspark.sql import functions as F
 
-    if column == "attributes":
-        return F.when((F.size("labels") > 0) | (F.size("mistyped_labels") > 0) | note(column).isNotNull(), "given")
     counted = any(clears(rule) or isinstance(rule, Readable) for rule in table.row_rules if rule.column == column)
     value = F.col(column).cast("string")
     return F.coalesce(value, note(column)) if counted else value
 
 
-def about(rule: RowRule, table: RuleTable) -> Column:
+def about(rule: RowRule) -> Column:
     """Return the column that is true where `rule` is about the row: a line that is no record is counted as that alone."""
     from pyspark.sql import functions as F
 
-    if isinstance(rule, IsNull | NotNull):
-        return F.lit(True) if rule.column == LINE_ERROR else F.col(LINE_ERROR).isNull()
-    if clears(rule) or isinstance(rule, Readable):
-        return given(rule.column, table).isNotNull()
+    if rule.column == LINE_ERROR:
+        return F.lit(True)
+    # Of a field that few records give, one bad value would be most of them: what a record may lose is counted of all.
+    if isinstance(rule, IsNull | NotNull | Readable) or clears(rule):
+        return F.col(LINE_ERROR).isNull()
     return F.col(rule.column).isNotNull()
 
 
@@ -98,7 +97,7 @@ def passes(rule: RowRule, table: RuleTable, roots: Sequence[Place]) -> Column:
 
 def breaks(rule: RowRule, table: RuleTable, roots: Sequence[Place]) -> Column:
     """Return the column that is true where the row breaks `rule`, and false elsewhere."""
-    return about(rule, table) & ~passes(rule, table, roots)
+    return about(rule) & ~passes(rule, table, roots)
 
 
 def reasons(table: RuleTable, roots: Sequence[Place]) -> Column:

@@ -110,7 +110,7 @@ class DayTables:
             parameters = [f"{rule.name}: ", rule.column]
         elif rule.column == LINE_ERROR:
             # One of each cause first.
-            cause = "row_number() over (partition by split_part(note, ':', 1) order by source_file, start)"
+            cause = "row_number() over (partition by split_part(note, ':', 1) order by source_file, length(note), note)"
             query = f"select * from ({rejected} kind = $1) order by {cause}, note"
             parameters = ["unparsable", "line"]
         elif rule.column == SEVERAL_ROWS:

@@ -50,7 +50,8 @@ class _RowRule(Strict):
     column: Column
     why: Text = Field(description="for people: what is wrong with such a record, and what to do")
     max_failed_share: Share = Field(
-        description="a larger share of failing rows, of those that have a value where the rule is about values, stops the night"
+        description="a larger share of failing rows stops the night: of all records where the rule may clear the field or asks "
+        "whether it is given or readable, and else of those that have a value"
     )
 
 
@@ -199,11 +200,11 @@ class RuleTable(Strict):
                     f"rule {rule.name!r}: the column wrong_types is gone; write a rule of the check `readable` for each "
                     "field, as the shipped table does (schemas/rules/default.yaml)"
                 )
+            if column == "attributes" and not isinstance(rule, Readable):
+                raise ValueError(f"rule {rule.name!r}: attributes can only be checked to be `readable`")
             if column is not None and column not in COLUMNS:
                 raise ValueError(f"rule {rule.name!r}: no column {column!r}; the columns are {', '.join(COLUMNS)}")
         for row_rule in self.row_rules:
-            if row_rule.column == "attributes" and not isinstance(row_rule, Readable):
-                raise ValueError(f"rule {row_rule.name!r}: attributes can only be checked to be `readable`")
             if clears(row_rule) and row_rule.column not in CLEARED:
                 raise ValueError(
                     f"rule {row_rule.name!r}: a record without {row_rule.column} is no product, so it cannot be cleared; "

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import gzip
 import hashlib
 import io
 import os
 import resource
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 
-from cma_clip_core import pictures
+from cma_clip_core import picture_cost, pictures
 from cma_clip_core.pictures import PictureError, PictureSpec, decode, fetch
 from jobs.dirty_records import bomb, drawing, jpeg, png_16_bit, rotated, transparent
 from tests.dirty import DIRTY
@@ -46,6 +50,11 @@ def outcome(data: bytes) -> tuple[int, ...] | PictureError:
 
 
 UPRIGHT = np.asarray(drawing())
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_recent", pictures._Recent(pictures._decode_file, most=2**24))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "WEBP"])
@@ -246,7 +255,8 @@ def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "JPEG", "WEBP"])
 def test_pixels_are_bounded_below_pillows_own_bound(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 96 * 128 - 1)
+    monkeypatch.setattr(picture_cost, "MAX_PIXELS", 96 * 128 - 1)
+    monkeypatch.setattr(picture_cost, "MAX_JPEG_PIXELS", 96 * 128 - 1)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded before the bound was checked"))
     error = refused(saved(drawing(), kind))
     assert error.status == "too_large"
@@ -258,10 +268,349 @@ def test_bytes_are_bounded() -> None:
     assert refused(b"").status == "empty"
 
 
+def test_few_bytes_may_not_ask_for_much_work() -> None:
+    data = saved(Image.new("RGB", (4_000, 4_000), "red"), "WEBP", lossless=True)
+    assert len(data) < 1_000
+    error = refused(data)
+    assert error.status == "too_large"
+    assert "4,000 x 4,000 pixels in" in error.detail
+    assert decode(saved(Image.new("RGB", (1_400, 1_400), "red"), "WEBP", lossless=True), SAME)[64, 48].tolist() == [
+        255,
+        0,
+        0,
+    ]
+
+
+def many_scans(scans: int) -> bytes:
+    """A progressive JPEG of which one scan comes again and again: each costs a walk through all pixels."""
+    data = saved(Image.new("L", (2_000, 2_000), 90), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * scans + data[-2:]
+
+
+def test_scans_of_a_jpeg_are_bounded() -> None:
+    assert picture_cost.jpeg_scans(many_scans(1)) == 6
+    assert picture_cost.jpeg_scans(many_scans(400)) == 405
+    error = refused(many_scans(400))
+    assert error.status == "too_large"
+    assert "in 405 scans" in error.detail
+    comment = b"\xff\xfe\x00\x04\xff\xd9"  # what is in a segment ends no picture
+    hidden = many_scans(400).replace(b"\xff\xda", comment + b"\xff\xda")
+    assert refused(hidden).status == "too_large"
+    many = many_scans(1).replace(b"\xff\xda", b"\xff\xfe\x00\x02" * 20_000 + b"\xff\xda", 1)
+    assert picture_cost.jpeg_scans(many) == len(many) // 10
+
+
+def test_tiles_of_a_tiff_may_not_be_larger_than_memory() -> None:
+    tags = [
+        (256, 64), (257, 64), (258, 8), (259, 8), (262, 1), (277, 1), (322, 16_000), (323, 16_000), (324, 200), (325, 20),
+    ]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(200)
+    error = refused(data)
+    assert error.status == "too_large"
+    assert "MB to decode as TIFF" in error.detail
+
+
+PEAKS = """
+import os, sys
+from cma_clip_core.pictures import PictureError, PictureSpec, decode
+
+def kilobytes(field):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(field))
+
+for path in sys.argv[1:]:
+    data = open(path, "rb").read()
+    sys.stdout.flush()
+    if os.fork():
+        os.wait()
+        continue
+    before = kilobytes("VmRSS")
+    try:
+        decode(data, PictureSpec(80, 64))
+        status = "ok"
+    except PictureError as error:
+        status = error.status
+    print(os.path.basename(path), status, kilobytes("VmHWM") - before, flush=True)
+    os._exit(0)
+"""
+
+
+def large(kind: str) -> bytes:
+    """A picture of three megapixels, whose file is not too small for it."""
+    size = (1_600, 1_900)
+    noise = np.random.default_rng(7).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    colour = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+    name, _, mode = kind.partition(" ")
+    if mode in ("F", "I"):
+        picture = Image.fromarray(np.asarray(colour.convert("L")).astype(np.float32 if mode == "F" else np.int32))
+    elif mode == "I;16":
+        picture = Image.fromarray(np.asarray(colour.convert("L")).astype(np.uint16) * 257)
+    elif mode == "LAB":
+        picture = ImageCms.applyTransform(
+            colour, ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+        )
+    elif mode in ("RGBA", "P", "CMYK", "L", "LA", "1"):
+        picture = colour.convert(mode)
+    else:
+        picture = colour
+    options: dict[str, Any] = {
+        "WEBP": {"method": 0, "quality": 60}, "AVIF": {"speed": 10}, "TIFF": {"compression": "tiff_lzw"},
+        "PNG": {"compress_level": 1}, "JPEG": {"progressive": mode == "progressive", "subsampling": 0},
+    }.get(name, {})  # fmt: skip
+    if mode == "lossless":
+        options = {"lossless": True, "method": 0, "quality": 0}
+    if mode == "animated":
+        options |= {"save_all": True, "append_images": [picture.transpose(Image.Transpose.ROTATE_180)] * 2}
+    if mode == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options["exif"] = exif
+    return saved(picture, name, **options)
+
+
+LARGE = ["WEBP", "WEBP lossless", "WEBP RGBA", "WEBP animated", "AVIF", "AVIF RGBA", "PNG", "PNG RGBA", "PNG LA", "PNG I;16", "PNG P",
+         "PNG animated", "GIF P", "GIF animated", "TIFF", "TIFF F", "TIFF I", "TIFF CMYK", "TIFF LAB", "TIFF turned", "JPEG",
+         "JPEG progressive", "JPEG CMYK", "JPEG turned", "BMP P"]  # fmt: skip
+# Bytes a pixel: the decoder's own and the picture's; no conversion may copy the whole picture.
+COPIES = {"WEBP": 16, "AVIF": 16, "JPEG": 0, "JPEG progressive": 6, "GIF animated": 4, "TIFF turned": 12, "PNG P": 1,
+          "GIF P": 1, "BMP P": 1, "PNG I;16": 2}  # fmt: skip
+
+
+def test_the_peak_of_memory_is_what_the_bounds_count_with(tmp_path: Path) -> None:
+    for kind in LARGE:
+        (tmp_path / kind).write_bytes(large(kind))
+    paths = [str(tmp_path / kind) for kind in LARGE]
+    found = subprocess.run([sys.executable, "-c", PEAKS, *paths], check=True, capture_output=True, text=True).stdout
+    peaks = {name: (status, 1024 * int(peak)) for *_, name, status, peak in (
+        (line.rsplit(" ", 2)[0], *line.rsplit(" ", 2)[1:]) for line in found.splitlines()
+    )}  # fmt: skip
+    assert list(peaks) == LARGE
+    for kind, (status, peak) in peaks.items():
+        assert status == "ok", kind
+        copies = COPIES.get(kind, COPIES.get(kind.split()[0], 8 if kind.startswith("TIFF") else 4))
+        assert peak < copies * 3_040_000 + 22_000_000, (kind, peak)
+
+
+def test_equal_content_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[bytes] = []
+    decode_one = pictures._decode
+
+    def counting(data: bytes, spec: PictureSpec) -> pictures.Pixels:
+        decoded.append(data)
+        return decode_one(data, spec)
+
+    monkeypatch.setattr(pictures, "_decode", counting)
+    placeholder, other = saved(drawing()), saved(drawing().resize((97, 50)))
+    first = decode(placeholder, SAME)
+    first[:] = 0  # the caller's own
+    for _ in range(3):
+        np.testing.assert_array_equal(decode(placeholder, SAME), UPRIGHT)
+        decode(other, SAME)
+    assert decode(placeholder, PictureSpec(64, 64)).shape == (64, 64, 3)
+    broken = placeholder[:200]
+    assert str(refused(broken)) == str(refused(broken))
+    assert len(decoded) == 4
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    recent = pictures._Recent(pictures._decode_file, most=200_000)
+    for shade in range(20):
+        recent.get(saved(Image.new("RGB", (96, 128), (shade, 0, 0))), SAME)
+    assert recent._bytes <= 200_000
+    assert 4 <= len(recent._found) <= 6
+    assert recent._bytes == sum(pictures._size(found) for found in recent._found.values())
+
+
+# --- pictures that every viewer shows, though their files are faulty
+
+
+WHOLE = photo(300, 400)
+
+
+def cut(data: bytes, share: float) -> bytes:
+    return data[: int(share * len(data))]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "progressive"])
+def test_a_file_that_lacks_its_last_bytes_is_used(kind: str) -> None:
+    data = saved(WHOLE, "JPEG", progressive=True) if kind == "progressive" else saved(WHOLE, kind)
+    whole = decode(data, SAME).astype(int)
+    for share in (0.97, 0.999):
+        found = decode(cut(data, share), SAME).astype(int)
+        assert np.abs(found - whole)[: 128 * 9 // 10].mean() < (1 if kind in ("JPEG", "progressive") else 25)
+    if kind != "progressive":  # its first scans have it all already
+        assert refused(cut(data, 0.7)).detail == "cut off: fewer than 90% of its rows are there"
+    assert refused(cut(data, 0.02)).status == "broken"
+
+
+def test_a_jpeg_without_its_end_mark_is_whole() -> None:
+    data = saved(WHOLE, "JPEG")
+    np.testing.assert_array_equal(decode(data[:-2], SAME), decode(data, SAME))
+
+
+def test_a_progressive_jpeg_is_used_from_its_first_whole_scans_on() -> None:
+    data = saved(WHOLE, "JPEG", progressive=True)
+    scans = [place for place in range(len(data)) if data[place : place + 2] == b"\xff\xda"]
+    assert refused(data[: scans[2]]).status == "broken"
+    assert np.abs(decode(data[: scans[4]], SAME).astype(int) - decode(data, SAME)).mean() < 20
+
+
+@pytest.mark.parametrize("lead", [b"\n", b"\r\n\r\n", b"\xef\xbb\xbf", b"  \t"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF"])
+def test_blanks_and_marks_before_a_picture_do_not_cost_it(lead: bytes, kind: str) -> None:
+    data = saved(drawing(), kind)
+    np.testing.assert_array_equal(decode(lead + data, SAME), decode(data, SAME))
+
+
+def png_with(name: bytes, body: bytes, crc: int | None = None) -> bytes:
+    chunk = name + body
+    data = saved(drawing())
+    made = len(body).to_bytes(4, "big") + chunk + (zlib.crc32(chunk) if crc is None else crc).to_bytes(4, "big")
+    return data[:33] + made + data[33:]
+
+
+def test_what_a_png_has_beside_its_pixels_does_not_cost_it() -> None:
+    packed = zlib.compress(bytes(20_000_000))
+    for data in (
+        png_with(b"iCCP", b"p\0\0" + packed),
+        png_with(b"zTXt", b"t\0\0" + packed),
+        png_with(b"iTXt", b"t\0\1\0\0\0" + packed),
+        png_with(b"tEXt", b"a\0b", crc=1),
+    ):
+        np.testing.assert_array_equal(decode(data, SAME), UPRIGHT)
+
+
+def test_avif_is_read() -> None:
+    assert np.abs(decode(saved(drawing(), "AVIF", quality=90), SAME).astype(int) - UPRIGHT).mean() < 4
+
+
+def test_a_photograph_of_more_than_fifty_megapixels_is_reduced_while_it_is_decoded() -> None:
+    large = Image.new("L", (9_000, 7_000), 77)
+    large.paste(200, (0, 0, 9_000, 3_500))
+    for progressive in (False, True):
+        pixels = decode(saved(large, "JPEG", quality=95, progressive=progressive), SAME)
+        assert [int(pixels[40, 48, 0]), int(pixels[90, 48, 0])] == [200, 77]
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "GIF", "PNG"])
+def test_of_an_animation_that_begins_clear_the_first_frame_that_shows_anything_is_taken(kind: str) -> None:
+    clear, red = Image.new("RGBA", (96, 128), (0, 0, 0, 0)), Image.new("RGBA", (96, 128), (200, 0, 0, 255))
+    options = {"lossless": True} if kind == "WEBP" else {"disposal": 2} if kind == "GIF" else {}
+    data = saved(clear, kind, save_all=True, append_images=[clear.copy(), red], duration=[100, 110, 120], **options)
+    assert decode(data, SAME)[64, 48].tolist() == [200, 0, 0]
+    alone = saved(clear, kind, **options)
+    assert decode(alone, SAME).min() == 255
+
+
+# --- colours
+
+
+def swapped_profile() -> bytes:
+    """A profile whose red is sRGB's blue."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    entries = {bytes(profile[at : at + 4]): at for at in range(132, 132 + 12 * profile[131], 12)}
+    for one, other in ((b"rXYZ", b"bXYZ"),):
+        first, second = entries[one] + 4, entries[other] + 4
+        profile[first : first + 8], profile[second : second + 8] = (
+            profile[second : second + 8],
+            profile[first : first + 8],
+        )
+    return bytes(profile)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_colours_are_those_of_the_icc_profile(kind: str) -> None:
+    options: dict[str, Any] = {"WEBP": {"lossless": True}, "JPEG": {"subsampling": 0, "quality": 95}}.get(kind, {})
+    for size in ((96, 128), (960, 1_280)):
+        red = Image.new("RGB", size, (200, 30, 30))
+        found = decode(saved(red, kind, icc_profile=swapped_profile(), **options), SAME)[64, 48].astype(int)
+        assert np.abs(found - (30, 30, 200)).max() <= 3
+
+
+def test_a_profile_of_srgb_changes_no_pixel_and_a_broken_one_costs_nothing() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    grey = saved(drawing().convert("L"))
+    for profile in (srgb, b"garbage", srgb[:200], swapped_profile()[:-100] + b"\xff" * 100):
+        assert decode(saved(drawing(), icc_profile=profile), SAME).shape == (128, 96, 3)
+    np.testing.assert_array_equal(decode(saved(drawing(), icc_profile=srgb), SAME), UPRIGHT)
+    np.testing.assert_array_equal(decode(saved(drawing(), icc_profile=b"garbage"), SAME), UPRIGHT)
+    # A profile for other colours than the picture's is none.
+    np.testing.assert_array_equal(
+        decode(saved(drawing().convert("L"), icc_profile=swapped_profile()), SAME), decode(grey, SAME)
+    )
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_large_turned_picture_equals_the_same_one_upright(orientation: int) -> None:
+    stored = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]  # fmt: skip
+    upright = drawing().resize((1_211, 1_613), Image.Resampling.NEAREST)  # divided by no reduction
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decode(saved(upright.transpose(stored), exif=exif), SAME).astype(int)
+    assert np.abs(found - decode(saved(upright), SAME)).mean() < 0.5
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK"])
+def test_bands_give_the_pixels_of_the_whole_picture(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = photo(701, 903).convert(mode)
+    if mode == "RGBA":
+        picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+    data = saved(picture, "TIFF" if mode == "CMYK" else "PNG")
+    whole = decode(data, SAME)
+    monkeypatch.setattr(pictures, "_BAND", 5_000)
+    monkeypatch.setattr(pictures, "_recent", pictures._Recent(pictures._decode_file, most=0))
+    np.testing.assert_array_equal(decode(data, SAME), whole)
+
+
+def test_floats_that_are_no_numbers_are_black() -> None:
+    values = np.tile(np.linspace(0, 1, 96, dtype=np.float32), (128, 1))
+    values[:4, :4] = np.nan
+    values[10, 10] = np.inf
+    row = decode(saved(Image.fromarray(values), "TIFF"), SAME)[64, :, 0]
+    np.testing.assert_allclose(row, np.linspace(0, 255, 96), atol=1.1)
+
+
+# --- what is wrong is said
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n", "a Git LFS pointer"),
+        (b"<!DOCTYPE html><html><body>404</body></html>", "an HTML page"),
+        (b'<?xml version="1.0"?><svg xmlns="x"/>', "an SVG drawing"),
+        (b'{"error": "not found"}', "JSON"),
+        (base64.b64encode(jpeg(drawing())), "a picture in base64"),
+        (b"data:image/png;base64,iVBORw0KGgo=", "a picture in base64"),
+        (gzip.compress(b"x"), "a gzip file"),
+        (b"PK\x03\x04rest", "a zip archive"),
+        (b"%PDF-1.7", "a PDF document"),
+        (b"8BPS\0\1", "a Photoshop document"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "a HEIC picture"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0", "a video"),
+        (b"\xff\x0a\x01\x02", "a JPEG XL picture"),
+        (bytes(1000), "a file of zero bytes"),
+        (b"404 page not found", "text"),
+        (b"\x89PNG\r\n\x1a\nnothing", "PNG"),
+        (b"\xfe\xdc\xba", "not a picture of a known format"),
+    ],
+)
+def test_a_file_that_is_no_picture_is_called_what_it_is(data: bytes, said: str) -> None:
+    error = refused(data)
+    assert error.status == "broken"
+    assert said in error.detail
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_truncated_anywhere_is_broken(kind: str) -> None:
     data = saved(drawing(), kind)
-    for length in range(1, len(data) - 30, max(1, len(data) // 17)):
+    for length in range(1, int(0.85 * len(data)), max(1, len(data) // 17)):
         assert refused(data[:length]).status == "broken", length
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -14,10 +15,12 @@ import yaml
 from cma_clip_core import registry
 from cma_clip_core.documents import Metrics
 from cma_clip_core.model import CmaClip
+from cma_clip_core.pictures import MAX_BYTES
 from cma_clip_core.training import Trained
 from jobs import models, storage
 from jobs.errors import JobError
 from jobs.lake import Lake
+from jobs.picture_looker import PictureLooker
 from jobs.plan import _inputs, plan
 from jobs.settings import Settings
 from schemas.documents import HistoryIndex, Plan, Validation
@@ -155,3 +158,29 @@ def test_a_plan_of_before_is_read(root: Path) -> None:
     }  # fmt: skip
     read = Plan.model_validate(document)
     assert (read.attributes, read.waiting) == ((), 0)
+
+
+def test_pictures_that_cannot_be_had_are_found_without_reading_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    (root / "folder.jpg").mkdir(parents=True)
+    (root / "there.jpg").write_bytes(b"x")
+    (root / "empty.jpg").touch()
+    with (root / "large.jpg").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    (root / "link.jpg").symlink_to("there.jpg")
+    (root / "out.jpg").symlink_to("/etc/passwd")
+    pictures = {
+        "there.jpg": False, "link.jpg": False, "large.jpg": False, f"file://{root}/there.jpg": False,
+        "empty.jpg": True, "nowhere.jpg": True, "folder.jpg": True, "out.jpg": True, "../x.jpg": True,
+        "https://cdn.example/x.jpg": True, "missing/there.jpg": True,
+    }  # fmt: skip
+
+    def read(*_: object) -> None:
+        raise AssertionError("a picture was read")
+
+    monkeypatch.setattr("os.open", read)
+    batch = pa.RecordBatch.from_pydict({"product_id": list(pictures), "picture": list(pictures)})
+    (found,) = PictureLooker([root])(iter([batch]))
+    assert found["product_id"].to_pylist() == [uri for uri, lacks in pictures.items() if lacks]
