@@ -18,8 +18,8 @@ from jobs.importing.content import encoding_of, refuse_binary
 from jobs.importing.noticed import StructureError
 from schemas.mapping import Mapping
 
-# Why 8 MiB: a JVM string has two bytes a character, Spark copies a line about four times, and two lines at once are
-# 128 MB of a heap of 2 GB. Texts of products are shorter by a factor of a thousand.
+# What fits Spark: thirty such lines in a row pass validate with its default heap of 2 GB, in batches of 64 MiB
+# (`jobs.spark`); eight lines of 62 MB end its JVM. Texts of products are shorter by a factor of a thousand.
 MAX_LINE: Final = 8 * 2**20  # bytes of a line, as the shop wrote it and as the raw catalog has it
 LINE_START: Final = 1000  # bytes kept of a longer one
 SAMPLE: Final = 2 * 2**20  # bytes that are looked at before a file is read
