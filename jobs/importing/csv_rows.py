@@ -178,7 +178,7 @@ class CsvRows:
             first = row.lines[like[0]]
             raise StructureError(
                 f"line {row.line}: a quote opens there, and what it holds to line {row.line + len(row.lines) - 1} looks like "
-                f"{len(like):,} other records (line {row.line + like[0]}: {shown(first)}); {_HINT} {_way_out(row.text)}, "
+                f"{len(like):,} other record{'s' if len(like) > 1 else ''} (line {row.line + like[0]}: {shown(first)}); {_HINT} {_way_out(row.text)}, "
                 "and if all of that is one text, set `multiline: allow`"
             )
 
