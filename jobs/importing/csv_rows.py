@@ -175,10 +175,10 @@ class CsvRows:
     def _check_lines(self, row: Row) -> None:
         like = self.profile.like_records(row.lines, row.cells, self.dialect)
         if like:
-            first = row.lines[like[0]]
+            records = f"{len(like):,} other record{'s' if len(like) > 1 else ''}"
             raise StructureError(
                 f"line {row.line}: a quote opens there, and what it holds to line {row.line + len(row.lines) - 1} looks like "
-                f"{len(like):,} other record{'s' if len(like) > 1 else ''} (line {row.line + like[0]}: {shown(first)}); {_HINT} {_way_out(row.text)}, "
+                f"{records} (line {row.line + like[0]}: {shown(row.lines[like[0]])}); {_HINT} {_way_out(row.text)}, "
                 "and if all of that is one text, set `multiline: allow`"
             )
 

@@ -477,6 +477,6 @@ def test_names_in_other_capitals_are_said_to_be_so(items: Shop) -> None:
     fails(items, "They differ in capitals alone")
 
 
-def test_csv_cell_with_a_name_twice_is_kept_as_text(shop: Shop) -> None:
+def test_of_a_name_twice_in_a_csv_cell_no_value_is_chosen(shop: Shop) -> None:
     rows = csv_lines(shop, b'id,name,photo,facts\n1,a,,"{""Neck"": ""V"", ""Neck"": ""U""}"\n')
-    assert rows[0]["attributes"] == {"facts": '{"Neck": "V", "Neck": "U"}'}
+    assert rows[0]["attributes"] == {"Neck": ["V", "U"]}
