@@ -125,7 +125,7 @@ def _shown_mark(text: str) -> Literal[".", ","] | None:
 
 def _separated(text: str, usual: DecimalMark, value: str) -> Json:
     unsigned = text.lstrip("+-")
-    mark = _shown_mark(text)
+    mark: DecimalMark | None = _shown_mark(text)
     if mark is None and sum(unsigned.count(each) for each in ".,") == 1:
         if usual in ("", "?"):
             return value  # 1,299: a thousand, or one
