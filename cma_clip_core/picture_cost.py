@@ -126,7 +126,7 @@ def _has_run_lengths(picture: Image.Image) -> bool:
 
 def _coefficients(picture: Image.Image, width: int, height: int) -> int:
     """Return how many coefficients the JPEG `picture` of `width` x `height` pixels has: fewer where colour is coarser."""
-    sampled = [(across, down) for _, across, down, _ in getattr(picture, "layer", ())]
+    sampled: list[tuple[int, int]] = [(across, down) for _, across, down, _ in getattr(picture, "layer", ())]
     largest = max((across * down for across, down in sampled), default=0)
     if not largest:
         return 4 * width * height

@@ -77,8 +77,7 @@ class Predictions:
     @property
     def has_target(self) -> Bools:
         """Which products [n] have a listed value."""
-        found: Bools = self.targets.any(axis=1)
-        return found
+        return np.asarray(self.targets.any(axis=1))
 
     def with_target(self) -> Predictions:
         """Return the predictions of the products that have a listed value."""

@@ -81,8 +81,11 @@ class GivenCounter:
         for k, attribute in enumerate(self._taxonomy.attributes):
             words = self._words[attribute.name]
             commonest = sorted(words.items(), key=lambda item: (-item[1], item[0]))[:shown]
+            listed, unlisted, gaps = self._counts[:, k].tolist()
             found[attribute.name] = Given(
-                *self._counts[:, k].tolist(),
+                listed=listed,
+                unlisted=unlisted,
+                gaps=gaps,
                 words=len(words),
                 more=self._more[attribute.name],
                 commonest=tuple(

@@ -123,7 +123,9 @@ def _asked(
     allowed = _allowed(rule, last_days)
     limit = f"{allowed:.0%} allowed"
     common |= {"column": name, "mostly": 1 - allowed}
-    is_given = lambda column: F.when(row_filter.given(column, table).isNotNull(), F.lit("given"))  # noqa: E731
+
+    def is_given(column: str) -> Column:
+        return F.when(row_filter.given(column, table).isNotNull(), F.lit("given"))
 
     def asked(expectation: Any, column: Column) -> _Asked:
         return _Asked(rule, expectation, limit, column)

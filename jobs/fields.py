@@ -101,7 +101,7 @@ def read_price(value: Json) -> float | None:
             raise FieldError(value) from None
     if not math.isfinite(number):
         raise FieldError(value)
-    return number
+    return float(number)
 
 
 READERS: Final[Mapping[str, Callable[[Json], str | float | None]]] = {

@@ -142,9 +142,11 @@ def _read_into(labels: Labels, unread: dict[str, Json], found: Json, depth: int)
             if isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str):
                 _add(labels, unread, item[0], item[1])
             elif (
-                isinstance(item, dict) and not _read_pair(labels, unread, item) and (name := _name_of(item)) is not None
+                isinstance(item, dict)
+                and not _read_pair(labels, unread, item)
+                and (called := _name_of(item)) is not None
             ):
-                unread[name] = item  # an attribute whose value is nowhere
+                unread[called] = item  # an attribute whose value is nowhere
             elif not isinstance(item, dict) or _name_of(item) is None:
                 _read_into(labels, unread, item, depth - 1)
     else:

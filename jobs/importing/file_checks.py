@@ -63,7 +63,8 @@ class FileChecks:
         """Raise JobError where no file had a row; log the optional columns that some files lack and others have."""
         if not self._rows:
             raise JobError(f"{', '.join(map(str, files))}: no records in it; nothing was imported")
-        somewhere = set(self._mapping.columns) - set.intersection(*self._lacking.values()) if self._lacking else set()
+        found = [set(self._mapping.columns) - lacking for lacking in self._lacking.values()]
+        somewhere = {column for columns in found for column in columns}
         for path, lacking in self._lacking.items():
             if missed := lacking & somewhere:
                 log.warning("import-catalog: %s lacks the columns %s, which other files have", path, sorted(missed))

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, cast
 
 from tqdm import tqdm
 
@@ -106,7 +106,7 @@ def _translated(path: Path) -> Iterator[None]:
 class _Unpacked(io.RawIOBase):
     """The bytes of a file, unpacked where they are packed, within bounds."""
 
-    def __init__(self, raw: BinaryIO, path: Path, packed: bool, bounds: Bounds, bar: tqdm[None] | None = None) -> None:
+    def __init__(self, raw: BinaryIO, path: Path, packed: bool, bounds: Bounds, bar: tqdm[Any] | None = None) -> None:
         self._raw, self._path, self._bounds, self._bar, self._bytes = raw, path, bounds, bar, 0
         self._file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
         self._packed = packed
