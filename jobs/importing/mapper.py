@@ -186,6 +186,7 @@ class Mapper:
         return [part for part in parts if not self._is_null(part)]
 
     def _count_unread(self, name: str, value: Json) -> None:
+        self._noticed.note("labels that cannot be read")
         if name in self.unread or len(self.unread) < _UNREAD:
             self.unread[name] += 1
             self._example.setdefault(name, value)

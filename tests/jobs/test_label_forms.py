@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -118,13 +119,27 @@ def test_an_import_reads_labels(tmp_path: Path, row: dict[str, Any], labels: dic
     assert Shop(tmp_path).import_one(**row)["attributes"] == labels
 
 
+def test_rows_of_one_product_say_all_that_their_label_objects_say(tmp_path: Path) -> None:
+    shop = Shop(tmp_path)
+    shop.mapping.write_text(shop.mapping.read_text() + "group_by: id\n")
+    first = {"id": "1", "name": "Hat", "photo": None, "facts": {"size": "S", "hue": "Teal"}}
+    others = [
+        {"id": "1", "facts": {"size": "M", "hue": "Teal"}},
+        {"id": "1", "facts": [{"name": "sole", "value": "Rubber"}]},
+    ]
+    shop.write(first, *others)
+    shop.run()
+    (line,) = shop.lines()
+    assert json.loads(line)["attributes"] == {"size": ["S", "M"], "hue": "Teal", "sole": "Rubber"}
+
+
 def test_an_import_says_by_name_what_it_cannot_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shop = Shop(tmp_path)
     odd = {"name": "Hat", "photo": None, "facts": {"hue": {"en": "Teal"}, "x" * 10**5: {"en": "y" * 10**5}}}
     shop.write(
         *[odd | {"id": str(number)} for number in range(3)], {"id": "9", "name": "Hat", "photo": None, "facts": "Teal"}
     )
-    shop.run()
+    assert shop.run().notes["labels that cannot be read"] == 7
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert any('3 labels of \'hue\' cannot be read, such as {"en": "Teal"}' in message for message in said)
     assert any("1 labels of 'facts' cannot be read, such as \"Teal\"" in message for message in said)
