@@ -477,7 +477,8 @@ def _reduced(picture: Image.Image, factors: tuple[int, int], keeps_cmyk: bool) -
     None where all of it is transparent. No step takes memory for more than `_BAND` pixels beside the picture.
     """
     width, height = picture.size
-    rows = max(1, _BAND // (width * factors[1])) * factors[1]
+    band_pixels = _BAND // 4 if picture.mode[0] in "IF" else _BAND  # numpy converts by way of eight bytes a pixel
+    rows = max(1, band_pixels // (width * factors[1])) * factors[1]
     tops = range(0, height, rows)
     bands = (picture if len(tops) == 1 else picture.crop((0, y, width, min(y + rows, height))) for y in tops)
     white = _white_level(picture, rows) if picture.mode[0] in "IF" else None
