@@ -40,6 +40,9 @@ from cma_clip_core.places import Place, on_disk
 
 Pixels = npt.NDArray[np.uint8]
 
+# Spark has a worker for each core already, and the memory of a decoder grows with its threads.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
 MAX_BYTES: Final = 32 * 2**20  # of a picture file
 # Pillow's rarer decoders are never run on strangers' files.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
