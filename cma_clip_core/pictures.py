@@ -28,11 +28,14 @@ import numpy.typing as npt
 import simplejpeg
 
 # Imported so that they are registered: otherwise the first WebP or TIFF makes Pillow load every plugin it has.
-from PIL import (
+from PIL import (  # noqa: F401
+    AvifImagePlugin,
     Image,
     ImageFile,
     JpegImagePlugin,
+    TiffImagePlugin,
     UnidentifiedImageError,
+    WebPImagePlugin,
 )
 
 from cma_clip_core import colour_profiles, picture_cost, picture_files
