@@ -91,7 +91,7 @@ _SHORTCODE_VALUE: Final = re.compile(r"\s[\w-]+\s?=\s?[\"'”“″&]")
 _BUILDERS: Final = ("vc_", "et_pb_", "fusion_", "av_", "mk_", "wpb_", "fl_", "cs_", "su_", "elementor-")
 
 
-def visible_text(text: str) -> str:
+def visible_text(text: str, enough: int) -> str:
     """Return what a browser would show of `text`; without markup, `text` itself.
 
     Comments, scripts, styles, hidden elements, placeholders of templates and shortcodes are removed. Elements that stand
@@ -101,6 +101,7 @@ def visible_text(text: str) -> str:
 
     Args:
         text: at most `MAX_CHARACTERS` of it are read, not counting the content of data URIs.
+        enough: characters of shown text from which on HTML is not read any further.
     """
     if ";base64," in text:
         text = _DATA_URI.sub("", text)
@@ -110,7 +111,7 @@ def visible_text(text: str) -> str:
     if "[" in text:
         text = _without_shortcodes(text)
     if "<" in text and _MARKUP.search(text):
-        text = _shown(_CDATA.sub("", _JSON_END_TAG.sub("</", text)))
+        text = _shown(_CDATA.sub("", _JSON_END_TAG.sub("</", text)), enough)
     return text
 
 
@@ -136,7 +137,7 @@ def _without_shortcodes(text: str) -> str:
     return _SHORTCODE.sub(replaced, text)
 
 
-def _shown(text: str) -> str:
+def _shown(text: str, enough: int) -> str:
     """Return the text that the HTML `text` shows."""
     reader = _Reader(_NO_TEXT | {"title"} if _PAGE.search(text) else _NO_TEXT)
     parser = _parser(reader)
@@ -147,6 +148,8 @@ def _shown(text: str) -> str:
         if size >= _PIECE:
             parser.feed("".join(piece).encode())
             piece, size = [], 0
+            if reader.length > enough:
+                break
             if reader.depth > _DEEP:
                 parser.close()
                 reader.depth = reader.unseen = 0
@@ -161,12 +164,13 @@ def _parser(reader: _Reader) -> etree.HTMLParser:
 
 
 class _Reader:
-    """What the parser tells its tokens. `depth` and `unseen` count open elements."""
+    """Receives the parser's tokens and keeps the text. `depth` and `unseen` count open elements."""
 
     def __init__(self, silent: frozenset[str]) -> None:
         self.depth = 0
         self._silent = silent
         self.unseen = 0  # the open elements from the outermost one that shows no text
+        self.length = 0  # characters shown
         self._scripted = False
         self._shown: list[str] = []
         self._hidden: list[str] = []
@@ -192,6 +196,7 @@ class _Reader:
     def data(self, data: str) -> None:
         if not self.unseen:
             self._shown.append(data)
+            self.length += len(data)
         elif not self._scripted:
             self._hidden.append(data)
 

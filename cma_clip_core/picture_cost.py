@@ -21,7 +21,9 @@ MAX_JPEG_PIXELS: Final = (
 MAX_SCANNED_PIXELS: Final = 1_000_000_000  # of a progressive JPEG: pixels, counted once a scan
 
 _CHEAP_PIXELS: Final = 2_000_000  # a picture of one colour may be so large, however few bytes it has
-_PIXELS_A_BYTE: Final = 1_000  # of larger ones. White products on white have a tenth of that
+_PIXELS_A_BYTE: Final = 1_000  # of larger ones. White products on white have a fifth of that
+_LARGE_PIXELS: Final = 10_000_000  # from here on fewer, but in a JPEG, which is reduced while it is decoded
+_PIXELS_A_BYTE_OF_LARGE: Final = 100
 _RUN_LENGTH_BYTES: Final = 2_000_000  # of a BMP with run lengths: Pillow decodes these in Python
 _SEGMENTS: Final = 10_000  # of a JPEG; photographs have dozens
 _BYTES_A_PIXEL: Final = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # other modes: 4
@@ -66,7 +68,10 @@ def too_many_pixels(width: int, height: int, size: int, most: int) -> str | None
     """Return what is too much of a picture of `width` x `height` pixels in a file of `size` bytes, else None."""
     if width * height > most:
         return f"{width:,} x {height:,} pixels; at most {most:,}"
-    if width * height > max(_CHEAP_PIXELS, _PIXELS_A_BYTE * size):
+    empty = _PIXELS_A_BYTE * size
+    if most != MAX_JPEG_PIXELS:
+        empty = min(empty, max(_LARGE_PIXELS, _PIXELS_A_BYTE_OF_LARGE * size))
+    if width * height > max(_CHEAP_PIXELS, empty):
         return f"{width:,} x {height:,} pixels in {size:,} bytes: no photograph is so empty"
     return None
 
@@ -130,4 +135,4 @@ def _coefficients(picture: Image.Image, width: int, height: int) -> int:
     largest = max((across * down for across, down in sampled), default=0)
     if not largest:
         return 4 * width * height
-    return width * height * sum(across * down for across, down in sampled) // largest
+    return int(width * height * sum(across * down for across, down in sampled) // largest)

@@ -29,11 +29,14 @@ import numpy.typing as npt
 import simplejpeg
 
 # Imported so that they are registered: otherwise the first WebP or TIFF makes Pillow load every plugin it has.
-from PIL import (
+from PIL import (  # noqa: F401
+    AvifImagePlugin,
     Image,
     ImageFile,
     JpegImagePlugin,
+    TiffImagePlugin,
     UnidentifiedImageError,
+    WebPImagePlugin,
 )
 
 from cma_clip_core import colour_profiles, picture_cost, picture_files
@@ -43,6 +46,9 @@ if TYPE_CHECKING:
     from s3fs import S3FileSystem
 
 Pixels = npt.NDArray[np.uint8]
+
+# Spark has a worker for each core already, and the memory of a decoder grows with its threads.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 MAX_BYTES: Final = 32 * 2**20  # of a picture file
 # Pillow's rarer decoders are never run on strangers' files.
@@ -548,7 +554,8 @@ def _reduced(picture: Image.Image, factors: tuple[int, int], keeps_cmyk: bool) -
     None where all of it is transparent. No step takes memory for more than `_BAND` pixels beside the picture.
     """
     width, height = picture.size
-    rows = max(1, _BAND // (width * factors[1])) * factors[1]
+    band_pixels = _BAND // 4 if picture.mode[0] in "IF" else _BAND  # numpy converts by way of eight bytes a pixel
+    rows = max(1, band_pixels // (width * factors[1])) * factors[1]
     tops = range(0, height, rows)
     bands = (picture if len(tops) == 1 else picture.crop((0, y, width, min(y + rows, height))) for y in tops)
     white = _white_level(picture, rows) if picture.mode[0] in "IF" else None

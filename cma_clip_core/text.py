@@ -64,7 +64,7 @@ def clean(text: str | None, limit: int = LIMIT) -> str:
     """
     if not text:
         return ""
-    text = _without_markup(text)[: _RAW_FACTOR * limit]
+    text = _without_markup(text, 4 * _RAW_FACTOR * limit)[: _RAW_FACTOR * limit]
     if "\\" in text:
         text = _ESCAPED.sub(_escaped_character, _ESCAPED_BLANKS.sub(" ", text))
     if "_x" in text:
@@ -103,9 +103,9 @@ def _bare(text: str) -> str:
     return text.casefold() if text[0] in "#\\" else text.strip(" .-_*:;,()[]<>'\"").casefold()
 
 
-def _without_markup(text: str) -> str:
+def _without_markup(text: str, enough: int) -> str:
     """Return `text` without markup, its entities read."""
-    text = visible_text(text)
+    text = visible_text(text, enough)
     for _ in range(_LAYERS):
         if "&" not in text:
             return text
@@ -113,7 +113,7 @@ def _without_markup(text: str) -> str:
         text = _decoded(text)
         if text == encoded or not has_markup(text):
             return text
-        text = visible_text(text)
+        text = visible_text(text, enough)
     return text
 
 

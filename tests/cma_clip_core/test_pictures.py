@@ -274,6 +274,9 @@ def test_few_bytes_may_not_ask_for_much_work() -> None:
     error = refused(data)
     assert error.status == "too_large"
     assert "4,000 x 4,000 pixels in" in error.detail
+    flat = saved(Image.new("L", (5_000, 5_000), 200), "PNG")
+    assert len(flat) > 25_000
+    assert refused(flat).status == "too_large"
     assert decode(saved(Image.new("RGB", (1_400, 1_400), "red"), "WEBP", lossless=True), SAME)[64, 48].tolist() == [
         255,
         0,
@@ -351,6 +354,8 @@ def large(kind: str) -> bytes:
         picture = ImageCms.applyTransform(
             colour, ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
         )
+    elif kind == "GIF animated":
+        picture = colour.convert("P")
     elif mode in ("RGBA", "P", "CMYK", "L", "LA", "1"):
         picture = colour.convert(mode)
     else:
