@@ -99,8 +99,8 @@ SECRETS_OF = {
 }
 # What every process of the container was given, and all files that its user can read and that are no part of the image.
 SEEN = (
-    "cat /proc/*/environ /proc/*/cmdline 2>/dev/null; "
-    "find /tmp /work /run /airflow -type f -size -200k -exec cat {} + 2>/dev/null"
+    "{ cat /proc/*/environ /proc/*/cmdline; find /tmp /work /run /airflow -type f -size -200k -exec cat {} +; } 2>/dev/null "
+    r"| tr -cd '\12\40-\176'"
 )
 
 
