@@ -139,18 +139,19 @@ def _read_into(labels: Labels, unread: dict[str, Json], found: Json, depth: int)
                 _add(labels, unread, str(key), item)
     elif isinstance(found, list):
         for item in found:
-            if isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str):
-                _add(labels, unread, item[0], item[1])
-            elif (
-                isinstance(item, dict)
-                and not _read_pair(labels, unread, item)
-                and (called := _name_of(item)) is not None
-            ):
-                unread[called] = item  # an attribute whose value is nowhere
-            elif not isinstance(item, dict) or _name_of(item) is None:
-                _read_into(labels, unread, item, depth - 1)
+            _read_item(labels, unread, item, depth)
     else:
         unread[""] = found
+
+
+def _read_item(labels: Labels, unread: dict[str, Json], item: Json, depth: int) -> None:
+    """Read one item of a list of attributes: a pair, an object with a name and a value, an object, or a text."""
+    if isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str):
+        _add(labels, unread, item[0], item[1])
+    elif not isinstance(item, dict) or (own := _name_of(item)) is None:
+        _read_into(labels, unread, item, depth - 1)
+    elif not _read_pair(labels, unread, item):
+        unread[own] = item  # an attribute whose value is nowhere
 
 
 def _name_of(found: dict[str, Json]) -> str | None:
