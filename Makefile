@@ -11,7 +11,7 @@ TOWERS ?=
 SEEDS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run airflow experiment test test-long test-ui test-compose s3-server up down compose-night lint format hooks lock clean
+.PHONY: help install run airflow experiment test test-long test-damage test-ui test-compose s3-server up down compose-night lint format hooks lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,10 +43,13 @@ experiment: $(STAMP) ## Compare CMA-CLIP with CLIP, its ablations and TF-IDF on 
 ALL_TESTS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/ui --ignore tests/compose
 
 test: $(STAMP) ## Run the tests, a process on each core; TESTS=tests/dags for some, in one process
-	$(VENV)/bin/python -m pytest $(or $(TESTS),$(ALL_TESTS) -m 'not long')
+	$(VENV)/bin/python -m pytest $(or $(TESTS),$(ALL_TESTS) -m 'not long and not damage')
 
 test-long: $(STAMP) ## Run what `make test` leaves out: steps killed at each write, several trainings or nights
 	$(VENV)/bin/python -m pytest $(ALL_TESTS) -m long
+
+test-damage: $(STAMP) ## Damage every file of a lake in every way, a night each: hours
+	$(VENV)/bin/python -m pytest tests/jobs/test_damaged_lake.py -m damage
 
 test-ui: $(STAMP) ## Test a real Airflow in a real browser (needs Chromium); takes a quarter of an hour
 	$(VENV)/bin/python -m pytest tests/ui

@@ -1,6 +1,6 @@
 """One file of the lake is damaged, and the night goes on: it says which file and what to do, or the tables are right.
 
-Never a traceback, never a wrong row. ``make test-long`` tries every kind of file in every way.
+Never a traceback, never a wrong row. ``make test-damage`` tries every kind of file in every way.
 """
 
 from __future__ import annotations
@@ -225,8 +225,8 @@ def test_a_damaged_file_is_named_or_the_tables_are_right(
     outcome(damaged, scenario, kind, damage)
 
 
-@pytest.mark.long
-@pytest.mark.timeout(3600)
+@pytest.mark.damage
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_any_file_damaged_in_any_way(damaged: Damaged, scenario: str) -> None:
     wrong = []

@@ -76,7 +76,7 @@ def test_the_console_shows_what_helps(line: str, shown: str | None) -> None:
 
 def test_what_is_shown_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Ten products though most are held and the model adds to few; titles do nothing to the terminal; the query runs."""
-    shop = Shop(tmp_path / "bob's [1] lake")
+    shop = Shop(tmp_path / "bob's (1) lake")
     products = [Product(f"p{i:02}", [Row("colour", "Red" if i < 4 else None, "Red", 0.85)]) for i in range(40)]
     titles = [{"product_id": f"p{i:02}", "title": f"No. {i:02}\x1b[2J\r\n\u202eevil"} for i in range(12)]
     first = shop.night(FIRST, products)

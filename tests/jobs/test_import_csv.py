@@ -101,7 +101,11 @@ def test_csv(shop: Shop) -> None:
     assert rows[3]["description"] == "a\x00b"
     manifest = shop.lake.read_raw_manifest("2026-11-20")
     assert manifest is not None
-    assert manifest.notes == {"records that span lines": 1, "lines of these beyond the first": 1}
+    assert manifest.notes == {
+        "records that span lines": 1,
+        "lines of these beyond the first": 1,
+        "labels that cannot be read": 1,
+    }
 
 
 @pytest.mark.parametrize("name", ["items.csv.gz", "ITEMS.CSV", "ITEMS.CSV.GZ", "items.Tsv", "items.txt", "items"])

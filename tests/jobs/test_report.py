@@ -461,7 +461,7 @@ def test_labels_and_pictures_that_cannot_be_used(shop: Shop) -> None:
     assert "Outside the taxonomy: 5" in labels
     assert "Colour Octarine 3 p00" in labels
     assert "Kind Toga 1 p04" in labels
-    assert "Not text: 1" in labels
+    assert "Cannot be read: 1" in labels
     assert "colour 5 1 m1" in labels
     assert "absent 2 p06 p07 broken 1 p05 image file is truncated" in section(page, "pictures")
     assert "30.0% of the tagged products have no usable picture." in seen(page)
@@ -869,6 +869,7 @@ def test_a_report_takes_as_many_lists_however_many_nights_there_were(
 ) -> None:
     place, proxy = faulty
     lake, ledger = Lake(place), shop.night(FIRST, catalog())
+    storage.write_document(lake.history_index, HistoryIndex(live=ledger.run_id))
     lists = []
     for day in range(1, 16):
         run = f"2026-10-{day:02}-aaaaaaaa"
