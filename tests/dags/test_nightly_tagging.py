@@ -67,20 +67,16 @@ def test_dags_keep_the_rules(dagbag: DagBag) -> None:
 
 
 @pytest.mark.parametrize("name", ["nightly_tagging", "backfill_tagging", "train_model", "maintenance"])
-def test_parsing_is_fast_and_loads_nothing_heavy(name: str) -> None:
+def test_parsing_loads_nothing_heavy(name: str) -> None:
     code = f"""
-import sys, time, airflow.sdk
+import sys, airflow.sdk
 sys.path.insert(0, {str(DAGS)!r})
-start = time.process_time()  # whatever else the machine does
 import {name}
-seconds = time.process_time() - start
 heavy = {{"torch", "pyspark", "great_expectations", "pandas", "pyarrow"}} & sys.modules.keys()
-import json; print(json.dumps([seconds, sorted(heavy)]))
+import json; print(json.dumps(sorted(heavy)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    seconds, heavy = json.loads(done.stdout.splitlines()[-1])
-    assert seconds < 1
-    assert heavy == []
+    assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
 # --- the shape of the nightly DAG --------------------------------------------------------------------------------------
