@@ -352,7 +352,10 @@ def test_broken_files_are_named(settings: Settings) -> None:
     (folder / "shard=1" / "part-0.parquet").write_bytes(whole)
     found = dataset(settings, DAY)
     found.table.write_bytes(b"PAR1")
-    with pytest.raises(Exception, match=r"products\.parquet: not a readable.*run the step `dataset` of its day again: it makes the table again"):
+    with pytest.raises(
+        Exception,
+        match=r"products\.parquet: not a readable.*run the step `dataset` of its day again",
+    ):
         read_index(found.table, lake.root)
 
 
