@@ -593,7 +593,7 @@ def test_floats_that_are_no_numbers_are_black() -> None:
         (b'{"error": "not found"}', "JSON"),
         (base64.b64encode(jpeg(drawing())), "a picture in base64"),
         (b"data:image/png;base64,iVBORw0KGgo=", "a picture in base64"),
-        (gzip.compress(b"x"), "a gzip file"),
+        (gzip.compress(b"x", mtime=0), "a gzip file"),
         (b"PK\x03\x04rest", "a zip archive"),
         (b"%PDF-1.7", "a PDF document"),
         (b"8BPS\0\1", "a Photoshop document"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -80,10 +79,9 @@ def test_what_is_folded_alike(one: str, other: str, alike: bool) -> None:
 @pytest.mark.parametrize(
     "word", ["&" * 10**6, "a\u0301" * 10**6, "\u0301" * 10**6, " " * 10**6, "&#" + "9" * 10**6, "." * 10**6]
 )
+@pytest.mark.timeout(60)  # a quadratic step takes minutes
 def test_a_long_label_is_folded_in_linear_time(word: str) -> None:
-    begun = time.process_time()
     fold(word)
-    assert time.process_time() - begun < 5
 
 
 def test_fingerprint_changes_with_any_word() -> None:
