@@ -48,8 +48,8 @@ test: $(STAMP) ## Run the tests, a process on each core; TESTS=tests/dags for so
 test-long: $(STAMP) ## Run what `make test` leaves out: steps killed at each write, several trainings or nights
 	$(VENV)/bin/python -m pytest $(ALL_TESTS) -m long
 
-test-damage: $(STAMP) ## Damage every file of a lake in every way, a night each: hours
-	$(VENV)/bin/python -m pytest tests/jobs/test_damaged_lake.py -m damage
+test-damage: $(STAMP) ## Damage every file of a lake in every way, and each step on a full or read-only disk: hours
+	$(VENV)/bin/python -m pytest tests/jobs -m damage
 
 test-ui: $(STAMP) ## Test a real Airflow in a real browser (needs Chromium); takes a quarter of an hour
 	$(VENV)/bin/python -m pytest tests/ui

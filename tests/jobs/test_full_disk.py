@@ -38,7 +38,7 @@ def say(words: str) -> str:
 
 
 @pytest.mark.spark
-@pytest.mark.long
+@pytest.mark.damage
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_each_step_on_a_bad_disk_says_so_and_goes_on_when_it_is_mended(
