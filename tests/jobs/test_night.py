@@ -66,14 +66,15 @@ def steps_to(step: str, settings: Settings, ds: str, **asked: Any) -> str:
 
 
 def second_day(lake: Lake) -> dict[str, list[str]]:
-    """Write the raw catalog of DAY2: of DAY1's products some changed, some new, some removed, one of a wrong type, and
+    """Write the raw catalog of DAY2: of DAY1's products some changed, some new, some removed, one with nothing to tag, and
     two that are no records: half a line, in the shop's own names, and a CSV row of a wrong length."""
     records = read_raw(lake, DAY1)
     ids = [r["product_id"] for r in records]
     changed, removed, broken = records[0:3], records[3:5], records[5]
     for record in changed:
         record["title"] = f"{record['title'] or ''} now with a hood"
-    broken["price"] = "a lot"
+    broken |= {"title": None, "description": None, "image_uri": None}
+    records[10]["price"] = "a lot"  # which costs the price alone
     new = [records[6] | {"product_id": "brand-new-1"}, records[7] | {"product_id": "brand-new-2", "image_uri": None}]
     unreadable = [b'{"id":"%s","name":"Shi' % ids[8].encode(), json.dumps([ids[9], "Shirt"]).encode()]
     write_raw(lake, DAY2, [*records[0:3], *records[5:8], *unreadable, *records[10:], *new])

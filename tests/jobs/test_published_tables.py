@@ -408,6 +408,7 @@ def test_nights_go_on_from_tables_in_one_file_and_in_several(
 ) -> None:
     lake, settings = first_night
     index = json.loads(lake.history_index.read_bytes())
+    del index["checksum"]  # nor had it one
     assert index["days"][DAY1].pop("files") == {"attributes": 1, "products": 1}  # a version before did not tell
     storage.write_bytes(lake.history_index, json.dumps(index).encode())
     first = live(lake)
