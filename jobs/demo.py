@@ -202,8 +202,9 @@ def _ledger(lake: Lake, ds: str) -> Ledger:
 def show(lake: Lake, ledgers: Sequence[Ledger]) -> None:
     """Print the nights' ledgers, ten products, and a query of the tables."""
     print("\n== Two nights, every row accounted for ==\n")
-    rows = [(field, *(_cell(getattr(ledger, field)) for ledger in ledgers)) for field in Ledger.model_fields]
-    _print_table(("", "first night", "second night"), [row for row in rows if row[0] != "created_at"])
+    fields = [field for field in Ledger.model_fields if field not in ("created_at", "attribute_rows")]
+    rows = [(field, *(_cell(getattr(ledger, field)) for ledger in ledgers)) for field in fields]
+    _print_table(("", "first night", "second night"), rows)
 
     files = sql.live_files(lake)
     with duckdb.connect() as connection:

@@ -132,6 +132,6 @@ def test_seconds_of_all_days_are_known_where_those_of_each_are() -> None:
     days = (Day(DAY1, made(), 3.0), Day(DAY2, why_not="missing"), Day(DAY3, made(), 5.0))
     known = Estimate(DAY1, DAY3, days)
     assert (known.seconds, known.total("to_tag")) == (8.0, 600)
-    assert known.table().splitlines()[-1].replace(" ", "") == "|all|0|0|600|0|0|0|0|600|8.0s|"
+    assert known.table().splitlines()[-1].replace(" ", "") == "|all|0|0|600|0|0|0|0|0|600|8.0s|"
     assert len({len(line) for line in known.table().splitlines() if "missing" not in line}) == 1
     assert Estimate(DAY1, DAY3, (*days[:2], Day(DAY3, made()))).seconds is None
