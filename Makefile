@@ -80,7 +80,7 @@ down: ## Stop the containers; data stays in their volumes (`docker compose down 
 	$(COMPOSE) down
 
 compose-night: .env ## Run a night in the containers and wait for it
-	@sed -n 's/^AIRFLOW_ADMIN_PASSWORD=//p' .env | $(COMPOSE) exec -T worker python -m jobs.compose_night
+	@sed -n 's/^AIRFLOW_ADMIN_PASSWORD=//p' .env | $(COMPOSE) exec -T worker python -m jobs.compose.sample_night
 
 s3-server: $(STAMP) ## Install the S3 server that tests of a lake on S3 need (needs Go); without it they are skipped
 	GOBIN=$(abspath $(VENV))/bin go install -ldflags='-s -w' github.com/versity/versitygw/cmd/versitygw@v1.8.0

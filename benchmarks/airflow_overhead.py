@@ -21,10 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from jobs.airflow_api import AirflowApi
+from jobs.demo.sample_catalog import generate
 from jobs.importing.import_catalog import import_catalog
-from jobs.lake import Lake
-from jobs.sample_catalog import generate
+from jobs.lake.layout import Lake
+from jobs.orchestration.airflow_api import AirflowApi
 from jobs.settings import Settings
 
 DAY, DAG = "2026-11-20", "nightly_tagging"

@@ -14,8 +14,8 @@ from collections.abc import Generator
 import torch
 from train_rate import loop_of, options
 
-from cma_clip_core.batches import Batch
 from cma_clip_core.config import load_config
+from cma_clip_core.inputs.batches import Batch
 
 
 def main() -> None:

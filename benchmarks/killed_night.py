@@ -23,7 +23,7 @@ from pathlib import Path
 
 import duckdb
 
-from jobs.lake import Lake
+from jobs.lake.layout import Lake
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = {  # and the latest moment it is killed at, in seconds after its start

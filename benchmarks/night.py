@@ -19,8 +19,8 @@ from pathlib import Path
 from raw_day import Record, rewrite
 from watch import Cost, watch
 
-from jobs.lake import Lake
-from jobs.next_day import next_day
+from jobs.demo.next_day import next_day
+from jobs.lake.layout import Lake
 
 DAYS = ("2026-11-20", "2026-11-21", "2026-11-22")
 

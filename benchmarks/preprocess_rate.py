@@ -24,14 +24,14 @@ import yaml
 from PIL import Image
 from raw_day import Record, rewrite
 
-from jobs import spark
 from jobs.importing.import_catalog import import_catalog
-from jobs.lake import Lake
-from jobs.plan import plan
-from jobs.preprocess import preprocess
+from jobs.lake.layout import Lake
+from jobs.lake.storage import remove_folder
+from jobs.nightly.plan import plan
+from jobs.nightly.preprocess import preprocess
 from jobs.settings import Settings
-from jobs.storage import remove_folder
-from jobs.validate import validate
+from jobs.spark import sessions
+from jobs.validation.validate import validate
 
 DS = "2026-11-20"
 
@@ -84,7 +84,7 @@ def main() -> None:
 
         rows = rewrite(lake, DS, change)
         ratios = []
-        with spark.session(settings), multiprocessing.get_context("spawn").Pool(options.processes) as pool:
+        with sessions.session(settings), multiprocessing.get_context("spawn").Pool(options.processes) as pool:
             validate(settings, DS)
             run_id = plan(settings, DS, prepare=True).run_id
             for n in range(options.rounds + 1):

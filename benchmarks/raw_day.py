@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.importing.day_writer import write_parts
-from jobs.lake import Lake
-from jobs.storage import write_document
+from jobs.lake.layout import Lake
+from jobs.lake.storage import write_document
 
 Record = dict[str, Any]
 

@@ -22,10 +22,10 @@ from collections.abc import Mapping
 from datetime import date, timedelta
 from pathlib import Path
 
-from jobs import object_store, storage
-from jobs.lake import Lake
-from jobs.next_day import next_day
-from jobs.storage import Place
+from jobs.demo.next_day import next_day
+from jobs.lake import s3_files, storage
+from jobs.lake.layout import Lake
+from jobs.lake.storage import Place
 from tests import s3
 
 FIRST = date(2026, 11, 1)
@@ -64,7 +64,7 @@ def main() -> None:
         with s3.server(scratch / "s3", log=log) as address:
             os.environ.update(s3.KEYS, AWS_ENDPOINT_URL=address)
             places: dict[str, Place] = {
-                "disk": scratch / "lake", "S3": object_store.place(f"s3://{s3.BUCKET}/lake"),
+                "disk": scratch / "lake", "S3": s3_files.place(f"s3://{s3.BUCKET}/lake"),
             }  # fmt: skip
             catalogs = [options.catalog, scratch / "next"]
             next_day(catalogs[0], catalogs[1], options.mapping, changed=0.01, new=0.0, removed=0.0)

@@ -31,10 +31,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from cma_clip_core.registry import read_taxonomy
-from jobs import models, storage
-from jobs.lake import PRODUCTS, Lake
+from jobs.lake import storage
+from jobs.lake.layout import PRODUCTS, Lake
+from jobs.models import champion_pointer
+from jobs.nightly.shards import metadata
 from jobs.settings import Settings
-from jobs.shards import metadata
 from schemas.documents import Plan, Validation
 from schemas.tables import PREDICTIONS, VALID
 from schemas.taxonomy import Taxonomy
@@ -59,7 +60,7 @@ def main() -> None:
         settings = Settings(root=folder)
         lake = Lake(settings.root)
         shutil.copytree(options.lake / "models", Path(folder) / "models")
-        taxonomy = read_taxonomy(lake.models / str(models.champion(settings)))
+        taxonomy = read_taxonomy(lake.models / str(champion_pointer.champion(settings)))
         attributes = [a.name for a in taxonomy.attributes if not a.multi_valued][: options.attributes]
         for night, changed in enumerate((0.0, options.changed)[: options.nights]):
             ds = (FIRST + timedelta(days=night)).isoformat()

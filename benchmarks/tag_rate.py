@@ -20,10 +20,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 
-from cma_clip_core.batches import prepare
-from cma_clip_core.devices import precision
+from cma_clip_core.catalog.examples import example_files, read_examples
 from cma_clip_core.engine import Engine, Timings
-from cma_clip_core.examples import example_files, read_examples
+from cma_clip_core.inputs.batches import prepare
+from cma_clip_core.inputs.devices import precision
 from cma_clip_core.tagger import load_engine
 from schemas.tables import PREDICTIONS
 

@@ -19,8 +19,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from jobs import storage
-from jobs.lake import Lake
+from jobs.lake import storage
+from jobs.lake.layout import Lake
 
 STEP = (sys.executable, "-m", "jobs", "--no-progress")
 

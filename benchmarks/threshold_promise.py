@@ -17,18 +17,18 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
-from cma_clip_core.calibration import fit_temperature
-from cma_clip_core.candidates import Integers, candidates
 from cma_clip_core.config import SelectionConfig
-from cma_clip_core.picture_evidence import LEAST_PRODUCTS, choose_weight, pool
-from cma_clip_core.predictions import Predictions
-from cma_clip_core.promise import (
+from cma_clip_core.evaluation.calibration import fit_temperature
+from cma_clip_core.evaluation.candidates import Integers, candidates
+from cma_clip_core.evaluation.choose_thresholds import (
     Doubles,
     choose_threshold,
     correlation_within,
     lower_bound_reaches,
     promised_threshold,
 )
+from cma_clip_core.evaluation.picture_evidence import LEAST_PRODUCTS, choose_weight, pool
+from cma_clip_core.evaluation.predictions import Predictions
 from schemas.taxonomy import Attribute
 
 LEVEL = 0.95

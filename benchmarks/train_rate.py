@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cma_clip_core.batches import Batch
-from cma_clip_core.classes import ClassLayout
+from cma_clip_core.catalog.examples import read_index
 from cma_clip_core.config import ModelConfig, load_config
-from cma_clip_core.devices import resolve_device
-from cma_clip_core.examples import read_index
-from cma_clip_core.loop import Loop
-from cma_clip_core.methods import build_model
-from cma_clip_core.objectives import MultiTask
-from cma_clip_core.tokens import Tokenizer
-from jobs.lake import LABELLED_TABLE
+from cma_clip_core.inputs.batches import Batch
+from cma_clip_core.inputs.devices import resolve_device
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.methods import build_model
+from cma_clip_core.model.tokenizer import Tokenizer
+from cma_clip_core.training.loop import Loop
+from cma_clip_core.training.objectives import MultiTask
+from jobs.lake.layout import LABELLED_TABLE
 from schemas.taxonomy import load_taxonomy
 
 WARM_UP = 16  # steps: a GPU loads each kernel when it is first asked for

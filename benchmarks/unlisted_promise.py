@@ -12,9 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 from cma_clip_core.config import SelectionConfig
-from cma_clip_core.metrics import judge
-from cma_clip_core.predictions import Predictions
-from cma_clip_core.promise import choose_threshold
+from cma_clip_core.evaluation.choose_thresholds import choose_threshold
+from cma_clip_core.evaluation.metrics import judge
+from cma_clip_core.evaluation.predictions import Predictions
 from schemas.taxonomy import Attribute
 
 DRAWS, VALIDATION, TEST = 60, 3_000, 6_000

@@ -21,16 +21,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cma_clip_core.baseline import fit_text_baseline
-from cma_clip_core.calibration import fit_temperature
-from cma_clip_core.classes import ClassLayout
+from cma_clip_core.catalog.examples import ExampleIndex, read_index
 from cma_clip_core.config import SelectionConfig, load_config
-from cma_clip_core.documents import AttributeMetrics, Promise, Threshold
-from cma_clip_core.examples import ExampleIndex, read_index
-from cma_clip_core.learnable import find_unlearnable
-from cma_clip_core.metrics import judge_all, mean_of, promise_kept
-from cma_clip_core.predictions import Predictions
-from cma_clip_core.promise import choose_threshold
+from cma_clip_core.evaluation.calibration import fit_temperature
+from cma_clip_core.evaluation.choose_thresholds import choose_threshold
+from cma_clip_core.evaluation.learnable import find_unlearnable
+from cma_clip_core.evaluation.metrics import judge_all, mean_of, promise_kept
+from cma_clip_core.evaluation.predictions import Predictions
+from cma_clip_core.evaluation.tfidf_baseline import fit_text_baseline
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model_documents import AttributeMetrics, Promise, Threshold
 from schemas.tables import EXAMPLES
 from schemas.taxonomy import Taxonomy, load_taxonomy
 

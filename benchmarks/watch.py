@@ -33,7 +33,7 @@ def _kind(process: psutil.Process) -> str:
     command = process.cmdline()
     if "java" in command[0]:
         return "JVM"
-    return "Spark's Python worker" if "jobs.spark_daemon" in command else "Python"
+    return "Spark's Python worker" if "jobs.nightly.spark_worker_daemon" in command else "Python"
 
 
 def watch(command: Sequence[str], environment: Mapping[str, str]) -> Cost:

@@ -36,7 +36,7 @@ class VisionTower(Strict):
         default=None,
         ge=4,
         description="channels of the first of the 3 x 3 convolutions that turn pixels into patches "
-        "(cma_clip_core.stem); null: one convolution of a patch's size, as in CLIP",
+        "(cma_clip_core.model.stem); null: one convolution of a patch's size, as in CLIP",
     )
     pool: Literal["class", "mean"] = Field(default="class", description="I_cls: the class token, or the patches' mean")
     width: int
@@ -144,7 +144,7 @@ class TrainingConfig(Strict):
         ge=0,
         description="weight of the losses of the text alone and of the picture alone: each tower learns all that it can "
         "tell, even where the other one knows better; 0: neither is asked alone, so that the picture's own word is not heard "
-        "in the answer either (cma_clip_core.picture_evidence)",
+        "in the answer either (cma_clip_core.evaluation.picture_evidence)",
     )
     title_only: float = Field(
         default=0.0,
@@ -185,7 +185,10 @@ class SelectionConfig(Strict):
         description="training labels of an attribute; one with fewer is not learnt, and accepts nothing",
     )
     promise_confidence: float = Field(
-        default=0.95, ge=0.5, lt=1, description="of a threshold's promise of precision (cma_clip_core.promise)"
+        default=0.95,
+        ge=0.5,
+        lt=1,
+        description="of a threshold's promise of precision (cma_clip_core.evaluation.choose_thresholds)",
     )
     value_predictions: int = Field(
         default=300, ge=1, description="fewest validation products a value is predicted for to get its own threshold"

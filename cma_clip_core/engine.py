@@ -18,16 +18,16 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
-from cma_clip_core.ahead import prefetch
-from cma_clip_core.batches import Inputs, prepare
-from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.devices import move_to, precision
-from cma_clip_core.documents import Threshold
-from cma_clip_core.halving import Halving
-from cma_clip_core.model import Output
-from cma_clip_core.predictions import LIKELY
-from cma_clip_core.tokens import Tokenizer
+from cma_clip_core.evaluation.predictions import LIKELY
+from cma_clip_core.inputs.batches import Inputs, prepare
+from cma_clip_core.inputs.devices import move_to, precision
+from cma_clip_core.inputs.oom_halving import Halving
+from cma_clip_core.inputs.prefetch import prefetch
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.cma_clip import Output
+from cma_clip_core.model.tokenizer import Tokenizer
+from cma_clip_core.model_documents import Threshold
 from schemas.tables import PREDICTIONS
 from schemas.taxonomy import Taxonomy
 

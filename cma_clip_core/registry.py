@@ -29,9 +29,9 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.documents import Threshold
+from cma_clip_core.content.paths import Place, names, sync_folder
 from cma_clip_core.errors import ModelError
-from cma_clip_core.places import Place, names, sync_folder
+from cma_clip_core.model_documents import Threshold
 from cma_clip_core.versions import TAXONOMY as TAXONOMY
 from cma_clip_core.versions import is_version
 from cma_clip_core.versions import list_versions as list_versions
@@ -41,7 +41,7 @@ from schemas.taxonomy import Taxonomy
 if TYPE_CHECKING:
     from torch import nn
 
-    from cma_clip_core.training import Trained
+    from cma_clip_core.training.fit import Trained
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 THRESHOLDS, METRICS, CARD, SUMS = "thresholds.json", "metrics.json", "MODEL_CARD.md", "SHA256SUMS"
@@ -168,7 +168,7 @@ def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path
     """
     from safetensors.torch import save_file
 
-    from cma_clip_core.card import model_card
+    from cma_clip_core.model_card.write_card import model_card
 
     models.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=models, prefix=".new-"))
@@ -204,7 +204,7 @@ def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path
 
 def _draw(trained: Trained, taxonomy: Taxonomy, folder: Path) -> None:
     """Draw what the model does on the test side, where it is known."""
-    from cma_clip_core import plots
+    from cma_clip_core.model_card import plots
 
     if not trained.test:
         return
@@ -235,7 +235,7 @@ def load_model(folder: Path) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from cma_clip_core.methods import build_model
+    from cma_clip_core.model.methods import build_model
 
     check(folder)
     config, taxonomy = read_config(folder), read_taxonomy(folder)
@@ -247,7 +247,7 @@ def load_model(folder: Path) -> nn.Module:
     except SafetensorError as error:
         raise ModelError(f"{path}: not a safetensors file: {error}") from error
     model = build_model(config, taxonomy)
-    # A version from before the picture's own word was heard (cma_clip_core.picture_evidence): 0, it is not.
+    # A version from before the picture's own word was heard (cma_clip_core.evaluation.picture_evidence): 0, it is not.
     state |= {name: value for name, value in model.named_buffers() if name == "picture_evidence" and name not in state}
     try:
         model.load_state_dict(state)

@@ -15,12 +15,12 @@ from PIL import ImageOps
 from PIL.Image import Image
 
 from cma_clip_core import registry
-from cma_clip_core.devices import resolve_device
+from cma_clip_core.catalog.label_mentions import TEXT_FIELDS
+from cma_clip_core.content.pictures import PictureError, PictureSpec, decode
+from cma_clip_core.content.product_text import clean
 from cma_clip_core.engine import Engine
 from cma_clip_core.errors import DataError
-from cma_clip_core.pictures import PictureError, PictureSpec, decode
-from cma_clip_core.spoken import TEXT_FIELDS
-from cma_clip_core.text import clean
+from cma_clip_core.inputs.devices import resolve_device
 from schemas.tables import EXAMPLES
 
 FIELDS = frozenset({*TEXT_FIELDS, "image", "labels"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from cma_clip_core.places import Place, names
+from cma_clip_core.content.paths import Place, names
 
 TAXONOMY: Final = "taxonomy.yaml"  # in a version's folder: the attributes and values it predicts
 

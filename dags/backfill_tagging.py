@@ -19,7 +19,7 @@ from airflow.sdk import Param, dag, task
 from house import ASKED, HOUSE, MOST_TASKS, asked_of_a_night, told
 from job_operator import JobOperator
 
-from jobs import days
+from jobs.lake import export_days
 from jobs.settings import Settings
 
 
@@ -48,8 +48,8 @@ def backfill_tagging() -> None:
     def check_form(params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         asked = params or {}
         with told():
-            there, missing = days.exported(
-                Settings(), asked["first_day"], asked["last_day"], min(days.MOST, MOST_TASKS)
+            there, missing = export_days.exported(
+                Settings(), asked["first_day"], asked["last_day"], min(export_days.MOST, MOST_TASKS)
             )
         if missing:
             print(f"no export, left out: {', '.join(missing)}")

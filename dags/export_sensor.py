@@ -9,10 +9,10 @@ from airflow.providers.standard.sensors.filesystem import FileSensor
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowSensorTimeout
 
-from jobs import storage
-from jobs.lake import Lake
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.orchestration.local_airflow import CONNECTION
 from jobs.settings import Settings
-from jobs.standalone import CONNECTION
 
 
 class ExportSensor(FileSensor):

@@ -12,8 +12,8 @@ from airflow.sdk import Context, Param
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException
 
-from jobs import alerts, choices
 from jobs.errors import JobError
+from jobs.orchestration import alerts, form_options
 from jobs.settings import Settings
 
 
@@ -85,7 +85,7 @@ def asked_of_a_night() -> dict[str, Param]:
             None,
             type=["null", "array"],
             items={"type": "string"},
-            examples=choices.attributes(settings),
+            examples=form_options.attributes(settings),
             title="Attributes",
             description="Of products that did not change, tag these alone again. Empty: all. New and changed products "
             "are always tagged whole.",
@@ -93,7 +93,7 @@ def asked_of_a_night() -> dict[str, Param]:
         "model": Param(
             CHAMPION,
             type="string",
-            enum=[CHAMPION, *choices.model_versions(settings)],
+            enum=[CHAMPION, *form_options.model_versions(settings)],
             title="Model version",
             description="Products that another version tagged are tagged again by this one.",
         ),

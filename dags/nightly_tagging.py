@@ -67,7 +67,7 @@ LATE = os.environ.get("TAGGING_LATE_AFTER_MINUTES")
         # cannot be cleared (Airflow 3.3.2, apache/airflow#70368).
         reference=DeadlineReference.DAGRUN_LOGICAL_DATE,
         interval=timedelta(days=1, minutes=float(LATE)),
-        callback=SyncCallback("jobs.alerts.late", kwargs={"minutes": float(LATE)}),
+        callback=SyncCallback("jobs.orchestration.alerts.late", kwargs={"minutes": float(LATE)}),
         name="the night is late",
     )
     if LATE

@@ -1,7 +1,7 @@
 """``python -m jobs``: the command line of every step."""
 
 if __name__ == "__main__":
-    from jobs.leaving import Leaving
+    from jobs.startup.fast_exit import Leaving
 
     leaving = Leaving()
     from jobs.cli import main

@@ -16,15 +16,15 @@ import typer
 from pydantic import ValidationError
 
 from cma_clip_core.errors import CoreError
-from jobs import storage
 from jobs.errors import JobError, TransientError
-from jobs.explained import explain
-from jobs.lake import check_day, check_run
+from jobs.lake import storage
+from jobs.lake.layout import check_day, check_run
+from jobs.runtime.failure_messages import explain
 from jobs.settings import Settings
 from schemas.loading import ContractError
 
 if TYPE_CHECKING:
-    from jobs.repair import Repair
+    from jobs.upkeep.repair import Repair
 
 app = typer.Typer(
     help="""Tags a shop's catalog: every product's attributes from its picture and its text.
@@ -97,7 +97,7 @@ def _settings(context: typer.Context) -> Settings:
     assert isinstance(settings, Settings)
     _root = str(settings.root)
     if not storage.on_disk(settings.root):
-        from jobs.s3_check import check
+        from jobs.lake.s3_preflight import check
 
         check(settings.root, create=context.info_name in _MAKE_A_LAKE)
     return settings
@@ -170,7 +170,7 @@ def _common(
     ] = None,
     progress: Annotated[bool | None, typer.Option(help="Show progress bars. [TAGGING_PROGRESS]")] = None,
 ) -> None:
-    from jobs.steps import set_up_logging
+    from jobs.runtime.step_metrics import set_up_logging
 
     set_up_logging()
     flags: dict[str, Any] = {
@@ -189,7 +189,7 @@ def sample_catalog(
     seed: Annotated[int, typer.Option(help="The same seed draws the same catalog.")] = 7,
 ) -> None:
     """Draw a catalog of garment-like products, dirty records among them, and what it looks like a day later."""
-    from jobs.sample_catalog import generate, next_day
+    from jobs.demo.sample_catalog import generate, next_day
 
     generate(folder, products=products, seed=seed)
     next_day(folder, folder.with_name(f"{folder.name}-day2"), mapping="sample", seed=seed)
@@ -212,7 +212,7 @@ def import_catalog(
 @app.command()
 def validate(context: typer.Context, ds: Ds) -> None:
     """Check a day's records: quarantine the bad ones with their reasons, stop where the batch is not to be trusted."""
-    from jobs.validate import validate as step
+    from jobs.validation.validate import validate as step
 
     settings = _settings(context)
     result = step(settings, ds)
@@ -241,8 +241,8 @@ def plan(
     ] = None,
 ) -> None:
     """Freeze what this run must do: new and changed products, removed ones, those a new model must tag again."""
-    from jobs.plan import plan as step
-    from jobs.shards import groups
+    from jobs.nightly.plan import plan as step
+    from jobs.nightly.shards import groups
 
     settings = _settings(context)
     result = step(
@@ -266,7 +266,7 @@ def plan(
 @app.command()
 def preprocess(context: typer.Context, run: Run) -> None:
     """Make the model inputs of new and changed products: clean text, decoded and resized picture, known labels."""
-    from jobs.preprocess import preprocess as step
+    from jobs.nightly.preprocess import preprocess as step
 
     _print({"run_id": run, "examples": step(_settings(context), run)})
 
@@ -274,7 +274,7 @@ def preprocess(context: typer.Context, run: Run) -> None:
 @app.command()
 def prepare(context: typer.Context, ds: Ds) -> None:
     """Make the examples of an imported day without a night, to train on: validate, plan and preprocess in one go."""
-    from jobs.prepare import prepare as step
+    from jobs.runs.prepare_examples import prepare as step
 
     _print({"ds": ds, "examples": step(_settings(context), ds)})
 
@@ -294,7 +294,7 @@ def dataset(
     The same inputs are the same set: run again, it is found and its folder is printed at once. `train` makes or finds
     the set of its day by itself.
     """
-    from jobs.dataset import dataset as step
+    from jobs.training.dataset import dataset as step
 
     found = step(_settings(context), ds)
     _print(
@@ -311,8 +311,8 @@ def dataset(
 @app.command()
 def pretrain(context: typer.Context, ds: Newest, processes: Together = None) -> None:
     """Train the two towers on the catalog's own pairs of picture and text, where no pretrained weights can be had."""
-    from jobs.data_parallel import together
-    from jobs.pretrain import pretrain as step
+    from jobs.runtime.data_parallel import together
+    from jobs.training.pretrain import pretrain as step
 
     settings = _settings(context)
     _print({"towers": together(processes, settings.device, step, settings, ds)})
@@ -381,8 +381,8 @@ def experiment(
     are judged by the same evaluator: where they are trained with titles alone too (`title_only`), on both kinds of text.
     Killed, it goes on where it was. Results: a table, plots, JSON.
     """
-    from jobs.experiment import experiment as step
-    from jobs.prepare import prepare_export
+    from jobs.runs.prepare_examples import prepare_export
+    from jobs.training.experiment.run_experiment import experiment as step
 
     if catalog is not None:
         prepare_export(_settings(context), catalog, ds, mapping)
@@ -433,8 +433,8 @@ def train(
     With a configuration without pretrained weights, such as `fashion`, `--pretrain` lets both towers first learn from the
     catalog's own pairs of picture and text, as `experiment` does. Killed, it goes on where it was when it is started again.
     """
-    from jobs.data_parallel import together
-    from jobs.train import train as step
+    from jobs.runtime.data_parallel import together
+    from jobs.training.train import train as step
 
     settings = _settings(context)
     _print({"model_version": together(processes, settings.device, step, settings, ds, promote, towers, pretrain)})
@@ -448,7 +448,7 @@ def suspects(
     towers: Towers = None,
 ) -> None:
     """Find the catalog's labels that are probably wrong, by models that never saw them: a table, and a page of pictures."""
-    from jobs.suspects import suspects as step
+    from jobs.training.suspects import suspects as step
 
     _print({"suspects": str(step(_settings(context), ds, folds=folds, towers=towers) / "index.html")})
 
@@ -462,7 +462,7 @@ def tag(
     ] = None,
 ) -> None:
     """Predict the attributes of a run's products, shard by shard; a finished shard is skipped."""
-    from jobs.tag import tag as step
+    from jobs.nightly.tag import tag as step
 
     _print({"run_id": run, "tagged": step(_settings(context), run, shard)})
 
@@ -474,8 +474,8 @@ def publish(context: typer.Context, run: Run) -> None:
     Where another run was published since the plan was made, the day is planned anew on it, and what is known is not tagged
     again; the result names the run that was published.
     """
-    from jobs.in_turn import publish_in_turn as step
-    from jobs.lake import Lake
+    from jobs.lake.layout import Lake
+    from jobs.runs.republish import publish_in_turn as step
 
     settings = _settings(context)
     ledger = step(settings, run)
@@ -494,7 +494,7 @@ def publish(context: typer.Context, run: Run) -> None:
 @app.command()
 def report(context: typer.Context, run: Run) -> None:
     """Write the run's report: one HTML page with the ledger, the quarantine, each attribute, and the time of each step."""
-    from jobs.report import report as step
+    from jobs.report.nightly_report import report as step
 
     _print({"run_id": run, "report": str(step(_settings(context), run))})
 
@@ -509,7 +509,7 @@ def night(
     allow_removals: AllowRemovals = False,
 ) -> None:
     """Run a whole night without Airflow: validate, plan, preprocess, tag, publish, report."""
-    from jobs.night import night as step
+    from jobs.runs.whole_night import night as step
 
     ledger, page = step(
         _settings(context),
@@ -545,7 +545,7 @@ def estimate(
     a backfill finds again. Each later day is compared with what is published now, not with what the days before it would
     have changed by then.
     """
-    from jobs.estimate import estimate as step
+    from jobs.runs.backfill_estimate import estimate as step
 
     found = step(
         _settings(context),
@@ -567,7 +567,7 @@ def demo(
     mapping: Annotated[str, typer.Option(help="Column mapping of that catalog.")] = "fashion-products",
 ) -> None:
     """What `make run` does: a catalog, a model, two nights through Airflow, and how to query the result."""
-    from jobs.demo import demo as step
+    from jobs.demo.two_nights import demo as step
 
     step(_settings(context), folder, catalog, mapping)
 
@@ -593,12 +593,12 @@ def airflow(
     ] = True,
 ) -> None:
     """Start Airflow with the DAGs on this machine and print its address and login; Ctrl-C ends all of it."""
-    from jobs import standalone
+    from jobs.orchestration import local_airflow
 
     if only_set_up:
-        standalone.set_up(_settings(context), dict(os.environ), gpu_slots)
+        local_airflow.set_up(_settings(context), dict(os.environ), gpu_slots)
     else:
-        standalone.start(_settings(context), folder, port, gpu_slots, keep_loaded=keep_loaded)
+        local_airflow.start(_settings(context), folder, port, gpu_slots, keep_loaded=keep_loaded)
 
 
 @tables_app.callback(invoke_without_command=True)
@@ -609,7 +609,7 @@ def tables(
 ) -> None:
     """List what is published, and print the line that reads it with DuckDB, pandas, Polars and Spark."""
     if context.invoked_subcommand is None:
-        from jobs.tables import show, write_as_of
+        from jobs.upkeep.published_tables import show, write_as_of
 
         if as_of is None:
             show(_settings(context))
@@ -620,7 +620,7 @@ def tables(
 @tables_app.command()
 def rollback(context: typer.Context, run: Run) -> None:
     """Point the tables at an earlier published run."""
-    from jobs.tables import rollback as step
+    from jobs.upkeep.published_tables import rollback as step
 
     _print({"live": step(_settings(context), run)})
 
@@ -635,7 +635,7 @@ def tables_repair(
     From the runs' manifests and ledgers, and from the indexes that they left. Without `--write` it only says what would be
     written: the live run, the days with their runs, and what it is not sure of. What was there is kept, under another name.
     """
-    from jobs.repair import repair_tables
+    from jobs.upkeep.repair import repair_tables
 
     _show(repair_tables(_settings(context), write=write), write)
 
@@ -675,7 +675,7 @@ def maintenance(
     Not its business: the raw catalog and its pictures, the newest valid records of each day, models, towers, labelled
     sets, experiments, suspects, reports. Nothing behind a link is removed. Killed, it goes on when it is started again.
     """
-    from jobs.maintenance import maintenance as step
+    from jobs.upkeep.remove_expired import maintenance as step
 
     sweep = step(_settings(context), days=days, keep=keep, delete=delete)
     print("\n".join(sweep.lines()), file=sys.stderr)
@@ -685,7 +685,7 @@ def maintenance(
 @models_app.command("list")
 def models_list(context: typer.Context) -> None:
     """List the model versions, the champion marked, and what is broken; weights are not read."""
-    from jobs.train import list_models
+    from jobs.training.train import list_models
 
     list_models(_settings(context))
 
@@ -693,7 +693,7 @@ def models_list(context: typer.Context) -> None:
 @models_app.command("show")
 def models_show(context: typer.Context, version: Version) -> None:
     """Print a version's model card: data, numbers, limits, and what it must not be used for."""
-    from jobs.train import show_model
+    from jobs.training.train import show_model
 
     show_model(_settings(context), version)
 
@@ -705,7 +705,7 @@ def models_judge(context: typer.Context, version: Version) -> None:
     The last line is JSON: `accepted`, the `verdict` in words, and the same as a `page` in Markdown. Where there is no champion
     yet, the version is accepted.
     """
-    from jobs.promotion import judge as step
+    from jobs.models.promotion import judge as step
 
     verdict = step(_settings(context), version)
     alone = f"there is no other champion to compare {version} with"
@@ -726,7 +726,7 @@ def models_promote(
     Both are judged on the same test products: the challenger must be no worse in mean recall at 90 % precision, nor at
     any attribute, beyond noise (paired bootstrap). Where there are too few of these products, nothing is promoted.
     """
-    from jobs.promotion import promote as step
+    from jobs.models.promotion import promote as step
 
     verdict = step(_settings(context), version, force=force)
     print("\n".join(verdict.lines()) if verdict else f"{version} is the champion")
@@ -736,7 +736,7 @@ def models_promote(
 @models_app.command("rollback")
 def models_rollback(context: typer.Context) -> None:
     """Make the champion before this one the champion again."""
-    from jobs.models import rollback as step
+    from jobs.models.champion_pointer import rollback as step
 
     _print({"champion": step(_settings(context))})
 
@@ -750,7 +750,7 @@ def models_repair(
 
     A challenger that was accepted against it since is named too: whether that one was promoted cannot be told.
     """
-    from jobs.repair import repair_champion
+    from jobs.upkeep.repair import repair_champion
 
     _show(repair_champion(_settings(context), write=write), write)
 
@@ -779,7 +779,7 @@ def _of_s3(error: Exception) -> JobError | None:
     """Return what an error means that came from S3 in the middle of a step; None where it did not."""
     if "botocore" not in sys.modules:
         return None
-    from jobs import s3_check
+    from jobs.lake import s3_preflight
 
-    found = s3_check.of(error)
-    return None if found is None else s3_check.explain(found, _root)
+    found = s3_preflight.of(error)
+    return None if found is None else s3_preflight.explain(found, _root)

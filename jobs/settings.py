@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 from pydantic import Field, PlainSerializer, PlainValidator, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from jobs import storage
-from jobs.lake import Lake
-from jobs.storage import Place
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.lake.storage import Place
 
 
 def _place(value: object) -> Place:

@@ -1,6 +1,7 @@
 """The rule table: each data-quality rule said once.
 
-`jobs.field_rules`, `jobs.row_filter` and `jobs.expectations` build from it what parses, splits and gates a day's records.
+`field_rules`, `row_rules` and `batch_rules` of `jobs.validation` build from it what parses, splits and gates a day's
+records.
 
 A row rule is about the lines that are records; only the one on `line_error` is about all lines, so that a line that is
 no record is counted by that rule alone. What a row that breaks a rule loses, `on_fail` says: the field, with a note on

@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 
-from jobs import spark, step_server, storage
-from jobs.lake import Lake
-from jobs.rejected_lines import read_rejected
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.records.rejected_lines import read_rejected
 from jobs.settings import Settings
+from jobs.spark import sessions
+from jobs.startup import step_server
 from schemas.documents import RawFile, RawManifest
 
 DAY1, DAY2, DAY3, DAY4 = "2026-11-20", "2026-11-21", "2026-11-22", "2026-11-23"
@@ -93,7 +95,7 @@ def raw_lines(lake: Lake, ds: str) -> list[bytes]:
 @pytest.fixture(scope="session")
 def spark_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The one Spark session of the tests; jobs that run in the test's process use it."""
-    with spark.session(settings_for(tmp_path_factory.mktemp("spark")), rows=100) as session:
+    with sessions.session(settings_for(tmp_path_factory.mktemp("spark")), rows=100) as session:
         yield session
 
 
@@ -120,12 +122,12 @@ def step_server_address() -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, spark_session: Any) -> Lake:  # noqa: ARG001
     """A lake with one imported day of drawn products, its examples, and a model trained on them. Copy it, don't use it."""
+    from jobs.demo.sample_catalog import generate
     from jobs.importing.import_catalog import import_catalog
-    from jobs.plan import plan
-    from jobs.preprocess import preprocess
-    from jobs.sample_catalog import generate
-    from jobs.train import train
-    from jobs.validate import validate
+    from jobs.nightly.plan import plan
+    from jobs.nightly.preprocess import preprocess
+    from jobs.training.train import train
+    from jobs.validation.validate import validate
 
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -185,11 +187,11 @@ class Night:
 @pytest.fixture(scope="session")
 def night_of_day1(trained: Lake, tmp_path_factory: pytest.TempPathFactory) -> Night:
     """The night of DAY1, done once: what was there after it was tagged, and at its end. Use the fixtures below."""
-    from jobs.night import night
-    from jobs.plan import plan
-    from jobs.preprocess import preprocess
-    from jobs.tag import tag
-    from jobs.validate import validate
+    from jobs.nightly.plan import plan
+    from jobs.nightly.preprocess import preprocess
+    from jobs.nightly.tag import tag
+    from jobs.runs.whole_night import night
+    from jobs.validation.validate import validate
 
     folder = tmp_path_factory.mktemp("night-of-day1")
     copy_trained(trained, folder / "lake")

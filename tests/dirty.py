@@ -1,11 +1,11 @@
-"""Every kind of bad record and picture, by name: `DIRTY["picture_truncated"]`. See jobs/dirty_records.py."""
+"""Every kind of bad record and picture, by name: `DIRTY["picture_truncated"]`. See jobs/demo/dirty_records.py."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Final
 
-from jobs.dirty_records import Dirty, build
+from jobs.demo.dirty_records import Dirty, build
 
 __all__ = ["DIRTY", "Dirty", "write_pictures"]
 

@@ -21,9 +21,9 @@ from airflow.plugins_manager import AirflowPlugin
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import Response
 
-from jobs import storage
+from jobs.lake import storage
+from jobs.lake.storage import Place
 from jobs.settings import Settings
-from jobs.storage import Place
 
 OF_A_NIGHT: Final = ("reports",)  # folders of the lake
 OF_LABELS: Final = ("labelled", "suspects")

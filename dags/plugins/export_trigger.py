@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from jobs import storage
+from jobs.lake import storage
 
 
 class ExportTrigger(BaseTrigger):

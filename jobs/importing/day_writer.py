@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, cast
 
-from jobs import storage
-from jobs.storage import Place
+from jobs.lake import storage
+from jobs.lake.storage import Place
 from schemas.documents import RawFile, RawManifest
 
 PART_ROWS: Final = 10_000
@@ -38,9 +38,9 @@ class DayWriter:
             with storage.whole_file(target) as temporary:
                 shutil.move(written, temporary)
         else:
-            from jobs import object_store
+            from jobs.lake import s3_files
 
-            object_store.upload(written, target)
+            s3_files.upload(written, target)
         return target.name
 
     def publish(self, manifest: RawManifest) -> None:
@@ -52,9 +52,9 @@ class DayWriter:
         found = storage.read_document(self._day / "_manifest.json", RawManifest)
         named = {"_manifest.json", *(file.name for file in (found.files if found else ()))}
         if not storage.on_disk(self._day):
-            from jobs import object_store
+            from jobs.lake import s3_files
 
-            storage.remove_objects([path for path in object_store.children(self._day) if path.name not in named])
+            storage.remove_objects([path for path in s3_files.children(self._day) if path.name not in named])
             return
         for path in storage.children(self._day):
             if path.name not in named and storage.on_disk(path):

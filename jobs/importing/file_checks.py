@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Final
 
 from jobs.errors import JobError
-from jobs.importing.formats import Json, Row
-from jobs.importing.json_lines import wrapped
+from jobs.importing.formats.format_registry import Json, Row
+from jobs.importing.formats.json_lines import wrapped
+from jobs.importing.formats.noticed import Noticed
+from jobs.importing.formats.sources import MAX_LINE
 from jobs.importing.mapper import ABSENT, get_column
-from jobs.importing.noticed import Noticed
-from jobs.importing.sources import MAX_LINE
-from jobs.importing.values import DecimalMark, decimal_mark, price, rounded
+from jobs.records.values import DecimalMark, decimal_mark, price, rounded
 from schemas.mapping import Mapping
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from jobs.errors import JobError
-from jobs.importing.formats import Row
-from jobs.importing.noticed import Noticed
+from jobs.importing.formats.format_registry import Row
+from jobs.importing.formats.noticed import Noticed
 
 Json: TypeAlias = Any
 Merge: TypeAlias = Callable[[list[dict[str, Json]]], dict[str, Json]]

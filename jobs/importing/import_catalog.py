@@ -14,19 +14,19 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs import storage
 from jobs.importing.day_writer import DayWriter, write_parts
 from jobs.importing.file_checks import FileChecks
-from jobs.importing.formats import Row, find_records, read_records
+from jobs.importing.formats.format_registry import Row, find_records, read_records
+from jobs.importing.formats.noticed import Noticed
+from jobs.importing.formats.sources import Bounds, open_source
 from jobs.importing.grouping import grouped
 from jobs.importing.mapper import Mapper
-from jobs.importing.noticed import Noticed
-from jobs.importing.picture_sources import open_sources
-from jobs.importing.picture_store import PictureStore, picture_writer
-from jobs.importing.sources import Bounds, open_source
-from jobs.lake import Lake, check_day
+from jobs.importing.pictures.picture_sources import open_sources
+from jobs.importing.pictures.picture_store import PictureStore, picture_writer
+from jobs.lake import storage
+from jobs.lake.layout import Lake, check_day
+from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
-from jobs.steps import measure
 from schemas.documents import RawManifest
 from schemas.mapping import Mapping, load_mapping
 

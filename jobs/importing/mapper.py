@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import Final
 
 from jobs.errors import JobError
-from jobs.importing.formats import Json, Row
-from jobs.importing.noticed import Noticed, shown
-from jobs.importing.picture_store import PictureStore
-from jobs.importing.sources import LINE_START, MAX_LINE
-from jobs.importing.values import identity, instant
-from jobs.label_forms import UnreadableError, decoded, read_object, read_value
-from jobs.rejected_lines import RejectedLine
+from jobs.importing.formats.format_registry import Json, Row
+from jobs.importing.formats.noticed import Noticed, shown
+from jobs.importing.formats.sources import LINE_START, MAX_LINE
+from jobs.importing.pictures.picture_store import PictureStore
+from jobs.records.label_forms import UnreadableError, decoded, read_object, read_value
+from jobs.records.rejected_lines import RejectedLine
+from jobs.records.values import identity, instant
 from schemas.mapping import Mapping
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from typing import Final
 
 import numpy as np
 
-from jobs import storage
-from jobs.lake import Lake
-from jobs.storage import Place
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.lake.storage import Place
 from schemas.documents import Plan, StepMetrics
 
 _SHARDS: Final = 8  # that are drawn apart

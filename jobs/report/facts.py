@@ -1,12 +1,12 @@
-"""What a night's page is made of: plain records, filled by `jobs.report.gather` and drawn by `jobs.report.page`."""
+"""What a night's page is made of: plain records, filled by `jobs.report.gather` and drawn by `jobs.pages.html`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final
 
-from cma_clip_core.documents import Threshold
-from cma_clip_core.places import Place
+from cma_clip_core.content.paths import Place
+from cma_clip_core.model_documents import Threshold
 from schemas.documents import Ledger, Plan, RunManifest
 
 BINS: Final = 40  # of a confidence histogram

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from jobs.records import FIRST_OF_SEVERAL
+from jobs.pages.display_text import count, percent, points
 from jobs.report.facts import Night
-from jobs.report.text import count, percent, points
+from jobs.validation.parse_records import FIRST_OF_SEVERAL
 
 Level = Literal["wrong", "look", "note"]
 

@@ -11,16 +11,16 @@ from typing import Any, Final
 import duckdb
 import pyarrow as pa
 
-from cma_clip_core.documents import Threshold
+from cma_clip_core.content.paths import parquet_files
 from cma_clip_core.errors import CoreError
-from cma_clip_core.places import parquet_files
+from cma_clip_core.model_documents import Threshold
 from cma_clip_core.registry import METRICS, read_thresholds
-from jobs import history, storage
-from jobs.doubled_ids import SUPERSEDED
 from jobs.errors import JobError
-from jobs.explained import explain
-from jobs.lake import LABELLED_TABLE, Lake
-from jobs.records import FIRST_OF_SEVERAL
+from jobs.lake import history, storage
+from jobs.lake.duckdb_sql import listed, quoted, reach
+from jobs.lake.layout import LABELLED_TABLE, Lake
+from jobs.lake.storage import Place
+from jobs.pages.example_pictures import ExamplePlace, thumbnails
 from jobs.report.facts import (
     BINS,
     AttributeFacts,
@@ -35,9 +35,9 @@ from jobs.report.facts import (
     Shown,
     Value,
 )
-from jobs.report.pictures import ExamplePlace, thumbnails
-from jobs.sql import listed, quoted, reach
-from jobs.storage import Place
+from jobs.runtime.failure_messages import explain
+from jobs.validation.duplicate_ids import SUPERSEDED
+from jobs.validation.parse_records import FIRST_OF_SEVERAL
 from schemas import tables
 from schemas.documents import Plan, RunManifest, picture_size
 from schemas.rules import RuleTable
@@ -430,7 +430,7 @@ class Query:
     def products_to_show(self) -> tuple[tuple[Conflict, ...], tuple[Shown, ...]]:
         """Return the most confident conflicts with the catalog, and some of the products tagged, with pictures.
 
-        Not conflicts of products that the model was trained on: it saw those labels (`jobs.suspects` has models that
+        Not conflicts of products that the model was trained on: it saw those labels (`jobs.training.suspects` has models that
         did not).
         """
         rows = self._rows(

@@ -21,14 +21,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from cma_clip_core import distributed
-from cma_clip_core.batches import Batch
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.documents import Epoch
 from cma_clip_core.errors import CoreError
-from cma_clip_core.loop import Loop
-from cma_clip_core.pretraining import pretrain
-from cma_clip_core.training import fit
+from cma_clip_core.inputs import distributed
+from cma_clip_core.inputs.batches import Batch
+from cma_clip_core.model_documents import Epoch
+from cma_clip_core.training.fit import fit
+from cma_clip_core.training.loop import Loop
+from cma_clip_core.training.pretraining import pretrain
 from tests.cma_clip_core import drawn
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cma_clip_core.catalog.examples import ExampleIndex
+from cma_clip_core.catalog.labelled_set import scan_examples
 from cma_clip_core.config import ModelConfig, SelectionConfig, load_config
-from cma_clip_core.examples import ExampleIndex
-from cma_clip_core.labelled import scan_examples
 from schemas.tables import EXAMPLES
 from schemas.taxonomy import Taxonomy
 

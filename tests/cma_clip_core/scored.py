@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cma_clip_core.predictions import Predictions
+from cma_clip_core.evaluation.predictions import Predictions
 from schemas.taxonomy import Attribute
 from tests.cma_clip_core import drawn
 

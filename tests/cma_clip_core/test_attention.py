@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cma_clip_core.attention import ModalityAttention, ModalityConcatenation, SequenceAttention, masked_softmax
+from cma_clip_core.model.attention import ModalityAttention, ModalityConcatenation, SequenceAttention, masked_softmax
 
 
 def test_keyless_attention_is_the_papers() -> None:

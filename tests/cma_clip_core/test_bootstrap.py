@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from cma_clip_core.bootstrap import (
+from cma_clip_core.evaluation.bootstrap import (
     Drawn,
     RankedCandidates,
     difference,
@@ -15,10 +15,10 @@ from cma_clip_core.bootstrap import (
     interval,
     judge_with_intervals,
 )
-from cma_clip_core.candidates import candidates
-from cma_clip_core.documents import Threshold
-from cma_clip_core.predictions import Predictions
-from cma_clip_core.thresholds import recall_at_precision
+from cma_clip_core.evaluation.candidates import candidates
+from cma_clip_core.evaluation.predictions import Predictions
+from cma_clip_core.evaluation.recall_at_precision import recall_at_precision
+from cma_clip_core.model_documents import Threshold
 from tests.cma_clip_core.scored import MATERIAL, marks, several, single
 
 SHIPPED = Threshold(threshold=None, target_precision=0.9, precision=None, accepted=0, candidates=0)

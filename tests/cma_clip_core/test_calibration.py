@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cma_clip_core.calibration import LEAST_LABELS, RANGE, fit_temperature, log_loss
-from cma_clip_core.predictions import Predictions
+from cma_clip_core.evaluation.calibration import LEAST_LABELS, RANGE, fit_temperature, log_loss
+from cma_clip_core.evaluation.predictions import Predictions
 from tests.cma_clip_core.scored import MATERIAL, PATTERN, marks, several, single
 
 

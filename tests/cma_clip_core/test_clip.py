@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cma_clip_core.batches import prepare
-from cma_clip_core.clip import LARGEST_SCALE, ClipClassifier
-from cma_clip_core.methods import configure
-from cma_clip_core.tokens import Tokenizer
-from cma_clip_core.training import fit
+from cma_clip_core.inputs.batches import prepare
+from cma_clip_core.model.clip_classifier import LARGEST_SCALE, ClipClassifier
+from cma_clip_core.model.methods import configure
+from cma_clip_core.model.tokenizer import Tokenizer
+from cma_clip_core.training.fit import fit
 from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn
 

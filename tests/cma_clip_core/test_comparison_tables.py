@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from cma_clip_core.card import model_card
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.documents import (
+from cma_clip_core.evaluation.metrics import judge, judge_values, method_metrics, promise_kept
+from cma_clip_core.evaluation.predictions import Predictions
+from cma_clip_core.model_card.markdown_tables import comparison, one_model, over_seeds, own_thresholds, shipped
+from cma_clip_core.model_card.write_card import model_card
+from cma_clip_core.model_documents import (
     AttributeMetrics,
     ExperimentOrigin,
     Interval,
@@ -18,9 +21,6 @@ from cma_clip_core.documents import (
     Metrics,
     Threshold,
 )
-from cma_clip_core.metrics import judge, judge_values, method_metrics, promise_kept
-from cma_clip_core.predictions import Predictions
-from cma_clip_core.tables import comparison, one_model, over_seeds, own_thresholds, shipped
 from tests.cma_clip_core import drawn
 from tests.cma_clip_core.scored import marks, single
 

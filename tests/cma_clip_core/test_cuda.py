@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from cma_clip_core.classes import ClassLayout
-from cma_clip_core.devices import precision, resolve_device
-from cma_clip_core.evaluation import evaluate
-from cma_clip_core.tokens import Tokenizer
-from cma_clip_core.training import fit
+from cma_clip_core.evaluation.evaluate import evaluate
+from cma_clip_core.inputs.devices import precision, resolve_device
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.tokenizer import Tokenizer
+from cma_clip_core.training.fit import fit
 from tests.cma_clip_core import drawn
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

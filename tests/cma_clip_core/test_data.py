@@ -19,29 +19,23 @@ import pytest
 import torch
 from PIL import Image
 
-from cma_clip_core.ahead import in_process, prefetch
-from cma_clip_core.batches import LabelEncoder, _move, augment, prepare
-from cma_clip_core.classes import ClassLayout
+from cma_clip_core.catalog.examples import MODEL_COLUMNS, example_files, read_examples, stream_shuffled, stream_side
+from cma_clip_core.catalog.label_mentions import SpokenFinder
+from cma_clip_core.catalog.labels import LabelReader
+from cma_clip_core.catalog.splits import SIDES
 from cma_clip_core.config import PictureConfig, TextConfig
-from cma_clip_core.devices import resolve_device
+from cma_clip_core.content.pictures import PictureSpec, decode
+from cma_clip_core.content.product_text import clean
 from cma_clip_core.engine import Engine, Timings
 from cma_clip_core.errors import DataError
-from cma_clip_core.examples import (
-    MODEL_COLUMNS,
-    example_files,
-    read_examples,
-    stream_shuffled,
-    stream_side,
-)
-from cma_clip_core.labels import LabelReader
-from cma_clip_core.model import CmaClip
-from cma_clip_core.objectives import TrainingBatches
-from cma_clip_core.pictures import PictureSpec, decode
-from cma_clip_core.splits import SIDES
-from cma_clip_core.spoken import SpokenFinder
+from cma_clip_core.inputs.batches import LabelEncoder, _move, augment, prepare
+from cma_clip_core.inputs.devices import resolve_device
+from cma_clip_core.inputs.prefetch import in_process, prefetch
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.cma_clip import CmaClip
+from cma_clip_core.model.tokenizer import Tokenizer, compose
 from cma_clip_core.tagger import Tagger
-from cma_clip_core.text import clean
-from cma_clip_core.tokens import Tokenizer, compose
+from cma_clip_core.training.objectives import TrainingBatches
 from tests.cma_clip_core import drawn
 
 CONFIG = drawn.config()

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import ModelConfig, TextConfig
-from cma_clip_core.devices import resolve_device
-from cma_clip_core.documents import Threshold
 from cma_clip_core.engine import Engine
 from cma_clip_core.errors import DeviceError
-from cma_clip_core.model import CmaClip
-from cma_clip_core.predictions import Predictions
+from cma_clip_core.evaluation.predictions import Predictions
+from cma_clip_core.inputs.devices import resolve_device
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.cma_clip import CmaClip
+from cma_clip_core.model_documents import Threshold
 from schemas.tables import EXAMPLES, PREDICTIONS
 from tests.cma_clip_core import drawn
 
@@ -120,7 +120,7 @@ def test_values_are_the_models_own(model: CmaClip) -> None:
     """Best value, confidence and weights, against a plain forward pass."""
     batch, it = drawn.batch(12), engine(model, material=0.52)
     rows = predict(it, batch)
-    from cma_clip_core.batches import prepare
+    from cma_clip_core.inputs.batches import prepare
 
     with torch.inference_mode():
         output = model(*prepare(batch, it.config, it.tokenizer).inputs(np.arange(12), it.tokenizer))

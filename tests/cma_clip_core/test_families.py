@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image, ImageDraw
 
-from cma_clip_core.families import FamilyFinder
-from cma_clip_core.near_pictures import NearPictures, near_same, thumbnails
-from cma_clip_core.near_texts import COLOURS, NearTexts, telling_words
+from cma_clip_core.catalog.families import FamilyFinder
+from cma_clip_core.catalog.near_pictures import NearPictures, near_same, thumbnails
+from cma_clip_core.catalog.near_texts import COLOURS, NearTexts, telling_words
 
 Pixels = npt.NDArray[np.uint8]
 

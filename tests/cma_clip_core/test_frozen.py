@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from cma_clip_core import frozen as module
-from cma_clip_core.backbone import Backbone, Sequence
-from cma_clip_core.batches import Batch, augment, prepare
+from cma_clip_core.catalog.examples import ExampleIndex, stream_side
+from cma_clip_core.catalog.splits import SIDES
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.distributed import World
-from cma_clip_core.examples import ExampleIndex, stream_side
-from cma_clip_core.loop import Loop
-from cma_clip_core.methods import build_model
-from cma_clip_core.splits import SIDES
-from cma_clip_core.tokens import Tokenizer
-from cma_clip_core.training import fit
+from cma_clip_core.inputs import frozen_towers as module
+from cma_clip_core.inputs.batches import Batch, augment, prepare
+from cma_clip_core.inputs.distributed import World
+from cma_clip_core.model.backbone import Backbone, Sequence
+from cma_clip_core.model.methods import build_model
+from cma_clip_core.model.tokenizer import Tokenizer
+from cma_clip_core.training.fit import fit
+from cma_clip_core.training.loop import Loop
 from tests.cma_clip_core import drawn
 
 CPU = torch.device("cpu")

@@ -17,13 +17,14 @@ import torch
 import yaml
 
 import cma_clip_core
-from cma_clip_core import registry, towers
-from cma_clip_core.backbone import Backbone
+from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, load_config
-from cma_clip_core.documents import Metrics
 from cma_clip_core.errors import ModelError
-from cma_clip_core.model import CmaClip
-from cma_clip_core.training import Trained
+from cma_clip_core.model import tower_files
+from cma_clip_core.model.backbone import Backbone
+from cma_clip_core.model.cma_clip import CmaClip
+from cma_clip_core.model_documents import Metrics
+from cma_clip_core.training.fit import Trained
 from schemas.loading import ContractError
 from schemas.taxonomy import load_taxonomy
 from tests.cma_clip_core import drawn
@@ -134,8 +135,8 @@ def test_a_pretrained_checkpoint_that_is_a_program(tmp_path: Path, marker: Path,
 def test_pretrained_towers_that_are_a_program(tmp_path: Path, marker: Path) -> None:
     folder = tmp_path / "towers"
     folder.mkdir()
-    (folder / towers.CONFIG).write_text(drawn.config().model_dump_json())
-    (folder / towers.WEIGHTS).write_bytes(torch_saved(marker, tmp_path))
+    (folder / tower_files.CONFIG).write_text(drawn.config().model_dump_json())
+    (folder / tower_files.WEIGHTS).write_bytes(torch_saved(marker, tmp_path))
     document = drawn.config().model_dump()
     document["backbone"]["pretrained"] = str(folder)
     with pytest.raises(ModelError, match="the pretrained towers are broken"):

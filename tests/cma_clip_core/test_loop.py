@@ -28,22 +28,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cma_clip_core import loop, objectives
-from cma_clip_core.backbone import Backbone, Sequence
-from cma_clip_core.batches import Batch
-from cma_clip_core.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
-from cma_clip_core.classes import ClassLayout
+from cma_clip_core.catalog.examples import ExampleIndex
+from cma_clip_core.catalog.labelled_set import scan_examples
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.distributed import World
 from cma_clip_core.errors import CheckpointError, DeviceError, DivergedError
-from cma_clip_core.examples import ExampleIndex
-from cma_clip_core.labelled import scan_examples
-from cma_clip_core.loop import Fitted, Loop, Score
-from cma_clip_core.methods import build_model
-from cma_clip_core.objectives import Contrastive, MultiTask, class_weights
-from cma_clip_core.optimizer import set_learning_rate
-from cma_clip_core.tokens import Tokenizer
-from cma_clip_core.training import fit, train
+from cma_clip_core.inputs.batches import Batch
+from cma_clip_core.inputs.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
+from cma_clip_core.inputs.distributed import World
+from cma_clip_core.model.backbone import Backbone, Sequence
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.methods import build_model
+from cma_clip_core.model.tokenizer import Tokenizer
+from cma_clip_core.training import loop, objectives
+from cma_clip_core.training.fit import fit, train
+from cma_clip_core.training.loop import Fitted, Loop, Score
+from cma_clip_core.training.objectives import Contrastive, MultiTask, class_weights
+from cma_clip_core.training.optimizer import set_learning_rate
 from schemas.tables import EXAMPLES
 from tests import small_disk
 from tests.cma_clip_core import data_parallel, drawn

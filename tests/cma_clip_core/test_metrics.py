@@ -8,9 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from cma_clip_core.candidates import candidates
-from cma_clip_core.documents import Threshold
-from cma_clip_core.metrics import (
+from cma_clip_core.evaluation.candidates import candidates
+from cma_clip_core.evaluation.metrics import (
     accuracy_error,
     average_precision,
     calibration_error,
@@ -24,8 +23,9 @@ from cma_clip_core.metrics import (
     promise_kept,
     reliability,
 )
-from cma_clip_core.predictions import Predictions
-from cma_clip_core.thresholds import lowest_threshold, recall_at_precision
+from cma_clip_core.evaluation.predictions import Predictions
+from cma_clip_core.evaluation.recall_at_precision import lowest_threshold, recall_at_precision
+from cma_clip_core.model_documents import Threshold
 from tests.cma_clip_core.scored import MATERIAL, PATTERN, TITLE, marks, several, single
 
 

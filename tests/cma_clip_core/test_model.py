@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import nn
 
-from cma_clip_core.backbone import Backbone
-from cma_clip_core.batches import Inputs, prepare
-from cma_clip_core.classes import ClassLayout
 from cma_clip_core.config import BackboneConfig, ModelConfig
 from cma_clip_core.errors import ModelError
-from cma_clip_core.model import CmaClip, Output
-from cma_clip_core.tokens import Tokenizer
+from cma_clip_core.inputs.batches import Inputs, prepare
+from cma_clip_core.model.backbone import Backbone
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.cma_clip import CmaClip, Output
+from cma_clip_core.model.tokenizer import Tokenizer
 from schemas.tables import EXAMPLES
 from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn

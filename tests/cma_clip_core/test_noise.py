@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cma_clip_core.classes import ClassLayout
-from cma_clip_core.evaluation import evaluate
-from cma_clip_core.examples import Rows, stream_side
-from cma_clip_core.model import CmaClip
-from cma_clip_core.noise import Noise, What, left_out, swap, swap_all
-from cma_clip_core.predictions import Predictions
-from cma_clip_core.tokens import Tokenizer
+from cma_clip_core.catalog.examples import Rows, stream_side
+from cma_clip_core.evaluation.evaluate import evaluate
+from cma_clip_core.evaluation.predictions import Predictions
+from cma_clip_core.inputs.perturbations import Noise, What, left_out, swap, swap_all
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.cma_clip import CmaClip
+from cma_clip_core.model.tokenizer import Tokenizer
 from tests.cma_clip_core import drawn
 
 BATCH = drawn.batch(400)

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from cma_clip_core import picture_evidence
-from cma_clip_core.candidates import candidates
-from cma_clip_core.classes import ClassLayout
-from cma_clip_core.evaluation import evaluate, evaluate_with_picture_alone
-from cma_clip_core.metrics import recall_at
-from cma_clip_core.picture_evidence import LEAST_PRODUCTS, WEIGHTS, choose_weight, pool, weights_of
-from cma_clip_core.predictions import Predictions
-from cma_clip_core.tokens import Tokenizer
-from cma_clip_core.training import fit
+from cma_clip_core.evaluation import picture_evidence
+from cma_clip_core.evaluation.candidates import candidates
+from cma_clip_core.evaluation.evaluate import evaluate, evaluate_with_picture_alone
+from cma_clip_core.evaluation.metrics import recall_at
+from cma_clip_core.evaluation.picture_evidence import LEAST_PRODUCTS, WEIGHTS, choose_weight, pool, weights_of
+from cma_clip_core.evaluation.predictions import Predictions
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.tokenizer import Tokenizer
+from cma_clip_core.training.fit import fit
 from tests.cma_clip_core import drawn
 from tests.cma_clip_core.scored import PATTERN, single
 

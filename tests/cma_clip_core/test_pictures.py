@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
-from cma_clip_core import picture_cost, pictures
-from cma_clip_core.pictures import PictureError, PictureSpec, decode, fetch
-from jobs.dirty_records import bomb, drawing, jpeg, png_16_bit, rotated, transparent
+from cma_clip_core.content import picture_cost, pictures
+from cma_clip_core.content.pictures import PictureError, PictureSpec, decode, fetch
+from jobs.demo.dirty_records import bomb, drawing, jpeg, png_16_bit, rotated, transparent
 from tests.dirty import DIRTY
 
 SAME = PictureSpec(height=128, width=96)  # the drawing's own size
@@ -317,7 +317,7 @@ def test_tiles_of_a_tiff_may_not_be_larger_than_memory() -> None:
 
 PEAKS = """
 import os, sys
-from cma_clip_core.pictures import PictureError, PictureSpec, decode
+from cma_clip_core.content.pictures import PictureError, PictureSpec, decode
 
 def kilobytes(field):
     with open("/proc/self/status") as file:
@@ -639,7 +639,7 @@ def test_other_formats_are_not_opened(kind: str) -> None:
 def test_pillows_settings_are_left_alone() -> None:
     code = (
         "from PIL import Image, ImageFile; before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)\n"
-        "import cma_clip_core.pictures\n"
+        "import cma_clip_core.content.pictures\n"
         "assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

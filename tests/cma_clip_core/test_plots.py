@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cma_clip_core import plots
-from cma_clip_core.calibration import fit_temperature
-from cma_clip_core.candidates import candidates
 from cma_clip_core.config import SelectionConfig
-from cma_clip_core.documents import Threshold
-from cma_clip_core.metrics import judge_all
-from cma_clip_core.predictions import Predictions
-from cma_clip_core.promise import choose_threshold
+from cma_clip_core.evaluation.calibration import fit_temperature
+from cma_clip_core.evaluation.candidates import candidates
+from cma_clip_core.evaluation.choose_thresholds import choose_threshold
+from cma_clip_core.evaluation.metrics import judge_all
+from cma_clip_core.evaluation.predictions import Predictions
+from cma_clip_core.model_card import plots
+from cma_clip_core.model_documents import Threshold
 from schemas.taxonomy import load_taxonomy
 from tests.cma_clip_core.scored import marks, single
 

@@ -9,15 +9,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cma_clip_core.backbone import Backbone
-from cma_clip_core.classes import ClassLayout
+from cma_clip_core.catalog.examples import ExampleIndex
+from cma_clip_core.catalog.splits import SIDES
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.errors import DataError, ModelError, NothingToLearnError
-from cma_clip_core.examples import ExampleIndex
-from cma_clip_core.objectives import RETRIEVAL, Contrastive
-from cma_clip_core.pretraining import pretrain
-from cma_clip_core.splits import SIDES
-from cma_clip_core.tokens import Tokenizer
+from cma_clip_core.model.backbone import Backbone
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.tokenizer import Tokenizer
+from cma_clip_core.training.objectives import RETRIEVAL, Contrastive
+from cma_clip_core.training.pretraining import pretrain
 from schemas.tables import EXAMPLES
 from tests.cma_clip_core import drawn
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import beta, binom
 
 from cma_clip_core.config import SelectionConfig
-from cma_clip_core.promise import (
+from cma_clip_core.evaluation.choose_thresholds import (
     choose_threshold,
     correlation_within,
     design_effect,

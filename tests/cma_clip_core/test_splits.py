@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from cma_clip_core.catalog.splits import SIDES, side_of, sides_of
 from cma_clip_core.config import SelectionConfig
-from cma_clip_core.splits import SIDES, side_of, sides_of
 
 SELECTION = SelectionConfig()
 

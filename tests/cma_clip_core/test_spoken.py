@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cma_clip_core.classes import ClassLayout
-from cma_clip_core.predictions import Predictions
-from cma_clip_core.spoken import SpokenFinder, field_bits, words_of
+from cma_clip_core.catalog.label_mentions import SpokenFinder, field_bits, words_of
+from cma_clip_core.evaluation.predictions import Predictions
+from cma_clip_core.model.class_layout import ClassLayout
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
 TITLE, BRAND, DESCRIPTION = 1, 2, 4

@@ -7,9 +7,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cma_clip_core.backbone import Backbone
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.stem import ConvolutionStem
+from cma_clip_core.model.backbone import Backbone
+from cma_clip_core.model.stem import ConvolutionStem
 from tests.cma_clip_core import drawn
 
 

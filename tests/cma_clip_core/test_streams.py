@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cma_clip_core.ahead import prefetch
-from cma_clip_core.classes import ClassLayout
-from cma_clip_core.examples import ExampleIndex, read_pixels, stream_shuffled
-from cma_clip_core.objectives import TrainingBatches
-from cma_clip_core.splits import SIDES
-from cma_clip_core.tokens import Tokenizer
+from cma_clip_core.catalog.examples import ExampleIndex, read_pixels, stream_shuffled
+from cma_clip_core.catalog.splits import SIDES
+from cma_clip_core.inputs.prefetch import prefetch
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.tokenizer import Tokenizer
+from cma_clip_core.training.objectives import TrainingBatches
 from tests.cma_clip_core import drawn
 
 ROWS, GROUP, BUFFER = 200, 50, 256  # of a file, of a row group, of the buffer

@@ -14,7 +14,7 @@ from PIL import Image
 
 from cma_clip_core.engine import Engine
 from cma_clip_core.errors import DataError
-from cma_clip_core.model import CmaClip
+from cma_clip_core.model.cma_clip import CmaClip
 from cma_clip_core.tagger import Tagger
 from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from cma_clip_core import markup
-from cma_clip_core.text import LIMIT, clean, cut
+from cma_clip_core.content import markup
+from cma_clip_core.content.product_text import LIMIT, clean, cut
 
 
 @pytest.mark.parametrize(
@@ -222,5 +222,5 @@ def test_ordinary_descriptions_are_fast() -> None:
 
 
 def test_workers_that_import_it_load_no_torch() -> None:
-    code = "import sys, cma_clip_core.text, cma_clip_core.pictures; sys.exit('torch' in sys.modules)"
+    code = "import sys, cma_clip_core.content.product_text, cma_clip_core.content.pictures; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -22,14 +22,14 @@ from PIL import Image
 
 import cma_clip_core
 from cma_clip_core import registry
+from cma_clip_core.catalog.examples import ExampleIndex
 from cma_clip_core.config import ModelConfig, load_config
-from cma_clip_core.documents import Metrics
 from cma_clip_core.errors import DataError, ModelError
-from cma_clip_core.examples import ExampleIndex
-from cma_clip_core.metrics import promise_kept
-from cma_clip_core.model import CmaClip
-from cma_clip_core.optimizer import learning_rate_scale, parameter_groups
-from cma_clip_core.training import Trained, train
+from cma_clip_core.evaluation.metrics import promise_kept
+from cma_clip_core.model.cma_clip import CmaClip
+from cma_clip_core.model_documents import Metrics
+from cma_clip_core.training.fit import Trained, train
+from cma_clip_core.training.optimizer import learning_rate_scale, parameter_groups
 from schemas.loading import ContractError
 from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn
@@ -386,11 +386,11 @@ def test_any_pil_image_will_do(version: Path) -> None:
 
 def test_nobody_waits_for_torch_or_matplotlib_who_needs_none() -> None:
     code = (
-        "import sys, cma_clip_core, cma_clip_core.pictures, cma_clip_core.text, cma_clip_core.config\n"
-        "import cma_clip_core.registry, jobs.train, jobs.tag\n"
+        "import sys, cma_clip_core, cma_clip_core.content.pictures, cma_clip_core.content.product_text, cma_clip_core.config\n"
+        "import cma_clip_core.registry, jobs.training.train, jobs.nightly.tag\n"
         "assert not {'torch', 'open_clip', 'pyspark'} & sys.modules.keys()\n"
         "assert callable(cma_clip_core.load)\n"
-        "import cma_clip_core.plots, cma_clip_core.card\n"
+        "import cma_clip_core.model_card.plots, cma_clip_core.model_card.write_card\n"
         "assert 'matplotlib' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(cma_clip_core.__file__).parents[1])

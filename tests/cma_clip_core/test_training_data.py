@@ -11,17 +11,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cma_clip_core.baseline import fit_text_baseline
-from cma_clip_core.classes import ClassLayout
+from cma_clip_core.catalog.splits import SIDES, Side
 from cma_clip_core.errors import DataError, NothingToLearnError
-from cma_clip_core.evaluation import evaluate
-from cma_clip_core.learnable import find_unlearnable
-from cma_clip_core.loop import Loop
-from cma_clip_core.metrics import mean_accuracy, mean_recall
-from cma_clip_core.pretraining import pretrain
-from cma_clip_core.splits import SIDES, Side
-from cma_clip_core.tokens import Tokenizer
-from cma_clip_core.training import train
+from cma_clip_core.evaluation.evaluate import evaluate
+from cma_clip_core.evaluation.learnable import find_unlearnable
+from cma_clip_core.evaluation.metrics import mean_accuracy, mean_recall
+from cma_clip_core.evaluation.tfidf_baseline import fit_text_baseline
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.tokenizer import Tokenizer
+from cma_clip_core.training.fit import train
+from cma_clip_core.training.loop import Loop
+from cma_clip_core.training.pretraining import pretrain
 from tests.cma_clip_core import drawn
 
 CPU = torch.device("cpu")

@@ -14,26 +14,26 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cma_clip_core.baseline import fit_text_baseline
-from cma_clip_core.bootstrap import draw_recalls
-from cma_clip_core.calibration import fit_temperature, log_loss
-from cma_clip_core.candidates import candidates
-from cma_clip_core.classes import ClassLayout
+from cma_clip_core.catalog.labelled_set import scan_examples
+from cma_clip_core.catalog.labels import LabelReader
+from cma_clip_core.catalog.splits import SIDES
+from cma_clip_core.catalog.unlisted_values import GivenCounter
 from cma_clip_core.config import SelectionConfig
-from cma_clip_core.documents import Threshold
 from cma_clip_core.engine import Engine
-from cma_clip_core.evaluation import evaluate
-from cma_clip_core.labelled import scan_examples
-from cma_clip_core.labels import LabelReader
-from cma_clip_core.metrics import judge, judge_values, mean_accuracy
-from cma_clip_core.model import CmaClip
-from cma_clip_core.picture_evidence import LEAST_PRODUCTS, choose_weight
-from cma_clip_core.predictions import Predictions, join
-from cma_clip_core.promise import choose_threshold
-from cma_clip_core.splits import SIDES
-from cma_clip_core.suspects import find_suspects
-from cma_clip_core.tokens import Tokenizer
-from cma_clip_core.unlisted import GivenCounter
+from cma_clip_core.evaluation.bootstrap import draw_recalls
+from cma_clip_core.evaluation.calibration import fit_temperature, log_loss
+from cma_clip_core.evaluation.candidates import candidates
+from cma_clip_core.evaluation.choose_thresholds import choose_threshold
+from cma_clip_core.evaluation.evaluate import evaluate
+from cma_clip_core.evaluation.label_errors import find_suspects
+from cma_clip_core.evaluation.metrics import judge, judge_values, mean_accuracy
+from cma_clip_core.evaluation.picture_evidence import LEAST_PRODUCTS, choose_weight
+from cma_clip_core.evaluation.predictions import Predictions, join
+from cma_clip_core.evaluation.tfidf_baseline import fit_text_baseline
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.cma_clip import CmaClip
+from cma_clip_core.model.tokenizer import Tokenizer
+from cma_clip_core.model_documents import Threshold
 from schemas.tables import EXAMPLES
 from tests.cma_clip_core import drawn
 from tests.cma_clip_core.scored import marks, several, single
@@ -208,7 +208,7 @@ def test_words_are_counted_once_a_product_with_the_nearest_value(monkeypatch: py
         [("colour", ["Geen"])], [("colour", [" Geen "])], [("colour", ["Red|Blue"])], [("material", ["x" * 500, "Hemp"])],
         [("colour", ["out"])],
     ]  # fmt: skip
-    monkeypatch.setattr("cma_clip_core.unlisted.WORDS", 2)
+    monkeypatch.setattr("cma_clip_core.catalog.unlisted_values.WORDS", 2)
     counter.add(reader.read([[]] * 5, unknown), unknown, np.array([True] * 4 + [False]))
     counter.add(reader.read([[]], [[("colour", ["Third"])]]), [[("colour", ["Third"])]], np.array([True]))
     found = counter.result(10)

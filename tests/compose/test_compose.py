@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from jobs.airflow_api import AirflowApi
-from jobs.compose_init import DAY, PRODUCTS
+from jobs.compose.prepare_services import DAY, PRODUCTS
+from jobs.orchestration.airflow_api import AirflowApi
 from tests.ui.conftest import BROWSER_FLAGS, CHROMIUM
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ pytestmark = [
 COUNTS = """
 import json, duckdb
 from jobs import sql
-from jobs.lake import Lake
+from jobs.lake.layout import Lake
 from jobs.settings import Settings
 lake = Lake(Settings().root)
 with duckdb.connect() as db:

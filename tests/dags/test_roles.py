@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs import airflow_roles
+from jobs.orchestration import airflow_roles
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REPORT, SET = "/catalog/reports/index.html", "/catalog/labelled/ds=2026-11-20/set=s/index.html"
@@ -20,7 +20,7 @@ CODE = """
 import json, logging, sys
 import airflow.utils.db as db
 db.initdb()
-import jobs.airflow_roles as roles
+import jobs.orchestration.airflow_roles as roles
 from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
 roles.main()
 with get_application_builder() as builder:
@@ -120,6 +120,8 @@ def test_each_role_may_do_its_part(answers: dict[str, Any], person: str, may: se
 
 
 def test_roles_are_for_fab_alone() -> None:
-    done = subprocess.run([sys.executable, "-m", "jobs.airflow_roles"], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.orchestration.airflow_roles"], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert done.stderr.startswith("error: roles are kept by FAB's auth manager alone")

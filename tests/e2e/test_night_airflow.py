@@ -14,12 +14,12 @@ from typing import Any
 import duckdb
 import pytest
 
-from jobs import storage
-from jobs.demo import show
+from jobs.demo.next_day import next_day
+from jobs.demo.two_nights import show
 from jobs.importing.import_catalog import import_catalog
-from jobs.lake import Lake
-from jobs.next_day import next_day
-from jobs.standalone import connection
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.orchestration.local_airflow import connection
 from schemas.documents import Ledger
 from tests.conftest import Night, settings_for
 

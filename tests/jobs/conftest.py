@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import object_store
-from jobs.storage import Place
+from jobs.lake import s3_files
+from jobs.lake.storage import Place
 from tests import s3
 
 
@@ -33,9 +33,9 @@ def on_s3(
     for name, value in s3.KEYS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_address)
-    object_store.forget()
+    s3_files.forget()
     prefix = str(abs(hash(request.node.nodeid)))
-    yield object_store.place(f"s3://{s3.BUCKET}/{prefix}")
+    yield s3_files.place(f"s3://{s3.BUCKET}/{prefix}")
     shutil.rmtree(s3_folder / s3.BUCKET / prefix, ignore_errors=True)
 
 
@@ -43,6 +43,6 @@ def on_s3(
 def faulty(on_s3: Place, s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Place, s3.Proxy]]:
     with s3.proxy(s3_address) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
-        object_store.forget()
-        yield object_store.place(str(on_s3)), proxy
-    object_store.forget()
+        s3_files.forget()
+        yield s3_files.place(str(on_s3)), proxy
+    s3_files.forget()

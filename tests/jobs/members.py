@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cma_clip_core import distributed
+from cma_clip_core.inputs import distributed
 from schemas.loading import ContractError
 
 

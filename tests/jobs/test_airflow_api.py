@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from jobs.airflow_api import AirflowApi
+from jobs.orchestration.airflow_api import AirflowApi
 from tests.s3 import free_port
 
 

@@ -15,8 +15,9 @@ from typing import TypeVar
 
 import pytest
 
-from jobs import alerts, storage
-from jobs.lake import Lake
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.orchestration import alerts
 from jobs.settings import Settings
 from schemas.documents import RawManifest, Validation
 

@@ -9,14 +9,14 @@ import botocore.session
 import pytest
 from botocore.exceptions import ClientError
 
-from jobs import compose_s3
+from jobs.compose import s3_users
 from jobs.errors import JobError
 from tests import s3
 
 SECRETS = {
     "S3_ACCESS_KEY": s3.KEYS["AWS_ACCESS_KEY_ID"],
     "S3_SECRET_KEY": s3.KEYS["AWS_SECRET_ACCESS_KEY"],
-    **{variable: f"{user}-secret-1" for user, variable in compose_s3.USERS.items()},
+    **{variable: f"{user}-secret-1" for user, variable in s3_users.USERS.items()},
 }
 BODY = b"1"
 
@@ -25,7 +25,7 @@ BODY = b"1"
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("s3")
     with s3.server(folder / "data", users=folder / "users") as found:
-        compose_s3.set_up(found, s3.BUCKET, "catalog", SECRETS)
+        s3_users.set_up(found, s3.BUCKET, "catalog", SECRETS)
         client(found, "tagger").put_object(Bucket=s3.BUCKET, Key="catalog/models/champion", Body=BODY)
         client(found, "tagger").put_object(Bucket=s3.BUCKET, Key="catalog/catalog/raw/x", Body=BODY)
         yield found
@@ -34,7 +34,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def client(address: str, user: str, secret: str | None = None) -> Any:
     return botocore.session.get_session().create_client(
         "s3", endpoint_url=address, region_name="us-east-1", aws_access_key_id=user,
-        aws_secret_access_key=secret or SECRETS[compose_s3.USERS[user]],
+        aws_secret_access_key=secret or SECRETS[s3_users.USERS[user]],
     )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def may(address: str, user: str, operation: str, **arguments: Any) -> bool:
     return True
 
 
-@pytest.mark.parametrize("user", compose_s3.USERS)
+@pytest.mark.parametrize("user", s3_users.USERS)
 def test_a_user_writes_what_its_services_write(address: str, user: str) -> None:
     for key, writers in {
         "catalog/examples/ds=2026-11-20/run=r/shard=0/part-00000.parquet": {"tagger", "spark"},
@@ -70,33 +70,33 @@ def test_a_user_writes_what_its_services_write(address: str, user: str) -> None:
         assert may(address, user, "delete_object", Key=f"{key}-gone") == (user in writers), key
 
 
-@pytest.mark.parametrize("user", compose_s3.USERS)
+@pytest.mark.parametrize("user", s3_users.USERS)
 def test_a_user_reads_what_its_services_read(address: str, user: str) -> None:
     assert may(address, user, "list_objects_v2")
     assert may(address, user, "get_object", Key="catalog/catalog/raw/x")
     assert may(address, user, "get_object", Key="catalog/models/champion") == (user != "spark")
 
 
-@pytest.mark.parametrize("user", compose_s3.USERS)
+@pytest.mark.parametrize("user", s3_users.USERS)
 def test_no_user_changes_rights_or_buckets(address: str, user: str) -> None:
     assert not may(address, user, "put_bucket_policy", Policy="{}")
     assert not may(address, user, "delete_bucket_policy")
     assert not may(address, user, "delete_bucket")
     with pytest.raises(ClientError, match="AccessDenied"):
         client(address, user).create_bucket(Bucket="another")
-    refused = compose_s3._ask(f"{address}/create-user", (user, SECRETS[compose_s3.USERS[user]]), b"<Account/>")
+    refused = s3_users._ask(f"{address}/create-user", (user, SECRETS[s3_users.USERS[user]]), b"<Account/>")
     assert "AccessDenied" in refused
 
 
 def test_a_secret_that_was_made_anew_holds(address: str) -> None:
     old, new = SECRETS["S3_READER_SECRET"], "reader-secret-2"
-    compose_s3.set_up(address, s3.BUCKET, "catalog", SECRETS | {"S3_READER_SECRET": new})
+    s3_users.set_up(address, s3.BUCKET, "catalog", SECRETS | {"S3_READER_SECRET": new})
     client(address, "reader", new).list_objects_v2(Bucket=s3.BUCKET)
     with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
         client(address, "reader", old).list_objects_v2(Bucket=s3.BUCKET)
-    compose_s3.set_up(address, s3.BUCKET, "catalog", SECRETS)
+    s3_users.set_up(address, s3.BUCKET, "catalog", SECRETS)
 
 
 def test_a_server_that_refuses_is_told(address: str) -> None:
     with pytest.raises(JobError, match="bucket lake cannot be made"):
-        compose_s3.set_up(address, s3.BUCKET, "catalog", SECRETS | {"S3_SECRET_KEY": "wrong-secret"})
+        s3_users.set_up(address, s3.BUCKET, "catalog", SECRETS | {"S3_SECRET_KEY": "wrong-secret"})

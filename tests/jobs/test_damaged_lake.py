@@ -15,11 +15,12 @@ from typing import Any
 import duckdb
 import pytest
 
-from jobs import models, tables
 from jobs.errors import JobError
-from jobs.lake import Lake
-from jobs.night import night
+from jobs.lake.layout import Lake
+from jobs.models import champion_pointer
+from jobs.runs.whole_night import night
 from jobs.settings import Settings
+from jobs.upkeep import published_tables
 from tests.conftest import DAY1, DAY2, DAY3, DAY4, read_raw, settings_for, write_raw
 from tests.jobs.test_night import steps_to
 
@@ -125,7 +126,7 @@ def values(settings: Settings) -> dict[str, Any]:
         live = connection.read_parquet(lake.current_lines(), hive_partitioning=False)
         found = {"live": live.project(columns).order("all").fetchall()}
         for ds in lake.read_history_index().days:
-            of_day = tables.as_of(connection, settings, ds)
+            of_day = published_tables.as_of(connection, settings, ds)
             found[ds] = of_day.project(columns).order("all").fetchall()
     return found
 
@@ -158,7 +159,7 @@ def damaged(trained: Lake, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "first": first,
         "second": second,
         "attribute": attribute,
-        "model": models.champion(settings) or "",
+        "model": champion_pointer.champion(settings) or "",
     }
     names = {
         scenario: common | ({"ds": DAY4, "run": third} if scenario == "taken up" else {"ds": DAY3, "run": second})

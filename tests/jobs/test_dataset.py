@@ -16,20 +16,20 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from cma_clip_core.catalog.examples import read_index
+from cma_clip_core.catalog.label_mentions import SpokenFinder
+from cma_clip_core.catalog.near_pictures import thumbnails
+from cma_clip_core.catalog.splits import SIDES
 from cma_clip_core.config import load_config
-from cma_clip_core.examples import read_index
-from cma_clip_core.near_pictures import thumbnails
-from cma_clip_core.splits import SIDES
-from cma_clip_core.spoken import SpokenFinder
-from jobs import dataset as step
-from jobs import storage
 from jobs.cli import app
-from jobs.dataset import dataset, example_folders
 from jobs.errors import JobError
-from jobs.labelled_rows import count_labels_of_sides, read_batches
-from jobs.lake import Lake
-from jobs.report.labelled import Summary
+from jobs.lake import storage
+from jobs.lake.layout import Lake
 from jobs.settings import Settings
+from jobs.training import dataset as step
+from jobs.training.dataset import dataset, example_folders
+from jobs.training.labelled_summary import Summary
+from jobs.training.labelled_rows import count_labels_of_sides, read_batches
 from schemas.documents import LabelledManifest
 from schemas.tables import LABELLED
 from tests.cma_clip_core import drawn

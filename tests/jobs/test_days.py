@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import choices, days
 from jobs.errors import JobError
-from jobs.lake import Lake
+from jobs.lake import export_days
+from jobs.lake.layout import Lake
+from jobs.orchestration import form_options
 from jobs.settings import Settings
 
 
@@ -25,11 +26,11 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_days_with_an_export_are_told_from_those_without(settings: Settings) -> None:
-    there, missing = days.exported(settings, "2026-11-19", "2026-11-22")
+    there, missing = export_days.exported(settings, "2026-11-19", "2026-11-22")
     assert there == ["2026-11-20", "2026-11-22"]
     assert missing == ["2026-11-19", "2026-11-21"]
-    assert days.newest(settings) == "2026-11-22"
-    assert days.newest(settings, "2026-11-21") == "2026-11-20"
+    assert export_days.newest(settings) == "2026-11-22"
+    assert export_days.newest(settings, "2026-11-21") == "2026-11-20"
 
 
 @pytest.mark.parametrize(
@@ -43,31 +44,31 @@ def test_days_with_an_export_are_told_from_those_without(settings: Settings) -> 
 )
 def test_wrong_ranges_say_what_is_wrong(settings: Settings, first: str, last: str, message: str) -> None:
     with pytest.raises(JobError, match=message):
-        days.exported(settings, first, last)
+        export_days.exported(settings, first, last)
 
 
 def test_an_empty_lake_has_no_newest_day(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="no day has an export; import one"):
-        days.newest(Settings(root=tmp_path))
+        export_days.newest(Settings(root=tmp_path))
 
 
 def test_forms_open_whatever_is_in_the_lake(tmp_path: Path) -> None:
     settings = Settings(root=tmp_path, taxonomy="fashion")
     lake = Lake(tmp_path)
-    assert choices.model_versions(settings) == []
-    assert "sleeve_length" in choices.attributes(settings)
+    assert form_options.model_versions(settings) == []
+    assert "sleeve_length" in form_options.attributes(settings)
     for name in ("20261119-0123abcd", "20261120-0123abcd", ".unfinished-x", "junk"):
         (lake.models / name).mkdir(parents=True)
-    assert choices.model_versions(settings) == ["20261120-0123abcd", "20261119-0123abcd"]
+    assert form_options.model_versions(settings) == ["20261120-0123abcd", "20261119-0123abcd"]
     lake.champion.write_text("20261120-0123abcd\n")
-    assert choices.attributes(settings) == []  # its taxonomy is gone
+    assert form_options.attributes(settings) == []  # its taxonomy is gone
     (lake.models / "20261120-0123abcd" / "taxonomy.yaml").write_text("attributes: nonsense")
-    assert choices.attributes(settings) == []
+    assert form_options.attributes(settings) == []
 
 
 def test_asking_loads_nothing_heavy() -> None:
     code = (
-        "import sys, jobs.days, jobs.choices, jobs.alerts;"
+        "import sys, jobs.lake.export_days, jobs.orchestration.form_options, jobs.orchestration.alerts;"
         "print({'torch', 'pyspark', 'great_expectations', 'numpy', 'pandas', 'pyarrow'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

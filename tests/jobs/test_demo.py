@@ -8,9 +8,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from jobs import storage
-from jobs.demo import Console, _environment, _start_clean, _worth_showing, demo, show
+from jobs.demo.two_nights import Console, _environment, _start_clean, _worth_showing, demo, show
 from jobs.errors import JobError
+from jobs.lake import storage
 from jobs.settings import Settings
 from tests.jobs.test_report import FIRST, SECOND, Product, Row, Shop
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from jobs import storage
 from jobs.cli import app
 from jobs.errors import JobError
-from jobs.estimate import Day, Estimate, cost, estimate, rates
-from jobs.lake import Lake
-from jobs.plan import plan
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.nightly.plan import plan
+from jobs.runs.backfill_estimate import Day, Estimate, cost, estimate, rates
 from jobs.settings import Settings
 from schemas.documents import Plan, Shard, StepMetrics, Validation
 from tests.conftest import DAY1, DAY2, DAY3, DAY4, settings_for, write_raw
@@ -39,7 +39,7 @@ def test_counts_of_each_day_and_nothing_published(
     second_day(lake)
     write_raw(lake, DAY4, [])  # an export of no products is not to be trusted
     before = published(lake)
-    caplog.set_level("INFO", "jobs.estimate")
+    caplog.set_level("INFO", "jobs.runs.backfill_estimate")
     root = ["--root", str(lake.root)]
     done = CliRunner().invoke(app, [*root, "estimate", "--first", DAY1, "--last", DAY4, "--retag"])
     assert done.exception is None, done.exception

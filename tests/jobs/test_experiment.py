@@ -25,28 +25,30 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import cma_clip_core
-from cma_clip_core import registry, towers
-from cma_clip_core.backbone import Backbone
-from cma_clip_core.batches import Batch
-from cma_clip_core.bootstrap import RecallDraws
-from cma_clip_core.documents import Metrics, Threshold
+from cma_clip_core import registry
 from cma_clip_core.errors import ModelError
-from cma_clip_core.loop import Loop
-from cma_clip_core.methods import LABELS, configure
-from jobs import experiment as module
-from jobs import machine, storage
+from cma_clip_core.evaluation.bootstrap import RecallDraws
+from cma_clip_core.inputs.batches import Batch
+from cma_clip_core.model import tower_files
+from cma_clip_core.model.backbone import Backbone
+from cma_clip_core.model.methods import LABELS, configure
+from cma_clip_core.model_documents import Metrics, Threshold
+from cma_clip_core.training.loop import Loop
 from jobs.errors import JobError
-from jobs.experiment import NOISY, SHARES, MethodRun, Results, experiment
-from jobs.lake import Lake
-from jobs.models import champion
-from jobs.prepare import prepare, prepare_export
-from jobs.pretrain import pretrain, with_towers
-from jobs.promotion import judge
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.lake.storage import Place
+from jobs.models.champion_pointer import champion
+from jobs.models.promotion import judge
+from jobs.runs.prepare_examples import prepare, prepare_export
+from jobs.runtime import machine
+from jobs.runtime.process_pool import default_processes, default_processes_on_gpu
 from jobs.settings import Settings
-from jobs.side_by_side import default_processes, default_processes_on_gpu
-from jobs.storage import Place
-from jobs.suspects import suspects
-from jobs.train import show_model, train
+from jobs.training.experiment import run_experiment as module
+from jobs.training.experiment.run_experiment import NOISY, SHARES, MethodRun, Results, experiment
+from jobs.training.pretrain import pretrain, with_towers
+from jobs.training.suspects import suspects
+from jobs.training.train import show_model, train
 from tests.cma_clip_core import drawn
 from tests.cma_clip_core.scored import PATTERN, marks, single
 from tests.jobs.test_train import ONE_THREAD, ROOT, RUN, add_examples, options_of, settings_of
@@ -97,7 +99,7 @@ def test_steps_of_one_process_refuse_several(settings: Settings, monkeypatch: py
 
 
 def test_pretrained_towers_find_the_picture_of_a_text(settings: Settings, pretrained: Path) -> None:
-    metrics = towers.TowersMetrics.model_validate_json((pretrained / towers.METRICS).read_bytes())
+    metrics = tower_files.TowersMetrics.model_validate_json((pretrained / tower_files.METRICS).read_bytes())
     assert metrics.epochs[-1].loss < metrics.epochs[0].loss
     assert {p.name for p in Lake(settings.root).towers.iterdir()} == {pretrained.name}  # nothing unfinished is left
     assert list((pretrained / "tensorboard").glob("events.*"))
@@ -330,7 +332,7 @@ def test_a_gpu_is_shared_by_small_models_alone(monkeypatch: pytest.MonkeyPatch) 
 
 def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
     script = (
-        "import time; from jobs.side_by_side import executor\n"
+        "import time; from jobs.runtime.process_pool import executor\n"
         "if __name__ == '__main__':\n"
         "    with executor(2) as pool:\n"
         "        print(*(f.result() for f in [pool.submit(os.getpid) for _ in range(2)]), flush=True)\n"
@@ -672,10 +674,10 @@ def test_an_experiment_begins_with_given_towers_and_is_named_after_what_is_in_th
 
     def begun(folder: Path) -> bytes:
         (found,) = (folder / "towers").iterdir()
-        return (found / towers.WEIGHTS).read_bytes()
+        return (found / tower_files.WEIGHTS).read_bytes()
 
     given = run(pretrained.name)
-    assert begun(given) == (pretrained / towers.WEIGHTS).read_bytes()
+    assert begun(given) == (pretrained / tower_files.WEIGHTS).read_bytes()
     results = storage.read_document(given / "results.json", Results)
     assert results is not None
     assert results.towers == pretrained.name
@@ -685,11 +687,11 @@ def test_an_experiment_begins_with_given_towers_and_is_named_after_what_is_in_th
     kept = (given / "predictions" / "raw-clip" / "run.json").stat().st_mtime_ns
     assert run(f"{elsewhere}/") == given
     assert (given / "predictions" / "raw-clip" / "run.json").stat().st_mtime_ns == kept
-    state = load_file(elsewhere / towers.WEIGHTS)
-    save_file({name: value + 0.01 for name, value in state.items()}, elsewhere / towers.WEIGHTS)
+    state = load_file(elsewhere / tower_files.WEIGHTS)
+    save_file({name: value + 0.01 for name, value in state.items()}, elsewhere / tower_files.WEIGHTS)
     other = run(str(elsewhere))
     assert other != given
-    assert begun(other) == (elsewhere / towers.WEIGHTS).read_bytes() != begun(given)
+    assert begun(other) == (elsewhere / tower_files.WEIGHTS).read_bytes() != begun(given)
     own = run(None)  # pretrained for itself, on its own products
     assert own not in (given, other)
     assert begun(own) not in (begun(given), begun(other))

@@ -19,12 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from jobs import expiry, history, live, publish, storage, tables
 from jobs.cli import app
 from jobs.errors import JobError
-from jobs.expiry import State
-from jobs.lake import PRODUCTS, Lake
-from jobs.maintenance import Sweep, maintenance
+from jobs.lake import history, publication, storage
+from jobs.lake.layout import PRODUCTS, Lake
+from jobs.nightly import publish
+from jobs.upkeep import published_tables, retention
+from jobs.upkeep.remove_expired import Sweep, maintenance
+from jobs.upkeep.retention import State
 from schemas.documents import (
     ExamplesManifest,
     HistoryDay,
@@ -130,7 +132,7 @@ def night(lake: Lake, run_id: str, named: Iterable[Path] = (), *, done: bool = T
     )  # fmt: skip
     with storage.locked(lake.run(run_id)):
         storage.write_document(lake.run(run_id) / "manifest.json", manifest)
-        live.swap(lake, lambda index: HistoryIndex(live=run_id, days=index.days | {ds: day}))
+        publication.swap(lake, lambda index: HistoryIndex(live=run_id, days=index.days | {ds: day}))
     if done:
         finish(lake, run_id)
 
@@ -181,7 +183,7 @@ def test_the_live_run_and_the_newest_others_stay_whatever_their_age(lake: Lake, 
         assert runs_in(folder) == stay
     assert {ds for ds in index.days if lake.plan(run(ds)).exists()} == stay
     assert {path.stem[:10] for path in lake.left_index("-").parent.glob("*.json")} == stay - {DAY5}
-    assert [manifest.ds for manifest in tables.runs(lake)] == sorted(stay)
+    assert [manifest.ds for manifest in published_tables.runs(lake)] == sorted(stay)
     # The days can be read as before.
     assert lake.read_history_index() == index
     assert all((lake.root / day.path / "attributes" / "part-00000.parquet").exists() for day in index.days.values())
@@ -210,20 +212,20 @@ def test_runs_of_the_first_version_left_no_index(lake: Lake) -> None:
 
 def test_what_a_run_one_can_go_back_to_needs_stays(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that were rolled back: their changes stay for the run whose left index names them."""
-    monkeypatch.setattr("jobs.publish.audit", lambda *_, **__: None)
+    monkeypatch.setattr("jobs.nightly.publish.audit", lambda *_, **__: None)
     with_nights(lake)
     index = lake.read_history_index()
-    tables.rollback(settings_for(lake.root), run(DAY2))
+    published_tables.rollback(settings_for(lake.root), run(DAY2))
     age(lake.root, 40)
     sweep(lake, keep=1)
     assert runs_in(lake.run("-").parent) == {DAY2, DAY5}
     assert all((lake.root / day.path).is_dir() for day in index.days.values())
     with pytest.raises(JobError, match=rf"{run(DAY4)} has expired: .*night --ds {DAY4}"):
-        tables.rollback(settings_for(lake.root), run(DAY4))
-    tables.rollback(settings_for(lake.root), run(DAY5))
+        published_tables.rollback(settings_for(lake.root), run(DAY4))
+    published_tables.rollback(settings_for(lake.root), run(DAY5))
     assert lake.read_history_index() == index
     # Back again for good: what was done anew since is all that a kept index names.
-    tables.rollback(settings_for(lake.root), run(DAY2))
+    published_tables.rollback(settings_for(lake.root), run(DAY2))
     night(lake, run(DAY3, 1))
     age(lake.root, 40)
     sweep(lake, keep=0)
@@ -272,14 +274,14 @@ def test_a_run_that_a_step_is_at_work_on_stays(lake: Lake, place: str) -> None:
 def test_a_run_that_a_step_was_at_work_on_just_now_stays(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     plan(lake, run(DAY1))
     age(lake.root, 40)
-    judge = expiry.judge
+    judge = retention.judge
 
     def judged(*arguments: Any) -> State:
         state = judge(*arguments)
         with storage.locked(lake.plan(run(DAY1))):
             return state
 
-    monkeypatch.setattr(expiry, "judge", judged)
+    monkeypatch.setattr(retention, "judge", judged)
     sweep(lake)
     assert lake.plan(run(DAY1)).exists()
 
@@ -413,7 +415,7 @@ def test_what_lies_behind_a_link_is_left_alone(lake: Lake, tmp_path: Path) -> No
     assert (found.expired["predictions"], found.expired["tables"], found.expired["plans"]) == (0, 3, 4)
     assert sorted(path for name in moved.values() for path in (tmp_path / name).rglob("*")) == there
     assert lake.run(run(DAY1)).is_symlink()
-    assert [manifest.ds for manifest in tables.runs(lake)] == [DAY5]
+    assert [manifest.ds for manifest in published_tables.runs(lake)] == [DAY5]
 
 
 def test_steps_of_an_expired_run_are_refused(lake: Lake) -> None:
@@ -432,9 +434,9 @@ def test_steps_of_an_expired_run_are_refused(lake: Lake) -> None:
 def test_a_rollback_that_meets_a_maintenance_is_refused(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     with_nights(lake)
     pointer, index = lake.current.read_bytes(), lake.read_history_index()
-    monkeypatch.setattr("jobs.publish.audit", lambda *_, **__: sweep(lake))
+    monkeypatch.setattr("jobs.nightly.publish.audit", lambda *_, **__: sweep(lake))
     with pytest.raises(JobError, match=f"{run(DAY2)} has expired"):
-        tables.rollback(settings_for(lake.root), run(DAY2))
+        published_tables.rollback(settings_for(lake.root), run(DAY2))
     assert (lake.current.read_bytes(), lake.read_history_index()) == (pointer, index)
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.demo.sample_catalog import generate
 from jobs.errors import JobError, TransientError
-from jobs.explained import explain
-from jobs.lake import Lake
-from jobs.sample_catalog import generate
+from jobs.lake.layout import Lake
+from jobs.runtime.failure_messages import explain
 from tests import small_disk
 from tests.conftest import DAY1
 
@@ -89,7 +89,7 @@ import gzip, json, pathlib, shutil, sys, tempfile, zipfile
 import duckdb, numpy as np, pyarrow as pa, pyarrow.parquet as pq, yaml
 from PIL import Image
 from jobs import storage
-from jobs.explained import explain
+from jobs.runtime.failure_messages import explain
 
 disk, data, rng = pathlib.Path(sys.argv[1]), bytes(2**20), np.random.default_rng(0)
 noise = rng.bytes(2**20)

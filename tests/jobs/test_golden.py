@@ -15,13 +15,13 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from cma_clip_core.batches import prepare
+from cma_clip_core.content.pictures import PictureSpec
 from cma_clip_core.engine import Engine
-from cma_clip_core.model import CmaClip
-from cma_clip_core.pictures import PictureSpec
+from cma_clip_core.inputs.batches import prepare
+from cma_clip_core.model.cma_clip import CmaClip
+from cma_clip_core.model.tokenizer import Tokenizer
 from cma_clip_core.tagger import Tagger
-from cma_clip_core.tokens import Tokenizer
-from jobs.preprocess import ExampleMaker
+from jobs.nightly.preprocess import ExampleMaker
 from schemas.tables import LABELS
 from schemas.taxonomy import load_taxonomy
 from tests.cma_clip_core import drawn

@@ -19,14 +19,15 @@ from typing import Any
 
 import pytest
 
-from cma_clip_core.pictures import PictureError, fetch
-from jobs import storage
+from cma_clip_core.content.pictures import PictureError, fetch
 from jobs.errors import JobError
-from jobs.importing import day_writer, picture_sources
+from jobs.importing import day_writer
 from jobs.importing.import_catalog import import_catalog
-from jobs.lake import Lake
+from jobs.importing.pictures import picture_sources
+from jobs.lake import storage
+from jobs.lake.layout import Lake
 from jobs.settings import Settings
-from jobs.validate import check_raw
+from jobs.validation.validate import check_raw
 from schemas.documents import RawManifest
 from schemas.loading import ContractError
 from schemas.tables import RECORD

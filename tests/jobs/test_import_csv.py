@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from jobs.importing import csv_rows, sources
-from jobs.rejected_lines import RejectedLine, read_rejected
+from jobs.importing.formats import csv_rows, sources
+from jobs.records.rejected_lines import RejectedLine, read_rejected
 from tests.jobs.test_import_catalog import MAPPING, Shop, fails
 
 COLUMNS = "{records: items.csv, product_id: id, title: name, description: text, price: price, labels: [kind, colour]}"

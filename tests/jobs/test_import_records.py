@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.importing import file_checks, grouping, json_lines, mapper, sources
-from jobs.rejected_lines import read_rejected
+from jobs.importing import file_checks, grouping, mapper
+from jobs.importing.formats import json_lines, sources
+from jobs.records.rejected_lines import read_rejected
 from schemas.loading import ContractError
 from tests.jobs.test_import_catalog import DS, JPEG, Shop, digest, fails
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.importing.values import DecimalMark, decimal_mark, identity, instant, price, rounded
+from jobs.records.values import DecimalMark, decimal_mark, identity, instant, price, rounded
 
 # --- ids
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.label_forms import decoded, read_object
+from jobs.records.label_forms import decoded, read_object
 from tests.jobs.test_import_catalog import Shop
 
 

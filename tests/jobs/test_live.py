@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from jobs import history, live, storage, tables
 from jobs.errors import JobError, StalePlanError
-from jobs.lake import Lake
+from jobs.lake import history, publication, storage
+from jobs.lake.layout import Lake
+from jobs.upkeep import published_tables
 from schemas.documents import HistoryDay, HistoryIndex, Plan, PublishedFile, RunManifest
 from tests.conftest import DAY1, DAY2, DAY3, DAY4, settings_for
 
@@ -58,7 +59,7 @@ def index_of(lake: Lake, *runs: str) -> HistoryIndex:
 
 def backfilled(lake: Lake, index: HistoryIndex, run_id: str) -> HistoryIndex:
     """Return the index after the backfill `run_id`, and leave its manifest."""
-    manifest = wrote(lake, run_id, live.base(lake, index, run_id[:10]).days, backfill=True)
+    manifest = wrote(lake, run_id, publication.base(lake, index, run_id[:10]).days, backfill=True)
     return index.model_copy(update={"days": index.days | manifest.history})
 
 
@@ -108,17 +109,17 @@ Change = Callable[[Lake, HistoryIndex], HistoryIndex]
 )  # fmt: skip
 def test_what_makes_a_plan_stale(lake: Lake, ds: str, change: Change, stale: bool) -> None:
     index = index_of(lake, run(DAY1), run(DAY4))
-    made = live.base(lake, index, ds)
+    made = publication.base(lake, index, ds)
     assert made.backfill == (ds < DAY4)
     plan = Plan.model_construct(
         run_id=run(ds, 7), ds=ds, base_run=made.run, history_base=made.days, backfill=made.backfill
     )
     now = change(lake, index)
     if not stale:
-        live.check_base(lake, now, plan)
+        publication.check_base(lake, now, plan)
         return
     with pytest.raises(StalePlanError, match=f"Start the night of {ds} again"):
-        live.check_base(lake, now, plan)
+        publication.check_base(lake, now, plan)
 
 
 def forget(lake: Lake) -> None:
@@ -154,10 +155,10 @@ def test_killed_swap_is_finished_by_the_next_plan(lake: Lake, monkeypatch: pytes
     n, seen = 0, set()
     while True:
         forget(lake)
-        live.swap(lake, lambda _: before)
-        if not killed_before_write(n, monkeypatch, lambda: live.swap(lake, lambda _: after)):
+        publication.swap(lake, lambda _: before)
+        if not killed_before_write(n, monkeypatch, lambda: publication.swap(lake, lambda _: after)):
             break
-        found = live.settle(lake)
+        found = publication.settle(lake)
         assert found in (before, after)
         assert lake.current_run() == found.live
         seen.add(str(found.live))
@@ -168,16 +169,16 @@ def test_killed_swap_is_finished_by_the_next_plan(lake: Lake, monkeypatch: pytes
 
 
 def test_killed_rollback_is_finished_by_itself(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.publish.audit", lambda *_, **__: None)  # there are no files
+    monkeypatch.setattr("jobs.nightly.publish.audit", lambda *_, **__: None)  # there are no files
     settings, whole = settings_for(lake.root), index_of(lake, run(DAY1), run(DAY2))
     n = 0
     while True:
         forget(lake)
-        live.swap(lake, lambda _: whole)
-        if not killed_before_write(n, monkeypatch, lambda: tables.rollback(settings, run(DAY1))):
+        publication.swap(lake, lambda _: whole)
+        if not killed_before_write(n, monkeypatch, lambda: published_tables.rollback(settings, run(DAY1))):
             break
         assert lake.current_run() in (run(DAY1), run(DAY2))
-        tables.rollback(settings, run(DAY1))
+        published_tables.rollback(settings, run(DAY1))
         assert lake.current_run() == lake.read_history_index().live == run(DAY1)
         assert list(lake.read_history_index().days) == [DAY1]
         n += 1
@@ -187,49 +188,49 @@ def test_killed_rollback_is_finished_by_itself(lake: Lake, monkeypatch: pytest.M
 def test_rollback_keeps_backfills_and_forward_brings_the_whole_history_back(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.publish.audit", lambda *_, **__: None)
+    monkeypatch.setattr("jobs.nightly.publish.audit", lambda *_, **__: None)
     settings = settings_for(lake.root)
     whole = backfilled(lake, index_of(lake, run(DAY1), run(DAY3), run(DAY5)), run(DAY2))
     quiet = {DAY4: HistoryDay(run_id=run(DAY4), path="", rows=0)}
     whole = HistoryIndex(live=whole.live, days=dict(sorted((whole.days | quiet).items())))
-    live.swap(lake, lambda _: whole)
-    tables.rollback(settings, run(DAY5))  # it is live already
+    publication.swap(lake, lambda _: whole)
+    published_tables.rollback(settings, run(DAY5))  # it is live already
     assert lake.read_history_index() == whole
-    tables.rollback(settings, run(DAY3))
+    published_tables.rollback(settings, run(DAY3))
     expected = {DAY1: run(DAY1), DAY2: run(DAY2), DAY3: run(DAY2)}
     assert {day: found.run_id for day, found in lake.read_history_index().days.items()} == expected
-    tables.rollback(settings, run(DAY5))
+    published_tables.rollback(settings, run(DAY5))
     assert lake.read_history_index() == whole
     assert lake.current_run() == run(DAY5)
 
 
 def test_rollback_to_a_run_of_a_day_that_was_done_again(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.publish.audit", lambda *_, **__: None)
+    monkeypatch.setattr("jobs.nightly.publish.audit", lambda *_, **__: None)
     settings, first = settings_for(lake.root), index_of(lake, run(DAY1))
     again = wrote(lake, run(DAY1, 1), {DAY1: run(DAY1)})
-    live.swap(lake, lambda _: first)
-    live.swap(lake, lambda _: HistoryIndex(live=again.run_id, days=again.history))
-    tables.rollback(settings, run(DAY1))
+    publication.swap(lake, lambda _: first)
+    publication.swap(lake, lambda _: HistoryIndex(live=again.run_id, days=again.history))
+    published_tables.rollback(settings, run(DAY1))
     assert lake.read_history_index() == first
-    tables.rollback(settings, again.run_id)
+    published_tables.rollback(settings, again.run_id)
     assert lake.read_history_index().days == again.history
     wrote(lake, run(DAY2), {DAY2: None})
     with pytest.raises(JobError, match=rf"was never live.*night --ds {DAY2}"):
-        tables.rollback(settings, run(DAY2))
+        published_tables.rollback(settings, run(DAY2))
 
 
 def test_swap_that_is_refused_changes_nothing(lake: Lake) -> None:
     index = index_of(lake, run(DAY1))
-    live.swap(lake, lambda _: index)
+    publication.swap(lake, lambda _: index)
     with pytest.raises(JobError, match=rf"{run(DAY2)}/manifest\.json is missing"):
-        live.swap(lake, lambda found: found.model_copy(update={"live": run(DAY2)}))
+        publication.swap(lake, lambda found: found.model_copy(update={"live": run(DAY2)}))
     assert lake.read_history_index() == index
     assert lake.current_run() == run(DAY1)
 
 
 def test_index_of_the_first_version_names_no_live_run(lake: Lake) -> None:
     index = index_of(lake, run(DAY1))
-    live.swap(lake, lambda _: index)
+    publication.swap(lake, lambda _: index)
     storage.write_document(lake.history_index, HistoryIndex(days=index.days))
     assert lake.read_history_index() == index
 

@@ -18,13 +18,17 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from jobs import history, models, night, publish, storage, tables
-from jobs.dataset import dataset
 from jobs.errors import JobError
-from jobs.lake import Lake
-from jobs.maintenance import maintenance
-from jobs.prepare import prepare
+from jobs.lake import history, storage
+from jobs.lake.layout import Lake
+from jobs.models import champion_pointer
+from jobs.nightly import publish
+from jobs.runs import whole_night
+from jobs.runs.prepare_examples import prepare
 from jobs.settings import Settings
+from jobs.training.dataset import dataset
+from jobs.upkeep import published_tables
+from jobs.upkeep.remove_expired import maintenance
 from schemas.documents import HistoryIndex, LabelledManifest
 from tests.conftest import DAY1, DAY2, DAY3, DAY4, Night, raw_lines, settings_for, split_raw, write_raw
 from tests.jobs.test_night import as_of, live, second_day, values
@@ -44,7 +48,7 @@ def age(root: Path, days: float) -> None:
 def all_rows(settings: Settings, ds: str) -> pa.Table:
     """Return the tables as they were on a day, to the last bit."""
     with duckdb.connect() as connection:
-        found = tables.as_of(connection, settings, ds)
+        found = published_tables.as_of(connection, settings, ds)
         return connection.sql("from found order by all").to_arrow_table() if found.columns else None
 
 
@@ -83,7 +87,7 @@ def weeks(night_of_day1: Night) -> Weeks:
 
     def one(ds: str, lines: list[Any], name: str = "") -> None:
         write_raw(lake, ds, lines)
-        runs[name or ds] = night.night(settings, ds)[0].run_id
+        runs[name or ds] = whole_night.night(settings, ds)[0].run_id
 
     second_day(lake)
     one(DAY2, raw_lines(lake, DAY2))
@@ -95,11 +99,11 @@ def weeks(night_of_day1: Night) -> Weeks:
     records[9]["title"] = "Red bag"
     one(DAY3, [*records, *unreadable])
     one(DAY3, [*records[:-3], *records[-2:], *unreadable], "again")
-    first = models.champion(settings) or ""
+    first = champion_pointer.champion(settings) or ""
     shutil.copytree(lake.models / first, lake.models / f"20991231-{first[-8:]}")
-    models.promote(settings, f"20991231-{first[-8:]}")
+    champion_pointer.promote(settings, f"20991231-{first[-8:]}")
     one(DAY5, raw_lines(lake, DAY4))
-    tables.rollback(settings, runs[DAY4])
+    published_tables.rollback(settings, runs[DAY4])
     age(lake.root, 2)
     night_of_day1.keep("weeks")
     return Weeks(night_of_day1, runs)
@@ -107,9 +111,9 @@ def weeks(night_of_day1: Night) -> Weeks:
 
 def test_what_is_left_is_a_whole_lake(weeks: Weeks, capsys: pytest.CaptureFixture[str]) -> None:
     (lake, settings), runs = weeks.restored(), weeks.runs
-    tables.rollback(settings, runs[DAY5])
+    published_tables.rollback(settings, runs[DAY5])
     newest = all_rows(settings, DAY5)
-    tables.rollback(settings, runs[DAY4])
+    published_tables.rollback(settings, runs[DAY4])
     days, now = (DAY1, DAY2, DAY3, DAY4), live(lake)
     before, index, there = {day: all_rows(settings, day) for day in days}, lake.read_history_index(), files(lake)
     labelled = dataset(settings, DAY1)
@@ -128,15 +132,15 @@ def test_what_is_left_is_a_whole_lake(weeks: Weeks, capsys: pytest.CaptureFixtur
     assert (live(lake), lake.read_history_index()) == (now, index)
     assert index.days[DAY4].run_id == runs["again"]  # a backfill that has expired is looked through
     assert history.own_run(lake, index, DAY4) == runs[DAY4]
-    tables.show(settings)
+    published_tables.show(settings)
     told = capsys.readouterr().out
     assert [run for run in runs.values() if run in told] == [runs[DAY4], runs[DAY5]]
-    tables.rollback(settings, runs[DAY5])
+    published_tables.rollback(settings, runs[DAY5])
     assert all_rows(settings, DAY5) == newest
-    tables.rollback(settings, runs[DAY4])
+    published_tables.rollback(settings, runs[DAY4])
     assert (live(lake), lake.read_history_index()) == (now, index)
     with pytest.raises(JobError, match=rf"{runs[DAY2]} has expired"):
-        tables.rollback(settings, runs[DAY2])
+        published_tables.rollback(settings, runs[DAY2])
 
     # What was finished is finished; a run that was replaced cannot come back.
     for ds in (DAY1, DAY2):
@@ -156,14 +160,14 @@ def test_what_is_left_is_a_whole_lake(weeks: Weeks, capsys: pytest.CaptureFixtur
     records, unreadable = split_raw(lake, DAY4)
     records[20]["title"] = "Something else"
     write_raw(lake, DAY5, [*records, *unreadable])
-    ledger, _ = night.night(settings, DAY5)
+    ledger, _ = whole_night.night(settings, DAY5)
     made = lake.read_plan(ledger.run_id)
     assert (ledger.changed, ledger.new, made.to_preprocess) == (1, 0, 1)
     assert ledger.model_changed == ledger.valid - 1
     assert live(lake) == as_of(settings, DAY5)
 
     # A day whose examples are gone is done anew by the new model: they are made again.
-    ledger, _ = night.night(settings, DAY2)
+    ledger, _ = whole_night.night(settings, DAY2)
     made = lake.read_plan(ledger.run_id)
     assert (made.model_changed, made.to_preprocess) == (ledger.valid, 5)
     assert values(as_of(settings, DAY2)) == values_of(before[DAY2])
@@ -215,7 +219,7 @@ def check_whole(lake: Lake) -> None:
         assert found is not None
         if found == index or (found.live and lake.read_manifest(found.live)):
             assert all(history.files_until(lake, found, kind, DAY5) for kind in history.SCHEMAS)
-    for manifest in tables.runs(lake):
+    for manifest in published_tables.runs(lake):
         assert all((lake.root / file.path).exists() for file in (*manifest.files, *manifest.history_files))
     assert all(Path(line).exists() for line in lake.current_lines())
     for path in lake.root.glob("plans/ds=*/run=*/plan.json"):

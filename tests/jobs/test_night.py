@@ -17,16 +17,19 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import history, models, night, storage, tables
 from jobs.errors import RemovalsError
-from jobs.in_turn import publish_in_turn
-from jobs.lake import PRODUCTS, Lake
-from jobs.plan import plan
-from jobs.preprocess import preprocess
-from jobs.publish import publish
+from jobs.lake import history, storage
+from jobs.lake.layout import PRODUCTS, Lake
+from jobs.models import champion_pointer
+from jobs.nightly.plan import plan
+from jobs.nightly.preprocess import preprocess
+from jobs.nightly.publish import publish
+from jobs.nightly.tag import tag
+from jobs.runs import whole_night
+from jobs.runs.republish import publish_in_turn
 from jobs.settings import Settings
-from jobs.tag import tag
-from jobs.validate import validate
+from jobs.upkeep import published_tables
+from jobs.validation.validate import validate
 from tests.conftest import DAY1, DAY2, DAY3, copy_trained, raw_lines, read_raw, settings_for, write_raw
 
 pytestmark = pytest.mark.spark
@@ -49,7 +52,7 @@ def live(lake: Lake) -> list[tuple[Any, ...]]:
 
 def as_of(settings: Settings, ds: str) -> list[tuple[Any, ...]]:
     with duckdb.connect() as connection:
-        found = tables.as_of(connection, settings, ds)
+        found = published_tables.as_of(connection, settings, ds)
         assert found.columns
         return connection.sql(f"select * exclude ({', '.join(VOLATILE)}) from found order by all").fetchall()
 
@@ -102,7 +105,7 @@ def test_two_nights(first_night: tuple[Lake, Settings]) -> None:
     assert as_of(settings, DAY1) == before
 
     expected = second_day(lake)
-    second, _ = night.night(settings, DAY2)
+    second, _ = whole_night.night(settings, DAY2)
     assert second.differences() == []
     assert (second.changed, second.removed, second.new, second.held) == (3, 2, 2, 3)
     assert second.unchanged == 100 - 3 - 2 - 3
@@ -128,7 +131,7 @@ def test_a_lake_in_a_folder_of_an_odd_name(trained: Lake, tmp_path: Path, name: 
     """What a folder may not be called, `Settings` says; these work, to the last query."""
     copy_trained(trained, tmp_path / name / "lake")
     settings = settings_for(tmp_path / name / "lake")
-    ledger, page = night.night(settings, DAY1)
+    ledger, page = whole_night.night(settings, DAY1)
     lake = Lake(settings.root)
     assert ledger.new == 100
     assert storage.exists(page)
@@ -143,7 +146,7 @@ def rows_of_files(lake: Lake) -> int:
 def test_finished_night_run_again_changes_nothing(first_night: tuple[Lake, Settings]) -> None:
     lake, settings = first_night
     pointer, before = lake.current.read_bytes(), live(lake)
-    again, _ = night.night(settings, DAY1)
+    again, _ = whole_night.night(settings, DAY1)
     assert (again.unchanged, again.new, again.changed, again.removed) == (100, 0, 0, 0)
     assert lake.current.read_bytes() == pointer
     assert live(lake) == before
@@ -163,12 +166,12 @@ def test_new_model_tags_all_products_with_the_examples_there_are(first_night: tu
 
 def test_new_champion_tags_all_products_with_the_examples_there_are(first_night: tuple[Lake, Settings]) -> None:
     lake, settings = first_night
-    first = models.champion(settings)
+    first = champion_pointer.champion(settings)
     assert first is not None
     second = f"20991231-{first[-8:]}"  # the same weights: a version ends with their hash
     shutil.copytree(lake.models / first, lake.models / second)
-    models.promote(settings, second)
-    ledger, _ = night.night(settings, DAY1)
+    champion_pointer.promote(settings, second)
+    ledger, _ = whole_night.night(settings, DAY1)
     assert (ledger.model_version, ledger.model_changed, ledger.unchanged) == (second, 100, 0)
     assert not lake.examples(ledger.run_id).exists()
     with duckdb.connect() as connection:
@@ -205,7 +208,7 @@ def test_a_product_tagged_with_its_picture_is_held_while_the_picture_is_missing(
     removed = records[4] | {"image_uri": None, "image_version": None}  # the shop names no picture any more
     new = records[5] | {"product_id": "brand-new", **gone}
     write_raw(lake, DAY2, [*changed, removed, *records[5:], new])
-    ledger, page = night.night(settings, DAY2)
+    ledger, page = whole_night.night(settings, DAY2)
     assert ledger.differences() == []
     assert (ledger.held_pictures, ledger.changed, ledger.new, ledger.unchanged) == (4, 1, 1, 95)
     assert (ledger.tagged_both, ledger.tagged_text) == (0, 2)
@@ -221,7 +224,7 @@ def test_a_product_tagged_with_its_picture_is_held_while_the_picture_is_missing(
     # The night that has the pictures again goes on from there.
     records[3]["title"] = "A title that is new, too"
     write_raw(lake, DAY3, [*records[:4], removed, *records[5:], new])
-    ledger, _ = night.night(settings, DAY3)
+    ledger, _ = whole_night.night(settings, DAY3)
     assert (ledger.held_pictures, ledger.changed, ledger.new, ledger.unchanged) == (0, 1, 0, 100)
     assert ledger.tagged_both == 1
 
@@ -237,11 +240,11 @@ def test_a_picture_that_left_its_root_holds_only_what_must_be_made_anew(
     (lake.pictures / records[3]["image_uri"]).write_bytes(b"")
     # What another model shall see is in the examples that there are: no picture is looked for.
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.plan.PictureLooker", None)
+        patch.setattr("jobs.nightly.plan.PictureLooker", None)
         assert plan(settings, DAY1, retag=True).held_pictures == 0
     records[0]["title"] = "A title that is new"
     write_raw(lake, DAY2, records)
-    ledger, _ = night.night(settings, DAY2)
+    ledger, _ = whole_night.night(settings, DAY2)
     assert (ledger.held_pictures, ledger.changed, ledger.unchanged) == (1, 0, 99)
     assert live(lake) == before
     # Without the examples all would have to be made anew.
@@ -265,7 +268,7 @@ def test_a_night_that_would_remove_much_stops_until_a_person_lets_it(first_night
     gone = [json.loads(line)["product_id"] for line in lines[:21]]
     write_raw(lake, DAY2, [b'["half a line', *lines[21:]])
     with pytest.raises(RemovalsError) as error:
-        night.night(settings, DAY2)
+        whole_night.night(settings, DAY2)
     said = str(error.value)
     assert "would remove 21 of 100 published products (21.0%; 20% is allowed), such as " in said
     assert ", ".join(map(repr, sorted(gone)[:10])) in said
@@ -283,7 +286,7 @@ def test_a_night_that_would_remove_much_stops_until_a_person_lets_it(first_night
     assert f"run={made.run_id}" == folder.name
     assert (made.removed, made.removals_allowed) == (21, False)
     (folder / "plan.json").unlink()
-    ledger, _ = night.night(settings, DAY2, allow_removals=True)
+    ledger, _ = whole_night.night(settings, DAY2, allow_removals=True)
     assert (ledger.run_id, ledger.removed, ledger.differences()) == (made.run_id, 21, [])
     assert not products_of(live(lake)) & set(gone)
 
@@ -309,7 +312,7 @@ def test_products_with_nothing_usable_are_published_untaggable(lake: Lake, setti
         {"product_id": "missing", "image_uri": "nowhere.jpg"},
     ]
     write_raw(lake, DAY1, [*read_raw(lake, DAY1), *nothing])
-    ledger, _ = night.night(settings, DAY1)
+    ledger, _ = whole_night.night(settings, DAY1)
     assert ledger.differences() == []
     assert (ledger.valid, ledger.untaggable) == (103, 3)
     ids = [str(record["product_id"]) for record in nothing]
@@ -395,7 +398,7 @@ def test_plan_killed_before_any_write_and_started_again(
     while killed_before_write(n, monkeypatch, step):
         n += 1
     assert n >= 2  # it did die several times
-    ledger, _ = night.night(settings, DAY2)
+    ledger, _ = whole_night.night(settings, DAY2)
     assert ledger.differences() == []
     assert products_of(live(lake)) >= {"brand-new-1", "brand-new-2"}
     assert as_of(settings, DAY2) == live(lake)
@@ -471,7 +474,7 @@ def test_runs_planned_at_once_are_published_one_after_the_other(
     def looked(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("jobs.tag._engine", looked)
+    monkeypatch.setattr("jobs.nightly.tag._engine", looked)
     with caplog.at_level("INFO"):
         ledger = publish_in_turn(settings, second)
     assert ledger.run_id != second
@@ -495,10 +498,10 @@ def test_step_started_twice_at_once_works_once(lake: Lake, settings: Settings, m
     write_raw(lake, DAY1, records)
     made: list[str] = []
     steps: list[tuple[str, str, Callable[[], object]]] = [
-        ("jobs.validate", "_validate", lambda: validate(settings, DAY1)),
-        ("jobs.plan", "_plan", lambda: made.append(plan(settings, DAY1).run_id)),
-        ("jobs.preprocess", "_preprocess", lambda: preprocess(settings, made[0])),
-        ("jobs.publish", "_write", lambda: publish(settings, made[0])),
+        ("jobs.validation.validate", "_validate", lambda: validate(settings, DAY1)),
+        ("jobs.nightly.plan", "_plan", lambda: made.append(plan(settings, DAY1).run_id)),
+        ("jobs.nightly.preprocess", "_preprocess", lambda: preprocess(settings, made[0])),
+        ("jobs.nightly.publish", "_write", lambda: publish(settings, made[0])),
     ]
     for module, name, step in steps:
         work = getattr(importlib.import_module(module), name)
@@ -511,7 +514,7 @@ def test_step_started_twice_at_once_works_once(lake: Lake, settings: Settings, m
                 started[0].join(1)
             return work(*arguments, **named)
 
-        if module == "jobs.publish":
+        if module == "jobs.nightly.publish":
             tag(settings, made[0])
         with monkeypatch.context() as patch:
             patch.setattr(f"{module}.{name}", slowly)

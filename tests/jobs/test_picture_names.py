@@ -9,9 +9,9 @@ import zipfile
 import pytest
 
 from jobs.errors import CriticalDataError
-from jobs.importing import picture_names
-from jobs.importing.picture_names import NameIndex, fold
-from jobs.validate import validate
+from jobs.importing.pictures import picture_names
+from jobs.importing.pictures.picture_names import NameIndex, fold
+from jobs.validation.validate import validate
 from tests.conftest import settings_for
 from tests.jobs.test_import_catalog import JPEG, MAPPING, Shop, digest, fails, shop
 

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cma_clip_core import objects, pictures
-from cma_clip_core.pictures import PictureError, fetch_all, why_not_all
-from jobs import object_store
+from cma_clip_core.content import pictures, s3_objects
+from cma_clip_core.content.pictures import PictureError, fetch_all, why_not_all
 from jobs.errors import JobError, TransientError
-from jobs.importing.picture_store import PicturesToS3
-from jobs.lake import Lake
-from jobs.storage import Place
+from jobs.importing.pictures.picture_store import PicturesToS3
+from jobs.lake import s3_files
+from jobs.lake.layout import Lake
+from jobs.lake.storage import Place
 from tests import s3
 
 
@@ -44,7 +44,7 @@ def test_each_uri_gets_its_picture_or_why_there_is_none(
         (on_s3, "a/red.jpg", jpeg("red")), (on_s3, "empty.jpg", b""), (on_s3, "large.jpg", bytes(5_001)),
         (on_s3, "größe 1+%41.jpg", jpeg("green")), (other, "blue.jpg", jpeg("blue")),
     ):  # fmt: skip
-        objects.write(folder.fs, f"{folder.path}/{name}", data)
+        s3_objects.write(folder.fs, f"{folder.path}/{name}", data)
     (tmp_path / "local.jpg").write_bytes(jpeg("white"))
     uris = [
         "a/red.jpg", None, "a/blue.jpg", "empty.jpg", "large.jpg", f"s3://{on_s3.path}/a/red.jpg", "größe 1+%41.jpg",
@@ -67,7 +67,7 @@ def test_each_uri_gets_its_picture_or_why_there_is_none(
 def stored(on_s3: Any) -> list[str]:
     names = [f"{number}.jpg" for number in range(70)]
     for name in names:
-        objects.write(on_s3.fs, f"{on_s3.path}/{name}", name.encode())
+        s3_objects.write(on_s3.fs, f"{on_s3.path}/{name}", name.encode())
     return names
 
 
@@ -98,7 +98,7 @@ def test_what_the_server_refuses_is_not_the_pictures_fault(
     proxy.fault = lambda *_: fault
     with pytest.raises(OSError, match=rf"s3://lake/\S+/0\.jpg: {code}: so it is$") as error:
         list(fetch_all(stored, [place]))
-    assert object_store.code(error.value) == code
+    assert s3_files.code(error.value) == code
     assert all(value not in str(error.value) for value in (s3.TOKEN, *s3.KEYS.values()))
 
 
@@ -135,25 +135,25 @@ def test_a_file_of_certificates_that_is_not_there_makes_no_picture_missing(
     stored: list[str], on_s3: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_CA_BUNDLE", "/nowhere/ca.pem")
-    objects.forget()
+    s3_objects.forget()
     with pytest.raises(OSError, match=r"/nowhere/ca\.pem"):
         list(fetch_all(stored, [on_s3]))
-    objects.forget()
+    s3_objects.forget()
 
 
 def test_the_region_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
-    object_store.forget()
-    config = objects._made(object_store.place("s3://bucket/lake").fs, "bucket", False).config
+    s3_files.forget()
+    config = s3_objects._made(s3_files.place("s3://bucket/lake").fs, "bucket", False).config
     assert (config["region"], config["endpoint"]) == ("eu-central-1", "https://s3.eu-central-1.amazonaws.com")
-    object_store.forget()
+    s3_files.forget()
 
 
 def test_a_child_of_a_process_that_read_pictures_is_told(on_s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "_process", os.getppid())
+    monkeypatch.setattr(s3_objects, "_process", os.getppid())
     with pytest.raises(RuntimeError, match="before this process was forked"):
-        objects.head(on_s3.fs, f"{on_s3.path}/0.jpg")
+        s3_objects.head(on_s3.fs, f"{on_s3.path}/0.jpg")
 
 
 def write(place: Place, number: int) -> Counter[str]:
@@ -182,8 +182,8 @@ def test_a_picture_that_was_damaged_in_the_lake_is_written_again(faulty: tuple[A
     place, proxy = faulty
     assert write(place, 20) == {"added": 20}
     folder = Lake(place).pictures
-    objects.write(folder.fs, f"{folder.path}/3/13.jpg", b"1?")  # of the same size
-    objects.write(folder.fs, f"{folder.path}/4/14.jpg", b"1")
+    s3_objects.write(folder.fs, f"{folder.path}/3/13.jpg", b"1?")  # of the same size
+    s3_objects.write(folder.fs, f"{folder.path}/4/14.jpg", b"1")
     proxy.seen.clear()
     assert write(place, 20) == {"known": 18, "added": 2}
     assert Counter(method for method, _ in proxy.seen) == {"HEAD": 20, "GET": 1, "PUT": 2}
@@ -203,7 +203,7 @@ def test_a_server_that_fails_for_long_is_told_to_be_tried_again(
     faulty: tuple[Any, s3.Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, proxy = faulty
-    monkeypatch.setattr(objects, "_RETRIES", objects._RETRIES | {"max_retries": 1})
+    monkeypatch.setattr(s3_objects, "_RETRIES", s3_objects._RETRIES | {"max_retries": 1})
     proxy.fault = lambda method, _: "503" if method == "PUT" else None
     with pytest.raises(TransientError, match=r"s3://lake/\S+\.jpg: SlowDown: .*nothing was imported: import again"):
         write(place, 90)

@@ -13,15 +13,16 @@ import torch
 import yaml
 
 from cma_clip_core import registry
-from cma_clip_core.documents import Metrics
-from cma_clip_core.model import CmaClip
-from cma_clip_core.pictures import MAX_BYTES
-from cma_clip_core.training import Trained
-from jobs import models, storage
+from cma_clip_core.content.pictures import MAX_BYTES
+from cma_clip_core.model.cma_clip import CmaClip
+from cma_clip_core.model_documents import Metrics
+from cma_clip_core.training.fit import Trained
 from jobs.errors import JobError
-from jobs.lake import Lake
-from jobs.picture_looker import PictureLooker
-from jobs.plan import _inputs, plan
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.models import champion_pointer
+from jobs.nightly.missing_pictures import PictureLooker
+from jobs.nightly.plan import _inputs, plan
 from jobs.settings import Settings
 from schemas.documents import HistoryIndex, Plan, Validation
 from schemas.taxonomy import Taxonomy
@@ -42,7 +43,7 @@ def root(tmp_path: Path) -> Path:
         device="cpu", validation={}, test={},
     )  # fmt: skip
     trained = Trained(CmaClip(drawn.config(), drawn.taxonomy()).eval(), THRESHOLDS, metrics)
-    models.promote(settings, registry.save(trained, drawn.config(), drawn.taxonomy(), lake.models, drawn.NOW))
+    champion_pointer.promote(settings, registry.save(trained, drawn.config(), drawn.taxonomy(), lake.models, drawn.NOW))
     validation = Validation(
         ds=DAY, version="v", passed=True, failures=(), raw=1, unparsable=0, quarantined=0, superseded=0, valid=1,
         reasons={}, valid_path="", quarantine_path="", data_docs_path="", created_at=datetime.now(UTC),
@@ -81,7 +82,7 @@ def test_a_named_taxonomy_that_is_not_the_champions_is_refused_with_the_differen
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
 ) -> None:
     path = taxonomy_file(tmp_path, **changes)
-    version = models.champion(Settings(root=root))
+    version = champion_pointer.champion(Settings(root=root))
     said = rf"the taxonomy '{path}' is not the one that the champion {version} was trained on: {words}\. Train a model"
     with pytest.raises(JobError, match=said):
         plan(Settings(root=root, taxonomy=path), DAY)
@@ -98,7 +99,7 @@ def test_the_champions_own_taxonomy_holds_where_none_or_the_same_one_is_named(ro
 
 
 def test_a_broken_champion_says_what_to_do(root: Path) -> None:
-    version = models.champion(Settings(root=root))
+    version = champion_pointer.champion(Settings(root=root))
     path = root / "models" / str(version) / registry.TAXONOMY
     path.write_text(path.read_text().replace("Red", "Rot"))
     with pytest.raises(JobError, match=rf"the champion {version} is broken: .*taxonomy\.yaml.*models rollback"):
@@ -107,7 +108,7 @@ def test_a_broken_champion_says_what_to_do(root: Path) -> None:
 
 def test_a_night_with_another_model_or_some_attributes_names_what_there_is(root: Path) -> None:
     settings = Settings(root=root)
-    version = models.champion(settings)
+    version = champion_pointer.champion(settings)
     with pytest.raises(JobError, match=rf"'20991231-00000000' is no model version in .*; there are \['{version}'\]"):
         plan(settings, DAY, model="20991231-00000000")
     said = (
@@ -125,14 +126,14 @@ def inputs(root: Path, *, share: float = 0.5, **asked: Any) -> Any:
 
 
 def test_a_share_is_for_ordinary_nights_alone(root: Path) -> None:
-    version = models.champion(Settings(root=root))
+    version = champion_pointer.champion(Settings(root=root))
     assert inputs(root).share == 0.5
     for asked in ({"retag": True}, {"model": version}, {"attributes": ("colour",)}, {"prepare": True}):
         assert inputs(root, **asked).share == 1, asked
 
 
 def test_runs_are_other_ones_only_where_something_else_is_asked_for(root: Path) -> None:
-    version = models.champion(Settings(root=root))
+    version = champion_pointer.champion(Settings(root=root))
     ordinary = dataclasses.replace(inputs(root, share=1.0), model_version="20261120-0123abcd")
     assert ordinary.run_id == "2026-11-20-ba1c9a7e"  # as before there were shares and chosen attributes
     ids = {

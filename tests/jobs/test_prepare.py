@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow.dataset as pads
 import pytest
 
-from jobs.lake import Lake
-from jobs.prepare import prepare, prepare_export
-from jobs.sample_catalog import generate
+from jobs.demo.sample_catalog import generate
+from jobs.lake.layout import Lake
+from jobs.runs.prepare_examples import prepare, prepare_export
 from tests.conftest import DAY1, settings_for
 
 pytestmark = [pytest.mark.spark, pytest.mark.usefixtures("spark_session")]

@@ -17,16 +17,16 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from cma_clip_core import pictures
 from cma_clip_core.config import BUILT_IN
-from jobs import parquet, storage
-from jobs import preprocess as module
+from cma_clip_core.content import pictures
 from jobs.errors import CriticalDataError, JobError
-from jobs.lake import Lake
-from jobs.plan import plan
-from jobs.preprocess import ExampleMaker, preprocess
+from jobs.lake import parquet, storage
+from jobs.lake.layout import Lake
+from jobs.nightly import preprocess as module
+from jobs.nightly.plan import plan
+from jobs.nightly.preprocess import ExampleMaker, preprocess
 from jobs.settings import Settings
-from jobs.validate import validate
+from jobs.validation.validate import validate
 from schemas.documents import Plan
 from schemas.tables import EXAMPLES, LABELS
 from schemas.taxonomy import load_taxonomy

@@ -18,19 +18,20 @@ import yaml
 from torch import nn
 from typer.testing import CliRunner
 
-from cma_clip_core import registry, towers
-from cma_clip_core.batches import Batch
-from cma_clip_core.documents import Metrics, TowersOrigin
-from cma_clip_core.loop import Loop
-from jobs import storage
+from cma_clip_core import registry
+from cma_clip_core.inputs.batches import Batch
+from cma_clip_core.model import tower_files
+from cma_clip_core.model_documents import Metrics, TowersOrigin
+from cma_clip_core.training.loop import Loop
 from jobs.cli import app
-from jobs.data_parallel import together
-from jobs.dataset import dataset
 from jobs.errors import JobError
-from jobs.lake import Lake
-from jobs.pretrain import pretrain
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.runtime.data_parallel import together
 from jobs.settings import Settings
-from jobs.train import train
+from jobs.training.dataset import dataset
+from jobs.training.pretrain import pretrain
+from jobs.training.train import train
 from tests.cma_clip_core import drawn
 from tests.jobs.test_train import RUN, add_examples, settings_of
 
@@ -73,7 +74,7 @@ def test_towers_of_the_same_labelled_set_saw_nothing_that_is_held_out(
 ) -> None:
     settings, name = made
     lake = Lake(settings.root)
-    metrics = towers.read_metrics(Path(lake.towers / name))
+    metrics = tower_files.read_metrics(Path(lake.towers / name))
     assert metrics.labelled_set == lake.relative(dataset(settings, DAY).folder)
     assert metrics.catalog_day == DAY
     origin, card = origin_in(settings, train(settings, DAY, promote=False, towers=name))
@@ -108,7 +109,7 @@ def test_what_cannot_be_told_is_said(
         shutil.rmtree(dataset(settings, DAY).folder)
         why = "is not in this lake"
     else:  # as towers were written before
-        path = Path(lake.towers / name / towers.METRICS)
+        path = Path(lake.towers / name / tower_files.METRICS)
         document = json.loads(path.read_bytes())
         path.write_text(json.dumps({k: v for k, v in document.items() if k not in ("labelled_set", "catalog_day")}))
         why = "their labelled set is not recorded"
@@ -152,22 +153,22 @@ def test_the_newest_towers_of_the_configuration_and_labelled_set_are_taken(tmp_p
     settings = short_lake(tmp_path)
     lake = Lake(settings.root)
     made = Path(lake.towers / pretrain(settings, DAY))
-    metrics = towers.read_metrics(made)
+    metrics = tower_files.read_metrics(made)
     assert metrics.made_at is not None
 
     def copy(name: str, hours: float, **changes: object) -> None:
         shutil.copytree(made, made.with_name(name))
         later = metrics.model_copy(update={"made_at": metrics.made_at + timedelta(hours=hours), **changes})
-        (made.with_name(name) / towers.METRICS).write_text(later.model_dump_json())
+        (made.with_name(name) / tower_files.METRICS).write_text(later.model_dump_json())
 
     copy("20990101-00000000", -1)
     copy("20260101-00000000", 1)  # the newest
     copy("20990101-00000001", 2, labelled_set="labelled/ds=2026-11-19/set=01234567")
     copy("20990101-00000002", 3)
     other = drawn.config(epochs=1).model_copy(update={"name": "other"})
-    (made.with_name("20990101-00000002") / towers.CONFIG).write_text(other.model_dump_json())
+    (made.with_name("20990101-00000002") / tower_files.CONFIG).write_text(other.model_dump_json())
     copy("20990101-00000003", 4)
-    (made.with_name("20990101-00000003") / towers.CONFIG).write_text("{")
+    (made.with_name("20990101-00000003") / tower_files.CONFIG).write_text("{")
     version = train(settings, DAY, promote=False, pretrain=True)
     assert begun_with(settings, version) == "towers/20260101-00000000"
     assert len(storage.children(lake.towers)) == 6
@@ -222,11 +223,11 @@ def test_something_else_that_says_what_the_towers_begin_with_is_refused(tmp_path
 def test_the_same_weights_of_another_labelled_set_or_configuration_are_other_towers(tmp_path: Path) -> None:
     config = drawn.config()
     weights = nn.Linear(2, 2)
-    metrics = towers.TowersMetrics(
+    metrics = tower_files.TowersMetrics(
         train_examples=1, best_epoch=1, epochs=(), seconds=1.0, device="cpu", labelled_set="a"
     )
     names = [
-        towers.save(weights, changed, of, tmp_path, drawn.NOW)
+        tower_files.save(weights, changed, of, tmp_path, drawn.NOW)
         for changed, of in (
             (config, metrics),
             (config, metrics),
@@ -236,5 +237,5 @@ def test_the_same_weights_of_another_labelled_set_or_configuration_are_other_tow
     ]
     assert names[0] == names[1]
     assert len(set(names)) == 3
-    assert towers.read_metrics(tmp_path / names[2]).labelled_set == "b"
-    assert towers.read_metrics(tmp_path / names[2]).made_at == drawn.NOW
+    assert tower_files.read_metrics(tmp_path / names[2]).labelled_set == "b"
+    assert tower_files.read_metrics(tmp_path / names[2]).made_at == drawn.NOW

@@ -13,20 +13,21 @@ import pytest
 import yaml
 
 from cma_clip_core import registry
-from cma_clip_core.documents import Metrics, Threshold, TowersOrigin
-from cma_clip_core.metrics import PAPER_PRECISION
-from cma_clip_core.promise import fewest_right
-from cma_clip_core.training import Trained
-from jobs import promotion, storage
+from cma_clip_core.evaluation.choose_thresholds import fewest_right
+from cma_clip_core.evaluation.metrics import PAPER_PRECISION
+from cma_clip_core.model_documents import Metrics, Threshold, TowersOrigin
+from cma_clip_core.training.fit import Trained
 from jobs.errors import JobError
-from jobs.lake import Lake
-from jobs.models import champion, champions, rollback
-from jobs.models import promote as name_champion
-from jobs.promotion import LEAST_FAMILIES, compare, promote
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.lake.storage import SwapLostError
+from jobs.models import promotion
+from jobs.models.champion_pointer import champion, champions, rollback
+from jobs.models.champion_pointer import promote as name_champion
+from jobs.models.promotion import LEAST_FAMILIES, compare, promote
+from jobs.models.verdict import MEAN, Verdict
 from jobs.settings import Settings
-from jobs.storage import SwapLostError
-from jobs.train import show_model, train
-from jobs.verdict import MEAN, Verdict
+from jobs.training.train import show_model, train
 from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn
 from tests.jobs.test_train import RUN, add_examples, settings_of

@@ -24,11 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import night, publish, ranges, storage, tables
 from jobs.errors import JobError, LedgerError, StalePlanError
-from jobs.lake import Lake
-from jobs.plan import plan
+from jobs.lake import storage, table_files
+from jobs.lake.layout import Lake
+from jobs.nightly import publish
+from jobs.nightly.plan import plan
+from jobs.runs import whole_night
 from jobs.settings import Settings
+from jobs.upkeep import published_tables
 from schemas.documents import PublishedFile
 from schemas.tables import ATTRIBUTES
 from tests.conftest import DAY1, DAY2, DAY3, DAY4, Night, copy_trained, raw_lines, settings_for, split_raw, write_raw
@@ -43,9 +46,9 @@ def published(trained: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
     root = tmp_path_factory.mktemp("published") / "lake"
     copy_trained(trained, root)
     lake, settings = Lake(root), settings_for(root)
-    night.night(settings, DAY1)
+    whole_night.night(settings, DAY1)
     second_day(lake)
-    night.night(settings, DAY2)
+    whole_night.night(settings, DAY2)
     return lake
 
 
@@ -59,7 +62,7 @@ def two_nights(published: Lake) -> Any:
 
 
 def test_each_engine_reads_the_tables_by_its_line(published: Lake, spark_session: Any) -> None:
-    lines = tables.reader_lines(published)
+    lines = published_tables.reader_lines(published)
     manifest = published.read_manifest(published.current_run() or "")
     assert manifest is not None
     expected = manifest.rows
@@ -98,10 +101,10 @@ def test_files_are_made_for_readers(published: Lake) -> None:
 
 
 def test_show_prints_the_runs_and_lines(published: Lake, capsys: pytest.CaptureFixture[str]) -> None:
-    tables.show(settings_for(published.root))
+    published_tables.show(settings_for(published.root))
     printed = capsys.readouterr().out
     assert str(published.current_run()) in printed
-    assert tables.reader_lines(published)["DuckDB"] in printed
+    assert published_tables.reader_lines(published)["DuckDB"] in printed
     assert "2 days, 2026-11-20 to 2026-11-21" in printed
 
 
@@ -112,25 +115,25 @@ def test_an_apostrophe_in_the_lake_s_path(tmp_path: Path) -> None:
     pq.write_table(ATTRIBUTES.empty_table(), file)
     lake.current.write_text(f"{file}\n")
     with duckdb.connect() as connection:
-        found = connection.execute(tables.reader_lines(lake)["DuckDB"])
+        found = connection.execute(published_tables.reader_lines(lake)["DuckDB"])
         assert set(found.to_arrow_table().column_names) == set(ATTRIBUTES.names)
 
 
 def test_nothing_published_is_told(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="nothing is published"):
-        tables.show(settings_for(tmp_path))
+        published_tables.show(settings_for(tmp_path))
     with duckdb.connect() as connection, pytest.raises(JobError, match="no history up to 2026-11-20"):
-        tables.as_of(connection, settings_for(tmp_path), DAY1)
+        published_tables.as_of(connection, settings_for(tmp_path), DAY1)
 
 
 def test_as_of_writes_a_file(published: Lake, tmp_path: Path) -> None:
-    tables.write_as_of(settings_for(published.root), DAY1, tmp_path / "then.parquet")
+    published_tables.write_as_of(settings_for(published.root), DAY1, tmp_path / "then.parquet")
     assert pq.read_metadata(tmp_path / "then.parquet").num_rows == len(as_of(settings_for(published.root), DAY1))
 
 
 def test_as_of_without_a_file_prints_each_attribute(published: Lake, capsys: pytest.CaptureFixture[str]) -> None:
     settings = settings_for(published.root)
-    tables.write_as_of(settings, DAY1, None)
+    published_tables.write_as_of(settings, DAY1, None)
     printed = capsys.readouterr().out
     assert printed.startswith(f"the attribute table as it was on {DAY1} (write it whole with --out FILE.parquet):")
     colours = sum(row[1] == "colour" for row in as_of(settings, DAY1))
@@ -140,7 +143,7 @@ def test_as_of_without_a_file_prints_each_attribute(published: Lake, capsys: pyt
 
 def rows_by_run(lake: Lake) -> dict[str, int]:
     """Read the live tables as an analyst does, and count the rows each run wrote."""
-    statements = tables.reader_lines(lake)["DuckDB"].split("; ")
+    statements = published_tables.reader_lines(lake)["DuckDB"].split("; ")
     with duckdb.connect() as connection:
         connection.execute(statements[0])
         return dict(
@@ -150,10 +153,10 @@ def rows_by_run(lake: Lake) -> dict[str, int]:
 
 def test_reader_in_the_middle_of_swaps_sees_one_whole_version(two_nights: Lake) -> None:
     settings = settings_for(two_nights.root)
-    first, second = (m.run_id for m in tables.runs(two_nights))
+    first, second = (m.run_id for m in published_tables.runs(two_nights))
     versions = {}
     for run_id in (second, first, second):  # and the second one is live again
-        tables.rollback(settings, run_id)
+        published_tables.rollback(settings, run_id)
         versions[run_id] = rows_by_run(two_nights)
     assert versions[first] != versions[second]
     stop, seen = threading.Event(), list[dict[str, int]]()
@@ -165,8 +168,8 @@ def test_reader_in_the_middle_of_swaps_sees_one_whole_version(two_nights: Lake) 
     reader = threading.Thread(target=read)
     reader.start()
     for _ in range(20):
-        tables.rollback(settings, first)
-        tables.rollback(settings, second)
+        published_tables.rollback(settings, first)
+        published_tables.rollback(settings, second)
     stop.set()
     reader.join()
     assert seen
@@ -175,26 +178,26 @@ def test_reader_in_the_middle_of_swaps_sees_one_whole_version(two_nights: Lake) 
 
 def test_rollback_and_forward(two_nights: Lake) -> None:
     settings = settings_for(two_nights.root)
-    first, second = (m.run_id for m in tables.runs(two_nights))
+    first, second = (m.run_id for m in published_tables.runs(two_nights))
     after = live(two_nights)
-    tables.rollback(settings, first)
+    published_tables.rollback(settings, first)
     assert two_nights.current_run() == first
     assert live(two_nights) == as_of(settings, DAY2) == as_of(settings, DAY1)
     assert list(two_nights.read_history_index().days) == [DAY1]
-    tables.rollback(settings, second)
+    published_tables.rollback(settings, second)
     assert live(two_nights) == as_of(settings, DAY2) == after
     with pytest.raises(JobError, match="wrote no tables"):
-        tables.rollback(settings, "2026-11-20-00000000")
+        published_tables.rollback(settings, "2026-11-20-00000000")
 
 
 def test_rollback_to_damaged_files_is_refused(two_nights: Lake) -> None:
-    first = tables.runs(two_nights)[0]
+    first = published_tables.runs(two_nights)[0]
     path = two_nights.root / first.files[0].path
     kept = path.read_bytes()
     try:
         path.write_bytes(kept[:100] + kept[-200:])
         with pytest.raises(Exception, match=r"part-00000\.parquet|Parquet"):
-            tables.rollback(settings_for(two_nights.root), first.run_id)
+            published_tables.rollback(settings_for(two_nights.root), first.run_id)
     finally:
         path.write_bytes(kept)
     assert two_nights.current_run() != first.run_id
@@ -202,13 +205,13 @@ def test_rollback_to_damaged_files_is_refused(two_nights: Lake) -> None:
 
 def test_rollback_to_a_file_that_one_bit_is_wrong_in_is_refused(two_nights: Lake) -> None:
     """Rows and size are as they were: the digest alone tells."""
-    first = tables.runs(two_nights)[0]
+    first = published_tables.runs(two_nights)[0]
     path = two_nights.root / first.files[0].path
     kept = path.read_bytes()
     try:
         path.write_bytes(kept[:20] + bytes([kept[20] ^ 1]) + kept[21:])
         with pytest.raises(JobError, match=r"part-00000\.parquet is not what was written \(its SHA-256"):
-            tables.rollback(settings_for(two_nights.root), first.run_id)
+            published_tables.rollback(settings_for(two_nights.root), first.run_id)
     finally:
         path.write_bytes(kept)
     assert two_nights.current_run() != first.run_id
@@ -223,7 +226,7 @@ def test_backfill_changes_history_alone(two_nights: Lake, quiet: bool) -> None:
     if not quiet:
         records[8]["title"] = "Green dress of another kind"
     write_raw(two_nights, DAY4, [*records, *unreadable])
-    night.night(settings, DAY4)
+    whole_night.night(settings, DAY4)
     assert (two_nights.read_history_index().days[DAY4].path == "") == quiet
     newest, pointer = live(two_nights), two_nights.current.read_bytes()
     before = {day: as_of(settings, day) for day in (DAY1, DAY2, DAY4)}
@@ -232,7 +235,7 @@ def test_backfill_changes_history_alone(two_nights: Lake, quiet: bool) -> None:
     gone = records.pop(10)
     records[11]["title"] = "Red bag"
     write_raw(two_nights, DAY3, [*records, *unreadable, late])
-    ledger, page = night.night(settings, DAY3)
+    ledger, page = whole_night.night(settings, DAY3)
     assert ledger.backfill
     assert (ledger.new, ledger.changed, ledger.removed) == (1, 1, 1)
     assert page.exists()
@@ -243,13 +246,13 @@ def test_backfill_changes_history_alone(two_nights: Lake, quiet: bool) -> None:
     then = as_of(settings, DAY3)
     assert products_of(then) == products_of(before[DAY2]) - {gone["product_id"]} | {"only-on-day-3"}
     # Done again, it finds nothing to do.
-    again, _ = night.night(settings, DAY3)
+    again, _ = whole_night.night(settings, DAY3)
     assert (again.new, again.changed, again.removed) == (0, 0, 0)
     assert as_of(settings, DAY3) == then
     # Neither a rollback to what is live nor one back and forth loses it.
     index, run_id = two_nights.read_history_index(), two_nights.current_run() or ""
-    for back in (run_id, tables.runs(two_nights)[0].run_id, run_id):
-        tables.rollback(settings, back)
+    for back in (run_id, published_tables.runs(two_nights)[0].run_id, run_id):
+        published_tables.rollback(settings, back)
     assert two_nights.read_history_index() == index
     assert as_of(settings, DAY4) == live(two_nights) == newest
 
@@ -257,12 +260,12 @@ def test_backfill_changes_history_alone(two_nights: Lake, quiet: bool) -> None:
 def test_day_that_was_rolled_back_is_published_again(two_nights: Lake) -> None:
     settings = settings_for(two_nights.root)
     write_raw(two_nights, DAY3, raw_lines(two_nights, DAY2))
-    night.night(settings, DAY3)  # nothing changed
+    whole_night.night(settings, DAY3)  # nothing changed
     index, newest = two_nights.read_history_index(), live(two_nights)
     first, second = (two_nights.read_history_index().days[day].run_id for day in (DAY1, DAY2))
-    tables.rollback(settings, first)
+    published_tables.rollback(settings, first)
     for day in (DAY2, DAY3):
-        night.night(settings, day)
+        whole_night.night(settings, day)
         assert two_nights.current_run() == second
         assert as_of(settings, day) == live(two_nights) == newest
     assert two_nights.read_history_index() == index
@@ -299,7 +302,7 @@ def test_stale_plan_is_refused(tagged: tuple[Lake, Settings, str]) -> None:
     # Someone else publishes the same day under other settings in the meantime.
     other = plan(settings, DAY1, retag=True).run_id
     assert other != run_id
-    from jobs.tag import tag
+    from jobs.nightly.tag import tag
 
     tag(settings, other)
     publish.publish(settings, other)
@@ -340,7 +343,7 @@ def test_altered_published_file_fails_the_audit(first_night: tuple[Lake, Setting
 
 @pytest.mark.parametrize("command", ["--run ../../etc", "--run 2026-11-20-XYZ"])
 def test_run_ids_cannot_name_anything_else(command: str) -> None:
-    from jobs.lake import check_run
+    from jobs.lake.layout import check_run
 
     with pytest.raises(JobError, match="is not a run id"):
         check_run(shlex.split(command)[1])
@@ -379,7 +382,7 @@ def test_large_tables_are_cut_by_ranges_of_product_id(night_of_day1: Night, monk
     whole = {table: read(lake, files) for table, files in by_table(lake, run_id).items()}
     assert all(len(files) == 1 for files in by_table(lake, run_id).values())
     night_of_day1.after("tag")
-    monkeypatch.setattr(ranges, "_ROWS_A_FILE", 40)
+    monkeypatch.setattr(table_files, "_ROWS_A_FILE", 40)
     publish.publish(settings, run_id)
     cut = by_table(lake, run_id)
     assert {table: read(lake, files) for table, files in cut.items()} == whole
@@ -413,8 +416,8 @@ def test_nights_go_on_from_tables_in_one_file_and_in_several(
     storage.write_bytes(lake.history_index, json.dumps(index).encode())
     first = live(lake)
     second_day(lake)
-    monkeypatch.setattr(ranges, "_ROWS_A_FILE", 30)
-    ledger, _ = night.night(settings, DAY2)
+    monkeypatch.setattr(table_files, "_ROWS_A_FILE", 30)
+    ledger, _ = whole_night.night(settings, DAY2)
     cut = by_table(lake, ledger.run_id)
     assert min(len(cut[table]) for table in ("colour", "_products", "attributes")) > 1 == len(cut["products"])
     second = live(lake)
@@ -427,11 +430,11 @@ def test_nights_go_on_from_tables_in_one_file_and_in_several(
     assert as_of(settings, DAY2) == live(lake)
     assert products_of(live(lake)) == products_of(second)
     write_raw(lake, DAY3, raw_lines(lake, DAY2)[1:])
-    ledger, _ = night.night(settings, DAY3)
+    ledger, _ = whole_night.night(settings, DAY3)
     assert (ledger.new, ledger.changed, ledger.removed) == (0, 0, 1)
     assert as_of(settings, DAY3) == live(lake)
     assert len(products_of(live(lake))) == len(products_of(second)) - 1
-    tables.rollback(settings, again)
+    published_tables.rollback(settings, again)
     assert products_of(live(lake)) == products_of(second)
     # One of several files of changes is gone.
     (lake.root / by_table(lake, again)["attributes"][1].path).unlink()
@@ -463,11 +466,11 @@ def test_a_sample_cuts_a_table_into_even_files_whatever_order_its_rows_come_in(
 ) -> None:
     from pyspark.sql import functions as F
 
-    monkeypatch.setattr(ranges, "_ROWS_A_FILE", 2_000)
-    monkeypatch.setattr(ranges, "_SAMPLED_A_FILE", 400)
+    monkeypatch.setattr(table_files, "_ROWS_A_FILE", 2_000)
+    monkeypatch.setattr(table_files, "_SAMPLED_A_FILE", 400)
 
     def write(rows: Any, most: int = 20_000) -> list[PublishedFile]:
-        return ranges.write(Lake(tmp_path), rows, tmp_path, ATTRIBUTES, ["changes"], F.lit("changes"), most)
+        return table_files.write(Lake(tmp_path), rows, tmp_path, ATTRIBUTES, ["changes"], F.lit("changes"), most)
 
     frame = drawn(spark_session, 20_000, attributes=2)
     files = write(frame)
@@ -483,12 +486,12 @@ def test_tables_of_other_products_and_sizes_are_cut_each_for_itself(
 ) -> None:
     from pyspark.sql import functions as F
 
-    monkeypatch.setattr(ranges, "_ROWS_A_FILE", 100)
+    monkeypatch.setattr(table_files, "_ROWS_A_FILE", 100)
     number = F.substring("product_id", 5, 9).cast("int")
     own = F.when(number < 800, "shoes").when(number < 850, "hats").otherwise("shirts")
     frame = drawn(spark_session, 1_200).withColumn("attribute", own)
     names = ["hats", "none", "shirts", "shoes"]
-    files = ranges.write(Lake(tmp_path), frame, tmp_path, ATTRIBUTES, names, F.col("attribute"), 1_200)
+    files = table_files.write(Lake(tmp_path), frame, tmp_path, ATTRIBUTES, names, F.col("attribute"), 1_200)
     by_name = {name: [file for file in files if file.table == name] for name in names}
     assert {name: len(found) for name, found in by_name.items()} == {"hats": 1, "none": 1, "shirts": 4, "shoes": 8}
     assert {name: sum(file.rows for file in found) for name, found in by_name.items()} == {
@@ -503,7 +506,7 @@ def test_one_product_is_looked_up_in_small_row_groups(tmp_path: Path, spark_sess
     from pyspark.sql import functions as F
 
     frame = drawn(spark_session, 150_000)
-    (file,) = ranges.write(
+    (file,) = table_files.write(
         Lake(tmp_path), frame, tmp_path / "run", ATTRIBUTES, ["attribute_0"], F.col("attribute"), most=150_000
     )
     metadata = pq.read_metadata(tmp_path / file.path)

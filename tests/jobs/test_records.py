@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from jobs.field_rules import field_rules
-from jobs.records import parse_line
-from jobs.rejected_lines import RejectedLine
+from jobs.records.rejected_lines import RejectedLine
+from jobs.validation.field_rules import field_rules
+from jobs.validation.parse_records import parse_line
 from schemas.rules import load_rules
 
 RULES = field_rules(load_rules("default"), (Path("/lake/pictures"),))

@@ -19,13 +19,16 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from cma_clip_core.documents import Difference, Interval
-from jobs import history, live, models, publish, storage, tables
+from cma_clip_core.model_documents import Difference, Interval
 from jobs.cli import app
 from jobs.errors import JobError
-from jobs.lake import PRODUCTS, Lake
-from jobs.repair import repair_champion, repair_tables
-from jobs.verdict import MEAN, Verdict
+from jobs.lake import history, publication, storage
+from jobs.lake.layout import PRODUCTS, Lake
+from jobs.models import champion_pointer
+from jobs.models.verdict import MEAN, Verdict
+from jobs.nightly import publish
+from jobs.upkeep import published_tables
+from jobs.upkeep.repair import repair_champion, repair_tables
 from schemas.documents import Expired, HistoryDay, HistoryIndex, Ledger, Plan, PublishedFile, RunManifest
 from tests.conftest import settings_for
 
@@ -57,7 +60,7 @@ class Shop:
     def night(self, ds: str, *, quiet: bool = False) -> str:
         """Publish a run of `ds` made from what is live; a backfill where a later day is done. Return its id."""
         lake = self.lake
-        run_id, base = f"{ds}-{next(self.numbers):08x}", live.base(lake, lake.read_history_index(), ds)
+        run_id, base = f"{ds}-{next(self.numbers):08x}", publication.base(lake, lake.read_history_index(), ds)
         plan = Plan.model_construct(
             run_id=run_id, ds=ds, base_run=base.run, history_base=base.days, backfill=base.backfill
         )
@@ -80,7 +83,7 @@ class Shop:
         return run_id
 
     def publish(self, plan: Plan, manifest: RunManifest | None) -> None:
-        live.swap(self.lake, lambda index: publish._enter(self.lake, index, plan, manifest))
+        publication.swap(self.lake, lambda index: publish._enter(self.lake, index, plan, manifest))
         counts = dict.fromkeys(
             ("raw", "unparsable", "quarantined", "superseded", "valid", "unchanged", "tagged_both", "tagged_text",
              "tagged_image", "untaggable", "changed", "model_changed", "removed", "held", "published_products",
@@ -102,7 +105,7 @@ class Shop:
             run_id=run_id, ds=run_id[:10], base_run=manifest.parent, history_base=manifest.history_base,
             backfill=not manifest.files,
         )  # fmt: skip
-        if live.base(self.lake, index, plan.ds) != live.Base.of(plan):
+        if publication.base(self.lake, index, plan.ds) != publication.Base.of(plan):
             return False
         self.publish(plan, manifest)
         return True
@@ -183,7 +186,7 @@ def test_the_index_of_any_course_of_nights_backfills_rollbacks_and_expiries_is_f
             shop.night(day(draw.randint(0, newest)))
         elif what == "rollback":
             try:
-                tables.rollback(settings, draw.choice(runs))
+                published_tables.rollback(settings, draw.choice(runs))
             except JobError:
                 continue  # it has expired
         elif what == "published again":
@@ -223,7 +226,7 @@ def test_a_damaged_pointer_is_found_again_by_the_index(shop: Shop) -> None:
         repair_tables(settings, write=True)
         assert lake.current.read_bytes() == expected
         lake.current.write_bytes(damaged or b"")
-        live.settle(lake)  # the next night does the same
+        publication.settle(lake)  # the next night does the same
         assert lake.current.read_bytes() == expected
 
 
@@ -263,7 +266,7 @@ def versions(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names = ["20261119-00000001", "20261120-0123abcd", "20261121-00000003"]
     for name in names:
         (shop.lake.models / name).mkdir(parents=True)
-    monkeypatch.setattr(models, "check_whole", lambda *_: None)  # they have no files
+    monkeypatch.setattr(champion_pointer, "check_whole", lambda *_: None)  # they have no files
     shop.night(day(1))
     return names
 
@@ -276,7 +279,7 @@ def test_a_damaged_champion_is_told_and_named_again_by_the_live_tables(
     lake.champion.write_bytes(damage)
     if b"ffffffff" not in damage:
         with pytest.raises(JobError, match=r"models/champion: damaged: .*models repair"):
-            models.champion(settings)
+            champion_pointer.champion(settings)
     same = Difference(mean=0, interval=Interval(low=0, high=0), below_zero=0)
     accepted = Verdict(challenger=versions[2], champion=versions[1], products=1, differences={MEAN: same}, worse=())
     storage.write_document(lake.models_reports / "v.json", accepted)
@@ -285,17 +288,17 @@ def test_a_damaged_champion_is_told_and_named_again_by_the_live_tables(
     assert any(f"not sure: {versions[2]} was accepted" in line for line in found.lines)
     assert lake.champion.read_bytes() == damage
     repair_champion(settings, write=True)
-    assert models.champion(settings) == versions[1]
-    assert models.champions(settings).versions[1:] == ((versions[0],) if b"00000001" in damage else ())
+    assert champion_pointer.champion(settings) == versions[1]
+    assert champion_pointer.champions(settings).versions[1:] == ((versions[0],) if b"00000001" in damage else ())
     assert [path.read_bytes() for path in lake.models.glob("champion.broken-*")] == [damage]
     assert "nothing to do" in repair_champion(settings, write=True).lines[-1]
 
 
 def test_a_missing_champion_is_told_apart_from_one_that_never_was(shop: Shop, versions: list[str]) -> None:
     settings = settings_for(shop.lake.root)
-    assert models.champion(settings) is None
-    assert f"models promote {versions[-1]}" in models.never_promoted(shop.lake)
-    assert "models repair" in models.never_promoted(shop.lake)
+    assert champion_pointer.champion(settings) is None
+    assert f"models promote {versions[-1]}" in champion_pointer.never_promoted(shop.lake)
+    assert "models repair" in champion_pointer.never_promoted(shop.lake)
     repair_champion(settings, write=True)
-    assert models.champion(settings) == versions[1]
-    assert models.never_promoted(Lake(shop.lake.root / "none")) == ""
+    assert champion_pointer.champion(settings) == versions[1]
+    assert champion_pointer.never_promoted(Lake(shop.lake.root / "none")) == ""

@@ -21,16 +21,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import storage
 from jobs.errors import JobError
-from jobs.lake import Lake
-from jobs.report import _write_index, costs, pictures, report
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.lake.storage import Place
+from jobs.pages import example_pictures
+from jobs.pages.display_text import percent, plain, visible
+from jobs.pages.html import equations
+from jobs.report import costs
 from jobs.report.findings import findings
 from jobs.report.gather import gather_night
-from jobs.report.page import equations
-from jobs.report.text import percent, plain, visible
+from jobs.report.nightly_report import _write_index, report
 from jobs.settings import Settings
-from jobs.storage import Place
 from schemas import tables
 from schemas.documents import (
     HistoryDay,
@@ -690,9 +692,9 @@ def test_only_the_pictures_shown_are_read(shop: Shop, monkeypatch: pytest.Monkey
     products = [Product(f"p{i:03}", [Row("kind", "Shirt", "Dress", 0.7 + i / 10_000)]) for i in range(400)]
     shop.night(FIRST, products)
     asked: list[str] = []
-    thumbnails = pictures.thumbnails
+    thumbnails = example_pictures.thumbnails
 
-    def counted(places: dict[str, pictures.Place], height: int, width: int) -> dict[str, str]:
+    def counted(places: dict[str, example_pictures.Place], height: int, width: int) -> dict[str, str]:
         asked.extend(places)
         return thumbnails(places, height, width)
 
@@ -856,7 +858,7 @@ def test_texts() -> None:
 
 def test_loads_neither_torch_nor_spark() -> None:
     code = (
-        "import sys, jobs.report\n"
+        "import sys, jobs.report.nightly_report\n"
         "heavy = {'torch', 'pyspark', 'great_expectations', 'airflow', 'pandas', 'matplotlib'} & sys.modules.keys()\n"
         "sys.exit(f'loaded: {sorted(heavy)}' if heavy else 0)"
     )

@@ -16,15 +16,17 @@ import pytest
 import torch
 
 from cma_clip_core import registry
-from cma_clip_core.documents import Metrics, Threshold
-from cma_clip_core.training import Trained
-from jobs import history, models, storage, tables
-from jobs.lake import PRODUCTS, Lake
-from jobs.night import night
-from jobs.plan import plan
-from jobs.publish import publish
+from cma_clip_core.model_documents import Metrics, Threshold
+from cma_clip_core.training.fit import Trained
+from jobs.lake import history, storage
+from jobs.lake.layout import PRODUCTS, Lake
+from jobs.models import champion_pointer
+from jobs.nightly.plan import plan
+from jobs.nightly.publish import publish
+from jobs.nightly.tag import tag
+from jobs.runs.whole_night import night
 from jobs.settings import Settings
-from jobs.tag import tag
+from jobs.upkeep import published_tables
 from schemas.documents import Plan
 from tests.conftest import DAY1, DAY2, DAY3, DAY4, read_raw, settings_for, write_raw
 from tests.jobs.test_night import second_day, steps_to
@@ -50,7 +52,7 @@ def live(lake: Lake) -> Rows:
 def as_of(settings: Settings, ds: str) -> Rows:
     with duckdb.connect() as connection:
         connection.execute("set timezone = 'UTC'")
-        return by_key(tables.as_of(connection, settings, ds).to_arrow_table().to_pylist())
+        return by_key(published_tables.as_of(connection, settings, ds).to_arrow_table().to_pylist())
 
 
 def states_as_of(lake: Lake, ds: str) -> dict[str, dict[str, Any]]:
@@ -72,7 +74,7 @@ def live_states(lake: Lake) -> dict[str, dict[str, Any]]:
 
 def other_model(lake: Lake) -> str:
     """Save a model that says other things than the champion, and accepts more, and return its version."""
-    folder = lake.models / str(models.champion(settings_for(lake.root)))
+    folder = lake.models / str(champion_pointer.champion(settings_for(lake.root)))
     model, taxonomy = registry.load_model(folder), registry.read_taxonomy(folder)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -188,12 +190,12 @@ def test_a_share_of_the_products_each_night(
 ) -> None:
     lake, _ = first_night
     settings = settings_for(lake.root, max_retag_share=0.5)
-    first = str(models.champion(settings))
+    first = str(champion_pointer.champion(settings))
     second = f"20991231-{first[-8:]}"  # the same weights: a version ends with their hash
     shutil.copytree(lake.models / first, lake.models / second)
-    models.promote(settings, second)
+    champion_pointer.promote(settings, second)
     day = second_day(lake)
-    caplog.set_level("INFO", "jobs.plan")
+    caplog.set_level("INFO", "jobs.nightly.plan")
     made = lake.read_plan(steps_to("tag", settings, DAY2))
     assert (made.new, made.changed, made.removed, made.held) == (2, 3, 2, 3)
     assert made.model_changed + made.waiting == made.unchanged + made.model_changed == 92

@@ -21,11 +21,12 @@ import pytest
 import yaml
 
 from cma_clip_core import registry
-from cma_clip_core.scalars import LOGS
-from jobs import object_store, s3_check, sql, storage, tables
+from cma_clip_core.training.tensorboard import LOGS
 from jobs.errors import JobError
-from jobs.lake import Lake
-from jobs.storage import Place
+from jobs.lake import duckdb_sql, s3_files, s3_preflight, storage
+from jobs.lake.layout import Lake
+from jobs.lake.storage import Place
+from jobs.upkeep import published_tables
 from tests import s3
 from tests.cma_clip_core import drawn
 from tests.conftest import DAY1, settings_for
@@ -106,8 +107,8 @@ def test_what_the_server_refuses(faulty: tuple[Place, s3.Proxy], fault: s3.Fault
 def test_what_the_server_refuses_later_names_the_lake_of_the_command(faulty: tuple[Place, s3.Proxy]) -> None:
     place, proxy = faulty
     on_server: Any = place
-    s3_check.check(on_server, create=True)
-    proxy.fault = lambda _, path: None if path.endswith(s3_check.MARK) else "403"
+    s3_preflight.check(on_server, create=True)
+    proxy.fault = lambda _, path: None if path.endswith(s3_preflight.MARK) else "403"
     done = run("--root", str(place), "tables", root="./elsewhere")
     assert done.returncode == 2
     assert f"error: {place}: no permission" in done.stderr
@@ -193,19 +194,19 @@ def test_a_server_without_conditional_writes(
 ) -> None:
     with careless(honours) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        object_store.forget()
-        place: Any = object_store.place("s3://bucket/lake")
+        s3_files.forget()
+        place: Any = s3_files.place("s3://bucket/lake")
         with pytest.raises(JobError, match=f"whatever the condition {says} says"):
-            s3_check.check(place, create=True)
-        assert object_store.read(place / s3_check.MARK) is None
-    object_store.forget()
+            s3_preflight.check(place, create=True)
+        assert s3_files.read(place / s3_preflight.MARK) is None
+    s3_files.forget()
 
 
 def test_a_new_lake_is_marked(on_s3: Place) -> None:
     place: Any = on_s3
-    s3_check.check(place, create=True)
-    s3_check.check(place)
-    assert [path.name for path in storage.children(on_s3)] == [s3_check.MARK]
+    s3_preflight.check(place, create=True)
+    s3_preflight.check(place)
+    assert [path.name for path in storage.children(on_s3)] == [s3_preflight.MARK]
 
 
 # --- nights
@@ -216,7 +217,7 @@ def brought(trained: Lake, on_s3: Place) -> Lake:
     """The lake of `trained`, its model and the raw catalog of DAY1, on S3."""
     lake = Lake(on_s3)
     place: Any = on_s3
-    s3_check.check(place, create=True)
+    s3_preflight.check(place, create=True)
     for name in ("models", "catalog/raw", "catalog/pictures"):
         assert storage.on_disk(trained.root)
         storage.send_folder(trained.root / name, on_s3 / name)
@@ -226,9 +227,11 @@ def brought(trained: Lake, on_s3: Place) -> Lake:
 def decisions(lake: Lake, ds: str | None = None) -> list[tuple[Any, ...]]:
     columns = "product_id, attribute, value, source, model_value, round(confidence, 4), model_version"
     with duckdb.connect() as connection:
-        sql.reach(connection, lake.root)
+        duckdb_sql.reach(connection, lake.root)
         if ds is not None:
-            return sorted(tables.as_of(connection, settings_for(lake.root), ds).project(columns).fetchall(), key=str)
+            return sorted(
+                published_tables.as_of(connection, settings_for(lake.root), ds).project(columns).fetchall(), key=str
+            )
         return sorted(connection.read_parquet(lake.current_lines()).project(columns).fetchall(), key=str)
 
 
@@ -264,7 +267,7 @@ def check_readers(lake: Lake, shown: str) -> None:
         code = f"import pandas, polars, fsspec, duckdb\nprint(len({lines[engine]}))"
         if engine == "Spark":  # set up for S3 as the steps' own is
             code = (
-                "import fsspec\nfrom jobs.settings import Settings\nfrom jobs.spark import session\n"
+                "import fsspec\nfrom jobs.settings import Settings\nfrom jobs.spark.sessions import session\n"
                 f"with session(Settings(), 0) as spark: print({lines[engine]}.count())"
             )
         found = subprocess.run(
@@ -279,7 +282,7 @@ def check_readers(lake: Lake, shown: str) -> None:
 def test_two_machines_train_one_version_and_go_on_together(on_s3: Place, tmp_path: Path) -> None:
     """Nothing but the lake is seen by both: each has a TMPDIR of its own. Frozen towers are kept on each."""
     place: Any = on_s3
-    s3_check.check(place, create=True)
+    s3_preflight.check(place, create=True)
     settings, lake = settings_of(tmp_path), Lake(on_s3)
     made = add_examples(Lake(tmp_path), RUN, drawn.examples(300))
     storage.send_folder(made, lake.examples(RUN), last="_manifest.json")

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cma_clip_core.pictures import PictureError, PictureSpec, decode, fetch
+from cma_clip_core.content.pictures import PictureError, PictureSpec, decode, fetch
+from jobs.demo.garments import COLOURS, Design, draw
+from jobs.demo.sample_catalog import generate, next_day
 from jobs.errors import JobError
-from jobs.garments import COLOURS, Design, draw
 from jobs.importing.import_catalog import import_catalog
-from jobs.lake import Lake
-from jobs.rejected_lines import read_rejected
-from jobs.sample_catalog import generate, next_day
+from jobs.lake.layout import Lake
+from jobs.records.rejected_lines import read_rejected
 from jobs.settings import Settings
 from schemas.taxonomy import load_taxonomy
 from tests.conftest import split_raw

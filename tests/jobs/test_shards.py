@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import JobError
-from jobs.shards import choose, groups
+from jobs.nightly.shards import choose, groups
 from schemas.documents import Shard
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from jobs import class_archive
-from jobs.lake import Lake
+from jobs.lake.layout import Lake
+from jobs.startup import class_archive
 from tests.conftest import DAY1, FOR_FEW_ROWS, write_raw
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def kill_jvm_at_work(step: psutil.Process) -> None:
     while time.monotonic() < deadline:
         for process in step.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # of those that start the JVM
-                if "jobs.spark_daemon" in process.cmdline():
+                if "jobs.nightly.spark_worker_daemon" in process.cmdline():
                     process.parent().kill()
                     return
         time.sleep(0.02)

@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 import pyspark
 import pytest
 
-from cma_clip_core.places import parquet_files
-from jobs.lake import Lake
+from cma_clip_core.content.paths import parquet_files
+from jobs.lake.layout import Lake
 from tests.conftest import DAY1, settings_for
 from tests.s3 import free_port
 

@@ -5,35 +5,35 @@ from pathlib import Path
 
 import pytest
 
-from jobs import standalone
-from jobs.machine import cores
+from jobs.orchestration import local_airflow
+from jobs.runtime.machine import cores
 from jobs.settings import Settings
 
 
 def test_shards_tagged_at_once_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     settings = Settings(root=tmp_path, device="cpu")
-    at_once = standalone.slots(settings)
-    assert 1 <= at_once <= standalone.AT_ONCE
-    threads = int(standalone.environment(settings, tmp_path / "airflow", 8080, at_once)["OMP_NUM_THREADS"])
+    at_once = local_airflow.slots(settings)
+    assert 1 <= at_once <= local_airflow.AT_ONCE
+    threads = int(local_airflow.environment(settings, tmp_path / "airflow", 8080, at_once)["OMP_NUM_THREADS"])
     assert threads == max(1, cores() // at_once)
 
 
 def test_what_the_caller_says_of_threads_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    assert standalone.environment(Settings(root=tmp_path, device="cpu"), tmp_path, 8080, 2)["OMP_NUM_THREADS"] == "7"
+    assert local_airflow.environment(Settings(root=tmp_path, device="cpu"), tmp_path, 8080, 2)["OMP_NUM_THREADS"] == "7"
 
 
 def test_a_gpu_that_is_asked_for_tags_one_shard_at_a_time(tmp_path: Path) -> None:
     settings = Settings(root=tmp_path, device="cuda")
-    assert standalone.slots(settings) == max(1, standalone.gpus())
+    assert local_airflow.slots(settings) == max(1, local_airflow.gpus())
 
 
 def test_passwords_are_for_this_user_alone(tmp_path: Path) -> None:
-    file = tmp_path / standalone.PASSWORDS
+    file = tmp_path / local_airflow.PASSWORDS
     file.write_text(json.dumps({"admin": "x"}))
     file.chmod(0o644)  # as an earlier release left it
     for _ in range(2):
-        standalone._keep_passwords(file)
+        local_airflow._keep_passwords(file)
         assert file.stat().st_mode & 0o777 == 0o600
         file.unlink(missing_ok=True)

@@ -17,9 +17,9 @@ import duckdb
 import psutil
 import pytest
 
-from jobs import step_server
-from jobs.lake import Lake
+from jobs.lake.layout import Lake
 from jobs.settings import Settings
+from jobs.startup import step_server
 from tests.conftest import DAY1, settings_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import peak_memory, storage
-from jobs.steps import measure
+from jobs.lake import storage
+from jobs.runtime import peak_memory
+from jobs.runtime.step_metrics import measure
 from schemas.documents import StepMetrics
 
 MB = 10**6

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from jobs import leases, object_store, storage
 from jobs.errors import JobError
-from jobs.storage import Place, SwapLostError
+from jobs.lake import leases, s3_files, storage
+from jobs.lake.storage import Place, SwapLostError
 from schemas.loading import Strict
 from tests import s3
 
@@ -85,7 +85,7 @@ def test_swap_only_what_was_expected(place: Place) -> None:
 
 
 def _count(path: str, writer: int) -> None:
-    place = object_store.place(path) if path.startswith("s3://") else Path(path)
+    place = s3_files.place(path) if path.startswith("s3://") else Path(path)
     lost = 0
     for swap in range(SWAPS):
         while True:
@@ -159,8 +159,8 @@ def test_more_than_a_page_of_objects(on_s3: Place) -> None:
     for n in range(5):
         storage.write_bytes(on_s3 / f"f{n}", b"")
     assert not storage.on_disk(on_s3)
-    fs, bucket, key = object_store._split(on_s3)
-    pages = list(object_store._pages(fs, Bucket=bucket, Prefix=f"{key}/", MaxKeys=2))
+    fs, bucket, key = s3_files._split(on_s3)
+    pages = list(s3_files._pages(fs, Bucket=bucket, Prefix=f"{key}/", MaxKeys=2))
     assert [len(page["Contents"]) for page in pages] == [2, 2, 1]
 
 
@@ -433,7 +433,7 @@ def test_a_lease_is_looked_at_before_each_request_that_removes(
     faulty: tuple[Place, s3.Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, proxy = faulty
-    monkeypatch.setattr(object_store, "MOST_REMOVED", 2)
+    monkeypatch.setattr(s3_files, "MOST_REMOVED", 2)
     for n in range(5):
         storage.write_bytes(place / "work" / f"part-{n}", b"")
     with storage.locked(place / "work"):

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cma_clip_core.suspects import fold_index
-from jobs import storage
-from jobs import suspects as module
+from cma_clip_core.evaluation.label_errors import fold_index
 from jobs.errors import JobError
-from jobs.lake import Lake
-from jobs.suspects import suspects
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.training import suspects as module
+from jobs.training.suspects import suspects
 from schemas.documents import StepMetrics
 from schemas.tables import SUSPECTS
 from tests.cma_clip_core import drawn

@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from cma_clip_core import registry
-from cma_clip_core.documents import Metrics, Threshold
-from cma_clip_core.model import CmaClip
-from cma_clip_core.training import Trained
-from jobs import storage
+from cma_clip_core.model.cma_clip import CmaClip
+from cma_clip_core.model_documents import Metrics, Threshold
+from cma_clip_core.training.fit import Trained
 from jobs.errors import JobError
-from jobs.lake import Lake
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.nightly.tag import tag
 from jobs.settings import Settings
-from jobs.tag import tag
 from schemas.documents import Plan, Shard, StepMetrics, Validation
 from schemas.tables import PREDICTIONS
 from tests import small_disk

@@ -19,14 +19,15 @@ import pytest
 import yaml
 
 from cma_clip_core import registry
-from cma_clip_core.documents import Metrics
-from jobs import storage, unfinished
-from jobs.data_parallel import together
+from cma_clip_core.model_documents import Metrics
 from jobs.errors import JobError, TransientError
-from jobs.lake import Lake
-from jobs.models import champion, promote
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.models.champion_pointer import champion, promote
+from jobs.runtime.data_parallel import together
 from jobs.settings import Settings
-from jobs.train import list_models, train
+from jobs.training import workdir
+from jobs.training.train import list_models, train
 from schemas.documents import ExamplesManifest, StepMetrics
 from schemas.loading import ContractError
 from tests.cma_clip_core import drawn
@@ -143,7 +144,7 @@ LOOK = """
 import sys
 from pathlib import Path
 from jobs.settings import Settings
-from jobs.train import list_models, show_model
+from jobs.training.train import list_models, show_model
 settings = Settings(root=Path(sys.argv[1]))
 list_models(settings)
 show_model(settings, sys.argv[2])
@@ -222,7 +223,7 @@ def test_logs_that_cannot_be_kept_end_nothing(tmp_path: Path, caplog: pytest.Log
     storage.write_bytes(work / "tensorboard" / "events.1", b"points")
     storage.write_bytes(work / "checkpoint", b"weights")
     kept.write_bytes(b"a file where the folder should be")
-    unfinished.finish(work, kept)
+    workdir.finish(work, kept)
     assert "TensorBoard's logs are not kept: " in caplog.text
     assert not work.exists()
 
@@ -257,7 +258,7 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_training_that_is_told_to_end_ends_all_its_processes(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from jobs.data_parallel import together; from tests.jobs import members\n"
+        "from pathlib import Path; from jobs.runtime.data_parallel import together; from tests.jobs import members\n"
         f"if __name__ == '__main__': together(2, 'cpu', members.wait, Path({str(tmp_path)!r}))"
     )
     script = tmp_path / "script.py"

@@ -17,21 +17,22 @@ import pytest
 import yaml
 
 from cma_clip_core import registry
-from cma_clip_core.documents import Metrics, Threshold
-from cma_clip_core.training import Trained
-from jobs import models, storage
-from jobs.attribute_rows import attributes
-from jobs.dataset import dataset
+from cma_clip_core.model_documents import Metrics, Threshold
+from cma_clip_core.training.fit import Trained
 from jobs.errors import JobError
 from jobs.importing.import_catalog import import_catalog
-from jobs.known import take_known
-from jobs.lake import Lake
-from jobs.night import night
-from jobs.prepare import prepare
-from jobs.publish import check_predictions
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.models import champion_pointer
+from jobs.nightly.attribute_rows import attributes
+from jobs.nightly.publish import check_predictions
+from jobs.nightly.reuse_predictions import take_known
+from jobs.nightly.shards import finished, wanted_of
+from jobs.runs.prepare_examples import prepare
+from jobs.runs.whole_night import night
 from jobs.settings import Settings
-from jobs.shards import finished, wanted_of
-from jobs.train import train
+from jobs.training.dataset import dataset
+from jobs.training.train import train
 from schemas.documents import ExamplesManifest, Plan
 from schemas.tables import EXAMPLES, PREDICTIONS
 from schemas.taxonomy import Taxonomy, load_taxonomy
@@ -143,7 +144,7 @@ def accept_all(settings: Settings) -> str:
     version = registry.save(
         trained, registry.read_config(folder), taxonomy, lake.models, datetime(2099, 12, 31, tzinfo=UTC)
     )
-    models.promote(settings, version, models.champions(settings))
+    champion_pointer.promote(settings, version, champion_pointer.champions(settings))
     return version
 
 

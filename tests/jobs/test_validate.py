@@ -14,14 +14,15 @@ from typing import Any
 import pyarrow.dataset as pads
 import pytest
 
-from jobs import doubled_ids, expectations, records, row_filter, storage
 from jobs.errors import CriticalDataError, JobError
-from jobs.field_rules import field_rules
-from jobs.lake import Lake
-from jobs.plan import plan
-from jobs.rejected_lines import RejectedLine
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.nightly.plan import plan
+from jobs.records.rejected_lines import RejectedLine
 from jobs.settings import Settings
-from jobs.validate import last_days, validate
+from jobs.validation import batch_rules, duplicate_ids, parse_records, row_rules
+from jobs.validation.field_rules import field_rules
+from jobs.validation.validate import last_days, validate
 from schemas.documents import Validation
 from schemas.rules import clears, load_rules
 from tests.conftest import DAY1, DAY2, settings_for, write_raw
@@ -342,23 +343,23 @@ def test_suite_and_filter_count_the_same_rows_for_every_rule(lake: Lake, spark_s
         update={"row_rules": tuple(r.model_copy(update={"max_failed_share": 0.0}) for r in shipped.row_rules)}
     )
     roots = (lake.pictures,)
-    lines = records.read_lines(spark_session, [lake.raw(DAY1) / "part-00000.jsonl.gz"])
-    parsed = records.parse(lines, tmp_path / "parsed", field_rules(rules, roots))
-    judged = parsed.withColumn("reasons", row_filter.reasons(rules, roots))
-    frame = doubled_ids.settle(judged, tmp_path / "doubled", doubled=True).cache()
-    outcomes = {outcome.rule.name: outcome for outcome in expectations.check(frame, rules, roots, [], ds=DAY1)}
-    marked = doubled_ids.mark(frame, rules).cache()
+    lines = parse_records.read_lines(spark_session, [lake.raw(DAY1) / "part-00000.jsonl.gz"])
+    parsed = parse_records.parse(lines, tmp_path / "parsed", field_rules(rules, roots))
+    judged = parsed.withColumn("reasons", row_rules.reasons(rules, roots))
+    frame = duplicate_ids.settle(judged, tmp_path / "doubled", doubled=True).cache()
+    outcomes = {outcome.rule.name: outcome for outcome in batch_rules.check(frame, rules, roots, [], ds=DAY1)}
+    marked = duplicate_ids.mark(frame, rules).cache()
     from pyspark.sql import functions as F
 
     for rule in rules.row_rules:
         outcome = outcomes[rule.name]
-        by_filter = frame.where(row_filter.breaks(rule, rules, roots)).count()
+        by_filter = frame.where(row_rules.breaks(rule, rules, roots)).count()
         assert by_filter, f"{rule.name} must be broken at least once for this test to mean something"
-        about = frame.where(row_filter.about(rule)).count()
+        about = frame.where(row_rules.about(rule)).count()
         assert (outcome.failed, outcome.rows, outcome.passed) == (by_filter, about, False), rule.name
         # And what is counted is what the rows say.
         if clears(rule):
-            said = frame.where(row_filter.note(rule.column).startswith(f"{rule.name}: ")).count()
+            said = frame.where(row_rules.note(rule.column).startswith(f"{rule.name}: ")).count()
         else:
             said = marked.where(F.array_contains("reasons", rule.name)).count()
         assert said == by_filter, rule.name
@@ -551,6 +552,6 @@ def test_doubled_ids_are_seen_in_rejected_records_too(tmp_path: Path) -> None:
 
     for at, ids in enumerate((["a", None], ["b", None])):
         pq.write_table(pa.table({"product_id": pa.array(ids, pa.string())}), tmp_path / f"part-{at}.parquet")
-    assert not doubled_ids.has_doubled_ids(tmp_path, tmp_path)
+    assert not duplicate_ids.has_doubled_ids(tmp_path, tmp_path)
     pq.write_table(pa.table({"product_id": ["c", "a"]}), tmp_path / "part-2.parquet")
-    assert doubled_ids.has_doubled_ids(tmp_path, tmp_path)
+    assert duplicate_ids.has_doubled_ids(tmp_path, tmp_path)

@@ -11,13 +11,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import history, live, night, storage
 from jobs.errors import JobError, LedgerError
-from jobs.lake import PRODUCTS, Lake
-from jobs.plan import plan
-from jobs.publish import publish
+from jobs.lake import history, publication, storage
+from jobs.lake.layout import PRODUCTS, Lake
+from jobs.nightly.plan import plan
+from jobs.nightly.publish import publish
+from jobs.runs import whole_night
 from jobs.settings import Settings
-from jobs.tables import rollback
+from jobs.upkeep.published_tables import rollback
 from schemas.documents import PublishedFile, RowCounts, RunManifest
 from tests.conftest import DAY1, DAY2
 from tests.jobs.test_night import as_of, second_day, steps_to
@@ -57,26 +58,26 @@ def test_changes_that_are_damaged_are_told_with_the_run_that_writes_them_again(t
 def test_the_size_of_all_tables_is_compared_and_the_content_of_those_that_are_read(tmp_path: Path) -> None:
     shop = Shop(Lake(tmp_path / "lake"))
     lake, run_id = shop.lake, shop.night(day(1))
-    manifest = live.manifest_of(lake, run_id)
+    manifest = publication.manifest_of(lake, run_id)
     attribute = lake.root / next(file.path for file in manifest.files if file.table != PRODUCTS)
     assert isinstance(attribute, Path)
     flip(attribute)
-    live.check_tables(lake, manifest, PRODUCTS)
+    publication.check_tables(lake, manifest, PRODUCTS)
     with pytest.raises(JobError, match=rf"{attribute} is not what was written"):
-        live.check_tables(lake, manifest)
+        publication.check_tables(lake, manifest)
     os.truncate(attribute, 10)
     with pytest.raises(JobError, match=rf"{attribute} has 10 bytes, .* were written"):
-        live.check_tables(lake, manifest, PRODUCTS)
+        publication.check_tables(lake, manifest, PRODUCTS)
     attribute.unlink()
     with pytest.raises(JobError, match=rf"{attribute} is missing"):
-        live.check_tables(lake, manifest, PRODUCTS)
+        publication.check_tables(lake, manifest, PRODUCTS)
 
 
 @pytest.mark.spark
 def test_a_damaged_table_of_the_live_run_is_written_again_as_it_was(first_night: tuple[Lake, Settings]) -> None:
     lake, settings = first_night
     run_id = lake.current_run() or ""
-    manifest, before, of_day = live.manifest_of(lake, run_id), live_rows(lake), as_of(settings, DAY1)
+    manifest, before, of_day = publication.manifest_of(lake, run_id), live_rows(lake), as_of(settings, DAY1)
     files = [lake.root / file.path for file in (*manifest.files, *manifest.history_files)]
     content = [storage.read_bytes(path) for path in files]
     second_day(lake)
@@ -89,7 +90,7 @@ def test_a_damaged_table_of_the_live_run_is_written_again_as_it_was(first_night:
         publish(settings, run_id)
         assert [storage.read_bytes(path) for path in files] == content  # bit for bit
         assert (live_rows(lake), as_of(settings, DAY1)) == (before, of_day)
-    night.night(settings, DAY2)
+    whole_night.night(settings, DAY2)
     assert as_of(settings, DAY2) == live_rows(lake)
 
 
@@ -100,13 +101,13 @@ def test_a_run_that_was_rolled_back_and_damaged_is_written_again_when_its_day_is
     lake, settings = first_night
     first = lake.current_run() or ""
     second_day(lake)
-    second = night.night(settings, DAY2)[0].run_id
+    second = whole_night.night(settings, DAY2)[0].run_id
     expected = live_rows(lake)
     rollback(settings, first)
-    path = lake.root / live.manifest_of(lake, second).files[0].path
+    path = lake.root / publication.manifest_of(lake, second).files[0].path
     assert isinstance(path, Path)
     flip(path)
-    assert night.night(settings, DAY2)[0].run_id == second
+    assert whole_night.night(settings, DAY2)[0].run_id == second
     assert live_rows(lake) == expected
 
 
@@ -117,7 +118,7 @@ def test_rows_that_are_lost_from_the_tables_before_do_not_add_up(first_night: tu
     run_id = lake.current_run() or ""
     second_day(lake)
     made = steps_to("tag", settings, DAY2)
-    manifest = live.manifest_of(lake, run_id)
+    manifest = publication.manifest_of(lake, run_id)
     lossy = max((file for file in manifest.files if file.table != PRODUCTS), key=lambda file: file.rows)
     path = lake.root / lossy.path
     pq.write_table(pq.read_table(path).slice(40), path)
@@ -133,8 +134,8 @@ def test_rows_that_are_lost_from_the_tables_before_do_not_add_up(first_night: tu
 def test_the_ledger_counts_the_rows_of_each_attribute(first_night: tuple[Lake, Settings]) -> None:
     lake, settings = first_night
     expected = second_day(lake)
-    before = live.manifest_of(lake, lake.current_run() or "")
-    ledger, _ = night.night(settings, DAY2)
+    before = publication.manifest_of(lake, lake.current_run() or "")
+    ledger, _ = whole_night.night(settings, DAY2)
     manifest = lake.read_manifest(ledger.run_id)
     assert manifest is not None
     assert ledger.attribute_rows == manifest.attribute_rows

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.records import PARSED
-from jobs.row_filter import within_roots_pattern
+from jobs.validation.parse_records import PARSED
+from jobs.validation.row_rules import within_roots_pattern
 from schemas.loading import ContractError
 from schemas.rules import COLUMNS, load_rules
 

@@ -18,12 +18,12 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
-from jobs import storage
-from jobs.airflow_api import AirflowApi
+from jobs.demo.next_day import next_day
+from jobs.demo.sample_catalog import generate
 from jobs.importing.import_catalog import import_catalog
-from jobs.lake import Lake
-from jobs.next_day import next_day
-from jobs.sample_catalog import generate
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.orchestration.airflow_api import AirflowApi
 from schemas.documents import Ledger
 from tests.conftest import settings_for
 from tests.jobs.test_alerts import MailServer, Webhook, served

@@ -13,11 +13,11 @@ import psutil
 import pytest
 from playwright.sync_api import expect
 
-from jobs import tables
+from jobs.demo.sample_catalog import generate
 from jobs.importing.import_catalog import import_catalog
-from jobs.lake import Lake
-from jobs.night import night
-from jobs.sample_catalog import generate
+from jobs.lake.layout import Lake
+from jobs.runs.whole_night import night
+from jobs.upkeep import published_tables
 from tests.conftest import settings_for
 from tests.ui.conftest import DAYS, WAIT, Airflow, Ui, until
 
@@ -349,7 +349,7 @@ DECIDED = "product_id, attribute, value, source, model_value, round(confidence, 
 
 def as_of(lake: Lake, ds: str) -> list[tuple[object, ...]]:
     with duckdb.connect() as connection:
-        found = tables.as_of(connection, settings_for(lake.root), ds)
+        found = published_tables.as_of(connection, settings_for(lake.root), ds)
         return sorted(found.project(DECIDED).fetchall(), key=str)
 
 

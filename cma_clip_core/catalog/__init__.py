@@ -1,0 +1,1 @@
+"""The catalog as training data: examples, labels, families, splits."""

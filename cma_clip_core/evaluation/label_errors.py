@@ -1,0 +1,109 @@
+"""Suspected wrong labels: what a model that never saw a product's label, nor its family's, holds against it.
+
+Products are dealt into folds by family; each fold is judged by a model trained on the others (out-of-fold predictions).
+Which disagreements are more than the model's own errors is told by confident learning (Northcutt et al., "Confident
+Learning: Estimating Uncertainty in Dataset Labels", JAIR 2021), by cleanlab.
+
+Letters of shapes: n labelled products, C values of one attribute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from cleanlab.filter import find_label_issues
+
+from cma_clip_core.catalog.examples import ExampleIndex
+from cma_clip_core.catalog.splits import SIDES
+from cma_clip_core.evaluation.predictions import Floats, Predictions
+
+VALIDATION_SHARE = (
+    0.1  # of the families outside of a fold: which epoch is kept, and how much the picture counts, is decided on them
+)
+LEAST_LABELS = 50  # of an attribute; with fewer, nothing can be said of its noise
+
+
+def fold_index(index: ExampleIndex, fold: int, folds: int) -> ExampleIndex:
+    """Return the examples with one fold of the families on the test side, and the others to train and validate on."""
+    place = np.array([_place(int(family)) for family in np.unique(index.family)])
+    places = place[np.unique(index.family, return_inverse=True)[1]]
+    scaled = places * folds
+    inside = scaled - np.floor(scaled)  # a place of its own within the fold, even over [0, 1)
+    side = np.where(inside < VALIDATION_SHARE, SIDES.index("validation"), SIDES.index("train"))
+    side = np.where(scaled.astype(np.int64) == fold, SIDES.index("test"), side).astype(np.int8)
+    return ExampleIndex(index.files, index.file, index.row, side, index.family)
+
+
+def _place(family: int) -> float:
+    """Return a family's place in [0, 1): not that of its side of the split."""
+    digest = hashlib.blake2b(family.to_bytes(8, signed=True), digest_size=6, salt=b"folds").digest()
+    return int.from_bytes(digest) / 2**48
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A label that is probably wrong."""
+
+    product: str
+    attribute: str
+    catalog_value: str | None  # None: a value that is missing, of a multi-valued attribute
+    model_value: str | None  # None: nothing in its stead, of a multi-valued attribute
+    confidence: float  # the out-of-fold model's, in its value, or that the catalog's does not hold
+    label_confidence: float  # the out-of-fold model's, in what the catalog says
+
+
+def find_suspects(predictions: Predictions, temperature: float) -> list[Suspect]:
+    """Return the suspected wrong labels of an attribute, the most certain first.
+
+    Args:
+        predictions: out of fold, of all products that have a value; one that is not listed is never suspected, since no
+            model knows it.
+        temperature: that makes their probabilities honest.
+    """
+    predictions = predictions.with_target()
+    if len(predictions) < LEAST_LABELS:
+        return []
+    probabilities = predictions.probabilities(temperature)
+    find = _several if predictions.attribute.multi_valued else _single
+    return sorted(find(predictions, probabilities), key=lambda s: (s.label_confidence, s.product))
+
+
+def _single(predictions: Predictions, probabilities: Floats) -> list[Suspect]:
+    attribute, rows = predictions.attribute, np.arange(len(predictions))
+    labels = predictions.targets.argmax(axis=1)
+    best = probabilities.argmax(axis=1)
+    return [
+        Suspect(
+            predictions.products[row], attribute.name, attribute.value_names[labels[row]],
+            attribute.value_names[best[row]], float(probabilities[row, best[row]]), float(probabilities[row, labels[row]]),
+        )
+        for row in rows[_issues(labels, probabilities) & (best != labels)]
+    ]  # fmt: skip
+
+
+def _several(predictions: Predictions, probabilities: Floats) -> list[Suspect]:
+    """Each value for itself: one that is given and should not be, or the reverse."""
+    attribute, found = predictions.attribute, []
+    for c, value in enumerate(attribute.value_names):
+        given, p = predictions.targets[:, c], probabilities[:, c].astype(np.float64)
+        for row in np.flatnonzero(_issues(given.astype(np.int64), np.stack([1 - p, p], axis=1))):
+            right = p[row] if given[row] else 1 - p[row]
+            if right < 0.5:
+                catalog, model = (value, None) if given[row] else (None, value)
+                product = predictions.products[row]
+                found.append(Suspect(product, attribute.name, catalog, model, float(1 - right), float(right)))
+    return found
+
+
+def _issues(labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """Return which labels confident learning finds wrong [n]."""
+    seen = np.unique(labels)
+    if len(seen) < 2:
+        return np.zeros(len(labels), dtype=np.bool_)
+    known = probabilities[:, seen].astype(np.float64)
+    known = known / np.maximum(known.sum(axis=1, keepdims=True), 1e-12)
+    issues = find_label_issues(np.searchsorted(seen, labels), known, filter_by="prune_by_noise_rate", n_jobs=1)
+    return np.asarray(issues, dtype=np.bool_)

@@ -1,0 +1,46 @@
+"""Which attributes can be learnt: one rule for training, the baselines, all means, and suspected labels.
+
+Letters of shapes: C classes of all attributes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cma_clip_core.catalog.examples import ExampleIndex, stream_side
+from cma_clip_core.inputs.batches import LabelEncoder
+from cma_clip_core.model.class_layout import ClassLayout
+
+
+def find_unlearnable(index: ExampleIndex, layout: ClassLayout, least_labels: int) -> dict[str, str]:
+    """Return the attributes that cannot be learnt from the training side, and why, as `unlearnable`."""
+    return unlearnable(count_labels(index, layout), layout, least_labels)
+
+
+def count_labels(index: ExampleIndex, layout: ClassLayout) -> npt.NDArray[np.float64]:
+    """Return how many training products have each value [C]."""
+    encoder = LabelEncoder(layout)
+    counts = np.zeros(layout.classes)
+    for examples, _ in stream_side(index, "train", columns=("labels",)):
+        counts += encoder.encode(examples.column("labels").to_pylist()).targets.sum(dim=0).numpy()
+    return counts
+
+
+def unlearnable(counts: npt.NDArray[np.float64], layout: ClassLayout, least_labels: int) -> dict[str, str]:
+    """Return the attributes that cannot be learnt, and why: too few labels, or all of one value.
+
+    Args:
+        counts: training products of each value [C].
+        layout: the classes.
+        least_labels: that an attribute must have.
+    """
+    found = {}
+    for attribute, part in zip(layout.attributes, layout.slices, strict=True):
+        labels, values = int(counts[part].sum()), int((counts[part] > 0).sum())
+        if labels < least_labels:
+            found[attribute.name] = f"it has {labels} training labels, and {least_labels} are the least to learn from"
+        elif values < 2:
+            only = attribute.value_names[int(counts[part].argmax())]
+            found[attribute.name] = f"all of its {labels} training labels are {only!r}"
+    return found

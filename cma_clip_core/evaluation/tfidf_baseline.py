@@ -1,0 +1,149 @@
+"""The baseline any sceptic asks for: TF-IDF of the text and a logistic regression for each attribute (scikit-learn).
+
+It reads the same fields as the models it is compared with, and all of their words, however many. How strongly each
+attribute's regression is held back is chosen on validation, as a model's epoch is.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from tqdm import tqdm
+
+from cma_clip_core.catalog.examples import ExampleIndex, stream_side
+from cma_clip_core.catalog.label_mentions import SpokenFinder
+from cma_clip_core.catalog.splits import Side
+from cma_clip_core.config import TextConfig
+from cma_clip_core.errors import NothingToLearnError
+from cma_clip_core.evaluation.evaluate import Columns, label_columns, split_attributes
+from cma_clip_core.evaluation.predictions import Predictions
+from cma_clip_core.inputs.batches import LabelEncoder
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.tokenizer import compose
+
+log = logging.getLogger(__name__)
+
+UNSEEN = -30.0  # logit of a value that no training product has: a probability of nothing
+INVERSE_REGULARISATIONS: Final = (1.0, 10.0)  # C: scikit-learn's own, and what texts that name the value want
+ALWAYS = 30.0  # of one of several values that all of them have: a probability of one
+
+# Of all classes of one value; or of each of several, None where all have it. None: one class alone was seen.
+_Model: TypeAlias = LogisticRegression | list[LogisticRegression | None] | None
+
+
+@dataclass(slots=True)
+class TextBaseline:
+    """A fitted vocabulary and, for each attribute, the classes seen in training and their linear model."""
+
+    layout: ClassLayout
+    text: TextConfig
+    vectorizer: TfidfVectorizer
+    models: dict[str, tuple[npt.NDArray[np.int64], _Model]]  # attribute: classes seen, and what was fitted
+
+    def predict(self, index: ExampleIndex, side: Side) -> dict[str, Predictions]:
+        """Return what the baseline says of the labelled products of a side, by attribute name."""
+        texts, columns = _read(index, side, self.layout, self.text)
+        features = self.vectorizer.transform(texts)
+        logits = np.full((len(texts), self.layout.classes), UNSEEN, dtype=np.float32)
+        for name, (classes, model) in self.models.items():
+            part = self.layout.slices[self.layout.position[name]]
+            logits[:, part.start + classes] = _logits(classes, model, features)
+        columns["logits"] = logits
+        columns["lambdas"] = np.tile(np.array([1, 0], np.float32), (len(texts), len(self.layout.attributes), 1))
+        return split_attributes(self.layout, [columns])
+
+
+def fit_text_baseline(
+    index: ExampleIndex, layout: ClassLayout, text: TextConfig, *, not_learnt: Collection[str] = (),
+    inverse_regularisations: Sequence[float] = INVERSE_REGULARISATIONS, progress: bool = True,
+) -> TextBaseline:  # fmt: skip
+    """Fit the baseline on the training side; each attribute keeps the C most accurate on validation.
+
+    Args:
+        index: the labelled products.
+        layout: the classes.
+        text: which fields are read, in which order.
+        not_learnt: attributes that are left out (cma_clip_core.evaluation.learnable): of all their values it says that none is.
+        inverse_regularisations: C of the logistic regressions, rising.
+        progress: show a progress bar.
+
+    Raises:
+        NothingToLearnError: there is no text, or no word that two products have.
+    """
+    texts, columns = _read(index, "train", layout, text)
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, dtype=np.float32)
+    try:
+        features = vectorizer.fit_transform(texts)
+    except ValueError as error:  # scikit-learn's word for an empty vocabulary
+        raise NothingToLearnError(
+            f"no two training products have a word in common in {', '.join(text.fields)}: there is no text to learn from"
+        ) from error
+    unseen, judged = _read(index, "validation", layout, text)
+    held_back = vectorizer.transform(unseen)
+    models: dict[str, tuple[npt.NDArray[np.int64], _Model]] = {}
+    attributes = list(zip(layout.attributes, layout.slices, strict=True))
+    for k, (attribute, part) in enumerate(tqdm(attributes, desc="TF-IDF + LR", unit="attribute", disable=not progress)):
+        if attribute.name in not_learnt:
+            continue
+        rows = np.flatnonzero(columns["labelled"][:, k])
+        targets = columns["targets"][rows, part]
+        seen = np.flatnonzero(targets.any(axis=0))
+        if not len(seen):
+            continue
+        there = np.flatnonzero(judged["labelled"][:, k])
+        right = judged["targets"][there, part][:, seen]
+        best: _Model = None
+        most = -1
+        for c in inverse_regularisations if len(there) else inverse_regularisations[:1]:
+            model = _fit(features[rows], targets[:, seen], attribute.multi_valued, c)
+            hits = 0
+            if len(there):
+                found = _logits(seen, model, held_back[there]).argmax(axis=1)
+                hits = int(right[np.arange(len(there)), found].sum())
+            if hits > most:
+                best, most = model, hits
+        models[attribute.name] = seen, best
+    return TextBaseline(layout, text, vectorizer, models)
+
+
+def _fit(features: Any, targets: npt.NDArray[np.bool_], multi_valued: bool, inverse_regularisation: float) -> _Model:
+    """Fit an attribute's regressions on features [n, words] and targets [n, C] of the classes that were seen."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # what is left to gain after so many steps is rounding
+        regression = LogisticRegression(C=inverse_regularisation, max_iter=300)
+        if multi_valued:
+            return [None if one.all() else clone(regression).fit(features, one) for one in targets.T]
+        return regression.fit(features, targets.argmax(axis=1)) if targets.shape[1] > 1 else None
+
+
+def _logits(classes: npt.NDArray[np.int64], model: _Model, features: Any) -> npt.NDArray[np.float64]:
+    """Return what an attribute's model says of features [n, words]: logits of the classes that were seen [n, C]."""
+    if isinstance(model, list):
+        rows = features.shape[0]
+        said = [np.full(rows, ALWAYS) if one is None else one.decision_function(features) for one in model]
+        return np.stack(said, axis=1)
+    if model is None:
+        return np.zeros((features.shape[0], len(classes)))
+    logits: npt.NDArray[np.float64] = model.predict_log_proba(features)
+    return logits
+
+
+def _read(index: ExampleIndex, side: Side, layout: ClassLayout, text: TextConfig) -> tuple[list[str], Columns]:
+    encoder, spoken = LabelEncoder(layout), SpokenFinder(layout.taxonomy)
+    texts: list[str] = []
+    parts: list[Columns] = []
+    for examples, families in stream_side(index, side):
+        fields = (examples.column(name).to_pylist() for name in ("title", "brand", "description"))
+        texts += [compose(title, brand, words, text) for title, brand, words in zip(*fields, strict=True)]
+        parts.append(label_columns(examples, families, encoder, spoken))
+    return texts, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,1 @@
+"""Model inputs: batches, prefetch, devices, processes."""

@@ -1,0 +1,256 @@
+"""Examples to model inputs: the one code path of training, evaluation and tagging.
+
+Letters of shapes: B batch, T text tokens, K attributes, C classes of all attributes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from cma_clip_core.catalog.examples import read_pixels
+from cma_clip_core.catalog.label_mentions import TEXT_FIELDS, SpokenFinder
+from cma_clip_core.catalog.labels import LabelReader, LabelRows
+from cma_clip_core.config import ModelConfig, TrainingConfig
+from cma_clip_core.model.backbone import Sequence
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.tokenizer import Tokenizer, compose
+
+Bools = npt.NDArray[np.bool_]
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(slots=True)
+class Inputs:
+    """What the model sees of some products; the arguments of `CmaClip.forward`."""
+
+    ids: Tensor  # [B, T] int64
+    lengths: Tensor  # [B] int64
+    text_present: Tensor  # [B] bool
+    pixels: Tensor  # [B, H, W, 3] uint8
+    image_present: Tensor  # [B] bool
+    text: Sequence | None = None  # what a frozen tower made of the texts before (cma_clip_core.inputs.frozen_towers)
+    image: Sequence | None = None  # of the pictures
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def rows(self, rows: slice | Tensor) -> Inputs:
+        """Return some of the products: a slice, or where a mask [B] is True."""
+        return self._each(lambda tensor: tensor[rows])
+
+    def to(self, device: torch.device) -> Inputs:
+        """Return the inputs on `device`."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        def changed(sequence: Sequence | None) -> Sequence | None:
+            return sequence and Sequence(*(None if part is None else change(part) for part in sequence))  # type: ignore[arg-type]
+
+        return Inputs(
+            change(self.ids), change(self.lengths), change(self.text_present), change(self.pixels),
+            change(self.image_present), changed(self.text), changed(self.image),
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from (self.ids, self.lengths, self.text_present, self.pixels, self.image_present)
+        if self.text is not None or self.image is not None:
+            yield from (self.text, self.image)
+
+
+@dataclass(slots=True)
+class Labels:
+    """What the catalog says of some products."""
+
+    targets: Tensor  # [B, C] float32, 1 at the values a product has
+    labelled: Tensor  # [B, K] bool, False where the catalog gives no value, or the attribute does not apply
+
+    def to(self, device: torch.device) -> Labels:
+        """Return the labels on `device`."""
+        return Labels(self.targets.to(device), self.labelled.to(device))
+
+
+@dataclass(slots=True)
+class Batch:
+    """Some labelled products, to train on."""
+
+    products: list[str]  # ids, for error messages
+    inputs: Inputs
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.products)
+
+    def rows(self, rows: slice) -> Batch:
+        """Return some of the products."""
+        return Batch(
+            self.products[rows],
+            self.inputs.rows(rows),
+            Labels(self.labels.targets[rows], self.labels.labelled[rows]),
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`."""
+        return Batch(self.products, self.inputs.to(device), self.labels.to(device))
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Some products, tokenised and decoded, before they are cut into batches."""
+
+    texts: list[list[int]]  # token ids of each
+    text_present: Bools  # [B]
+    pixels: Pixels  # [B, H, W, 3]; zeros where there is no picture
+    image_present: Bools  # [B]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def inputs(self, rows: npt.NDArray[np.int64], tokenizer: Tokenizer) -> Inputs:
+        """Return some of the products as model inputs."""
+        ids, lengths = tokenizer.pad([self.texts[row] for row in rows])
+        return Inputs(
+            torch.from_numpy(ids),
+            torch.from_numpy(lengths),
+            torch.from_numpy(self.text_present[rows]),
+            torch.from_numpy(self.pixels[rows]),
+            torch.from_numpy(self.image_present[rows]),
+        )
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Prepared:
+        """Return a copy of some of the products: what they were read with need not stay in memory."""
+        texts = [self.texts[row] for row in rows]
+        return Prepared(texts, self.text_present[rows], self.pixels[rows], self.image_present[rows])
+
+    @classmethod
+    def join(cls, parts: list[Prepared]) -> Prepared:
+        """Return the products of all parts, at least one, one after the other."""
+        return cls(
+            [text for part in parts for text in part.texts],
+            np.concatenate([part.text_present for part in parts]),
+            np.concatenate([part.pixels for part in parts]),
+            np.concatenate([part.image_present for part in parts]),
+        )
+
+    def by_length(self, batch_size: int) -> list[npt.NDArray[np.int64]]:
+        """Cut the products into batches of like length, so that little is spent on padding. Stable: no randomness."""
+        order = np.argsort([len(text) for text in self.texts], kind="stable")
+        return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+
+
+def prepare(
+    examples: pa.RecordBatch, config: ModelConfig, tokenizer: Tokenizer, title_only: Bools | None = None
+) -> Prepared:
+    """Return examples (columns product_id, title, brand, description, image) as tokens and pixels.
+
+    Args:
+        examples: [B] rows.
+        config: which text is read, and the size of the pictures.
+        tokenizer: of that configuration.
+        title_only: [B], True where the title is the only text that is read, if it is read at all and there is one.
+
+    Raises:
+        DataError: a picture is not of the model's size.
+    """
+    columns = (examples.column(name).to_pylist() for name in ("title", "brand", "description"))
+    rows = zip(*columns, itertools.repeat(False, len(examples)) if title_only is None else title_only, strict=True)
+    texts = [
+        (alone and compose(title, "", "", config.text)) or compose(title, brand, description, config.text)
+        for title, brand, description, alone in rows
+    ]
+    pixels, image_present = read_pixels(examples, config.picture)
+    text_present = np.array([bool(text) for text in texts], dtype=np.bool_)
+    return Prepared([tokenizer.encode(text) for text in texts], text_present, pixels, image_present)
+
+
+def without_names(examples: pa.RecordBatch, spoken: SpokenFinder, chosen: Bools) -> pa.RecordBatch:
+    """Return examples whose texts do not name some of their labels.
+
+    Args:
+        examples: [B] rows.
+        spoken: knows the names.
+        chosen: [B, C], True at the values whose names are left out.
+    """
+    texts = spoken.leave_out(zip(*(examples.column(f).to_pylist() for f in TEXT_FIELDS), strict=True), chosen)
+    for field, column in zip(TEXT_FIELDS, zip(*texts, strict=True), strict=True):
+        at = examples.schema.get_field_index(field)
+        examples = examples.set_column(at, examples.schema.field(at), pa.array(column, examples.schema.field(at).type))
+    return examples
+
+
+class LabelEncoder:
+    """The catalog's labels as targets of the model."""
+
+    def __init__(self, layout: ClassLayout) -> None:
+        self._reader = LabelReader(layout.taxonomy)
+
+    def rows(self, examples: pa.RecordBatch) -> LabelRows:
+        """Return the labels of `examples` as arrays, and where their values are not listed. Raises DataError as `encode`."""
+        return self._reader.read(*(examples.column(name).to_pylist() for name in ("labels", "unknown_labels")))
+
+    def encode(self, labels: Iterable[Iterable[tuple[str, list[str]]]]) -> Labels:
+        """Return labels, for each product its attribute names with their values, as tensors.
+
+        Raises:
+            DataError: a label is not in the taxonomy.
+        """
+        rows = self._reader.read(labels)  # what the taxonomy does not list teaches nothing
+        return Labels(torch.from_numpy(rows.targets.astype(np.float32)), torch.from_numpy(rows.labelled))
+
+
+def augment(prepared: Prepared, config: TrainingConfig, rng: np.random.Generator) -> None:
+    """Vary `prepared` in place as training asks: words, modalities, mirrored and moved pictures. Our choice.
+
+    What a frozen tower sees is not varied: it gives the same in every epoch, so that it need be run but once.
+    """
+    rows = len(prepared)
+    if config.text_dropout or config.image_dropout:
+        both = prepared.text_present & prepared.image_present
+        draw = rng.random(rows)
+        no_text = both & (draw < config.text_dropout)
+        no_image = both & (draw > 1 - config.image_dropout) & ~no_text  # nobody loses their only modality
+        prepared.text_present = prepared.text_present & ~no_text
+        prepared.image_present = prepared.image_present & ~no_image
+    if config.word_dropout and "text" not in config.freeze:
+        lengths = [len(text) for text in prepared.texts]
+        keep = rng.random(sum(lengths)) >= config.word_dropout  # as many draws as one by one, and the same ones
+        ends = np.cumsum(lengths)
+        keep[ends - 1] = keep[ends - lengths] = True  # start and end tokens
+        kept = iter(keep.tolist())
+        prepared.texts = [list(itertools.compress(text, kept)) for text in prepared.texts]
+    if "image" in config.freeze or not (config.flip or config.shift):
+        return
+    if not prepared.pixels.flags.writeable:
+        prepared.pixels = prepared.pixels.copy()
+    pixels = prepared.pixels
+    if config.flip:
+        chosen = rng.random(rows) < 0.5
+        pixels[chosen] = pixels[chosen, :, ::-1]
+    if config.shift:
+        moves = rng.integers(-config.shift, config.shift + 1, size=(rows, 2))
+        for row in np.flatnonzero(prepared.image_present & moves.any(axis=1)):
+            pixels[row] = _move(pixels[row], int(moves[row, 0]), int(moves[row, 1]))
+
+
+def _move(pixels: Pixels, down: int, right: int) -> Pixels:
+    """Return the picture moved, its edge repeated into what is uncovered."""
+    height, width = pixels.shape[:2]
+    down, right = max(1 - height, min(height - 1, down)), max(1 - width, min(width - 1, right))
+    moved = np.empty_like(pixels)
+    # In whole stretches of memory: pixel by pixel this would be a quarter of what it takes to prepare a product.
+    top, left = max(down, 0), max(right, 0)
+    bottom, end = height + min(down, 0), width + min(right, 0)
+    moved[top:bottom, left:end] = pixels[top - down : bottom - down, left - right : end - right]
+    moved[top:bottom, :left] = pixels[top - down : bottom - down, :1]
+    moved[top:bottom, end:] = pixels[top - down : bottom - down, -1:]
+    moved[:top] = moved[top : top + 1]
+    moved[bottom:] = moved[bottom - 1 : bottom]
+    return moved

@@ -1,0 +1,229 @@
+"""What frozen towers make of each product: run once, kept in a file beside the checkpoint, and read in every epoch.
+
+A tower that is not trained, and sees the same text or picture each time, gives the same sequence each time. The file is
+mapped into memory, so that as much of it is held as the system has room for, and is in float32, as the towers give it: the
+losses are those of a training that runs them again and again.
+
+Letters of shapes: B batch, N tokens or patches, D width of a tower.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from cma_clip_core.catalog.examples import ExampleIndex, Rows, stream_side
+from cma_clip_core.catalog.splits import SIDES, Side
+from cma_clip_core.config import ModelConfig
+from cma_clip_core.inputs.batches import Inputs, prepare
+from cma_clip_core.inputs.checkpoints import fingerprint
+from cma_clip_core.inputs.devices import precision
+from cma_clip_core.inputs.distributed import World
+from cma_clip_core.inputs.oom_halving import Halving
+from cma_clip_core.inputs.prefetch import prefetch
+from cma_clip_core.model.backbone import Backbone, Sequence
+from cma_clip_core.model.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+Tower = Literal["text", "image"]
+BATCH = 256
+_SIDES: tuple[Side, ...] = ("train", "validation")  # that are read in every epoch
+
+
+def frozen_towers(config: ModelConfig) -> tuple[Tower, ...]:
+    """Return the towers that are run in training but not trained."""
+    return tuple(name for name in config.training.freeze if config.method == "clip" or name in config.fusion.modalities)
+
+
+def idle_settings(config: ModelConfig, tower: Tower) -> list[str]:
+    """Return the settings of the training that do not apply to a frozen tower: it sees what there is as it is."""
+    training = config.training
+    settings: dict[str, object] = {
+        "word_dropout": training.word_dropout,
+        "name_dropout": training.name_dropout,
+        "title_only": training.title_only,
+    }
+    if tower == "image":
+        patches = config.backbone.patch_dropout
+        settings = {"flip": training.flip, "shift": training.shift, "patch_dropout": patches}
+    return [name for name, value in settings.items() if value]
+
+
+@dataclass(slots=True)
+class FrozenTowers:
+    """The sequences of the products on the training and the validation side, by tower."""
+
+    slots: Rows  # by place in the index: the row in the files
+    files: dict[Tower, npt.NDArray[Any]]  # rows of `_row_type`, mapped into memory
+
+    def __getstate__(self) -> tuple[Rows, dict[Tower, Path]]:
+        return self.slots, {name: Path(file.filename) for name, file in self.files.items()}  # type: ignore[attr-defined]
+
+    def __setstate__(self, state: tuple[Rows, dict[Tower, Path]]) -> None:
+        """Map the files anew: another process is sent their names, not what is in them."""
+        self.slots, paths = state
+        self.files = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}
+
+    def add_to(self, inputs: Inputs, places: Rows) -> Inputs:
+        """Return inputs with the sequences of the products at these places of the index, for the model to take."""
+        found: dict[Tower, Sequence] = {}
+        rows = self.slots[places]
+        for name, file in self.files.items():
+            # Padding beyond the longest text of the batch need not be read; pictures are all of one size.
+            tokens = int(inputs.lengths.max()) if name == "text" else file.dtype["tokens"].shape[0]
+            cls, body = (torch.from_numpy(part) for part in (file["cls"][rows], file["tokens"][rows, :tokens]))
+            mask = torch.from_numpy(file["mask"][rows, :tokens]) if name == "text" else None
+            if name == "image":  # as the model leaves those that are not shown
+                hidden = ~inputs.image_present
+                cls[hidden], body[hidden] = 0.0, 0.0
+            found[name] = Sequence(cls, body, mask)
+        return replace(inputs, text=found.get("text"), image=found.get("image"))
+
+
+def run_frozen(
+    model: nn.Module,
+    index: ExampleIndex,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    folder: Path,
+    world: World,
+    progress: bool,
+) -> FrozenTowers | None:
+    """Run the frozen towers of CMA-CLIP over the products, or find what they gave before; None where none is frozen.
+
+    The first process runs them, and the others wait: all that see its folder read one file. On a machine that does not, its
+    first process runs them too, into its own. Where a disk has no room for the file, that is said, and None is returned: the
+    towers are then run in every epoch, in all processes where it is the first one's disk.
+
+    Raises:
+        DeviceError: not even one product fits into the device's memory.
+        DataError: an example file cannot be read.
+    """
+    towers = frozen_towers(config)
+    if not towers or config.method != "cma_clip":
+        return None
+    backbone = model.get_submodule("backbone")
+    assert isinstance(backbone, Backbone)
+    slots = np.cumsum(index.side != SIDES.index("test")) - 1
+    paths = {name: folder / f"frozen-{name}-{_key(backbone, name, index, config)}.npy" for name in towers}
+
+    def are_there() -> bool:
+        return all(path.exists() for path in paths.values())
+
+    def make() -> None:
+        model.eval()
+        for path in folder.glob("*frozen-*"):  # of other weights, or cut off
+            path.unlink()
+        try:
+            _run(backbone, paths, slots, index, config, tokenizer, device, progress)
+        except OSError as error:
+            for path in folder.glob("*frozen-*"):
+                path.unlink()
+            log.warning("frozen towers are run in every epoch: what they give cannot be kept: %s", error)
+
+    if world.is_first and not are_there():
+        make()
+    if not world.broadcast(float(world.is_first and are_there())):
+        return None
+    if world.is_first_here and not are_there():  # the first process's disk is not seen here
+        make()
+    world.wait()
+    if not are_there():
+        return None
+    return FrozenTowers(slots, {name: np.load(path, mmap_mode="r") for name, path in paths.items()})
+
+
+def _key(backbone: Backbone, name: Tower, index: ExampleIndex, config: ModelConfig) -> str:
+    """Return a digest of all that a tower's sequences follow from."""
+    digest = hashlib.sha256()
+    for key, value in backbone.state_dict().items():
+        if key.startswith(f"{name}.") or key in ("mean", "std"):
+            digest.update(key.encode() + value.detach().cpu().numpy().tobytes())
+    seen = config.text.model_dump() if name == "text" else config.picture.model_dump()
+    return fingerprint(digest.hexdigest(), index.fingerprint, seen)
+
+
+@torch.inference_mode()
+def _run(
+    backbone: Backbone,
+    paths: dict[Tower, Path],
+    slots: Rows,
+    index: ExampleIndex,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    progress: bool,
+) -> None:
+    """Write the files: each appears whole. Raises OSError where they cannot be written."""
+    files: dict[Tower, npt.NDArray[Any]] = {}
+    halving = Halving(device, BATCH)
+
+    def forward(inputs: Inputs) -> tuple[Tensor, ...]:
+        with precision(device):
+            found = (
+                backbone.encode_text(inputs.ids, inputs.lengths)
+                if name == "text"
+                else backbone.encode_image(inputs.pixels)
+            )
+        return (found.cls, found.tokens) if found.mask is None else (found.cls, found.tokens, found.mask)
+
+    def parts() -> Any:
+        for side in _SIDES:
+            at, places = 0, index.places(side)
+            for examples, _ in stream_side(index, side):
+                prepared = prepare(examples, config, tokenizer)
+                here = slots[places[at : at + len(prepared)]]
+                at += len(prepared)
+                for rows in prepared.by_length(BATCH):
+                    yield here[rows], prepared.inputs(rows, tokenizer)
+
+    new = {name: path.with_name(f".{path.name}.new") for name, path in paths.items()}
+    total = sum(index.count(side) for side in _SIDES)
+    with tqdm(total=total, desc="frozen towers", unit="ex", disable=not progress) as bar:
+        for rows, inputs in prefetch(parts()):
+            for name in paths:
+                shown = torch.ones_like(inputs.text_present) if name == "text" else inputs.image_present
+                if not bool(shown.any()):
+                    continue
+                cls, tokens, *mask = (part.numpy() for part in halving.run(forward, inputs.rows(shown)))
+                if name not in files:
+                    longest = config.text.context_length if name == "text" else tokens.shape[1]
+                    files[name] = _create(new[name], total, cls.shape[1], longest, tokens.shape[2])
+                file, at = files[name], rows[shown.numpy()]
+                file["cls"][at] = cls
+                file["tokens"][at, : tokens.shape[1]] = tokens
+                if mask:
+                    file["mask"][at, : tokens.shape[1]] = mask[0] > 0
+            bar.update(len(rows))
+    for name, path in paths.items():
+        if name not in files:  # no product has a picture
+            files[name] = _create(new[name], total, 1, 1, 1)
+        files[name].flush()  # type: ignore[attr-defined]
+        new[name].replace(path)
+
+
+def _create(path: Path, rows: int, cls_width: int, tokens: int, width: int) -> npt.NDArray[Any]:
+    """Return a new file of so many rows of zeros, mapped into memory. Raises OSError where there is no room for it."""
+    fields = [("cls", "f4", (cls_width,)), ("tokens", "f4", (tokens, width)), ("mask", "?", (tokens,))]
+    row = np.dtype(fields, align=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = rows * row.itemsize
+    log.info("frozen towers: %s takes %.1f GB", path.parent, size / 1e9)
+    file = np.lib.format.open_memmap(path, mode="w+", dtype=row, shape=(rows,))
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as reserved:
+            # A mapped page that the disk has no room for would kill the process.
+            os.posix_fallocate(reserved.fileno(), 0, path.stat().st_size)
+    return file

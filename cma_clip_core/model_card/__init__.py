@@ -1,0 +1,1 @@
+"""The model card: tables and plots of what a model is worth."""

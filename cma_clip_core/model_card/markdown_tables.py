@@ -1,0 +1,135 @@
+"""Metrics as Markdown tables, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Final
+
+from cma_clip_core.model_documents import AttributeMetrics, Interval, MethodMetrics, Threshold
+
+_MEAN: Final = "mean"
+_MEAN_SILENT: Final = "mean, silent"
+
+
+def comparison(methods: Sequence[MethodMetrics]) -> str:
+    """Return methods by attributes: recall at 90 % precision, in %, with 95 % intervals where they were drawn.
+
+    The last columns are the means over the attributes, of all labels and of those that no text names. In bold: the best
+    of a column.
+    """
+    columns = {
+        name: [(value, _range(interval)) for value, interval in (_recall(method, name) for method in methods)]
+        for name in _columns(methods)
+    }
+    cells = _best_in_bold(columns)
+    return markdown(["method", *columns], [[m.method, *row] for m, row in zip(methods, cells, strict=True)])
+
+
+def over_seeds(methods: Sequence[Sequence[MethodMetrics]]) -> str:
+    """Return methods by attributes, as `comparison`: each the mean over its seeds, in brackets the least and the greatest.
+
+    Args:
+        methods: of each its metrics with one seed or several.
+    """
+    columns: dict[str, list[tuple[float | None, str]]] = {}
+    for name in _columns([trial for trials in methods for trial in trials]):
+        columns[name] = []
+        for trials in methods:
+            found = [value for value, _ in (_recall(trial, name) for trial in trials) if value is not None]
+            spread = Interval(low=min(found), high=max(found)) if len(found) > 1 else None
+            columns[name].append((fmean(found) if found else None, _range(spread)))
+    cells = _best_in_bold(columns)
+    return markdown(
+        ["method", "seeds", *columns],
+        [[trials[0].method, f"{len(trials)}", *row] for trials, row in zip(methods, cells, strict=True)],
+    )
+
+
+def _columns(methods: Sequence[MethodMetrics]) -> list[str]:
+    return [*dict.fromkeys(name for method in methods for name in method.attributes), _MEAN, _MEAN_SILENT]
+
+
+def _recall(method: MethodMetrics, column: str) -> tuple[float | None, Interval | None]:
+    """Return what a comparison says of a method in a column, and its interval."""
+    if column == _MEAN:
+        return method.mean_recall_at_90, method.mean_recall_at_90_interval
+    if column == _MEAN_SILENT:
+        return method.mean_silent_recall_at_90, method.mean_silent_recall_at_90_interval
+    found = method.attributes.get(column)
+    return (found.recall_at_90, found.recall_at_90_interval) if found else (None, None)
+
+
+def _best_in_bold(columns: Mapping[str, Sequence[tuple[float | None, str]]]) -> list[list[str]]:
+    """Return the rows of columns of shares, each with the words behind it, as text in percent."""
+    rows: list[list[str]] = [[] for _ in next(iter(columns.values()))]
+    for column in columns.values():
+        best = max((value for value, _ in column if value is not None), default=None)
+        for row, (value, behind) in zip(rows, column, strict=True):
+            bold = "**" if len(column) > 1 and value is not None and value == best else ""
+            row.append(f"{bold}{percent(value)}{bold}{behind}")
+    return rows
+
+
+def one_model(metrics: Mapping[str, AttributeMetrics]) -> str:
+    """Return how good one model is, attribute by attribute, whatever is accepted."""
+    header = [
+        "attribute", "n", "silent", "accuracy", "macro F1", "average precision", "recall at 90 %", "of the silent",
+        "target", "recall at target", "calibration error", "text", "image",
+    ]  # fmt: skip
+    return markdown(
+        header,
+        [
+            [
+                name, f"{m.n:,}", f"{m.n_silent:,}", number(m.accuracy), number(m.macro_f1),
+                number(m.average_precision), f"{percent(m.recall_at_90)}{_range(m.recall_at_90_interval)}",
+                f"{percent(m.silent_recall_at_90)}{_range(m.silent_recall_at_90_interval)}",
+                f"{m.target_precision:.2f}", number(m.recall_at_target), number(m.calibration_error),
+                f"{m.text_weight:.2f}", f"{m.image_weight:.2f}",
+            ]
+            for name, m in metrics.items()
+        ],
+    )  # fmt: skip
+
+
+def shipped(metrics: Mapping[str, AttributeMetrics], thresholds: Mapping[str, Threshold]) -> str:
+    """Return what the thresholds that ship do."""
+    header = [
+        "attribute", "target", "threshold", "values with their own", "temperature", "precision", "recall", "coverage",
+    ]  # fmt: skip
+    return markdown(
+        header,
+        [
+            [
+                name, f"{m.target_precision:.2f}", number((t := thresholds[name]).threshold), f"{len(t.values)}",
+                f"{t.temperature:.2f}", number(m.precision), number(m.recall), number(m.coverage),
+            ]
+            for name, m in metrics.items()
+        ],
+    )  # fmt: skip
+
+
+def own_thresholds(thresholds: Mapping[str, Threshold]) -> str:
+    """Return the values that have a threshold of their own; empty where none has."""
+    rows = [[name, value, number(limit)] for name, t in thresholds.items() for value, limit in t.values.items()]
+    return markdown(["attribute", "value", "threshold"], rows) if rows else ""
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def number(value: float | None) -> str:
+    """Return a number with three decimals, or a dash."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def percent(value: float | None) -> str:
+    """Return a share in percent with one decimal, or a dash."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _range(interval: Interval | None) -> str:
+    return "" if interval is None else f" ({100 * interval.low:.1f} to {100 * interval.high:.1f})"

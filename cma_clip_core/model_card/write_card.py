@@ -1,0 +1,276 @@
+"""The model card: what a model is, what it was trained on, how good it is, and where not to trust it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import yaml
+
+from cma_clip_core.catalog.splits import SIDES
+from cma_clip_core.config import ModelConfig
+from cma_clip_core.evaluation.bootstrap import DRAWS
+from cma_clip_core.evaluation.choose_thresholds import fewest_right
+from cma_clip_core.evaluation.metrics import learnt, mean_of
+from cma_clip_core.model_card.markdown_tables import markdown, number, one_model, own_thresholds, shipped
+from cma_clip_core.model_documents import Metrics, Threshold
+from schemas.taxonomy import Taxonomy
+
+
+def model_card(
+    config: ModelConfig,
+    taxonomy: Taxonomy,
+    thresholds: Mapping[str, Threshold],
+    metrics: Metrics,
+    made_at: datetime,
+    plots: Sequence[str] = (),
+) -> str:
+    """Return the model card as Markdown; `plots` are files beside it.
+
+    It says the day it was made, not the minute: the same model saved twice on a day is the same version.
+    """
+    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    counted = learnt(metrics)
+    return f"""# Model card
+
+{_method(config)} for the taxonomy `{taxonomy.name}` ({taxonomy.fingerprint}): {len(taxonomy.attributes)}
+attributes from a product's {_inputs(config)}. Backbone: {_towers(config)}.
+Made on {made_at:%Y-%m-%d} (UTC) with the configuration `{config.name}`. Its version is the name of its folder: the day, and the
+hash of the hashes of its files, of which this is one.
+
+## Data
+
+{_source(metrics)}The catalog's own labels; a missing label teaches nothing. Split by product family, so that one product in
+several colours is on one side: {metrics.train_examples:,} products to train on, {metrics.validation_examples:,} to
+validate, {metrics.test_examples:,} to test, of {metrics.families:,} families. Trained {len(metrics.epochs)} epochs in
+{metrics.seconds:,.0f} s on {metrics.device}; epoch {metrics.best_epoch} is the one kept: the
+last one, or an earlier one that was better on validation by more than a standard error, or before training stopped early.
+{_labels(taxonomy, metrics)}
+## Test
+
+{one_model(metrics.test)}
+
+Mean recall at 90 % precision: {mean_of(counted, "recall_at_90"):.3f}, on the silent labels alone
+{mean_of(counted, "silent_recall_at_90"):.3f}; mean recall at the target precision:
+{mean_of(counted, "recall_at_target"):.3f}; mean accuracy: {mean_of(counted, "accuracy"):.3f}.
+
+*Recall at 90 %* (in %) and *at target* are the paper's number, at the lowest threshold on the test products themselves
+whose precision reaches it; the range in brackets holds 95 % of {DRAWS:,} bootstrap draws of product families. *Silent*
+labels are those that none of the texts the model reads names. *Average precision* is the area under the
+precision-recall curve of the best value's confidence, *calibration error* the mean gap between that confidence and the
+share that is right. *Text* and *image* are the mean modality-wise attention. Of an attribute with several values,
+(product, value) pairs count, but for accuracy and calibration error.
+{_picture_evidence(metrics)}{_values(metrics)}{_pictures(plots)}
+## Thresholds
+
+{_kept(metrics)}
+
+{shipped(metrics.test, thresholds)}
+
+*Threshold* is that of all values without one of their own. Thresholds were chosen on validation so that with
+{100 * config.selection.promise_confidence:.0f} % confidence the precision on new products reaches the target: the
+one-sided Clopper-Pearson lower bound of the precision does, products of a family counted for less, and thresholds were
+tested in a sequence that the confidences alone fix (fixed-sequence testing), so that none passes as the luckiest of many
+(`cma_clip_core/evaluation/choose_thresholds.py`). A value predicted for {config.selection.value_predictions} validation
+products or more has its own. *Precision*, *recall* and *coverage* are what they do on test. Confidences are calibrated: logits are divided by
+the *temperature*.{_unlisted(metrics)}
+
+{own_thresholds(thresholds) or "No value has a threshold of its own."}
+
+{_never(config, taxonomy, thresholds, metrics)}
+
+## Validation
+
+{one_model(metrics.validation)}
+
+{shipped(metrics.validation, thresholds)}
+
+## Limits
+
+- A threshold's precision is promised for products like those it was chosen on: a new season, brand or photographer may
+  break it, and the catalog's own mistakes count as right answers.
+- Confidences are calibrated attribute by attribute, not for each value, brand or kind of product.
+- The labels are the catalog's, so its mistakes are learnt, and taken for the truth in all numbers above.
+- It knows the values of its taxonomy alone, and products like those of its catalog.
+
+## Not to be used
+
+- Where a wrong value does harm: safety, allergens, age limits, legal or customs declarations of material or origin.
+- To overwrite a catalog's own values unseen: a conflict is a suspicion, for a person to look at.
+- For other catalogs, languages or taxonomies without a new training, and for pictures that are no product pictures.
+- To say anything of people in the pictures, or to sort, rank or target them.
+- With confidences read as certainty, or below the thresholds as if they were above.
+
+## Configuration
+
+```yaml
+{settings}```
+"""
+
+
+def _method(config: ModelConfig) -> str:
+    """Return what the model is: an ablation is not called by the whole method's name alone."""
+    if config.method == "clip":
+        return "CLIP as a classifier (the picture against a prompt for each value)"
+    fusion = config.fusion
+    missing = [
+        name
+        for name, there in (
+            ("sequence-wise attention", fusion.sequence_attention),
+            ("modality-wise attention", fusion.modality_attention),
+        )
+        if not there
+    ]
+    return "CMA-CLIP (arXiv 2112.03562)" + (f" without {' and '.join(missing)}" if missing else "")
+
+
+def _inputs(config: ModelConfig) -> str:
+    seen = ("image",) if config.method == "clip" else config.fusion.modalities
+    picture = f"picture ({config.picture.height} x {config.picture.width} pixels)"
+    text = f"{', '.join(config.text.fields)} (at most {config.text.context_length} tokens)"
+    return " and its\n".join(words for name, words in (("image", picture), ("text", text)) if name in seen)
+
+
+def _towers(config: ModelConfig) -> str:
+    """Return which towers the model has, what they began with, and whether they were trained on."""
+    backbone, training = config.backbone, config.training
+    kind = "towers of our own size" if backbone.architecture is None else f"open_clip {backbone.architecture}"
+    began = f"begun with the pretrained `{backbone.pretrained}`" if backbone.pretrained else "begun with random weights"
+    if not training.epochs:
+        return f"{kind}, {began}, nothing of it trained here"
+    if training.freeze:
+        return f"{kind}, {began}; {' and '.join(training.freeze)} tower left as it was"
+    return f"{kind}, {began}{'' if backbone.pretrained else ' and trained from scratch'}"
+
+
+def _source(metrics: Metrics) -> str:
+    if not metrics.labelled_set:
+        return ""
+    from_set = (
+        f"Products of the catalog up to {metrics.catalog_day or '?'}: the labelled set `{metrics.labelled_set}`.\n"
+    )
+    towers = f"{metrics.towers.words()}\n" if metrics.towers else ""
+    return from_set + _experiment(metrics) + towers
+
+
+def _experiment(metrics: Metrics) -> str:
+    """Return what of its data and numbers an experiment decided."""
+    origin = metrics.experiment
+    if origin is None:
+        return ""
+    seen = metrics.train_examples + metrics.validation_examples + metrics.test_examples
+    sample = (
+        f", on a sample of its families: {seen:,} of its {origin.products:,} products" if seen < origin.products else ""
+    )
+    return (
+        f"Trained by the experiment `{origin.folder}`{sample}. It compared {', '.join(origin.compared)}; the model was trained on all\n"
+        "attributes, and the numbers below are of all.\n"
+    )
+
+
+def _unlisted(metrics: Metrics) -> str:
+    """Return how many test products have values outside the taxonomy, by attribute: wrong wherever they are answered."""
+    found = {name: m.n_unlisted for name, m in metrics.test.items() if m.n_unlisted}
+    if not found:
+        return ""
+    counts = ", ".join(f"{name} {n:,}" for name, n in found.items())
+    return (
+        " A product whose value the taxonomy does not list counts as a wrong answer where one is accepted, on validation and on "
+        f"test; test products of that kind: {counts}."
+    )
+
+
+def _labels(taxonomy: Taxonomy, metrics: Metrics) -> str:
+    """Return the labels of each attribute and side, and how many of them no text field names."""
+    if not metrics.labels:
+        return ""
+    header = ["attribute", *(f"{side} labels{part}" for side in SIDES for part in ("", ", silent"))]
+    rows = []
+    for name in taxonomy.names:
+        sides = [metrics.labels.get(name, {}).get(side) for side in SIDES]
+        rows.append([name, *(f"{n:,}" for c in sides for n in ((c.labels, c.silent) if c else (0, 0)))])
+    return f"\n{markdown(header, rows)}\n\nA label is *silent* here where no text field of the product names it.\n"
+
+
+def _picture_evidence(metrics: Metrics) -> str:
+    taken = ", ".join(f"{name} {weight:.3g}" for name, weight in metrics.picture_evidence.items() if weight)
+    if not taken:
+        return ""
+    return (
+        f"\nWhat the image tower says without the text is added to the logits: {taken} times. The weight is the largest that "
+        "costs no more than a quarter of a point of recall on validation, so that confidence falls where picture and text disagree\n"
+        "(`cma_clip_core/evaluation/picture_evidence.py`).\n"
+    )
+
+
+def _values(metrics: Metrics) -> str:
+    """Return each attribute's values, folded up: there may be a hundred."""
+    parts = []
+    for name in learnt(metrics):
+        if (found := metrics.test_values.get(name)) is None:
+            continue
+        rows = [
+            [value, f"{v.support:,}", f"{v.predicted:,}", number(v.precision), number(v.recall)]
+            for value, v in found.values.items()
+            if v.support or v.predicted
+        ]
+        if not rows:
+            continue
+        confused = "; ".join(f"{c.true} -> {c.predicted} ({c.count:,})" for c in found.confusions) or "nothing"
+        parts.append(
+            f"\n<details><summary>{name}: {len(rows)} of {len(found.values)} values on test</summary>\n\n"
+            f"{markdown(['value', 'support', 'predicted', 'precision', 'recall'], rows)}\n\n"
+            f"Most often confused (true -> predicted, test products): {confused}.\n\n</details>\n"
+        )
+    if not parts:
+        return ""
+    return (
+        "\nValue by value, of all that is predicted, accepted or not; *support* counts the test products that have the value, "
+        "and one without either is left out.\n" + "".join(parts)
+    )
+
+
+def _pictures(plots: Sequence[str]) -> str:
+    return "".join(f"\n![{name.rsplit('.', 1)[0].replace('_', ' ')}]({name})\n" for name in plots)
+
+
+def _kept(metrics: Metrics) -> str:
+    if metrics.promise is None:
+        return ""
+    return (
+        f"The promised precision is {metrics.promise.words()} (on the test products; a target may be missed, or reached, "
+        "by chance where few are accepted).\n"
+    )
+
+
+def _never(
+    config: ModelConfig, taxonomy: Taxonomy, thresholds: Mapping[str, Threshold], metrics: Metrics
+) -> str:  # fmt: skip
+    """Return which attributes and values are never accepted, and why."""
+    lines = []
+    for attribute in taxonomy.attributes:
+        chosen = thresholds[attribute.name]
+        never = chosen.never(attribute)
+        if chosen.lowest() is None:
+            why = _why_nothing(metrics.not_learnt.get(attribute.name), chosen, config.selection.promise_confidence)
+            lines.append(f"- {attribute.name}: nothing is ever accepted: {why}.")
+        elif never:
+            lines.append(
+                f"- {attribute.name}: never accepted {'is' if len(never) == 1 else 'are'} {', '.join(never)}: no threshold "
+                "kept the promise on validation."
+            )
+    return "\n".join(lines) or "Every value has a threshold that kept its promise on validation."
+
+
+def _why_nothing(not_learnt: str | None, chosen: Threshold, level: float) -> str:
+    if not_learnt is not None:
+        return f"it was not learnt, as {not_learnt}"
+    if not chosen.candidates:
+        return "no product of the validation side has a label of it"
+    least = fewest_right(chosen.target_precision, level)
+    if chosen.candidates < least:
+        return (
+            f"it has {chosen.candidates} candidates on validation, and {least}, all of them right, are the fewest that "
+            f"show a precision of {chosen.target_precision:.2f}"
+        )
+    return "no threshold kept the promise on validation"

@@ -1,0 +1,95 @@
+"""Pretraining of both towers on the catalog's own pairs of picture and text, where no pretrained weights can be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cma_clip_core.catalog.examples import ExampleIndex, stream_side
+from cma_clip_core.catalog.splits import Side
+from cma_clip_core.config import ModelConfig
+from cma_clip_core.errors import ModelError, NothingToLearnError
+from cma_clip_core.inputs.checkpoints import fingerprint
+from cma_clip_core.inputs.devices import move_to
+from cma_clip_core.inputs.distributed import World
+from cma_clip_core.model.backbone import Backbone
+from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.model.tokenizer import Tokenizer, compose
+from cma_clip_core.model.tower_files import TowersMetrics
+from cma_clip_core.training.fit import check_sides
+from cma_clip_core.training.loop import Loop
+from cma_clip_core.training.objectives import Contrastive
+from schemas.taxonomy import Taxonomy
+
+# Of labels, of one modality without the other, or of towers that stay: nothing that pairs are trained by.
+WITHOUT_EFFECT = (
+    "freeze", "class_balance", "label_smoothing", "alone_loss", "name_dropout", "text_dropout", "image_dropout",
+)  # fmt: skip
+
+
+def pretrain(
+    config: ModelConfig,
+    taxonomy: Taxonomy,
+    index: ExampleIndex,
+    device: torch.device,
+    *,
+    folder: Path | None = None,
+    world: World | None = None,
+    progress: bool = True,
+) -> tuple[Backbone, TowersMetrics]:
+    """Train both towers on the training side of `index`, by `config.pretraining`; labels are not looked at.
+
+    Args: as `cma_clip_core.training.fit.fit`.
+
+    Raises:
+        NothingToLearnError: a side has no two products with both a picture and a text.
+        ModelError: also where `config.pretraining` sets what has no effect there.
+        DataError, ModelError, DivergedError, CheckpointError, DeviceError: as `fit`.
+    """
+    if idle := [name for name in WITHOUT_EFFECT if getattr(config.pretraining, name)]:
+        raise ModelError(
+            f"configuration {config.name!r}: {', '.join(idle)} has no effect in `pretraining`: leave it out"
+        )
+    check_sides(index)
+    sides: tuple[Side, ...] = ("train", "validation")
+    for side in sides:
+        if not _has_pairs(index, side, config):
+            raise NothingToLearnError(
+                f"no two products on the {side} side have both a picture and a text: there is nothing to pretrain on"
+            )
+    world, config = world or World(), pretraining_config(config)
+    torch.manual_seed(config.training.seed)
+    backbone = move_to(Backbone(config, pretrained=True), device)
+    objective = Contrastive(backbone, index, config, ClassLayout(taxonomy), Tokenizer(config), device, world)
+    torch.manual_seed(config.training.seed + world.rank)  # each process drops out other patches
+    fits = fingerprint("pretraining", config.model_dump(mode="json"), index.fingerprint, world.size)
+    fitted = Loop(objective, config.training, device, folder=folder, fits=fits, world=world, progress=progress).run()
+    objective.model.load_state_dict(fitted.weights)
+    metrics = TowersMetrics(
+        train_examples=index.count("train"),
+        best_epoch=fitted.best_epoch,
+        epochs=tuple(fitted.epochs),
+        seconds=fitted.seconds,
+        device=str(device),
+    )
+    return backbone.eval(), metrics
+
+
+def pretraining_config(config: ModelConfig) -> ModelConfig:
+    """Return what decides the course of the pretraining: how the model is trained afterwards does not."""
+    return config.model_copy(update={"training": config.pretraining})
+
+
+def _has_pairs(index: ExampleIndex, side: Side, config: ModelConfig) -> bool:
+    """Whether there are products to tell apart: two with a picture and a text that the model reads."""
+    pairs = 0
+    for examples, _ in stream_side(index, side, columns=("title", "brand", "description", "image_status")):
+        fields = (examples.column(name).to_pylist() for name in ("title", "brand", "description", "image_status"))
+        pairs += sum(
+            status == "ok" and bool(compose(title, brand, description, config.text))
+            for title, brand, description, status in zip(*fields, strict=True)
+        )
+        if pairs > 1:
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""Input formats: how the rows of an export's files are read."""

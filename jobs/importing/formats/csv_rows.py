@@ -1,0 +1,366 @@
+"""Read CSV: every row of a file ends as a record, or as a rejected line with its reason; none is swallowed by another."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO, Final
+
+from jobs.importing.formats.csv_dialect import Dialect, detect
+from jobs.importing.formats.noticed import Noticed, StructureError, shown
+from jobs.importing.formats.row_profile import RowProfile, profile_of
+from jobs.importing.formats.sniffing import describe_text, not_in
+from jobs.importing.formats.sources import LINE_START, MAX_LINE, Source
+from jobs.records.rejected_lines import RejectedLine
+from schemas.mapping import Mapping
+
+# First words of a row of sums.
+_TOTAL: Final = re.compile(
+    r"(grand |sub-?)?(totals?|totale|totaal|sum|summe|gesamt(summe)?|somme|suma|сумма|итого|toplam|razem|合計|总计)\b[\s:\d]*",
+    re.IGNORECASE,
+)
+_ROW_LINES: Final = 100_000  # physical lines of one row; more are a quote that is never closed
+_HINT: Final = "nothing was imported: correct the line, or export the file again; if"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row below the header: its cells, None where quotes are wrong or its line is too long, and its text."""
+
+    cells: list[str] | None
+    text: str  # line end included; bytes that are not in the file's encoding are surrogates
+    line: int  # its first line in the file, counted from 1
+    lines: tuple[str, ...]
+    too_long: int = 0  # characters of its line, where they are too many; `text` is the line's start
+
+
+class _TooLong(Exception):
+    """A line is longer than MAX_LINE; it holds the line's start and its length."""
+
+    def __init__(self, start: str, length: int) -> None:
+        super().__init__(start, length)
+        self.start, self.length = start, length
+
+
+@dataclass(slots=True)
+class _Lines:
+    """The physical lines of a file; it keeps those of the row that is being read."""
+
+    text: io.TextIOWrapper
+    dialect: Dialect
+    number: int = 0
+    size: int = 0  # characters of the row
+    row: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self.text.readline(MAX_LINE)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        if len(line) == MAX_LINE and not line.endswith(("\n", "\r")):
+            raise _TooLong(line[:LINE_START], len(line) + self._skip())
+        self.size += len(line)
+        self.row.append(line)
+        if self.size > 2 * MAX_LINE or len(self.row) > _ROW_LINES:
+            raise StructureError(
+                f"line {self.number - len(self.row) + 1}: a quote is never closed; {_HINT} {_way_out(line)}"
+            )
+        return self.dialect.translate(line.lstrip("\ufeff"))
+
+    def _skip(self) -> int:
+        """Read to the line's end; return how many characters that was."""
+        skipped = 0
+        while more := self.text.readline(MAX_LINE):
+            skipped += len(more)
+            if more.endswith(("\n", "\r")):
+                break
+        return skipped
+
+    def begin_row(self) -> None:
+        self.row.clear()
+        self.size = 0
+
+
+class CsvRows:
+    """The rows of a CSV file below its header.
+
+    Raises, when it is made and when it is iterated over:
+        StructureError: the header cannot be used, quotes go wrong over several lines, or a quoted cell holds what looks
+            like other records.
+    """
+
+    def __init__(self, file: BinaryIO, source: Source, mapping: Mapping) -> None:
+        self._source, self._mapping = source, mapping
+        self.dialect = detect(source.sample, source.whole, mapping)
+        csv.field_size_limit(2 * MAX_LINE)  # of the process; the default refuses what is merely long
+        self._text = io.TextIOWrapper(file, encoding=source.encoding, errors="surrogateescape", newline="")
+        self._lines = _Lines(self._text, self.dialect)
+        before = [line for _ in range(self.dialect.skipped) if (line := self._text.readline(MAX_LINE))]
+        self._lines.number = len(before)
+        self._reader = csv.reader(self._lines, strict=True, **self.dialect.reader_options())
+        first = self._next()
+        self.heading = "".join(before) + (first.text if first else "")
+        self.header = self._checked(first)
+        wanted = (mapping.group_by, mapping.product_id)
+        id_name = next((name for name in wanted if name in self.header), "")
+        self.profile: RowProfile = profile_of(source.sample, self.dialect, self.header, id_name)
+
+    def close(self) -> None:
+        """Let go of the file, which is whoever's who opened it."""
+        self._text.detach()
+
+    def __iter__(self) -> Iterator[Row]:
+        guessed = self.dialect.quote is None and not self._mapping.quote
+        while (row := self._next()) is not None:
+            if len(row.lines) > 1 and self._mapping.multiline == "check":
+                self._check_lines(row)
+            if guessed and '"' in row.text and row.cells is not None and any(map(_is_quoted, row.cells)):
+                raise StructureError(
+                    f"line {row.line}: a cell in quotes ({shown(row.text)}), though quotes are mere characters at the file's "
+                    "start; nothing was imported: set `quote` in the mapping, none if they are characters here, too"
+                )
+            yield row
+
+    def _next(self) -> Row | None:
+        self._lines.begin_row()
+        cells: list[str] | None = None
+        try:
+            cells = self.dialect.restore(next(self._reader))
+        except StopIteration:
+            return None
+        except _TooLong as error:
+            if self._lines.row:
+                opened = self._lines.number - len(self._lines.row)
+                raise StructureError(
+                    f"line {opened}: a quote is never closed; {_HINT} {_way_out(error.start)}"
+                ) from error
+            return Row(None, error.start, self._lines.number, (error.start,), error.length)
+        except csv.Error as error:
+            if len(self._lines.row) > 1:
+                raise StructureError(
+                    f"line {self._first}: a quote is never closed, or a quote within a text is not doubled ({error}); "
+                    f"{_HINT} {_way_out(''.join(self._lines.row))}"
+                ) from error
+        return Row(cells, "".join(self._lines.row), self._first, tuple(self._lines.row))
+
+    @property
+    def _first(self) -> int:
+        return self._lines.number - len(self._lines.row) + 1
+
+    def _checked(self, row: Row | None) -> list[str]:
+        if row is None:
+            return []
+        if row.cells is None:
+            what = f"a line of {row.too_long:,} characters" if row.too_long else "the quotes of the header are wrong"
+            raise StructureError(f"line {row.line}: {what}; nothing was imported: correct it")
+        if not is_text(row.text):
+            raw = row.text.encode(self._source.encoding, errors="surrogateescape")
+            said = not_in(self._source.encoding, raw)
+            raise StructureError(
+                f"line {row.line}, the header: {said}{_as_cp1252(raw, said)}; nothing was imported: set `encoding` in the "
+                "mapping"
+            )
+        header = [name if name in self._mapping.columns else name.strip(" \t\u00a0\ufeff") for name in row.cells]
+        if twice := sorted(name for name, n in Counter(header).items() if n > 1 and name):
+            raise StructureError(f"the header has the columns {twice} more than once; rename or remove the others")
+        return header
+
+    def _check_lines(self, row: Row) -> None:
+        like = self.profile.like_records(row.lines, row.cells, self.dialect)
+        if like:
+            records = f"{len(like):,} other record{'s' if len(like) > 1 else ''}"
+            raise StructureError(
+                f"line {row.line}: a quote opens there, and what it holds to line {row.line + len(row.lines) - 1} looks like "
+                f"{records} (line {row.line + like[0]}: {shown(row.lines[like[0]])}); {_HINT} {_way_out(row.text)}, "
+                "and if all of that is one text, set `multiline: allow`"
+            )
+
+
+def _way_out(text: str) -> str:
+    escape = ', if a backslash escapes it set `escape: "\\\\"`' if '\\"' in text else ""
+    return f"quotes are mere characters in this file, set `quote: none` in the mapping{escape}"
+
+
+def _is_quoted(cell: str) -> bool:
+    return len(cell) > 1 and cell[0] == cell[-1] == '"'
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'s' if count != 1 else ''}"
+
+
+def is_text(text: str) -> bool:
+    """Whether every byte of the line was in the file's encoding."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _as_cp1252(raw: bytes, said: str) -> str:
+    """Return how the first of such lines would be read."""
+    return f" as {shown(raw.decode('cp1252'))}" if said.endswith("read it") else ""
+
+
+def read_csv(
+    file: BinaryIO, source: Source, mapping: Mapping, noticed: Noticed
+) -> Iterator[dict[str, str] | RejectedLine]:
+    """Yield each row by the header's names, every value a text, or as a rejected line where it is no record.
+
+    Raises:
+        StructureError: which of the lines are records is not known.
+    """
+    if not source.sample.strip() and source.whole:
+        return
+    try:
+        rows = CsvRows(file, source, mapping)
+    except StructureError as error:
+        raise StructureError(_described(source) or str(error)) from error
+    try:
+        _check_header(rows.header, source, mapping)
+        yield from _Records(rows, source, mapping, noticed).read()
+    finally:
+        rows.close()
+
+
+def _described(source: Source) -> str:
+    """Return what the file is that is no CSV; nothing where its start does not show that."""
+    what = describe_text(source.sample)
+    return f"{what}; nothing was imported: export the records as JSON lines or CSV" if what else ""
+
+
+def _check_header(header: list[str], source: Source, mapping: Mapping) -> None:
+    """Raise StructureError where no column of the mapping is in the header: it is none, or the file is no CSV."""
+    if {name.casefold() for name in header} & {column.casefold() for column in mapping.columns}:
+        return
+    raise StructureError(
+        _described(source)
+        or f"the first line has none of the mapping's columns, such as {mapping.product_id!r}, but "
+        f"{shown(', '.join(header))}; nothing was imported: has the file a header, or a `delimiter` or `encoding` that the "
+        "mapping must say?"
+    )
+
+
+class _Records:
+    """Turns rows into records."""
+
+    def __init__(self, rows: CsvRows, source: Source, mapping: Mapping, noticed: Noticed) -> None:
+        self._rows, self._source, self._noticed = rows, source, noticed
+        self._names = [name.strip() for name in rows.header]
+        self._first = self._names[0]
+        self._id = rows.header.index(mapping.product_id) if mapping.product_id in rows.header else None
+        self._foreign, self._native, self._example = (
+            0,
+            0,
+            "",
+        )  # lines not in the encoding, and with more than ASCII in it
+
+    def read(self) -> Iterator[dict[str, str] | RejectedLine]:
+        noticed, rows = self._noticed, self._rows
+        if rows.dialect.skipped:
+            noticed.note("lines before the header, passed over", rows.dialect.skipped)
+        if rows.dialect.escape or rows.dialect.quote is None:
+            noticed.note("files whose quotes are " + ("escaped" if rows.dialect.escape else "mere characters"))
+        held: tuple[dict[str, str], Row] | None = None  # a short row, until the next one shows that it is whole
+        for row in rows:
+            if row.cells is not None and not any(cell.strip() for cell in row.cells):
+                continue
+            noticed.row()
+            noticed.line = row.line
+            short = row.cells is not None and len(row.cells) < len(rows.header)
+            record = self._record(row)
+            if held is not None:
+                broken = short and isinstance(record, RejectedLine)
+                yield self._broken(held[1]) if broken else self._padded(held[0])
+                held = None
+                noticed.line = row.line
+            if short and isinstance(record, dict):
+                held = record, row
+            else:
+                yield record
+        if held is not None:
+            yield self._padded(held[0])
+        if self._foreign > 2 and self._foreign > self._native:
+            raise StructureError(
+                f"{self._foreign:,} lines are {self._example}; nothing was imported: set `encoding` in the mapping"
+            )
+
+    def _record(self, row: Row) -> dict[str, str] | RejectedLine:
+        cells, width, profile = row.cells, len(self._rows.header), self._rows.profile
+        if row.too_long:
+            detail = f"a line of more than {MAX_LINE:,} characters"
+            return self._reject("line_too_long", detail, row)
+        if not row.text.isascii():
+            if not is_text(row.text):
+                return self._not_text(row)
+            self._native += 1
+        if len(row.lines) > 1:
+            self._noticed.note("records that span lines")
+            self._noticed.note("lines of these beyond the first", len(row.lines) - 1)
+        if cells is None:
+            cells = self._literal(row)
+            if cells is None:
+                return self._reject("csv_quotes", "a quote within a quoted text is not doubled", row)
+            self._noticed.note("rows whose quotes are read as characters")
+        if cells[0].strip() == self._first and [cell.strip() for cell in cells[:width]] == self._names:
+            return self._reject("csv_header", "the header again", row)
+        if self._is_total(cells):
+            return self._reject("csv_total", "a row of totals, no product", row)
+        if len(cells) > width and not any(cell.strip() for cell in cells[width:]):
+            if len(cells) == profile.usual or profile.fits(cells):
+                cells = cells[:width]
+                self._noticed.note("rows read without empty cells beyond the header")
+        elif len(cells) < width and not profile.ends_empty and profile.fits(cells):
+            cells = cells + [""] * (width - len(cells))
+        if len(cells) != width:
+            return self._reject("csv_cells", f"{_cells(len(cells))} where the header has {width}", row)
+        return dict(zip(self._rows.header, cells, strict=True))
+
+    def _padded(self, record: dict[str, str]) -> dict[str, str]:
+        self._noticed.note("short rows, read with empty last cells")
+        return record
+
+    def _broken(self, row: Row) -> RejectedLine:
+        width = len(self._rows.header)
+        self._noticed.line = row.line
+        detail = (
+            f"{_cells(len(row.cells or ()))} where the header has {width}, as the line after it: broken in two, perhaps"
+        )
+        return self._reject("csv_cells", detail, row)
+
+    def _reject(self, reason: str, detail: str, row: Row) -> RejectedLine:
+        raw = row.text.rstrip("\r\n").encode(self._source.encoding, errors="surrogateescape")
+        return self._noticed.reject(reason, detail, raw)
+
+    def _not_text(self, row: Row) -> RejectedLine:
+        self._foreign += 1
+        raw = row.text.rstrip("\r\n").encode(self._source.encoding, errors="surrogateescape")
+        said = not_in(self._source.encoding, raw)
+        self._example = self._example or f"{said}{_as_cp1252(raw, said)} (line {row.line:,})"
+        return self._reject("bad_utf8", said, row)
+
+    def _literal(self, row: Row) -> list[str] | None:
+        """Return the cells of a line with quotes as characters, where no other reading of it is possible."""
+        dialect = self._rows.dialect
+        cells = dialect.split(row.text)
+        quote = dialect.quote or '"'
+        if len(cells) != len(self._rows.header) or any(cell.rstrip().endswith(quote) for cell in cells):
+            return None
+        return cells
+
+    def _is_total(self, cells: list[str]) -> bool:
+        if self._id is None or self._id >= len(cells) or not _TOTAL.fullmatch(cells[self._id].strip()[:50]):
+            return False
+        others = [cell.strip() for index, cell in enumerate(cells) if index != self._id and cell.strip()]
+        numbers = all(any(character.isdigit() for character in cell) for cell in others)
+        return numbers or 3 * len(others) < len(cells)

@@ -1,0 +1,151 @@
+"""What the rows of a CSV file look like, to tell a row from a text that has delimiters, and a short row from a broken one."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from jobs.importing.formats.csv_dialect import Dialect, physical_lines
+
+_NUMBER: Final = re.compile(
+    r"[^\w\s]{0,2}\s?[A-Za-z]{0,3}\.?[^\w\s]{0,2}\s?[-+]?\d[\d.,'’ \u00a0\u202f]*[^\w\s]{0,2}\s?[A-Za-z]{0,3}\.?"
+)
+_CELLS: Final = 200_000  # of the file's start
+_FEW: Final = 5  # given values that show what a column holds
+_MANY: Final = 30  # given values that show which words a column has
+
+
+@dataclass(frozen=True, slots=True)
+class RowProfile:
+    """What the usual rows at the start of a file have in common."""
+
+    width: int  # cells of the header
+    usual: int  # cells of most rows
+    id_column: int | None
+    needed: frozenset[str]  # kinds of characters that every id has
+    allowed: frozenset[str]  # kinds that some id has
+    longest_id: int
+    numeric: frozenset[int]  # columns of numbers
+    words: dict[int, frozenset[str]]  # columns of few words
+    ends_empty: bool  # rows write empty last cells
+    begins_blank: bool  # cells begin with a blank
+
+    def has_id(self, cells: Sequence[str]) -> bool:
+        """Whether the id looks like the others."""
+        if self.id_column is None or not self.allowed:
+            return True
+        if self.id_column >= len(cells):
+            return False
+        cell = cells[self.id_column].strip('" \ufeff')
+        return 0 < len(cell) <= 2 * self.longest_id and self.needed <= _kinds(cell) <= self.allowed
+
+    def has_numbers(self, cells: Sequence[str]) -> bool:
+        """Whether the columns of numbers hold numbers, or nothing."""
+        given = ((cells[i].strip('" ')) for i in self.numeric if i < len(cells))
+        return all(not cell or _NUMBER.fullmatch(cell) for cell in given)
+
+    def fits(self, cells: Sequence[str]) -> bool:
+        """Whether every cell is where the header says: nothing shows that a delimiter was lost or added."""
+        return (
+            self.has_id(cells)
+            and self.has_numbers(cells)
+            and all(not cells[i] or cells[i] in words for i, words in self.words.items() if i < len(cells))
+            and (self.begins_blank or not any(cell.startswith(" ") and cell.strip() for cell in cells))
+        )
+
+    def like_records(self, lines: Sequence[str], cells: Sequence[str] | None, dialect: Dialect) -> list[int]:
+        """Return the indexes of the lines of one row that look like rows of their own; none where they are its text.
+
+        Args:
+            lines: the physical lines of the row, two or more.
+            cells: what they were read as; None where the quotes are wrong.
+        """
+        if self.width < 2:
+            return []
+        others = [i for i, line in enumerate(lines) if i and line.strip()]
+        like = [i for i in others if self._like_record(lines[i], dialect)]
+        if not like or 2 * len(like) < len(others):
+            return []
+        # The line that opens the quote is a row of its own, too, if the quote is a mere character.
+        alone = len(dialect.split(lines[0])) if cells is None else _cells_of_first_line(cells, dialect)
+        return like if alone in (self.width, self.usual) or len(like) > 2 else []
+
+    def _like_record(self, line: str, dialect: Dialect) -> bool:
+        readings = [dialect.split(line)]
+        with contextlib.suppress(csv.Error):
+            readings.append(next(dialect.parse([line]), []))
+        return any(
+            len(cells) in (self.width, self.usual)
+            and self.has_id(cells)
+            and self.has_numbers(cells)
+            and (self.begins_blank or not all(cell.startswith(" ") for cell in cells[1:]))
+            for cells in readings
+        )
+
+
+def _cells_of_first_line(cells: Sequence[str], dialect: Dialect) -> int:
+    for index, cell in enumerate(cells):
+        if "\n" in cell or "\r" in cell:
+            return index + len(dialect.split(re.split(r"[\r\n]", cell, maxsplit=1)[0]))
+    return len(cells)
+
+
+def _kinds(text: str) -> frozenset[str]:
+    """Return which kinds of characters `text` has: digits, capitals, small letters, and each mark by itself."""
+    return frozenset("9" if c.isdigit() else "A" if c.isupper() else "a" if c.isalpha() else c for c in text)
+
+
+def _rows(sample: str, dialect: Dialect) -> Iterator[list[str]]:
+    """Yield the rows of `sample` that can be read."""
+    reader = dialect.parse(physical_lines(sample)[dialect.skipped + 1 :])
+    while True:
+        try:
+            yield next(reader)
+        except csv.Error:
+            continue
+        except StopIteration:
+            return
+
+
+def profile_of(sample: str, dialect: Dialect, header: Sequence[str], id_name: str) -> RowProfile:
+    """Return what the rows in `sample`, the start of a file, have in common."""
+    width = len(header)
+    rows: list[list[str]] = []
+    for row in _rows(sample, dialect):
+        if any(row) and row != list(header):
+            rows.append(row)
+        if len(rows) * width >= _CELLS:
+            break
+    common, count = Counter(map(len, rows)).most_common(1)[0] if rows else (width, 0)
+    usual = common if 2 * count > len(rows) else width
+    rows = [row for row in rows if len(row) == usual]
+    id_column = header.index(id_name) if id_name in header else None
+    ids = [cell for row in rows if id_column is not None and id_column < len(row) and (cell := row[id_column].strip())]
+    ids = ids[:1000] if len(ids) > 2 else []
+    kinds = [_kinds(each) for each in ids]
+    numeric, words = set[int](), dict[int, frozenset[str]]()
+    for index in range(min(width, usual)):
+        given = [cell for row in rows if (cell := row[index].strip())]
+        if len(given) >= _FEW and all(_NUMBER.fullmatch(cell[:100]) for cell in given):
+            numeric.add(index)
+        elif len(given) >= _MANY and index != id_column:
+            different = frozenset(row[index] for row in rows)
+            if len(different) * 10 <= len(given):
+                words[index] = different
+    return RowProfile(
+        width=width,
+        usual=usual,
+        id_column=id_column,
+        needed=frozenset.intersection(*kinds) if kinds else frozenset(),
+        allowed=frozenset.union(*kinds) if kinds else frozenset(),
+        longest_id=max(map(len, ids), default=0),
+        numeric=frozenset(numeric),
+        words=words,
+        ends_empty=any(len(row) >= width and not row[width - 1].strip() for row in rows),
+        begins_blank=any(cell.startswith(" ") and cell.strip() for row in rows for cell in row),
+    )

@@ -1,0 +1,91 @@
+"""What the first bytes of a file say it is: its encoding, or a format that is neither JSON lines nor CSV."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from typing import Final
+
+from jobs.importing.formats.noticed import StructureError
+
+_PACKED: Final = "unpack it, or pack it with gzip"
+_EXPORT: Final = "export the records as JSON lines or CSV"
+_MAGIC: Final = (
+    (re.compile(rb"PAR1[\x00-\x1f]"), "a Parquet file", _EXPORT),
+    (re.compile(rb"PK\x03\x04.{26}.{0,4000}?(\[Content_Types\]\.xml|xl/)", re.DOTALL), "an XLSX workbook", _EXPORT),
+    (re.compile(rb"PK\x03\x04.{26}mimetypeapplication/vnd\.oasis", re.DOTALL), "an OpenDocument file", _EXPORT),
+    (re.compile(rb"PK(\x03\x04|\x05\x06)"), "a zip file", _PACKED),
+    (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), "a bzip2 file", _PACKED),
+    (re.compile(rb"\xfd7zXZ\x00"), "an xz file", _PACKED),
+    (re.compile(rb"\x28\xb5\x2f\xfd"), "a Zstandard file", _PACKED),
+    (re.compile(rb"\x04\x22\x4d\x18"), "an LZ4 file", _PACKED),
+    (re.compile(rb"\x1f\x8b"), "a gzip file within a gzip file", "unpack it once"),
+    (re.compile(rb"\x1f\x9d"), "a file of `compress`", _PACKED),
+    (re.compile(rb"7z\xbc\xaf\x27\x1c"), "a 7-Zip archive", _PACKED),
+    (re.compile(rb"Rar!\x1a\x07"), "a RAR archive", _PACKED),
+    (re.compile(rb".{257}ustar", re.DOTALL), "a tar archive", _PACKED),
+    (re.compile(rb"%PDF-"), "a PDF", _EXPORT),
+    (re.compile(rb"\{\\rtf"), "an RTF document", _EXPORT),
+    (re.compile(rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"), "an old Excel workbook (XLS)", _EXPORT),
+    (re.compile(rb"ORC[\x00-\x1f]"), "an ORC file", _EXPORT),
+    (re.compile(rb"Obj\x01"), "an Avro file", _EXPORT),
+    (re.compile(rb"ARROW1\x00"), "an Arrow file", _EXPORT),
+    (re.compile(rb"SQLite format 3\x00"), "an SQLite database", _EXPORT),
+    (re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP", re.DOTALL), "a picture", _EXPORT),
+    (re.compile(rb"\x00\x05\x16[\x00\x07]"), "a resource file of macOS", "remove it"),
+)
+# UTF-32's mark begins with UTF-16's.
+_MARKS: Final = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_CONTROLS: Final = frozenset(range(0x20)) - frozenset(b"\t\n\r\x00\x0b\x0c\x1b\x1c\x1d\x1e\x1f")
+_LOOKED_AT: Final = 4096
+
+
+def refuse_binary(start: bytes) -> None:
+    """Raise StructureError where `start`, the first bytes of a file, are those of a format that is no text."""
+    for magic, what, way_out in _MAGIC:
+        if magic.match(start):
+            raise StructureError(f"{what}; nothing was imported: {way_out}")
+    head = start[:_LOOKED_AT]
+    if sum(byte in _CONTROLS for byte in head) * 20 > len(head):
+        raise StructureError(f"no text but binary data; nothing was imported: {_EXPORT}")
+
+
+def encoding_of(start: bytes) -> tuple[str, bytes]:
+    """Return the encoding that the first bytes of a file show, and the byte-order mark among them: UTF-8 if none does."""
+    for mark, encoding in _MARKS:
+        if start.startswith(mark):
+            return encoding, mark
+    head = start[: min(len(start), _LOOKED_AT) // 2 * 2]
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    if (even + odd) * 20 >= len(head) > 0:  # ASCII in UTF-16 has a NUL in every other byte, all at one side
+        if odd >= 50 * even:
+            return "utf-16-le", b""
+        if even >= 50 * odd:
+            return "utf-16-be", b""
+    return "utf-8", b""
+
+
+def describe_text(text: str) -> str | None:
+    """Return what a text is that is neither JSON lines nor CSV; None where its start does not show that."""
+    start = text[:_LOOKED_AT].lstrip("\ufeff\x1e \t\r\n").lower()
+    if re.match(r"<!doctype html|<html|<head|<body", start):
+        return "an HTML page"
+    if re.match(r"<\?xml|<!--|<[a-z_][\w.:-]*[\s/>]", start):
+        return "XML"
+    return "a JSON array" if start.startswith("[") else None
+
+
+def not_in(encoding: str, raw: bytes) -> str:
+    """Return why `raw` is no text in `encoding`, and which other encoding would read it."""
+    said = f"not {encoding.upper()}"
+    try:
+        raw.decode("cp1252")
+    except UnicodeDecodeError:
+        return said
+    return said if encoding == "cp1252" else f"{said}; cp1252 would read it"

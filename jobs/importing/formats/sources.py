@@ -1,0 +1,132 @@
+"""Open a file of an export: unpacked within bounds, with the start that tells its format."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, cast
+
+from tqdm import tqdm
+
+from jobs.errors import JobError
+from jobs.importing.formats.noticed import StructureError
+from jobs.importing.formats.sniffing import encoding_of, refuse_binary
+from schemas.mapping import Mapping
+
+# What fits Spark: thirty such lines in a row pass validate with its default heap of 2 GB, in batches of 64 MiB
+# (`jobs.spark.sessions`); eight lines of 62 MB end its JVM. Texts of products are shorter by a factor of a thousand.
+MAX_LINE: Final = 8 * 2**20  # bytes of a line, as the shop wrote it and as the raw catalog has it
+LINE_START: Final = 1000  # bytes kept of a longer one
+SAMPLE: Final = 2 * 2**20  # bytes that are looked at before a file is read
+_FREE: Final = 2**30  # unpacked bytes before the ratio counts
+_CHUNK: Final = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a packed file of an export may come to, unpacked."""
+
+    total: int = 64 * 2**30  # bytes
+    ratio: int = 200  # to the packed bytes, from a gigabyte on
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file of records, and what its start tells."""
+
+    path: Path
+    bounds: Bounds
+    packed: bool  # with gzip
+    encoding: str
+    mark: bytes  # its byte-order mark
+    sample: str  # the start as text, bytes that are none as surrogates
+    whole: bool  # the sample is all of the file
+
+    @contextlib.contextmanager
+    def open(self, progress: bool = False) -> Iterator[BinaryIO]:
+        """Open the file behind its byte-order mark. Raises JobError where the packed data is damaged or too much."""
+        with (
+            self.path.open("rb") as raw,
+            tqdm(
+                total=self.path.stat().st_size, desc=self.path.name, unit="B", unit_scale=True, disable=not progress
+            ) as bar,
+            _translated(self.path),
+        ):
+            file = io.BufferedReader(_Unpacked(raw, self.path, self.packed, self.bounds, bar), _CHUNK)
+            file.read(len(self.mark))
+            yield cast(BinaryIO, file)
+
+
+def open_source(path: Path, mapping: Mapping, bounds: Bounds) -> Source:
+    """Return the file at `path` with its encoding. Raises JobError where it is damaged, or holds no text."""
+    try:
+        with path.open("rb") as raw, _translated(path):
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            start = io.BufferedReader(_Unpacked(raw, path, packed, bounds), _CHUNK).read(SAMPLE + 1)
+    except OSError as error:
+        raise JobError(unreadable(path, error)) from error
+    try:
+        found, mark = encoding_of(start)
+        encoding = mapping.encoding or found
+        if not encoding.replace("_", "-").lower().startswith(("utf-16", "utf-32")):
+            refuse_binary(start)
+    except StructureError as error:
+        raise JobError(f"{path}: {error}") from error
+    whole = len(start) <= SAMPLE
+    text = start[len(mark) : SAMPLE].decode(encoding, errors="surrogateescape" if encoding == "utf-8" else "replace")
+    if not whole:
+        text = text[: max(text.rfind("\n"), text.rfind("\r")) + 1] or text
+    return Source(path, bounds, packed, encoding, mark, text, whole)
+
+
+def unreadable(path: Path, error: OSError) -> str:
+    """Return what to tell of a file that the disk, or its owner, does not let us read."""
+    return (
+        f"{path} could not be read ({error.strerror or error}); nothing was imported: see that its disk or mount works and that "
+        "this user may read it, then import again"
+    )
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise JobError(
+            f"{path}: truncated or damaged gzip ({error}); nothing was imported: copy the file again, or export it again"
+        ) from error
+
+
+class _Unpacked(io.RawIOBase):
+    """The bytes of a file, unpacked where they are packed, within bounds."""
+
+    def __init__(self, raw: BinaryIO, path: Path, packed: bool, bounds: Bounds, bar: tqdm[Any] | None = None) -> None:
+        self._raw, self._path, self._bounds, self._bar, self._bytes = raw, path, bounds, bar, 0
+        self._file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
+        self._packed = packed
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        self._bytes += len(data)
+        read = self._raw.tell()
+        if self._bar is not None:
+            self._bar.update(read - self._bar.n)
+        if self._packed and (
+            self._bytes > self._bounds.total
+            or (self._bytes > _FREE and self._bytes > self._bounds.ratio * max(read, 1))
+        ):
+            raise JobError(
+                f"{self._path}: {read:,} packed bytes unpack to more than {self._bytes:,}; nothing was imported: if the "
+                "export is right, raise TAGGING_MAX_UNPACKED_GB or TAGGING_MAX_UNPACKED_RATIO"
+            )
+        return len(data)

@@ -1,0 +1,1 @@
+"""Pictures of an export: find them by name, bring them into the lake once."""

@@ -1,0 +1,36 @@
+"""Paths in SQL, which DuckDB takes as text alone, and the statement that finds the live tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from jobs.lake.layout import Lake
+from jobs.lake.storage import Place, on_disk
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+def reach(connection: duckdb.DuckDBPyConnection, root: Place) -> None:
+    """Let DuckDB read the files of a lake, wherever it is."""
+    if not on_disk(root):
+        connection.register_filesystem(root.fs)
+
+
+def quoted(text: str | Place) -> str:
+    """Return `text` as an SQL literal."""
+    return "'" + str(text).replace("'", "''") + "'"
+
+
+def listed(files: Iterable[Place]) -> str:
+    """Return `files` as an SQL list of literals."""
+    return f"[{', '.join(map(quoted, files))}]"
+
+
+def live_files(lake: Lake) -> str:
+    """Return the statement that sets DuckDB's variable ``files`` to the paths of the live tables."""
+    return (
+        "SET VARIABLE files = (SELECT string_split(trim(content, chr(10)), chr(10)) "
+        f"FROM read_text({quoted(lake.current)}));"
+    )

@@ -1,0 +1,71 @@
+"""Which days of the catalog there are. Loads nothing heavy: DAG files ask it too."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from jobs.errors import JobError
+from jobs.lake import storage
+from jobs.lake.layout import Lake, check_day
+from jobs.settings import Settings
+
+MOST = 1000  # days of one backfill
+
+
+def exported(settings: Settings, first: str, last: str, most: int = MOST) -> tuple[list[str], list[str]]:
+    """Return the days from `first` to `last` whose export is complete in the lake, and those without one; oldest first.
+
+    Args:
+        settings: names the lake.
+        first: the first day.
+        last: the last one, which is meant too.
+        most: days at most.
+
+    Raises:
+        JobError: one of them is no day, the first is after the last, they are too many, or none has an export.
+    """
+    begin, end = (date.fromisoformat(check_day(day)) for day in (first, last))
+    if begin > end:
+        raise JobError(f"the first day, {first}, is after the last, {last}")
+    days = [date.fromordinal(day).isoformat() for day in range(begin.toordinal(), end.toordinal() + 1)]
+    if len(days) > most:
+        raise JobError(f"{first} to {last} are {len(days):,} days; at most {most:,} at a time")
+    lake = Lake(settings.root)
+    there = [day for day in days if is_exported(lake, day)]
+    if not there:
+        raise JobError(
+            f"no day from {first} to {last} has an export in {lake.root / 'catalog' / 'raw'}; the lake has "
+            f"{_known(lake)}. Import it: `python -m jobs import-catalog FOLDER --ds {first}`"
+        )
+    return there, [day for day in days if day not in there]
+
+
+def newest(settings: Settings, until: str | None = None) -> str:
+    """Return the newest day whose export is complete, up to `until` if that is given.
+
+    Raises:
+        JobError: there is none.
+    """
+    lake = Lake(settings.root)
+    for day in reversed(_named(lake)):
+        if (until is None or day <= until) and is_exported(lake, day):
+            return day
+    raise JobError(
+        f"{lake.root / 'catalog' / 'raw'}: no day{f' up to {until}' if until else ''} has an export; import one: "
+        "`python -m jobs import-catalog FOLDER --ds YYYY-MM-DD`"
+    )
+
+
+def is_exported(lake: Lake, ds: str) -> bool:
+    """Whether the export of a day is complete: its manifest is written last."""
+    return storage.exists(lake.raw_manifest(ds))
+
+
+def _named(lake: Lake) -> list[str]:
+    """Return the days that there is anything of, oldest first."""
+    return [path.name.removeprefix("ds=") for path in storage.children(lake.raw("-").parent, "ds=")]
+
+
+def _known(lake: Lake) -> str:
+    days = [day for day in _named(lake) if is_exported(lake, day)]
+    return f"{len(days)}, from {days[0]} to {days[-1]}" if days else "none"

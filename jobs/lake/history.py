@@ -1,0 +1,118 @@
+"""The history of the tables: each day's changes, and the tables as they were on any past day.
+
+A day's folder holds what that day changed: rows that came or were replaced (``upsert``) and keys that went
+(``remove``). The table of a day is, for each key, the newest change up to that day. When a past day is done again, its
+changes and those of the next day done are written anew, so that every later day stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+from cma_clip_core.content.paths import parquet_files
+from jobs.errors import JobError
+from jobs.lake import parquet, verified_files
+from jobs.lake.layout import Lake, rewrite
+from jobs.lake.storage import Place
+from schemas import tables
+from schemas.documents import HistoryIndex
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+_AT_ONCE: Final = 16  # days: requests that mostly wait
+KEYS: Final = {"attributes": ("product_id", "attribute"), "products": ("product_id",)}
+SCHEMAS: Final = {"attributes": tables.ATTRIBUTE_HISTORY, "products": tables.PRODUCT_HISTORY}
+
+
+def as_of_query(table: str, source: str) -> str:
+    """Return the SQL, for Spark and DuckDB alike, of `table` as it was after the changes in `source`."""
+    columns = [name for name in SCHEMAS[table].names if name not in ("change", "change_ds")]
+    return (
+        f"select {', '.join(columns)} from (select *, max(change_ds) over (partition by {', '.join(KEYS[table])}) as newest "
+        f"from {source}) as changes where change_ds = newest and change = 'upsert'"
+    )
+
+
+def files_until(lake: Lake, index: HistoryIndex, table: str, ds: str) -> list[Place]:
+    """Return the files of changes to `table` of all days up to `ds`, each compared with what was written.
+
+    Raises:
+        JobError: some are missing or damaged.
+    """
+    days = [day for day in sorted(index.days) if day <= ds]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # on S3 each day is a few requests
+        return [file for files in pool.map(lambda day: day_files(lake, index, table, day), days) for file in files]
+
+
+def next_day(index: HistoryIndex, ds: str) -> str | None:
+    """Return the first day after `ds` that was done, or None."""
+    return min((day for day in index.days if day > ds), default=None)
+
+
+def run_of(index: HistoryIndex, ds: str) -> str | None:
+    """Return the run that wrote the changes of `ds` as they are now, be it one of another day, or None."""
+    day = index.days.get(ds)
+    return day.run_id if day else None
+
+
+def own_run(lake: Lake, index: HistoryIndex, ds: str) -> str | None:
+    """Return the run of `ds` that made the tables what they were on that day, or None.
+
+    Backfills of days before rewrite a day's changes, but not what they amount to: they are looked through.
+    """
+    run_id = run_of(index, ds)
+    while run_id is not None and not run_id.startswith(ds):
+        manifest = lake.read_record(run_id)
+        run_id = manifest.history_base.get(ds) if manifest else None
+    return run_id
+
+
+def as_of(session: SparkSession, lake: Lake, index: HistoryIndex, table: str, ds: str) -> DataFrame:
+    """Return `table` ("attributes" or "products") as it was at the end of the day `ds`."""
+    name = f"history_{table}_{ds.replace('-', '_')}"
+    parquet.read(session, files_until(lake, index, table, ds), SCHEMAS[table]).createOrReplaceTempView(name)
+    return session.sql(as_of_query(table, name))
+
+
+def changes(table: str, before: DataFrame, after: DataFrame, ds: str) -> DataFrame:
+    """Return the changes that turn `before` into `after`; both hold all rows of the keys that may differ, alone."""
+    from pyspark.sql import functions as F
+
+    keys = list(KEYS[table])
+    gone = before.select(*keys).distinct().join(after.select(*keys).distinct(), keys, "left_anti")
+    upserts = after.withColumn("change", F.lit("upsert"))
+    removals = gone.withColumn("change", F.lit("remove"))
+    return upserts.unionByName(removals, allowMissingColumns=True).withColumn("change_ds", F.lit(ds))
+
+
+def merged(table: str, newer: DataFrame, older: DataFrame) -> DataFrame:
+    """Return a day's changes after a second run of that day: the newer ones, and the older ones of other keys."""
+    keys = list(KEYS[table])
+    return newer.unionByName(older.join(newer.select(*keys).distinct(), keys, "left_anti"))
+
+
+def day_files(lake: Lake, index: HistoryIndex, table: str, ds: str) -> Sequence[Place]:
+    """Return the files of the changes to `table` on the day `ds` alone, compared with what was written.
+
+    Raises:
+        JobError: some are missing or damaged.
+    """
+    day = index.days.get(ds)
+    if day is None or not day.path:
+        return []
+    folder = lake.root / day.path / table
+    found, files = parquet_files(folder), day.files.get(table, 1)
+    remedy = f"where another run has replaced them just now, start again; otherwise {rewrite(day.run_id)}"
+    if len(found) != files:  # each day that changed anything has a file, be it without rows
+        raise JobError(
+            f"{folder}: of the changes of {ds} {len(found)} files are there, and {files} were written; {remedy}"
+        )
+    record = lake.read_record(day.run_id)
+    paths = {lake.relative(file) for file in found}
+    verified_files.check(
+        lake, [file for file in (record.history_files if record else ()) if file.path in paths], remedy
+    )
+    return found

@@ -1,0 +1,362 @@
+"""Where everything is in the lake."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from jobs.errors import JobError
+from jobs.lake import storage
+from jobs.lake.storage import Place
+from schemas.documents import (
+    ExamplesManifest,
+    Expired,
+    HistoryIndex,
+    Ledger,
+    Plan,
+    RawManifest,
+    RunManifest,
+    Validation,
+)
+from schemas.loading import ContractError, parse_yaml
+from schemas.taxonomy import Taxonomy
+
+LABELLED_TABLE: Final = "products.parquet"  # in the folder of a labelled set
+_REPAIR: Final = "`python -m jobs tables repair` shows how it would be made again, and loses nothing"
+PRODUCTS: Final = "_products"  # what a run's manifest calls the state of the products, beside the attributes' names
+
+
+def check_day(ds: str, option: str = "--ds") -> str:
+    """Return `ds`, the value of `option`. Raises JobError where it is no day written YYYY-MM-DD."""
+    try:
+        if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", ds):
+            raise ValueError
+        date.fromisoformat(ds)
+    except ValueError:
+        raise JobError(f"{option} {ds!r} is not a day; write it as 2026-11-20") from None
+    return ds
+
+
+def is_run(name: str) -> bool:
+    """Whether `name` could name a run."""
+    return re.fullmatch(r"\d{4}-\d{2}-\d{2}-[a-z]*-?[0-9a-f]{8}", name) is not None
+
+
+def check_run(run_id: str) -> str:
+    """Return `run_id`. Raises JobError where it could name anything but a run."""
+    if not is_run(run_id):
+        raise JobError(f"--run {run_id!r} is not a run id; `python -m jobs plan` prints it, e.g. 2026-11-20-1f3a09bc")
+    return run_id
+
+
+@dataclass(frozen=True, slots=True)
+class Lake:
+    """Paths of the zones and readers of the documents in them."""
+
+    root: Place
+
+    # catalog
+    def raw(self, ds: str) -> Place:
+        return self.root / "catalog" / "raw" / f"ds={ds}"
+
+    def raw_manifest(self, ds: str) -> Place:
+        """What marks a day's export as complete: written last."""
+        return self.raw(ds) / "_manifest.json"
+
+    @property
+    def pictures(self) -> Place:
+        return self.root / "catalog" / "pictures"
+
+    def valid(self, ds: str) -> Place:
+        return self.root / "catalog" / "valid" / f"ds={ds}"
+
+    def quarantine(self, ds: str) -> Place:
+        return self.root / "catalog" / "quarantine" / f"ds={ds}"
+
+    # plans, examples, labelled sets, predictions
+    def plan(self, run_id: str) -> Place:
+        return self.root / "plans" / f"ds={run_id[:10]}" / f"run={run_id}"
+
+    def plan_file(self, run_id: str, shard: int) -> Place:
+        return self.plan(run_id) / "products" / f"shard={shard}" / "part-00000.parquet"
+
+    def removed(self, run_id: str) -> Place:
+        return self.plan(run_id) / "removed"
+
+    @property
+    def all_examples(self) -> Place:
+        """Who is about to name examples that are there, or reads what other runs predicted, shares its lock; who removes
+        some has it alone.
+        """
+        return self.root / "examples"
+
+    def examples(self, run_id: str) -> Place:
+        return self.all_examples / f"ds={run_id[:10]}" / f"run={run_id}"
+
+    def labelled(self, ds: str, set_id: str) -> Place:
+        return self.root / "labelled" / f"ds={ds}" / f"set={set_id}"
+
+    def predictions(self, run_id: str) -> Place:
+        return self.root / "predictions" / f"run={run_id}"
+
+    def prediction_file(self, run_id: str, shard: int) -> Place:
+        return self.predictions(run_id) / f"shard={shard:05d}.parquet"
+
+    # published
+    @property
+    def current(self) -> Place:
+        """The pointer: one line for each Parquet file of the live run."""
+        return self.root / "attribute_tables" / "current"
+
+    def run(self, run_id: str) -> Place:
+        return self.root / "attribute_tables" / "runs" / run_id
+
+    @property
+    def history(self) -> Place:
+        return self.root / "attribute_history"
+
+    def history_run(self, ds: str, run_id: str) -> Place:
+        return self.history / f"ds={ds}" / f"run={run_id}"
+
+    @property
+    def history_index(self) -> Place:
+        return self.history / "index.json"
+
+    def left_index(self, run_id: str) -> Place:
+        """The history index as it was when `run_id` was last live and another run took its place."""
+        return self.history / "left" / f"{run_id}.json"
+
+    def expired(self, run_id: str) -> Place:
+        """What is left of a run that has expired."""
+        return self.root / "expired" / f"{run_id}.json"
+
+    # models, reports
+    @property
+    def models(self) -> Place:
+        return self.root / "models"
+
+    @property
+    def towers(self) -> Place:
+        """Pretrained towers, a folder each."""
+        return self.root / "towers"
+
+    @property
+    def experiments(self) -> Place:
+        return self.root / "experiments"
+
+    @property
+    def champion(self) -> Place:
+        """The file that names the champion, and those before it."""
+        return self.models / "champion"
+
+    def model_reports(self, ds: str, version: str) -> Place:
+        """What a training cost, and its course."""
+        return self.root / "reports" / f"ds={ds}" / f"model={version}"
+
+    @property
+    def models_reports(self) -> Place:
+        """Challengers against champions."""
+        return self.root / "reports" / "models"
+
+    @property
+    def work(self) -> Path:
+        """Where this machine keeps what it works on: in the lake itself, or for one on S3 in TMPDIR, for this user alone."""
+        return self.root if storage.on_disk(self.root) else storage.own_folder(str(self.root))
+
+    def local_model(self, version: str) -> Path:
+        """Return the folder of a model version on this machine: itself, or a copy. A version never changes."""
+        return storage.local_copy(self.models / version, self.work / "models" / version)
+
+    @property
+    def scratch(self) -> Place:
+        """What nothing in outlives its step."""
+        return self.root / "scratch"
+
+    def reports(self, run_id: str) -> Place:
+        return self.root / "reports" / f"ds={run_id[:10]}" / f"run={run_id}"
+
+    def relative(self, path: Place) -> str:
+        """Return `path` as documents name it: relative to the lake."""
+        return storage.relative(path, self.root)
+
+    # documents
+    def read_taxonomy(self, path: str) -> Taxonomy:
+        """Return the taxonomy at `path`, relative to the lake. Raises JobError where it is missing or broken."""
+        data = storage.read_bytes(self.root / path)
+        if data is None:
+            raise JobError(f"{self.root / path}: there is no such file")
+        try:
+            return parse_yaml(data.decode(), Taxonomy, str(self.root / path))
+        except (ContractError, UnicodeDecodeError) as error:
+            raise JobError(str(error)) from error
+
+    def read_raw_manifest(self, ds: str) -> RawManifest | None:
+        return storage.read_document(
+            self.raw_manifest(ds), RawManifest,
+            f"import the day again: `python -m jobs import-catalog FOLDER --ds {ds}`",
+        )  # fmt: skip
+
+    def raw_rows(self, ds: str) -> int | None:
+        """Return how many lines the raw catalog of `ds` has; None where there is none."""
+        manifest = self.read_raw_manifest(ds)
+        return None if manifest is None else manifest.rows
+
+    def read_validation(self, ds: str) -> Validation:
+        found = storage.read_document(
+            self.valid(ds) / "current.json", Validation, f"`python -m jobs validate --ds {ds}` makes it again"
+        )
+        if found is None:
+            raise JobError(f"{self.valid(ds)}: the day is not validated; run `python -m jobs validate --ds {ds}`")
+        return found
+
+    def read_expired(self, run_id: str) -> Expired | None:
+        return storage.read_document(self.expired(run_id), Expired)
+
+    def has_expired(self, run_id: str) -> bool:
+        """Whether a run has expired, be it that some of it is still there."""
+        return storage.exists(self.expired(run_id))
+
+    def check_not_expired(self, run_id: str) -> None:
+        """Raise JobError where a run has expired."""
+        found = self.read_expired(run_id)
+        if found is not None:
+            raise JobError(
+                f"{run_id} has expired: `maintenance` took it out of the lake on {found.expired_at:%Y-%m-%d}; its day can be "
+                f"run again: `python -m jobs night --ds {found.ds}`"
+            )
+
+    def find_plan(self, run_id: str) -> Plan | None:
+        """Return the plan of a run; None where there is none, or it has expired."""
+        return None if self.has_expired(check_run(run_id)) else self._plan_document(run_id)
+
+    def _plan_document(self, run_id: str) -> Plan | None:
+        return storage.read_document(self.plan(run_id) / "plan.json", Plan, replan(run_id[:10]))
+
+    def read_plan(self, run_id: str) -> Plan:
+        self.check_not_expired(check_run(run_id))
+        found = self._plan_document(run_id)
+        if found is None:
+            raise JobError(f"{self.plan(run_id)}: there is no such plan; run `python -m jobs plan --ds {run_id[:10]}`")
+        return found
+
+    def read_examples_manifest(self, run_id: str) -> ExamplesManifest | None:
+        return storage.read_document(
+            self.examples(run_id) / "_manifest.json", ExamplesManifest,
+            f"`python -m jobs preprocess --run {run_id}` makes it again",
+        )  # fmt: skip
+
+    def find_examples_manifest(self, run_id: str) -> ExamplesManifest | None:
+        """Return what a run's folder of examples is; None too where that is broken, which is said: they are made again."""
+        path = self.examples(run_id) / "_manifest.json"
+        return storage.find_document(path, ExamplesManifest, "its examples are made again where they are needed")
+
+    def has_examples(self, path: str) -> bool:
+        """Whether the folder `path`, relative to the lake, of a run's examples is there, whole by the sizes of its files."""
+        folder = self.root / path
+        if not (storage.exists(folder.parent / "_manifest.json") and storage.exists(folder)):
+            return False
+        found = self.find_examples_manifest(folder.parent.name.removeprefix("run="))
+        files = [file for file in found.files if file.path.startswith(f"{path}/")] if found else []
+        return found is not None and all(storage.size(self.root / file.path) == file.bytes for file in files)
+
+    def read_manifest(self, run_id: str) -> RunManifest | None:
+        """Return the manifest of a run whose tables and changes are all there, or None."""
+        return None if self.has_expired(run_id) else self._read_manifest(run_id)
+
+    def read_record(self, run_id: str) -> RunManifest | None:
+        """Return what a run wrote, be it that it has expired; None where it wrote nothing."""
+        expired = self.read_expired(run_id)
+        return self._read_manifest(run_id) if expired is None else expired.manifest
+
+    def _read_manifest(self, run_id: str) -> RunManifest | None:
+        return storage.read_document(self.run(run_id) / "manifest.json", RunManifest, rewrite(run_id))
+
+    def read_ledger(self, run_id: str) -> Ledger | None:
+        return storage.read_document(self.reports(run_id) / "ledger.json", Ledger, self._ledger_remedy(run_id))
+
+    def find_ledger(self, run_id: str) -> Ledger | None:
+        """Return the ledger of a run; None too where it is broken, which is said: `publish` writes it again."""
+        return storage.find_document(self.reports(run_id) / "ledger.json", Ledger, self._ledger_remedy(run_id))
+
+    @staticmethod
+    def _ledger_remedy(run_id: str) -> str:
+        return f"`python -m jobs publish --run {run_id}` writes it again"
+
+    def read_history_index(self, content: bytes | None = None) -> HistoryIndex:
+        """Return the index; that of `content`, where it was read already.
+
+        Raises:
+            JobError: it is broken, or it is missing though there was one.
+        """
+        content = storage.read_bytes(self.history_index) if content is None else content
+        if content is None:
+            if (trace := self.trace_of_publication()) is not None:
+                raise JobError(
+                    f"{self.history_index}: it is missing, though {trace} tells that there was one; {_REPAIR}"
+                )
+            return HistoryIndex()
+        found = storage.from_bytes(self.history_index, content, HistoryIndex, _REPAIR)
+        # An index of version 0.1.0 does not name the live run: the pointer alone did.
+        return found if found.live else found.model_copy(update={"live": self.current_run()})
+
+    def trace_of_publication(self) -> Place | None:
+        """Return something that is there only where a run was published before, whatever became of the index; or None."""
+        if storage.exists(self.current):
+            return self.current
+        left = storage.children(self.history / "left")
+        # Written after the index names the run; a run that was killed before that has a manifest, and no ledger.
+        runs = (path.name for path in storage.children(self.run("-").parent))
+        ledgers = (self.reports(run) / "ledger.json" for run in runs if is_run(run))
+        return next(itertools.chain(left, (ledger for ledger in ledgers if storage.exists(ledger))), None)
+
+    def current_lines(self) -> list[str]:
+        """Return the paths of the live run's attribute files; empty where nothing is published.
+
+        Raises:
+            JobError: the pointer is broken.
+        """
+        found = storage.read_bytes(self.current)
+        if found is None:
+            return []
+        try:
+            *lines, end = found.decode().split("\n")
+        except UnicodeDecodeError:
+            lines, end = [], "?"
+        if end or not lines or not all(is_run(_run_of(line)) for line in lines):
+            raise JobError(f"{self.current}: it does not list the files of a run, or it is damaged; {_REPAIR}")
+        return lines
+
+    def current_run(self) -> str | None:
+        """Return the id of the live run by the pointer for readers, or None where nothing is published.
+
+        Raises:
+            JobError: the pointer is broken.
+        """
+        lines = self.current_lines()
+        # Of a lake that was moved too: its pointer still has the old place's paths until the next publication.
+        return _run_of(lines[0]) if lines else None
+
+
+def _run_of(line: str) -> str:
+    """Return the name of the folder where the pointer's lines have the run."""
+    return PurePosixPath(line).parent.parent.name
+
+
+def replan(ds: str) -> str:
+    """Return the remedy of what `plan` writes."""
+    return (
+        f"plan the day again as it was planned, such as by `python -m jobs plan --ds {ds}`: the same inputs give the same "
+        "plan, and what is done stays"
+    )
+
+
+def rewrite(run_id: str) -> str:
+    """Return the remedy of what `publish` writes."""
+    return (
+        f"`python -m jobs publish --run {run_id}` writes it again from what that night predicted; or put it back from a copy "
+        "of the lake"
+    )

@@ -1,0 +1,1 @@
+"""Model versions: the champion, and the comparison that promotes a challenger."""

@@ -1,0 +1,241 @@
+"""Is a new model good enough to be the champion? Both are judged on the same test products, in the same bootstrap draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cma_clip_core import registry
+from cma_clip_core.content.paths import Place, open_parquet
+from cma_clip_core.errors import CoreError
+from cma_clip_core.model_documents import Difference, Metrics, Threshold
+from jobs.errors import JobError
+from jobs.lake import storage
+from jobs.lake.layout import LABELLED_TABLE, Lake
+from jobs.models import champion_pointer
+from jobs.models.verdict import MEAN, Verdict
+from jobs.settings import Settings
+from schemas.loading import ContractError
+
+if TYPE_CHECKING:
+    from cma_clip_core.evaluation.predictions import Predictions
+
+
+NOISE = 0.05  # chance that a model that is no worse is refused, over all comparisons together (Bonferroni)
+# Test families with a label that an attribute needs to be compared. Fewer, all of them right, cannot show a precision of 90 %
+# (cma_clip_core.evaluation.choose_thresholds.fewest_right), so recall at it is luck. 29 families tell a loss of 17 points
+# from noise, 10 families one of 40.
+LEAST_FAMILIES: Final = 29
+
+
+def judge(settings: Settings, version: str) -> Verdict | None:
+    """Judge a model version against the champion and keep the verdict; None: there is no other champion to compare with.
+
+    Raises:
+        JobError: there is no such version, it is broken, or the two cannot be compared; says why.
+    """
+    lake, champion = Lake(settings.root), champion_pointer.champion(settings)
+    champion_pointer.check_whole(lake, version)
+    return None if champion is None or champion == version else _judge(settings, lake, version, champion)
+
+
+def _judge(settings: Settings, lake: Lake, version: str, champion: str) -> Verdict:
+    try:
+        verdict = compare(settings, version, champion)
+    except (CoreError, ContractError, pa.ArrowException, OSError) as error:
+        raise JobError(
+            f"{version} cannot be compared with the champion {champion}: {error}; `models promote {version} --force` "
+            "promotes it all the same"
+        ) from error
+    storage.write_document(lake.models_reports / f"{version}-against-{champion}.json", verdict)
+    return verdict
+
+
+def promote(settings: Settings, version: str, *, force: bool = False) -> Verdict | None:
+    """Make a model version the champion if it is no worse than the one there is; return the verdict, if there was one.
+
+    Args:
+        settings: names the lake and the device.
+        version: the challenger.
+        force: promote it without a comparison.
+
+    Raises:
+        JobError: there is no such version, it is broken or worse, or the two cannot be compared; says why.
+        SwapLostError: someone else changed the champion since this began: what it was judged against is not it any more.
+    """
+    lake, seen = Lake(settings.root), champion_pointer.champions(settings)
+    champion = seen.live
+    champion_pointer.check_whole(lake, version)
+    if force or champion is None or champion == version:
+        champion_pointer.promote(settings, version, seen)
+        return None
+    verdict = _judge(settings, lake, version, champion)
+    if not verdict.accepted:
+        raise JobError(
+            "\n".join(
+                [
+                    *verdict.lines(),
+                    f"it stays a challenger; `models promote {version} --force` promotes it all the same",
+                ]
+            )
+        )
+    champion_pointer.promote(settings, version, seen)
+    return verdict
+
+
+def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
+    """Judge two model versions on the challenger's test products, but for the families that the champion learnt from.
+
+    What a model has not learnt it says at random: an attribute that either has not learnt is neither compared nor part of
+    the mean. The challenger is worse at one that the champion tags, and that it has not learnt or can promise nothing of: there
+    would be no more tags of it, however well it ranks. By recall, one with fewer than `LEAST_FAMILIES` test families does not
+    decide, neither way.
+
+    Raises:
+        JobError: their taxonomies, picture sizes or labelled sets do not let them be compared.
+        CoreError: a version is broken.
+    """
+    from cma_clip_core.evaluation.bootstrap import difference, draw_recalls
+    from cma_clip_core.evaluation.metrics import coverage
+
+    lake = Lake(settings.root)
+    folders = {name: lake.models / name for name in (challenger, champion)}
+    taxonomies = {name: registry.read_taxonomy(folder) for name, folder in folders.items()}
+    if changes := taxonomies[champion].incomparable(taxonomies[challenger]):
+        raise JobError(
+            f"{challenger} has another taxonomy than the champion {champion}: {'; '.join(changes)}; what differs cannot "
+            f"be compared: `models promote {challenger} --force` promotes it all the same"
+        )
+    configs = {name: registry.read_config(folder) for name, folder in folders.items()}
+    if configs[challenger].picture != configs[champion].picture:
+        raise JobError(
+            f"{challenger} sees pictures of another size than the champion {champion}: no examples fit both; "
+            f"`models promote {challenger} --force` promotes it all the same"
+        )
+    metrics = {name: registry.read_json(folder / registry.METRICS, Metrics) for name, folder in folders.items()}
+    sets = {name: known.labelled_set for name, known in metrics.items()}
+    table = lake.root / (sets[challenger] or "-") / LABELLED_TABLE
+    if not storage.exists(table):
+        raise JobError(
+            f"{table}: the labelled set that {challenger} was trained on is gone; train it again, or use --force"
+        )
+    seen = _families_learnt_from(table, lake.root / (sets[champion] or "-") / LABELLED_TABLE)
+    doubts = [
+        f"{name}: {known.towers.words()}"
+        for name, known in metrics.items()
+        if known.towers is not None and not known.towers.same_set
+    ]
+    if seen is None:
+        doubts.append(f"the labelled set of {champion} is gone: it may have learnt from the products it is judged on")
+    found, thresholds = {}, {}
+    for name, folder in folders.items():
+        predictions = _predict(settings, lake.local_model(name), table, lake.root)
+        found[name] = {a: p if seen is None else p.take(~np.isin(p.families, seen)) for a, p in predictions.items()}
+        thresholds[name] = registry.read_thresholds(folder)
+    not_compared, lost = _not_learnt(metrics[challenger], metrics[champion], thresholds[champion])
+    too_few = []
+    for name, p in found[challenger].items():
+        if name not in not_compared and (families := len(np.unique(p.families[p.has_target]))) < LEAST_FAMILIES:
+            too_few.append(name)
+            not_compared[name] = f"{families} test families with a label, {LEAST_FAMILIES} are the least"
+    compared = [name for name in found[challenger] if name not in not_compared]
+    differences: dict[str, Difference | None] = dict.fromkeys((MEAN, *found[challenger]))
+    if compared:
+        methods = {model: {name: p[name] for name in compared} for model, p in found.items()}
+        draws = draw_recalls(methods, thresholds, configs[challenger].text.fields, silent=False)
+        new, old = draws[challenger], draws[champion]
+        differences[MEAN] = difference(new.mean_all(), old.mean_all())
+        for name in new.attributes:
+            differences[name] = difference(new.of(name), old.of(name))
+    there = {name: d for name, d in differences.items() if d is not None}
+    limit = 1 - NOISE / max(len(there), 1)
+    return Verdict(
+        challenger=challenger,
+        champion=champion,
+        products=len({q for p in found[challenger].values() for q in p.products}),
+        differences=differences,
+        not_compared=not_compared,
+        too_few=tuple(too_few),
+        worse=(*(name for name, d in there.items() if d.below_zero > limit), *lost),
+        doubts=tuple(doubts),
+        coverage={
+            name: (
+                coverage(found[champion][name], thresholds[champion][name]),
+                coverage(found[challenger][name], thresholds[challenger][name]),
+            )
+            for name in compared
+        },
+        silenced=tuple(
+            name
+            for name in found[challenger]
+            if name not in metrics[challenger].not_learnt | metrics[champion].not_learnt
+            and thresholds[challenger][name].lowest() is None
+            and thresholds[champion][name].lowest() is not None
+        ),
+    )
+
+
+def _not_learnt(
+    challenger: Metrics, champion: Metrics, thresholds: Mapping[str, Threshold]
+) -> tuple[dict[str, str], list[str]]:
+    """Return the attributes that either has not learnt, with what is to be said of each, and those that would be lost.
+
+    Args:
+        challenger: its metrics.
+        champion: its metrics.
+        thresholds: the champion's, by attribute. Of what it accepts nothing, nothing can be lost.
+    """
+    said, lost = {}, []
+    for name in champion.not_learnt | challenger.not_learnt:
+        why = challenger.not_learnt.get(name)
+        if why is None:
+            said[name] = "the champion has not learnt it"
+        elif name in champion.not_learnt:
+            said[name] = "neither has learnt it"
+        elif thresholds[name].lowest() is None:
+            said[name] = f"the challenger has not learnt it, as {why}; the champion has, but accepts nothing of it"
+        else:
+            said[name] = f"the challenger has not learnt it, as {why}; the champion has, and tags it"
+            lost.append(name)
+    return said, lost
+
+
+def _predict(settings: Settings, folder: Path, table: Place, root: Place) -> dict[str, Predictions]:
+    from cma_clip_core.catalog.examples import read_index
+    from cma_clip_core.evaluation.evaluate import evaluate
+    from cma_clip_core.inputs.devices import move_to, resolve_device
+    from cma_clip_core.model.class_layout import ClassLayout
+    from cma_clip_core.model.tokenizer import Tokenizer
+
+    config, device = registry.read_config(folder), resolve_device(settings.device)
+    model = move_to(registry.load_model(folder), device)
+    layout = ClassLayout(registry.read_taxonomy(folder))
+    return evaluate(model, read_index(table, root), "test", config, layout, Tokenizer(config), device)
+
+
+def _families_learnt_from(table: Place, learnt: Place) -> npt.NDArray[np.int64] | None:
+    """Return the families of a labelled set with a product that a model learnt from, or None where that is not known.
+
+    Sides move from day to day: a product that is on the test side now may have a sibling that an older model was trained,
+    or its thresholds were chosen, on.
+
+    Args:
+        table: the labelled set.
+        learnt: the products of the labelled set that the model was made with.
+    """
+    if not storage.exists(learnt):
+        return None
+    with open_parquet(learnt) as file:
+        rows = file.read(columns=["product_id", "side"])
+    seen = rows.filter(pc.not_equal(rows["side"], "test"))["product_id"]
+    with open_parquet(table) as file:
+        found = file.read(columns=["product_id", "family"])
+    known = pc.is_in(found["product_id"], value_set=seen.combine_chunks())
+    families: npt.NDArray[np.int64] = pc.unique(found["family"].filter(known)).to_numpy()
+    return families

@@ -1,0 +1,494 @@
+"""Step 5, publish: a run's predictions become the tables. Write, audit, publish.
+
+The new tables and the changes of the day are written whole into the run's own folders, re-read and counted; a manifest
+is written last; then one swap makes both live, if the lake still holds what the run was made from (`jobs.lake.publication`). The
+ledger follows: a run that was killed before it is caught up with.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cma_clip_core.content.paths import Place, open_parquet
+from jobs.errors import JobError, LedgerError
+from jobs.lake import history, parquet, publication, storage, table_files, verified_files
+from jobs.lake.layout import PRODUCTS, Lake, check_run
+from jobs.nightly import attribute_rows
+from jobs.nightly.replaced_rows import Touched
+from jobs.nightly.shards import read_modalities
+from jobs.runtime.step_metrics import measure
+from jobs.settings import Settings
+from jobs.spark import sessions
+from schemas import tables
+from schemas.documents import HistoryDay, HistoryIndex, Ledger, Plan, PublishedFile, RowCounts, RunManifest
+from schemas.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+log = logging.getLogger(__name__)
+
+_ROWS_A_BATCH = 2**17  # read at a time by the audit
+
+
+def publish(settings: Settings, run_id: str) -> Ledger:
+    """Publish a run whose shards are all tagged; return its ledger. Run again, it catches up with what is missing.
+
+    Raises:
+        JobError: a shard is not tagged, what was written is not what was meant, or the run has expired unfinished.
+        LedgerError: the rows do not add up; nothing is published.
+        StalePlanError: the lake no longer holds what the plan was made from; plan the day again.
+    """
+    lake = Lake(settings.root)
+    if (finished := _ledger_of_expired(lake, check_run(run_id))) is not None:
+        log.info("publish: run %s is finished already, and has expired", run_id)
+        return finished
+    plan = lake.read_plan(run_id)
+    if plan.prepare_only or plan.model_version is None:
+        raise JobError(f"{run_id} only makes examples to train on; plan a night: `python -m jobs plan --ds {plan.ds}`")
+    with storage.locked(lake.run(run_id)):
+        return _publish(settings, lake, plan)
+
+
+def _publish(settings: Settings, lake: Lake, plan: Plan) -> Ledger:
+    run_id, index = plan.run_id, lake.read_history_index()
+    ledger, manifest = lake.find_ledger(run_id), _whole_manifest(lake, index, plan)
+    is_written = manifest is not None or not plan.to_tag + plan.removed
+    if ledger is not None and is_written and not _is_due(lake, index, plan):
+        log.info("publish: run %s is finished already", run_id)
+        return ledger
+    with measure("publish", lake.reports(run_id)) as measured:
+        if not _is_entered(lake, index, plan):
+            publication.check_base(lake, index, plan)
+        if manifest is None and not plan.backfill and plan.base_run is not None:
+            publication.check_tables(lake, publication.manifest_of(lake, plan.base_run))
+        verified_files.check_plan(lake, plan)
+        modalities = check_predictions(lake, plan, whole=not is_written)
+        if not is_written:
+            manifest = _write(settings, lake, plan, _before(lake, index, plan))
+        ledger = _ledger(lake, plan, modalities, manifest, index)
+        if differences := ledger.differences():
+            raise LedgerError(f"run {run_id} does not add up; nothing is published:\n  " + "\n  ".join(differences))
+        if manifest is None:
+            log.info("publish: nothing changed; the tables stay as they are")
+        publication.swap(lake, lambda newest: _enter(lake, newest, plan, manifest))
+        storage.write_document(lake.reports(run_id) / "ledger.json", ledger)
+        measured.rows = plan.to_tag
+        measured.details |= {"published_rows": ledger.published_rows, "published_products": ledger.published_products}
+    for line in ledger.lines():
+        log.info("publish: %s", line)
+    return ledger
+
+
+def _whole_manifest(lake: Lake, index: HistoryIndex, plan: Plan) -> RunManifest | None:
+    """Return the manifest of a run all of whose files are what it wrote, or None: they are to be written again."""
+    remedy = f"run {plan.run_id} is written again"
+    path = lake.run(plan.run_id) / "manifest.json"
+    manifest = storage.find_document(path, RunManifest, remedy)
+    if manifest is None:
+        return None
+    # The changes of a day may be another run's by now.
+    entered = _is_entered(lake, index, plan)
+    others = [day.path for ds, day in manifest.history.items() if entered and index.days.get(ds) != day]
+    changes = [
+        file for file in manifest.history_files if not any(file.path.startswith(f"{other}/") for other in others)
+    ]
+    damage = verified_files.damage(lake, [*manifest.files, *changes])
+    if damage is not None:
+        log.warning("publish: %s; %s", damage, remedy)
+    return manifest if damage is None else None
+
+
+def _before(lake: Lake, index: HistoryIndex, plan: Plan) -> HistoryIndex:
+    """Return the index as it was before a run was entered: what its days' changes are made from, where they are made again.
+
+    Raises:
+        JobError: another run has written one of these days since.
+    """
+    days = dict(index.days)
+    for ds, base in plan.history_base.items():
+        run_id = history.run_of(index, ds)
+        if run_id == base:
+            continue
+        if run_id != plan.run_id:
+            raise JobError(
+                f"{lake.run(plan.run_id)}: it cannot be written again: run {run_id} has changed the history of {ds} since; "
+                f"{storage.RESTORE}"
+            )
+        record = lake.read_record(base) if base is not None else None
+        if record is None:
+            del days[ds]  # it was not done before, or changed nothing
+        else:
+            days[ds] = record.history[ds]
+    return index.model_copy(update={"days": days})
+
+
+def _ledger_of_expired(lake: Lake, run_id: str) -> Ledger | None:
+    """Return the ledger of a run that has expired and is part of the history, or None."""
+    ledger = lake.find_ledger(run_id) if lake.has_expired(run_id) else None
+    entered = ledger is not None and history.own_run(lake, lake.read_history_index(), ledger.ds) == run_id
+    return ledger if entered else None
+
+
+def _is_entered(lake: Lake, index: HistoryIndex, plan: Plan) -> bool:
+    return history.own_run(lake, index, plan.ds) == plan.run_id
+
+
+def _is_due(lake: Lake, index: HistoryIndex, plan: Plan) -> bool:
+    """Whether a finished run is to be published once more: a rollback took it out, and it still fits."""
+    return not _is_entered(lake, index, plan) and publication.base(lake, index, plan.ds) == publication.Base.of(plan)
+
+
+def _enter(lake: Lake, index: HistoryIndex, plan: Plan, manifest: RunManifest | None) -> HistoryIndex:
+    """Return the index with the run in it; a day that changed nothing is entered too: backfills must leave it as it is."""
+    if _is_entered(lake, index, plan):
+        return index
+    lake.check_not_expired(plan.run_id)  # no run expires while the index is locked
+    publication.check_base(lake, index, plan)
+    if manifest is None:
+        days = {plan.ds: HistoryDay(run_id=plan.run_id, path="", rows=0)} | index.days
+    else:
+        days = index.days | manifest.history
+    replaced = manifest is not None and not plan.backfill
+    return HistoryIndex(live=plan.run_id if replaced else index.live, days=dict(sorted(days.items())))
+
+
+def check_predictions(lake: Lake, plan: Plan, *, whole: bool = True) -> Counter[str]:
+    """Return the products of a run by what the model saw of them.
+
+    Args:
+        lake: where.
+        plan: of the run.
+        whole: whether tables are still to be made of them: then they must hold what the shop said of unlisted values.
+
+    Raises:
+        JobError: a shard's file is missing, unreadable, not of this run, or lacks the unlisted values.
+    """
+    modalities = Counter[str]()
+    for shard in plan.shards:
+        path = lake.prediction_file(plan.run_id, shard.id)
+        try:
+            modalities.update(read_modalities(path, plan, shard, whole=whole))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise JobError(
+                f"{path}: shard {shard.id} is not tagged, or its file is damaged ({error}); run `python -m jobs tag "
+                f"--run {plan.run_id} --shard {shard.id}`, which makes it"
+            ) from error
+    return modalities
+
+
+@dataclass(frozen=True, slots=True)
+class _Frames:
+    """One table as publish works on it."""
+
+    kind: str  # "attributes" or "products"
+    before: DataFrame  # the table this run is based on, whole
+    fresh: DataFrame  # the rows that this run makes
+    touched: Touched  # whose rows they replace
+    width: int  # rows that a product has at most
+
+    @property
+    def after(self) -> DataFrame:
+        """The whole table after this run."""
+        return self.touched.kept(self.before).unionByName(self.fresh)
+
+
+def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> RunManifest:
+    """Write the run's tables and history, audit them, and write the manifest."""
+    taxonomy = lake.read_taxonomy(plan.taxonomy_path)
+    with sessions.session(settings, plan.validation.raw) as session:
+        frames = _frames(session, lake, plan, index, taxonomy)
+        folder = lake.run(plan.run_id)
+        storage.remove_folder(folder)
+        # Each write is a chain of small jobs that alone leaves cores free.
+        with ThreadPoolExecutor() as pool:
+            writes = [] if plan.backfill else _write_tables(lake, plan, taxonomy, frames, pool)
+            rows = None if plan.backfill else pool.submit(_count_gone, frames[0])
+            days, history_files, fresh = _write_history(session, lake, plan, index, frames, pool)
+            files = [file for write in writes for file in write.result()]
+            counts = rows.result() if rows else {}
+    audit(lake, files, unique=True)
+    audit(lake, history_files, unique=False)
+    manifest = RunManifest(
+        run_id=plan.run_id,
+        ds=plan.ds,
+        parent=plan.base_run,
+        model_version=str(plan.model_version),
+        taxonomy_fingerprint=plan.taxonomy_fingerprint,
+        raw_version=plan.validation.version,
+        files=tuple(files),
+        rows=sum(f.rows for f in files if f.table != PRODUCTS),
+        products=sum(f.rows for f in files if f.table == PRODUCTS),
+        history=days,
+        history_files=tuple(history_files),
+        history_base=plan.history_base,
+        attribute_rows=_attribute_rows(lake, plan, counts, fresh, files),
+        created_at=datetime.now(UTC),
+    )
+    storage.write_document(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _frames(
+    session: SparkSession, lake: Lake, plan: Plan, index: HistoryIndex, taxonomy: Taxonomy
+) -> tuple[_Frames, _Frames]:
+    paths = [lake.prediction_file(plan.run_id, shard.id) for shard in plan.shards]
+    predictions = parquet.read(session, paths, tables.PREDICTIONS)
+    planned = attribute_rows.read_plan(session, lake, plan)
+    touched = Touched.by(plan, planned, parquet.read(session, [lake.removed(plan.run_id)], tables.REMOVED))
+    attributes = attribute_rows.attributes(predictions, plan, taxonomy)
+    products = attribute_rows.products(predictions, planned, plan)
+    if plan.attributes:  # of some products the other rows stay, and with them their state
+        attributes, products = touched.replaced(attributes), touched.whole().replaced(products)
+    if plan.backfill:
+        before_attributes = history.as_of(session, lake, index, "attributes", plan.ds)
+        before_products = history.as_of(session, lake, index, "products", plan.ds)
+    else:
+        found = _base_files(lake, plan)
+        before_attributes = parquet.read(
+            session, [lake.root / f.path for f in found if f.table != PRODUCTS], tables.ATTRIBUTES
+        )
+        before_products = parquet.read(
+            session, [lake.root / f.path for f in found if f.table == PRODUCTS], tables.PRODUCTS
+        )
+    return (
+        _Frames("attributes", before_attributes, attributes, touched, attribute_rows.most(taxonomy)),
+        _Frames("products", before_products, products, touched.whole(), 1),
+    )
+
+
+def _count_gone(table: _Frames) -> dict[tuple[str, bool], int]:
+    """Return how many rows of the table go, by attribute and whether their product was removed."""
+    from pyspark.sql import functions as F
+
+    gone = table.touched.replaced(table.before.select("product_id", "attribute"))
+    removed = table.touched.removed.select("product_id", F.lit(True).alias("removed"))
+    found = gone.join(removed, "product_id", "left").groupBy("attribute", F.col("removed").isNotNull().alias("removed"))
+    return {(row["attribute"], row["removed"]): row["count"] for row in found.count().collect()}
+
+
+def _attribute_rows(
+    lake: Lake,
+    plan: Plan,
+    gone: Mapping[tuple[str, bool], int],
+    fresh: Mapping[str, int],
+    files: Sequence[PublishedFile],
+) -> dict[str, RowCounts]:
+    """Return the rows of each attribute before and after, counted in different places: they must add up."""
+    before, after = Counter[str](), Counter[str]()
+    for counts, of in ((before, _base_files(lake, plan)), (after, files)):
+        for file in of:
+            if file.table != PRODUCTS:
+                counts[file.table] += file.rows
+    return {
+        name: RowCounts(
+            before=before[name],
+            replaced=gone.get((name, False), 0),
+            removed=gone.get((name, True), 0),
+            fresh=fresh.get(name, 0),
+            after=after[name],
+        )
+        for name in sorted(after)
+    }
+
+
+def _base_files(lake: Lake, plan: Plan) -> tuple[PublishedFile, ...]:
+    """Return the files of the tables that a run starts from. Raises JobError where they are gone: it is not live any more."""
+    return publication.manifest_of(lake, plan.base_run).files if plan.base_run else ()
+
+
+def _write_tables(
+    lake: Lake, plan: Plan, taxonomy: Taxonomy, frames: tuple[_Frames, _Frames], pool: Executor
+) -> list[Future[list[PublishedFile]]]:
+    """Write the whole tables: the attributes of the taxonomy, those of earlier models that products still have, the state."""
+    from pyspark.sql import functions as F
+
+    attributes, products = frames
+    before = Counter[str]()
+    for file in _base_files(lake, plan):
+        before[file.table] += file.rows
+    states = before.pop(PRODUCTS, 0)
+    earlier = {name for name, rows in before.items() if rows}
+    names = [*taxonomy.names, *sorted(earlier - set(taxonomy.names))]
+    writes = (
+        (attributes, tables.ATTRIBUTES, names, F.col("attribute"), before.total()),
+        (products, tables.PRODUCTS, [PRODUCTS], F.lit(PRODUCTS), states),
+    )
+    return [
+        pool.submit(
+            table_files.write,
+            lake,
+            table.after,
+            lake.run(plan.run_id),
+            schema,
+            of,
+            name,
+            rows + plan.to_tag * table.width,
+        )
+        for table, schema, of, name, rows in writes
+    ]
+
+
+def _write_history(
+    session: SparkSession,
+    lake: Lake,
+    plan: Plan,
+    index: HistoryIndex,
+    frames: Sequence[_Frames],
+    pool: Executor,
+) -> tuple[dict[str, HistoryDay], list[PublishedFile], Counter[str]]:
+    """Write the changes of this day and, of a backfill, those of the next day done, so that all later days stay.
+
+    Returns:
+        the days, their files, and how many rows by attribute this run has made, as they were written there.
+    """
+    from pyspark.sql import functions as F
+
+    changes: dict[str, list[tuple[_Frames, DataFrame]]] = {day: [] for day in plan.history_base}
+    following = next((day for day in plan.history_base if day != plan.ds), None)
+    for table in frames:
+        own = history.changes(table.kind, table.touched.replaced(table.before), table.fresh, plan.ds)
+        changes[plan.ds].append((table, _merged(session, lake, index, table.kind, own, plan.ds)))
+        if following is not None:
+            later = history.as_of(session, lake, index, table.kind, following)
+            stay = table.touched.replaced(later)
+            repair = history.changes(table.kind, table.fresh, stay, following)
+            changes[following].append((table, _merged(session, lake, index, table.kind, repair, following)))
+    touched, fresh, run_id = plan.to_tag + plan.removed, Counter[str](), plan.run_id
+
+    def count(batch: pa.RecordBatch) -> dict[str, int]:
+        made = pc.and_kleene(pc.equal(batch["change"], "upsert"), pc.equal(batch["run_id"], run_id))
+        return {
+            found["values"]: found["counts"] for found in pc.value_counts(batch["attribute"].filter(made)).to_pylist()
+        }
+
+    writes: dict[str, list[Future[list[PublishedFile]]]] = {}
+    for ds, by_table in changes.items():
+        folder = lake.history_run(ds, plan.run_id)
+        storage.remove_folder(folder)
+        older = index.days[ds].rows if ds in index.days else 0
+        writes[ds] = [
+            pool.submit(
+                table_files.write, lake, frame, folder, history.SCHEMAS[table.kind], [table.kind], F.lit(table.kind),
+                older + 2 * touched * table.width,  # what is gone, and what has come
+                count=count if table.kind == "attributes" and ds == plan.ds else None,
+                counted=fresh if table.kind == "attributes" and ds == plan.ds else None,
+            )
+            for table, frame in by_table
+        ]  # fmt: skip
+    days, files = {}, []
+    for ds, written in writes.items():
+        own_files = [file for write in written for file in write.result()]
+        path = lake.relative(lake.history_run(ds, plan.run_id))
+        days[ds] = HistoryDay(
+            run_id=plan.run_id,
+            path=path,
+            rows=sum(file.rows for file in own_files),
+            files=dict(Counter(file.table for file in own_files)),
+        )
+        files += own_files
+    return days, files, fresh
+
+
+def _merged(session: SparkSession, lake: Lake, index: HistoryIndex, kind: str, newer: DataFrame, ds: str) -> DataFrame:
+    older = history.day_files(lake, index, kind, ds)
+    return history.merged(kind, newer, parquet.read(session, older, history.SCHEMAS[kind])) if older else newer
+
+
+def audit(
+    lake: Lake,
+    files: Sequence[PublishedFile],
+    *,
+    unique: bool,
+    digest: bool = False,
+    remedy: str = "run the step again: it writes the file again",
+) -> None:
+    """Re-read what was written: every file's footer and size.
+
+    Args:
+        unique: whether it is also seen that a table's keys are sorted and none is there twice.
+        digest: whether the SHA-256 is taken and compared, which reads every byte.
+        remedy: what to do where a file is not what was written.
+
+    Raises:
+        JobError: a file is not what was written. Nothing is published.
+    """
+    by_table: dict[str, list[Place]] = {}
+    for file in files:
+        path = lake.root / file.path
+        problem = storage.difference(path, file.bytes, file.sha256 if digest else "")
+        if problem is None and (rows := parquet.count([path])) != file.rows:
+            problem = f"has {rows} rows, {file.rows} were written"
+        if problem is not None:
+            raise JobError(f"{path} {problem}; {remedy}")
+        by_table.setdefault(file.table, []).append(path)
+    for paths in by_table.values() if unique else ():
+        _check_keys(paths)
+
+
+def _check_keys(paths: Sequence[Place]) -> None:
+    """Check that a table's files, one after the other, are sorted by product_id and no (product, values) is there twice.
+
+    In bounded memory.
+    """
+    held: pa.Table | None = None  # the last product's rows: more may follow
+    for path in paths:
+        with open_parquet(path) as file:
+            keys = ["product_id", *(n for n in ("catalog_value", "model_value") if n in file.schema_arrow.names)]
+            held = file.schema_arrow.empty_table().select(keys) if held is None else held
+            for batch in file.iter_batches(_ROWS_A_BATCH, columns=keys):
+                rows = pa.concat_tables([held, pa.Table.from_batches([batch]).select(keys).cast(held.schema)])
+                ids = rows["product_id"].combine_chunks()
+                for at in pc.indices_nonzero(pc.greater(ids[:-1], ids[1:]))[:1].to_pylist():
+                    raise JobError(f"{path}: not sorted: {ids[at + 1].as_py()!r} comes after {ids[at].as_py()!r}")
+                counts = rows.group_by(keys, use_threads=False).aggregate([([], "count_all")])
+                for row in counts.filter(pc.field("count_all") > 1).slice(0, 1).to_pylist():
+                    raise JobError(
+                        f"{path}: product {row['product_id']!r} is there {row['count_all']} times with {row}"
+                    )
+                held = rows.filter(pc.equal(ids, ids[-1]))
+
+
+def _ledger(
+    lake: Lake, plan: Plan, modalities: Mapping[str, int], manifest: RunManifest | None, index: HistoryIndex
+) -> Ledger:
+    if manifest is None or plan.backfill:  # what is published then stays
+        published = index.live if plan.backfill else plan.base_run
+        manifest = lake.read_record(published) if published is not None else None
+    validation = plan.validation
+    return Ledger(
+        run_id=plan.run_id,
+        ds=plan.ds,
+        model_version=str(plan.model_version),
+        backfill=plan.backfill,
+        raw=validation.raw,
+        unparsable=validation.unparsable,
+        quarantined=validation.quarantined,
+        superseded=validation.superseded,
+        valid=validation.valid,
+        unchanged=plan.unchanged,
+        waiting=plan.waiting,
+        tagged_both=modalities.get("both", 0),
+        tagged_text=modalities.get("text", 0),
+        tagged_image=modalities.get("image", 0),
+        untaggable=modalities.get("none", 0),
+        new=plan.new,
+        changed=plan.changed,
+        model_changed=plan.model_changed,
+        removed=plan.removed,
+        held=plan.held,
+        held_pictures=plan.held_pictures,
+        published_products=manifest.products if manifest else 0,
+        published_rows=manifest.rows if manifest else 0,
+        attribute_rows=manifest.attribute_rows if manifest and manifest.run_id == plan.run_id else {},
+        created_at=datetime.now(UTC),
+    )

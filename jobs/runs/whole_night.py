@@ -1,0 +1,49 @@
+"""A whole night in one process: what the Airflow DAG does, without Airflow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jobs import report
+from jobs.lake.layout import Lake
+from jobs.lake.storage import Place
+from jobs.nightly import plan as plan_step
+from jobs.nightly import preprocess, tag
+from jobs.runs.republish import publish_in_turn
+from jobs.settings import Settings
+from jobs.spark import sessions
+from jobs.startup.background_import import preload
+from jobs.validation import validate
+from schemas.documents import Ledger
+
+
+def night(
+    settings: Settings,
+    ds: str,
+    *,
+    retag: bool = False,
+    model: str | None = None,
+    attributes: Sequence[str] = (),
+    allow_removals: bool = False,
+) -> tuple[Ledger, Place]:
+    """Run every step for the catalog of `ds`; return the ledger and the report's path. Safe to run again at any time.
+
+    Args:
+        settings: of all steps.
+        ds: the day.
+        retag, model, attributes, allow_removals: as `jobs.nightly.plan.plan` takes them.
+
+    Raises:
+        JobError: what any step raises; the steps before it are kept.
+    """
+    preload("great_expectations.expectations", "cma_clip_core.tagger")
+    with sessions.session(settings, Lake(settings.root).raw_rows(ds)):  # one JVM for all steps
+        validate.validate(settings, ds)
+        plan = plan_step.plan(
+            settings, ds, retag=retag, model=model, attributes=attributes, allow_removals=allow_removals
+        )
+        preprocess.preprocess(settings, plan.run_id)
+        if plan.shards:
+            tag.tag(settings, plan.run_id)
+        ledger = publish_in_turn(settings, plan.run_id)
+    return ledger, report.report(settings, ledger.run_id)

@@ -1,0 +1,1 @@
+"""Spark sessions, and Spark's access to S3."""

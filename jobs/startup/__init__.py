@@ -1,0 +1,1 @@
+"""Faster starts of steps."""

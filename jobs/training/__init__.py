@@ -1,0 +1,1 @@
+"""Training steps: the labelled set, training, pretraining, suspected labels."""

@@ -1,0 +1,1 @@
+"""The comparison of the paper's methods on one's own catalog."""

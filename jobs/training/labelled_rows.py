@@ -1,0 +1,122 @@
+"""The rows of a labelled set: read from the examples, and written as the table says it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cma_clip_core.catalog.examples import ExampleIndex, read_rows
+from cma_clip_core.catalog.label_mentions import TEXT_FIELDS, Fields, SpokenFinder
+from cma_clip_core.catalog.labels import LabelReader, LabelRows
+from cma_clip_core.catalog.splits import SIDES
+from cma_clip_core.content.paths import Place, open_parquet
+from cma_clip_core.model_documents import LabelCount
+from jobs.lake.layout import Lake
+from schemas.tables import LABELLED
+from schemas.taxonomy import Taxonomy
+
+_ROWS: Final = 2048  # read at a time
+_COLUMNS: Final = ("product_id", "source_hash", *TEXT_FIELDS, "labels")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledBatch:
+    """Some products of the set, in its order. Letters: n products, K attributes, C classes of all attributes."""
+
+    first: int  # place of the first one in the index
+    examples: pa.RecordBatch  # columns `_COLUMNS`
+    texts: list[tuple[str, str, str]]  # title, brand, description of each
+    labels: LabelRows
+    named: Fields  # [n, C], the text fields that name each label
+
+
+def read_batches(taxonomy: Taxonomy, index: ExampleIndex) -> Iterator[LabelledBatch]:
+    """Yield the texts and labels of the examples of `index`, in its order, a few thousand at a time."""
+    reader, spoken = LabelReader(taxonomy), SpokenFinder(taxonomy)
+    first = 0
+    for number, path in enumerate(index.files):
+        keep = index.row[index.file == number]
+        for examples in read_rows(path, keep, _COLUMNS, _ROWS) if len(keep) else ():
+            texts = list(zip(*(examples.column(name).to_pylist() for name in TEXT_FIELDS), strict=True))
+            labels = reader.read(examples.column("labels").to_pylist())
+            yield LabelledBatch(first, examples, texts, labels, spoken.find(texts, labels.targets))
+            first += len(texts)
+
+
+class TableRows:
+    """Labelled products as rows of the table."""
+
+    def __init__(self, lake: Lake, taxonomy: Taxonomy, index: ExampleIndex) -> None:
+        self._files = [lake.relative(path) for path in index.files]
+        self._index = index
+        self._classes = [
+            (attribute.name, value) for attribute in taxonomy.attributes for value in attribute.value_names
+        ]
+        self._article_type = taxonomy.article_type
+
+    def of(self, batch: LabelledBatch) -> pa.RecordBatch:
+        """Return the rows of some products, with the columns of LABELLED."""
+        index, n = self._index, len(batch.texts)
+        places = range(batch.first, batch.first + n)
+        labels = [self._labels(batch, row) for row in range(n)]
+        types = [next((x["value"] for x in found if x["attribute"] == self._article_type), None) for found in labels]
+        columns = {
+            "product_id": batch.examples.column("product_id"),
+            "source_hash": batch.examples.column("source_hash"),
+            "example_file": [self._files[index.file[place]] for place in places],
+            "example_row": index.row[batch.first : batch.first + n],
+            "family": index.family[batch.first : batch.first + n],
+            "side": [SIDES[index.side[place]] for place in places],
+            "article_type": types,
+            "labels": labels,
+        }
+        return pa.RecordBatch.from_pydict({name: columns[name] for name in LABELLED.names}, schema=LABELLED)
+
+    def _labels(self, batch: LabelledBatch, row: int) -> list[dict[str, object]]:
+        found: list[dict[str, object]] = []
+        for at in np.flatnonzero(batch.labels.targets[row]):
+            attribute, value = self._classes[at]
+            named_in = [field for bit, field in enumerate(TEXT_FIELDS) if batch.named[row, at] >> bit & 1]
+            found.append({"attribute": attribute, "value": value, "named_in": named_in})
+        return found
+
+
+def count_labels_of_sides(table: Place, lake: Lake, index: ExampleIndex) -> dict[str, dict[str, LabelCount]]:
+    """Return how many labels each attribute has on each side, and how many of them are silent.
+
+    Args:
+        table: of the labelled set.
+        lake: the table names example files relative to it.
+        index: the products that count: all of the set, or a sample.
+    """
+    found: Counter[tuple[str, str, bool]] = Counter()
+    wanted = {lake.relative(path): index.row[index.file == number] for number, path in enumerate(index.files)}
+    with open_parquet(table) as file:
+        for batch in file.iter_batches(columns=["example_file", "example_row", "side", "labels"]):
+            files, rows = (
+                batch.column("example_file").to_numpy(zero_copy_only=False),
+                batch.column("example_row").to_numpy(),
+            )
+            keep = np.zeros(len(rows), dtype=np.bool_)
+            for name in set(files):
+                keep |= (files == name) & np.isin(rows, wanted[name])
+            batch = batch.filter(pa.array(keep))
+            labels = batch.column("labels")
+            flat = labels.flatten()
+            sides = batch.column("side").take(pc.list_parent_indices(labels))
+            silent = pc.equal(pc.list_value_length(flat.field("named_in")), 0)
+            columns = (sides.to_pylist(), flat.field("attribute").to_pylist(), silent.to_pylist())
+            found.update(zip(*columns, strict=True))
+    counts: dict[str, dict[str, LabelCount]] = {}
+    for attribute, side in dict.fromkeys((attribute, side) for side, attribute, _ in found):
+        silent_ones = found[side, attribute, True]
+        counts.setdefault(attribute, {})[side] = LabelCount(
+            labels=silent_ones + found[side, attribute, False], silent=silent_ones
+        )
+    return counts

@@ -1,0 +1,181 @@
+"""Suspected wrong labels of a day's catalog, by models that never saw them: a table, and a page to look at."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cma_clip_core.config import ModelConfig, load_config
+from cma_clip_core.content.paths import Place, open_parquet
+from cma_clip_core.errors import CoreError
+from jobs.errors import as_job_error
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.pages.example_pictures import ExamplePlace, thumbnails
+from jobs.pages.html import render_suspects
+from jobs.runtime.step_metrics import measure, refuse_several
+from jobs.settings import Settings
+from jobs.training.dataset import dataset
+from jobs.training.pretrain import find_towers, with_towers
+from schemas.tables import SUSPECTS
+from schemas.taxonomy import Taxonomy, load_taxonomy
+
+if TYPE_CHECKING:
+    import torch
+
+    from cma_clip_core.catalog.examples import ExampleIndex
+    from cma_clip_core.evaluation.label_errors import Suspect
+    from cma_clip_core.evaluation.predictions import Predictions
+
+log = logging.getLogger(__name__)
+
+SHOWN = 24  # suspects of an attribute on the page
+
+
+def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None = None) -> Place:
+    """Find the labels that are probably wrong and return the folder of the table and the page.
+
+    One model is trained for each fold; killed, it goes on with the fold it was at.
+
+    Args:
+        settings: names the model configuration, the taxonomy and the device.
+        ds: newest day whose examples are used.
+        folds: into how many the families are dealt; each model learns from all but one.
+        towers: name, or folder, of the pretrained towers to begin with. They saw pictures and texts, but no labels.
+
+    Raises:
+        JobError: there are no examples for this configuration and taxonomy, or too few; or `torchrun` started several.
+        TransientError: a checkpoint cannot be written, such as on a full disk.
+    """
+    from cma_clip_core.catalog.examples import read_index
+    from cma_clip_core.evaluation.label_errors import find_suspects
+    from cma_clip_core.inputs.devices import resolve_device
+    from cma_clip_core.model.tower_files import check as check_towers
+
+    refuse_several("suspects")
+    lake = Lake(settings.root)
+    config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
+    start = find_towers(lake, towers)
+    labelled = dataset(settings, ds)
+    # A name in the lake says what is in it; any folder may hold other towers another time.
+    begins = check_towers(start, config) if start is not None and towers != start.name else towers
+    parts = [labelled.manifest.set_id, config.model_dump(mode="json"), begins, folds]
+    name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+    folder = lake.root / "suspects" / f"ds={ds}" / f"set={name}"
+    if storage.exists(folder / "index.html"):
+        log.info("suspects: %s is there", folder)
+        return folder
+    work = lake.work / lake.relative(folder) / "unfinished"
+    with measure("suspects", folder) as measured:
+        try:
+            index, device = read_index(labelled.table, lake.root), resolve_device(settings.device)
+            found, products = _out_of_fold(
+                with_towers(config, start), taxonomy, index, device, work, folds, settings.progress
+            )
+        except CoreError as error:
+            raise as_job_error(error) from error
+        listed = [s for p, temperature in found.values() for s in find_suspects(p, temperature)]
+        with storage.whole_file(folder / "suspects.parquet") as temporary:
+            pq.write_table(
+                pa.Table.from_pylist([_row(s) for s in listed], schema=SUSPECTS), temporary, write_page_checksum=True
+            )
+        places = _places(labelled.table, lake, {s.product for s in _shown(listed)})
+        pictures = thumbnails(places, config.picture.height, config.picture.width)
+        labels = {name: int(found[name][0].has_target.sum()) if name in found else 0 for name in taxonomy.names}
+        page = render_suspects(ds, taxonomy, listed, labels, SHOWN, folds, pictures, _titles(places))
+        measured.rows = products
+        measured.details |= {"suspects": len(listed), "folds": folds}
+        if left_out := [name for name in taxonomy.names if name not in found]:
+            measured.details["not_learnt"] = ", ".join(left_out)
+        storage.write_bytes(folder / "index.html", page.encode())
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _out_of_fold(
+    config: ModelConfig,
+    taxonomy: Taxonomy,
+    index: ExampleIndex,
+    device: torch.device,
+    work: Path,
+    folds: int,
+    progress: bool,
+) -> tuple[dict[str, tuple[Predictions, float]], int]:
+    """Return each attribute's out-of-fold predictions with their temperature, and how many products they are of.
+
+    An attribute that cannot be learnt in one of the folds is left out: what a model says of it there means nothing.
+    """
+    from cma_clip_core.evaluation.calibration import fit_temperature
+    from cma_clip_core.evaluation.evaluate import evaluate
+    from cma_clip_core.evaluation.label_errors import fold_index
+    from cma_clip_core.evaluation.learnable import find_unlearnable
+    from cma_clip_core.evaluation.predictions import Predictions, join
+    from cma_clip_core.model.class_layout import ClassLayout
+    from cma_clip_core.model.tokenizer import Tokenizer
+    from cma_clip_core.training.fit import fit
+
+    layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
+    parts: list[dict[str, Predictions]] = []
+    not_learnt: set[str] = set()
+    for fold in range(folds):
+        kept = work / f"fold={fold}"
+        held = fold_index(index, fold, folds)
+        not_learnt |= find_unlearnable(held, layout, config.selection.least_labels).keys()
+        if not (kept / "done").exists():
+            log.info("suspects: fold %d of %d", fold + 1, folds)
+            model, _ = fit(config, taxonomy, held, device, folder=work / f"training={fold}", progress=progress)
+            for name, p in evaluate(model, held, "test", config, layout, tokenizer, device).items():
+                storage.write_bytes(kept / f"{name}.npz", p.to_bytes())
+            storage.write_bytes(kept / "done", b"")
+            shutil.rmtree(work / f"training={fold}", ignore_errors=True)
+        parts.append(
+            {a.name: Predictions.from_bytes(a, (kept / f"{a.name}.npz").read_bytes()) for a in taxonomy.attributes}
+        )
+    joined = {name: join([part[name] for part in parts]) for name in taxonomy.names if name not in not_learnt}
+    products = {product for p in joined.values() for product in p.products}
+    # Every prediction is out of fold, so all of them may tell how sure the models may be.
+    return {name: (p, fit_temperature(p)) for name, p in joined.items()}, len(products)
+
+
+def _row(suspect: Suspect) -> dict[str, object]:
+    row = asdict(suspect)
+    return {"product_id": row.pop("product"), **row}
+
+
+def _shown(listed: list[Suspect]) -> list[Suspect]:
+    shown: list[Suspect] = []
+    for name in dict.fromkeys(s.attribute for s in listed):
+        shown += [s for s in listed if s.attribute == name][:SHOWN]
+    return shown
+
+
+def _places(table: Place, lake: Lake, products: set[str]) -> dict[str, ExamplePlace]:
+    if not products:
+        return {}
+    columns = ["product_id", "example_file", "example_row"]
+    with open_parquet(table) as file:
+        rows = file.read(columns=columns)
+    rows = rows.filter(pc.is_in(rows["product_id"], value_set=pa.array(sorted(products), pa.string())))
+    return {r["product_id"]: ExamplePlace(lake.root / r["example_file"], r["example_row"]) for r in rows.to_pylist()}
+
+
+def _titles(places: Mapping[str, ExamplePlace]) -> dict[str, str]:
+    from cma_clip_core.catalog.examples import read_rows
+
+    found: dict[str, str] = {}
+    for file in {place.file for place in places.values()}:
+        rows = np.array(sorted(place.row for place in places.values() if place.file == file))
+        for batch in read_rows(file, rows, ("product_id", "title")):
+            found |= dict(zip(batch.column("product_id").to_pylist(), batch.column("title").to_pylist(), strict=True))
+    return found

@@ -1,0 +1,260 @@
+"""Train a model on the examples of the lake, and keep the versions: list, show.
+
+torch is imported when a model is trained or judged, not before. Listing and showing load none of it and read no weights, so
+that they are quick with a lake on S3 too; that the weights are those that were saved is checked where a model is judged,
+promoted or loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cma_clip_core import registry
+from cma_clip_core.config import ModelConfig, load_config
+from cma_clip_core.errors import CoreError
+from cma_clip_core.evaluation.metrics import learnt, mean_of, mean_recall
+from cma_clip_core.model_documents import ExperimentOrigin, Metrics, TowersOrigin
+from cma_clip_core.training.tensorboard import LOGS
+from jobs.errors import JobError, as_job_error
+from jobs.lake import storage
+from jobs.lake.layout import Lake
+from jobs.lake.storage import Place
+from jobs.models import promotion
+from jobs.models.champion_pointer import champion, check_version
+from jobs.runtime.step_metrics import measure
+from jobs.settings import Settings
+from jobs.training import workdir
+from jobs.training.dataset import LabelledSet, dataset
+from jobs.training.labelled_rows import count_labels_of_sides
+from jobs.training.pretrain import checked_origin, find_or_pretrain, find_towers, with_towers
+from schemas.taxonomy import Taxonomy, load_taxonomy
+
+if TYPE_CHECKING:
+    import torch
+
+    from cma_clip_core.catalog.examples import ExampleIndex
+    from cma_clip_core.inputs.distributed import World
+    from cma_clip_core.training.fit import Trained
+
+log = logging.getLogger(__name__)
+
+
+def train(settings: Settings, ds: str, promote: bool = True, towers: str | None = None, pretrain: bool = False) -> str:
+    """Train on the labelled set of the day `ds`, write a model version, and return its name. Killed, it goes on where it was.
+
+    Processes that `torchrun` started train together: the first one writes the version, the others return "".
+
+    Args:
+        settings: names the model configuration, the taxonomy and the device.
+        ds: newest day whose examples are used; its labelled set is made where it is not there.
+        promote: make the new version the champion, unless it is worse than the one there is.
+        towers: name, or folder, of the pretrained towers to begin with; None: what the configuration says.
+        pretrain: begin with towers pretrained on the same labelled set: the newest that are there of this configuration;
+            where there are none, pretrain them first.
+
+    Raises:
+        JobError: there are no examples for this configuration and taxonomy, too few, or no such device; or `pretrain` goes
+            with `towers`, or with a configuration that names pretrained weights.
+        TransientError: a checkpoint cannot be written, such as on a full disk.
+    """
+    from cma_clip_core.inputs import distributed
+    from cma_clip_core.inputs.devices import resolve_device
+
+    lake = Lake(settings.root)
+    config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
+    if pretrain:
+        _check_pretraining(config, towers)
+    start = find_towers(lake, towers)
+    try:
+        device = resolve_device(settings.device)
+        world = distributed.join(device)
+        with world.first_before_others():
+            labelled = dataset(settings, ds)
+        if pretrain:
+            start = find_towers(lake, find_or_pretrain(settings, lake, config, taxonomy, labelled, device, world))
+        with measure("train") as measured:
+            version = _train(settings, lake, config, taxonomy, labelled, start, device, world, measured.details)
+            measured.rows = int(measured.details.get("examples", 0))
+            measured.folder = lake.model_reports(ds, version) if version else None
+    except CoreError as error:
+        raise as_job_error(error) from error
+    finally:
+        distributed.leave()
+    if version:
+        log.info("train: %s is saved", lake.models / version)
+    if promote and version:
+        with world.with_threads_of_all():
+            _promote(settings, version)
+    return version
+
+
+def _check_pretraining(config: ModelConfig, towers: str | None) -> None:
+    """Raise JobError where something else says what the towers begin with."""
+    if towers is not None:
+        raise JobError(
+            f"--pretrain begins with towers of the day's labelled set, --towers with {towers!r}: give one of them"
+        )
+    if config.backbone.pretrained is not None:
+        raise JobError(
+            f"--pretrain: the configuration {config.name!r} begins with the weights backbone.pretrained: "
+            f"{config.backbone.pretrained!r}; leave out the flag (or TAGGING_PRETRAIN), or these weights"
+        )
+
+
+def _promote(settings: Settings, version: str) -> None:
+    """Promote a new version if it is good enough; if not, say why: it is there all the same."""
+    try:
+        verdict = promotion.promote(settings, version)
+    except JobError as error:
+        log.warning("%s is not the champion: %s", version, error)
+        return
+    log.info("%s is the champion", version)
+    for line in verdict.lines() if verdict else ():
+        log.info("%s", line)
+
+
+def _train(
+    settings: Settings,
+    lake: Lake,
+    config: ModelConfig,
+    taxonomy: Taxonomy,
+    labelled: LabelledSet,
+    start: Path | None,
+    device: torch.device,
+    world: World,
+    details: dict[str, float | int | str],
+) -> str:
+    from cma_clip_core.catalog.examples import read_index
+    from cma_clip_core.training import fit
+
+    index = read_index(labelled.table, lake.root)
+    log.info(
+        "train: %d examples of %d families: %d to train on, %d to validate, %d to test",
+        len(index.row), index.families, index.count("train"), index.count("validation"), index.count("test"),
+    )  # fmt: skip
+    seen = None if start is None or not world.is_first else checked_origin(lake, start, labelled)
+    begins, set_id = with_towers(config, start), labelled.manifest.set_id
+    work = workdir.work_folder(lake.work / "models", begins, set_id, taxonomy.fingerprint, processes=world.size)
+    if not world.is_first:
+        fit.fit(begins, taxonomy, index, device, folder=work, world=world, progress=False)
+        world.wait()  # until the version is there, and what it was made of not needed any more
+        shutil.rmtree(work, ignore_errors=True)  # on another machine: what frozen towers give
+        return ""
+    workdir.begin(work, config, set_id, world.size)
+    trained = fit.train(begins, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
+    version = save_version(trained, config, taxonomy, start, lake, labelled, index, lake.work / "models", towers=seen)
+    storage.send_folder(lake.work / "models" / version, lake.models / version, last=registry.SUMS)
+    workdir.finish(work, lake.model_reports(labelled.manifest.ds, version) / LOGS)
+    world.wait()
+    metrics = trained.metrics
+    for name, m in metrics.test.items():
+        log.info(
+            "test %s: n %d, accuracy %s, recall at %.2f precision %s, text %.2f, image %.2f",
+            name, m.n, _percent(m.accuracy), m.target_precision, _percent(m.recall_at_target), m.text_weight,
+            m.image_weight,
+        )  # fmt: skip
+    if metrics.promise is not None:
+        level = logging.WARNING if metrics.promise.broken else logging.INFO
+        log.log(level, "the promised precision, on test: %s", metrics.promise.words())
+    details |= {
+        "model_version": version,
+        "labelled_set": labelled.manifest.set_id,
+        "examples": len(index.row),
+        "epochs": len(metrics.epochs),
+        "device": metrics.device,
+        "mean_recall_at_target": round(mean_recall(metrics), 4),
+    }
+    return version
+
+
+def save_version(
+    trained: Trained,
+    config: ModelConfig,
+    taxonomy: Taxonomy,
+    start: Path | None,
+    lake: Lake,
+    labelled: LabelledSet,
+    index: ExampleIndex,
+    models: Path,
+    towers: TowersOrigin | None = None,
+    origin: ExperimentOrigin | None = None,
+) -> str:
+    """Write a trained model into the folder `models` as a version, with what it was trained on, and return its name.
+
+    Args:
+        trained: the model, its thresholds and metrics.
+        config: what it was trained with, but for the towers.
+        taxonomy: what it predicts.
+        start: folder of the pretrained towers that it began with; None: what the configuration says.
+        lake: where the labelled set is.
+        labelled: the set that its products are of.
+        index: these products.
+        models: where versions are.
+        towers: what the pretrained towers saw; None: not begun with towers of the lake.
+        origin: the experiment that it was trained by; None: it was trained by itself.
+    """
+    # Kept as they are named in the lake: a version knows nothing of the place it was made in.
+    made_with = with_towers(config, start and Path(origin.folder if origin else "") / "towers" / start.name)
+    trained.metrics = trained.metrics.model_copy(
+        update={
+            "labelled_set": lake.relative(labelled.folder),
+            "catalog_day": labelled.manifest.ds,
+            "labels": count_labels_of_sides(labelled.table, lake, index),
+            "towers": towers,
+            "experiment": origin,
+        }
+    )
+    return registry.save(trained, made_with, taxonomy, models, datetime.now(UTC))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def show_model(settings: Settings, version: str) -> None:
+    """Print a version's name and model card.
+
+    Raises:
+        JobError: there is no such version, or its card cannot be read or is not what was saved.
+    """
+    lake = Lake(settings.root)
+    check_version(lake, version)
+    try:
+        card = registry.read_card(lake.models / version)
+    except CoreError as error:
+        raise JobError(str(error)) from error
+    print(f"Model version {version}\n\n{card}", end="")
+
+
+def list_models(settings: Settings) -> None:
+    """Print the model versions, oldest first, the champion marked; of a broken one the reason.
+
+    Documents are read and compared with their hashes. Of all else, weights too, it is looked at only whether it is there.
+    """
+    lake = Lake(settings.root)
+    versions, live = registry.list_versions(lake.models), champion(settings)
+    if not versions:
+        print(f"no models in {lake.models}; run `python -m jobs train`")
+        return
+    print(f"  {'version':<18} {'configuration':<14} {'taxonomy':<12} {'recall at target':>16} {'accuracy':>9}")
+    for version in versions:
+        try:
+            shown = _in_short(lake.models / version)
+        except CoreError as error:
+            shown = f"broken: {' '.join(str(error).split())}"
+        print(f"{'*' if version == live else ' '} {version:<18} {shown}")
+    if live is not None and live not in versions:
+        print(f"the champion {live} is gone: `models promote` another one, or `models rollback`")
+
+
+def _in_short(folder: Place) -> str:
+    registry.check_there(folder)
+    registry.read_thresholds(folder)
+    config, taxonomy = registry.read_config(folder), registry.read_taxonomy(folder)
+    test = learnt(registry.read_json(folder / registry.METRICS, Metrics))
+    recall, accuracy = mean_of(test, "recall_at_target"), mean_of(test, "accuracy")
+    return f"{config.name:<14} {taxonomy.name:<12} {recall:>16.3f} {accuracy:>9.3f}"

@@ -1,0 +1,1 @@
+"""Upkeep of the lake: inventory, retention, repair, and the published tables as people list them."""

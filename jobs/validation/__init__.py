@@ -1,0 +1,1 @@
+"""Step 1, validate: raw records become valid or quarantined rows, checked by the rule table."""

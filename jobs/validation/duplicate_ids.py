@@ -1,0 +1,93 @@
+"""Records with one id: which of them is the product, or that nobody knows.
+
+The newest by `updated_at` wins where each says when it was changed. Records that are equal byte for byte are one. All else
+are several rows of one product, and none of them wins without a word: the later row of a shop may hold no more than a
+second picture.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import duckdb
+
+from cma_clip_core.content.paths import parquet_files
+from jobs.lake import duckdb_sql, storage
+from jobs.lake.storage import Place
+from schemas.rules import LINE_ERROR, SEVERAL_ROWS, RuleTable
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+SUPERSEDED: Final = "newer_record_with_this_id"
+_SEVERAL: Final = "several_rows_of_one_product"  # where the rule table has no rule on them
+
+
+def has_doubled_ids(parsed: Place, spill: Place) -> bool:
+    """Whether an id is in the files of `parsed` twice, be it in records that are rejected. In bounded memory."""
+    with duckdb.connect(config={"memory_limit": "512MB", "temp_directory": str(spill)}) as connection:
+        duckdb_sql.reach(connection, parsed)
+        files = [str(file) for file in parquet_files(parsed)]
+        ids = connection.read_parquet(files).filter("product_id is not null")
+        return bool(ids.aggregate("product_id, count(*) as n").filter("n > 1").limit(1).fetchall())
+
+
+def settle(judged: DataFrame, scratch: Place, *, doubled: bool) -> DataFrame:
+    """Add ``several_rows``, given in records of whose id several are left and none wins, and ``superseded``.
+
+    Args:
+        judged: the parsed records with their ``reasons``; only those without any are asked.
+        scratch: where the doubled ids are kept. As a file their size is known before the texts are joined with them:
+            where they are few, as on all days but the worst, the texts stay where they are.
+        doubled: whether an id is there twice at all.
+    """
+    from pyspark.sql import functions as F
+
+    if not doubled:
+        return judged.withColumn(SEVERAL_ROWS, F.lit(None).cast("string")).withColumn("superseded", F.lit(False))
+    place = F.struct("source_file", "block", "position")
+    candidates = judged.where(F.size("reasons") == 0).select("product_id", "updated", "digest", place.alias("place"))
+    # Twice, so that no list of an id's records is ever in memory: by time, then over the times.
+    times = candidates.groupBy("product_id", "updated").agg(
+        F.count("*").alias("rows"), (F.min("digest") == F.max("digest")).alias("equal"), F.max("place").alias("last")
+    )
+    ids = times.groupBy("product_id").agg(
+        F.sum("rows").alias("rows"),
+        F.count("*").alias("times"),
+        F.count("updated").alias("dated"),
+        F.max(F.struct("updated", "last", "equal")).alias("newest"),
+    )
+    wins = F.col("newest.equal") & ((F.col("times") == 1) | (F.col("dated") == F.col("times")))
+    several = ids.where("rows > 1").select(
+        "product_id",
+        F.when(wins, F.col("newest.last")).alias("winner"),
+        F.when(~wins, F.concat(F.col("rows").cast("string"), F.lit(" rows"))).alias("rows_of_id"),
+    )
+    several.write.mode("overwrite").parquet(storage.spark_uri(scratch))
+    known = judged.sparkSession.read.schema(several.schema).parquet(storage.spark_uri(scratch))
+    asked = F.size("reasons") == 0
+    return (
+        judged.join(known, "product_id", "left")
+        .withColumn(SEVERAL_ROWS, F.when(asked, F.col("rows_of_id")))
+        .withColumn("superseded", asked & F.col("winner").isNotNull() & (place != F.col("winner")))
+        .drop("winner", "rows_of_id")
+    )
+
+
+def mark(settled: DataFrame, table: RuleTable) -> DataFrame:
+    """Add ``kind`` to the records that `settle` returned, null where valid, and complete their ``reasons``."""
+    from pyspark.sql import functions as F
+
+    names = [rule.name for rule in table.row_rules if rule.column == SEVERAL_ROWS] or [_SEVERAL]
+    several = F.col(SEVERAL_ROWS).isNotNull()
+    reasons = (
+        F.when(several, F.array(*map(F.lit, names)))
+        .when(F.col("superseded"), F.array(F.lit(SUPERSEDED)))
+        .otherwise(F.col("reasons"))
+    )
+    kind = (
+        F.when(F.col(LINE_ERROR).isNotNull(), "unparsable")
+        .when(F.col("superseded"), "superseded")
+        .when(F.size("reasons") > 0, "quarantined")
+    )
+    return settled.withColumn("reasons", reasons).withColumn("kind", kind)

@@ -1,0 +1,223 @@
+"""Raw JSON lines to typed columns, with nothing lost: what does not parse, or cannot be read, says so.
+
+The lines are parsed inside Spark's tasks by Python's own JSON reader. Spark's keeps no wrong type (a title that is a
+number becomes text without a word) and takes the first of several values on a line for the whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+
+from jobs.lake import parquet, storage
+from jobs.lake.storage import Place
+from jobs.records import label_forms
+from jobs.records.fields import BLANK, READERS, TEXT_START, FieldError, described, read_time, whole
+from jobs.records.rejected_lines import read_rejected
+from jobs.validation.field_rules import FieldRules
+from schemas.tables import LABELS, NOTES, TIMESTAMP
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+_LINE: Final = pa.schema(
+    [
+        ("raw", pa.binary()),
+        ("source_file", pa.string()),
+        ("block", pa.int64()),
+        ("position", pa.int64()),
+    ]
+)
+# The rules of schemas/rules name these columns.
+PARSED: Final = pa.schema(
+    [
+        *_LINE,
+        ("line_error", pa.string()),
+        *[(name, pa.float64() if name == "price" else pa.string()) for name in READERS],
+        ("updated", TIMESTAMP),
+        ("labels", LABELS),
+        ("mistyped_labels", pa.map_(pa.string(), pa.string())),
+        ("content", pa.string()),
+        ("notes", NOTES),
+        ("digest", pa.binary()),
+        ("source_hash", pa.string()),
+    ]
+)
+_ID_WORD: Final = "[A-Za-z0-9][A-Za-z0-9_:@.-]*"  # what an id may look like (schemas/rules/default.yaml)
+_SEARCHED: Final = 2**20  # bytes of a line that are searched for an id
+_SHOWN: Final = 200  # characters of a label of a wrong type
+_NOTE: Final = 300  # characters of a note
+_NO_RULES: Final = FieldRules()
+FIRST_OF_SEVERAL: Final = "first_of_several"  # begins the note on a picture that the record gives others beside
+
+
+def read_lines(spark: SparkSession, files: Sequence[Place]) -> DataFrame:
+    """Return the lines of `files`: raw (binary), source_file, and block, position, which order a file's lines."""
+    from pyspark.sql import functions as F
+
+    lines = spark.read.text([storage.spark_uri(file) for file in files])
+    return lines.select(
+        F.col("value").cast("binary").alias("raw"),
+        F.col("_metadata.file_name").alias("source_file"),
+        F.col("_metadata.file_block_start").alias("block"),
+        F.monotonically_increasing_id().alias("position"),
+    )
+
+
+def rejected_ids(quarantine: DataFrame) -> DataFrame:
+    """Return product_id, once each: the products that the rejected lines are about, or may be about.
+
+    Of a line whose id could not be read, that is every word in it that could be one: the id is in whatever column the
+    shop has for it, and a wrong word names no product.
+    """
+    from pyspark.sql import functions as F
+
+    # Latin-1 reads any bytes, and the words are ASCII.
+    text = F.decode(F.substring("raw", 1, _SEARCHED), "ISO-8859-1")
+    words = F.explode(F.regexp_extract_all(text, F.lit(_ID_WORD), F.lit(0)))
+    read = quarantine.where("product_id is not null").select("product_id")
+    shown = quarantine.where("product_id is null").select(words.alias("product_id"))
+    return read.union(shown).distinct()
+
+
+def parse(lines: DataFrame, folder: Place, rules: FieldRules) -> DataFrame:
+    """Return the non-blank `lines` with the record's columns beside them, those of `PARSED`, as files in `folder`."""
+    return parquet.write_parts(lines, folder, PARSED, functools.partial(_parse_batches, rules))
+
+
+def _parse_batches(rules: FieldRules, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        lines = batch.column("raw").to_pylist()
+        if not all(map(bytes.strip, lines)):
+            batch = batch.filter(pa.array([bool(line.strip()) for line in lines], pa.bool_()))
+            lines = batch.column("raw").to_pylist()
+        rows = [parse_line(line, rules) for line in lines]
+        columns = [pa.array([row["raw"] for row in rows], pa.binary())]
+        columns += [batch.column(name) for name in _LINE.names[1:]]
+        columns += [pa.array([row.get(f.name) for row in rows], f.type) for f in list(PARSED)[len(_LINE) :]]
+        yield pa.RecordBatch.from_arrays(columns, schema=PARSED)
+
+
+def parse_line(line: bytes, rules: FieldRules = _NO_RULES) -> dict[str, Any]:
+    """Return the columns of one raw line; one that is absent is null.
+
+    ``line_error`` says why the line is no record: bad_utf8, not_json, name_twice, not_object, or the word that import has
+    for it; the note ``line`` says it for people. A field that cannot be read, or breaks a rule that clears it, is null,
+    and ``notes`` says which rule, and what was found. A string of blanks and invisible characters alone is null.
+    """
+    if (rejected := read_rejected(line)) is not None:
+        return _no_record(rejected.raw, rejected.reason, rejected.note)
+    try:
+        record = _DECODER.decode(line.decode())
+    except UnicodeDecodeError as error:
+        return _no_record(line, "bad_utf8", f"byte {line[error.start]:#04x} at {error.start + 1:,} is no UTF-8")
+    except _NameTwiceError as error:
+        return _no_record(line, "name_twice", str(error))
+    except json.JSONDecodeError as error:
+        return _no_record(line, "not_json", f"{error.msg} at character {error.pos + 1:,}")
+    except (ValueError, RecursionError):
+        return _no_record(line, "not_json", "nested too deeply")
+    if not isinstance(record, dict):
+        return _no_record(line, "not_object", f"{described(record)} where an object should be")
+    row: dict[str, Any] = {"raw": line}
+    notes: dict[str, str] = {}
+    for name, read in READERS.items():
+        if (value := record.get(name)) is None:
+            continue
+        try:
+            row[name] = read(value)
+            if name == "updated_at" and row[name] is not None:
+                row["updated"] = read_time(row[name])
+        except FieldError as error:
+            row[name] = None
+            notes[name] = rules.note(name, error.found)
+    pictures = record.get("image_uri")
+    if isinstance(pictures, list) and len(pictures) > 1 and row["image_uri"] is not None:
+        notes["image_uri"] = f"{FIRST_OF_SEVERAL}: {described(pictures)}"
+    attributes = record.get("attributes")
+    if not isinstance(attributes, dict):
+        if attributes not in (None, [], ""):
+            notes["attributes"] = rules.note("attributes", described(attributes))
+        attributes = {}
+    rules.clear(row, notes)
+    row["labels"], row["mistyped_labels"] = _labels(attributes)
+    row["content"] = _content(row)
+    if (
+        notes
+        and row["content"] is None
+        and (lost := [name for name in ("title", "description", "image_uri") if name in notes])
+    ):
+        notes["content"] = rules.note("content", ", ".join(lost))
+    row["notes"] = [(name, whole(note)[:_NOTE]) for name, note in notes.items()]
+    row["digest"] = hashlib.blake2b(line, digest_size=16).digest()
+    row["source_hash"] = _source_hash(row)
+    return row
+
+
+def _no_record(raw: bytes, reason: str, detail: str) -> dict[str, Any]:
+    return {"raw": raw, "line_error": reason, "notes": [("line", whole(f"{reason}: {detail}")[:_NOTE])]}
+
+
+class _NameTwiceError(ValueError):
+    """A JSON object has a name twice."""
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the JSON object of `pairs`. Raises ValueError where a name is there twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = Counter(name for name, _ in pairs)
+        twice = next(name for name, n in names.items() if n > 1)
+        raise _NameTwiceError(
+            f"the name {described(twice)} is there twice, so which of the values is meant is not known"
+        )
+    return found
+
+
+_DIGITS: Final = 309  # of the largest float
+
+
+def _integer(digits: str) -> int | float:
+    """Return the number; infinity where it is beyond any, since Python refuses to read thousands of digits."""
+    return int(digits) if len(digits) <= _DIGITS else float(digits)
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=unique, parse_int=_integer)
+
+
+def _labels(attributes: dict[str, Any]) -> tuple[list[tuple[str, list[str]]], list[tuple[str, str]]]:
+    """Return the labels that can be read (`label_forms.read_value`), each as its texts, and the others as JSON."""
+    labels: list[tuple[str, list[str]]] = []
+    mistyped: list[tuple[str, str]] = []
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            labels.append((whole(name), [whole(value)]))
+            continue
+        try:
+            texts = label_forms.read_value(value, name)
+        except label_forms.UnreadableError:
+            text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+            mistyped.append((whole(name), whole(text)[:_SHOWN]))
+        else:
+            if texts:
+                labels.append((whole(name), [whole(text) for text in texts]))
+    return labels, mistyped
+
+
+def _content(row: dict[str, Any]) -> str | None:
+    """Return what there is to tag: the start of the texts, else the picture's URI."""
+    start = " ".join(text[:TEXT_START] for name in ("title", "description") if (text := row.get(name)))
+    uri: str | None = row.get("image_uri")
+    return start if not BLANK.fullmatch(start) else uri
+
+
+def _source_hash(row: dict[str, Any]) -> str:
+    """Return the hash of all that a prediction and its row depend on: texts, picture identity, labels."""
+    texts = [row.get(name) for name in ("title", "brand", "description", "image_uri", "image_version")]
+    return hashlib.sha256(json.dumps([texts, sorted(row["labels"])]).encode()).hexdigest()[:32]
