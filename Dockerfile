@@ -30,7 +30,7 @@ COPY --chown=tagger schemas/ schemas/
 COPY --chown=tagger cma_clip_core/ cma_clip_core/
 COPY --chown=tagger jobs/ jobs/
 # Spark's part for S3, and its classes in one file: neither is fetched or made when a container starts.
-RUN python -m jobs.spark.s3a && python -m jobs.startup.class_archive
+RUN python -m jobs.spark.s3a && python -m jobs.demo.record_class_archive
 COPY --chown=tagger dags/ dags/
 # Containers may not write: our own modules are compiled now, too.
 RUN python -m compileall -q /app

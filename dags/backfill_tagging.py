@@ -20,6 +20,7 @@ from house import ASKED, HOUSE, MOST_TASKS, asked_of_a_night, told
 from job_operator import JobOperator
 
 from jobs.lake import export_days
+from jobs.lake.layout import Lake
 from jobs.settings import Settings
 
 
@@ -49,7 +50,7 @@ def backfill_tagging() -> None:
         asked = params or {}
         with told():
             there, missing = export_days.exported(
-                Settings(), asked["first_day"], asked["last_day"], min(export_days.MOST, MOST_TASKS)
+                Lake(Settings().root), asked["first_day"], asked["last_day"], min(export_days.MOST, MOST_TASKS)
             )
         if missing:
             print(f"no export, left out: {', '.join(missing)}")

@@ -17,7 +17,7 @@ from airflow.sdk import BaseOperator, BaseOperatorLink, Context
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from jobs.settings import Settings
-from jobs.startup import step_server
+from jobs.startup import step_client
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WRONG_INPUT = 2  # exit code of a step whose input or settings are wrong: to try again would change nothing
@@ -56,7 +56,7 @@ class JobOperator(BaseOperator):
         self.arguments = arguments
         self.shard = shard  # of a mapped task: one, or several as the command line takes them
         self.result: dict[str, Any] = {}
-        self._process: subprocess.Popen[str] | step_server.Step | None = None
+        self._process: subprocess.Popen[str] | step_client.Step | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run the step. An empty argument is left out.
@@ -95,11 +95,11 @@ class JobOperator(BaseOperator):
             context["outlet_events"][asset].extra = result
         return result
 
-    def _start(self, arguments: list[str]) -> subprocess.Popen[str] | step_server.Step:
-        environment = step_server.LINES_OF_PROGRESS | os.environ
-        if address := os.environ.get(step_server.VARIABLE):
+    def _start(self, arguments: list[str]) -> subprocess.Popen[str] | step_client.Step:
+        environment = step_client.LINES_OF_PROGRESS | os.environ
+        if address := os.environ.get(step_client.VARIABLE):
             try:
-                return step_server.start(Path(address), arguments, environment, REPOSITORY)
+                return step_client.start(Path(address), arguments, environment, REPOSITORY)
             except OSError as error:
                 self.log.warning("%s: no step server there (%s); its libraries are loaded anew", address, error)
         return subprocess.Popen(

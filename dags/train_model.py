@@ -21,6 +21,7 @@ from house import HOUSE, told
 from job_operator import JobOperator
 
 from jobs.lake import export_days
+from jobs.lake.layout import Lake
 from jobs.settings import Settings
 
 
@@ -59,7 +60,7 @@ def train_model() -> None:
     @task(doc_md="Settles the day once: `ds` where it is given, else the newest day that has an export.")
     def resolve_day(params: dict[str, Any] | None = None) -> str:
         with told():
-            return export_days.newest(Settings(), (params or {}).get("ds"))
+            return export_days.newest(Lake(Settings().root), (params or {}).get("ds"))
 
     @task.branch(
         doc_md="Keeps a model that is worse or cannot be judged, asks a person where that is wished, promotes it else."

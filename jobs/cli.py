@@ -381,7 +381,7 @@ def experiment(
     are judged by the same evaluator: where they are trained with titles alone too (`title_only`), on both kinds of text.
     Killed, it goes on where it was. Results: a table, plots, JSON.
     """
-    from jobs.runs.prepare_examples import prepare_export
+    from jobs.importing.prepare_export import prepare_export
     from jobs.training.experiment.run_experiment import experiment as step
 
     if catalog is not None:
@@ -685,7 +685,7 @@ def maintenance(
 @models_app.command("list")
 def models_list(context: typer.Context) -> None:
     """List the model versions, the champion marked, and what is broken; weights are not read."""
-    from jobs.training.train import list_models
+    from jobs.models.list_models import list_models
 
     list_models(_settings(context))
 
@@ -693,7 +693,7 @@ def models_list(context: typer.Context) -> None:
 @models_app.command("show")
 def models_show(context: typer.Context, version: Version) -> None:
     """Print a version's model card: data, numbers, limits, and what it must not be used for."""
-    from jobs.training.train import show_model
+    from jobs.models.list_models import show_model
 
     show_model(_settings(context), version)
 

@@ -22,7 +22,7 @@ from jobs.lake.layout import Lake
 from jobs.records.rejected_lines import read_rejected
 from jobs.settings import Settings
 from jobs.spark import sessions
-from jobs.startup import step_server
+from jobs.startup import step_client
 from schemas.documents import RawFile, RawManifest
 
 DAY1, DAY2, DAY3, DAY4 = "2026-11-20", "2026-11-21", "2026-11-22", "2026-11-23"
@@ -102,13 +102,13 @@ def spark_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def step_server_address() -> Iterator[Path]:
     """The address of a step server that has loaded its libraries."""
-    if not step_server.supported():
+    if not step_client.supported():
         pytest.skip("needs Linux")
     with tempfile.TemporaryDirectory(prefix="steps-") as folder:
         address, log = Path(folder) / "socket", Path(folder) / "log"
-        process = step_server.launch(address, log, os.environ)
+        process = step_client.launch(address, log, os.environ)
         deadline = time.monotonic() + 120
-        while f"{step_server.LIBRARIES[-1]}: " not in log.read_text():
+        while f"{step_client.LIBRARIES[-1]}: " not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.1)

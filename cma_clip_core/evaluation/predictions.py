@@ -17,33 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cma_clip_core.catalog.label_mentions import field_bits
+from cma_clip_core.model.confidence import Floats, probabilities
 from schemas.taxonomy import Attribute
 
-Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 Names = npt.NDArray[np.object_]
 
 
 LIKELY = 0.5  # a value of a multi-valued attribute is predicted from this probability on, or where it is the best
-
-
-def probabilities(logits: Floats, multi_valued: bool, temperature: float = 1.0) -> Floats:
-    """Return each value's probability: softmax where one value holds, sigmoid where several may.
-
-    The one place where scores become confidences: evaluation, thresholds and tagging all come here.
-
-    Args:
-        logits: [n, C] of one attribute.
-        multi_valued: whether several values may hold.
-        temperature: what the logits are divided by (cma_clip_core.evaluation.calibration).
-    """
-    scaled = logits / np.float32(temperature)
-    if multi_valued:
-        sigmoid: Floats = 0.5 * (1 + np.tanh(0.5 * scaled))
-        return sigmoid
-    shifted = np.exp(scaled - scaled.max(axis=1, keepdims=True, initial=-np.inf))
-    softmax: Floats = shifted / shifted.sum(axis=1, keepdims=True)
-    return softmax
 
 
 @dataclass(slots=True)

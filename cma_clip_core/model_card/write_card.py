@@ -72,8 +72,8 @@ share that is right. *Text* and *image* are the mean modality-wise attention. Of
 one-sided Clopper-Pearson lower bound of the precision does, products of a family counted for less, and thresholds were
 tested in a sequence that the confidences alone fix (fixed-sequence testing), so that none passes as the luckiest of many
 (`cma_clip_core/evaluation/choose_thresholds.py`). A value predicted for {config.selection.value_predictions} validation
-products or more has its own. *Precision*, *recall* and *coverage* are what they do on test. Confidences are calibrated: logits are divided by
-the *temperature*.{_unlisted(metrics)}
+products or more has its own. *Precision*, *recall* and *coverage* are what they do on test. Confidences are calibrated:
+logits are divided by the *temperature*.{_unlisted(metrics)}
 
 {own_thresholds(thresholds) or "No value has a threshold of its own."}
 

@@ -7,16 +7,15 @@ from datetime import date
 from jobs.errors import JobError
 from jobs.lake import storage
 from jobs.lake.layout import Lake, check_day
-from jobs.settings import Settings
 
 MOST = 1000  # days of one backfill
 
 
-def exported(settings: Settings, first: str, last: str, most: int = MOST) -> tuple[list[str], list[str]]:
+def exported(lake: Lake, first: str, last: str, most: int = MOST) -> tuple[list[str], list[str]]:
     """Return the days from `first` to `last` whose export is complete in the lake, and those without one; oldest first.
 
     Args:
-        settings: names the lake.
+        lake: the lake whose days are listed.
         first: the first day.
         last: the last one, which is meant too.
         most: days at most.
@@ -30,7 +29,6 @@ def exported(settings: Settings, first: str, last: str, most: int = MOST) -> tup
     days = [date.fromordinal(day).isoformat() for day in range(begin.toordinal(), end.toordinal() + 1)]
     if len(days) > most:
         raise JobError(f"{first} to {last} are {len(days):,} days; at most {most:,} at a time")
-    lake = Lake(settings.root)
     there = [day for day in days if is_exported(lake, day)]
     if not there:
         raise JobError(
@@ -40,13 +38,12 @@ def exported(settings: Settings, first: str, last: str, most: int = MOST) -> tup
     return there, [day for day in days if day not in there]
 
 
-def newest(settings: Settings, until: str | None = None) -> str:
+def newest(lake: Lake, until: str | None = None) -> str:
     """Return the newest day whose export is complete, up to `until` if that is given.
 
     Raises:
         JobError: there is none.
     """
-    lake = Lake(settings.root)
     for day in reversed(_named(lake)):
         if (until is None or day <= until) and is_exported(lake, day):
             return day

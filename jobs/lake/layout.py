@@ -25,6 +25,7 @@ from schemas.documents import (
 from schemas.loading import ContractError, parse_yaml
 from schemas.taxonomy import Taxonomy
 
+MISSING: Final = "missing"  # start of the URI of a picture that import could not find; no folder of the lake
 LABELLED_TABLE: Final = "products.parquet"  # in the folder of a labelled set
 _REPAIR: Final = "`python -m jobs tables repair` shows how it would be made again, and loses nothing"
 PRODUCTS: Final = "_products"  # what a run's manifest calls the state of the products, beside the attributes' names

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import pyarrow as pa
 
 from cma_clip_core.content import pictures
-from jobs.importing.pictures.picture_store import MISSING
 from jobs.lake import storage
+from jobs.lake.layout import MISSING
 from jobs.lake.storage import Place
 from schemas import tables
 

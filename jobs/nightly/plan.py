@@ -23,9 +23,8 @@ from cma_clip_core.config import PictureConfig, load_config
 from cma_clip_core.content.paths import open_parquet, parquet_files
 from cma_clip_core.errors import CoreError
 from jobs.errors import CriticalDataError, JobError, RemovalsError
-from jobs.importing.pictures.picture_store import MISSING
 from jobs.lake import history, parquet, publication, storage, verified_files
-from jobs.lake.layout import PRODUCTS, Lake
+from jobs.lake.layout import MISSING, PRODUCTS, Lake
 from jobs.lake.storage import Place
 from jobs.models import champion_pointer
 from jobs.nightly.missing_pictures import PictureLooker

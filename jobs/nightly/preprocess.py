@@ -19,9 +19,8 @@ import pyarrow as pa
 
 from cma_clip_core.content import pictures, product_text
 from jobs.errors import CriticalDataError, JobError
-from jobs.importing.pictures.picture_store import MISSING
 from jobs.lake import parquet, storage, verified_files
-from jobs.lake.layout import Lake
+from jobs.lake.layout import MISSING, Lake
 from jobs.lake.storage import Place
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings

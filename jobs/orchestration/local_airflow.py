@@ -22,7 +22,7 @@ from jobs.orchestration import airflow_roles
 from jobs.runtime import process_pool
 from jobs.runtime.machine import cores
 from jobs.settings import Settings
-from jobs.startup import step_server
+from jobs.startup import step_client
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 AT_ONCE: Final = 2  # shards that are tagged side by side where there is no GPU, each with its share of the cores
@@ -149,11 +149,11 @@ def start(
     log = folder / "standalone.log"
     with contextlib.ExitStack() as stack:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        if keep_loaded and step_server.supported():
+        if keep_loaded and step_client.supported():
             # A socket's path must be short, and its folder this user's alone.
             address = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="steps-"))) / "socket"
-            variables[step_server.VARIABLE] = str(address)
-            stack.callback(end, step_server.launch(address, folder / "steps.log", variables))
+            variables[step_client.VARIABLE] = str(address)
+            stack.callback(end, step_client.launch(address, folder / "steps.log", variables))
         _run(variables, folder, port, log)
 
 

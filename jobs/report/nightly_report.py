@@ -8,9 +8,9 @@ import time
 from jobs.lake import storage
 from jobs.lake.layout import Lake
 from jobs.lake.storage import Place
-from jobs.pages.html import render_index, render_night
 from jobs.report.costs import Reports, newest_reports, read_costs
 from jobs.report.gather import gather_night
+from jobs.report.night_page import render_index, render_night
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
 from schemas.documents import Ledger

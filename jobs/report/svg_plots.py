@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
 from markupsafe import Markup
 
 from jobs.pages.display_text import percent
@@ -139,36 +137,6 @@ def histogram(facts: AttributeFacts) -> Markup:
         f'<text class="small" x="0" y="{_PLOT + 12}">0</text>'
         f'<text class="small" x="{width / 2}" y="{_PLOT + 12}" text-anchor="middle">0.5</text>'
         f'<text class="small" x="{width}" y="{_PLOT + 12}" text-anchor="end">1</text></svg>'
-    )
-
-
-_LENGTHS_WIDTH, _LENGTHS_HEIGHT, _LENGTHS_BARS = 600, 120, 40
-
-
-def lengths(counts: npt.NDArray[np.int64], colour: str) -> Markup:
-    """Draw how many texts have how many words; `counts` [n + 1]: texts of 0, 1, ... words, the last: of n or more."""
-    bin_words = max(1, (len(counts) - 1) // _LENGTHS_BARS)
-    bins = [(start, int(counts[start : start + bin_words].sum())) for start in range(0, len(counts), bin_words)]
-    step, tallest = _LENGTHS_WIDTH / len(bins), max(n for _, n in bins) or 1
-    parts = []
-    for i, (start, n) in enumerate(bins):
-        height = max(1.0, n / tallest * (_LENGTHS_HEIGHT - 12)) if n else 0
-        words = (
-            f"{start} or more"
-            if i == len(bins) - 1
-            else f"{start}"
-            if bin_words == 1
-            else f"{start} to {start + bin_words - 1}"
-        )
-        parts.append(f'<rect class="f-{colour}" x="{i * step:.1f}" y="{_LENGTHS_HEIGHT - height:.1f}" '
-                     f'width="{step - 1:.1f}" height="{height:.1f}"><title>{words} words: {n:,}</title></rect>')  # fmt: skip
-        if i % max(1, len(bins) // 5) == 0 or i == len(bins) - 1:
-            parts.append(f'<text class="small" x="{(i + 0.5) * step:.1f}" y="{_LENGTHS_HEIGHT + 13}" '
-                         f'text-anchor="middle">{start}{"+" if i == len(bins) - 1 else ""}</text>')  # fmt: skip
-    return Markup(
-        f'<svg viewBox="-4 0 {_LENGTHS_WIDTH + 16} {_LENGTHS_HEIGHT + 18}" width="100%" role="img" '
-        f'aria-label="Words a text">{"".join(parts)}<line class="axis" x1="0" x2="{_LENGTHS_WIDTH}" '
-        f'y1="{_LENGTHS_HEIGHT + 0.5}" y2="{_LENGTHS_HEIGHT + 0.5}"/></svg>'
     )
 
 

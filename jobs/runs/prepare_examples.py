@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from jobs.importing.import_catalog import import_catalog
 from jobs.lake.layout import Lake
 from jobs.nightly import plan as plan_step
 from jobs.nightly import preprocess
@@ -24,14 +21,3 @@ def prepare(settings: Settings, ds: str) -> int:
     with sessions.session(settings, Lake(settings.root).raw_rows(ds)):
         validate.validate(settings, ds)
         return preprocess.preprocess(settings, plan_step.plan(settings, ds, prepare=True).run_id)
-
-
-def prepare_export(settings: Settings, catalog: Path, ds: str, mapping: str) -> None:
-    """Import the export in the folder `catalog` as the day `ds` and make the examples that are not there yet.
-
-    Raises:
-        JobError: what the steps raise: the export is missing or damaged, or the batch is not to be trusted.
-    """
-    refuse_several("prepare")
-    import_catalog(settings, catalog, ds, mapping)  # may be another one than before, and is soon done
-    prepare(settings, ds)

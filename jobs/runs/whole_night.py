@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jobs import report
 from jobs.lake.layout import Lake
 from jobs.lake.storage import Place
 from jobs.nightly import plan as plan_step
 from jobs.nightly import preprocess, tag
+from jobs.report.nightly_report import report
 from jobs.runs.republish import publish_in_turn
 from jobs.settings import Settings
 from jobs.spark import sessions
@@ -46,4 +46,4 @@ def night(
         if plan.shards:
             tag.tag(settings, plan.run_id)
         ledger = publish_in_turn(settings, plan.run_id)
-    return ledger, report.report(settings, ledger.run_id)
+    return ledger, report(settings, ledger.run_id)

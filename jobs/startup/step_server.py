@@ -1,15 +1,4 @@
-"""Steps that begin with their libraries loaded: each is forked from one process that imported them.
-
-Python needs five seconds to import torch and what open_clip takes with it, and four for Great Expectations: longer than a
-small shard takes to tag. A server, started with Airflow on its machine, imports them once; it starts no threads of work and
-touches no GPU, so that its forks can. Our own modules are imported by each step as ever.
-
-    server = step_server.launch(folder / "steps.sock", log, os.environ)   # beside Airflow
-    step = step_server.start(address, ["tag", "--run", run], os.environ, cwd)  # as subprocess.Popen with pipes
-
-The step is what ``python -m jobs`` is in every other way: its own session (so that its whole tree can be ended), the
-caller's environment and folder, an exit status. Its caller gone, it is ended; the server gone, its steps are.
-"""
+"""The server that forks steps from a process with their libraries loaded (`jobs.startup.step_client` says why)."""
 
 from __future__ import annotations
 
@@ -23,131 +12,24 @@ import selectors
 import shlex
 import signal
 import socket
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from setproctitle import getproctitle, setproctitle
 
+import jobs
+from jobs.startup.fast_exit import Leaving
+from jobs.startup.step_client import GRACE_SECONDS, LIBRARIES, end_group
+
 log = logging.getLogger(__name__)
 
-VARIABLE: Final = "TAGGING_STEP_SERVER"  # in the environment of who starts steps: the server's address
-LIBRARIES: Final = (  # in the order in which a night needs them
-    "pyarrow.dataset",
-    "pyspark.sql",
-    "duckdb",
-    "great_expectations.expectations",
-    "torch",
-    "open_clip",
-)
-# A bar of progress that is drawn anew ten times a second is a line of a task's log each time. Read as tqdm is imported.
-LINES_OF_PROGRESS: Final = {
-    "TAGGING_PROGRESS": "true", "TQDM_MININTERVAL": "30", "TQDM_ASCII": " #", "TQDM_NCOLS": "100",
-}  # fmt: skip
-GRACE_SECONDS: Final = 10.0  # between the request to end and the end by force
 _LONGEST: Final = 8 * 2**20  # bytes of a request: Linux lets a process have a quarter of its stack's
 _SHOWN: Final = 300  # characters of an error
 _ASKING: Final = 5.0  # seconds that a caller may take to say what it wants
-_ANSWERING: Final = 60.0  # and the server to start it; the longest library loads in a few
-
-
-def supported() -> bool:
-    """Return whether this system has what the server needs (Linux: file descriptors of processes)."""
-    return hasattr(os, "pidfd_open") and hasattr(socket, "recv_fds")
-
-
-def launch(address: Path, log_file: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a server that answers at `address`, in a folder of this user alone; it ends with its standard input."""
-    with log_file.open("a") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "jobs.startup.step_server", str(address)],
-            cwd=Path(__file__).resolve().parents[2],  # as of a step: this is where it finds our modules
-            env={**LINES_OF_PROGRESS, **environment}, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True,
-        )  # fmt: skip
-
-
-class Step:
-    """A step that a server has started; as much of `subprocess.Popen` as is needed of it."""
-
-    def __init__(self, connection: socket.socket, pid: int, stdout: IO[str], stderr: IO[str]) -> None:
-        self.pid, self.stdout, self.stderr = pid, stdout, stderr
-        self.returncode: int | None = None
-        self._connection = connection
-        # Whoever waits may be interrupted by a signal whose handler waits too; threads can be joined again.
-        self._reader = threading.Thread(target=self._read, name=f"step {pid}", daemon=True)
-        self._reader.start()
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Return the exit status, negative for a signal, as `subprocess.Popen.wait`.
-
-        Raises:
-            subprocess.TimeoutExpired: it has not ended in that many seconds.
-        """
-        self._reader.join(timeout)
-        if self.returncode is None:
-            raise subprocess.TimeoutExpired("step", timeout or 0.0)
-        return self.returncode
-
-    def _read(self) -> None:
-        with self._connection:
-            answer = _line(self._connection)
-        if not answer:  # the server is gone: ended by force, it could not end its steps
-            _end_group(self.pid, signal.SIGKILL)
-        self.returncode = int(answer or -signal.SIGKILL)
-
-
-def start(address: Path, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path) -> Step:
-    """Start ``python -m jobs`` with `arguments` by the server at `address`.
-
-    Raises:
-        OSError: there is no server, or it could not start the step.
-    """
-    wanted = json.dumps({"arguments": list(arguments), "environment": dict(environment), "cwd": str(cwd)})
-    connection = socket.socket(socket.AF_UNIX)
-    out, out_end = os.pipe()
-    err, err_end = os.pipe()
-    try:
-        connection.settimeout(_ANSWERING)
-        connection.connect(str(address))
-        socket.send_fds(connection, [b"\n"], [out_end, err_end])
-        connection.sendall(wanted.encode() + b"\n")
-        answer = _line(connection)
-        if not answer.isdigit():
-            why = answer.decode(errors="replace").removeprefix("error: ")
-            raise OSError(f"the step server at {address} did not start the step{f': {why}' if why else ''}")
-        connection.settimeout(None)
-    except OSError:
-        connection.close()
-        os.close(out)
-        os.close(err)
-        raise
-    finally:
-        os.close(out_end)
-        os.close(err_end)
-    opened = [os.fdopen(end, encoding="utf-8", errors="backslashreplace") for end in (out, err)]
-    return Step(connection, int(answer), *opened)
-
-
-def _line(connection: socket.socket) -> bytes:
-    """Return what comes until the line ends; nothing where the other side is gone. Reads no byte of what follows."""
-    line = b""
-    while not line.endswith(b"\n"):
-        with contextlib.suppress(ConnectionResetError):
-            if byte := connection.recv(1):
-                line += byte
-                continue
-        return b""
-    return line.strip()
-
-
-def _end_group(pid: int, sent: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, sent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,12 +117,12 @@ class Server:
         self._selector.unregister(0)
         self._listener.close()
         for running in self._running:
-            _end_group(running.pid, signal.SIGTERM)
+            end_group(running.pid, signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
         while self._running and (left := deadline - time.monotonic()) > 0:
             self._turn(left)
         for running in self._running:
-            _end_group(running.pid, signal.SIGKILL)
+            end_group(running.pid, signal.SIGKILL)
 
     def _turn(self, timeout: float | None) -> _Wanted | None:
         """See to what has happened. In a fork, return what it is to run."""
@@ -260,7 +142,7 @@ class Server:
                     self._abandon(key.data)
         for running in self._running:
             if running.force_at is not None and running.force_at <= time.monotonic():
-                _end_group(running.pid, signal.SIGKILL)
+                end_group(running.pid, signal.SIGKILL)
                 running.force_at = None
         return None
 
@@ -318,13 +200,13 @@ class Server:
     def _abandon(self, running: _Running) -> None:
         """The caller is gone: nobody reads what the step says."""
         self._selector.unregister(running.connection)
-        _end_group(running.pid, signal.SIGTERM)
+        end_group(running.pid, signal.SIGTERM)
         running.abandoned = True
         running.force_at = time.monotonic() + GRACE_SECONDS
 
 
-def _become(wanted: _Wanted) -> Callable[[], object]:
-    """Make this fork the process that was asked for; return the command line's main function."""
+def _become(wanted: _Wanted) -> None:
+    """Make this fork the process that was asked for."""
     os.setsid()
     for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(caught, signal.default_int_handler if caught == signal.SIGINT else signal.SIG_DFL)
@@ -335,31 +217,27 @@ def _become(wanted: _Wanted) -> Callable[[], object]:
     os.environ.clear()
     os.environ.update(wanted.environment)
     os.chdir(wanted.cwd)
-    sys.argv = [str(Path(__file__).resolve().parents[1] / "__main__.py"), *wanted.arguments]
+    sys.argv = [str(Path(jobs.__file__).with_name("__main__.py")), *wanted.arguments]
     setproctitle(shlex.join([sys.executable, "-m", "jobs", *wanted.arguments]))  # as `ps` shows it where it is started
     wanted.connection.sendall(b"%d\n" % os.getpid())  # from now on its session can be ended
     wanted.connection.close()
     logging.root.handlers.clear()
-    from jobs.cli import main
-
-    return main
 
 
-if __name__ == "__main__":
-    from jobs.startup.fast_exit import Leaving
-
-    leaving = Leaving()
+def serve(address: Path, leaving: Leaving, main: Callable[[], Callable[[], object]]) -> None:
+    """Answer at `address` until standard input ends; run, in each fork, the function that `main` imports and returns."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     getproctitle()  # it finds where the title is by the environment, as long as that is what it was
-    server, itself = Server(Path(sys.argv[1])), os.getpid()
+    server, server_pid = Server(address), os.getpid()
     wanted: _Wanted | None = None
     try:
         wanted = server.serve(LIBRARIES)
     finally:
-        if os.getpid() == itself:
+        if os.getpid() == server_pid:
             server.close()
-    if wanted is not None:
-        leaving.after(_become(wanted))
-    else:
+    if wanted is None:
         leaving.after(lambda: None)
+    else:
+        _become(wanted)
+        leaving.after(main())

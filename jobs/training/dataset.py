@@ -26,11 +26,11 @@ from jobs.lake import storage
 from jobs.lake.layout import LABELLED_TABLE, Lake
 from jobs.lake.parquet import FileWriter
 from jobs.lake.storage import Place
-from jobs.pages.html import render_set
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
-from jobs.training.labelled_summary import Summary
 from jobs.training.labelled_rows import TableRows, read_batches
+from jobs.training.labelled_set_page import render_set
+from jobs.training.labelled_summary import Summary
 from schemas.documents import ExamplesManifest, GivenValues, LabelledInputs, LabelledManifest
 from schemas.tables import LABELLED
 from schemas.taxonomy import Taxonomy, load_taxonomy

@@ -23,11 +23,11 @@ from jobs.errors import as_job_error
 from jobs.lake import storage
 from jobs.lake.layout import Lake
 from jobs.pages.example_pictures import ExamplePlace, thumbnails
-from jobs.pages.html import render_suspects
 from jobs.runtime.step_metrics import measure, refuse_several
 from jobs.settings import Settings
 from jobs.training.dataset import dataset
 from jobs.training.pretrain import find_towers, with_towers
+from jobs.training.suspects_page import render_suspects
 from schemas.tables import SUSPECTS
 from schemas.taxonomy import Taxonomy, load_taxonomy
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from jobs.errors import JobError
-from jobs.importing.pictures.picture_store import MISSING
+from jobs.lake.layout import MISSING
 from jobs.lake.storage import Place
 from jobs.validation import row_rules
 from jobs.validation.row_rules import within_roots_pattern

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +18,7 @@ from jobs.lake import parquet, storage
 from jobs.lake.storage import Place
 from jobs.records import label_forms
 from jobs.records.fields import BLANK, READERS, TEXT_START, FieldError, described, read_time, whole
+from jobs.records.json_objects import NameTwiceError, unique
 from jobs.records.rejected_lines import read_rejected
 from jobs.validation.field_rules import FieldRules
 from schemas.tables import LABELS, NOTES, TIMESTAMP
@@ -117,7 +117,7 @@ def parse_line(line: bytes, rules: FieldRules = _NO_RULES) -> dict[str, Any]:
         record = _DECODER.decode(line.decode())
     except UnicodeDecodeError as error:
         return _no_record(line, "bad_utf8", f"byte {line[error.start]:#04x} at {error.start + 1:,} is no UTF-8")
-    except _NameTwiceError as error:
+    except NameTwiceError as error:
         return _no_record(line, "name_twice", str(error))
     except json.JSONDecodeError as error:
         return _no_record(line, "not_json", f"{error.msg} at character {error.pos + 1:,}")
@@ -162,22 +162,6 @@ def parse_line(line: bytes, rules: FieldRules = _NO_RULES) -> dict[str, Any]:
 
 def _no_record(raw: bytes, reason: str, detail: str) -> dict[str, Any]:
     return {"raw": raw, "line_error": reason, "notes": [("line", whole(f"{reason}: {detail}")[:_NOTE])]}
-
-
-class _NameTwiceError(ValueError):
-    """A JSON object has a name twice."""
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the JSON object of `pairs`. Raises ValueError where a name is there twice."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = Counter(name for name, _ in pairs)
-        twice = next(name for name, n in names.items() if n > 1)
-        raise _NameTwiceError(
-            f"the name {described(twice)} is there twice, so which of the values is meant is not known"
-        )
-    return found
 
 
 _DIGITS: Final = 309  # of the largest float

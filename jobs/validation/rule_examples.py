@@ -8,8 +8,8 @@ from typing import Any, Final
 import duckdb
 
 from cma_clip_core.content.paths import parquet_files
-from jobs.importing.pictures.picture_store import MISSING
 from jobs.lake import duckdb_sql
+from jobs.lake.layout import MISSING
 from jobs.lake.storage import Place
 from jobs.validation.batch_rules import Outcome
 from jobs.validation.duplicate_ids import SUPERSEDED

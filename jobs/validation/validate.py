@@ -18,7 +18,6 @@ from jobs.lake import parquet, storage, verified_files
 from jobs.lake.layout import Lake
 from jobs.lake.storage import Place
 from jobs.pages.display_text import plain
-from jobs.pages.html import render_rules
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
 from jobs.spark import sessions
@@ -27,6 +26,7 @@ from jobs.validation import batch_rules, duplicate_ids, parse_records, row_rules
 from jobs.validation.failed_rules import failure_text
 from jobs.validation.field_rules import field_rules
 from jobs.validation.rule_examples import DayTables
+from jobs.validation.rules_page import render_rules
 from schemas import tables
 from schemas.documents import RawManifest, Validation
 from schemas.rules import PicturesFound, PicturesNamed, RuleTable, load_rules

@@ -30,12 +30,12 @@ pytestmark = [
 # Each product and attribute once, of products that are there; a step in a container says so, as JSON.
 COUNTS = """
 import json, duckdb
-from jobs import sql
+from jobs.lake import duckdb_sql
 from jobs.lake.layout import Lake
 from jobs.settings import Settings
 lake = Lake(Settings().root)
 with duckdb.connect() as db:
-    sql.reach(db, lake.root)
+    duckdb_sql.reach(db, lake.root)
     live = db.read_parquet(lake.current_lines())
     [(rows, keys, products)] = db.sql(
         "select count(*), count(distinct (product_id, attribute, catalog_value, model_value)), count(distinct product_id) from live"

@@ -20,7 +20,7 @@ from airflow.sdk import TriggerRule
 from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from jobs.startup import step_server
+from jobs.startup import step_client
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAGS = REPOSITORY / "dags"
@@ -217,9 +217,9 @@ def test_partition_day_is_never_guessed() -> None:
 @pytest.fixture(params=["started", "forked"])
 def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that are started anew, and steps that are forked by a step server."""
-    monkeypatch.delenv(step_server.VARIABLE, raising=False)
+    monkeypatch.delenv(step_client.VARIABLE, raising=False)
     if request.param == "forked":
-        monkeypatch.setenv(step_server.VARIABLE, str(request.getfixturevalue("step_server_address")))
+        monkeypatch.setenv(step_client.VARIABLE, str(request.getfixturevalue("step_server_address")))
 
 
 @pytest.mark.usefixtures("either_way")
@@ -274,7 +274,7 @@ def test_killing_the_task_ends_the_whole_step(
 
 
 def test_without_its_step_server_a_step_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(step_server.VARIABLE, str(tmp_path / "gone"))
+    monkeypatch.setenv(step_client.VARIABLE, str(tmp_path / "gone"))
     operator = module.JobOperator(task_id="validate", arguments=["validate", "--ds", "no-day"])
     with pytest.raises(AirflowFailException, match="error: --ds 'no-day' is not a day"):
         operator.execute({})

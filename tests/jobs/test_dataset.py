@@ -28,8 +28,8 @@ from jobs.lake.layout import Lake
 from jobs.settings import Settings
 from jobs.training import dataset as step
 from jobs.training.dataset import dataset, example_folders
-from jobs.training.labelled_summary import Summary
 from jobs.training.labelled_rows import count_labels_of_sides, read_batches
+from jobs.training.labelled_summary import Summary
 from schemas.documents import LabelledManifest
 from schemas.tables import LABELLED
 from tests.cma_clip_core import drawn

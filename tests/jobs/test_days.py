@@ -26,11 +26,11 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_days_with_an_export_are_told_from_those_without(settings: Settings) -> None:
-    there, missing = export_days.exported(settings, "2026-11-19", "2026-11-22")
+    there, missing = export_days.exported(Lake(settings.root), "2026-11-19", "2026-11-22")
     assert there == ["2026-11-20", "2026-11-22"]
     assert missing == ["2026-11-19", "2026-11-21"]
-    assert export_days.newest(settings) == "2026-11-22"
-    assert export_days.newest(settings, "2026-11-21") == "2026-11-20"
+    assert export_days.newest(Lake(settings.root)) == "2026-11-22"
+    assert export_days.newest(Lake(settings.root), "2026-11-21") == "2026-11-20"
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,12 @@ def test_days_with_an_export_are_told_from_those_without(settings: Settings) -> 
 )
 def test_wrong_ranges_say_what_is_wrong(settings: Settings, first: str, last: str, message: str) -> None:
     with pytest.raises(JobError, match=message):
-        export_days.exported(settings, first, last)
+        export_days.exported(Lake(settings.root), first, last)
 
 
 def test_an_empty_lake_has_no_newest_day(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="no day has an export; import one"):
-        export_days.newest(Settings(root=tmp_path))
+        export_days.newest(Lake(tmp_path))
 
 
 def test_forms_open_whatever_is_in_the_lake(tmp_path: Path) -> None:

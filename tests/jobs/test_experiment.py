@@ -35,12 +35,14 @@ from cma_clip_core.model.methods import LABELS, configure
 from cma_clip_core.model_documents import Metrics, Threshold
 from cma_clip_core.training.loop import Loop
 from jobs.errors import JobError
+from jobs.importing.prepare_export import prepare_export
 from jobs.lake import storage
 from jobs.lake.layout import Lake
 from jobs.lake.storage import Place
 from jobs.models.champion_pointer import champion
+from jobs.models.list_models import show_model
 from jobs.models.promotion import judge
-from jobs.runs.prepare_examples import prepare, prepare_export
+from jobs.runs.prepare_examples import prepare
 from jobs.runtime import machine
 from jobs.runtime.process_pool import default_processes, default_processes_on_gpu
 from jobs.settings import Settings
@@ -48,7 +50,7 @@ from jobs.training.experiment import run_experiment as module
 from jobs.training.experiment.run_experiment import NOISY, SHARES, MethodRun, Results, experiment
 from jobs.training.pretrain import pretrain, with_towers
 from jobs.training.suspects import suspects
-from jobs.training.train import show_model, train
+from jobs.training.train import train
 from tests.cma_clip_core import drawn
 from tests.cma_clip_core.scored import PATTERN, marks, single
 from tests.jobs.test_train import ONE_THREAD, ROOT, RUN, add_examples, options_of, settings_of

@@ -88,7 +88,7 @@ WRITES = """
 import gzip, json, pathlib, shutil, sys, tempfile, zipfile
 import duckdb, numpy as np, pyarrow as pa, pyarrow.parquet as pq, yaml
 from PIL import Image
-from jobs import storage
+from jobs.lake import storage
 from jobs.runtime.failure_messages import explain
 
 disk, data, rng = pathlib.Path(sys.argv[1]), bytes(2**20), np.random.default_rng(0)

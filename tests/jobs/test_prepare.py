@@ -8,8 +8,9 @@ import pyarrow.dataset as pads
 import pytest
 
 from jobs.demo.sample_catalog import generate
+from jobs.importing.prepare_export import prepare_export
 from jobs.lake.layout import Lake
-from jobs.runs.prepare_examples import prepare, prepare_export
+from jobs.runs.prepare_examples import prepare
 from tests.conftest import DAY1, settings_for
 
 pytestmark = [pytest.mark.spark, pytest.mark.usefixtures("spark_session")]

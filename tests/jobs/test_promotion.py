@@ -24,10 +24,11 @@ from jobs.lake.storage import SwapLostError
 from jobs.models import promotion
 from jobs.models.champion_pointer import champion, champions, rollback
 from jobs.models.champion_pointer import promote as name_champion
+from jobs.models.list_models import show_model
 from jobs.models.promotion import LEAST_FAMILIES, compare, promote
 from jobs.models.verdict import MEAN, Verdict
 from jobs.settings import Settings
-from jobs.training.train import show_model, train
+from jobs.training.train import train
 from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn
 from tests.jobs.test_train import RUN, add_examples, settings_of

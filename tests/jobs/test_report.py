@@ -27,10 +27,10 @@ from jobs.lake.layout import Lake
 from jobs.lake.storage import Place
 from jobs.pages import example_pictures
 from jobs.pages.display_text import percent, plain, visible
-from jobs.pages.html import equations
 from jobs.report import costs
 from jobs.report.findings import findings
 from jobs.report.gather import gather_night
+from jobs.report.night_page import equations
 from jobs.report.nightly_report import _write_index, report
 from jobs.settings import Settings
 from schemas import tables

@@ -19,15 +19,15 @@ import pytest
 
 from jobs.lake.layout import Lake
 from jobs.settings import Settings
-from jobs.startup import step_server
+from jobs.startup import step_client
 from tests.conftest import DAY1, settings_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.skipif(not step_server.supported(), reason="needs Linux")
+pytestmark = pytest.mark.skipif(not step_client.supported(), reason="needs Linux")
 
 
 def run(address: Path, *arguments: str, **variables: str) -> tuple[int, str, str]:
-    step = step_server.start(address, arguments, os.environ | variables, REPOSITORY)
+    step = step_client.start(address, arguments, os.environ | variables, REPOSITORY)
     with step.stdout, step.stderr:
         out, err = step.stdout.read(), step.stderr.read()
     return step.wait(60), out, err
@@ -98,8 +98,8 @@ def test_ended_as_airflow_ends_it(step_server_address: Path, tmp_path: Path) -> 
 
 def test_a_caller_that_is_gone_takes_its_step_along(step_server_address: Path, tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from jobs import step_server\n"
-        f"step = step_server.start(Path({str(step_server_address)!r}), {(*SLOW, str(tmp_path / 'catalog'))!r}, os.environ, Path('.'))\n"
+        "import os, sys; from pathlib import Path; from jobs.startup import step_client\n"
+        f"step = step_client.start(Path({str(step_server_address)!r}), {(*SLOW, str(tmp_path / 'catalog'))!r}, os.environ, Path('.'))\n"
         "print(step.pid, flush=True); step.wait()"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as caller:
@@ -112,7 +112,7 @@ def test_a_caller_that_is_gone_takes_its_step_along(step_server_address: Path, t
 def test_a_server_that_ends_takes_its_steps_along(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="steps-") as folder:
         address = Path(folder) / "socket"
-        process = step_server.launch(address, Path(folder) / "log", os.environ)
+        process = step_client.launch(address, Path(folder) / "log", os.environ)
         while not address.exists():
             time.sleep(0.05)
         step = started_sample(address, tmp_path)
@@ -121,7 +121,7 @@ def test_a_server_that_ends_takes_its_steps_along(tmp_path: Path) -> None:
         assert step.wait(10) < 0
         gone(psutil.Process(step.pid) if psutil.pid_exists(step.pid) else None)
     with pytest.raises(OSError, match="No such file"):
-        step_server.start(address, ["--help"], os.environ, REPOSITORY)
+        step_client.start(address, ["--help"], os.environ, REPOSITORY)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_what_is_no_request_is_answered_with_an_error_and_the_server_lives_on(
 
 def test_why_a_step_was_not_started_is_told_to_who_asked_for_it(step_server_address: Path) -> None:
     with pytest.raises(OSError, match="did not start the step: arguments are a list of texts"):
-        step_server.start(step_server_address, ["a\0b"], os.environ, REPOSITORY)
+        step_client.start(step_server_address, ["a\0b"], os.environ, REPOSITORY)
 
 
 def test_who_asks_without_pipes_or_hangs_up_does_no_harm(step_server_address: Path) -> None:
@@ -171,10 +171,10 @@ def test_who_asks_without_pipes_or_hangs_up_does_no_harm(step_server_address: Pa
 SLOW = ("sample-catalog", "--products", "1000000")
 
 
-def started_sample(address: Path, tmp_path: Path) -> step_server.Step:
-    return step_server.start(address, [*SLOW, str(tmp_path / "catalog")], os.environ, REPOSITORY)
+def started_sample(address: Path, tmp_path: Path) -> step_client.Step:
+    return step_client.start(address, [*SLOW, str(tmp_path / "catalog")], os.environ, REPOSITORY)
 
 
 def gone(process: psutil.Process | None) -> None:
     if process is not None:
-        process.wait(step_server.GRACE_SECONDS + 10)
+        process.wait(step_client.GRACE_SECONDS + 10)

@@ -204,8 +204,8 @@ def test_who_shares_a_lock_does_not_wait_and_who_wants_it_alone_does(place: Plac
 HOLDS = """
 import sys, time
 from pathlib import Path
-from jobs import object_store, storage
-place = object_store.place(sys.argv[1]) if sys.argv[1].startswith("s3://") else Path(sys.argv[1])
+from jobs.lake import s3_files, storage
+place = s3_files.place(sys.argv[1]) if sys.argv[1].startswith("s3://") else Path(sys.argv[1])
 with storage.locked(place / "x", shared=sys.argv[2] == "shared"):
     print("held", flush=True)
     time.sleep(600)
@@ -301,8 +301,8 @@ def test_a_read_is_sent_again(faulty: tuple[Place, s3.Proxy], fault: s3.Fault) -
 
 UPLOADS = """
 import sys
-from jobs import object_store, storage
-with storage.whole_file(object_store.place(sys.argv[1]) / "large.bin") as temporary:
+from jobs.lake import s3_files, storage
+with storage.whole_file(s3_files.place(sys.argv[1]) / "large.bin") as temporary:
     with temporary.open("wb") as file:
         for _ in range(120):
             file.write(bytes(2**20))

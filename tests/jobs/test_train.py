@@ -24,10 +24,11 @@ from jobs.errors import JobError, TransientError
 from jobs.lake import storage
 from jobs.lake.layout import Lake
 from jobs.models.champion_pointer import champion, promote
+from jobs.models.list_models import list_models
 from jobs.runtime.data_parallel import together
 from jobs.settings import Settings
 from jobs.training import workdir
-from jobs.training.train import list_models, train
+from jobs.training.train import train
 from schemas.documents import ExamplesManifest, StepMetrics
 from schemas.loading import ContractError
 from tests.cma_clip_core import drawn
@@ -144,7 +145,7 @@ LOOK = """
 import sys
 from pathlib import Path
 from jobs.settings import Settings
-from jobs.training.train import list_models, show_model
+from jobs.models.list_models import list_models, show_model
 settings = Settings(root=Path(sys.argv[1]))
 list_models(settings)
 show_model(settings, sys.argv[2])

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, Final, TypeAlias
 from jobs.importing.formats.noticed import Noticed, StructureError, shown
 from jobs.importing.formats.sniffing import describe_text, not_in
 from jobs.importing.formats.sources import LINE_START, MAX_LINE, Source
+from jobs.records.json_objects import unique
 from jobs.records.rejected_lines import RejectedLine
-from jobs.validation.parse_records import unique
 
 Json: TypeAlias = Any
 

@@ -21,7 +21,7 @@ from jobs.importing.pictures import picture_names
 from jobs.importing.pictures.picture_names import PictureName
 from jobs.importing.pictures.picture_sources import Source, archives_in, others
 from jobs.lake import storage
-from jobs.lake.layout import Lake
+from jobs.lake.layout import MISSING, Lake
 from jobs.lake.storage import Place
 from schemas.documents import LostPicture
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 32  # requests to S3
-MISSING: Final = "missing"  # no folder of the lake: preprocess reports what points into it as missing
 
 _EXTENSION: Final = re.compile(r"\.([A-Za-z0-9]{1,5})$")
 _UNUSUAL: Final = re.compile(r"[^A-Za-z0-9._/-]|\.\.")

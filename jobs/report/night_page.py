@@ -1,0 +1,133 @@
+"""The page of a night's report, and the list of nights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from cma_clip_core.content.paths import Place, on_disk
+from jobs.pages.html import render
+from jobs.report import svg_plots
+from jobs.report.costs import Costs
+from jobs.report.facts import BINS, AttributeFacts, Night
+from jobs.report.findings import findings
+from schemas.documents import Ledger
+
+_SHARES = 8  # values of an attribute that are drawn
+_UNKNOWN = 14  # unknown labels that are listed
+_SHIFTS = 8  # that are listed on top
+_LEAST_SHIFT = 0.002
+_LEAST_SCALE = 0.02  # so that a small shift looks small
+
+
+def render_night(night: Night, costs: Costs, folder: Place, spent: float) -> str:
+    """Return the page of a night, to be written into `folder`; `spent` are the seconds the report took so far."""
+    ledger = night.ledger
+    shifts = [s for s in night.shifts if abs(s.shift) >= _LEAST_SHIFT][:_SHIFTS]
+    return render(
+        "night.html.j2",
+        night=night,
+        ledger=ledger,
+        plan=night.plan,
+        costs=costs,
+        spent=spent,
+        findings=findings(night),
+        equations=equations(ledger),
+        tagged=ledger.tagged_both + ledger.tagged_text + ledger.tagged_image,
+        rejected=ledger.unparsable + ledger.quarantined + ledger.superseded,
+        coverage=_coverage(night.attributes),
+        gaps=_gaps(night.attributes),
+        conflicts=sum(a.conflicts for a in night.attributes),
+        shifts=shifts,
+        widest=max((_LEAST_SCALE, *(abs(s.shift) for s in shifts))),
+        labels={a.name: a.label for a in night.attributes},
+        shown_shares=_SHARES,
+        shown_unknown=_UNKNOWN,
+        bins=BINS,
+        flow=svg_plots.flow,
+        histogram=svg_plots.histogram,
+        modality=svg_plots.modality,
+        data_docs=_link(_page_of(night.data_docs), folder),
+        index=_link(folder.parents[1] / "index.html", folder),
+    )
+
+
+def render_index(
+    ledgers: Sequence[Ledger], reported: frozenset[str], live: str | None, broken: Sequence[str] = ()
+) -> str:
+    """Return the page that lists the nights of `ledgers`; those in `reported` have a page of their own.
+
+    Args:
+        ledgers: in the order of the page.
+        reported: runs with a page.
+        live: the live run.
+        broken: runs whose ledger cannot be read.
+    """
+    return render(
+        "index.html.j2",
+        ledgers=ledgers,
+        reported=reported,
+        live=live,
+        broken=broken,
+        largest=max((n.raw for n in ledgers), default=1) or 1,
+    )
+
+
+def equations(ledger: Ledger) -> list[tuple[str, int, list[tuple[str, int]], bool]]:
+    """Return the ledger's equations: name and number of the whole, its parts, and whether they add up."""
+    tagged: list[tuple[str, int]] = [
+        ("tagged by both", ledger.tagged_both),
+        ("by text", ledger.tagged_text),
+        ("by picture", ledger.tagged_image),
+        ("untaggable", ledger.untaggable),
+    ]
+    held = [("held for their picture", ledger.held_pictures)] if ledger.held_pictures else []
+    waiting = f" ({ledger.waiting:,} of them waiting)" if ledger.waiting else ""
+    lines: list[tuple[str, int, list[tuple[str, int]]]] = [
+        (
+            "raw lines",
+            ledger.raw,
+            [
+                ("unparsable", ledger.unparsable),
+                ("quarantined", ledger.quarantined),
+                ("superseded", ledger.superseded),
+                ("valid", ledger.valid),
+            ],
+        ),
+        (
+            "valid",
+            ledger.valid,
+            [(f"unchanged{waiting}", ledger.unchanged), *tagged, *held],
+        ),
+        (
+            "tagged or untaggable",
+            sum(n for _, n in tagged),
+            [("new", ledger.new), ("changed", ledger.changed), ("model changed", ledger.model_changed)],
+        ),
+    ]
+    if not ledger.backfill:
+        lines.append(
+            ("products published", ledger.published_products, [("valid", ledger.valid), ("held", ledger.held)])
+        )
+    return [(name, whole, parts, whole == sum(n for _, n in parts)) for name, whole, parts in lines]
+
+
+def _coverage(attributes: Sequence[AttributeFacts]) -> float | None:
+    products = sum(a.products for a in attributes)
+    return sum(a.products - a.missing for a in attributes) / products if products else None
+
+
+def _gaps(attributes: Sequence[AttributeFacts]) -> tuple[int, int]:
+    """Return how many values the catalog lacks, listed or not, and how many of them the model gave."""
+    filled = sum(a.from_model for a in attributes)
+    return filled + sum(a.missing for a in attributes), filled
+
+
+def _page_of(docs: Place) -> Place:
+    """Return the page of the rules, also of a lake whose documents name its folder."""
+    return docs / "index.html" if on_disk(docs) and docs.is_dir() else docs
+
+
+def _link(target: Place, folder: Place) -> str:
+    return quote(os.path.relpath(str(target), str(folder)), safe="/=")
