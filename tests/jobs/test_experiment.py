@@ -46,8 +46,11 @@ from jobs.runs.prepare_examples import prepare
 from jobs.runtime import machine
 from jobs.runtime.process_pool import default_processes, default_processes_on_gpu
 from jobs.settings import Settings
-from jobs.training.experiment import run_experiment as module
-from jobs.training.experiment.run_experiment import NOISY, SHARES, MethodRun, Results, experiment
+from jobs.training.experiment import train_methods
+from jobs.training.experiment.judge import against_whole, judge_noise
+from jobs.training.experiment.results import NOISY, SHARES, Kept, MethodRun, Results
+from jobs.training.experiment.run_experiment import experiment
+from jobs.training.experiment.setting import MethodOutcome, Trial, noises, noisy_name
 from jobs.training.pretrain import pretrain, with_towers
 from jobs.training.suspects import suspects
 from jobs.training.train import train
@@ -213,10 +216,10 @@ def test_all_methods_are_compared_and_a_killed_experiment_goes_on(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    keep = module._keep_predictions
+    keep = train_methods.keep_predictions
     monkeypatch.setattr(
-        module,
-        "_keep_predictions",
+        train_methods,
+        "keep_predictions",
         lambda s, t, *f: killed() if t.method == "sa-without-ma" else keep(s, t, *f),
     )
     with pytest.raises(KeyboardInterrupt):
@@ -343,7 +346,7 @@ def test_processes_end_with_the_one_that_began_them(tmp_path: Path) -> None:
     )
     path = tmp_path / "parent.py"
     path.write_text("import os\n" + script)
-    environment = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(train_methods.__file__).parents[3])}
     with subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
         children = {int(pid) for pid in parent.stdout.readline().split()}
@@ -477,7 +480,7 @@ def test_methods_are_kept_as_model_versions_the_same_after_a_kill(
     write = storage.write_document
 
     def die_before_it_is_named(path: Path, document: Any) -> None:
-        if isinstance(document, module.Kept):
+        if isinstance(document, Kept):
             raise KeyboardInterrupt
         write(path, document)
 
@@ -491,7 +494,7 @@ def test_methods_are_kept_as_model_versions_the_same_after_a_kill(
     assert registry.list_versions(lake.models) == before
     (made,) = lake.root.glob("experiments/*/*/unfinished/cma-clip/version/*")
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_keep_predictions", die)
+        patched.setattr(train_methods, "keep_predictions", die)
         with pytest.raises(KeyboardInterrupt):
             run("cma-clip")
     # Until it is judged anew there is nothing of the training before, which was not this one's.
@@ -531,16 +534,16 @@ def test_differences_are_seed_by_seed_in_the_same_draws() -> None:
         return RecallDraws(("colour",), found, found)
 
     methods = {
-        "text-tower": [module._Trial("text-tower", 1)],
-        "sa-without-ma": [module._Trial("sa-without-ma", 2)],
-        "cma-clip": [module._Trial("cma-clip"), module._Trial("cma-clip", 1)],
-        "tf-idf": [module._Trial("tf-idf")],
+        "text-tower": [Trial("text-tower", 1)],
+        "sa-without-ma": [Trial("sa-without-ma", 2)],
+        "cma-clip": [Trial("cma-clip"), Trial("cma-clip", 1)],
+        "tf-idf": [Trial("tf-idf")],
     }
     of_all = {
         "cma-clip": draws(0.6, 0.8), "cma-clip+1": draws(0.7, 0.9), "text-tower+1": draws(0.5, 0.7), "tf-idf": draws(0.6, 0.8),
         "sa-without-ma+2": draws(0, 1),
     }  # fmt: skip
-    found = module._against(methods, of_all, RecallDraws.mean_all)
+    found = against_whole(methods, of_all, RecallDraws.mean_all)
     assert list(found) == ["text-tower", "sa-without-ma", "tf-idf"]
     assert found["sa-without-ma"] is None  # no seed of both
     assert found["text-tower"] is not None  # the one seed of both
@@ -548,7 +551,7 @@ def test_differences_are_seed_by_seed_in_the_same_draws() -> None:
     assert found["tf-idf"] is not None  # the same with each seed: 0 with the first, 0.1 with the second
     assert found["tf-idf"].mean == pytest.approx(0.05)
     assert (found["tf-idf"].interval.low, found["tf-idf"].interval.high) == pytest.approx((0, 0.1))
-    assert module._against({"tf-idf": methods["tf-idf"]}, of_all, RecallDraws.mean_all) == {}
+    assert against_whole({"tf-idf": methods["tf-idf"]}, of_all, RecallDraws.mean_all) == {}
 
 
 def test_margins_under_noise_are_cma_clips_less_the_others(tmp_path: Path) -> None:
@@ -557,22 +560,22 @@ def test_margins_under_noise_are_cma_clips_less_the_others(tmp_path: Path) -> No
     right, wrong = single(confidence, marks("r" * 60)), single(confidence, marks("r" * 20 + "w" * 40))
     setting: Any = SimpleNamespace(folder=tmp_path, compared=[PATTERN], attributes=("pattern",))
     found = {
-        trial: module._Found(
+        trial: MethodOutcome(
             MethodRun(method=trial.method, seconds=0, examples_per_second=0, best_epoch=0), tmp_path / trial.name
         )
-        for trial in map(module._Trial, NOISY)
+        for trial in map(Trial, NOISY)
     }
     for trial, kept in found.items():
-        for what, share in module._noises(trial.method):
+        for what, share in noises(trial.method):
             bad = (trial.method, what, share) == ("late-concatenation", "names", 0.5)
-            file = kept.folder / module._noisy_name(what, share) / "pattern.npz"
+            file = kept.folder / noisy_name(what, share) / "pattern.npz"
             storage.write_bytes(file, (wrong if bad else right).to_bytes())
     thresholds = {
         trial: {"pattern": Threshold(threshold=0.5, target_precision=0.9, precision=1, accepted=60, candidates=60)}
         for trial in found
     }
     tests = {trial: {"pattern": right} for trial in found}
-    margins = module._judge_noise(setting, found, thresholds, tests, ("title",)).against_whole_noise
+    margins = judge_noise(setting, found, thresholds, tests, ("title",)).against_whole_noise
     for what, methods in margins.items():
         assert set(methods) == {"late-concatenation", "sa-without-ma", "ma-without-sa"}
         for method, differences in methods.items():
@@ -581,7 +584,7 @@ def test_margins_under_noise_are_cma_clips_less_the_others(tmp_path: Path) -> No
                 bad = (method, what, share) == ("late-concatenation", "names", 0.5)
                 assert margin.mean == pytest.approx(2 / 3 if bad else 0, abs=0.05)
     alone = {trial: kept for trial, kept in found.items() if trial.method != "cma-clip"}
-    assert not any(module._judge_noise(setting, alone, thresholds, tests, ("title",)).against_whole_noise.values())
+    assert not any(judge_noise(setting, alone, thresholds, tests, ("title",)).against_whole_noise.values())
 
 
 @pytest.mark.long
@@ -605,14 +608,14 @@ def test_each_method_is_trained_with_each_seed_and_goes_on(settings: Settings, m
     folder, one = run(1)
     assert one.texts[0].seeds == {}
     before = {p: p.stat().st_mtime_ns for p in folder.glob("predictions/*/run.json")}
-    keep = module._keep_predictions
+    keep = train_methods.keep_predictions
 
     def mortal(setting: Any, trial: Any, *found: Any) -> None:
         if trial.name == "text-tower+1":
             raise KeyboardInterrupt
         keep(setting, trial, *found)
 
-    monkeypatch.setattr(module, "_keep_predictions", mortal)
+    monkeypatch.setattr(train_methods, "keep_predictions", mortal)
     with pytest.raises(KeyboardInterrupt):
         run(2)
     monkeypatch.undo()
