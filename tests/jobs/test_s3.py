@@ -30,7 +30,7 @@ from jobs.upkeep import published_tables
 from tests import s3
 from tests.cma_clip_core import drawn
 from tests.conftest import DAY1, settings_for
-from tests.jobs.test_train import ONE_THREAD, RUN, add_examples, settings_of
+from tests.jobs.training.test_train import ONE_THREAD, RUN, add_examples, settings_of
 
 WITHIN = 30.0  # seconds until a wrong setting is told
 

@@ -26,7 +26,7 @@ from jobs.lake.layout import Lake
 from jobs.orchestration.airflow_api import AirflowApi
 from schemas.documents import Ledger
 from tests.conftest import settings_for
-from tests.jobs.test_alerts import MailServer, Webhook, served
+from tests.jobs.orchestration.test_alerts import MailServer, Webhook, served
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PICTURES = REPOSITORY / "docs" / "images"  # written where TAGGING_KEEP_SCREENSHOTS is set

@@ -1,0 +1,168 @@
+"""Frozen towers are run once for each product: `pytest tests/cma_clip_core/inputs/test_frozen_towers.py`"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cma_clip_core.catalog.examples import ExampleIndex, stream_side
+from cma_clip_core.catalog.splits import SIDES
+from cma_clip_core.config import ModelConfig
+from cma_clip_core.inputs import frozen_towers as module
+from cma_clip_core.inputs.batches import Batch, augment, prepare
+from cma_clip_core.inputs.distributed import World
+from cma_clip_core.model.backbone import Backbone, Sequence
+from cma_clip_core.model.methods import build_model
+from cma_clip_core.model.tokenizer import Tokenizer
+from cma_clip_core.training.fit import fit
+from cma_clip_core.training.loop import Loop
+from tests.cma_clip_core import drawn
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> ExampleIndex:
+    table, folder = drawn.examples(300), tmp_path_factory.mktemp("examples")
+    drawn.write(folder, table.slice(0, 130), "a.parquet", row_group_size=50)
+    drawn.write(folder, table.slice(130), "b.parquet", row_group_size=50)
+    return drawn.index(folder, selection=drawn.config().selection)
+
+
+def frozen(*towers: str, epochs: int = 3) -> ModelConfig:
+    """All that could vary what a tower sees is on, and dropout after the towers; products lose a modality."""
+    document = drawn.config(
+        epochs=epochs, freeze=towers, flip=True, shift=2, word_dropout=0.2, text_dropout=0.2, image_dropout=0.2,
+        shuffle_buffer=64,
+    ).model_dump()  # fmt: skip
+    document["fusion"]["dropout"] = 0.1
+    document["backbone"]["patch_dropout"] = 0.25
+    return ModelConfig.model_validate(document)
+
+
+@pytest.mark.parametrize("towers", [("image",), ("text",), ("text", "image")])
+def test_losses_are_the_same_to_the_last_digit_and_each_product_is_seen_once(
+    index: ExampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, towers: tuple[str, ...]
+) -> None:
+    config = frozen(*towers)
+    model, course = fit(config, drawn.taxonomy(), index, CPU, progress=False)  # no folder: nothing is kept
+    seen = {"text": 0, "image": 0}
+    encode_text, encode_image = Backbone.encode_text, Backbone.encode_image
+
+    def text(self: Backbone, ids: Tensor, lengths: Tensor) -> Sequence:
+        seen["text"] += len(ids)
+        return encode_text(self, ids, lengths)
+
+    def image(self: Backbone, pixels: Tensor) -> Sequence:
+        seen["image"] += len(pixels)
+        return encode_image(self, pixels)
+
+    monkeypatch.setattr(Backbone, "encode_text", text)
+    monkeypatch.setattr(Backbone, "encode_image", image)
+    kept, again = fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    assert [(e.loss, e.validation) for e in again.epochs] == [(e.loss, e.validation) for e in course.epochs]
+    for (name, one), other in zip(model.state_dict().items(), kept.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    statuses = [
+        status
+        for side in SIDES[:2]
+        for batch, _ in stream_side(index, side, columns=("image_status",))
+        for status in batch.column("image_status").to_pylist()
+    ]
+    once = {"text": len(statuses), "image": statuses.count("ok")}
+    assert 0 < once["image"] < once["text"]
+    for tower, rows in seen.items():
+        if tower in towers:
+            assert rows == once[tower]
+        else:
+            assert rows > 2 * once[tower]
+    assert {path.name.split("-")[1] for path in tmp_path.glob("frozen-*")} == set(towers)
+
+
+def test_a_killed_training_reads_what_was_kept_and_goes_on_exactly(
+    index: ExampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = frozen("image", "text")
+    whole, _ = fit(config, drawn.taxonomy(), index, CPU, progress=False)
+    epoch = Loop._epoch
+
+    def mortal(self: Loop, stream: Iterator[Batch | None]) -> None:
+        if self.at.epoch == 2:
+            raise KeyboardInterrupt
+        epoch(self, stream)
+
+    monkeypatch.setattr(Loop, "_epoch", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(Backbone, "encode_text", lambda *_: pytest.fail("it was run before"))
+    monkeypatch.setattr(Backbone, "encode_image", lambda *_: pytest.fail("it was run before"))
+    resumed, _ = fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_other_weights_are_run_anew(index: ExampleIndex, tmp_path: Path) -> None:
+    config = frozen("image")
+    tokenizer, world = Tokenizer(config), World()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = build_model(config, drawn.taxonomy())
+        found = module.run_frozen(model, index, config, tokenizer, CPU, tmp_path, world, False)
+        assert found is not None
+        (path,) = tmp_path.iterdir()  # what was of other weights is gone
+        assert (np.load(path)["cls"] != 0).any()
+
+
+def test_a_full_disk_is_said_and_towers_are_run_again(
+    index: ExampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    config = frozen("image", epochs=1)
+    expected, _ = fit(config, drawn.taxonomy(), index, CPU, progress=False)
+    monkeypatch.setattr(module.os, "posix_fallocate", full)
+    found, _ = fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    assert "run in every epoch: what they give cannot be kept: [Errno 28] No space left" in caplog.text
+    assert not list(tmp_path.glob("*frozen*"))
+    for one, other in zip(expected.state_dict().values(), found.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_a_frozen_tower_sees_is_not_varied_and_that_is_said(
+    index: ExampleIndex, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = frozen("image", "text")
+    tokenizer = Tokenizer(config)
+    plain, varied = (prepare(drawn.batch(100), config, tokenizer) for _ in range(2))
+    augment(varied, config.training, np.random.default_rng(0))
+    assert varied.texts == plain.texts
+    assert np.array_equal(varied.pixels, plain.pixels)
+    assert (varied.text_present != plain.text_present).any()  # what follows the towers is varied still
+    with caplog.at_level(logging.INFO):
+        fit(frozen("image", "text", epochs=1), drawn.taxonomy(), index, CPU, progress=False)
+    assert "the image tower is frozen, what it sees is not varied: no flip, shift, patch_dropout" in caplog.text
+    assert "the text tower is frozen, what it sees is not varied: no word_dropout" in caplog.text
+
+
+def test_another_process_is_sent_the_names_of_the_files(index: ExampleIndex, tmp_path: Path) -> None:
+    config = frozen("text", "image")
+    model = build_model(config, drawn.taxonomy())
+    here = module.run_frozen(
+        model, index, config, Tokenizer(config, whole=True), CPU, tmp_path, World(), progress=False
+    )
+    assert here is not None
+    sent = pickle.dumps(here)
+    assert len(sent) < sum(file.nbytes for file in here.files.values()) / 4
+    there = pickle.loads(sent)
+    assert np.array_equal(here.slots, there.slots)
+    for tower, file in here.files.items():
+        assert file.tobytes() == there.files[tower].tobytes()
