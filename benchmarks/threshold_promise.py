@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import expit
 
+from cma_clip_core.arrays import Bools, Doubles, Integers
 from cma_clip_core.config import SelectionConfig
 from cma_clip_core.evaluation.calibration import fit_temperature
-from cma_clip_core.evaluation.candidates import Integers, candidates
+from cma_clip_core.evaluation.candidates import candidates
 from cma_clip_core.evaluation.choose_thresholds import (
-    Doubles,
     choose_threshold,
     correlation_within,
     lower_bound_reaches,
@@ -34,7 +33,6 @@ from schemas.taxonomy import Attribute
 LEVEL = 0.95
 SIZES = (100, 300, 1000, 3000)
 POPULATION = 40_000
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(slots=True)

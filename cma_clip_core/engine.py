@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
+from cma_clip_core.arrays import Bools, Floats
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.evaluation.predictions import LIKELY
 from cma_clip_core.inputs.batches import Inputs, prepare
@@ -31,8 +32,6 @@ from cma_clip_core.model_documents import Threshold
 from schemas.tables import PREDICTIONS
 from schemas.taxonomy import Taxonomy
 
-Floats = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
 Part = tuple[npt.NDArray[np.int64], Inputs]  # which products of a batch, and what the model sees of them
 Item = TypeVar("Item")
 

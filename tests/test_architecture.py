@@ -32,7 +32,7 @@ MAY_NOT_IMPORT = {
 
 # Packages, and modules outside of any, from the bottom up: each imports from those before it alone. On a line: none imports another.
 ORDER = """
-cma_clip_core.config cma_clip_core.errors cma_clip_core.model_documents
+cma_clip_core.arrays cma_clip_core.config cma_clip_core.errors cma_clip_core.model_documents
 cma_clip_core.content
 cma_clip_core.versions cma_clip_core.catalog
 cma_clip_core.model

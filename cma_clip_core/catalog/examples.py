@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cma_clip_core.arrays import Bools, Pixels
 from cma_clip_core.catalog.splits import SIDES, Side
 from cma_clip_core.config import PictureConfig
 from cma_clip_core.content.paths import Place, names, open_parquet, parquet_files
@@ -23,8 +24,6 @@ READ_ROWS = 2048  # rows decoded at a time: at 80 x 64 pixels 31 MB of pictures
 REMEDY_OF_A_SET = "run the step `dataset` of its day again: it makes the table again"
 
 Rows = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Pixels = npt.NDArray[np.uint8]
 
 
 def example_files(folders: Iterable[Place]) -> list[Place]:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-from cma_clip_core.catalog.near_pictures import NearPictures, Pixels
+from cma_clip_core.arrays import Pixels
+from cma_clip_core.catalog.near_pictures import NearPictures
 from cma_clip_core.catalog.near_texts import NearTexts, Numbers
 
 # Counted up with every change of what is linked, or of which products are in a set: it says by which rules it was made.

@@ -10,15 +10,8 @@ from typing import Final
 import numpy as np
 from tqdm import tqdm
 
-from cma_clip_core.catalog.examples import (
-    Bools,
-    ExampleIndex,
-    Rows,
-    example_files,
-    open_examples,
-    read_examples,
-    read_pixels,
-)
+from cma_clip_core.arrays import Bools
+from cma_clip_core.catalog.examples import ExampleIndex, Rows, example_files, open_examples, read_examples, read_pixels
 from cma_clip_core.catalog.families import FamilyFinder
 from cma_clip_core.catalog.label_mentions import TEXT_FIELDS
 from cma_clip_core.catalog.labels import LabelReader

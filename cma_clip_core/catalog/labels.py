@@ -12,12 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from cma_clip_core.arrays import Bools
 from cma_clip_core.errors import DataError
 from schemas.taxonomy import Taxonomy
 
-Bools = npt.NDArray[np.bool_]
 Pairs = Iterable[tuple[str, Sequence[str]]]  # a product's attribute names with their values
 
 

@@ -16,9 +16,8 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 from tqdm import tqdm
 
+from cma_clip_core.arrays import Pixels
 from cma_clip_core.catalog.near_texts import Numbers, join
-
-Pixels = npt.NDArray[np.uint8]
 
 HEIGHT, WIDTH = 20, 16  # of a thumbnail
 NEAR, NEAR_FOREGROUND = 3, 10  # largest mean absolute difference, of 255

@@ -12,7 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from cma_clip_core.catalog.labels import Bools, LabelRows, Pairs
+from cma_clip_core.arrays import Bools
+from cma_clip_core.catalog.labels import LabelRows, Pairs
 from schemas.taxonomy import Taxonomy
 
 WORDS: Final = 20_000  # different words of an attribute that are told apart: memory does not grow with the catalog

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-import numpy.typing as npt
 import simplejpeg
 
 # Imported so that they are registered: otherwise the first WebP or TIFF makes Pillow load every plugin it has.
@@ -39,13 +38,13 @@ from PIL import (  # noqa: F401
     WebPImagePlugin,
 )
 
+from cma_clip_core.arrays import Pixels
 from cma_clip_core.content import colour_profiles, picture_cost, picture_files
 from cma_clip_core.content.paths import Place, on_disk
 
 if TYPE_CHECKING:
     from s3fs import S3FileSystem
 
-Pixels = npt.NDArray[np.uint8]
 
 # Spark has a worker for each core already, and the memory of a decoder grows with its threads.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1

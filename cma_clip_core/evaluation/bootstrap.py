@@ -17,15 +17,13 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from cma_clip_core.evaluation.candidates import Candidates, Integers, candidates
+from cma_clip_core.arrays import Doubles, Integers
+from cma_clip_core.evaluation.candidates import Candidates, candidates
 from cma_clip_core.evaluation.metrics import PAPER_PRECISION, judge_all, method_metrics
 from cma_clip_core.evaluation.predictions import Predictions
 from cma_clip_core.evaluation.recall_at_precision import ends_of_equals
 from cma_clip_core.model_documents import Difference, Interval, MethodMetrics, Threshold
-
-Doubles = npt.NDArray[np.float64]
 
 DRAWS: Final = 1000
 _EXACT = 1e-6  # a sum of weights times a target with few decimals is either 0 or farther from it than this

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from cma_clip_core.evaluation.predictions import LIKELY, Bools, Floats, Predictions
-
-Integers = npt.NDArray[np.int64]
+from cma_clip_core.arrays import Bools, Floats, Integers
+from cma_clip_core.evaluation.predictions import LIKELY, Predictions
 
 
 @dataclass(slots=True)

@@ -51,16 +51,14 @@ import math
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import betainc
 
+from cma_clip_core.arrays import Bools, Doubles, Floats, Integers
 from cma_clip_core.config import SelectionConfig
-from cma_clip_core.evaluation.candidates import Integers, candidates
-from cma_clip_core.evaluation.predictions import Bools, Floats, Predictions
+from cma_clip_core.evaluation.candidates import candidates
+from cma_clip_core.evaluation.predictions import Predictions
 from cma_clip_core.evaluation.recall_at_precision import ends_of_equals
 from cma_clip_core.model_documents import Threshold
-
-Doubles = npt.NDArray[np.float64]
 
 GROWTH: Final = 1.1  # of the number accepted from one test to the next
 

@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from cleanlab.filter import find_label_issues
 
+from cma_clip_core.arrays import Floats
 from cma_clip_core.catalog.examples import ExampleIndex
 from cma_clip_core.catalog.splits import SIDES
-from cma_clip_core.evaluation.predictions import Floats, Predictions
+from cma_clip_core.evaluation.predictions import Predictions
 
 VALIDATION_SHARE = (
     0.1  # of the families outside of a fold: which epoch is kept, and how much the picture counts, is decided on them

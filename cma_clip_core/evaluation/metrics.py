@@ -16,8 +16,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from cma_clip_core.arrays import Bools, Doubles, Floats
 from cma_clip_core.evaluation.candidates import Candidates, candidates
-from cma_clip_core.evaluation.predictions import LIKELY, Bools, Floats, Predictions
+from cma_clip_core.evaluation.predictions import LIKELY, Predictions
 from cma_clip_core.evaluation.recall_at_precision import recall_at_precision
 from cma_clip_core.model_documents import (
     AttributeMetrics,
@@ -33,8 +34,6 @@ from cma_clip_core.model_documents import (
 PAPER_PRECISION: Final = 0.9  # arXiv 2112.03562 reports recall at this precision
 BINS: Final = 15
 CONFUSIONS: Final = 3
-
-Doubles = npt.NDArray[np.float64]
 
 
 def judge(predictions: Predictions, threshold: Threshold, text_fields: Sequence[str]) -> AttributeMetrics:

@@ -16,11 +16,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from cma_clip_core.arrays import Bools, Floats
 from cma_clip_core.catalog.label_mentions import field_bits
-from cma_clip_core.model.confidence import Floats, probabilities
+from cma_clip_core.model.confidence import probabilities
 from schemas.taxonomy import Attribute
 
-Bools = npt.NDArray[np.bool_]
 Names = npt.NDArray[np.object_]
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from cma_clip_core.arrays import Bools, Integers
+
 Confidences = npt.NDArray[np.float32]
-Bools = npt.NDArray[np.bool_]
-Integers = npt.NDArray[np.int64]
 
 
 def ends_of_equals(ranked: Confidences) -> Integers:

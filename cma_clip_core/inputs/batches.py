@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from cma_clip_core.arrays import Bools, Pixels
 from cma_clip_core.catalog.examples import read_pixels
 from cma_clip_core.catalog.label_mentions import TEXT_FIELDS, SpokenFinder
 from cma_clip_core.catalog.labels import LabelReader, LabelRows
@@ -23,9 +24,6 @@ from cma_clip_core.config import ModelConfig, TrainingConfig
 from cma_clip_core.model.backbone import Sequence
 from cma_clip_core.model.class_layout import ClassLayout
 from cma_clip_core.model.tokenizer import Tokenizer, compose
-
-Bools = npt.NDArray[np.bool_]
-Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(slots=True)

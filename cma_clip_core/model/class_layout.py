@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cma_clip_core.model.confidence import Floats, probabilities
+from cma_clip_core.arrays import Floats
+from cma_clip_core.model.confidence import probabilities
 from schemas.taxonomy import Taxonomy
 
 _FLOOR: Final = -1e30  # the logit of a value that is not there: finite, so that nothing times it is nothing

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+from cma_clip_core.arrays import Floats
 
 
 def probabilities(logits: Floats, multi_valued: bool, temperature: float = 1.0) -> Floats:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
+from cma_clip_core.arrays import Doubles
 from cma_clip_core.evaluation.candidates import Candidates, candidates
 from cma_clip_core.evaluation.metrics import best_values, calibration_error, reliability
 from cma_clip_core.evaluation.predictions import Predictions
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Doubles = npt.NDArray[np.float64]
 
 # Okabe and Ito's colours: told apart by the colour-blind too.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"

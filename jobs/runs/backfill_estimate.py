@@ -133,7 +133,7 @@ def estimate(
         JobError: what `jobs.lake.export_days.exported`, `validate` and `plan` raise.
     """
     lake = Lake(settings.root)
-    there, missing = exported(settings, first, last)
+    there, missing = exported(lake, first, last)
     rows = {ds: lake.raw_rows(ds) for ds in sorted([*there, *missing])}
     largest = max(n for n in rows.values() if n is not None)
     plans: dict[str, Plan | str] = {}

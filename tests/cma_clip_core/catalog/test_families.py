@@ -9,15 +9,13 @@ import re
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image, ImageDraw
 
+from cma_clip_core.arrays import Pixels
 from cma_clip_core.catalog.families import FamilyFinder
 from cma_clip_core.catalog.near_pictures import NearPictures, near_same, thumbnails
 from cma_clip_core.catalog.near_texts import COLOURS, NearTexts, telling_words
-
-Pixels = npt.NDArray[np.uint8]
 
 SIZE = (80, 64)
 WORDS = [
