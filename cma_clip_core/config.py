@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -90,10 +90,23 @@ class FusionConfig(Strict):
     hidden: int = Field(default=128, ge=1, description="inner width of each attribute's MLP")
     dropout: float = Field(default=0.1, ge=0, lt=1)
     sequence_attention: bool = Field(default=True, description="False: an ablation without SA")
-    modality_attention: bool = Field(default=True, description="False: an ablation, both modalities side by side")
+    modality_mixing: str = Field(
+        default="attention",
+        description="how text and picture become one vector: a name of `cma_clip_core.model.attention.MODALITY_MIXERS`; "
+        "attention is the paper's, concatenation an ablation",
+    )
     modalities: tuple[Literal["text", "image"], ...] = Field(
         default=("text", "image"), min_length=1, description="one alone: an ablation that sees nothing else"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_boolean(cls, data: Any) -> Any:
+        """Read the documents of versions before 0.2, which say `modality_attention: true` or `false`."""
+        if isinstance(data, dict) and isinstance(attention := data.get("modality_attention"), bool):
+            others = {name: value for name, value in data.items() if name != "modality_attention"}
+            return {"modality_mixing": "attention" if attention else "concatenation"} | others
+        return data
 
     @model_validator(mode="after")
     def _divides(self) -> FusionConfig:

@@ -9,9 +9,14 @@ dropout and all masking are our choice: the paper is silent on them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from cma_clip_core.errors import ModelError
 
 
 class AttentionBlock(nn.Module):
@@ -74,15 +79,36 @@ class SequenceAttention(nn.Module):
         return self.norm(self.blocks[-1](x, mask, queries))  # type: ignore[no-any-return]
 
 
-class ModalityAttention(nn.Module):
+class ModalityMixer(nn.Module):
+    """Makes one vector for each attribute of T'_cls and I'_cls."""
+
+    width: int  # of a mixture
+
+    def __init__(self, attributes: int, width: int) -> None:
+        super().__init__()
+        self.attributes, self.width = attributes, width
+
+    def forward(self, h: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each attribute's mixture of the modalities, and its weights.
+
+        Args:
+            h: [B, M, W], T'_cls and I'_cls.
+            present: [B, M] bool. An absent modality has a weight of exactly 0 and no part in the mixture.
+
+        Returns:
+            mixtures [B, K, `width`] and lambdas [B, K, M].
+        """
+        raise NotImplementedError
+
+
+class ModalityAttention(ModalityMixer):
     """MA of all attributes: keyless attention, one learned vector w_k for each attribute.
 
     e_m = w_k . h_m;  (lambda_text, lambda_image) = softmax(e_text, e_image);  output = sum of lambda_m h_m.
     """
 
     def __init__(self, attributes: int, width: int) -> None:
-        super().__init__()
-        self.width = width  # of a mixture
+        super().__init__(attributes, width)
         # [K, W]: row k is w_k. Zeros, so that both modalities count alike until there is a reason (our choice): a random
         # start favours one for each attribute, and what is favoured learns, and stays so.
         self.weight = nn.Parameter(torch.zeros(attributes, width))
@@ -103,12 +129,11 @@ class ModalityAttention(nn.Module):
         return torch.einsum("bkm,bmw->bkw", lambdas, h), lambdas
 
 
-class ModalityConcatenation(nn.Module):
+class ModalityConcatenation(ModalityMixer):
     """The ablation without MA: both modalities side by side, the same for every attribute."""
 
     def __init__(self, attributes: int, width: int) -> None:
-        super().__init__()
-        self.attributes, self.width = attributes, 2 * width
+        super().__init__(attributes, 2 * width)
 
     def forward(self, h: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """As in `ModalityAttention`, but the mixtures are [B, K, 2 W], zeros for an absent modality.
@@ -118,6 +143,24 @@ class ModalityConcatenation(nn.Module):
         energies = h.new_zeros(h.shape[0], self.attributes, h.shape[1])
         both = (h * present[:, :, None]).flatten(1)
         return both[:, None].expand(-1, self.attributes, -1), masked_softmax(energies, present[:, None, :])
+
+
+# By the name that `fusion.modality_mixing` has in a configuration.
+MODALITY_MIXERS: Final[Mapping[str, type[ModalityMixer]]] = {
+    "attention": ModalityAttention,
+    "concatenation": ModalityConcatenation,
+}
+
+
+def make_mixer(name: str, attributes: int, width: int) -> ModalityMixer:
+    """Return the mixer `name` of MODALITY_MIXERS for K attributes and vectors of width W.
+
+    Raises:
+        ModelError: there is no such mixer.
+    """
+    if name not in MODALITY_MIXERS:
+        raise ModelError(f"fusion.modality_mixing: no mixer is called {name!r}; choose of {', '.join(MODALITY_MIXERS)}")
+    return MODALITY_MIXERS[name](attributes, width)
 
 
 def masked_softmax(energies: Tensor, mask: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.model.attention import ModalityAttention, ModalityConcatenation, SequenceAttention
+from cma_clip_core.model.attention import SequenceAttention, make_mixer
 from cma_clip_core.model.backbone import Backbone, Sequence
 from schemas.taxonomy import Taxonomy
 
@@ -63,8 +63,7 @@ class CmaClip(nn.Module):
             if fusion.sequence_attention
             else None
         )
-        mixer = ModalityAttention if fusion.modality_attention else ModalityConcatenation
-        self.modality_attention = mixer(len(attributes), fusion.width)
+        self.modality_attention = make_mixer(fusion.modality_mixing, len(attributes), fusion.width)
         self.sees_text, self.sees_image = ("text" in fusion.modalities, "image" in fusion.modalities)
         self.heads = _Heads(
             {

@@ -15,10 +15,14 @@ from schemas.taxonomy import Taxonomy
 METHODS: Final[dict[str, dict[str, Any]]] = {
     "raw-clip": {"method": "clip", "training": {"epochs": 0}},
     "fine-tuned-clip": {"method": "clip"},
-    "text-tower": {"fusion": {"sequence_attention": False, "modality_attention": False, "modalities": ("text",)}},
-    "picture-tower": {"fusion": {"sequence_attention": False, "modality_attention": False, "modalities": ("image",)}},
-    "late-concatenation": {"fusion": {"sequence_attention": False, "modality_attention": False}},
-    "sa-without-ma": {"fusion": {"modality_attention": False}},
+    "text-tower": {
+        "fusion": {"sequence_attention": False, "modality_mixing": "concatenation", "modalities": ("text",)}
+    },
+    "picture-tower": {
+        "fusion": {"sequence_attention": False, "modality_mixing": "concatenation", "modalities": ("image",)}
+    },
+    "late-concatenation": {"fusion": {"sequence_attention": False, "modality_mixing": "concatenation"}},
+    "sa-without-ma": {"fusion": {"modality_mixing": "concatenation"}},
     "ma-without-sa": {"fusion": {"sequence_attention": False}},
     "cma-clip": {},
 }

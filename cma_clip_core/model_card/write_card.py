@@ -115,13 +115,16 @@ def _method(config: ModelConfig) -> str:
     fusion = config.fusion
     missing = [
         name
-        for name, there in (
+        for name, present in (
             ("sequence-wise attention", fusion.sequence_attention),
-            ("modality-wise attention", fusion.modality_attention),
+            ("modality-wise attention", fusion.modality_mixing == "attention"),
         )
-        if not there
+        if not present
     ]
-    return "CMA-CLIP (arXiv 2112.03562)" + (f" without {' and '.join(missing)}" if missing else "")
+    other = (
+        "" if fusion.modality_mixing in ("attention", "concatenation") else f", with {fusion.modality_mixing} instead"
+    )
+    return f"CMA-CLIP (arXiv 2112.03562)" + (f" without {' and '.join(missing)}" if missing else "") + other
 
 
 def _inputs(config: ModelConfig) -> str:

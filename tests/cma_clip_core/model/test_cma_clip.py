@@ -176,16 +176,31 @@ def test_t_cls_is_the_end_of_text_token_and_i_cls_the_class_token(config: ModelC
     assert text.mask.sum(dim=1).tolist() == (inputs.lengths - 1).tolist()
 
 
-@pytest.mark.parametrize("switch", ["sequence_attention", "modality_attention"])
-def test_ablations(config: ModelConfig, inputs: Inputs, switch: str) -> None:
+@pytest.mark.parametrize(("switch", "value"), [("sequence_attention", False), ("modality_mixing", "concatenation")])
+def test_ablations(config: ModelConfig, inputs: Inputs, switch: str, value: object) -> None:
     document = config.model_dump()
-    document["fusion"][switch] = False
+    document["fusion"][switch] = value
     ablated = CmaClip(ModelConfig.model_validate(document), drawn.taxonomy()).eval()
     output = run(ablated, inputs)
     assert output.logits.isfinite().all()
     assert output.lambdas[9].tolist() == [[1.0, 0.0]] * 4
-    if switch == "modality_attention":
+    if switch == "modality_mixing":
         assert output.lambdas[0].tolist() == [[0.5, 0.5]] * 4
+
+
+def test_a_document_from_before_mixers_had_names_is_read_as_it_was_meant(config: ModelConfig) -> None:
+    document = config.model_dump()
+    del document["fusion"]["modality_mixing"]
+    for attention, name in ((True, "attention"), (False, "concatenation")):
+        old = document | {"fusion": document["fusion"] | {"modality_attention": attention}}
+        assert ModelConfig.model_validate(old).fusion.modality_mixing == name
+
+
+def test_a_mixer_that_nobody_knows_is_named(config: ModelConfig) -> None:
+    document = config.model_dump()
+    document["fusion"]["modality_mixing"] = "gated"
+    with pytest.raises(ModelError, match="no mixer is called 'gated'; choose of attention, concatenation"):
+        CmaClip(ModelConfig.model_validate(document), drawn.taxonomy())
 
 
 TAKEN = [

@@ -190,7 +190,7 @@ def test_the_card_of_an_experiments_model_says_what_was_left_out() -> None:
             ("CLIP as a classifier", "nothing of it trained here", "from a product's picture (32 x 24 pixels). Backbone"), "CMA-CLIP (",
         ),
         (
-            {"fusion": {"sequence_attention": False, "modality_attention": False, "modalities": ("text",)}},
+            {"fusion": {"sequence_attention": False, "modality_mixing": "concatenation", "modalities": ("text",)}},
             ("without sequence-wise attention and modality-wise attention", "from a product's title, brand, description (at"),
             "picture (32",
         ),

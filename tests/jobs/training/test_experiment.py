@@ -713,7 +713,7 @@ def test_methods_differ_from_the_whole_in_what_they_say() -> None:
     assert (raw.method, raw.training.epochs, raw.name) == ("clip", 0, "tiny-raw-clip")
     late = configure(base, "late-concatenation")
     assert not late.fusion.sequence_attention
-    assert not late.fusion.modality_attention
+    assert late.fusion.modality_mixing == "concatenation"
     assert late.backbone == base.backbone
     assert configure(base, "picture-tower").training.text_dropout == 0
     with pytest.raises(KeyError):
