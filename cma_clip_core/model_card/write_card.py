@@ -124,7 +124,7 @@ def _method(config: ModelConfig) -> str:
     other = (
         "" if fusion.modality_mixing in ("attention", "concatenation") else f", with {fusion.modality_mixing} instead"
     )
-    return f"CMA-CLIP (arXiv 2112.03562)" + (f" without {' and '.join(missing)}" if missing else "") + other
+    return "CMA-CLIP (arXiv 2112.03562)" + (f" without {' and '.join(missing)}" if missing else "") + other
 
 
 def _inputs(config: ModelConfig) -> str:
