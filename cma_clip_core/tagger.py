@@ -21,7 +21,7 @@ from cma_clip_core.content.product_text import clean
 from cma_clip_core.engine import Engine
 from cma_clip_core.errors import DataError
 from cma_clip_core.inputs.devices import resolve_device
-from schemas.tables import EXAMPLES
+from schemas.tables import EXAMPLES, ImageStatus
 
 FIELDS = frozenset({*TEXT_FIELDS, "image", "labels"})
 
@@ -124,7 +124,7 @@ class Tagger:
                 found[attribute] = known[attribute]
         return found
 
-    def _pixels(self, name: str, image: Any) -> tuple[bytes | None, str, str | None]:
+    def _pixels(self, name: str, image: Any) -> tuple[bytes | None, ImageStatus, str | None]:
         picture = self.engine.config.picture
         if _is_missing(image) or (isinstance(image, str) and not image.strip()):
             return None, "absent", None

@@ -22,6 +22,7 @@ from job_operator import JobOperator
 from jobs.lake import export_days
 from jobs.lake.layout import Lake
 from jobs.settings import Settings
+from schemas.step_results import EstimateResult
 
 
 @dag(
@@ -64,6 +65,7 @@ def backfill_tagging() -> None:
     checked = check_form()
     estimate = JobOperator(
         task_id="estimate",
+        prints=EstimateResult,
         arguments=[
             "estimate",
             "--first={{ params.first_day }}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -13,11 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import BaseOperator, BaseOperatorLink, Context
+from airflow.sdk import BaseOperator, BaseOperatorLink, Context, XComArg
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from jobs.settings import Settings
 from jobs.startup import step_client
+from schemas.step_results import StepResult
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WRONG_INPUT = 2  # exit code of a step whose input or settings are wrong: to try again would change nothing
@@ -33,8 +33,8 @@ class ReportLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:  # noqa: ARG002 - the interface's
         """Return the page's address; empty where the step wrote none."""
-        result = getattr(operator, "result", None) or {}
-        page = str(result.get("report") or result.get("page") or "")
+        result: StepResult | None = getattr(operator, "result", None)
+        page = result.html_page() if result is not None else ""
         start = f"{Settings().root}/"
         if not page.startswith(start):
             return ""
@@ -51,11 +51,12 @@ class JobOperator(BaseOperator):
     template_fields: Sequence[str] = ("arguments", "shard")
     operator_extra_links = (ReportLink(),)
 
-    def __init__(self, *, arguments: list[Any], shard: Any = None, **kwargs: Any) -> None:
+    def __init__(self, *, arguments: list[Any], prints: type[StepResult], shard: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.arguments = arguments
+        self.prints = prints
         self.shard = shard  # of a mapped task: one, or several as the command line takes them
-        self.result: dict[str, Any] = {}
+        self.result: StepResult | None = None
         self._process: subprocess.Popen[str] | step_client.Step | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
@@ -90,10 +91,23 @@ class JobOperator(BaseOperator):
             raise AirflowFailException(why)
         if code != 0:
             raise AirflowException(f"{arguments[0]} ended with exit code {code}: {why}")
-        self.result = result = json.loads(output[-1])
+        self.result = self.prints.model_validate_json(output[-1])
+        result = self.result.model_dump(mode="json")
         for asset in self.outlets:
             context["outlet_events"][asset].extra = result
         return result
+
+    def field(self, name: str) -> XComArg:
+        """Return a field of the step's result, for the tasks that follow.
+
+        Raises:
+            KeyError: the step prints no such field; the DAG is not loaded then.
+        """
+        if name not in self.prints.model_fields:
+            raise KeyError(
+                f"{self.prints.__name__} has no field {name!r}; it has {', '.join(self.prints.model_fields)}"
+            )
+        return self.output[name]
 
     def _start(self, arguments: list[str]) -> subprocess.Popen[str] | step_client.Step:
         environment = step_client.LINES_OF_PROGRESS | os.environ

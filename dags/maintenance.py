@@ -13,6 +13,8 @@ from airflow.sdk import CronDataIntervalTimetable, Param, dag
 from house import HOUSE
 from job_operator import JobOperator
 
+from schemas.step_results import MaintenanceResult
+
 
 @dag(
     dag_id="maintenance",
@@ -38,6 +40,7 @@ from job_operator import JobOperator
 def maintenance() -> None:
     JobOperator(
         task_id="maintenance",
+        prints=MaintenanceResult,
         arguments=[
             "maintenance",
             "--days={{ params.days }}",

@@ -38,6 +38,8 @@ from export_sensor import ExportSensor  # Airflow puts the folder of the DAGs on
 from house import ASKED, HOUSE, MOST_TASKS, asked_of_a_night, partition_day
 from job_operator import JobOperator
 
+from schemas.step_results import PlanResult, PreprocessResult, PublishResult, ReportResult, TagResult, ValidateResult
+
 ATTRIBUTE_TABLES = Asset("attribute_tables")
 # Left out where it is not set: `airflow dags test` (3.3.2) fails on a DAG that has a deadline.
 LATE = os.environ.get("TAGGING_LATE_AFTER_MINUTES")
@@ -99,11 +101,13 @@ def nightly_tagging() -> None:
     )
     validate = JobOperator(
         task_id="validate",
+        prints=ValidateResult,
         arguments=["validate", "--ds", day],
         doc_md="Quarantines bad records with their reasons; fails where the whole batch is not to be trusted.",
     )
     plan = JobOperator(
         task_id="plan",
+        prints=PlanResult,
         arguments=[
             "plan",
             "--ds",
@@ -115,17 +119,19 @@ def nightly_tagging() -> None:
         doc_md="Compares the day with what is published and freezes the work, cut into shards. Its result is the run id, "
         "and the shards in groups, no more than Airflow maps a task over.",
     )
-    run_id = plan.output["run_id"]
-    shards = list_shards(plan.output["shards"])
-    branched = branch(plan.output["to_preprocess"], shards)
+    run_id = plan.field("run_id")
+    shards = list_shards(plan.field("shards"))
+    branched = branch(plan.field("to_preprocess"), shards)
     preprocess = JobOperator(
         task_id="preprocess",
+        prints=PreprocessResult,
         arguments=["preprocess", "--run", run_id],
         execution_timeout=timedelta(hours=6),
         doc_md="Makes the model's inputs of new and changed products: clean text, decoded and resized pictures.",
     )
     tag = JobOperator.partial(
         task_id="tag",
+        prints=TagResult,
         arguments=["tag", "--run", run_id],
         pool="gpu",
         queue="gpu",
@@ -137,6 +143,7 @@ def nightly_tagging() -> None:
     ).expand(shard=shards)
     publish = JobOperator(
         task_id="publish",
+        prints=PublishResult,
         arguments=["publish", "--run", run_id],
         outlets=[ATTRIBUTE_TABLES],
         multiple_outputs=True,
@@ -146,7 +153,8 @@ def nightly_tagging() -> None:
     )
     report = JobOperator(
         task_id="report",
-        arguments=["report", "--run", publish.output["run_id"]],
+        prints=ReportResult,
+        arguments=["report", "--run", publish.field("run_id")],
         execution_timeout=timedelta(minutes=30),
         doc_md="Writes the run's report: one HTML page, behind the button *Report*.",
     )

@@ -23,6 +23,7 @@ from job_operator import JobOperator
 from jobs.lake import export_days
 from jobs.lake.layout import Lake
 from jobs.settings import Settings
+from schemas.step_results import ChampionResult, DatasetResult, JudgeResult, PrepareResult, TrainResult
 
 
 @dag(
@@ -73,17 +74,20 @@ def train_model() -> None:
     day = resolve_day()
     prepare = JobOperator(
         task_id="prepare",
+        prints=PrepareResult,
         arguments=["prepare", "--ds", day],
         execution_timeout=timedelta(hours=6),
         doc_md="Makes the day's examples where they are not there: validate, plan and preprocess without a night.",
     )
     dataset = JobOperator(
         task_id="dataset",
+        prints=DatasetResult,
         arguments=["dataset", "--ds", day],
         doc_md="Makes the labelled set and the page that shows it, behind the button *Report*.",
     )
     train = JobOperator(
         task_id="train",
+        prints=TrainResult,
         arguments=["train", "--ds", day, "--no-promote", "{{ '--pretrain' if params.pretrain else '' }}"],
         multiple_outputs=True,
         pool="gpu",
@@ -91,16 +95,17 @@ def train_model() -> None:
         execution_timeout=timedelta(days=2),
         doc_md="Trains, chooses thresholds, writes a model version. Killed, it goes on from its last checkpoint.",
     )
-    version = train.output["model_version"]
+    version = train.field("model_version")
     judge = JobOperator(
         task_id="judge",
+        prints=JudgeResult,
         arguments=["models", "judge", version],
         multiple_outputs=True,
         pool="gpu",
         queue="gpu",
         doc_md="Compares it with the champion on products that neither learnt from, beyond noise.",
     )
-    decided = decide(judge.output["accepted"])
+    decided = decide(judge.field("accepted"))
     keep = EmptyOperator(
         task_id="keep", doc_md="The new version stays a challenger: `verdict` of `judge`, tab *XCom*, says why."
     )
@@ -115,6 +120,7 @@ def train_model() -> None:
     )
     promote = JobOperator(
         task_id="promote",
+        prints=ChampionResult,
         arguments=["models", "promote", version],
         trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
         doc_md="Makes it the champion, unless the champion changed meanwhile and it is worse than that one.",

@@ -6,7 +6,6 @@ which is what Airflow hands to the next task.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -22,6 +21,28 @@ from jobs.lake.layout import check_day, check_run
 from jobs.runtime.failure_messages import explain
 from jobs.settings import Settings
 from schemas.loading import ContractError
+from schemas.step_results import (
+    ChampionResult,
+    DatasetResult,
+    ExperimentResult,
+    ImportResult,
+    JudgeResult,
+    MaintenanceResult,
+    NightResult,
+    PlanResult,
+    PrepareResult,
+    PreprocessResult,
+    PretrainResult,
+    PublishResult,
+    RepairResult,
+    ReportResult,
+    RollbackResult,
+    StepResult,
+    SuspectsResult,
+    TagResult,
+    TrainResult,
+    ValidateResult,
+)
 
 if TYPE_CHECKING:
     from jobs.upkeep.repair import Repair
@@ -103,11 +124,11 @@ def _settings(context: typer.Context) -> Settings:
     return settings
 
 
-def _print(result: dict[str, Any]) -> None:
+def _print(result: StepResult) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # of processes that `torchrun` started the first one speaks
     sys.stdout.flush()
-    print(json.dumps(result), flush=True)
+    print(result.model_dump_json(), flush=True)
 
 
 @app.callback()
@@ -206,7 +227,7 @@ def import_catalog(
     from jobs.importing.import_catalog import import_catalog as step
 
     manifest = step(_settings(context), folder, ds, mapping)
-    _print({"ds": ds, "rows": manifest.rows, "files": len(manifest.files)})
+    _print(ImportResult(ds=ds, rows=manifest.rows, files=len(manifest.files)))
 
 
 @app.command()
@@ -217,13 +238,13 @@ def validate(context: typer.Context, ds: Ds) -> None:
     settings = _settings(context)
     result = step(settings, ds)
     _print(
-        {
-            "ds": ds,
-            "valid": result.valid,
-            "quarantined": result.quarantined,
-            "unparsable": result.unparsable,
-            "report": str(settings.root / result.data_docs_path),
-        }
+        ValidateResult(
+            ds=ds,
+            valid=result.valid,
+            quarantined=result.quarantined,
+            unparsable=result.unparsable,
+            report=str(settings.root / result.data_docs_path),
+        )
     )
 
 
@@ -254,12 +275,12 @@ def plan(
         allow_removals=allow_removals,
     )
     _print(
-        {
-            "ds": ds,
-            "run_id": result.run_id,
-            "shards": groups(result.shards, most_tasks, settings.task_rows),
-            "to_preprocess": result.to_preprocess,
-        }
+        PlanResult(
+            ds=ds,
+            run_id=result.run_id,
+            shards=tuple(groups(result.shards, most_tasks, settings.task_rows)),
+            to_preprocess=result.to_preprocess,
+        )
     )
 
 
@@ -268,7 +289,7 @@ def preprocess(context: typer.Context, run: Run) -> None:
     """Make the model inputs of new and changed products: clean text, decoded and resized picture, known labels."""
     from jobs.nightly.preprocess import preprocess as step
 
-    _print({"run_id": run, "examples": step(_settings(context), run)})
+    _print(PreprocessResult(run_id=run, examples=step(_settings(context), run)))
 
 
 @app.command()
@@ -276,7 +297,7 @@ def prepare(context: typer.Context, ds: Ds) -> None:
     """Make the examples of an imported day without a night, to train on: validate, plan and preprocess in one go."""
     from jobs.runs.prepare_examples import prepare as step
 
-    _print({"ds": ds, "examples": step(_settings(context), ds)})
+    _print(PrepareResult(ds=ds, examples=step(_settings(context), ds)))
 
 
 @app.command()
@@ -298,13 +319,13 @@ def dataset(
 
     found = step(_settings(context), ds)
     _print(
-        {
-            "set_id": found.manifest.set_id,
-            "products": found.manifest.products,
-            "families": found.manifest.families,
-            "table": str(found.table),
-            "page": str(found.page),
-        }
+        DatasetResult(
+            set_id=found.manifest.set_id,
+            products=found.manifest.products,
+            families=found.manifest.families,
+            table=str(found.table),
+            page=str(found.page),
+        )
     )
 
 
@@ -315,7 +336,7 @@ def pretrain(context: typer.Context, ds: Newest, processes: Together = None) -> 
     from jobs.training.pretrain import pretrain as step
 
     settings = _settings(context)
-    _print({"towers": together(processes, settings.device, step, settings, ds)})
+    _print(PretrainResult(towers=together(processes, settings.device, step, settings, ds)))
 
 
 @app.command()
@@ -399,7 +420,7 @@ def experiment(
         keep=_list(keep),
         seeds=seeds,
     )
-    _print({"results": str(folder / "results.md")})
+    _print(ExperimentResult(results=str(folder / "results.md")))
 
 
 def _list(names: str) -> tuple[str, ...]:
@@ -437,7 +458,8 @@ def train(
     from jobs.training.train import train as step
 
     settings = _settings(context)
-    _print({"model_version": together(processes, settings.device, step, settings, ds, promote, towers, pretrain)})
+    version = together(processes, settings.device, step, settings, ds, promote, towers, pretrain)
+    _print(TrainResult(model_version=version))
 
 
 @app.command()
@@ -450,7 +472,7 @@ def suspects(
     """Find the catalog's labels that are probably wrong, by models that never saw them: a table, and a page of pictures."""
     from jobs.training.suspects import suspects as step
 
-    _print({"suspects": str(step(_settings(context), ds, folds=folds, towers=towers) / "index.html")})
+    _print(SuspectsResult(suspects=str(step(_settings(context), ds, folds=folds, towers=towers) / "index.html")))
 
 
 @app.command()
@@ -464,7 +486,7 @@ def tag(
     """Predict the attributes of a run's products, shard by shard; a finished shard is skipped."""
     from jobs.nightly.tag import tag as step
 
-    _print({"run_id": run, "tagged": step(_settings(context), run, shard)})
+    _print(TagResult(run_id=run, tagged=step(_settings(context), run, shard)))
 
 
 @app.command()
@@ -481,13 +503,13 @@ def publish(context: typer.Context, run: Run) -> None:
     ledger = step(settings, run)
     manifest = Lake(settings.root).run(ledger.run_id) / "manifest.json"
     _print(
-        {
-            "run_id": ledger.run_id,
-            "products": ledger.published_products,
-            "rows": ledger.published_rows,
-            "manifest": str(manifest) if storage.exists(manifest) else None,  # none: nothing changed
-            "ledger": ledger.model_dump(mode="json"),
-        }
+        PublishResult(
+            run_id=ledger.run_id,
+            products=ledger.published_products,
+            rows=ledger.published_rows,
+            manifest=str(manifest) if storage.exists(manifest) else None,  # none: nothing changed
+            ledger=ledger,
+        )
     )
 
 
@@ -496,7 +518,7 @@ def report(context: typer.Context, run: Run) -> None:
     """Write the run's report: one HTML page with the ledger, the quarantine, each attribute, and the time of each step."""
     from jobs.report.nightly_report import report as step
 
-    _print({"run_id": run, "report": str(step(_settings(context), run))})
+    _print(ReportResult(run_id=run, report=str(step(_settings(context), run))))
 
 
 @app.command()
@@ -520,12 +542,12 @@ def night(
         allow_removals=allow_removals,
     )
     _print(
-        {
-            "run_id": ledger.run_id,
-            "products": ledger.published_products,
-            "rows": ledger.published_rows,
-            "report": str(page),
-        }
+        NightResult(
+            run_id=ledger.run_id,
+            products=ledger.published_products,
+            rows=ledger.published_rows,
+            report=str(page),
+        )
     )
 
 
@@ -556,7 +578,7 @@ def estimate(
         attributes=_list(attributes),
         allow_removals=allow_removals,
     )
-    _print(found.as_dict())
+    _print(found.result())
 
 
 @app.command()
@@ -622,7 +644,7 @@ def rollback(context: typer.Context, run: Run) -> None:
     """Point the tables at an earlier published run."""
     from jobs.upkeep.published_tables import rollback as step
 
-    _print({"live": step(_settings(context), run)})
+    _print(RollbackResult(live=step(_settings(context), run)))
 
 
 @tables_app.command("repair")
@@ -642,7 +664,8 @@ def tables_repair(
 
 def _show(found: Repair, write: bool) -> None:
     print("\n".join(found.lines), file=sys.stderr)
-    _print({"written": write and bool(found.writes), "sure": found.sure, "files": [str(path) for path in found.writes]})
+    files = tuple(str(path) for path in found.writes)
+    _print(RepairResult(written=write and bool(files), sure=found.sure, files=files))
 
 
 @app.command()
@@ -679,7 +702,7 @@ def maintenance(
 
     sweep = step(_settings(context), days=days, keep=keep, delete=delete)
     print("\n".join(sweep.lines()), file=sys.stderr)
-    _print({"deleted": delete, "expired": sweep.expired, "bytes": sweep.bytes})
+    _print(MaintenanceResult(deleted=delete, expired=sweep.expired, bytes=sweep.bytes))
 
 
 @models_app.command("list")
@@ -711,7 +734,8 @@ def models_judge(context: typer.Context, version: Version) -> None:
     alone = f"there is no other champion to compare {version} with"
     words, page = ("\n".join(verdict.lines()), verdict.page()) if verdict else (alone, alone)
     print(words)
-    _print({"model_version": version, "accepted": verdict is None or verdict.accepted, "verdict": words, "page": page})
+    accepted = verdict is None or verdict.accepted
+    _print(JudgeResult(model_version=version, accepted=accepted, verdict=words, page=page))
 
 
 @models_app.command("promote")
@@ -730,7 +754,7 @@ def models_promote(
 
     verdict = step(_settings(context), version, force=force)
     print("\n".join(verdict.lines()) if verdict else f"{version} is the champion")
-    _print({"champion": version})
+    _print(ChampionResult(champion=version))
 
 
 @models_app.command("rollback")
@@ -738,7 +762,7 @@ def models_rollback(context: typer.Context) -> None:
     """Make the champion before this one the champion again."""
     from jobs.models.champion_pointer import rollback as step
 
-    _print({"champion": step(_settings(context))})
+    _print(ChampionResult(champion=step(_settings(context))))
 
 
 @models_app.command("repair")

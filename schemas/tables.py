@@ -7,12 +7,20 @@ so there is no second definition to keep in step.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import pyarrow as pa
 
 if TYPE_CHECKING:
     from pyspark.sql.types import StructType
+
+# Why a picture cannot be used; import alone knows the last three.
+PictureFault = Literal["missing", "empty", "forbidden", "too_large", "broken", "ambiguous", "url", "link"]
+ImageStatus = Literal["ok", "absent"] | PictureFault
+Modality = Literal["both", "text", "image", "none"]  # what the model saw; none: the product is untaggable
+MODALITIES: Final[tuple[Modality, ...]] = get_args(Modality)
+# Why a product is in a plan, or is not tagged.
+PlanReason = Literal["new", "changed", "model_changed", "unchanged", "waiting", "removed", "held", "held_pictures"]
 
 LABELS: Final = pa.map_(pa.string(), pa.list_(pa.string()))
 NOTES: Final = pa.map_(pa.string(), pa.string())
@@ -174,7 +182,7 @@ PREDICTIONS: Final = _schema(
     "What the model says: one row for each product of a shard",
     _PRODUCT_ID,
     _SOURCE_HASH,
-    _field("modality", pa.string(), "what the model saw: both | text | image | none (untaggable)", null=False),
+    _field("modality", pa.string(), f"what the model saw: {' | '.join(MODALITIES)} (untaggable)", null=False),
     _field("image_status", pa.string(), "as in the example", null=False),
     _field("labels", LABELS, "the catalog's labels, in the taxonomy's words, as in the example", null=False),
     _field(
@@ -245,7 +253,7 @@ PRODUCTS: Final = _schema(
     _PRODUCT_ID,
     _SOURCE_HASH,
     _field("model_version", pa.string(), "the model that tagged it", null=False),
-    _field("modality", pa.string(), "what the model saw: both | text | image | none (untaggable)", null=False),
+    _field("modality", pa.string(), f"what the model saw: {' | '.join(MODALITIES)} (untaggable)", null=False),
     _field("image_status", pa.string(), "as in the example", null=False),
     _field("example_path", pa.string(), "folder of its example, relative to the lake", null=False),
     _field("example_spec", pa.string(), "picture size and taxonomy its example was made for", null=False),

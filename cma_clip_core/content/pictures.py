@@ -41,6 +41,7 @@ from PIL import (  # noqa: F401
 from cma_clip_core.arrays import Pixels
 from cma_clip_core.content import colour_profiles, picture_cost, picture_files
 from cma_clip_core.content.paths import Place, on_disk
+from schemas.tables import PictureFault
 
 if TYPE_CHECKING:
     from s3fs import S3FileSystem
@@ -93,9 +94,9 @@ class PictureError(Exception):
         detail: why, in the decoder's words where it is the decoder that refuses.
     """
 
-    def __init__(self, status: str, detail: str) -> None:
+    def __init__(self, status: PictureFault, detail: str) -> None:
         super().__init__(status, detail)
-        self.status = status
+        self.status: PictureFault = status
         self.detail = detail
 
     def __str__(self) -> str:

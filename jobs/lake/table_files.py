@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _ROWS_A_FILE = 5_000_000  # about: 50 to 256 MB
 # Rows that say where a file ends: its size is then right to 2 % where a product has one row, to 8 % where it has 12.
 _SAMPLED_A_FILE = 2_000
-_PLACES: Final = 2**32  # that a hash of a product can take
+HASH_SLOTS: Final = 2**32  # values that a hash of a product can take
 # Whole keys, of whatever table: rows of one product would else be in another order each time.
 _ORDER: Final = ("product_id", "attribute", "value", "model_value")
 
@@ -103,8 +103,8 @@ def _bounds(frame: DataFrame, name: Column) -> dict[str, list[str]]:
     share = min(1.0, _SAMPLED_A_FILE / _ROWS_A_FILE)
     # By a hash: what Spark draws depends on the order that rows arrive in. With a seed of its own: shards are cut by the
     # hash without one.
-    place = F.pmod(F.xxhash64("product_id", F.lit("range")), F.lit(_PLACES))
-    sampled = frame.where(place < F.lit(int(share * _PLACES))).select("product_id", name.alias("name")).toArrow()
+    place = F.pmod(F.xxhash64("product_id", F.lit("range")), F.lit(HASH_SLOTS))
+    sampled = frame.where(place < F.lit(int(share * HASH_SLOTS))).select("product_id", name.alias("name")).toArrow()
     found = {}
     for each in sorted(sampled["name"].unique().to_pylist()):
         ids = sampled.filter(pc.field("name") == each)["product_id"].combine_chunks().sort()

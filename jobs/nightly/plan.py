@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import yaml
 
@@ -26,6 +26,7 @@ from jobs.errors import CriticalDataError, JobError, RemovalsError
 from jobs.lake import history, parquet, publication, storage, verified_files
 from jobs.lake.layout import MISSING, PRODUCTS, Lake
 from jobs.lake.storage import Place
+from jobs.lake.table_files import HASH_SLOTS
 from jobs.models import champion_pointer
 from jobs.nightly.missing_pictures import PictureLooker
 from jobs.runtime.step_metrics import measure
@@ -34,6 +35,7 @@ from jobs.spark import sessions
 from jobs.validation import parse_records
 from schemas import tables
 from schemas.documents import HistoryIndex, Plan, Shard, Validation
+from schemas.tables import ImageStatus, PlanReason
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
 if TYPE_CHECKING:
@@ -42,13 +44,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Of these examples nothing changes when they are made again. A picture that could not be used may be there by now.
-_REUSABLE = ("ok", "absent")
+_REUSABLE: Final[tuple[ImageStatus, ...]] = ("ok", "absent")
 _OF_AN_EXAMPLE = ("product_id", "source_hash", "image_status")
 _REFUSED = "refused"  # stands for the picture that a record named and `validate` refused
-_TO_TAG = ("new", "changed", "model_changed")
+_TO_TAG: Final[tuple[PlanReason, ...]] = ("new", "changed", "model_changed")
 _FEW_REMOVED = 10  # products; so few are removed whatever their share
 _SHOWN = 10  # products that an error names
-_PLACES = 2**32  # that a hash of a product can take
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,8 +423,10 @@ def _limited(classified: DataFrame, inputs: _Inputs) -> tuple[DataFrame, _Counts
     most = math.ceil(inputs.share * inputs.validation.valid)
     if counts.reasons["model_changed"] <= most:
         return classified, counts
-    place = F.pmod(F.xxhash64("product_id", F.lit(inputs.ds)), F.lit(_PLACES))
-    waits = (F.col("reason") == "model_changed") & (place >= F.lit(_PLACES * most // counts.reasons["model_changed"]))
+    place = F.pmod(F.xxhash64("product_id", F.lit(inputs.ds)), F.lit(HASH_SLOTS))
+    waits = (F.col("reason") == "model_changed") & (
+        place >= F.lit(HASH_SLOTS * most // counts.reasons["model_changed"])
+    )
     limited = classified.withColumn("reason", F.when(waits, "waiting").otherwise(F.col("reason")))
     return limited, _count(limited)
 

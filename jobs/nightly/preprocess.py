@@ -28,6 +28,7 @@ from jobs.spark import sessions
 from schemas import tables
 from schemas.documents import ExamplesManifest, Plan, StoredFile
 from schemas.rules import PicturesFound, load_rules
+from schemas.tables import ImageStatus
 from schemas.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -225,25 +226,25 @@ class ExampleMaker:
             for start in range(0, batch.num_rows, rows):
                 yield batch.slice(start, rows)
 
-    def _pictures(self, uris: Sequence[str | None]) -> tuple[pa.BinaryArray, list[tuple[str, str | None]]]:
+    def _pictures(self, uris: Sequence[str | None]) -> tuple[pa.BinaryArray, list[tuple[ImageStatus, str | None]]]:
         """Return the pixels of the pictures at `uris`, null where there are none, and each one's status and detail."""
         # Decoded into the array's own buffer: to gather so many bytes from objects costs half of decoding them.
         pixels = np.empty((len(uris), self._spec.height, self._spec.width, 3), dtype=np.uint8)
         offsets = np.zeros(len(uris) + 1, dtype=np.int32)
-        found: list[tuple[str, str | None]] = []
+        found: list[tuple[ImageStatus, str | None]] = []
         decoded = 0
         for row, data in enumerate(pictures.fetch_all(uris, self._roots)):
-            status, detail = "ok", None
-            try:
-                if data is None:
-                    raise pictures.PictureError("absent", "")
-                if isinstance(data, pictures.PictureError):
-                    raise data
-                pictures.decode(data, self._spec, out=pixels[decoded])
-                decoded += 1
-            except pictures.PictureError as error:
-                status, detail = error.status, error.detail or None
-            found.append((status, detail))
+            if data is None:
+                found.append(("absent", None))
+            else:
+                try:
+                    if isinstance(data, pictures.PictureError):
+                        raise data
+                    pictures.decode(data, self._spec, out=pixels[decoded])
+                    decoded += 1
+                    found.append(("ok", None))
+                except pictures.PictureError as error:
+                    found.append((error.status, error.detail or None))
             offsets[row + 1] = decoded * self._picture_bytes
         present = pa.array([status == "ok" for status, _ in found])
         buffers = [present.buffers()[1], pa.py_buffer(offsets), pa.py_buffer(pixels[:decoded])]

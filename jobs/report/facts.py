@@ -8,6 +8,7 @@ from typing import Final
 from cma_clip_core.content.paths import Place
 from cma_clip_core.model_documents import Threshold
 from schemas.documents import Ledger, Plan, RunManifest
+from schemas.tables import ImageStatus, Modality
 
 BINS: Final = 40  # of a confidence histogram
 
@@ -125,8 +126,8 @@ class Shown:
 
     product_id: str
     title: str
-    modality: str
-    image_status: str
+    modality: Modality
+    image_status: ImageStatus
     picture: str | None  # a data: URI
     values: tuple[Value, ...]
 

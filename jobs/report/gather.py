@@ -18,7 +18,7 @@ from cma_clip_core.registry import METRICS, read_thresholds
 from jobs.errors import JobError
 from jobs.lake import history, storage
 from jobs.lake.duckdb_sql import listed, quoted, reach
-from jobs.lake.layout import LABELLED_TABLE, Lake
+from jobs.lake.layout import LABELLED_TABLE, PRODUCTS, Lake
 from jobs.lake.storage import Place
 from jobs.pages.example_pictures import ExamplePlace, thumbnails
 from jobs.report.facts import (
@@ -43,7 +43,6 @@ from schemas.documents import Plan, RunManifest, picture_size
 from schemas.rules import RuleTable
 from schemas.taxonomy import Taxonomy
 
-PRODUCTS: Final = "_products"
 NOT_LISTED: Final = "(not listed)"  # stands for all values outside the taxonomy
 
 _RAW_BYTES = 600  # of a quarantined line that leave the file; the page shows fewer characters

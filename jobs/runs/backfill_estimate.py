@@ -22,6 +22,7 @@ from jobs.settings import Settings
 from jobs.spark import sessions
 from jobs.validation import validate
 from schemas.documents import Plan, StepMetrics
+from schemas.step_results import EstimateResult
 
 log = logging.getLogger(__name__)
 
@@ -84,15 +85,15 @@ class Estimate:
         """Return the sum of a count of the plans over all days."""
         return sum(int(getattr(day.plan, count)) for day in self.planned)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
-        return {
-            "first": self.first,
-            "last": self.last,
-            "days": [day.as_dict() for day in self.days],
-            "products": self.total("to_tag"),
-            "seconds": _rounded(self.seconds),
-        }
+    def result(self) -> EstimateResult:
+        """Return it as the step prints it."""
+        return EstimateResult(
+            first=self.first,
+            last=self.last,
+            days=tuple(day.as_dict() for day in self.days),
+            products=self.total("to_tag"),
+            seconds=_rounded(self.seconds),
+        )
 
     def table(self) -> str:
         """Return it as a Markdown table that is one to the eye too."""

@@ -21,6 +21,7 @@ from airflow.sdk.definitions.mappedoperator import MappedOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from jobs.startup import step_client
+from schemas.step_results import ValidateResult
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAGS = REPOSITORY / "dags"
@@ -224,14 +225,18 @@ def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.usefixtures("either_way")
 def test_wrong_input_is_not_retried() -> None:
-    operator = module.JobOperator(task_id="validate", arguments=["validate", "--ds", "no-day; touch /tmp/x"])
+    operator = module.JobOperator(
+        task_id="validate", prints=ValidateResult, arguments=["validate", "--ds", "no-day; touch /tmp/x"]
+    )
     with pytest.raises(AirflowFailException, match="error: --ds 'no-day; touch /tmp/x' is not a day"):
         operator.execute({})
 
 
 @pytest.mark.usefixtures("either_way")
 def test_any_other_failure_is_retried() -> None:
-    operator = module.JobOperator(task_id="sample", arguments=["sample-catalog", "/dev/null/folder"])
+    operator = module.JobOperator(
+        task_id="sample", prints=ValidateResult, arguments=["sample-catalog", "/dev/null/folder"]
+    )
     with pytest.raises(AirflowException, match="sample-catalog ended with exit code 1: NotADirectoryError") as caught:
         operator.execute({})
     assert not isinstance(caught.value, AirflowFailException)
@@ -244,7 +249,9 @@ def test_killing_the_task_ends_the_whole_step(
 ) -> None:
     monkeypatch.setattr(module, "GRACE_SECONDS", 2)
     operator = module.JobOperator(
-        task_id="sample", arguments=["sample-catalog", tmp_path / "catalog", "--products", 1_000_000]
+        task_id="sample",
+        prints=ValidateResult,
+        arguments=["sample-catalog", tmp_path / "catalog", "--products", 1_000_000],
     )
     failures: list[BaseException] = []
 
@@ -273,9 +280,18 @@ def test_killing_the_task_ends_the_whole_step(
     assert f"ended with exit code -{signal.SIGKILL if stopped else signal.SIGTERM:d}" in str(failures[0])
 
 
+def test_a_field_that_the_step_does_not_print_is_an_error_of_the_dag() -> None:
+    operator = module.JobOperator(
+        task_id="validate", prints=ValidateResult, arguments=["validate", "--ds", "2026-11-20"]
+    )
+    assert operator.field("valid").key == "valid"
+    with pytest.raises(KeyError, match="ValidateResult has no field 'shards'; it has ds, valid"):
+        operator.field("shards")
+
+
 def test_without_its_step_server_a_step_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(step_client.VARIABLE, str(tmp_path / "gone"))
-    operator = module.JobOperator(task_id="validate", arguments=["validate", "--ds", "no-day"])
+    operator = module.JobOperator(task_id="validate", prints=ValidateResult, arguments=["validate", "--ds", "no-day"])
     with pytest.raises(AirflowFailException, match="error: --ds 'no-day' is not a day"):
         operator.execute({})
 
