@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from jobs.errors import JobError
+from jobs.lake import storage
 from jobs.lake.layout import MISSING
 from jobs.lake.storage import Place
 from jobs.validation import row_rules
@@ -183,13 +184,21 @@ def _allowed(
 
 
 def check(
-    frame: DataFrame, table: RuleTable, roots: Sequence[Place], last_days: Sequence[Validation], *, ds: str
+    frame: DataFrame,
+    table: RuleTable,
+    roots: Sequence[Place],
+    last_days: Sequence[Validation],
+    scratch: Place,
+    *,
+    ds: str,
 ) -> tuple[Outcome, ...]:
     """Validate `frame` by every rule of `table`; return what was counted, rule by rule, in the table's order.
 
     Args:
-        frame: the parsed records, with the columns the rules name; read several times, so better read from a file or a cache.
+        frame: the parsed records, with the columns the rules name; read once.
         last_days: the validations of the days before, oldest first.
+        scratch: a folder that is not there, for what the rules are about: Great Expectations asks some ten queries of it,
+            and each would plan and evaluate all of `frame` again.
 
     Raises:
         JobError: Great Expectations could not evaluate a rule, or lost one.
@@ -211,7 +220,10 @@ def check(
         gx.ExpectationSuite(name="catalog rules", expectations=[each.expectation for each in asked])
     )
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=ds, data=batch, suite=suite))
-    parameters = {"dataframe": frame.select(F.col(LINE_ERROR), *columns)}
+    narrow = frame.select(F.col(LINE_ERROR), *columns)
+    narrow.write.parquet(storage.spark_uri(scratch))
+    kept = frame.sparkSession.read.schema(narrow.schema).parquet(storage.spark_uri(scratch))
+    parameters = {"dataframe": kept}
     outcome = definition.run(batch_parameters=parameters, result_format=_COUNTS)
     seen = {result.expectation_config.meta["rule"]: result for result in outcome.results}
     missing = [each.rule.name for each in asked if each.rule.name not in seen]

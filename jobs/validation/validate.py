@@ -168,7 +168,9 @@ def _validate(
         settled = duplicate_ids.settle(judged, scratch / "doubled", doubled=doubled)
         # Great Expectations runs small queries one after the other; the writes use the cores it leaves.
         with ThreadPoolExecutor(1) as pool:
-            checked = pool.submit(batch_rules.check, settled, table, roots, last_days(lake, ds), ds=ds)
+            checked = pool.submit(
+                batch_rules.check, settled, table, roots, last_days(lake, ds), scratch / "rules", ds=ds
+            )
             marked = duplicate_ids.mark(settled, table).withColumn("ds", F.lit(ds))
             parquet.write(marked.where("kind is null"), valid_path, tables.VALID)
             parquet.write(marked.where("kind is not null"), quarantine_path, tables.QUARANTINE)

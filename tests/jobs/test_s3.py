@@ -235,6 +235,7 @@ def decisions(lake: Lake, ds: str | None = None) -> list[tuple[Any, ...]]:
         return sorted(connection.read_parquet(lake.current_lines()).project(columns).fetchall(), key=str)
 
 
+@pytest.mark.long
 def test_a_night_on_s3_is_the_night_on_a_disk(brought: Lake, first_night: tuple[Lake, Any]) -> None:
     """By commands, a process each, as Airflow runs them; Spark reads and writes by s3a."""
     made = json.loads(done(run("night", "--ds", DAY1, root=brought.root)).stdout.splitlines()[-1])

@@ -160,6 +160,7 @@ def test_killed_and_resumed_is_uninterrupted_to_the_last_digit(
     assert again.best_epoch == course.best_epoch
 
 
+@pytest.mark.long
 def test_killed_by_the_system_at_any_step_and_resumed_is_uninterrupted(folder: Path, tmp_path: Path) -> None:
     """SIGKILL from outside, wherever the process is then: in the step, before it, or in the writing of a checkpoint."""
     seed = secrets.randbelow(2**32)
@@ -237,6 +238,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [CHECKPOINT]
 
 
+@pytest.mark.long
 def test_a_training_whose_disk_is_full_goes_on_when_there_is_room(folder: Path, tmp_path: Path) -> None:
     """A disk with room for one checkpoint, and not for the next one beside it."""
     whole, out, disk = (tmp_path / name for name in ("whole", "out", "disk"))
@@ -496,6 +498,7 @@ def test_two_processes_take_the_steps_of_one_with_the_double_batch(
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.long
 def test_two_killed_processes_go_on_each_with_its_own_random_state(folder: Path, tmp_path: Path) -> None:
     whole, resumed, work = tmp_path / "whole", tmp_path / "resumed", tmp_path / "work"
     for out in (whole, resumed):
@@ -515,6 +518,7 @@ def test_two_killed_processes_go_on_each_with_its_own_random_state(folder: Path,
         assert (resumed / f"{rank}.txt").read_text() == (whole / f"{rank}.txt").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [(), ("--freeze", "image")])
 def test_processes_of_which_each_sees_its_own_disk_alone_go_on_by_the_first_ones(
     folder: Path, tmp_path: Path, options: tuple[str, ...]

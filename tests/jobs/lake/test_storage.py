@@ -311,6 +311,7 @@ print("sent", flush=True)
 """
 
 
+@pytest.mark.long
 def test_a_killed_upload_leaves_nothing(faulty: tuple[Place, s3.Proxy]) -> None:
     place, proxy = faulty
     proxy.fault = lambda method, _: "slow" if method in ("PUT", "POST") else None

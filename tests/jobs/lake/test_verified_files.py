@@ -73,6 +73,7 @@ def test_the_size_of_all_tables_is_compared_and_the_content_of_those_that_are_re
         publication.check_tables(lake, manifest, PRODUCTS)
 
 
+@pytest.mark.long
 @pytest.mark.spark
 def test_a_damaged_table_of_the_live_run_is_written_again_as_it_was(first_night: tuple[Lake, Settings]) -> None:
     lake, settings = first_night
@@ -94,6 +95,7 @@ def test_a_damaged_table_of_the_live_run_is_written_again_as_it_was(first_night:
     assert as_of(settings, DAY2) == live_rows(lake)
 
 
+@pytest.mark.long
 @pytest.mark.spark
 def test_a_run_that_was_rolled_back_and_damaged_is_written_again_when_its_day_is_run_again(
     first_night: tuple[Lake, Settings],

@@ -219,6 +219,7 @@ TELLING = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("scenario", "kind", "damage"), TELLING, ids=lambda value: value.replace(" ", "-"))
 def test_a_damaged_file_is_named_or_the_tables_are_right(
     damaged: Damaged, scenario: str, kind: str, damage: str

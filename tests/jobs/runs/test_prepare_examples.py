@@ -16,6 +16,7 @@ from tests.conftest import DAY1, settings_for
 pytestmark = [pytest.mark.spark, pytest.mark.usefixtures("spark_session")]
 
 
+@pytest.mark.long
 def test_an_export_that_changed_is_taken_and_what_is_there_is_not_made_again(tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "lake")
     lake = Lake(settings.root)

@@ -229,6 +229,7 @@ def test_a_product_tagged_with_its_picture_is_held_while_the_picture_is_missing(
     assert ledger.tagged_both == 1
 
 
+@pytest.mark.long
 def test_a_picture_that_left_its_root_holds_only_what_must_be_made_anew(
     first_night: tuple[Lake, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -459,6 +460,7 @@ def test_publish_killed_before_any_write(
     assert live(lake) == as_of(settings, DAY3)
 
 
+@pytest.mark.long
 def test_runs_planned_at_once_are_published_one_after_the_other(
     first_night: tuple[Lake, Settings], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -491,6 +493,7 @@ def test_runs_planned_at_once_are_published_one_after_the_other(
         steps_to("tag", settings, DAY3, retag=True)
 
 
+@pytest.mark.long
 def test_step_started_twice_at_once_works_once(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step may outlive the Airflow task that started it, and meet the task's retry."""
     records = read_raw(lake, DAY1)

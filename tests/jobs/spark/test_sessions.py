@@ -23,6 +23,7 @@ from tests.conftest import DAY1, FOR_FEW_ROWS, write_raw
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.long
 @pytest.mark.spark
 def test_dead_jvm_is_told_and_the_step_is_tried_again(tmp_path: Path) -> None:
     lake = Lake(tmp_path)

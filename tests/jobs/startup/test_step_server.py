@@ -60,6 +60,7 @@ def test_a_step_says_and_returns_what_it_does_by_itself(
     assert (code, out, err) == by_itself(*arguments, **variables)
 
 
+@pytest.mark.long
 def test_a_night_by_forked_steps(step_server_address: Path, lake: Lake, first_night: tuple[Lake, Settings]) -> None:
     """Spark's JVM, its Python workers and torch do in forks what they do elsewhere."""
     variables = settings_for(lake.root).variables() | {"TAGGING_ROOT": str(lake.root)}

@@ -80,6 +80,7 @@ def torchrun(settings: Settings, step: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | ONE_THREAD)
 
 
+@pytest.mark.long
 def test_two_processes_pretrain_one_pair_of_towers(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     lake = Lake(settings.root)
@@ -114,6 +115,7 @@ def test_pretrained_towers_find_the_picture_of_a_text(settings: Settings, pretra
     assert {"text.tower.token_embedding.weight", "image.tower.conv1.weight", "logit_scale"} <= fresh
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", [pretrain, train])
 def test_a_killed_training_blocks_no_other_and_goes_on_when_it_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: Callable[..., str]
@@ -149,6 +151,7 @@ def test_a_killed_training_blocks_no_other_and_goes_on_when_it_is_started_again(
     assert not list(above.glob(".unfinished-*"))
 
 
+@pytest.mark.long
 def test_a_model_that_began_with_towers_needs_them_no_more(settings: Settings, pretrained: Path) -> None:
     version = train(settings, DAY, promote=False, towers=pretrained.name)
     folder = Lake(settings.root).models / version
@@ -720,6 +723,7 @@ def test_methods_differ_from_the_whole_in_what_they_say() -> None:
         configure(base, "clap")
 
 
+@pytest.mark.long
 def test_a_version_of_an_experiment_gets_into_a_lake_on_s3(
     tmp_path: Path, on_s3: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -174,6 +174,7 @@ def test_the_newest_towers_of_the_configuration_and_labelled_set_are_taken(tmp_p
     assert len(storage.children(lake.towers)) == 6
 
 
+@pytest.mark.long
 def test_two_processes_pretrain_and_train_together(tmp_path: Path) -> None:
     settings = short_lake(tmp_path)
     lake = Lake(settings.root)

@@ -195,6 +195,7 @@ def test_nothing_to_train_on(tmp_path: Path, prepare: Callable[[Lake], object], 
     assert registry.list_versions(Lake(settings.root).models) == []
 
 
+@pytest.mark.long
 def test_two_processes_train_one_version(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     lake = Lake(settings.root)
@@ -207,6 +208,7 @@ def test_two_processes_train_one_version(tmp_path: Path) -> None:
     assert list((step.parents[1] / "tensorboard").glob("events.*"))
 
 
+@pytest.mark.long
 def test_a_training_whose_disk_is_full_is_tried_again(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     add_examples(Lake(settings.root), RUN, drawn.examples(150))
@@ -229,6 +231,7 @@ def test_logs_that_cannot_be_kept_end_nothing(tmp_path: Path, caplog: pytest.Log
     assert not work.exists()
 
 
+@pytest.mark.long
 def test_what_one_process_finds_wrong_is_told_as_by_one_alone() -> None:
     with pytest.raises(ContractError, match="no such taxonomy"):
         together(2, "cpu", members.refuse_first, "no such taxonomy")
@@ -257,6 +260,7 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert together(None, "auto", os.getpid) == os.getpid()
 
 
+@pytest.mark.long
 def test_a_training_that_is_told_to_end_ends_all_its_processes(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path; from jobs.runtime.data_parallel import together; from tests.jobs import members\n"

@@ -271,6 +271,7 @@ def test_day_that_was_rolled_back_is_published_again(two_nights: Lake) -> None:
     assert two_nights.read_history_index() == index
 
 
+@pytest.mark.long
 def test_run_whose_day_a_backfill_rewrote_is_refused_before_anything_is_swapped(two_nights: Lake) -> None:
     settings = settings_for(two_nights.root)
     records, unreadable = split_raw(two_nights, DAY2)
@@ -375,6 +376,7 @@ def check_ranges(lake: Lake, files: list[PublishedFile], most: int) -> None:
         last = ids[-1]
 
 
+@pytest.mark.long
 def test_large_tables_are_cut_by_ranges_of_product_id(night_of_day1: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     """Attributes, state and history: the same rows as in one file. Killed before it is done, publish writes the same again."""
     lake, run_id = night_of_day1.after("report"), night_of_day1.run_id
@@ -406,6 +408,7 @@ def test_large_tables_are_cut_by_ranges_of_product_id(night_of_day1: Night, monk
     assert as_of(settings, DAY1) == live(lake)
 
 
+@pytest.mark.long
 def test_nights_go_on_from_tables_in_one_file_and_in_several(
     first_night: tuple[Lake, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,69 +124,59 @@ def test_labels_keep_their_words_and_forms_that_are_not_known_are_told_by_name(
     assert "<b>fit" not in page
 
 
-def rows_of_x(*rows: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"product_id": "x", "title": f"row {i}"} | row for i, row in enumerate(rows)]
-
-
-def outcome_of_x(lake: Lake, settings: Settings, rows: list[Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """The titles of x that are valid, and kind and reasons of its rows that are not."""
-    write_raw(lake, DAY1, [*good(400), *rows])
-    result = validate(settings, DAY1)
-    assert result.raw == result.unparsable + result.quarantined + result.superseded + result.valid
-    valid = [row["title"] for row in table(lake, result.valid_path) if row["product_id"] == "x"]
-    rejected = [(row["kind"], row["reasons"]) for row in table(lake, result.quarantine_path)]
-    return valid, rejected
-
-
 OLD, NEW = "2026-11-19T00:00:00Z", "2026-11-20T00:00:00Z"
 NEWER_EXISTS = ("superseded", ["newer_record_with_this_id"])
 NOBODY_KNOWS = ("quarantined", ["several_rows_of_one_product"])
 
 
-@pytest.mark.parametrize(
-    ("times", "winner"),
-    [
-        ([OLD, NEW], 1),
-        ([NEW, OLD], 0),
-        (["2026-11-20T00:30:00+01:00", NEW], 1),  # the first is half an hour older
-        (["Fri, 20 Nov 2026 08:30:00 +0000", NEW], 0),
-        ([OLD, OLD, NEW], 2),
-    ],
-)
-def test_newest_of_doubled_ids_wins(lake: Lake, settings: Settings, times: list[str], winner: int) -> None:
-    rows = rows_of_x(*[{"updated_at": time} for time in times])
-    assert outcome_of_x(lake, settings, rows) == ([f"row {winner}"], [NEWER_EXISTS] * (len(times) - 1))
+def timed(*times: str | None) -> list[dict[str, Any]]:
+    return [{"title": f"row {i}", "updated_at": time} for i, time in enumerate(times)]
 
 
-@pytest.mark.parametrize(
-    "times",
-    [[None, None], [NEW, NEW], [OLD, None], ["20/11/2026", OLD], ["20/11/2026", "21/11/2026"], [OLD, NEW, NEW], [NEW, OLD, None]],
-    ids=str,
-)  # fmt: skip
-def test_rows_of_one_id_that_cannot_be_ordered_are_all_held(lake: Lake, settings: Settings, times: list[Any]) -> None:
-    rows = rows_of_x(*[{"updated_at": time} for time in times])
-    assert outcome_of_x(lake, settings, rows) == ([], [NOBODY_KNOWS] * len(times))
+# By what is tried: rows of one id, the titles that are valid, and kind and reasons of the rows that are not.
+DOUBLED: dict[str, tuple[list[dict[str, Any]], list[str], list[tuple[str, list[str]]]]] = {
+    "the newer row wins": (timed(OLD, NEW), ["row 1"], [NEWER_EXISTS]),
+    "whatever the order": (timed(NEW, OLD), ["row 0"], [NEWER_EXISTS]),
+    "half an hour older in another zone": (timed("2026-11-20T00:30:00+01:00", NEW), ["row 1"], [NEWER_EXISTS]),
+    "the time of a mail": (timed("Fri, 20 Nov 2026 08:30:00 +0000", NEW), ["row 0"], [NEWER_EXISTS]),
+    "two older rows are alike": (timed(OLD, OLD, NEW), ["row 2"], [NEWER_EXISTS] * 2),
+    "no times": (timed(None, None), [], [NOBODY_KNOWS] * 2),
+    "one time twice": (timed(NEW, NEW), [], [NOBODY_KNOWS] * 2),
+    "one row has no time": (timed(OLD, None), [], [NOBODY_KNOWS] * 2),
+    "one time cannot be read": (timed("20/11/2026", OLD), [], [NOBODY_KNOWS] * 2),
+    "no time can be read": (timed("20/11/2026", "21/11/2026"), [], [NOBODY_KNOWS] * 2),
+    "the newest time twice": (timed(OLD, NEW, NEW), [], [NOBODY_KNOWS] * 3),
+    "a row without a time among others": (timed(NEW, OLD, None), [], [NOBODY_KNOWS] * 3),
+    "a row that only adds a picture": ([{"title": "Shirt", "image_uri": "1.jpg"}, {"image_uri": "2.jpg"}], [], [NOBODY_KNOWS] * 2),
+    "equal rows without a time": ([{"title": "same"}] * 3, ["same"], [NEWER_EXISTS] * 2),
+    "equal rows of one time": ([{"title": "same", "updated_at": NEW}] * 3, ["same"], [NEWER_EXISTS] * 2),
+    "equal rows of an unreadable time": ([{"title": "same", "updated_at": "20/11/2026"}] * 3, ["same"], [NEWER_EXISTS] * 2),
+    "equal rows are the newest": (
+        [*timed(OLD), *[{"title": "same", "updated_at": NEW}] * 2], ["same"], [NEWER_EXISTS] * 2,
+    ),
+    "one row is no product": ([{"title": "row 0"}, {"title": None}], ["row 0"], [("quarantined", ["nothing_to_tag"])]),
+}  # fmt: skip
 
 
-def test_row_that_only_adds_a_picture_does_not_win(lake: Lake, settings: Settings) -> None:
-    rows = [{"product_id": "x", "title": "Shirt", "image_uri": "1.jpg"}, {"product_id": "x", "image_uri": "2.jpg"}]
-    assert outcome_of_x(lake, settings, rows) == ([], [NOBODY_KNOWS] * 2)
+@pytest.fixture(scope="module")
+def doubled_day(tmp_path_factory: pytest.TempPathFactory, spark_session: Any) -> tuple[Lake, Validation]:  # noqa: ARG001
+    """A day with an id for each of DOUBLED."""
+    lake = Lake(tmp_path_factory.mktemp("doubled") / "lake")
+    rows = [{"product_id": f"x{n}"} | row for n, (rows, _, _) in enumerate(DOUBLED.values()) for row in rows]
+    write_raw(lake, DAY1, [*good(2000), *rows])
+    return lake, validate(settings_for(lake.root), DAY1)
 
 
-@pytest.mark.parametrize("time", [None, NEW, "20/11/2026"])
-def test_equal_records_are_one(lake: Lake, settings: Settings, time: str | None) -> None:
-    rows = [{"product_id": "x", "title": "same", "updated_at": time}] * 3
-    assert outcome_of_x(lake, settings, rows) == (["same"], [NEWER_EXISTS] * 2)
-
-
-def test_equal_records_that_are_the_newest_are_one(lake: Lake, settings: Settings) -> None:
-    rows = rows_of_x({"updated_at": OLD}, *[{"title": "same", "updated_at": NEW}] * 2)
-    assert outcome_of_x(lake, settings, rows) == (["same"], [NEWER_EXISTS] * 2)
-
-
-def test_row_that_is_no_product_does_not_hold_the_one_that_is(lake: Lake, settings: Settings) -> None:
-    rows = rows_of_x({}, {"title": None})
-    assert outcome_of_x(lake, settings, rows) == (["row 0"], [("quarantined", ["nothing_to_tag"])])
+@pytest.mark.parametrize("case", DOUBLED)
+def test_of_several_rows_of_one_id_the_newest_wins_or_nobody(doubled_day: tuple[Lake, Validation], case: str) -> None:
+    lake, result = doubled_day
+    assert result.raw == result.unparsable + result.quarantined + result.superseded + result.valid
+    product = f"x{list(DOUBLED).index(case)}"
+    valid = [row["title"] for row in table(lake, result.valid_path) if row["product_id"] == product]
+    rejected = [
+        (row["kind"], row["reasons"]) for row in table(lake, result.quarantine_path) if row["product_id"] == product
+    ]
+    assert (valid, rejected) == DOUBLED[case][1:]
 
 
 def test_many_ids_with_several_rows_stop_the_night_and_are_shown(lake: Lake, settings: Settings) -> None:
@@ -347,7 +337,10 @@ def test_suite_and_filter_count_the_same_rows_for_every_rule(lake: Lake, spark_s
     parsed = parse_records.parse(lines, tmp_path / "parsed", field_rules(rules, roots))
     judged = parsed.withColumn("reasons", row_rules.reasons(rules, roots))
     frame = duplicate_ids.settle(judged, tmp_path / "doubled", doubled=True).cache()
-    outcomes = {outcome.rule.name: outcome for outcome in batch_rules.check(frame, rules, roots, [], ds=DAY1)}
+    outcomes = {
+        outcome.rule.name: outcome
+        for outcome in batch_rules.check(frame, rules, roots, [], tmp_path / "rules", ds=DAY1)
+    }
     marked = duplicate_ids.mark(frame, rules).cache()
     from pyspark.sql import functions as F
 
@@ -403,30 +396,28 @@ def result_of(lake: Lake) -> Validation:
     return found
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "rule", "told"),
-    [
-        ("title", {"en": "Shirt"}, "unreadable_title", 'an object, {"en":"Shirt"}'),
-        ("description", True, "unreadable_description", "true"),
-        ("updated_at", "20/11/2026", "unreadable_updated_at", '"20/11/2026"'),
-        ("image_uri", "https://shop.example/1.jpg", "picture_outside_roots", '"https://shop.example/1.jpg"'),
-        ("attributes", ["Blue"], "unreadable_attributes", 'a list of 1, ["Blue"]'),
-    ],
-)
-def test_column_that_is_unreadable_in_most_rows_stops_the_night_by_its_name(
-    lake: Lake, settings: Settings, field: str, value: Any, rule: str, told: str
-) -> None:
-    write_raw(lake, DAY1, [record | {field: value} for record in good(30)])
+UNREADABLE = [
+    ("title", {"en": "Shirt"}, "unreadable_title", 'an object, {"en":"Shirt"}'),
+    ("updated_at", "20/11/2026", "unreadable_updated_at", '"20/11/2026"'),
+    ("image_uri", "https://shop.example/1.jpg", "picture_outside_roots", '"https://shop.example/1.jpg"'),
+    ("attributes", ["Blue"], "unreadable_attributes", 'a list of 1, ["Blue"]'),
+]
+
+
+def test_columns_that_are_unreadable_in_most_rows_stop_the_night_by_their_names(lake: Lake, settings: Settings) -> None:
+    write_raw(lake, DAY1, [record | {field: value for field, value, _, _ in UNREADABLE} for record in good(30)])
     with pytest.raises(CriticalDataError) as error:
         validate(settings, DAY1)
-    (failure,) = str(error.value).splitlines()[1:-1]
-    assert failure.strip().startswith(f"{rule}: 30 of 30 rows (100.0%; ")
-    assert f"Such as product good-0, {field} is {told}; product good-1, {field} is {told}" in failure
+    failures = {line.strip().split(":")[0]: line for line in str(error.value).splitlines()[1:-1]}
+    assert failures.keys() == {rule for _, _, rule, _ in UNREADABLE}
+    for field, _, rule, told in UNREADABLE:
+        assert failures[rule].strip().startswith(f"{rule}: 30 of 30 rows (100.0%; ")
+        assert f"Such as product good-0, {field} is {told}; product good-1, {field} is {told}" in failures[rule]
 
 
-@pytest.mark.parametrize("price", ["on request", float("nan"), -1, [1, 2], {"amount": 5}])
-def test_price_costs_no_product_and_no_night(lake: Lake, settings: Settings, price: Any) -> None:
-    write_raw(lake, DAY1, [record | {"price": price} for record in good(30)])
+def test_price_costs_no_product_and_no_night(lake: Lake, settings: Settings) -> None:
+    prices = ["on request", float("nan"), -1, [1, 2], {"amount": 5}]
+    write_raw(lake, DAY1, [record | {"price": prices[n % len(prices)]} for n, record in enumerate(good(30))])
     result = validate(settings, DAY1)
     assert (result.valid, sum(result.notes.values())) == (30, 30)
     assert {row["price"] for row in table(lake, result.valid_path)} == {None}
