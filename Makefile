@@ -39,7 +39,7 @@ experiment: $(STAMP) ## Compare CMA-CLIP with CLIP, its ablations and TF-IDF on 
 		$(if $(TOWERS),--towers '$(TOWERS)') --seeds '$(SEEDS)' \
 		--catalog '$(or $(CATALOG),$(EXPERIMENT)/catalog)' --mapping '$(if $(CATALOG),$(MAPPING),sample)'
 
-# Files in the order they are found: the end-to-end test, the longest, must not be started last.
+# Files in the order that tests/conftest.py gives them: the longest first.
 ALL_TESTS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/ui --ignore tests/compose
 
 test: $(STAMP) ## Run the tests, a process on each core; TESTS=tests/dags for some, in one process

@@ -38,6 +38,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 FOR_FEW_ROWS = {"spark.sql.shuffle.partitions": "2", "spark.sql.adaptive.enabled": "false"}
 
 
+# Folders whose files take longest: begun first, so that none is left to run alone at the end.
+SLOWEST = ("e2e", "jobs/runs", "jobs/validation", "jobs/training", "jobs/upkeep", "jobs/startup", "jobs/nightly")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files of SLOWEST first."""
+    folders = [Path(__file__).parent / folder for folder in SLOWEST]
+
+    def rank(item: pytest.Item) -> int:
+        return next((n for n, folder in enumerate(folders) if folder in item.path.parents), len(folders))
+
+    items.sort(key=rank)
+
+
 def settings_for(root: Path, **changes: Any) -> Settings:
     """Return the settings of a small test lake."""
     defaults: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,6 +32,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield found
 
 
+@functools.cache  # to make one takes longer than what it is asked
 def client(address: str, user: str, secret: str | None = None) -> Any:
     return botocore.session.get_session().create_client(
         "s3", endpoint_url=address, region_name="us-east-1", aws_access_key_id=user,

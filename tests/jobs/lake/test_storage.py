@@ -22,7 +22,7 @@ from jobs.lake.storage import Place, SwapLostError
 from schemas.loading import Strict
 from tests import s3
 
-WRITERS, SWAPS = 16, 50
+WRITERS, SWAPS = 16, 12
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -102,7 +102,7 @@ def _count(path: str, writer: int) -> None:
 
 
 def test_of_swaps_at_once_none_is_lost(place: Place) -> None:
-    """16 writers, 50 swaps each, of one file."""
+    """16 writers, 12 swaps each, of one file."""
     path = place / "counted"
     context = multiprocessing.get_context("spawn")
     groups = [context.Process(target=_count_many, args=(str(path), n)) for n in range(2)]
