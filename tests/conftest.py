@@ -232,8 +232,3 @@ def first_night(night_of_day1: Night) -> tuple[Lake, Settings]:
     """A lake after the night of DAY1, and its settings."""
     lake = night_of_day1.after("report")
     return lake, settings_for(lake.root)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the end-to-end test: the longest, it would else be what the other processes wait for at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)

@@ -90,6 +90,13 @@ class _Asked(Exception):
     """Carries what a step was asked for."""
 
 
+MODULES = {
+    "plan": "jobs.nightly.plan.plan",
+    "night": "jobs.runs.whole_night.night",
+    "estimate": "jobs.runs.backfill_estimate.estimate",
+}
+
+
 @pytest.mark.parametrize("step", ["plan", "night", "estimate"])
 @pytest.mark.parametrize(
     ("flags", "asked"),
@@ -111,7 +118,7 @@ def test_what_is_asked_of_a_night_reaches_its_step(
     def told(settings: Settings, *days: str, **named: object) -> None:
         raise _Asked(settings.max_retag_share, days, named)
 
-    monkeypatch.setattr(f"jobs.{step}.{step}", told)
+    monkeypatch.setattr(MODULES[step], told)
     days = ["--first", "2026-11-20", "--last", "2026-11-21"] if step == "estimate" else ["--ds", "2026-11-20"]
     done = CliRunner().invoke(app, ["--max-retag-share", "0.25", step, *days, *flags])
     assert isinstance(done.exception, _Asked)
