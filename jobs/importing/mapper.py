@@ -175,6 +175,7 @@ class Mapper:
         for name, value in unread.items():
             self._count_unread(name, value)
         labels = {name: parts for name, texts in found.items() if (parts := self._split(texts))}
+        unread = {name: _kept_unread(value, name) for name, value in unread.items()}
         return unread | {name: parts[0] if len(parts) == 1 else parts for name, parts in labels.items()}
 
     def _split(self, texts: list[str]) -> list[Json]:
@@ -212,6 +213,20 @@ class Mapper:
                 return None if value == [] else value
             parts[column] = identity(value)
         return _BRACES.sub(lambda match: parts[match.group(1)], self._mapping.picture_name)
+
+
+def _kept_unread(value: Json, name: str) -> Json:
+    """Return an object that cannot be read as a label in a form that `read_value` does not read either.
+
+    Alone, {"name": "hue", "content": "Teal"} would be a value that is called hue.
+    """
+    if not isinstance(value, dict):
+        return value
+    try:
+        read_value(value, name)
+    except UnreadableError:
+        return value
+    return {"unread": value}
 
 
 ABSENT: Final = object()
