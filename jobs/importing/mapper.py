@@ -14,7 +14,7 @@ from jobs.importing.formats import Json, Row
 from jobs.importing.noticed import Noticed, shown
 from jobs.importing.picture_store import PictureStore
 from jobs.importing.sources import LINE_START, MAX_LINE
-from jobs.importing.values import identity, instant
+from jobs.importing.values import identity, instant, is_no_id
 from jobs.label_forms import UnreadableError, decoded, read_object, read_value
 from jobs.rejected_lines import RejectedLine
 from schemas.mapping import Mapping
@@ -84,30 +84,22 @@ class Mapper:
             for column, value in row.items():
                 if self._is_empty(merged.get(column)):
                     merged[column] = value
-        for column in (*self._mapping.labels, *self._mapping.picture_columns):
-            given: list[Json] = []
+        several = (*self._mapping.labels, *self._mapping.picture_columns, *self._mapping.label_objects)
+        for column in several:  # several objects are read as a list of them, which may name an attribute several times
+            given: dict[str, Json] = {}
             for row in rows:
                 value = get_column(row, column)
-                values = value if isinstance(value, list) else [value]
-                given += [
-                    each for each in values if each is not ABSENT and not self._is_empty(each) and each not in given
-                ]
+                for each in value if isinstance(value, list) else [value]:
+                    if each is not ABSENT and not self._is_empty(each):
+                        given.setdefault(json.dumps(each), each)
             if len(given) > 1:
-                merged[column] = given
-        for column in self._mapping.label_objects:
-            given = []
-            for row in rows:
-                value = get_column(row, column)
-                if value is not ABSENT and not self._is_empty(value):
-                    given += [each for each in (value if isinstance(value, list) else [value]) if each not in given]
-            if len(given) > 1:
-                merged[column] = given  # read as a list of objects, which may name an attribute several times
+                merged[column] = list(given.values())
         return merged
 
     def key(self, row: dict[str, Json]) -> str | None:
         """Return what the rows of the row's product have in common; None where it is not given."""
         key = identity(self._value(row, self._mapping.group_by))
-        return None if key is None else str(key)
+        return None if key is None or key == "" or is_no_id(key) else str(key)
 
     def check(self) -> None:
         """Raise JobError where more than a few times of `updated_at` cannot be read."""
@@ -119,7 +111,7 @@ class Mapper:
                 f"{unread:,} of {given:,} values ({100 * unread / given:.1f} %) of {self._mapping.updated_at!r} are no times "
                 f"{f'of the form {written!r}' if written else 'beyond doubt'}, such as {', '.join(self._time_examples)}; "
                 "nothing was imported: which of two records is the newer one is not known. Set `updated_at_format` in the "
-                'mapping, such as "%d/%m/%Y %H:%M", or leave `updated_at` out'
+                'mapping, such as "%d/%m/%Y %H:%M", list words for no time under `null_values`, or leave `updated_at` out'
             )
         if unread:
             log.warning(

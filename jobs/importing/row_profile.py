@@ -69,6 +69,10 @@ class RowProfile:
             return []
         others = [i for i, line in enumerate(lines) if i and line.strip()]
         like = [i for i in others if self._like_record(lines[i], dialect)]
+        if self.id_column == 0 and len(self.needed) > 1:  # short rows, of ids that no text has by chance
+            full = set(like)
+            short = [i for i in others if i in full or self._begins_like_record(lines[i], dialect)]
+            like = short if len(short) > 2 else like
         if not like or 2 * len(like) < len(others):
             return []
         # The line that opens the quote is a row of its own, too, if the quote is a mere character.
@@ -81,11 +85,21 @@ class RowProfile:
             readings.append(next(dialect.parse([line]), []))
         return any(
             len(cells) in (self.width, self.usual)
-            and self.has_id(cells)
+            and (self.has_id(cells) or self._has_values(cells))
             and self.has_numbers(cells)
             and (self.begins_blank or not all(cell.startswith(" ") for cell in cells[1:]))
             for cells in readings
         )
+
+    def _begins_like_record(self, line: str, dialect: Dialect) -> bool:
+        cells = dialect.split(line)
+        return 1 < len(cells) < self.width and self.has_id(cells) and not cells[1].startswith(" ")
+
+    def _has_values(self, cells: Sequence[str]) -> bool:
+        """Whether columns of numbers, or of few words, are given, and hold what they hold in other rows."""
+        numbers = any(cell.strip('" ') for i in self.numeric if i < len(cells) and (cell := cells[i]))
+        given = [(cells[i], words) for i, words in self.words.items() if i < len(cells) and cells[i].strip()]
+        return (numbers or bool(given)) and all(cell in words for cell, words in given)
 
 
 def _cells_of_first_line(cells: Sequence[str], dialect: Dialect) -> int:
@@ -131,9 +145,11 @@ def profile_of(sample: str, dialect: Dialect, header: Sequence[str], id_name: st
     numeric, words = set[int](), dict[int, frozenset[str]]()
     for index in range(min(width, usual)):
         given = [cell for row in rows if (cell := row[index].strip())]
+        if index == id_column:
+            continue
         if len(given) >= _FEW and all(_NUMBER.fullmatch(cell[:100]) for cell in given):
             numeric.add(index)
-        elif len(given) >= _MANY and index != id_column:
+        elif len(given) >= _MANY:
             different = frozenset(row[index] for row in rows)
             if len(different) * 10 <= len(given):
                 words[index] = different

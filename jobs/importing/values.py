@@ -66,6 +66,31 @@ def rounded(value: Json) -> bool:
     return isinstance(value, str) and _SCIENTIFIC.fullmatch(plain(value)) is not None
 
 
+# What programs write for an id that is not given.
+_NO_ID: Final = frozenset(
+    {"nan", "null", "none", "nil", "na", "n/a", "<na>", "#n/a", "undefined", "(null)", "\\n", "-", "--"}
+)
+# First words of a row that sums others up, or counts them.
+_TOTAL: Final = re.compile(
+    r"(grand |sub-?)?(totals?|totale|totaal|sum|summe|gesamt(summe)?|somme|suma|сумма|итого|toplam|razem|合計|总计|"
+    r"count|anzahl|nombre|average|avg|mean|durchschnitt|moyenne)\b[\s:\d]*",
+    re.IGNORECASE,
+)
+
+
+def is_no_id(value: Json) -> bool:
+    """Whether an id says that none is given: NULL, nan, N/A."""
+    return isinstance(value, str) and len(value) < 10 and value.strip().casefold() in _NO_ID
+
+
+def is_total(product_id: Json, others: Iterable[Json], columns: int) -> bool:
+    """Whether a row with this id, and `others` in its other columns, is one of totals and no product."""
+    if not isinstance(product_id, str) or not _TOTAL.fullmatch(product_id.strip()[:50]):
+        return False
+    given = [text for value in others if value is not None and (text := str(value).strip())]
+    return all(any(map(str.isdigit, text)) for text in given) or 3 * len(given) < columns
+
+
 # --- prices
 
 

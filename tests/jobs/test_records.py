@@ -74,6 +74,13 @@ def test_line_that_only_begins_like_a_rejected_one_is_read_as_any_other(line: by
     assert row.get("line_error") in (None, "not_json")
 
 
+@pytest.mark.parametrize("word", ["nan", "NULL", "None", "undefined", "N/A"])
+def test_word_for_nothing_is_no_id(word: str) -> None:
+    row = parse(product_id=word, title=word)
+    assert (row["product_id"], row["title"]) == (None, word)
+    assert dict(row["notes"]) == {"product_id": f'unreadable_product_id: "{word}"'}
+
+
 @pytest.mark.parametrize(
     ("field", "rule"),
     [
