@@ -73,11 +73,16 @@ def encoding_of(start: bytes) -> tuple[str, bytes]:
         head = start[: min(len(start), size) // 2 * 2]
         even, odd = head[::2].count(0), head[1::2].count(0)
         if (even + odd) * 20 >= len(head) > 0:  # ASCII in UTF-16 has a NUL in every other byte, all at one side
-            if odd >= 50 * even:
+            if odd >= 50 * even and _ends_lines(head, b"\n\x00"):
                 return "utf-16-le", b""
-            if even >= 50 * odd:
+            if even >= 50 * odd and _ends_lines(head, b"\x00\n"):
                 return "utf-16-be", b""
     return "utf-8", b""
+
+
+def _ends_lines(head: bytes, end: bytes) -> bool:
+    """Whether line feeds are two bytes, as in UTF-16: NULs in a text of single bytes stand beside them by chance."""
+    return head.count(end) * 2 >= head.count(b"\n")
 
 
 def describe_text(text: str) -> str | None:

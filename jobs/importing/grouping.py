@@ -63,9 +63,9 @@ def grouped(
 
 
 def _merged(database: sqlite3.Connection, merge: Merge, noticed: Noticed) -> Iterator[dict[str, Json]]:
+    # A join of the rows with each key's first position would scan all rows once for each of them.
     ordered = database.execute(
-        "SELECT first, row FROM given JOIN (SELECT key, min(position) AS first FROM given GROUP BY key) USING (key) "
-        "ORDER BY first, position"
+        "SELECT min(position) OVER (PARTITION BY key) AS first, row FROM given ORDER BY first, position"
     )
     product, rows, size = None, list[dict[str, Json]](), 0
     for first, row in ordered:

@@ -521,6 +521,11 @@ def test_utf_16_without_a_mark_is_known_by_its_header(items: Shop) -> None:
     fails(items, "items.csv")
 
 
+def test_nul_bytes_in_each_line_make_no_utf_16(items: Shop) -> None:
+    write(items, "id,name,text,price,kind,colour\n" + "".join(f"A{i:03d},Shirt\0,,1,Bag,Red\n" for i in range(500)))
+    assert len(read(items)[0]) == 500
+
+
 def test_a_delimiter_may_be_a_control_character(items: Shop) -> None:
     setting(items, delimiter="\x01")
     write(items, plain(rows_of(9), "\x01"))
