@@ -62,7 +62,7 @@ def read_text(value: Json) -> str | None:
 
 def read_long_text(value: Json) -> str | None:
     """Return the text as `read_text` does, and the texts of a list joined by blank lines. Raises FieldError."""
-    if isinstance(value, list) and len(value) > 1 and all(item is None or isinstance(item, str) for item in value):
+    if isinstance(value, list) and len(value) > 1 and not any(isinstance(item, list | dict) for item in value):
         parts = [text for item in value if (text := read_text(item)) is not None]
         return "\n\n".join(parts) or None
     return read_text(value)

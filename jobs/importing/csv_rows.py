@@ -12,7 +12,7 @@ from typing import BinaryIO, Final
 from jobs.importing.content import describe_text, not_in
 from jobs.importing.csv_dialect import Dialect, detect
 from jobs.importing.noticed import Noticed, StructureError, shown
-from jobs.importing.row_profile import RowProfile, profile_of
+from jobs.importing.row_profile import HEADERS, RowProfile, profile_of
 from jobs.importing.sources import LINE_START, MAX_LINE, Source
 from jobs.importing.values import is_total
 from jobs.rejected_lines import RejectedLine
@@ -255,6 +255,7 @@ class _Records:
         self._names = [name.strip() for name in rows.header]
         self._folded = frozenset(name.casefold() for name in self._names if name)
         self._id = rows.header.index(mapping.product_id) if mapping.product_id in rows.header else None
+        self._read = 0  # rows
         self._foreign, self._native, self._example = (
             0,
             0,
@@ -310,13 +311,16 @@ class _Records:
             self._noticed.note("rows whose quotes are read as characters")
         if self._is_header(cells):
             return self._again(cells, row)
+        self._read += 1
+        if self._read <= HEADERS and len(cells) == width and profile.is_under_header(cells):
+            return self._reject("csv_header", "a line of the header, below its names", row)
         if self._is_total(cells):
             return self._reject("csv_total", "a row of totals, no product", row)
         if len(cells) > width and not any(cell.strip() for cell in cells[width:]):
             if len(cells) == profile.usual or profile.fits(cells):
                 cells = cells[:width]
                 self._noticed.note("rows read without empty cells beyond the header")
-        elif len(cells) < width and not profile.ends_empty and profile.fits(cells):
+        elif len(cells) < width and profile.seen and not profile.ends_empty and profile.fits(cells):
             if self._is_taken(row, width):
                 detail = f"{_cells(len(cells))} where the header has {width}, and {width} if its quotes are characters"
                 return self._reject("csv_quotes", detail, row)

@@ -33,11 +33,13 @@ class Mapper:
 
     def __init__(self, mapping: Mapping, pictures: PictureStore | None, noticed: Noticed) -> None:
         self._mapping, self._pictures, self._noticed = mapping, pictures, noticed
-        self._nulls = frozenset(text.strip() for text in mapping.null_values)
+        self._nulls = frozenset(["", *(text.strip() for text in mapping.null_values)])
         self._times = self._unread_times = 0
         self._time_examples: list[str] = []
         self.unread: Counter[str] = Counter()  # labels of no known form, by name
         self._example: dict[str, Json] = {}
+        self._objects: Counter[str] = Counter()  # values of each column of label objects
+        self._no_objects: Counter[str] = Counter()  # of these, those that are none
 
     def line(self, row: Row) -> bytes:
         """Return `row` as a line of the raw catalog, its end included."""
@@ -102,8 +104,15 @@ class Mapper:
         return None if key is None or key == "" or is_no_id(key) else str(key)
 
     def check(self) -> None:
-        """Raise JobError where more than a few times of `updated_at` cannot be read."""
+        """Raise JobError where more than a few times of `updated_at`, or most objects of labels, cannot be read."""
         self.log_unread()
+        for column, count in self._no_objects.items():
+            if count > 2 and 2 * count > self._objects[column]:
+                raise JobError(
+                    f"{count:,} of {self._objects[column]:,} values of {column!r} are no objects of labels, such as "
+                    f"{shown(json.dumps(self._example.get(column)))}; nothing was imported: the shop's own labels would be taken for "
+                    "gaps. Name the column under `labels` where it holds one label, or leave it out of `label_objects`"
+                )
         unread, given = self._unread_times, self._times
         if unread > max(2, given // 100) or 2 * unread > given:
             written = self._mapping.updated_at_format
@@ -162,7 +171,9 @@ class Mapper:
             for name, texts in labels.items():
                 found[name] = list(dict.fromkeys([*found.get(name, ()), *texts]))
             unread |= {name: value for name, value in rest.items() if name}
+            self._objects[column] += given is not None
             if "" in rest:
+                self._no_objects[column] += 1
                 unread[column] = given
         for name, value in unread.items():
             self._count_unread(name, value)

@@ -17,6 +17,7 @@ _NUMBER: Final = re.compile(
 )
 _CELLS: Final = 200_000  # of the file's start
 _FEW: Final = 5  # given values that show what a column holds
+HEADERS: Final = 3  # rows below the header that may belong to it
 _MANY: Final = 30  # given values that show which words a column has
 
 
@@ -26,6 +27,7 @@ class RowProfile:
 
     width: int  # cells of the header
     usual: int  # cells of most rows
+    seen: bool  # rows of as many cells exist
     id_column: int | None
     needed: frozenset[str]  # kinds of characters that every id has
     allowed: frozenset[str]  # kinds that some id has
@@ -43,6 +45,11 @@ class RowProfile:
             return False
         cell = cells[self.id_column].strip('" \ufeff')
         return 0 < len(cell) <= 2 * self.longest_id and self.needed <= _kinds(cell) <= self.allowed
+
+    def is_under_header(self, cells: Sequence[str]) -> bool:
+        """Whether a row, one of the first, says of the columns what they hold: words where the others have numbers."""
+        words = not any(map(str.isdigit, "".join(cells)))
+        return words and "9" in self.needed and not self.has_numbers(cells)
 
     def has_numbers(self, cells: Sequence[str]) -> bool:
         """Whether the columns of numbers hold numbers, or nothing."""
@@ -138,13 +145,14 @@ def profile_of(sample: str, dialect: Dialect, header: Sequence[str], id_name: st
     common, count = Counter(map(len, rows)).most_common(1)[0] if rows else (width, 0)
     usual = common if 2 * count > len(rows) else width
     rows = [row for row in rows if len(row) == usual]
+    below = rows[HEADERS:] if len(rows) > HEADERS + _FEW else rows
     id_column = header.index(id_name) if id_name in header else None
-    ids = [cell for row in rows if id_column is not None and id_column < len(row) and (cell := row[id_column].strip())]
+    ids = [cell for row in below if id_column is not None and id_column < len(row) and (cell := row[id_column].strip())]
     ids = ids[:1000] if len(ids) > 2 else []
     kinds = [_kinds(each) for each in ids]
     numeric, words = set[int](), dict[int, frozenset[str]]()
     for index in range(min(width, usual)):
-        given = [cell for row in rows if (cell := row[index].strip())]
+        given = [cell for row in below if (cell := row[index].strip())]
         if index == id_column:
             continue
         if len(given) >= _FEW and all(_NUMBER.fullmatch(cell[:100]) for cell in given):
@@ -156,6 +164,7 @@ def profile_of(sample: str, dialect: Dialect, header: Sequence[str], id_name: st
     return RowProfile(
         width=width,
         usual=usual,
+        seen=bool(rows),
         id_column=id_column,
         needed=frozenset.intersection(*kinds) if kinds else frozenset(),
         allowed=frozenset.union(*kinds) if kinds else frozenset(),

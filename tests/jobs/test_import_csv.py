@@ -385,6 +385,11 @@ def test_a_record_broken_over_two_lines_is_no_two_products(items: Shop) -> None:
     assert [(r.line, r.raw) for r in rejected] == [(32, b"A900,Shirt,soft"), (33, b"and warm,10,Shirt,Red")]
 
 
+def test_a_file_in_which_every_record_is_broken_in_two_is_refused(items: Shop) -> None:
+    write(items, table([]) + "".join(f"A{i},Shirt\nSoft,1,Bag,Red\n" for i in range(50)))
+    fails(items, r"100 of 100 rows are no records.*cells where the header has 6")
+
+
 def test_a_short_row_where_rows_end_with_empty_cells_is_broken(items: Shop) -> None:
     rows = rows_of(10)
     rows[4][5] = ""
@@ -429,6 +434,15 @@ def test_a_header_again_is_known_however_it_is_written(items: Shop, header: list
     write(items, table([*rows_of(5), header, *rows_of(5, 5)]))
     records, rejected = read(items)
     assert (len(records), [r.detail for r in rejected]) == (10, ["the header again"])
+
+
+@pytest.mark.parametrize("types", ["string,string,string,float,string,string", "Number,Name,Text,in EUR,Kind,Colour"])
+def test_a_line_below_the_header_that_describes_its_columns_is_no_product(items: Shop, types: str) -> None:
+    named, body = table([["x-1", "Shirt", "Soft", "on request", "Shirt", "Red"], *rows_of(20)]).split("\n", 1)
+    write(items, f"{named}\n{types}\n{body}")
+    records, rejected = read(items)
+    assert [record["product_id"] for record in records[:2]] == ["x-1", "A000"]
+    assert [r.detail for r in rejected] == ["a line of the header, below its names"]
 
 
 @pytest.mark.parametrize("header", [["name", "id", *HEADER[2:]], ["id", "title", *HEADER[2:]]])

@@ -446,6 +446,11 @@ def test_times_become_iso_8601_in_utc(shop: Shop) -> None:
     ]  # fmt: skip
 
 
+def test_a_blank_is_nothing_given_whatever_the_mapping_s_words_for_nothing_are(shop: Shop) -> None:
+    with_times(shop, "2026-11-20", *["", " "] * 5, null_values=["NA"])
+    assert [record["updated_at"] for record in records(shop)] == ["2026-11-20T00:00:00Z", *[None] * 10]
+
+
 def test_times_that_take_a_guess_are_an_error_of_the_mapping(shop: Shop) -> None:
     with_times(shop, *["2026-11-20"] * 200, "20/11/2026", "01/02/2026", "11/20/2026", "x" * 10_000)
     fails(

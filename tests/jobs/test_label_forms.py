@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.label_forms import decoded, read_object
-from tests.jobs.test_import_catalog import Shop
+from tests.jobs.test_import_catalog import Shop, fails
 
 
 @pytest.mark.parametrize(
@@ -175,6 +175,17 @@ def test_rows_of_one_product_say_all_that_their_label_objects_say(tmp_path: Path
     shop.run()
     (line,) = shop.lines()
     assert json.loads(line)["attributes"] == {"size": ["S", "M"], "hue": "Teal", "sole": "Rubber"}
+
+
+def test_a_column_of_texts_is_none_of_label_objects(tmp_path: Path) -> None:
+    shop = Shop(tmp_path)
+    rows = [
+        {"id": str(i), "name": "Hat", "photo": None, "facts": "Teal" if i < 6 else {"hue": "Teal"}} for i in range(10)
+    ]
+    shop.write(*rows)
+    fails(shop, r"6 of 10 values of 'facts' are no objects of labels, such as '\"Teal\"'.*under `labels`")
+    shop.write(*rows[2:])
+    assert shop.run().notes == {"labels that cannot be read": 4}
 
 
 def test_an_import_says_by_name_what_it_cannot_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

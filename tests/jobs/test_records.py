@@ -74,6 +74,10 @@ def test_line_that_only_begins_like_a_rejected_one_is_read_as_any_other(line: by
     assert row.get("line_error") in (None, "not_json")
 
 
+def test_texts_and_numbers_of_a_description_are_one_text() -> None:
+    assert parse(description=["Soft", None, 80, ""])["description"] == "Soft\n\n80"
+
+
 @pytest.mark.parametrize("word", ["nan", "NULL", "None", "undefined", "N/A"])
 def test_word_for_nothing_is_no_id(word: str) -> None:
     row = parse(product_id=word, title=word)
