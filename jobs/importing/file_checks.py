@@ -35,6 +35,8 @@ class FileChecks:
         self._lacking: dict[Path, set[str]] = {}  # optional columns, by file with records
         self._rows = 0
         self._empty: list[Path] = []  # files without a row
+        self._folded = {column.casefold(): column for column in mapping.columns}
+        self._capitals: dict[str, str] = {}  # columns of some records, by the mapping's that differ in capitals alone
 
     def rows(self, rows: Iterable[Row], path: Path) -> Iterator[Row]:
         """Yield the rows of the file at `path` with prices as numbers, where they can be read.
@@ -46,6 +48,7 @@ class FileChecks:
         mark = self._mark(first)
         unseen, columns, record = set(self._mapping.columns), dict[str, None](), None
         names, nested = dict[str, Json]().keys(), False
+        shape, other = names, None
         before = self._rows
         for row in itertools.chain(first, source):
             self._rows += 1
@@ -57,6 +60,10 @@ class FileChecks:
                     unseen = {column for column in unseen if get_column(row, column) is ABSENT}
                     if len(columns) < _NAMES:
                         columns.update(dict.fromkeys(name[:_NAME] for name in itertools.islice(row, _NAMES)))
+                if row.keys() != shape:
+                    shape, other = row.keys(), self._in_other_capitals(row)
+                if other is not None:
+                    self._noticed.note("records with a column in other capitals than the mapping's, not read")
                 row = self._with_price(row, mark)
             yield row
         if self._rows == before:
@@ -71,12 +78,23 @@ class FileChecks:
         if self._empty:
             log.warning("import-catalog: no records in %s", ", ".join(path.name for path in self._empty[:_NAMES]))
             self._noticed.note("files without records", len(self._empty))
+        for column, name in self._capitals.items():
+            log.warning("import-catalog: some records have %r, not %r, which is not read", name, column)
         found = [set(self._mapping.columns) - lacking for lacking in self._lacking.values()]
         somewhere = {column for columns in found for column in columns}
         for path, lacking in self._lacking.items():
             if missed := lacking & somewhere:
                 log.warning("import-catalog: %s lacks the columns %s, which other files have", path, sorted(missed))
                 self._noticed.note("files without optional columns that other files have")
+
+    def _in_other_capitals(self, row: dict[str, Json]) -> str | None:
+        """Return a column of `row` that would be the mapping's in other capitals, where `row` does not have that one."""
+        for name in row:
+            column = self._folded.get(name.casefold())
+            if column is not None and column not in row and name not in self._mapping.columns:
+                self._capitals[column] = name[:_NAME]
+                return name
+        return None
 
     def _first(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Yield the rows that show how the file writes prices."""
@@ -127,7 +145,8 @@ class FileChecks:
     def _check_columns(self, path: Path, unseen: set[str], columns: list[str], record: dict[str, Json]) -> None:
         mapping = self._mapping
         texts = {*mapping.title, *mapping.description}
-        lacking = unseen - set(mapping.optional)
+        capitals = {column.casefold() for column in columns}
+        lacking = {column for column in unseen if column not in mapping.optional or column.casefold() in capitals}
         if not lacking and texts and texts <= unseen:
             raise JobError(
                 f"{path}: no record has a text, in none of the columns {sorted(texts)}, optional as they are; the columns are "
@@ -141,7 +160,7 @@ class FileChecks:
                     "have one object on each line, export them so"
                 )
             way_out = "Correct the mapping, or list them under `optional`"
-            if {column.casefold() for column in lacking} <= {column.casefold() for column in columns}:
+            if {column.casefold() for column in lacking} <= capitals:
                 way_out = "They differ in capitals alone: write them as the file does"
             raise JobError(
                 f"{path}: no record has the columns {sorted(lacking)} that the mapping names; the columns are "

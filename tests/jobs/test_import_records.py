@@ -313,6 +313,19 @@ def test_a_header_or_a_total_is_no_product_in_json_either(shop: Shop) -> None:
     assert shop.run().unreadable == {"a header among the records": 1, "a row of totals, no product": 1}
 
 
+@pytest.mark.parametrize("optional", [[], ["kind"]])
+def test_a_column_in_other_capitals_is_not_passed_over(
+    shop: Shop, optional: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    setting(shop, optional=optional)
+    other = LINES.replace(b'"kind"', b'"Kind"')
+    write(shop, other)
+    fails(shop, r"no record has the columns \['kind'\].*differ in capitals alone")
+    write(shop, LINES + other)
+    assert shop.run().notes == {"records with a column in other capitals than the mapping's, not read": 20}
+    assert "some records have 'Kind', not 'kind'" in caplog.text
+
+
 def test_texts_that_are_all_optional_are_not_all_absent(shop: Shop) -> None:
     setting(shop, optional=["name", "text"])
     write(shop, '{"id": "1", "price": 1, "kind": "Shirt"}\n')
