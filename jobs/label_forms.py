@@ -37,11 +37,6 @@ _VALUES: Final = (
     "attributevalues",
     "propertyvalue",
     "text",
-    "v",
-    "displayvalue",
-    "featurevalue",
-    "specvalue",
-    "parametervalue",
 )
 # Keys that are the name where an item of a list has none of `_NAMES`.
 _OTHER_NAMES: Final = (
@@ -65,6 +60,8 @@ _OTHER_NAMES: Final = (
     "type",
     "id",
 )
+# Keys that are the value beside a name.
+_OTHER_VALUES: Final = ("v", "displayvalue", "featurevalue", "specvalue", "parametervalue")
 _SHOWN_NAMES: Final = ("label", "name", "title")  # of a value that is an object without any of `_VALUES`
 _UNITS: Final = ("unit", "units", "unitcode", "uom")
 _DEPTH: Final = 5  # levels of lists and objects that are looked through
@@ -195,7 +192,7 @@ def _read_item(labels: Labels, unread: dict[str, Json], item: Json, depth: int) 
 
 def _has_labels_of_its_own(found: dict[str, Json]) -> bool:
     """Whether an object that has a name and a value says more in words."""
-    known = {*_NAMES, *_VALUES, *_UNITS, *_OTHER_NAMES}
+    known = {*_NAMES, *_VALUES, *_UNITS, *_OTHER_NAMES, *_OTHER_VALUES}
     return any(isinstance(value, str | list | dict) and key not in known for key, value in _keys(found).items())
 
 
@@ -215,15 +212,12 @@ def _name_of(found: dict[str, Json], names: Iterable[str]) -> str | None:
 def _read_pair(labels: Labels, unread: dict[str, Json], found: dict[str, Json], names: Iterable[str] = _NAMES) -> bool:
     """Add the label of an object that is one attribute, with a name and a value; return whether it is one."""
     keys, name = _keys(found), _name_of(found, names)
-    held = _first(keys, _VALUES) or next((key for key in _VALUES if key in keys), None)
+    values = (*_VALUES, *_OTHER_VALUES)
+    held = _first(keys, values) or next((key for key in values if key in keys), None)
     if name is None or held is None:
         return False
-    _add(
-        labels,
-        unread,
-        name,
-        {key: keys[key] for key in (held, *_UNITS) if key in keys} if keys[held] is not None else None,
-    )
+    units = {key: keys[key] for key in _UNITS if key in keys}
+    _add(labels, unread, name, {"value": keys[held], **units} if keys[held] is not None else None)
     return True
 
 

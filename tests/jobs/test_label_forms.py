@@ -83,6 +83,7 @@ def test_the_usual_forms_are_read(found: Any, labels: dict[str, list[str]]) -> N
         ([{"name": "hue", "content": "Teal"}], {"hue": {"name": "hue", "content": "Teal"}}),
         ({"hue": float("inf")}, {"hue": float("inf")}),
         ({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 1}}}),
+        ({"size": {"h": 3, "v": 4}}, {"size": {"h": 3, "v": 4}}),
         ([{"name": None, "value": "Teal"}], {"": {"name": None, "value": "Teal"}}),
         # Neither JSON that is cut off nor PHP's form is a text of pairs.
         ('[{"name": "hue", "value": "Teal"}', {"": '[{"name": "hue", "value": "Teal"}'}),
