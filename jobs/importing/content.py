@@ -23,7 +23,7 @@ _MAGIC: Final = (
     (re.compile(rb"\x1f\x9d"), "a file of `compress`", _PACKED),
     (re.compile(rb"7z\xbc\xaf\x27\x1c"), "a 7-Zip archive", _PACKED),
     (re.compile(rb"Rar!\x1a\x07"), "a RAR archive", _PACKED),
-    (re.compile(rb".{257}ustar(\x00| )", re.DOTALL), "a tar archive", _PACKED),
+    (re.compile(rb".{257}ustar(\x00|  \x00)", re.DOTALL), "a tar archive", _PACKED),
     (re.compile(rb"%PDF-"), "a PDF", _EXPORT),
     (re.compile(rb"\{\\rtf"), "an RTF document", _EXPORT),
     (re.compile(rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"), "an old Excel workbook (XLS)", _EXPORT),
