@@ -71,7 +71,7 @@ class Mapper:
             "updated_at": self._time(row),
             "attributes": self._labels(row),
         }
-        if self._pictures is not None and not mapping.image_uri:
+        if self._pictures is not None:
             name = self.picture_name(row)
             if isinstance(name, str):
                 record["image_uri"], record["image_version"] = self._pictures.add(name)
