@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import codecs
 import functools
+import io
 import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.loading import Strict, load_shipped
 
@@ -82,19 +83,49 @@ class Mapping(Strict):
     @field_validator("encoding")
     @classmethod
     def _known_encoding(cls, value: str) -> str:
+        if not value:
+            return value
         try:
-            return codecs.lookup(value).name if value else value
-        except LookupError as error:
+            text = io.BytesIO("text".encode(value))
+            with io.TextIOWrapper(text, encoding=value, errors="surrogateescape") as file:
+                file.read()
+        except (LookupError, UnicodeError) as error:
             raise ValueError(f"{value!r} is no encoding; such as utf-8, cp1252 or utf-16") from error
+        return codecs.lookup(value).name
 
     @field_validator("updated_at_format")
     @classmethod
     def _readable(cls, value: str) -> str:
+        time = datetime(2026, 11, 20, 13, 14, 15, tzinfo=UTC)
         try:
-            datetime.strptime(datetime(2026, 11, 20, 13, 14, 15, tzinfo=UTC).strftime(value), value)
+            read = datetime.strptime(time.strftime(value), value)
         except ValueError as error:
             raise ValueError(f"{value!r} is no format of times: {error}") from error
+        if value and read.date() != time.date():
+            raise ValueError(f"{value!r} does not say the day and the year, so times in it have no order")
         return value
+
+    @model_validator(mode="after")
+    def _apart(self) -> Mapping:
+        marks = [mark for mark in (self.delimiter, self.quote_character, self.escape) if mark]
+        if len(set(marks)) < len(marks):
+            raise ValueError(
+                "`delimiter`, `quote` and `escape` must differ; leave `escape` out where quotes are doubled"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_by_record(self) -> Mapping:
+        if self.pictures and self.image_uri:
+            raise ValueError("`pictures` are imported, and `image_uri` names those that are not: give one of them")
+        if bool(self.pictures) != bool(self.picture_name):
+            raise ValueError("`pictures` and `picture_name` belong together: give both or neither")
+        outside = re.sub(r"\{[^{}]+\}", "", self.picture_name)
+        if self.picture_name and (not self.picture_columns or "{" in outside or "}" in outside):
+            raise ValueError(
+                f"picture_name: {self.picture_name!r} must name a column in braces, such as {{{self.product_id}}}.jpg"
+            )
+        return self
 
     @property
     def quote_character(self) -> str | None:

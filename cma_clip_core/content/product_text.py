@@ -37,12 +37,16 @@ _REFERENCE: Final = re.compile(r"&(?:#[0-9]{1,8}+;?|#[xX][0-9A-Fa-f]{1,8}+;?|([A
 _HUGE_REFERENCE: Final = re.compile(r"&#[xX]?[0-9A-Fa-f]{9,}+;?")  # no character
 _BEFORE_A_DIGIT: Final = re.compile(r"([A-Za-z]+)([0-9].*)")
 # What a program wrote for a line end, a quote or a letter. A backslash before a word ("with \navy print") is none: an
-# escaped line end follows a word.
-_ESCAPED_BLANKS: Final = re.compile(r"(?<=\S)(?<!\\)(?:\\[nrt])+|(?:\\[nrt]){2,}|(?:\\[nrt])+(?![a-z])")
+# escaped line end follows a word. Nor is one before a colour ("black\navy"), of which no word would be left.
+_ESCAPED_BLANKS: Final = re.compile(
+    r"(?!\\(?:n(?:avy|atural|ude|ickel)|r(?:ed|ose|ust|uby|aspberry|oyal)|t(?:eal|aupe|urquoise|erracotta))\b)(?:"
+    r"(?<=\S)(?<!\\)(?:\\[nrt])+|(?:\\[nrt]){2,}|(?:\\[nrt])+(?![a-z]))"
+)
 _ESCAPED: Final = re.compile(
     r"\\(?:(?P<quote>[\"'])|u(?P<high>[dD][89abAB][0-9A-Fa-f]{2})\\u(?P<low>[dD][c-fC-F][0-9A-Fa-f]{2})"
     r"|u(?P<wide>[0-9A-Fa-f]{4})|x(?P<narrow>[0-9A-Fa-f]{2}))"
 )
+_ESCAPED_MARKUP: Final = re.compile(r"\\(?:u00|x)(?:3[cC]|26)")
 _EXCEL_ESCAPE: Final = re.compile(r"_x([0-9A-Fa-f]{4})_")
 _EXCEL_TEXT: Final = re.compile(r'="([^"]*+)"')
 _MOJIBAKE: Final = re.compile("[ÂÃ][\u0080-\u00bf\u2018-\u2026€™œž]|â€|ï»¿")
@@ -64,6 +68,8 @@ def clean(text: str | None, limit: int = LIMIT) -> str:
     """
     if not text:
         return ""
+    if "\\" in text and _ESCAPED_MARKUP.search(text):  # a tag that JSON wrote as \u003cp\u003e
+        text = _ESCAPED.sub(_escaped_character, text)
     text = _without_markup(text, 4 * _RAW_FACTOR * limit)[: _RAW_FACTOR * limit]
     if "\\" in text:
         text = _ESCAPED.sub(_escaped_character, _ESCAPED_BLANKS.sub(" ", text))

@@ -10,13 +10,15 @@ from typing import Any, Final, TypeAlias
 
 from jobs.errors import JobError
 from jobs.importing.formats.format_registry import Row
-from jobs.importing.formats.noticed import Noticed
+from jobs.importing.formats.noticed import Noticed, shown
 
 Json: TypeAlias = Any
 Merge: TypeAlias = Callable[[list[dict[str, Json]]], dict[str, Json]]
 
 _BATCH: Final = 1_000
 _CACHE: Final = 65_536  # kilobytes of the file in memory
+_MOST: Final = 10_000  # rows of one product
+_LARGEST: Final = 64 * 2**20  # characters of these
 
 
 def grouped(
@@ -32,7 +34,7 @@ def grouped(
         folder: where the file is written.
 
     Raises:
-        JobError: the folder has no room for the rows.
+        JobError: the folder has no room for the rows, or far too many are one product.
     """
     database = sqlite3.connect(folder / "rows.sqlite")
     try:
@@ -61,18 +63,28 @@ def grouped(
 
 
 def _merged(database: sqlite3.Connection, merge: Merge, noticed: Noticed) -> Iterator[dict[str, Json]]:
+    # A join of the rows with each key's first position would scan all rows once for each of them.
     ordered = database.execute(
-        "SELECT first, row FROM given JOIN (SELECT key, min(position) AS first FROM given GROUP BY key) USING (key) "
-        "ORDER BY first, position"
+        "SELECT min(position) OVER (PARTITION BY key) AS first, row FROM given ORDER BY first, position"
     )
-    product, rows = None, list[dict[str, Json]]()
+    product, rows, size = None, list[dict[str, Json]](), 0
     for first, row in ordered:
         if first != product and rows:
-            noticed.note("rows put together with others of their product", len(rows) - 1)
-            yield merge(rows)
-            rows = []
+            yield _one(rows, merge, noticed)
+            rows, size = [], 0
         product = first
         rows.append(json.loads(row))
+        size += len(row)
+        if len(rows) > _MOST or size > _LARGEST:
+            raise JobError(
+                f"{len(rows):,} rows and more are one product by the column that `group_by` names, such as {shown(row)}; nothing "
+                "was imported: name the column whose values are one product's alone"
+            )
     if rows:
+        yield _one(rows, merge, noticed)
+
+
+def _one(rows: list[dict[str, Json]], merge: Merge, noticed: Noticed) -> dict[str, Json]:
+    if len(rows) > 1:
         noticed.note("rows put together with others of their product", len(rows) - 1)
-        yield merge(rows)
+    return merge(rows)

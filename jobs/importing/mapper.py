@@ -16,7 +16,7 @@ from jobs.importing.formats.sources import LINE_START, MAX_LINE
 from jobs.importing.pictures.picture_store import PictureStore
 from jobs.records.label_forms import UnreadableError, decoded, read_object, read_value
 from jobs.records.rejected_lines import RejectedLine
-from jobs.records.values import identity, instant
+from jobs.records.values import identity, instant, is_no_id
 from schemas.mapping import Mapping
 
 log = logging.getLogger(__name__)
@@ -33,11 +33,13 @@ class Mapper:
 
     def __init__(self, mapping: Mapping, pictures: PictureStore | None, noticed: Noticed) -> None:
         self._mapping, self._pictures, self._noticed = mapping, pictures, noticed
-        self._nulls = frozenset(text.strip() for text in mapping.null_values)
+        self._nulls = frozenset(["", *(text.strip() for text in mapping.null_values)])
         self._times = self._unread_times = 0
         self._time_examples: list[str] = []
         self.unread: Counter[str] = Counter()  # labels of no known form, by name
         self._example: dict[str, Json] = {}
+        self._objects: Counter[str] = Counter()  # values of each column of label objects
+        self._no_objects: Counter[str] = Counter()  # of these, those that are none
 
     def line(self, row: Row) -> bytes:
         """Return `row` as a line of the raw catalog, its end included."""
@@ -69,7 +71,7 @@ class Mapper:
             "updated_at": self._time(row),
             "attributes": self._labels(row),
         }
-        if self._pictures is not None and not mapping.image_uri:
+        if self._pictures is not None:
             name = self.picture_name(row)
             if isinstance(name, str):
                 record["image_uri"], record["image_version"] = self._pictures.add(name)
@@ -84,34 +86,33 @@ class Mapper:
             for column, value in row.items():
                 if self._is_empty(merged.get(column)):
                     merged[column] = value
-        for column in (*self._mapping.labels, *self._mapping.picture_columns):
-            given: list[Json] = []
+        several = (*self._mapping.labels, *self._mapping.picture_columns, *self._mapping.label_objects)
+        for column in several:  # several objects are read as a list of them, which may name an attribute several times
+            given: dict[str, Json] = {}
             for row in rows:
                 value = get_column(row, column)
-                values = value if isinstance(value, list) else [value]
-                given += [
-                    each for each in values if each is not ABSENT and not self._is_empty(each) and each not in given
-                ]
+                for each in value if isinstance(value, list) else [value]:
+                    if each is not ABSENT and not self._is_empty(each):
+                        given.setdefault(json.dumps(each), each)
             if len(given) > 1:
-                merged[column] = given
-        for column in self._mapping.label_objects:
-            given = []
-            for row in rows:
-                value = get_column(row, column)
-                if value is not ABSENT and not self._is_empty(value):
-                    given += [each for each in (value if isinstance(value, list) else [value]) if each not in given]
-            if len(given) > 1:
-                merged[column] = given  # read as a list of objects, which may name an attribute several times
+                merged[column] = list(given.values())
         return merged
 
     def key(self, row: dict[str, Json]) -> str | None:
         """Return what the rows of the row's product have in common; None where it is not given."""
         key = identity(self._value(row, self._mapping.group_by))
-        return None if key is None else str(key)
+        return None if key is None or key == "" or is_no_id(key) else str(key)
 
     def check(self) -> None:
-        """Raise JobError where more than a few times of `updated_at` cannot be read."""
+        """Raise JobError where more than a few times of `updated_at`, or most objects of labels, cannot be read."""
         self.log_unread()
+        for column, count in self._no_objects.items():
+            if count > 2 and 2 * count > self._objects[column]:
+                raise JobError(
+                    f"{count:,} of {self._objects[column]:,} values of {column!r} are no objects of labels, such as "
+                    f"{shown(json.dumps(self._example.get(column)))}; nothing was imported: the shop's own labels would be taken for "
+                    "gaps. Name the column under `labels` where it holds one label, or leave it out of `label_objects`"
+                )
         unread, given = self._unread_times, self._times
         if unread > max(2, given // 100) or 2 * unread > given:
             written = self._mapping.updated_at_format
@@ -119,7 +120,7 @@ class Mapper:
                 f"{unread:,} of {given:,} values ({100 * unread / given:.1f} %) of {self._mapping.updated_at!r} are no times "
                 f"{f'of the form {written!r}' if written else 'beyond doubt'}, such as {', '.join(self._time_examples)}; "
                 "nothing was imported: which of two records is the newer one is not known. Set `updated_at_format` in the "
-                'mapping, such as "%d/%m/%Y %H:%M", or leave `updated_at` out'
+                'mapping, such as "%d/%m/%Y %H:%M", list words for no time under `null_values`, or leave `updated_at` out'
             )
         if unread:
             log.warning(
@@ -170,11 +171,14 @@ class Mapper:
             for name, texts in labels.items():
                 found[name] = list(dict.fromkeys([*found.get(name, ()), *texts]))
             unread |= {name: value for name, value in rest.items() if name}
+            self._objects[column] += given is not None
             if "" in rest:
+                self._no_objects[column] += 1
                 unread[column] = given
         for name, value in unread.items():
             self._count_unread(name, value)
         labels = {name: parts for name, texts in found.items() if (parts := self._split(texts))}
+        unread = {name: _kept_unread(value, name) for name, value in unread.items()}
         return unread | {name: parts[0] if len(parts) == 1 else parts for name, parts in labels.items()}
 
     def _split(self, texts: list[str]) -> list[Json]:
@@ -212,6 +216,20 @@ class Mapper:
                 return None if value == [] else value
             parts[column] = identity(value)
         return _BRACES.sub(lambda match: parts[match.group(1)], self._mapping.picture_name)
+
+
+def _kept_unread(value: Json, name: str) -> Json:
+    """Return an object that cannot be read as a label in a form that `read_value` does not read either.
+
+    Alone, {"name": "hue", "content": "Teal"} would be a value that is called hue.
+    """
+    if not isinstance(value, dict):
+        return value
+    try:
+        read_value(value, name)
+    except UnreadableError:
+        return value
+    return {"unread": value}
 
 
 ABSENT: Final = object()

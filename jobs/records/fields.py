@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias
 
-from jobs.records.values import instant, plain, price
+from jobs.records.values import instant, is_no_id, plain, price
 
 Json: TypeAlias = Any
 
@@ -62,7 +62,7 @@ def read_text(value: Json) -> str | None:
 
 def read_long_text(value: Json) -> str | None:
     """Return the text as `read_text` does, and the texts of a list joined by blank lines. Raises FieldError."""
-    if isinstance(value, list) and len(value) > 1 and all(item is None or isinstance(item, str) for item in value):
+    if isinstance(value, list) and len(value) > 1 and not any(isinstance(item, list | dict) for item in value):
         parts = [text for item in value if (text := read_text(item)) is not None]
         return "\n\n".join(parts) or None
     return read_text(value)
@@ -76,9 +76,14 @@ def read_picture(value: Json) -> str | None:
 
 
 def read_id(value: Json) -> str | None:
-    """Return the id without invisible characters around it. Raises FieldError."""
+    """Return the id without invisible characters around it. Raises FieldError, where it is a word for none too."""
     text = read_text(value)
-    return (plain(text) or None) if text is not None else None
+    if text is None:
+        return None
+    text = plain(text)
+    if is_no_id(text):
+        raise FieldError(value)
+    return text or None
 
 
 def read_price(value: Json) -> float | None:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
+from cma_clip_core.content.markup import has_markup, visible_text
+
 Json = Any
 Labels = dict[str, list[str]]  # name of an attribute in the shop's words to what it says
 
@@ -36,12 +38,40 @@ _VALUES: Final = (
     "propertyvalue",
     "text",
 )
+# Keys that are the name where an item of a list has none of `_NAMES`.
+_OTHER_NAMES: Final = (
+    "k",
+    "attr",
+    "attrname",
+    "attrcode",
+    "traittype",
+    "feature",
+    "featurename",
+    "spec",
+    "specname",
+    "specification",
+    "characteristic",
+    "parameter",
+    "parametername",
+    "displayname",
+    "fieldname",
+    "field",
+    "attributeid",
+    "type",
+    "id",
+)
+# Keys that are the value beside a name.
+_OTHER_VALUES: Final = ("v", "displayvalue", "featurevalue", "specvalue", "parametervalue")
 _SHOWN_NAMES: Final = ("label", "name", "title")  # of a value that is an object without any of `_VALUES`
 _UNITS: Final = ("unit", "units", "unitcode", "uom")
 _DEPTH: Final = 5  # levels of lists and objects that are looked through
 _LITERAL: Final = 5_000  # characters of a text that may be a Python list
 _NAME: Final = 100  # characters of a name before a colon
-_ENDS: Final = (re.compile(r"[;\n]"), re.compile(r"\|"), re.compile(r","))
+_ENDS: Final = (";\n", "|", "\t", ",", "&")  # of a pair in a text; those that make most pairs are meant
+_MARK: Final = re.compile(r"=>|[:=]")  # between a name and its value
+_NO_NAME: Final = re.compile(r"[,;|\n\t&<>{}\[\]\"]")
+_SERIALISED: Final = re.compile(r'\s*[aOs]:\d+:[{"]')  # by PHP
+_NOTHING: Final = frozenset({"None", "null", "NULL", "nan", "NaN", "undefined"})
 
 
 class UnreadableError(ValueError):
@@ -134,7 +164,8 @@ def _read_into(labels: Labels, unread: dict[str, Json], found: Json, depth: int)
             for name, value in pairs:
                 _add(labels, unread, name, value)
     elif isinstance(found, dict):
-        if not _read_pair(labels, unread, found):
+        # One attribute, or a flat object in which the shop has attributes of such names: {"label": .., "option": .., "hue": ..}.
+        if not _read_pair(labels, unread, found) or _has_labels_of_its_own(found):
             for key, item in found.items():
                 _add(labels, unread, str(key), item)
     elif isinstance(found, list):
@@ -148,31 +179,45 @@ def _read_item(labels: Labels, unread: dict[str, Json], item: Json, depth: int) 
     """Read one item of a list of attributes: a pair, an object with a name and a value, an object, or a text."""
     if isinstance(item, list | tuple) and len(item) == 2 and isinstance(item[0], str):
         _add(labels, unread, item[0], item[1])
-    elif not isinstance(item, dict) or (own := _name_of(item)) is None:
+    elif not isinstance(item, dict):
         _read_into(labels, unread, item, depth - 1)
-    elif not _read_pair(labels, unread, item):
-        unread[own] = item  # an attribute whose value is nowhere
+    elif not _read_pair(labels, unread, item, (*_NAMES, *_OTHER_NAMES)):
+        if (own := _name_of(item, _NAMES)) is not None:
+            unread[own] = item  # an attribute whose value is nowhere
+        elif not _keys(item).keys().isdisjoint(_NAMES):
+            unread[""] = item  # one whose name is not given
+        else:
+            _read_into(labels, unread, item, depth - 1)
 
 
-def _name_of(found: dict[str, Json]) -> str | None:
+def _has_labels_of_its_own(found: dict[str, Json]) -> bool:
+    """Whether an object that has a name and a value says more in words."""
+    known = {*_NAMES, *_VALUES, *_UNITS, *_OTHER_NAMES, *_OTHER_VALUES}
+    return any(isinstance(value, str | list | dict) and key not in known for key, value in _keys(found).items())
+
+
+def _name_of(found: dict[str, Json], names: Iterable[str]) -> str | None:
     """Return the attribute that an object with a key such as ``name`` is about."""
     keys = _keys(found)
-    name = _first(keys, _NAMES)
-    return keys[name] if name is not None and isinstance(keys[name], str) else None
+    name = _first(keys, names)
+    own = keys[name] if name is not None else None
+    if isinstance(own, dict):  # {"attribute": {"id": 4, "name": "hue"}, "value": ..}
+        inner = _keys(own)
+        own = inner.get(_first(inner, _NAMES) or "")
+    if isinstance(own, int) and not isinstance(own, bool):
+        return _number(own)
+    return own if isinstance(own, str) else None
 
 
-def _read_pair(labels: Labels, unread: dict[str, Json], found: dict[str, Json]) -> bool:
+def _read_pair(labels: Labels, unread: dict[str, Json], found: dict[str, Json], names: Iterable[str] = _NAMES) -> bool:
     """Add the label of an object that is one attribute, with a name and a value; return whether it is one."""
-    keys, name = _keys(found), _name_of(found)
-    held = _first(keys, _VALUES) or next((key for key in _VALUES if key in keys), None)
+    keys, name = _keys(found), _name_of(found, names)
+    values = (*_VALUES, *_OTHER_VALUES)
+    held = _first(keys, values) or next((key for key in values if key in keys), None)
     if name is None or held is None:
         return False
-    _add(
-        labels,
-        unread,
-        name,
-        {key: keys[key] for key in (held, *_UNITS) if key in keys} if keys[held] is not None else None,
-    )
+    units = {key: keys[key] for key in _UNITS if key in keys}
+    _add(labels, unread, name, {"value": keys[held], **units} if keys[held] is not None else None)
     return True
 
 
@@ -188,22 +233,49 @@ def _add(labels: Labels, unread: dict[str, Json], name: str, value: Json) -> Non
 
 def _pairs_of(text: str) -> list[tuple[str, str]] | None:
     """Return the names and values of a text such as "colour: Red; size: M"; None where it is no such text."""
+    text = text.strip()
+    in_braces = text.startswith("{") and text.endswith("}")  # {colour: Red, size: M}
+    if in_braces:
+        text = text[1:-1]
+    if text[:1] in ("[", "{") or _SERIALISED.match(text) or (in_braces and any(mark in text for mark in "[]{}")):
+        return None
+    if has_markup(text):
+        text = visible_text(text, len(text))
+    pairs: list[tuple[str, str]] = []
     for ends in _ENDS:
-        parts = [part for part in ends.split(text) if part.strip()]
-        pairs = [pair for part in parts if (pair := _pair_of(part)) is not None]
-        if len(pairs) > 1 and len(pairs) == len(parts):
-            return pairs
-    pair = _pair_of(text)
-    return None if pair is None else [pair]
+        found = _pairs_between(ends, text)
+        if len(found) > len(pairs):
+            pairs = found
+    return [(name, "" if in_braces and value in _NOTHING else _unquoted(value)) for name, value in pairs] or None
+
+
+def _pairs_between(ends: str, text: str) -> list[tuple[str, str]]:
+    """Return the pairs of a text that end with one of `ends`; what is no pair belongs to the value before it."""
+    parts = re.split(f"([{ends}])", text)
+    found: list[tuple[str, list[str]]] = []
+    for index in range(0, len(parts), 2):
+        if (pair := _pair_of(parts[index])) is not None:
+            found.append((pair[0], [pair[1]]))
+        elif found:
+            found[-1][1].extend(parts[index - 1 : index + 1])
+        elif parts[index].strip():
+            return []
+    return [(name, "".join(value).strip(f"{ends} \t\r\n")) for name, value in found]
 
 
 def _pair_of(text: str) -> tuple[str, str] | None:
-    text = text.strip()
-    at = min((place for mark in ":=" if (place := text.find(mark)) > 0), default=0)
-    name, value = text[:at].strip(), text[at + 1 :].strip()
-    if not name or not value or len(name) > _NAME or "\n" in name or value.startswith("//"):
+    mark = _MARK.search(text)
+    if mark is None:
         return None
-    return name, value
+    name, value = _unquoted(text[: mark.start()].strip()), text[mark.end() :].strip()
+    if not value or len(name) > _NAME or _NO_NAME.search(name) or value.startswith("//"):
+        return None
+    return (name, value) if any(map(str.isalpha, name)) else None
+
+
+def _unquoted(text: str) -> str:
+    """Return `text` without the quotes that enclose it."""
+    return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def _number(value: float) -> str:
@@ -234,11 +306,20 @@ def _first(keys: dict[str, Json], wanted: Iterable[str]) -> str | None:
     return next((key for key in wanted if keys.get(key) is not None), None)
 
 
+class _Several(list[Json]):
+    """The values of a name that an object has several times."""
+
+
 def _merged(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    """Return the object of `pairs`; a name that is there twice has both values."""
+    """Return the object of `pairs`; a name that is there several times has all its values."""
     found: dict[str, Json] = {}
     for name, value in pairs:
-        found[name] = [found[name], value] if name in found else value
+        if name not in found:
+            found[name] = value
+        elif isinstance(several := found[name], _Several):
+            several.append(value)
+        else:
+            found[name] = _Several([several, value])
     return found
 
 

@@ -44,11 +44,12 @@ class RejectedLine:
 
 
 def read_rejected(line: bytes) -> RejectedLine | None:
-    """Return what `RejectedLine.encoded` wrote; None for any other line."""
+    """Return what `RejectedLine.encoded` wrote; None for any other line, such as a shop's that looks like one."""
     if not line.startswith(_START):
         return None
     try:
         said: dict[str, Any] = json.loads(line)
-        return RejectedLine(said[_MARK], said["detail"], said["file"], int(said["line"]), said["raw"].encode("latin-1"))
+        found = RejectedLine(said[_MARK], said["detail"], said["file"], said["line"], said["raw"].encode("latin-1"))
+        return found if found.encoded() == line else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import re
 import unicodedata
@@ -19,7 +20,7 @@ _INVISIBLE: Final = " \t\r\n\x00\x0b\x0c\x85\xa0\xad\u1680\u180e\u2028\u2029\u20
 _FORMULA: Final = re.compile(r'="([^"]*)"')
 _WHOLE: Final = re.compile(r"(\d{1,300})\.0")
 # As spreadsheets show a number that is too wide: one digit before the point, and what follows it is cut.
-_SCIENTIFIC: Final = re.compile(r"\d(\.\d+)?E\+\d{2,3}|\d\.\d+E\d{2,3}", re.IGNORECASE)
+_SCIENTIFIC: Final = re.compile(r"\d([.,]\d+)?E\+\d{2,3}|\d[.,]\d+E\d{2,3}", re.IGNORECASE)
 _EXACT: Final = 2**53  # from here on a JSON reader's floats leave whole numbers out
 
 _LONGEST: Final = 100  # characters of a price or a time
@@ -63,6 +64,31 @@ def rounded(value: Json) -> bool:
     if isinstance(value, float):
         return abs(value) >= _EXACT
     return isinstance(value, str) and _SCIENTIFIC.fullmatch(plain(value)) is not None
+
+
+# What programs write for an id that is not given.
+_NO_ID: Final = frozenset(
+    {"nan", "null", "none", "nil", "na", "n/a", "<na>", "#n/a", "undefined", "(null)", "\\n", "-", "--"}
+)
+# First words of a row that sums others up, or counts them.
+_TOTAL: Final = re.compile(
+    r"(grand |sub-?)?(totals?|totale|totaal|sum|summe|gesamt(summe)?|somme|suma|сумма|итого|toplam|razem|合計|总计|"
+    r"count|anzahl|nombre|average|avg|mean|durchschnitt|moyenne)\b[\s:\d]*",
+    re.IGNORECASE,
+)
+
+
+def is_no_id(value: Json) -> bool:
+    """Whether an id says that none is given: NULL, nan, N/A."""
+    return isinstance(value, str) and len(value) < 10 and value.strip().casefold() in _NO_ID
+
+
+def is_total(product_id: Json, others: Iterable[Json], columns: int) -> bool:
+    """Whether a row with this id, and `others` in its other columns, is one of totals and no product."""
+    if not isinstance(product_id, str) or not _TOTAL.fullmatch(product_id.strip()[:50]):
+        return False
+    given = [text for value in others if value is not None and (text := str(value).strip())]
+    return all(any(map(str.isdigit, text)) for text in given) or 3 * len(given) < columns
 
 
 # --- prices
@@ -153,6 +179,18 @@ def _number(text: str, value: str) -> Json:
 _EPOCH: Final = re.compile(r"\d{10}(\.\d+)?|\d{13}|\d{16}|\d{19}")
 _ISO: Final = re.compile(r"\d{4}[-/]\d{1,2}[-/]\d{1,2}.*|\d{8}(T.*)?|\d{4}-W\d{2}.*", re.DOTALL)
 _ZONE: Final = re.compile(r"\s*(UTC|GMT|Z)$", re.IGNORECASE)
+# RFC 2822, with no more zones than it names. The parser of the standard library passes over what it does not know, such
+# as PM or CET.
+_RFC_2822: Final = re.compile(
+    r"([A-Za-z]{3,9},?\s+)?\d{1,2}\s+[A-Za-z]{3,9}\s+\d{4}\s+\d{1,2}:\d{2}(:\d{2})?"
+    r"(\s*([+-]\d{4}|Z|UTC?|GMT|[ECMP][SD]T))?(\s*\([^()]*\))?"
+)
+_OF_PROGRAMS: Final = (  # C's ctime, the command date, JavaScript
+    "%a %b %d %H:%M:%S %Y",
+    "%a %b %d %H:%M:%S UTC %Y",
+    "%a %b %d %H:%M:%S GMT %Y",
+    "%a %b %d %Y %H:%M:%S GMT%z",
+)
 
 
 def instant(value: Json, written: str = "") -> str | None:
@@ -188,8 +226,14 @@ def _understood(text: str) -> datetime | None:
         text = re.sub(r"\s+(?=[+-]\d{2}:?\d{2}$)", "", _ZONE.sub("+00:00", text))
         if year_first := re.match(r"(\d{4})[-/](\d{1,2})[-/](\d{1,2})(?!\d)", text):
             text = f"{year_first[1]}-{year_first[2]:0>2}-{year_first[3]:0>2}{text[year_first.end() :]}"
+        text = re.sub(r"(?<=[T ])(?=\d:)", "0", text, count=1)  # 9:30
         text = re.sub(r"(?<=\d)[.,](\d+)", lambda m: "." + m[1][:6].ljust(6, "0"), text, count=1)
         return datetime.fromisoformat(text)
-    if re.search(r"[A-Za-z]{3}", text) and email.utils.parsedate_tz(text) is not None:
+    if _RFC_2822.fullmatch(text):
         return email.utils.parsedate_to_datetime(text)
+    if text[:3].isalpha():
+        text = re.sub(r"\s*\([^()]*\)$", "", text)
+        for written in _OF_PROGRAMS:
+            with contextlib.suppress(ValueError):
+                return datetime.strptime(text, written)
     return None

@@ -28,12 +28,13 @@ class Dialect:
     quote: str | None = '"'
     escape: str | None = None
     skipped: int = 0  # lines before the header
+    skips_blanks: bool = False  # before a cell: a, "b, c"
 
     def reader_options(self) -> dict[str, Any]:
         """Return the options of csv.reader and csv.writer."""
         if self.quote is None:
             return {"delimiter": self.delimiter, "quoting": csv.QUOTE_NONE}
-        return {"delimiter": self.delimiter, "quotechar": self.quote}
+        return {"delimiter": self.delimiter, "quotechar": self.quote, "skipinitialspace": self.skips_blanks}
 
     def translate(self, line: str) -> str:
         """Return `line` with its escapes resolved, for csv.reader; `restore` undoes it in cells."""
@@ -115,9 +116,19 @@ def _consistency(dialect: Dialect, lines: Sequence[str]) -> tuple[float, int]:
 
 
 def _quoting(lines: Sequence[str], whole: bool, dialect: Dialect, *, escape: bool) -> Dialect:
-    """Return `dialect`, or where it cannot read the sample, the one that can: with escapes, or without quotes."""
+    """Return `dialect`, or where it cannot read the sample, the one that can: with escapes, or without quotes.
+
+    Where cells begin with a blank and a quote, the quote encloses them all the same.
+    """
     quote = dialect.quote or ""
-    if not any(quote in line for line in lines) or not _faults(lines, whole, dialect):
+    if not any(quote in line for line in lines):
+        return dialect
+    after_blank = re.compile(rf"{re.escape(dialect.delimiter)} +{re.escape(quote)}")
+    if 2 * sum(after_blank.search(line) is not None for line in lines) >= len(lines):
+        blanks = replace(dialect, skips_blanks=True)
+        if not _faults(lines, whole, blanks):
+            return blanks
+    if not _faults(lines, whole, dialect):
         return dialect
     if escape and any(f"\\{quote}" in line for line in lines):
         escaped = replace(dialect, escape="\\")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,17 +11,13 @@ from typing import BinaryIO, Final
 
 from jobs.importing.formats.csv_dialect import Dialect, detect
 from jobs.importing.formats.noticed import Noticed, StructureError, shown
-from jobs.importing.formats.row_profile import RowProfile, profile_of
+from jobs.importing.formats.row_profile import HEADERS, RowProfile, profile_of
 from jobs.importing.formats.sniffing import describe_text, not_in
 from jobs.importing.formats.sources import LINE_START, MAX_LINE, Source
 from jobs.records.rejected_lines import RejectedLine
+from jobs.records.values import is_total
 from schemas.mapping import Mapping
 
-# First words of a row of sums.
-_TOTAL: Final = re.compile(
-    r"(grand |sub-?)?(totals?|totale|totaal|sum|summe|gesamt(summe)?|somme|suma|сумма|итого|toplam|razem|合計|总计)\b[\s:\d]*",
-    re.IGNORECASE,
-)
 _ROW_LINES: Final = 100_000  # physical lines of one row; more are a quote that is never closed
 _HINT: Final = "nothing was imported: correct the line, or export the file again; if"
 
@@ -168,7 +163,8 @@ class CsvRows:
                 "mapping"
             )
         header = [name if name in self._mapping.columns else name.strip(" \t\u00a0\ufeff") for name in row.cells]
-        if twice := sorted(name for name, n in Counter(header).items() if n > 1 and name):
+        # Of a column that nothing reads, two do no harm.
+        if twice := sorted(name for name, n in Counter(header).items() if n > 1 and name in self._mapping.columns):
             raise StructureError(f"the header has the columns {twice} more than once; rename or remove the others")
         return header
 
@@ -246,8 +242,8 @@ def _check_header(header: list[str], source: Source, mapping: Mapping) -> None:
     raise StructureError(
         _described(source)
         or f"the first line has none of the mapping's columns, such as {mapping.product_id!r}, but "
-        f"{shown(', '.join(header))}; nothing was imported: has the file a header, or a `delimiter` or `encoding` that the "
-        "mapping must say?"
+        f"{shown(', '.join(header))}; nothing was imported: has the file a header, or a `delimiter`, `quote` or `encoding` "
+        "that the mapping must say?"
     )
 
 
@@ -257,8 +253,9 @@ class _Records:
     def __init__(self, rows: CsvRows, source: Source, mapping: Mapping, noticed: Noticed) -> None:
         self._rows, self._source, self._noticed = rows, source, noticed
         self._names = [name.strip() for name in rows.header]
-        self._first = self._names[0]
+        self._folded = frozenset(name.casefold() for name in self._names if name)
         self._id = rows.header.index(mapping.product_id) if mapping.product_id in rows.header else None
+        self._read = 0  # rows
         self._foreign, self._native, self._example = (
             0,
             0,
@@ -312,15 +309,21 @@ class _Records:
             if cells is None:
                 return self._reject("csv_quotes", "a quote within a quoted text is not doubled", row)
             self._noticed.note("rows whose quotes are read as characters")
-        if cells[0].strip() == self._first and [cell.strip() for cell in cells[:width]] == self._names:
-            return self._reject("csv_header", "the header again", row)
+        if self._is_header(cells):
+            return self._again(cells, row)
+        self._read += 1
+        if self._read <= HEADERS and len(cells) == width and profile.is_under_header(cells):
+            return self._reject("csv_header", "a line of the header, below its names", row)
         if self._is_total(cells):
             return self._reject("csv_total", "a row of totals, no product", row)
         if len(cells) > width and not any(cell.strip() for cell in cells[width:]):
             if len(cells) == profile.usual or profile.fits(cells):
                 cells = cells[:width]
                 self._noticed.note("rows read without empty cells beyond the header")
-        elif len(cells) < width and not profile.ends_empty and profile.fits(cells):
+        elif len(cells) < width and profile.seen and not profile.ends_empty and profile.fits(cells):
+            if self._is_taken(row, width):
+                detail = f"{_cells(len(cells))} where the header has {width}, and {width} if its quotes are characters"
+                return self._reject("csv_quotes", detail, row)
             cells = cells + [""] * (width - len(cells))
         if len(cells) != width:
             return self._reject("csv_cells", f"{_cells(len(cells))} where the header has {width}", row)
@@ -358,9 +361,35 @@ class _Records:
             return None
         return cells
 
-    def _is_total(self, cells: list[str]) -> bool:
-        if self._id is None or self._id >= len(cells) or not _TOTAL.fullmatch(cells[self._id].strip()[:50]):
+    def _is_taken(self, row: Row, width: int) -> bool:
+        """Whether a short row is a whole one of which a quote, meant as a character, took cells into another."""
+        dialect = self._rows.dialect
+        if not dialect.quote or dialect.quote not in row.text or len(row.lines) > 1:
             return False
-        others = [cell.strip() for index, cell in enumerate(cells) if index != self._id and cell.strip()]
-        numbers = all(any(character.isdigit() for character in cell) for cell in others)
-        return numbers or 3 * len(others) < len(cells)
+        cells = [cell.strip(dialect.quote) for cell in dialect.split(row.text)]
+        return len(cells) == width and self._rows.profile.fits(cells)
+
+    def _is_header(self, cells: list[str]) -> bool:
+        """Whether a row has names of columns for its cells, as many as not, and one where the id should be."""
+        given = cells[self._id] if self._id is not None and self._id < len(cells) else cells[0]
+        if given.strip().casefold() not in self._folded and self._names[self._id or 0] not in cells:
+            return False
+        words = [word for cell in cells if (word := cell.strip().casefold())]
+        names = sum(word in self._folded for word in words)
+        return names >= min(2, len(self._folded)) and 2 * names > len(words)
+
+    def _again(self, cells: list[str], row: Row) -> RejectedLine:
+        """Return the line of a header. Raises StructureError where the rows below it have other columns."""
+        same = zip(cells, self._names, strict=False)
+        if all(not (word := cell.strip()) or word.casefold() == name.casefold() for cell, name in same):
+            return self._reject("csv_header", "the header again", row)
+        raise StructureError(
+            f"line {row.line}: another header ({shown(row.text)}), so that the rows below it have other columns; nothing was "
+            "imported: put them into a file of their own"
+        )
+
+    def _is_total(self, cells: list[str]) -> bool:
+        if self._id is None or self._id >= len(cells):
+            return False
+        others = (cell for index, cell in enumerate(cells) if index != self._id)
+        return is_total(cells[self._id], others, len(cells))

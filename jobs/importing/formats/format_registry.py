@@ -45,6 +45,7 @@ class JsonLines:
 
 
 FORMATS: Final[dict[str, Format]] = {"jsonl": JsonLines(), "csv": Csv()}
+_NO_RECORDS: Final = (".", "~$")  # hidden files, and locks of an office program
 _CSV_ENDINGS: Final = (".csv", ".tsv", ".tab", ".psv", ".txt")
 
 
@@ -89,7 +90,9 @@ def find_records(folder: Path, mapping: Mapping) -> tuple[list[Path], list[Path]
     found: list[list[Path]] = []
     for pattern in mapping.records:
         try:
-            matches = sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
+            matches = sorted(
+                path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith(_NO_RECORDS)
+            )
         except (NotImplementedError, ValueError, IndexError) as error:
             raise JobError(
                 f"{pattern!r} of the mapping's `records` is no pattern within the export: {error}"

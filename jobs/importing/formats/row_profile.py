@@ -17,6 +17,7 @@ _NUMBER: Final = re.compile(
 )
 _CELLS: Final = 200_000  # of the file's start
 _FEW: Final = 5  # given values that show what a column holds
+HEADERS: Final = 3  # rows below the header that may belong to it
 _MANY: Final = 30  # given values that show which words a column has
 
 
@@ -26,6 +27,7 @@ class RowProfile:
 
     width: int  # cells of the header
     usual: int  # cells of most rows
+    seen: bool  # rows of as many cells exist
     id_column: int | None
     needed: frozenset[str]  # kinds of characters that every id has
     allowed: frozenset[str]  # kinds that some id has
@@ -43,6 +45,11 @@ class RowProfile:
             return False
         cell = cells[self.id_column].strip('" \ufeff')
         return 0 < len(cell) <= 2 * self.longest_id and self.needed <= _kinds(cell) <= self.allowed
+
+    def is_under_header(self, cells: Sequence[str]) -> bool:
+        """Whether a row, one of the first, says of the columns what they hold: words where the others have numbers."""
+        words = not any(map(str.isdigit, "".join(cells)))
+        return words and "9" in self.needed and not self.has_numbers(cells)
 
     def has_numbers(self, cells: Sequence[str]) -> bool:
         """Whether the columns of numbers hold numbers, or nothing."""
@@ -69,6 +76,10 @@ class RowProfile:
             return []
         others = [i for i, line in enumerate(lines) if i and line.strip()]
         like = [i for i in others if self._like_record(lines[i], dialect)]
+        if self.id_column == 0 and len(self.needed) > 1:  # short rows, of ids that no text has by chance
+            full = set(like)
+            short = [i for i in others if i in full or self._begins_like_record(lines[i], dialect)]
+            like = short if len(short) > 2 else like
         if not like or 2 * len(like) < len(others):
             return []
         # The line that opens the quote is a row of its own, too, if the quote is a mere character.
@@ -81,11 +92,21 @@ class RowProfile:
             readings.append(next(dialect.parse([line]), []))
         return any(
             len(cells) in (self.width, self.usual)
-            and self.has_id(cells)
+            and (self.has_id(cells) or self._has_values(cells))
             and self.has_numbers(cells)
             and (self.begins_blank or not all(cell.startswith(" ") for cell in cells[1:]))
             for cells in readings
         )
+
+    def _begins_like_record(self, line: str, dialect: Dialect) -> bool:
+        cells = dialect.split(line)
+        return 1 < len(cells) < self.width and self.has_id(cells) and not cells[1].startswith(" ")
+
+    def _has_values(self, cells: Sequence[str]) -> bool:
+        """Whether columns of numbers, or of few words, are given, and hold what they hold in other rows."""
+        numbers = any(cell.strip('" ') for i in self.numeric if i < len(cells) and (cell := cells[i]))
+        given = [(cells[i], words) for i, words in self.words.items() if i < len(cells) and cells[i].strip()]
+        return (numbers or bool(given)) and all(cell in words for cell, words in given)
 
 
 def _cells_of_first_line(cells: Sequence[str], dialect: Dialect) -> int:
@@ -124,22 +145,26 @@ def profile_of(sample: str, dialect: Dialect, header: Sequence[str], id_name: st
     common, count = Counter(map(len, rows)).most_common(1)[0] if rows else (width, 0)
     usual = common if 2 * count > len(rows) else width
     rows = [row for row in rows if len(row) == usual]
+    below = rows[HEADERS:] if len(rows) > HEADERS + _FEW else rows
     id_column = header.index(id_name) if id_name in header else None
-    ids = [cell for row in rows if id_column is not None and id_column < len(row) and (cell := row[id_column].strip())]
+    ids = [cell for row in below if id_column is not None and id_column < len(row) and (cell := row[id_column].strip())]
     ids = ids[:1000] if len(ids) > 2 else []
     kinds = [_kinds(each) for each in ids]
     numeric, words = set[int](), dict[int, frozenset[str]]()
     for index in range(min(width, usual)):
-        given = [cell for row in rows if (cell := row[index].strip())]
+        given = [cell for row in below if (cell := row[index].strip())]
+        if index == id_column:
+            continue
         if len(given) >= _FEW and all(_NUMBER.fullmatch(cell[:100]) for cell in given):
             numeric.add(index)
-        elif len(given) >= _MANY and index != id_column:
+        elif len(given) >= _MANY:
             different = frozenset(row[index] for row in rows)
             if len(different) * 10 <= len(given):
                 words[index] = different
     return RowProfile(
         width=width,
         usual=usual,
+        seen=bool(rows),
         id_column=id_column,
         needed=frozenset.intersection(*kinds) if kinds else frozenset(),
         allowed=frozenset.union(*kinds) if kinds else frozenset(),

@@ -11,7 +11,7 @@ from jobs.importing.formats.noticed import StructureError
 _PACKED: Final = "unpack it, or pack it with gzip"
 _EXPORT: Final = "export the records as JSON lines or CSV"
 _MAGIC: Final = (
-    (re.compile(rb"PAR1[\x00-\x1f]"), "a Parquet file", _EXPORT),
+    (re.compile(rb"PAR1\x15"), "a Parquet file", _EXPORT),
     (re.compile(rb"PK\x03\x04.{26}.{0,4000}?(\[Content_Types\]\.xml|xl/)", re.DOTALL), "an XLSX workbook", _EXPORT),
     (re.compile(rb"PK\x03\x04.{26}mimetypeapplication/vnd\.oasis", re.DOTALL), "an OpenDocument file", _EXPORT),
     (re.compile(rb"PK(\x03\x04|\x05\x06)"), "a zip file", _PACKED),
@@ -23,11 +23,11 @@ _MAGIC: Final = (
     (re.compile(rb"\x1f\x9d"), "a file of `compress`", _PACKED),
     (re.compile(rb"7z\xbc\xaf\x27\x1c"), "a 7-Zip archive", _PACKED),
     (re.compile(rb"Rar!\x1a\x07"), "a RAR archive", _PACKED),
-    (re.compile(rb".{257}ustar", re.DOTALL), "a tar archive", _PACKED),
+    (re.compile(rb".{257}ustar(\x00|  \x00)", re.DOTALL), "a tar archive", _PACKED),
     (re.compile(rb"%PDF-"), "a PDF", _EXPORT),
     (re.compile(rb"\{\\rtf"), "an RTF document", _EXPORT),
     (re.compile(rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"), "an old Excel workbook (XLS)", _EXPORT),
-    (re.compile(rb"ORC[\x00-\x1f]"), "an ORC file", _EXPORT),
+    (re.compile(rb"ORC[\x00-\x1f].{0,4000}?[\x00-\x08]", re.DOTALL), "an ORC file", _EXPORT),
     (re.compile(rb"Obj\x01"), "an Avro file", _EXPORT),
     (re.compile(rb"ARROW1\x00"), "an Arrow file", _EXPORT),
     (re.compile(rb"SQLite format 3\x00"), "an SQLite database", _EXPORT),
@@ -44,15 +44,23 @@ _MARKS: Final = (
 )
 _CONTROLS: Final = frozenset(range(0x20)) - frozenset(b"\t\n\r\x00\x0b\x0c\x1b\x1c\x1d\x1e\x1f")
 _LOOKED_AT: Final = 4096
+_HEADER: Final = 64
+_FEW: Final = 3  # characters beyond ASCII that are UTF-8 and would be nonsense in an encoding of single bytes
+_MANY: Final = 100  # in one of several bytes a few may be right by chance
+_UTF_8_CHARACTER: Final = re.compile(rb"[\xc3-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 
 
-def refuse_binary(start: bytes) -> None:
-    """Raise StructureError where `start`, the first bytes of a file, are those of a format that is no text."""
+def refuse_binary(start: bytes, marks: str = "") -> None:
+    """Raise StructureError where `start`, the first bytes of a file, are those of a format that is no text.
+
+    `marks` are characters that the file may have all the same, such as a delimiter.
+    """
     for magic, what, way_out in _MAGIC:
         if magic.match(start):
             raise StructureError(f"{what}; nothing was imported: {way_out}")
     head = start[:_LOOKED_AT]
-    if sum(byte in _CONTROLS for byte in head) * 20 > len(head):
+    controls = _CONTROLS.difference(map(ord, marks))
+    if sum(byte in controls for byte in head) * 20 > len(head):
         raise StructureError(f"no text but binary data; nothing was imported: {_EXPORT}")
 
 
@@ -61,14 +69,20 @@ def encoding_of(start: bytes) -> tuple[str, bytes]:
     for mark, encoding in _MARKS:
         if start.startswith(mark):
             return encoding, mark
-    head = start[: min(len(start), _LOOKED_AT) // 2 * 2]
-    even, odd = head[::2].count(0), head[1::2].count(0)
-    if (even + odd) * 20 >= len(head) > 0:  # ASCII in UTF-16 has a NUL in every other byte, all at one side
-        if odd >= 50 * even:
-            return "utf-16-le", b""
-        if even >= 50 * odd:
-            return "utf-16-be", b""
+    for size in (_LOOKED_AT, _HEADER):  # the header is ASCII even where the records are Chinese
+        head = start[: min(len(start), size) // 2 * 2]
+        even, odd = head[::2].count(0), head[1::2].count(0)
+        if (even + odd) * 20 >= len(head) > 0:  # ASCII in UTF-16 has a NUL in every other byte, all at one side
+            if odd >= 50 * even and _ends_lines(head, b"\n\x00"):
+                return "utf-16-le", b""
+            if even >= 50 * odd and _ends_lines(head, b"\x00\n"):
+                return "utf-16-be", b""
     return "utf-8", b""
+
+
+def _ends_lines(head: bytes, end: bytes) -> bool:
+    """Whether line feeds are two bytes, as in UTF-16: NULs in a text of single bytes stand beside them by chance."""
+    return head.count(end) * 2 >= head.count(b"\n")
 
 
 def describe_text(text: str) -> str | None:
@@ -81,11 +95,53 @@ def describe_text(text: str) -> str | None:
     return "a JSON array" if start.startswith("[") else None
 
 
+def chosen_encoding(start: bytes, wanted: str) -> tuple[str, bytes]:
+    """Return the encoding of a file, and its byte-order mark: `wanted`, where nothing else is beyond doubt.
+
+    Args:
+        start: the first bytes.
+        wanted: the mapping's encoding; empty where it names none.
+
+    Raises:
+        StructureError: the text is UTF-8, and the mapping says otherwise, so that each accent would become two characters.
+    """
+    found, mark = encoding_of(start)
+    if not wanted or mark:
+        return found, mark
+    if wanted in ("utf-16", "utf-32"):  # in which order of bytes is not said
+        return found if found.startswith(wanted) else f"{wanted}-le", b""
+    if not wanted.startswith("utf") and _is_utf_8(start, _FEW if _is_single_byte(wanted) else _MANY):
+        raise StructureError(
+            f"its text is UTF-8, though the mapping's `encoding` is {wanted}; nothing was imported: leave `encoding` out"
+        )
+    return "utf-8" if wanted == "utf-8-sig" else wanted, b""
+
+
+def _is_utf_8(start: bytes, least: int) -> bool:
+    """Whether the text is UTF-8 beyond doubt: it has `least` characters beyond ASCII, and all are right."""
+    if start.isascii():
+        return False
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(start)  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return sum(not character.isascii() for character in text) >= least
+
+
+def _is_single_byte(encoding: str) -> bool:
+    return len(bytes(range(256)).decode(encoding, errors="replace")) == 256
+
+
 def not_in(encoding: str, raw: bytes) -> str:
     """Return why `raw` is no text in `encoding`, and which other encoding would read it."""
     said = f"not {encoding.upper()}"
     try:
-        raw.decode("cp1252")
+        text = raw.decode("cp1252")
     except UnicodeDecodeError:
         return said
-    return said if encoding == "cp1252" else f"{said}; cp1252 would read it"
+    letters = [character for character in text if character.isalpha()]
+    foreign = sum(not character.isascii() for character in letters)
+    # What is UTF-8 but for a few bytes, or of another script, would become nonsense.
+    if encoding == "cp1252" or 3 * foreign > len(letters) or _UTF_8_CHARACTER.search(raw):
+        return said
+    return f"{said}; cp1252 would read it"

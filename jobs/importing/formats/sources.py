@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from jobs.errors import JobError
 from jobs.importing.formats.noticed import StructureError
-from jobs.importing.formats.sniffing import encoding_of, refuse_binary
+from jobs.importing.formats.sniffing import chosen_encoding, refuse_binary
 from schemas.mapping import Mapping
 
 # What fits Spark: thirty such lines in a row pass validate with its default heap of 2 GB, in batches of 64 MiB
@@ -72,10 +72,9 @@ def open_source(path: Path, mapping: Mapping, bounds: Bounds) -> Source:
     except OSError as error:
         raise JobError(unreadable(path, error)) from error
     try:
-        found, mark = encoding_of(start)
-        encoding = mapping.encoding or found
-        if not encoding.replace("_", "-").lower().startswith(("utf-16", "utf-32")):
-            refuse_binary(start)
+        encoding, mark = chosen_encoding(start, mapping.encoding)
+        if not encoding.startswith(("utf-16", "utf-32")):
+            refuse_binary(start, f"{mapping.delimiter}{mapping.quote}{mapping.escape}")
     except StructureError as error:
         raise JobError(f"{path}: {error}") from error
     whole = len(start) <= SAMPLE

@@ -71,13 +71,21 @@ def find_places(folder: Path, mapping: Mapping) -> list[Path]:
 
     A name may be a pattern (``pictures*.zip``). One that the export does not have is found where one alone differs in case
     or composition.
+
+    Raises:
+        JobError: a pattern is none.
     """
     found: dict[Path, None] = {}
     for name in mapping.pictures:
         if (folder / name).exists():
             found[folder / name] = None
         elif any(mark in name for mark in "*?["):
-            found |= dict.fromkeys(sorted(folder.glob(name)))
+            try:
+                found |= dict.fromkeys(sorted(folder.glob(name)))
+            except (NotImplementedError, ValueError, IndexError) as error:
+                raise JobError(
+                    f"{name!r} of the mapping's `pictures` is no pattern within the export: {error}"
+                ) from error
         else:
             same = [path for path in folder.iterdir() if fold(path.name) == fold(name)]
             found |= dict.fromkeys(same if len(same) == 1 else ())

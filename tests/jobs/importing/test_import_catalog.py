@@ -535,6 +535,13 @@ def test_a_damaged_zip_and_absent_pictures_are_named(shop: Shop) -> None:
     fails(shop, r"no pictures; looked for pics, pics\.zip")
 
 
+@pytest.mark.parametrize("pattern", ["/data/pics*.zip", "**pics*", "[/]*"])
+def test_a_pattern_of_pictures_that_is_none_within_the_export_is_refused(shop: Shop, pattern: str) -> None:
+    shop.mapping.write_text(MAPPING.replace("[pics, pics.zip]", json.dumps([pattern])))
+    shop.write({"id": 1, "name": "x", "photo": "a.jpg"})
+    fails(shop, "no pattern within the export|no pictures; looked for")
+
+
 # --- replacing a day
 
 

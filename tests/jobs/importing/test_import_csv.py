@@ -193,6 +193,44 @@ def test_a_stray_quote_that_shifts_columns_takes_no_product_with_it_either(items
     fails(items, "line 12: a quote opens there.*other records")
 
 
+@pytest.mark.parametrize("short", [False, True])
+def test_a_stray_quote_takes_no_product_of_another_kind_with_it(items: Shop, short: bool) -> None:
+    rows = rows_of(40)
+    for row in rows[11:15]:
+        row[0] = row[0] if short else f"x-{row[0]}"
+        del row[4 if short else 6 :]
+    rows[10][1] = '"' + rows[10][1]
+    rows[15][1] += '"'
+    write(items, plain(rows))
+    fails(items, "line 12: a quote opens there.*looks like 5 other records")
+
+
+def test_a_stray_quote_takes_no_cell_of_its_row_with_it(items: Shop) -> None:
+    rows = [[cell.replace(",", " ") for cell in row] for row in rows_of(40)]
+    rows[10][1:] = ['"Retro', "Soft", "12.50", "Bag", 'Red"']
+    rows[11][1:] = ['"Shirt, long, warm"', "Soft", "12.50"]
+    write(items, plain(rows, ","))
+    records, rejected = read(items)
+    assert [r.detail for r in rejected] == ["2 cells where the header has 6, and 6 if its quotes are characters"]
+    assert (records[10]["title"], records[10]["price"]) == ("Shirt, long, warm", 12.5)
+
+
+def test_blanks_between_delimiters_and_quotes_are_no_part_of_a_text(items: Shop) -> None:
+    lines = [", ".join([row[0], *(f'"{cell}"' for cell in row[1:])]) for row in rows_of(20)]
+    write(items, ", ".join(HEADER) + "\n" + "\n".join(lines) + "\n")
+    records, rejected = read(items)
+    assert (len(records), rejected) == (20, [])
+    assert (records[3]["title"], records[3]["price"], records[3]["attributes"]["colour"]) == ("Shirt 3", 13.5, "Blue")
+
+
+def test_a_quote_after_a_blank_may_be_a_character(items: Shop) -> None:
+    rows = rows_of(20)
+    for row in rows[::2]:
+        row[1] = ' "Retro" shirt'
+    write(items, plain(rows))
+    assert [r["title"] for r in read(items)[0]][:2] == [' "Retro" shirt', "Shirt 1"]
+
+
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_texts_of_several_lines_are_texts(items: Shop, delimiter: str, quoting: int) -> None:
@@ -347,6 +385,11 @@ def test_a_record_broken_over_two_lines_is_no_two_products(items: Shop) -> None:
     assert [(r.line, r.raw) for r in rejected] == [(32, b"A900,Shirt,soft"), (33, b"and warm,10,Shirt,Red")]
 
 
+def test_a_file_in_which_every_record_is_broken_in_two_is_refused(items: Shop) -> None:
+    write(items, table([]) + "".join(f"A{i},Shirt\nSoft,1,Bag,Red\n" for i in range(50)))
+    fails(items, r"100 of 100 rows are no records.*cells where the header has 6")
+
+
 def test_a_short_row_where_rows_end_with_empty_cells_is_broken(items: Shop) -> None:
     rows = rows_of(10)
     rows[4][5] = ""
@@ -386,6 +429,39 @@ def test_a_header_again_and_a_row_of_totals_are_no_products(items: Shop) -> None
     assert [r.detail for r in rejected] == ["the header again", *["a row of totals, no product"] * 2]
 
 
+@pytest.mark.parametrize("header", [["ID", "Name", "TEXT", "Price", "Kind", "Colour"], ["id", " name "], [*HEADER, ""]])
+def test_a_header_again_is_known_however_it_is_written(items: Shop, header: list[str]) -> None:
+    write(items, table([*rows_of(5), header, *rows_of(5, 5)]))
+    records, rejected = read(items)
+    assert (len(records), [r.detail for r in rejected]) == (10, ["the header again"])
+
+
+@pytest.mark.parametrize("types", ["string,string,string,float,string,string", "Number,Name,Text,in EUR,Kind,Colour"])
+def test_a_line_below_the_header_that_describes_its_columns_is_no_product(items: Shop, types: str) -> None:
+    named, body = table([["x-1", "Shirt", "Soft", "on request", "Shirt", "Red"], *rows_of(20)]).split("\n", 1)
+    write(items, f"{named}\n{types}\n{body}")
+    records, rejected = read(items)
+    assert [record["product_id"] for record in records[:2]] == ["x-1", "A000"]
+    assert [r.detail for r in rejected] == ["a line of the header, below its names"]
+
+
+@pytest.mark.parametrize("header", [["name", "id", *HEADER[2:]], ["id", "title", *HEADER[2:]]])
+def test_rows_below_another_header_are_not_read_by_the_first(items: Shop, header: list[str]) -> None:
+    write(items, table([*rows_of(5), header, *rows_of(5, 5)]))
+    fails(items, "line 7: another header .*a file of their own")
+
+
+def test_a_product_may_have_a_word_of_the_header(items: Shop) -> None:
+    write(items, table([*rows_of(5), ["kind", "Colour", "a text of a price", "9", "Shirt", "Red"]]))
+    assert read(items)[0][5]["product_id"] == "kind"
+
+
+@pytest.mark.parametrize("row", ["Count,40,,,,", "Average,,,17.25,,", "Anzahl: 40,,,,,"])
+def test_a_row_that_counts_others_is_no_product(items: Shop, row: str) -> None:
+    write(items, table(rows_of(10)) + row + "\n")
+    assert [r.detail for r in read(items)[1]] == ["a row of totals, no product"]
+
+
 def test_a_product_may_be_named_total(items: Shop) -> None:
     write(items, table([*rows_of(5), ["Total", "Total Shirt", "Soft", "9", "Shirt", "Red"]]))
     assert read(items)[0][5]["product_id"] == "Total"
@@ -413,6 +489,81 @@ def test_an_encoding_that_the_bytes_do_not_show_is_asked_for(items: Shop, column
     setting(items, encoding="cp1252")
     if column:
         assert read(items)[0][0]["title"] == "Café"
+
+
+@pytest.mark.parametrize("script", ["windows-1251", "gbk", "shift_jis"])
+def test_no_encoding_is_offered_that_would_read_nonsense(items: Shop, script: str) -> None:
+    names = {"windows-1251": "Платье красное", "gbk": "红色连衣裙", "shift_jis": "赤いワンピース"}
+    data = table([[f"A{i}", names[script], "", "1.5", "Shirt", "Red"] for i in range(9)]).encode(script)
+    write(items, data)
+    fails(items, r"9 lines are not UTF-8 \(line 2\).*set `encoding`")
+    setting(items, encoding=script)
+    assert read(items)[0][0]["title"] == names[script]
+
+
+def test_a_damaged_line_that_is_utf_8_otherwise_is_not_said_to_be_cp1252(items: Shop) -> None:
+    write(items, table([*rows_of(9), ["A9", "Größe", "?", "1", "Shirt", "Grün"]]).encode().replace(b"?", b"\xff"))
+    assert [r.detail for r in read(items)[1]] == ["not UTF-8"]
+
+
+def test_text_that_is_utf_8_is_read_in_no_other_encoding(items: Shop) -> None:
+    text = table([["A1", "Größe", "süß", "1.5", "Shirt", "Grün"]] * 3)
+    setting(items, encoding="cp1252")
+    write(items, text)
+    fails(items, "its text is UTF-8, though the mapping's `encoding` is cp1252.*leave `encoding` out")
+    write(items, text.encode("utf-8-sig"))
+    assert read(items)[0][0]["title"] == "Größe"
+    write(items, text.encode("cp1252"))
+    assert read(items)[0][0]["title"] == "Größe"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8", "utf-32"])
+@pytest.mark.parametrize("written", ["utf-16-be", "utf-16-le"])
+def test_a_byte_order_mark_says_what_the_mapping_does_not(items: Shop, encoding: str, written: str) -> None:
+    setting(items, encoding=encoding)
+    write(items, ("\ufeff" + table([["A1", "Größe", "", "1.5", "Shirt", "Grün"]])).encode(written))
+    assert read(items)[0][0]["title"] == "Größe"
+
+
+def test_utf_16_without_a_mark_is_known_by_its_header(items: Shop) -> None:
+    write(items, table([["A1", "红色连衣裙夏季新款女装长裙" * 200, "", "1", "Shirt", "红"]]).encode("utf-16-le"))
+    assert read(items)[0][0]["title"].startswith("红色")
+    setting(items, encoding="utf-16")
+    write(items, table([["A1", "Größe", "", "1", "Shirt", "Red"]]).encode("utf-16-be"))
+    assert read(items)[0][0]["title"] == "Größe"
+    write(items, table(rows_of(3)))
+    fails(items, "items.csv")
+
+
+def test_nul_bytes_in_each_line_make_no_utf_16(items: Shop) -> None:
+    write(items, "id,name,text,price,kind,colour\n" + "".join(f"A{i:03d},Shirt\0,,1,Bag,Red\n" for i in range(500)))
+    assert len(read(items)[0]) == 500
+
+
+def test_a_delimiter_may_be_a_control_character(items: Shop) -> None:
+    setting(items, delimiter="\x01")
+    write(items, plain(rows_of(9), "\x01"))
+    assert len(read(items)[0]) == 9
+
+
+@pytest.mark.parametrize("first", ["ORC", "PAR1"])
+def test_a_text_may_begin_as_another_format_does(items: Shop, first: str) -> None:
+    items.mapping.write_text(COLUMNS.replace("product_id: id", f"product_id: {first}"))
+    write(items, plain([*rows_of(9)]).replace("id", first, 1))
+    assert len(read(items)[0]) == 9
+
+
+def test_mustard_is_no_archive(items: Shop) -> None:
+    text = table([["A1", "", "", "1", "Shirt", "Red"]]).split("A1,")[0] + "A1,"
+    write(items, text + "x" * (256 - len(text)) + "mustard,,1,Shirt,Red\n")
+    assert read(items)[0][0]["title"].endswith("xmustard")
+
+
+def test_a_column_twice_that_nothing_reads_does_no_harm(items: Shop) -> None:
+    write(items, "id,name,text,price,kind,colour,note,note\nA1,Shirt,Soft,1,Shirt,Red,x,y\n")
+    assert read(items)[0][0]["title"] == "Shirt"
+    write(items, "id,name,name,text,price,kind,colour\nA1,Shirt,Bag,Soft,1,Shirt,Red\n")
+    fails(items, r"columns \['name'\] more than once")
 
 
 def test_a_file_that_is_cut_within_a_character_is_named(items: Shop) -> None:

@@ -19,12 +19,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.jobs.importing.test_import_catalog import DS, JPEG, Shop, digest, fails
 
 from jobs.importing import file_checks, grouping, mapper
 from jobs.importing.formats import json_lines, sources
+from jobs.importing.formats.noticed import Noticed
 from jobs.records.rejected_lines import read_rejected
 from schemas.loading import ContractError
-from tests.jobs.importing.test_import_catalog import DS, JPEG, Shop, digest, fails
 
 MAPPING = "{records: 'items*', product_id: id, title: name, description: text, price: price, labels: [kind]}"
 RECORDS = [{"id": f"A{i}", "name": f"Shirt {i}", "text": "Soft", "price": 1.5, "kind": "Shirt"} for i in range(20)]
@@ -296,6 +297,42 @@ def test_a_link_that_leads_out_of_the_export_is_refused(shop: Shop, linked: str)
     fails(shop, r"items\.jsonl leads out of the export, to .*outside.*copy the file into the export")
 
 
+def test_a_file_without_records_beside_others_is_named(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    write(shop, LINES)
+    add(shop, "", "items2.jsonl")
+    add(shop, "id,name,text,price,kind\n", "items3.csv")
+    add(shop, "\x05user\x00", "~$items.csv")
+    setting(shop, records="*items*")
+    assert shop.run().notes == {"files without records": 2}
+    assert "no records in items2.jsonl, items3.csv" in caplog.text
+
+
+def test_a_header_or_a_total_is_no_product_in_json_either(shop: Shop) -> None:
+    header = {name: name for name in RECORDS[0]}
+    total = {"id": "Total", "name": "20 products", "text": None, "price": 30, "kind": ""}
+    write(shop, json.dumps(header).encode() + b"\n" + LINES + json.dumps(total).encode() + b"\n")
+    assert shop.run().unreadable == {"a header among the records": 1, "a row of totals, no product": 1}
+
+
+@pytest.mark.parametrize("optional", [[], ["kind"]])
+def test_a_column_in_other_capitals_is_not_passed_over(
+    shop: Shop, optional: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    setting(shop, optional=optional)
+    other = LINES.replace(b'"kind"', b'"Kind"')
+    write(shop, other)
+    fails(shop, r"no record has the columns \['kind'\].*differ in capitals alone")
+    write(shop, LINES + other)
+    assert shop.run().notes == {"records with a column in other capitals than the mapping's, not read": 20}
+    assert "some records have 'Kind', not 'kind'" in caplog.text
+
+
+def test_texts_that_are_all_optional_are_not_all_absent(shop: Shop) -> None:
+    setting(shop, optional=["name", "text"])
+    write(shop, '{"id": "1", "price": 1, "kind": "Shirt"}\n')
+    fails(shop, r"no record has a text, in none of the columns \['name', 'text'\], optional as they are")
+
+
 def test_a_link_within_the_export_is_followed(shop: Shop) -> None:
     add(shop, LINES, "whole.jsonl")
     (shop.export / "items.jsonl").symlink_to("whole.jsonl")
@@ -374,6 +411,35 @@ def test_a_row_of_no_group_stays_one_and_lines_that_are_no_records_too(shop: Sho
     assert b'{"id": ' in shop.lines()
 
 
+@pytest.mark.parametrize("word", ["nan", "NULL", "None", "N/A", "-", " ", "\u200b"])
+def test_rows_that_name_no_product_are_not_one(shop: Shop, word: str) -> None:
+    setting(shop, group_by="group")
+    write(shop, "".join(json.dumps(record | {"group": word}) + "\n" for record in RECORDS))
+    assert ids(shop) == [record["id"] for record in RECORDS]
+
+
+@pytest.mark.timeout(60)  # a quadratic step takes minutes
+def test_rows_of_many_products_are_put_together_in_the_order_of_each_one_s_first(tmp_path: Path) -> None:
+    rows = [{"id": str(i % 20_000), "row": i} for i in range(60_000)]
+    found = grouping.grouped(rows, lambda row: str(row["id"]), lambda rows: {"rows": rows}, tmp_path, Noticed())
+    assert [[row["row"] for row in each["rows"]] for each in found if isinstance(each, dict)] == [
+        [i, i + 20_000, i + 40_000] for i in range(20_000)
+    ]
+
+
+@pytest.mark.timeout(60)  # a quadratic step takes minutes
+def test_a_group_of_far_too_many_rows_is_no_product(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting(shop, group_by="group")
+    rows = [record | {"group": "g", "kind": [f"{i}-{j}" for j in range(1000)]} for i, record in enumerate(RECORDS * 5)]
+    write(shop, "".join(json.dumps(row) + "\n" for row in rows))
+    (record,) = records(shop)
+    assert len(record["attributes"]["kind"]) == 100_000
+    for bound, value in (("_MOST", 99), ("_LARGEST", 10_000)):
+        with monkeypatch.context() as patch:
+            patch.setattr(grouping, bound, value)
+            fails(shop, r"rows and more are one product by the column that `group_by` names, such as .*A\d")
+
+
 def test_rows_of_one_product_that_the_mapping_does_not_group_stay_rows(shop: Shop) -> None:
     write(shop, LINES * 2)
     assert shop.run().rows == 40
@@ -394,11 +460,16 @@ def test_times_become_iso_8601_in_utc(shop: Shop) -> None:
     ]  # fmt: skip
 
 
+def test_a_blank_is_nothing_given_whatever_the_mapping_s_words_for_nothing_are(shop: Shop) -> None:
+    with_times(shop, "2026-11-20", *["", " "] * 5, null_values=["NA"])
+    assert [record["updated_at"] for record in records(shop)] == ["2026-11-20T00:00:00Z", *[None] * 10]
+
+
 def test_times_that_take_a_guess_are_an_error_of_the_mapping(shop: Shop) -> None:
     with_times(shop, *["2026-11-20"] * 200, "20/11/2026", "01/02/2026", "11/20/2026", "x" * 10_000)
     fails(
         shop,
-        r"4 of 204 values \(2\.0 %\) of 'changed' are no times.*such as '20/11/2026', '01/02/2026'.*`updated_at_format`",
+        r"4 of 204 values \(2\.0 %\) of 'changed' are no times.*such as '20/11/2026', '01/02/2026'.*`updated_at_format`.*`null_values`",
     )
     with_times(shop, *["20/11/2026"] * 9, updated_at_format="%d/%m/%Y")
     assert {record["updated_at"] for record in records(shop)} == {"2026-11-20T00:00:00Z"}
@@ -466,7 +537,9 @@ def test_a_number_reaches_into_a_list(shop: Shop) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("delimiter", "ab"), ("quote", "''"), ("encoding", "nonsense"), ("updated_at_format", "%d/%Q"), ("decimal", ";"),
-     ("multiline", "maybe"), ("escape", "\n")],
+     ("multiline", "maybe"), ("escape", "\n"), ("encoding", "hex"), ("encoding", "rot13"), ("encoding", "punycode"),
+     ("encoding", "undefined"), ("updated_at_format", "%d/%m"), ("updated_at_format", "today"), ("escape", '"'),
+     ("picture_name", "{id}.jpg")],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_is_refused(shop: Shop, name: str, value: str) -> None:
     setting(shop, **{name: value})

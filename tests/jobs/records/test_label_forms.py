@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.jobs.importing.test_import_catalog import Shop, fails
 
 from jobs.records.label_forms import decoded, read_object
-from tests.jobs.importing.test_import_catalog import Shop
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,25 @@ from tests.jobs.importing.test_import_catalog import Shop
         ('{"hue": "Teal", "hue": "Sand"}', {"hue": ["Teal", "Sand"]}),
         ([["hue", "Teal"], ["size", 38]], {"hue": ["Teal"], "size": ["38"]}),
         ([{"hue": "Teal"}, {"size": 38}], {"hue": ["Teal"], "size": ["38"]}),
+        # Other words for a name and a value.
+        ([{"k": "hue", "v": "Teal"}, {"k": "size", "v": 38}], {"hue": ["Teal"], "size": ["38"]}),
+        ([{"trait_type": "hue", "value": "Teal"}], {"hue": ["Teal"]}),
+        ([{"id": 4, "type": "hue", "value": "Teal"}], {"hue": ["Teal"]}),
+        ([{"attribute": {"id": 4, "name": "hue"}, "values": [{"name": "Teal"}]}], {"hue": ["Teal"]}),
+        ([{"name": 4, "value": "Teal"}], {"4": ["Teal"]}),
+        # What is no pair belongs to the value before it.
+        ("hue: Teal, Sand, size: 38", {"hue": ["Teal, Sand"], "size": ["38"]}),
+        ("hue: Teal; Sand; size: 38", {"hue": ["Teal; Sand"], "size": ["38"]}),
+        ("hue=Teal|Sand,size=38", {"hue": ["Teal|Sand"], "size": ["38"]}),
+        ("hue=Teal,stuff=Wool, Silk,size=38|39", {"hue": ["Teal"], "stuff": ["Wool, Silk"], "size": ["38|39"]}),
+        ("open: at 10:30, see https://shop.example: teal", {"open": ["at 10:30, see https://shop.example: teal"]}),
+        # Other marks, and what is around pairs.
+        ('"hue"=>"Teal, light", "size"=>"38"', {"hue": ["Teal, light"], "size": ["38"]}),
+        ("hue: Teal\tsize: 38", {"hue": ["Teal"], "size": ["38"]}),
+        ("hue=Teal&size=38", {"hue": ["Teal"], "size": ["38"]}),
+        ("<ul><li>hue: Teal</li><li>size: 38</li></ul>", {"hue": ["Teal"], "size": ["38"]}),
+        ("{hue: Teal, size: nan}", {"hue": ["Teal"], "size": [""]}),
+        ("{'hue': 'Teal', 'size': nan}", {"hue": ["Teal"], "size": [""]}),
         ({"hue": float("nan")}, {"hue": []}), (None, {}), ("  ", {}), ([], {}), ({}, {}),
     ],
 )  # fmt: skip
@@ -64,10 +83,28 @@ def test_the_usual_forms_are_read(found: Any, labels: dict[str, list[str]]) -> N
         ([{"name": "hue", "content": "Teal"}], {"hue": {"name": "hue", "content": "Teal"}}),
         ({"hue": float("inf")}, {"hue": float("inf")}),
         ({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 1}}}),
+        ({"size": {"h": 3, "v": 4}}, {"size": {"h": 3, "v": 4}}),
+        ([{"name": None, "value": "Teal"}], {"": {"name": None, "value": "Teal"}}),
+        # Neither JSON that is cut off nor PHP's form is a text of pairs.
+        ('[{"name": "hue", "value": "Teal"}', {"": '[{"name": "hue", "value": "Teal"}'}),
+        ('{"hue": ["Teal", "size": 38}', {"": '{"hue": ["Teal", "size": 38}'}),
+        ('a:1:{s:3:"hue";s:4:"Teal";}', {"": 'a:1:{s:3:"hue";s:4:"Teal";}'}),
     ],
 )
 def test_what_has_no_known_form_is_told_by_name(found: Any, unread: dict[str, Any]) -> None:
     assert read_object(found) == ({}, unread)
+
+
+def test_attributes_that_are_called_name_and_value_hide_no_others() -> None:
+    labels, unread = read_object({"Label": "Fir & Co", "Option": "Long", "hue": "Teal"})
+    assert labels == {"Fir & Co": ["Long"], "Label": ["Fir & Co"], "Option": ["Long"], "hue": ["Teal"]}
+    assert not unread
+
+
+def test_a_name_that_json_has_a_thousand_times_has_a_thousand_values() -> None:
+    values = [f"Teal {number}" for number in range(2000)]
+    labels, _ = read_object("{" + ", ".join(f'"hue": "{value}"' for value in values) + "}")
+    assert labels == {"hue": values}
 
 
 @pytest.mark.parametrize(
@@ -93,7 +130,14 @@ def test_levels_without_end_are_told_and_not_followed() -> None:
 
 @pytest.mark.timeout(60)  # a quadratic step takes minutes
 def test_a_long_text_is_read_in_linear_time() -> None:
-    for text in (" " * 10**6 + "x", "a " * 10**6, "|" * 10**6, "x: " * 10**5, ", " * 10**6 + "y"):
+    for text in (
+        " " * 10**6 + "x",
+        "a " * 10**6,
+        "|" * 10**6,
+        "x: " * 10**5,
+        ", " * 10**6 + "y",
+        "x: y" + ", z" * 10**5,
+    ):
         read_object(text)
 
 
@@ -111,6 +155,9 @@ def test_a_long_text_is_read_in_linear_time() -> None:
         ({"kind": "Hat", "facts": {"kind": "Hat", "none": None}}, {"kind": "Hat"}),
         ({"kind": "Hat", "facts": {"kind": {"en": "Cap"}}}, {"kind": "Hat"}),
         ({"facts": [{"hue": "Teal"}, 5]}, {"hue": "Teal", "facts": [{"hue": "Teal"}, 5]}),
+        # An attribute without a value is no value that is called so.
+        ({"facts": [{"name": "hue"}]}, {"hue": {"unread": {"name": "hue"}}}),
+        ({"facts": [{"name": "hue", "content": "Teal"}]}, {"hue": {"unread": {"name": "hue", "content": "Teal"}}}),
     ],
 )  # fmt: skip
 def test_an_import_reads_labels(tmp_path: Path, row: dict[str, Any], labels: dict[str, Any]) -> None:
@@ -129,6 +176,17 @@ def test_rows_of_one_product_say_all_that_their_label_objects_say(tmp_path: Path
     shop.run()
     (line,) = shop.lines()
     assert json.loads(line)["attributes"] == {"size": ["S", "M"], "hue": "Teal", "sole": "Rubber"}
+
+
+def test_a_column_of_texts_is_none_of_label_objects(tmp_path: Path) -> None:
+    shop = Shop(tmp_path)
+    rows = [
+        {"id": str(i), "name": "Hat", "photo": None, "facts": "Teal" if i < 6 else {"hue": "Teal"}} for i in range(10)
+    ]
+    shop.write(*rows)
+    fails(shop, r"6 of 10 values of 'facts' are no objects of labels, such as '\"Teal\"'.*under `labels`")
+    shop.write(*rows[2:])
+    assert shop.run().notes == {"labels that cannot be read": 4}
 
 
 def test_an_import_says_by_name_what_it_cannot_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -67,11 +67,28 @@ def test_rejected_line_keeps_the_reason_that_import_saw_and_every_byte(raw: byte
     assert row["notes"] == [("line", "csv_cells: 7 cells where the header has 6 (p.csv, line 17)")]
 
 
-@pytest.mark.parametrize("line", [b'{"rejected_line":', b'{"rejected_line":1}', b'{"rejected_line":"x","raw":5}'])
+# Import passes on what it cannot read, so that a shop could write this, too: a name is there twice.
+DISGUISED = b'{"rejected_line":"me","detail":"d","file":"f","line":1,"raw":"what it was","raw":"another"}'
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"rejected_line":', b'{"rejected_line":1}', b'{"rejected_line":"x","raw":5}', DISGUISED]
+)
 def test_line_that_only_begins_like_a_rejected_one_is_read_as_any_other(line: bytes) -> None:
     row = parse_line(line, RULES)
     assert row["raw"] == line
-    assert row.get("line_error") in (None, "not_json")
+    assert row.get("line_error") in (None, "not_json", "name_twice")
+
+
+def test_texts_and_numbers_of_a_description_are_one_text() -> None:
+    assert parse(description=["Soft", None, 80, ""])["description"] == "Soft\n\n80"
+
+
+@pytest.mark.parametrize("word", ["nan", "NULL", "None", "undefined", "N/A"])
+def test_word_for_nothing_is_no_id(word: str) -> None:
+    row = parse(product_id=word, title=word)
+    assert (row["product_id"], row["title"]) == (None, word)
+    assert dict(row["notes"]) == {"product_id": f'unreadable_product_id: "{word}"'}
 
 
 @pytest.mark.parametrize(
