@@ -174,7 +174,7 @@ class MaintenanceResult(StepResult):
     """Result of ``maintenance``."""
 
     deleted: bool
-    expired: int
+    expired: dict[str, int] = Field(description="what is no longer needed, counted by kind")
     bytes: int
 
 

@@ -388,7 +388,7 @@ class _Recent:
         self._decode = decode
         self._most = most  # bytes
         self._bytes = 0
-        self._found: OrderedDict[tuple[bytes, PictureSpec], Pixels | tuple[str, str]] = OrderedDict()
+        self._found: OrderedDict[tuple[bytes, PictureSpec], Pixels | tuple[PictureFault, str]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, data: bytes, spec: PictureSpec) -> Pixels:
@@ -408,7 +408,7 @@ class _Recent:
             raise PictureError(*found)
         return found
 
-    def _keep(self, key: tuple[bytes, PictureSpec], found: Pixels | tuple[str, str]) -> None:
+    def _keep(self, key: tuple[bytes, PictureSpec], found: Pixels | tuple[PictureFault, str]) -> None:
         with self._lock:
             if key not in self._found:
                 self._found[key] = found
@@ -417,7 +417,7 @@ class _Recent:
                 self._bytes -= _size(self._found.popitem(last=False)[1])
 
 
-def _size(found: Pixels | tuple[str, str]) -> int:
+def _size(found: Pixels | tuple[PictureFault, str]) -> int:
     return 1_000 if isinstance(found, tuple) else found.nbytes + 300
 
 

@@ -126,8 +126,8 @@ class Shown:
 
     product_id: str
     title: str
-    modality: Modality
-    image_status: ImageStatus
+    modality: Modality | None  # None: the product is no longer published
+    image_status: ImageStatus | None
     picture: str | None  # a data: URI
     values: tuple[Value, ...]
 

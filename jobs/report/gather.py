@@ -516,8 +516,8 @@ class Query:
             product: Shown(
                 product_id=product,
                 title=titles.get(product, ""),
-                modality=states[product][0] if product in states else "",
-                image_status=states[product][1] if product in states else "",
+                modality=states[product][0] if product in states else None,
+                image_status=states[product][1] if product in states else None,
                 picture=pictures.get(product),
                 values=tuple(sorted(values[product], key=lambda v: (self._in_order(v.attribute), v.value or "~"))),
             )

@@ -19,13 +19,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.jobs.importing.test_import_catalog import DS, JPEG, Shop, digest, fails
 
 from jobs.importing import file_checks, grouping, mapper
 from jobs.importing.formats import json_lines, sources
 from jobs.importing.formats.noticed import Noticed
 from jobs.records.rejected_lines import read_rejected
 from schemas.loading import ContractError
+from tests.jobs.importing.test_import_catalog import DS, JPEG, Shop, digest, fails
 
 MAPPING = "{records: 'items*', product_id: id, title: name, description: text, price: price, labels: [kind]}"
 RECORDS = [{"id": f"A{i}", "name": f"Shirt {i}", "text": "Soft", "price": 1.5, "kind": "Shirt"} for i in range(20)]

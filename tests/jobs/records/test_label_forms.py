@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.jobs.importing.test_import_catalog import Shop, fails
 
 from jobs.records.label_forms import decoded, read_object
+from tests.jobs.importing.test_import_catalog import Shop, fails
 
 
 @pytest.mark.parametrize(
