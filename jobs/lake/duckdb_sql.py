@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from jobs.lake.layout import Lake
 from jobs.lake.storage import Place, on_disk
+from schemas.tables import TABLES
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
 
 def reach(connection: duckdb.DuckDBPyConnection, root: Place) -> None:
@@ -26,6 +28,24 @@ def quoted(text: str | Place) -> str:
 def listed(files: Iterable[Place]) -> str:
     """Return `files` as an SQL list of literals."""
     return f"[{', '.join(map(quoted, files))}]"
+
+
+def scan(connection: duckdb.DuckDBPyConnection, files: Iterable[Place], table: pa.Schema, *options: str) -> str:
+    """Return the SQL that reads Parquet files by the columns of `table`: null where a file of an earlier version lacks one.
+
+    Args:
+        connection: it gets an empty table of these columns.
+        files: maybe none.
+        table: a schema of `schemas.tables`.
+        options: more options of ``read_parquet``.
+    """
+    paths = list(files)
+    empty = next(f"empty_{name}" for name, schema in TABLES.items() if schema is table)
+    connection.register(empty, table.empty_table())
+    if not paths:
+        return empty
+    read = ", ".join((listed(paths), "hive_partitioning = false", "union_by_name = true", *options))
+    return f"(from {empty} union all by name from read_parquet({read}))"
 
 
 def live_files(lake: Lake) -> str:

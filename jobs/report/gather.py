@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from cma_clip_core.model_documents import Threshold
 from cma_clip_core.registry import METRICS, read_thresholds
 from jobs.errors import JobError
 from jobs.lake import history, storage
-from jobs.lake.duckdb_sql import listed, quoted, reach
+from jobs.lake.duckdb_sql import quoted, reach, scan
 from jobs.lake.layout import LABELLED_TABLE, PRODUCTS, Lake
 from jobs.lake.storage import Place
 from jobs.pages.example_pictures import ExamplePlace, thumbnails
@@ -139,16 +139,6 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")[:_TEXT]
 
 
-def _scan(db: duckdb.DuckDBPyConnection, files: Iterable[Place], table: pa.Schema, *options: str) -> str:
-    """Return the SQL that reads `files`; of none, an empty relation with the columns of `table`."""
-    found = list(files)
-    if found:
-        return f"read_parquet({listed(found)}, {', '.join(('hive_partitioning = false', *options))})"
-    name = next(f"empty_{name}" for name, found in tables.TABLES.items() if found is table)
-    db.register(name, table.empty_table())
-    return name
-
-
 def _noticed(lake: Lake, ds: str) -> dict[str, int]:
     """Return what the import read in another way than written; nothing where the day's manifest is gone or broken."""
     with suppress(JobError):
@@ -196,11 +186,11 @@ class Query:
         else:
             parent = self._lake.read_manifest(manifest.parent) if manifest.parent else None
         for name, schema in (("attributes", tables.ATTRIBUTES), ("products", tables.PRODUCTS)):
-            self._view(name, _scan(self._db, self._files(manifest, name), schema))
+            self._view(name, scan(self._db, self._files(manifest, name), schema))
         found = self._files(parent, "attributes")
         if parent is None or not all(storage.exists(file) for file in found):
             return None
-        self._view("attributes_before", _scan(self._db, found, tables.ATTRIBUTES))
+        self._view("attributes_before", scan(self._db, found, tables.ATTRIBUTES))
         return parent.run_id
 
     def open_training(self, model_version: str) -> None:
@@ -212,20 +202,20 @@ class Query:
         table = self._lake.root / str(labelled) / LABELLED_TABLE
         inside = labelled is not None and not {"..", ""} & set(str(labelled).split("/"))
         there = inside and storage.exists(table)
-        source = _scan(self._db, [table] if there else [], tables.LABELLED)
+        source = scan(self._db, [table] if there else [], tables.LABELLED)
         self._view("training", f"{source} where side = 'train'")
 
     def _open_past(self) -> str | None:
         ds, index = self._plan.ds, self._lake.read_history_index()
         for name in ("attributes", "products"):
             files = history.files_until(self._lake, index, name, ds)
-            source = _scan(self._db, files, history.SCHEMAS[name])
+            source = scan(self._db, files, history.SCHEMAS[name])
             self._db.execute(f"create table {name} as {history.as_of_query(name, source)}")
         earlier = max((day for day in index.days if day < ds), default=None)
         if earlier is None:
             return None
         files = history.files_until(self._lake, index, "attributes", earlier)
-        source = _scan(self._db, files, history.SCHEMAS["attributes"])
+        source = scan(self._db, files, history.SCHEMAS["attributes"])
         self._view("attributes_before", f"({history.as_of_query('attributes', source)})")
         return earlier
 
@@ -336,7 +326,7 @@ class Query:
             f"""select reason, kind, product_id, start, size, source_file
                 from (select unnest(reasons) as reason, kind, left(product_id, {_TEXT}) as product_id,
                           array_slice(raw, 1, {_RAW_BYTES}) as start, octet_length(raw) as size, source_file
-                      from {_scan(self._db, files, tables.QUARANTINE)})
+                      from {scan(self._db, files, tables.QUARANTINE)})
                 qualify row_number() over (partition by reason order by start, source_file) <= {_EXAMPLES}
                 order by start"""
         ):
@@ -352,12 +342,12 @@ class Query:
         folders = dict.fromkeys(path for shard in plan.shards for path in shard.example_paths)
         files = dict.fromkeys(file for path in folders for file in parquet_files(lake.root / path))
         if not files:
-            return _scan(self._db, (), tables.EXAMPLES)
+            return scan(self._db, (), tables.EXAMPLES)
         planned = parquet_files(lake.plan(plan.run_id) / "products")
         own = lake.relative(lake.examples(plan.run_id))
         # A folder may hold more products than this run tags, and older states of them.
-        return f"""(select e.* from {_scan(self._db, files, tables.EXAMPLES, "filename = true")} as e
-            join {_scan(self._db, planned, tables.PLAN)} as p on e.product_id = p.product_id
+        return f"""(select e.* from {scan(self._db, files, tables.EXAMPLES, "filename = true")} as e
+            join {scan(self._db, planned, tables.PLAN)} as p on e.product_id = p.product_id
                 and starts_with(e.filename, {quoted(f"{lake.root}/")} || coalesce(p.example_path, {quoted(own)}) || '/'))"""
 
     def unknown_labels(self) -> tuple[tuple[Counted, ...], int]:
@@ -381,7 +371,7 @@ class Query:
             f"""select left(label.key, {_TEXT}) as field, left(arg_min(label.value, product_id), {_TEXT}),
                     count(*) as n, min(product_id)
                 from (select unnest(map_entries(mistyped_labels)) as label, product_id
-                      from {_scan(self._db, files, tables.VALID)})
+                      from {scan(self._db, files, tables.VALID)})
                 group by field order by n desc, field limit {_UNKNOWN}"""
         )
         return tuple(Counted(*row) for row in rows)
@@ -398,7 +388,7 @@ class Query:
             for name, product, text in self._rows(
                 f"""select split_part(note.value, ':', 1) as name, left(product_id, {_TEXT}), left(note.key || ' ' ||
                         substr(note.value, strpos(note.value, ':')), {_TEXT})
-                    from (select unnest(map_entries(notes)) as note, product_id from {_scan(self._db, files, tables.VALID)}
+                    from (select unnest(map_entries(notes)) as note, product_id from {scan(self._db, files, tables.VALID)}
                         where cardinality(notes) > 0)
                     qualify row_number() over (partition by name order by product_id) <= {_EXAMPLES}
                     order by name, product_id"""
@@ -468,7 +458,7 @@ class Query:
         """Return some products tagged in this run (of the tables, where none was), the same ones every time."""
         shards = self._plan.shards
         files = [self._lake.prediction_file(self._plan.run_id, s.id) for s in shards]
-        source = _scan(self._db, files, tables.PREDICTIONS) if files else "products"
+        source = scan(self._db, files, tables.PREDICTIONS) if files else "products"
         chosen: list[str] = []
         for modality, n in _TAGGED.items():
             sql = f"select product_id from {source} where modality = ? order by hash(product_id), product_id limit {n}"
@@ -532,7 +522,7 @@ class Query:
             return {}, {}
         rows = self._rows(
             f"""select product_id, left(title, {_TEXT}), image_status, filename, file_row_number
-                from {_scan(self._db, files, tables.EXAMPLES, "filename = true", "file_row_number = true")}
+                from {scan(self._db, files, tables.EXAMPLES, "filename = true", "file_row_number = true")}
                 where product_id in (select unnest(?))""",
             list(wanted),
         )

@@ -24,17 +24,17 @@ def reader_lines(lake: Lake) -> dict[str, str]:
     if not storage.on_disk(lake.root):
         files = f"fsspec.open({str(lake.current)!r}).open().read().decode().splitlines()"
         return {
-            "DuckDB": f"(duckdb.register_filesystem(fsspec.filesystem('s3')), duckdb.read_parquet({files}))[1]",
+            "DuckDB": f"(duckdb.register_filesystem(fsspec.filesystem('s3')), duckdb.read_parquet({files}, union_by_name=True))[1]",
             "pandas": f"pandas.concat(map(pandas.read_parquet, {files}))",
-            "Polars": f"polars.read_parquet({files})",
-            "Spark": f"spark.read.parquet(*[file.replace('s3://', 's3a://') for file in {files}])",
+            "Polars": f"polars.concat(map(polars.read_parquet, {files}), how='diagonal')",
+            "Spark": f"spark.read.option('mergeSchema', True).parquet(*[file.replace('s3://', 's3a://') for file in {files}])",
         }
     files = f"open({str(lake.current)!r}).read().splitlines()"
     return {
-        "DuckDB": f"{duckdb_sql.live_files(lake)} SELECT * FROM read_parquet(getvariable('files'));",
-        "pandas": f"pandas.read_parquet({files})",
-        "Polars": f"polars.read_parquet({files})",
-        "Spark": f"spark.read.parquet(*{files})",
+        "DuckDB": f"{duckdb_sql.live_files(lake)} SELECT * FROM read_parquet(getvariable('files'), union_by_name = true);",
+        "pandas": f"pandas.concat(map(pandas.read_parquet, {files}))",
+        "Polars": f"polars.concat(map(polars.read_parquet, {files}), how='diagonal')",
+        "Spark": f"spark.read.option('mergeSchema', True).parquet(*{files})",
     }
 
 
@@ -103,7 +103,7 @@ def as_of(connection: duckdb.DuckDBPyConnection, settings: Settings, ds: str) ->
         raise JobError(
             f"there is no history up to {ds}: " + (f"it begins on {first}" if first else "nothing is published")
         )
-    source = f"read_parquet({duckdb_sql.listed(files)}, hive_partitioning = false)"
+    source = duckdb_sql.scan(connection, files, history.SCHEMAS["attributes"])
     return connection.sql(
         f"{history.as_of_query('attributes', source)} order by attribute, product_id, value, model_value"
     )

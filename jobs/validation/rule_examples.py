@@ -48,10 +48,7 @@ class DayTables:
         self._db = duckdb.connect(config={"memory_limit": "512MB", "temp_directory": str(spill)})
         duckdb_sql.reach(self._db, valid)
         for name, folder, table in (("valid", valid, tables.VALID), ("quarantine", quarantine, tables.QUARANTINE)):
-            self._db.register(f"no_{name}", table.empty_table())
-            files = parquet_files(folder)
-            found = f"read_parquet({duckdb_sql.listed(files)}, hive_partitioning = false)" if files else f"no_{name}"
-            self._db.execute(f"create view {name} as select * from {found}")
+            self._db.execute(f"create view {name} as from {duckdb_sql.scan(self._db, parquet_files(folder), table)}")
 
     def __enter__(self) -> DayTables:
         return self
