@@ -215,10 +215,10 @@ class PictureStore:
             places = ", ".join(source.place.name for source in self.sources)
             words.append(f"They were looked for in {places}")
             if inner := [name for source in self.sources for name in archives_in(source)][:3]:
-                words.append(f"It holds archives, which are not opened: {', '.join(inner)}; unpack them")
+                words.append(f"It holds archives, which are not opened: {', '.join(map(repr, inner))}; unpack them")
             if other := others(export, self.sources):
                 words.append(
-                    f"The export also has {', '.join(other)}; where pictures are in it, name it in the mapping under `pictures`"
+                    f"The export also has {', '.join(map(repr, other))}; where pictures are in it, name it in the mapping under `pictures`"
                 )
         return "; ".join(words) + "." if words else ""
 
