@@ -136,7 +136,7 @@ def _preprocess(
     make = ExampleMaker(
         spec=pictures.PictureSpec(plan.picture_height, plan.picture_width),
         roots=settings.all_picture_roots,
-        taxonomy=lake.read_taxonomy(plan.taxonomy_path),
+        taxonomy=lake.read_taxonomy(plan.taxonomy_path, plan.taxonomy_fingerprint),
     )
     # Half-written leftovers of a killed attempt are replaced file by file; a wider attempt's extra files go here.
     storage.remove_folder(lake.examples(plan.run_id))
