@@ -93,7 +93,9 @@ class Settings(BaseSettings):
     spark_options: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="more of Spark's options, a JSON object; they win over ours"
     )
-    max_unpacked_gb: float = Field(default=64, gt=0, description="most that a packed file of an export may unpack to")
+    max_unpacked_gb: float = Field(
+        default=64, gt=0, allow_inf_nan=False, description="most that a packed file of an export may unpack to"
+    )
     max_unpacked_ratio: int = Field(
         default=200, ge=1, description="most that it may unpack to for each packed byte, beyond a gigabyte"
     )

@@ -50,6 +50,7 @@ def test_a_flag_before_a_variable_before_the_default(
     [
         ([], {"TAGGING_BATCH_SIZE": "0"}, "batch_size: Input should be greater than or equal to 1"),
         (["--max-retag-share", "0"], {}, "max_retag_share: Input should be greater than 0"),
+        ([], {"TAGGING_MAX_UNPACKED_GB": "inf"}, "max_unpacked_gb: Input should be a finite number"),
         ([], {"TAGGING_DEVICE": "tpu"}, "device: Input should be 'auto', 'cpu' or 'cuda'"),
         (["--spark-options", "spark.a=b"], {}, "spark_options: 'spark.a=b' is no JSON object such as"),
         (
