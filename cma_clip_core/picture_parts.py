@@ -11,7 +11,8 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from cma_clip_core.picture_cost import MAX_PIXELS
+from cma_clip_core.avif_size import TooManyError, largest_frame
+from cma_clip_core.picture_cost import MAX_MEMORY, MAX_PIXELS
 from cma_clip_core.picture_files import JPEG, PNG
 
 _SMALL: Final = 100_000  # bytes of a file that cannot have too many
@@ -23,6 +24,7 @@ _SKIPPED: Final = 500_000  # bytes between parts, read one by one
 _NUMBERS: Final = 100_000  # of a tag of TIFF or Exif: places of strips and tiles
 _DIRECTORIES: Final = 16  # of tags, one in another
 _ITEM_BYTES: Final = 2**17  # of an AVIF's lists of items: libavif looks for each in all of them
+_AV1_PIXELS: Final = MAX_MEMORY // 6  # whatever the file says of its size; a pixel takes six bytes at most
 _HEADERS: Final = 100  # in an AVIF, of what may be Exif
 
 _SEGMENT: Final = re.compile(rb"\xff+[\x01-\xfe]")
@@ -55,6 +57,8 @@ def refusal(data: bytes) -> str | None:
     """Return why the picture file `data` has more parts than is worth their cost; None where it does not."""
     if data.startswith(b"GIF8"):  # its later frames may be of any size
         return _gif(data)
+    if data[4:8] == b"ftyp":  # and so may what an AVIF is decoded to
+        return _avif(data)
     if len(data) <= _SMALL:
         return None
     return next((count(data) for begins, count in _FORMATS if begins(data)), None)
@@ -161,12 +165,15 @@ def _avif(data: bytes) -> str | None:
             return f"more than {_HEADERS} headers of Exif data"
         if (why := too_many_numbers(data[found.start() :])) is not None:
             return f"{why} of its Exif data"
-    return None
+    try:
+        pixels = largest_frame(data)
+    except TooManyError:
+        return "more boxes and units than a picture has"
+    return f"AV1 frames of {pixels:,} pixels; at most {_AV1_PIXELS:,}" if pixels > _AV1_PIXELS else None
 
 
 _FORMATS: Final[tuple[tuple[Callable[[bytes], bool], Callable[[bytes], str | None]], ...]] = (
     (lambda data: data.startswith(JPEG), _jpeg),
     (lambda data: data.startswith(PNG), _png),
     (lambda data: _TIFF.match(data) is not None, too_many_numbers),
-    (lambda data: data[4:8] == b"ftyp", _avif),
 )

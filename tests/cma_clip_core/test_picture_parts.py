@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cma_clip_core import picture_parts, pictures
+from cma_clip_core import avif_size, picture_parts, pictures
 from cma_clip_core.pictures import PictureError, PictureSpec, decode
 
 SPEC = PictureSpec(height=64, width=64)
@@ -174,6 +174,50 @@ def test_a_later_page_or_frame_of_another_size_costs_nothing(kind: str, tmp_path
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 50_000, "kB"
+
+
+AVIFS: dict[str, tuple[tuple[int, int], str, dict[str, Any]]] = {
+    "a pixel": ((1, 1), "RGB", {}), "odd": ((63, 65), "RGB", {}), "grey": ((300, 200), "L", {}),
+    "transparent": ((300, 200), "RGBA", {}), "without loss": ((640, 480), "RGB", {"quality": 100, "subsampling": "4:4:4"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AVIFS)
+def test_the_size_of_av1_frames_is_read(name: str) -> None:
+    size, mode, options = AVIFS[name]
+    data = saved(Image.effect_noise(size, 60).convert(mode), "AVIF", speed=10, **options)
+    assert avif_size.largest_frame(data) == size[0] * size[1]
+
+
+def test_frames_of_an_animated_avif_may_be_as_large_as_their_bits_allow() -> None:
+    picture = Image.effect_noise((300, 200), 60).convert("RGB")
+    data = saved(picture, "AVIF", speed=10, save_all=True, append_images=[picture.rotate(5)])
+    assert avif_size.largest_frame(data) == 512 * 256
+    assert decode(data, SPEC).shape == (64, 64, 3)
+
+
+def test_an_avif_that_is_larger_than_it_says_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder makes a frame as large as the AV1 data say: 2 kB took 264 MB, and could take 1.6 GB."""
+    data = saved(Image.effect_noise((320, 200), 60).convert("RGB"), "AVIF", speed=10)
+    place = data.index(b"ispe") + 8
+    assert struct.unpack_from(">II", data, place) == (320, 200)
+    lying = data[:place] + struct.pack(">II", 10, 10) + data[place + 8 :]
+    assert decode(lying, SPEC).shape == (64, 64, 3)  # it is decoded
+    monkeypatch.setattr(picture_parts, "_AV1_PIXELS", 60_000)
+    monkeypatch.setattr(pictures, "_recent", pictures._Recent(pictures._decode_file, most=0))
+    monkeypatch.setattr(pictures, "_opened", lambda _: pytest.fail("it was opened"))
+    with pytest.raises(PictureError, match="too_large: AV1 frames of 64,000 pixels"):
+        decode(lying, SPEC)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "boxes", [b"iloc", b"infe", b"stco" + bytes(4) + b"\xff" * 20, b"iloc\2\0\0\0\x44\0" + b"\xff" * 4]
+)
+def test_looking_for_av1_frames_takes_bounded_time(boxes: bytes) -> None:
+    data = b"\0\0\0\x1cftypavif" + boxes * (20_000_000 // len(boxes))
+    with pytest.raises(PictureError):
+        decode(data, SPEC)
 
 
 def test_a_tall_and_narrow_picture_is_judged_with_the_places_of_its_rows() -> None:
