@@ -6,6 +6,7 @@ Run with ``make test TESTS=tests/jobs/test_verified.py``.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -59,6 +60,7 @@ def test_changes_that_are_damaged_are_told_with_the_run_that_writes_them_again(t
 @pytest.mark.spark
 def test_labels_are_read_by_the_taxonomy_that_was_planned_with(lake: Lake, settings: Settings) -> None:
     """One flipped bit of a value is another value, in a file that is a taxonomy all the same."""
+    shutil.rmtree(lake.all_examples)
     validate(settings, DAY1)
     made = plan(settings, DAY1, prepare=True)
     path = lake.root / made.taxonomy_path
