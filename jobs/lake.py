@@ -184,15 +184,29 @@ class Lake:
         return storage.relative(path, self.root)
 
     # documents
-    def read_taxonomy(self, path: str) -> Taxonomy:
-        """Return the taxonomy at `path`, relative to the lake. Raises JobError where it is missing or broken."""
+    def read_taxonomy(self, path: str, fingerprint: str | None = None) -> Taxonomy:
+        """Return the taxonomy at `path`, relative to the lake.
+
+        Args:
+            path: of the YAML file.
+            fingerprint: that it must have; None: any.
+
+        Raises:
+            JobError: it is missing, broken, or another one.
+        """
         data = storage.read_bytes(self.root / path)
         if data is None:
-            raise JobError(f"{self.root / path}: there is no such file")
+            raise JobError(f"{self.root / path}: there is no such file; {storage.RESTORE}, or plan the day again")
         try:
-            return parse_yaml(data.decode(), Taxonomy, str(self.root / path))
+            found = parse_yaml(data.decode(), Taxonomy, str(self.root / path))
         except (ContractError, UnicodeDecodeError) as error:
             raise JobError(str(error)) from error
+        if fingerprint is not None and found.fingerprint != fingerprint:
+            raise JobError(
+                f"{self.root / path}: it is not the taxonomy that was planned with ({found.fingerprint}, not {fingerprint}): it was "
+                f"changed, or its disk fails; {storage.RESTORE}, or plan the day again"
+            )
+        return found
 
     def read_raw_manifest(self, ds: str) -> RawManifest | None:
         return storage.read_document(

@@ -51,6 +51,7 @@ LINES_OF_PROGRESS: Final = {
 }  # fmt: skip
 GRACE_SECONDS: Final = 10.0  # between the request to end and the end by force
 _LONGEST: Final = 8 * 2**20  # bytes of a request: Linux lets a process have a quarter of its stack's
+_STARTED, _ENDED = b"started", b"ended"  # what an answer begins with: a process follows, or its exit status
 _SHOWN: Final = 300  # characters of an error
 _ASKING: Final = 5.0  # seconds that a caller may take to say what it wants
 _ANSWERING: Final = 60.0  # and the server to start it; the longest library loads in a few
@@ -96,9 +97,10 @@ class Step:
     def _read(self) -> None:
         with self._connection:
             answer = _line(self._connection)
-        if not answer:  # the server is gone: ended by force, it could not end its steps
+        status = _number(answer, _ENDED)
+        if status is None:  # the server is gone: ended by force, it could not end its steps
             _end_group(self.pid, signal.SIGKILL)
-        self.returncode = int(answer or -signal.SIGKILL)
+        self.returncode = -signal.SIGKILL if status is None else status
 
 
 def start(address: Path, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path) -> Step:
@@ -117,7 +119,8 @@ def start(address: Path, arguments: Sequence[str], environment: Mapping[str, str
         socket.send_fds(connection, [b"\n"], [out_end, err_end])
         connection.sendall(wanted.encode() + b"\n")
         answer = _line(connection)
-        if not answer.isdigit():
+        pid = _number(answer, _STARTED)
+        if pid is None:  # "ended": before it was the process that was asked for
             why = answer.decode(errors="replace").removeprefix("error: ")
             raise OSError(f"the step server at {address} did not start the step{f': {why}' if why else ''}")
         connection.settimeout(None)
@@ -130,7 +133,13 @@ def start(address: Path, arguments: Sequence[str], environment: Mapping[str, str
         os.close(out_end)
         os.close(err_end)
     opened = [os.fdopen(end, encoding="utf-8", errors="backslashreplace") for end in (out, err)]
-    return Step(connection, int(answer), *opened)
+    return Step(connection, pid, *opened)
+
+
+def _number(answer: bytes, word: bytes) -> int | None:
+    """Return the number that follows `word` in an answer; None where the answer is another one."""
+    found = answer.removeprefix(word + b" ")
+    return int(found) if found != answer and found.removeprefix(b"-").isdigit() else None
 
 
 def _line(connection: socket.socket) -> bytes:
@@ -312,7 +321,7 @@ class Server:
         if not running.abandoned:
             self._selector.unregister(running.connection)
             with contextlib.suppress(OSError):
-                running.connection.sendall(b"%d\n" % status)
+                running.connection.sendall(b"%s %d\n" % (_ENDED, status))
         running.connection.close()
 
     def _abandon(self, running: _Running) -> None:
@@ -337,7 +346,7 @@ def _become(wanted: _Wanted) -> Callable[[], object]:
     os.chdir(wanted.cwd)
     sys.argv = [str(Path(__file__).with_name("__main__.py")), *wanted.arguments]
     setproctitle(shlex.join([sys.executable, "-m", "jobs", *wanted.arguments]))  # as `ps` shows it where it is started
-    wanted.connection.sendall(b"%d\n" % os.getpid())  # from now on its session can be ended
+    wanted.connection.sendall(b"%s %d\n" % (_STARTED, os.getpid()))  # from now on its session can be ended
     wanted.connection.close()
     logging.root.handlers.clear()
     from jobs.cli import main

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 _AT_ONCE: Final = 32  # requests to S3
 MISSING: Final = "missing"  # no folder of the lake: preprocess reports what points into it as missing
 
+IMPORTED: Final = re.compile(r"[0-9a-f]{2}/([0-9a-f]{40})\.[a-z0-9]{1,5}")  # a picture, by the SHA-1 of its content
+
 _EXTENSION: Final = re.compile(r"\.([A-Za-z0-9]{1,5})$")
 _UNUSUAL: Final = re.compile(r"[^A-Za-z0-9._/-]|\.\.")
 _WARNED: Final = 5  # pictures of each status that the log names
@@ -215,10 +217,10 @@ class PictureStore:
             places = ", ".join(source.place.name for source in self.sources)
             words.append(f"They were looked for in {places}")
             if inner := [name for source in self.sources for name in archives_in(source)][:3]:
-                words.append(f"It holds archives, which are not opened: {', '.join(inner)}; unpack them")
+                words.append(f"It holds archives, which are not opened: {', '.join(map(repr, inner))}; unpack them")
             if other := others(export, self.sources):
                 words.append(
-                    f"The export also has {', '.join(other)}; where pictures are in it, name it in the mapping under `pictures`"
+                    f"The export also has {', '.join(map(repr, other))}; where pictures are in it, name it in the mapping under `pictures`"
                 )
         return "; ".join(words) + "." if words else ""
 
