@@ -23,7 +23,7 @@ import shutil
 import tempfile
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -47,6 +47,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 THRESHOLDS, METRICS, CARD, SUMS = "thresholds.json", "metrics.json", "MODEL_CARD.md", "SHA256SUMS"
 PRECISION_RECALL, CALIBRATION, MODALITY_WEIGHTS = "precision_recall.svg", "calibration.svg", "modality_weights.svg"
 
+_WAY_OUT: Final = "Put it back from a copy, or train the model again"
 _THRESHOLDS: TypeAdapter[dict[str, Threshold]] = TypeAdapter(dict[str, Threshold])
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -110,7 +111,7 @@ def check_there(folder: Place) -> None:
         raise ModelError(f"{folder}: cannot be read: {error.strerror}") from error
     for name in _files(folder):
         if name not in there:
-            raise ModelError(f"{folder / name}: there is no such file; is {folder} a model version?")
+            raise ModelError(f"{folder / name}: there is no such file; is {folder} a model version? {_WAY_OUT}")
 
 
 def _files(folder: Place) -> tuple[str, ...]:
@@ -122,7 +123,9 @@ def _open(path: Place) -> IO[bytes]:
     try:
         return path.open("rb")
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}; is {path.parent} a model version?") from error
+        raise ModelError(
+            f"{path}: cannot be read: {error.strerror}; is {path.parent} a model version? {_WAY_OUT}"
+        ) from error
 
 
 def _read(path: Place) -> bytes:
@@ -139,10 +142,12 @@ def _compare(path: Place, digest: str) -> None:
         if path.name == CARD and CARD not in sums:
             return  # of a version from before it was listed; the line cannot have been taken out: the version is named after the list
         if digest != sums.get(path.name):
-            raise ModelError(f"{path}: its hash is not that in {SUMS}: the file was changed; train the model again")
+            raise ModelError(f"{path}: its hash is not that in {SUMS}: the file was changed. {_WAY_OUT}")
     elif path.name == WEIGHTS and is_version(folder.name) and not folder.name.endswith(digest[:8]):
         # A version from before there was a list was named after its weights alone.
-        raise ModelError(f"{path}: its hash is {digest[:8]}, not that of version {folder.name}: the file was changed")
+        raise ModelError(
+            f"{path}: its hash is {digest[:8]}, not that of version {folder.name}: the file was changed. {_WAY_OUT}"
+        )
 
 
 def _sums(folder: Place) -> dict[str, str]:
@@ -153,10 +158,12 @@ def _sums(folder: Place) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ModelError(f"{path}: cannot be read: {error.strerror}. {_WAY_OUT}") from error
     digest = hashlib.sha256(data).hexdigest()
     if is_version(folder.name) and not folder.name.endswith(digest[:8]):
-        raise ModelError(f"{path}: its hash is {digest[:8]}, not that of version {folder.name}: the file was changed")
+        raise ModelError(
+            f"{path}: its hash is {digest[:8]}, not that of version {folder.name}: the file was changed. {_WAY_OUT}"
+        )
     lines = (line.partition("  ") for line in data.decode(errors="replace").splitlines())
     return {name: found for found, _, name in lines}
 

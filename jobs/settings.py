@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -23,7 +24,7 @@ def _place(value: object) -> Place:
         raise ValueError(problem)
     scheme, found, rest = ("", "", "") if isinstance(value, Path) else value.removeprefix("file://").partition("://")
     if not found:
-        folder = Path(value if isinstance(value, Path) else value.removeprefix("file://")).expanduser().resolve()
+        folder = _folder(value)
         if (problem := storage.forbidden(str(folder))) is not None:  # of the folder that it is in, or that it links to
             raise ValueError(problem)
         return folder
@@ -40,6 +41,26 @@ if TYPE_CHECKING:
     Root: TypeAlias = Place
 else:
     Root = Annotated[Any, PlainValidator(_place), PlainSerializer(str)]
+
+
+def _folder(value: str | Path) -> Path:
+    """Return the folder that a setting names, without links. Raises ValueError where it can be none."""
+    name = str(value)
+    named = Path(name.removeprefix("file://"))
+    # Nothing, as from a variable that is not set, would be the folder that one happens to be in.
+    if not isinstance(value, Path) and (not name.strip() or name != name.strip()):
+        raise ValueError(f"{name!r}: give the name of a folder, without blanks around it")
+    if name.startswith("file://") and not named.is_absolute():
+        raise ValueError(f"{name!r}: give file:///folder, or the folder alone")
+    try:
+        folder = named.expanduser().resolve()
+    except RuntimeError as error:  # no such user, or links in a circle
+        raise ValueError(f"{name!r}: {error}") from None
+    with contextlib.suppress(PermissionError):  # who may not see it is told so by what needs it
+        there = next((each for each in (folder, *folder.parents) if each.exists()), folder)
+        if there.exists() and not there.is_dir():
+            raise ValueError(f"{name!r}: {there} is no folder; give a folder")
+    return folder
 
 
 class Settings(BaseSettings):
@@ -72,7 +93,9 @@ class Settings(BaseSettings):
     spark_options: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="more of Spark's options, a JSON object; they win over ours"
     )
-    max_unpacked_gb: float = Field(default=64, gt=0, description="most that a packed file of an export may unpack to")
+    max_unpacked_gb: float = Field(
+        default=64, gt=0, allow_inf_nan=False, description="most that a packed file of an export may unpack to"
+    )
     max_unpacked_ratio: int = Field(
         default=200, ge=1, description="most that it may unpack to for each packed byte, beyond a gigabyte"
     )

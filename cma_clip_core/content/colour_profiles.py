@@ -11,14 +11,20 @@ from PIL import Image, ImageCms
 
 MAX_BYTES: Final = 3 * 2**20  # of a profile: those of printing presses have two megabytes
 
+# ICC.1's multiProcessElementsType: any number of steps, each a few bytes, or the same bytes for all. A profile of 17 kB took
+# ten seconds. Cameras and editors write matrices and tables.
+_PROGRAM: Final = b"mpet"
 _SPACES: Final = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}  # mode to the profile's own name for its colours
 _SAME: Final = 2  # levels: the profiles that all call themselves sRGB differ by that
 _STEPS: Final = 6  # of each channel, where it is asked how far a profile is from sRGB
 
 
 def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    """Return `picture`, in RGB, grey or CMYK, in sRGB; unchanged where its profile is sRGB's, or broken, or for other colours."""
-    if not profile or len(profile) > MAX_BYTES:
+    """Return `picture`, in RGB, grey or CMYK, in sRGB; unchanged where its profile is sRGB's, or broken, or for other colours.
+
+    So it is where the profile is a program of steps (`_PROGRAM`): no bound is known for what they cost.
+    """
+    if not profile or len(profile) > MAX_BYTES or _PROGRAM in profile:
         return picture
     transform = _transform(profile, picture.mode)
     return picture if transform is None else transform.apply(picture)

@@ -26,6 +26,7 @@ _LARGE_PIXELS: Final = 10_000_000  # from here on fewer, but in a JPEG, which is
 _PIXELS_A_BYTE_OF_LARGE: Final = 100
 _RUN_LENGTH_BYTES: Final = 2_000_000  # of a BMP with run lengths: Pillow decodes these in Python
 _SEGMENTS: Final = 10_000  # of a JPEG; photographs have dozens
+_ROW_BYTES: Final = 16
 _BYTES_A_PIXEL: Final = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}  # other modes: 4
 # Decoders that make copies of the whole picture. Measured: the two canvases of a WebP, its bytes, its pixels; planes,
 # bytes and pixels of an AVIF, of which 9 bytes are usual and 16 those of 12 bits with transparency.
@@ -49,10 +50,9 @@ def refusal(picture: Image.Image, size: tuple[int, int], data: bytes) -> str | N
     is_jpeg = picture.format in ("JPEG", "MPO")
     if found := too_many_pixels(width, height, len(data), MAX_JPEG_PIXELS if is_jpeg else MAX_PIXELS):
         return found
-    # Not counted where as many as the file can hold would do no harm.
-    scans = jpeg_scans(data) if is_jpeg and width * height * len(data) // _SCAN_BYTES > _HARMLESS else 1
-    if scans * width * height > MAX_SCANNED_PIXELS:
-        return f"{width:,} x {height:,} pixels in {scans:,} scans or more"
+    scans = _scans(width, height, data) if is_jpeg else 1
+    if is_jpeg and (found := too_many_scans(width, height, data, scans)) is not None:
+        return found
     if len(data) > _RUN_LENGTH_BYTES and _has_run_lengths(picture):
         return f"{len(data):,} bytes of run lengths; at most {_RUN_LENGTH_BYTES:,}"
     memory = _memory(picture, width, height, scans)
@@ -74,6 +74,19 @@ def too_many_pixels(width: int, height: int, size: int, most: int) -> str | None
     if width * height > max(_CHEAP_PIXELS, empty):
         return f"{width:,} x {height:,} pixels in {size:,} bytes: no photograph is so empty"
     return None
+
+
+def _scans(width: int, height: int, data: bytes) -> int:
+    """Return the scans of a JPEG; 1 where as many as the file can hold would do no harm: they are not counted then."""
+    return jpeg_scans(data) if width * height * len(data) // _SCAN_BYTES > _HARMLESS else 1
+
+
+def too_many_scans(width: int, height: int, data: bytes, scans: int | None = None) -> str | None:
+    """Return what is too much of the JPEG `data` of `width` x `height` pixels, which has so many `scans`, else None."""
+    scans = _scans(width, height, data) if scans is None else scans
+    if scans * width * height <= MAX_SCANNED_PIXELS:
+        return None
+    return f"{width:,} x {height:,} pixels in {scans:,} scans or more"
 
 
 def webp_refusal(data: bytes) -> str | None:
@@ -108,7 +121,8 @@ def jpeg_scans(data: bytes) -> int:
 def _memory(picture: Image.Image, width: int, height: int, scans: int) -> int:
     """Return the bytes that it takes to decode `picture`, of `width` x `height` pixels in its file."""
     kind = picture.format or ""
-    pixels = picture.width * picture.height * _BYTES_A_PIXEL.get(picture.mode, 4)
+    # Pillow keeps the place of each row, beside the row: of a tall and narrow picture that is most of it.
+    pixels = picture.width * picture.height * _BYTES_A_PIXEL.get(picture.mode, 4) + _ROW_BYTES * picture.height
     if kind in ("JPEG", "MPO"):  # of more than one scan all coefficients are kept, two bytes each
         return pixels + (2 * _coefficients(picture, width, height) if scans > 1 or "progressive" in picture.info else 0)
     if kind in _WITH_COPIES:

@@ -39,7 +39,7 @@ from PIL import (  # noqa: F401
 )
 
 from cma_clip_core.arrays import Pixels
-from cma_clip_core.content import colour_profiles, picture_cost, picture_files
+from cma_clip_core.content import colour_profiles, picture_cost, picture_files, picture_parts
 from cma_clip_core.content.paths import Place, on_disk
 from schemas.tables import PictureFault
 
@@ -59,6 +59,7 @@ _WHITE: Final = 255  # padding and what transparency shows
 _REDUCING_GAP: Final = 3.0  # Pillow: from this gap on, a fast first reduction is indistinguishable from fair resampling
 _BAND: Final = 1_000_000  # pixels converted at once, so that no conversion copies the whole picture
 _FRAMES: Final = 10  # of an animation: as many are tried until one shows anything
+_ANIMATED: Final = ("GIF", "PNG", "WEBP", "AVIF")  # a TIFF has pages, each of its own size
 _FRAME_BYTES: Final = 16  # a pixel of an animation's later frames, which are laid over each other
 _REMEMBERED: Final = 16 * 2**20  # bytes of pixels: what a shop shows where it has no picture is decoded once
 _ORIENTATION: Final = 0x0112
@@ -470,6 +471,8 @@ def _decode_thumbnail(data: bytes, spec: PictureSpec) -> Pixels | None:
             return None
         if picture_cost.too_many_pixels(width, height, len(data), picture_cost.MAX_JPEG_PIXELS) is not None:
             return None
+        if picture_cost.too_many_scans(width, height, data) is not None:
+            return None
         pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
     except ValueError:  # also where Pillow is more lenient
         return None
@@ -483,7 +486,7 @@ def _decode(data: bytes, spec: PictureSpec) -> Pixels:
         PictureError: it is too_large.
         Exception: on hostile bytes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, zlib.error.
     """
-    if (why := picture_cost.webp_refusal(data)) is not None:
+    if (why := picture_cost.webp_refusal(data) or picture_parts.refusal(data)) is not None:
         raise PictureError("too_large", why)
     try:
         with _opened(data) as picture:
@@ -498,20 +501,35 @@ def _decode(data: bytes, spec: PictureSpec) -> Pixels:
             shown = _scaled(picture_files.load(picture), picture, spec)
             if shown is not None:
                 return shown
-            for frame in range(1, min(_FRAMES, picture_cost.MAX_MEMORY // (_FRAME_BYTES * math.prod(picture.size)))):
-                try:
-                    picture.seek(frame)
-                except EOFError:
-                    break
-                picture.load()
-                if (shown := _scaled(picture, picture, spec)) is not None:
-                    return shown
-            width, height = _fitted(picture.width, picture.height, spec)
+            if (shown := _later_frame(picture, spec)) is not None:
+                return shown
+            width, height = _fitted(*size, spec)
             return np.full((height, width, 3), _WHITE, dtype=np.uint8)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError("too_large", str(error)) from error
     except MemoryError as error:
         raise PictureError("too_large", "not enough memory to decode it") from error
+
+
+def _later_frame(picture: ImageFile.ImageFile, spec: PictureSpec) -> Pixels | None:
+    """Return the first frame of an animation after its first one that shows anything, as `_scaled` does; None where none does.
+
+    Frames of other sizes than the first are not those of an animation, and nobody has judged what they cost.
+    """
+    size = picture.size
+    if picture.format not in _ANIMATED:
+        return None
+    for frame in range(1, min(_FRAMES, picture_cost.MAX_MEMORY // (_FRAME_BYTES * math.prod(size)))):
+        try:
+            picture.seek(frame)
+        except EOFError:
+            break
+        if picture.size != size:
+            break
+        picture.load()
+        if (shown := _scaled(picture, picture, spec)) is not None:
+            return shown
+    return None
 
 
 def _opened(data: bytes) -> ImageFile.ImageFile:
@@ -621,6 +639,9 @@ def _turn(source: ImageFile.ImageFile) -> Image.Transpose | None:
     """Return what makes the picture of `source` upright, as its EXIF data say; broken EXIF data turn nothing."""
     if source.format in ("JPEG", "MPO") and not source.info.keys() & {"exif", "xmp"}:
         return None  # the usual case, without building an Exif object
+    exif = source.info.get("exif") or b""
+    if picture_parts.too_many_numbers(exif.removeprefix(b"Exif\0\0")) is not None:
+        return None
     try:
         return _TURNS.get(source.getexif().get(_ORIENTATION, 1))
     except Exception:  # as for decode: anything can be raised, and a picture is worth more than its metadata

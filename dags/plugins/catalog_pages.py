@@ -9,6 +9,7 @@ they are for those who may answer the approval of *train_model*.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from pathlib import PurePosixPath
@@ -21,6 +22,7 @@ from airflow.plugins_manager import AirflowPlugin
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import Response
 
+from jobs.errors import JobError
 from jobs.lake import storage
 from jobs.lake.storage import Place
 from jobs.settings import Settings
@@ -43,7 +45,9 @@ HEADERS: Final = {
 }
 # What the jobs name folders and files: no dot at the start, no backslash, no escape, nothing that a path gives a meaning.
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}")
+LONGEST: Final = 1000  # characters of a path
 
+log = logging.getLogger(__name__)
 app = FastAPI(title="Pages of the catalog tagger", openapi_url=None)
 
 
@@ -57,14 +61,22 @@ async def add_headers(request: Request, answer: Callable[[Request], Awaitable[Re
 
 @app.get("/{path:path}")
 def page(path: str, user: GetUserDep) -> Response:
-    """Return a page, or what a page shows; 403 where this person may not see it, 404 for everything else."""
+    """Return a page, or what a page shows; 403 where this person may not see it, 503 where the lake cannot be read, 404 for
+    everything else.
+    """
     names = path.split("/")
     media_type = TYPES.get(PurePosixPath(names[-1]).suffix)
-    if names[0] not in (*OF_A_NIGHT, *OF_LABELS) or not all(map(NAME.fullmatch, names)) or media_type is None:
+    if len(path) > LONGEST or names[0] not in (*OF_A_NIGHT, *OF_LABELS) or not all(map(NAME.fullmatch, names)):
+        raise HTTPException(404)
+    if media_type is None:
         raise HTTPException(404)
     if not _may_see(names[0], user):
         raise HTTPException(403)
-    data = _read(Settings().root, path)
+    try:
+        data = _read(Settings().root, path)
+    except (OSError, JobError) as error:  # an answer of ours, with our headers
+        log.error("%s cannot be read: %s", path, error)
+        raise HTTPException(503, "The lake cannot be read now.") from None
     if data is None:
         raise HTTPException(404)
     return Response(data, media_type=media_type)
@@ -80,14 +92,13 @@ def _may_see(folder: str, user: Any) -> bool:
 
 
 def _read(root: Place, path: str) -> bytes | None:
-    """Return the content of a file of the lake; None where it does not exist, or a link is on its way."""
+    """Return the content of a file of the lake; None where it does not exist, is no file, or a link is on its way."""
     file = root / path
-    if storage.on_disk(root) and any(step.is_symlink() for step in (file, *file.parents) if step.is_relative_to(root)):
+    if storage.on_disk(file) and (
+        not file.is_file() or any(step.is_symlink() for step in (file, *file.parents) if step.is_relative_to(root))
+    ):
         return None
-    try:
-        return storage.read_bytes(file)
-    except (IsADirectoryError, NotADirectoryError):
-        return None
+    return storage.read_bytes(file)
 
 
 class CatalogPages(AirflowPlugin):

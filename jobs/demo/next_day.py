@@ -100,7 +100,7 @@ class _NextPictures:
     """The next day's pictures: those of `src` by links, and new ones."""
 
     def __init__(self, src: Path, dst: Path, layout: Mapping, stack: contextlib.ExitStack) -> None:
-        self._sources = open_sources(src, layout, stack)
+        self._sources = open_sources(src, layout, Bounds(), stack)
         self._zip: zipfile.ZipFile | None = None
         present = [str(path.relative_to(src)) for path in find_places(src, layout)]
         same = (name for name in present if name.casefold() == layout.pictures[0].casefold())

@@ -23,17 +23,22 @@ class DayWriter:
     """A day's raw files beside those that it had before, until the manifest names them.
 
     The manifest is swapped whole, so that whatever instant an import is killed at, the day is as it was or as it is to be.
-    What the manifest does not name is removed afterwards, or by the day's next import.
+    An import that fails removes what it wrote, and nothing else: a day whose manifest is lost keeps its records. What a
+    killed one left goes with the day's next import.
     """
 
     def __init__(self, day: Place, stack: contextlib.ExitStack) -> None:
         self._day = day
+        self._new: set[str] = set()  # files that the day did not have before
+        self._named: set[str] | None = None  # by the manifest, once it is written
         stack.callback(self._remove_others)
 
     def add(self, name: str, written: Path, digest: str) -> str:
         """Take over a file; return its name, by its content: none that the day has is written over."""
         stem, _, ending = name.partition(".")
         target = self._day / f"{stem}-{digest[:12]}.{ending}"
+        if not storage.exists(target):
+            self._new.add(target.name)
         if storage.on_disk(target):
             with storage.whole_file(target) as temporary:
                 shutil.move(written, temporary)
@@ -45,21 +50,24 @@ class DayWriter:
 
     def publish(self, manifest: RawManifest) -> None:
         """Make the files that `manifest` names the day's."""
-        storage.write_document(self._day / "_manifest.json", manifest)
+        path = self._day / "_manifest.json"
+        storage.write_document(path, manifest)
+        self._named = {path.name, *(file.name for file in manifest.files)}
 
     def _remove_others(self) -> None:
-        """Remove what the manifest does not name: what the day had before, or what a failed import wrote."""
-        found = storage.read_document(self._day / "_manifest.json", RawManifest)
-        named = {"_manifest.json", *(file.name for file in (found.files if found else ()))}
-        if not storage.on_disk(self._day):
-            from jobs.lake import s3_files
+        """Remove what the manifest does not name; of an import that failed, what it wrote."""
 
-            storage.remove_objects([path for path in s3_files.children(self._day) if path.name not in named])
+        def stays(path: Place) -> bool:
+            return path.name not in self._new if self._named is None else path.name in self._named
+
+        others = [path for path in storage.children(self._day) if not stays(path)]
+        if not storage.on_disk(self._day):
+            storage.remove_objects([path for path in others if not storage.on_disk(path)])
             return
-        for path in storage.children(self._day):
-            if path.name not in named and storage.on_disk(path):
+        for path in others:
+            if storage.on_disk(path):
                 storage.remove(path)
-        if found is None:
+        if self._named is None:
             with contextlib.suppress(OSError):  # there was no day before either
                 self._day.rmdir()
 

@@ -64,7 +64,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
         target = DayWriter(day, stack)
         pictures = None
         if columns.pictures:
-            picture_sources, counts = open_sources(folder, columns, stack), Counter[str]()
+            picture_sources, counts = open_sources(folder, columns, bounds, stack), Counter[str]()
             pictures = PictureStore(picture_writer(lake, day, counts, stack), picture_sources, counts)
         while True:
             noticed = Noticed()

@@ -25,6 +25,7 @@ from schemas.documents import (
 from schemas.loading import ContractError, parse_yaml
 from schemas.taxonomy import Taxonomy
 
+IMPORTED: Final = re.compile(r"[0-9a-f]{2}/([0-9a-f]{40})\.[a-z0-9]{1,5}")  # a picture, by the SHA-1 of its content
 MISSING: Final = "missing"  # start of the URI of a picture that import could not find; no folder of the lake
 LABELLED_TABLE: Final = "products.parquet"  # in the folder of a labelled set
 _REPAIR: Final = "`python -m jobs tables repair` shows how it would be made again, and loses nothing"
@@ -185,15 +186,29 @@ class Lake:
         return storage.relative(path, self.root)
 
     # documents
-    def read_taxonomy(self, path: str) -> Taxonomy:
-        """Return the taxonomy at `path`, relative to the lake. Raises JobError where it is missing or broken."""
+    def read_taxonomy(self, path: str, fingerprint: str | None = None) -> Taxonomy:
+        """Return the taxonomy at `path`, relative to the lake.
+
+        Args:
+            path: of the YAML file.
+            fingerprint: that it must have; None: any.
+
+        Raises:
+            JobError: it is missing, broken, or another one.
+        """
         data = storage.read_bytes(self.root / path)
         if data is None:
-            raise JobError(f"{self.root / path}: there is no such file")
+            raise JobError(f"{self.root / path}: there is no such file; {storage.RESTORE}, or plan the day again")
         try:
-            return parse_yaml(data.decode(), Taxonomy, str(self.root / path))
+            found = parse_yaml(data.decode(), Taxonomy, str(self.root / path))
         except (ContractError, UnicodeDecodeError) as error:
             raise JobError(str(error)) from error
+        if fingerprint is not None and found.fingerprint != fingerprint:
+            raise JobError(
+                f"{self.root / path}: it is not the taxonomy that was planned with ({found.fingerprint}, not {fingerprint}): it was "
+                f"changed, or its disk fails; {storage.RESTORE}, or plan the day again"
+            )
+        return found
 
     def read_raw_manifest(self, ds: str) -> RawManifest | None:
         return storage.read_document(

@@ -163,6 +163,11 @@ def _find_or_make(settings: Settings, lake: Lake, inputs: _Inputs) -> Plan | Non
 
 def _damage(lake: Lake, made: Plan) -> str | None:
     """Return what is not any more as a plan was made, in words, or None: it is made again."""
+    if made.prepare_only:  # its taxonomy is a copy of its own
+        try:
+            lake.read_taxonomy(made.taxonomy_path, made.taxonomy_fingerprint)
+        except JobError as error:
+            return str(error)
     if storage.exists(lake.run(made.run_id) / "manifest.json"):  # examples are needed no more
         return verified_files.damage(lake, made.files)
     own = f"{lake.relative(lake.examples(made.run_id))}/"

@@ -7,6 +7,7 @@ through the driver or the JVM. A missing or broken picture does not lose its pro
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import math
 import os
@@ -20,7 +21,7 @@ import pyarrow as pa
 from cma_clip_core.content import pictures, product_text
 from jobs.errors import CriticalDataError, JobError
 from jobs.lake import parquet, storage, verified_files
-from jobs.lake.layout import MISSING, Lake
+from jobs.lake.layout import IMPORTED, MISSING, Lake
 from jobs.lake.storage import Place
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
@@ -40,6 +41,7 @@ _ROWS_A_FILE = 2_500  # at most
 _FILES = 16  # at least, where there are enough rows: a core that gets one more than the others is not waited for long
 _BATCH_BYTES = 16 * 2**20  # of pixels
 _FEW_MISSING = 50  # so few new products without their pictures are nothing unusual
+_EMPTY = hashlib.sha1(usedforsecurity=False).hexdigest()  # what import names a picture without bytes
 _NOT_IMPORTED = "not imported"  # beside the statuses: pictures that import could not find, which `validate` has judged
 
 
@@ -47,7 +49,7 @@ def preprocess(settings: Settings, run_id: str) -> int:
     """Make the examples of a run that are not there yet; return how many. A finished run is not done again.
 
     Raises:
-        JobError: there is no such plan, or a picture root has nothing in it.
+        JobError: there is no such plan, a picture root has nothing in it, or a picture of the lake is damaged.
         CriticalDataError: so many pictures are missing that their place must be at fault. Nothing is tagged.
         PythonException: a picture could not be read by a fault of its disk or mount; the message names it. Try again.
     """
@@ -135,7 +137,7 @@ def _preprocess(
     make = ExampleMaker(
         spec=pictures.PictureSpec(plan.picture_height, plan.picture_width),
         roots=settings.all_picture_roots,
-        taxonomy=lake.read_taxonomy(plan.taxonomy_path),
+        taxonomy=lake.read_taxonomy(plan.taxonomy_path, plan.taxonomy_fingerprint),
     )
     # Half-written leftovers of a killed attempt are replaced file by file; a wider attempt's extra files go here.
     storage.remove_folder(lake.examples(plan.run_id))
@@ -177,7 +179,7 @@ def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, l
     # xxhash64 with its own seed: the shard itself comes from a hash of the id, and the two must not go together.
     part = F.pmod(F.xxhash64("product_id", F.lit("part")), lookup["parts"][F.col("shard")])
     placed = todo.withColumn("target", (lookup["first"][F.col("shard")] + part).cast("int"))
-    columns = ["product_id", "source_hash", "title", "brand", "description", "image_uri", "labels"]
+    columns = ["product_id", "source_hash", "title", "brand", "description", "image_uri", "image_version", "labels"]
     return valid.select(*columns).join(placed.select("product_id", "target"), "product_id"), targets
 
 
@@ -198,7 +200,7 @@ class ExampleMaker:
         """Yield a batch with the columns of EXAMPLES for each batch of records; count pictures by status, and those not imported."""
         for batch in self._small(batches):
             uris = batch.column("image_uri").to_pylist()
-            images, found = self._pictures(uris)
+            images, found = self._pictures(uris, batch.column("image_version").to_pylist())
             labels = [self._taxonomy.normalise(dict(found or ())) for found in batch.column("labels").to_pylist()]
             for status, _ in found:
                 statuses[status] = statuses.get(status, 0) + 1
@@ -226,14 +228,21 @@ class ExampleMaker:
             for start in range(0, batch.num_rows, rows):
                 yield batch.slice(start, rows)
 
-    def _pictures(self, uris: Sequence[str | None]) -> tuple[pa.BinaryArray, list[tuple[ImageStatus, str | None]]]:
-        """Return the pixels of the pictures at `uris`, null where there are none, and each one's status and detail."""
+    def _pictures(
+        self, uris: Sequence[str | None], versions: Sequence[str | None]
+    ) -> tuple[pa.BinaryArray, list[tuple[ImageStatus, str | None]]]:
+        """Return the pixels of the pictures at `uris`, null where there are none, and each one's status and detail.
+
+        Raises:
+            JobError: a picture of the lake is not what was imported.
+        """
         # Decoded into the array's own buffer: to gather so many bytes from objects costs half of decoding them.
         pixels = np.empty((len(uris), self._spec.height, self._spec.width, 3), dtype=np.uint8)
         offsets = np.zeros(len(uris) + 1, dtype=np.int32)
         found: list[tuple[ImageStatus, str | None]] = []
         decoded = 0
         for row, data in enumerate(pictures.fetch_all(uris, self._roots)):
+            self._check_imported(uris[row], versions[row], data)
             if data is None:
                 found.append(("absent", None))
             else:
@@ -249,3 +258,24 @@ class ExampleMaker:
         present = pa.array([status == "ok" for status, _ in found])
         buffers = [present.buffers()[1], pa.py_buffer(offsets), pa.py_buffer(pixels[:decoded])]
         return pa.Array.from_buffers(pa.binary(), len(uris), buffers), found
+
+    def _check_imported(self, uri: str | None, version: str | None, data: bytes | pictures.PictureError | None) -> None:
+        """Raise JobError where the file of a picture that import has named by its content is gone, or has another content.
+
+        One that is cut off can be decoded in part, one that is empty reads as if the shop had it so: the product would be
+        tagged by what the disk has left of it.
+        """
+        named = None if uri is None else IMPORTED.fullmatch(uri)
+        if named is None or named[1] != version:
+            return
+        if isinstance(data, pictures.PictureError):
+            found = _EMPTY if data.status == "empty" else ""
+        else:
+            found = hashlib.sha1(data or b"", usedforsecurity=False).hexdigest()
+        if found != version:
+            gone = isinstance(data, pictures.PictureError) and data.status == "missing"
+            what = "the picture that was imported is gone" if gone else "it is not the picture that was imported"
+            raise JobError(
+                f"{self._names[0]}/{uri}: {what}: it was removed or changed, or its disk fails; import the export of the day "
+                "again, which writes it again, then run the step again"
+            )

@@ -204,7 +204,7 @@ class _Frames:
 
 def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> RunManifest:
     """Write the run's tables and history, audit them, and write the manifest."""
-    taxonomy = lake.read_taxonomy(plan.taxonomy_path)
+    taxonomy = lake.read_taxonomy(plan.taxonomy_path, plan.taxonomy_fingerprint)
     with sessions.session(settings, plan.validation.raw) as session:
         frames = _frames(session, lake, plan, index, taxonomy)
         folder = lake.run(plan.run_id)

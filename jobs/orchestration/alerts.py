@@ -8,6 +8,7 @@ that cannot be sent is an error in the log, never one of the night.
 from __future__ import annotations
 
 import contextlib
+import html
 import itertools
 import json
 import logging
@@ -129,10 +130,15 @@ def _try(what: str, act: Callable[[], None]) -> None:
 
 
 def _post(url: str, text: str) -> None:
+    """Send a JSON object with `text`. A shop's words are in it: chats take ``<!channel>`` for everybody and ``<address|words>`` for
+    a link, so these marks are escaped as all of them ask for.
+    """
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError("TAGGING_ALERT_WEBHOOK is no http or https address")
     request = urllib.request.Request(
-        url, data=json.dumps({"text": text}).encode(), headers={"Content-Type": "application/json"}
+        url,
+        data=json.dumps({"text": html.escape(text, quote=False)}).encode(),
+        headers={"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=TIMEOUT):
         pass

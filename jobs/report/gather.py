@@ -72,7 +72,7 @@ def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
     except CoreError as error:
         raise JobError(str(error)) from error
     with _database(lake.root) as db, _told(run_id):
-        query = Query(db, lake, plan, lake.read_taxonomy(plan.taxonomy_path))
+        query = Query(db, lake, plan, lake.read_taxonomy(plan.taxonomy_path, plan.taxonomy_fingerprint))
         manifest = lake.read_manifest(run_id)
         before_run = query.open_tables(manifest)
         query.open_training(ledger.model_version)

@@ -23,7 +23,9 @@ _UNREADABLE: Final = re.compile(
     r"FAILED_READ_FILE|PATH_NOT_FOUND|CANNOT_READ_FILE_FOOTER|is not a Parquet file|could not verify (?:dictionary )?page integrity"
 )
 _FILE: Final = re.compile(r"(?:file|s3a):/[^\s'\"]+")
-_PATH: Final = re.compile(r"['\"]?(/[^\s'\":]+)")
+_PATH: Final = re.compile(
+    r"(?<![\w./])(/[^\s'\":()]+)"
+)  # not that of a frame of Java's: java.base/java.io.FileOutputStream
 _SHOWN: Final = 300  # characters of another library's words
 
 

@@ -39,6 +39,7 @@ LINES_OF_PROGRESS: Final = {
     "TAGGING_PROGRESS": "true", "TQDM_MININTERVAL": "30", "TQDM_ASCII": " #", "TQDM_NCOLS": "100",
 }  # fmt: skip
 GRACE_SECONDS: Final = 10.0  # between the request to end and the end by force
+STARTED, ENDED = b"started", b"ended"  # what an answer begins with: a process follows, or its exit status
 _ANSWERING: Final = 60.0  # and the server to start it; the longest library loads in a few
 
 
@@ -82,9 +83,10 @@ class Step:
     def _read(self) -> None:
         with self._connection:
             answer = _line(self._connection)
-        if not answer:  # the server is gone: ended by force, it could not end its steps
+        status = _number(answer, ENDED)
+        if status is None:  # the server is gone: ended by force, it could not end its steps
             end_group(self.pid, signal.SIGKILL)
-        self.returncode = int(answer or -signal.SIGKILL)
+        self.returncode = -signal.SIGKILL if status is None else status
 
 
 def start(address: Path, arguments: Sequence[str], environment: Mapping[str, str], cwd: Path) -> Step:
@@ -103,7 +105,8 @@ def start(address: Path, arguments: Sequence[str], environment: Mapping[str, str
         socket.send_fds(connection, [b"\n"], [out_end, err_end])
         connection.sendall(wanted.encode() + b"\n")
         answer = _line(connection)
-        if not answer.isdigit():
+        pid = _number(answer, STARTED)
+        if pid is None:  # "ended": before it was the process that was asked for
             why = answer.decode(errors="replace").removeprefix("error: ")
             raise OSError(f"the step server at {address} did not start the step{f': {why}' if why else ''}")
         connection.settimeout(None)
@@ -116,7 +119,13 @@ def start(address: Path, arguments: Sequence[str], environment: Mapping[str, str
         os.close(out_end)
         os.close(err_end)
     opened = [os.fdopen(end, encoding="utf-8", errors="backslashreplace") for end in (out, err)]
-    return Step(connection, int(answer), *opened)
+    return Step(connection, pid, *opened)
+
+
+def _number(answer: bytes, word: bytes) -> int | None:
+    """Return the number that follows `word` in an answer; None where the answer is another one."""
+    found = answer.removeprefix(word + b" ")
+    return int(found) if found != answer and found.removeprefix(b"-").isdigit() else None
 
 
 def _line(connection: socket.socket) -> bytes:

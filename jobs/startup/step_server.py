@@ -23,7 +23,7 @@ from setproctitle import getproctitle, setproctitle
 
 import jobs
 from jobs.startup.fast_exit import Leaving
-from jobs.startup.step_client import GRACE_SECONDS, LIBRARIES, end_group
+from jobs.startup.step_client import ENDED, GRACE_SECONDS, LIBRARIES, STARTED, end_group
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class Server:
         if not running.abandoned:
             self._selector.unregister(running.connection)
             with contextlib.suppress(OSError):
-                running.connection.sendall(b"%d\n" % status)
+                running.connection.sendall(b"%s %d\n" % (ENDED, status))
         running.connection.close()
 
     def _abandon(self, running: _Running) -> None:
@@ -219,7 +219,7 @@ def _become(wanted: _Wanted) -> None:
     os.chdir(wanted.cwd)
     sys.argv = [str(Path(jobs.__file__).with_name("__main__.py")), *wanted.arguments]
     setproctitle(shlex.join([sys.executable, "-m", "jobs", *wanted.arguments]))  # as `ps` shows it where it is started
-    wanted.connection.sendall(b"%d\n" % os.getpid())  # from now on its session can be ended
+    wanted.connection.sendall(b"%s %d\n" % (STARTED, os.getpid()))  # from now on its session can be ended
     wanted.connection.close()
     logging.root.handlers.clear()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from fastapi.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "dags" / "plugins"))
 import catalog_pages as module
+
+from jobs.errors import JobError
 
 REPORT = "reports/ds=2026-11-20/run=r/report.html"
 SET = "labelled/ds=2026-11-20/set=s/index.html"
@@ -40,7 +43,8 @@ TRICKS = (
     "reports/%252e%252e/models/card.html", "reports\\..\\models\\card.html", "reports/..%5cmodels%5ccard.html",
     "/etc/passwd", "reports//index.html", "reports/%00.html", "reports/index.html%00.png",
     "reports/index.html/", "reports/index.html/x.html", "reports/out.html", "reports/away/card.html", "reports/loop.html",
-    "reports/" + "a" * 5000 + ".html", "reports/%ff.html", "Reports/index.html", "reports;/index.html",
+    "reports/" + "a" * 5000 + ".html", "reports/" + "a/" * 2500 + "a.html", "reports/pipe.html",
+    "reports/%ff.html", "Reports/index.html", "reports;/index.html",
 )  # fmt: skip
 
 
@@ -54,6 +58,7 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "reports" / "out.html").symlink_to(tmp_path / "secret.html")
     (root / "reports" / "away").symlink_to(root / "models")
     (root / "reports" / "loop.html").symlink_to("loop.html")
+    os.mkfifo(root / "reports" / "pipe.html")
     monkeypatch.setenv("TAGGING_ROOT", str(root))
     return root
 
@@ -101,6 +106,20 @@ def test_a_person_without_a_role_sees_nothing(logged_in: As) -> None:
 def test_nothing_else_is(logged_in: As, path: str) -> None:
     found = logged_in("admin").get(f"/{path}")
     assert found.status_code in (404, 422)
+    assert found.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), OSError(5, "Input/output error"), JobError("no server")])
+def test_a_lake_that_cannot_be_read_is_an_answer_of_ours(
+    logged_in: As, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(_: object) -> bytes:
+        raise error
+
+    monkeypatch.setattr(module.storage, "read_bytes", fail)
+    found = logged_in("admin").get(f"/{REPORT}")
+    assert found.status_code == 503
+    assert str(error) not in found.text
     assert found.headers["content-security-policy"].startswith("default-src 'none'")
 
 

@@ -50,6 +50,7 @@ def test_a_flag_before_a_variable_before_the_default(
     [
         ([], {"TAGGING_BATCH_SIZE": "0"}, "batch_size: Input should be greater than or equal to 1"),
         (["--max-retag-share", "0"], {}, "max_retag_share: Input should be greater than 0"),
+        ([], {"TAGGING_MAX_UNPACKED_GB": "inf"}, "max_unpacked_gb: Input should be a finite number"),
         ([], {"TAGGING_DEVICE": "tpu"}, "device: Input should be 'auto', 'cpu' or 'cuda'"),
         (["--spark-options", "spark.a=b"], {}, "spark_options: 'spark.a=b' is no JSON object such as"),
         (
@@ -68,6 +69,12 @@ def test_a_flag_before_a_variable_before_the_default(
             {"TAGGING_ROOT": "lake[1]"},
             "root: 'lake[1]': '[', ']' cannot be in the name of this folder: Spark and DuckDB",
         ),
+        ([], {"TAGGING_ROOT": ""}, "root: '': give the name of a folder"),
+        ([], {"TAGGING_ROOT": "lake "}, "root: 'lake ': give the name of a folder, without blanks"),
+        ([], {"TAGGING_ROOT": "~nobody-of-this-name/lake"}, "root: '~nobody-of-this-name/lake': Could not"),
+        ([], {"TAGGING_ROOT": "file://host/lake"}, "root: 'file://host/lake': give file:///folder"),
+        ([], {"TAGGING_ROOT": "/dev/null"}, "root: '/dev/null': /dev/null is no folder; give a folder"),
+        ([], {"TAGGING_ROOT": "/dev/null/lake"}, "root: '/dev/null/lake': /dev/null is no folder"),
         ([], {"TAGGING_ROOT": "lake*"}, "root: 'lake*': '*' cannot be in the name"),
         ([], {"TAGGING_ROOT": "lake?"}, "root: 'lake?': '?' cannot be in the name"),
         ([], {"TAGGING_ROOT": "{a,b}"}, "root: '{a,b}': ',', '{', '}' cannot be in the name"),

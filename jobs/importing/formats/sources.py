@@ -34,6 +34,14 @@ class Bounds:
     total: int = 64 * 2**30  # bytes
     ratio: int = 200  # to the packed bytes, from a gigabyte on
 
+    def check(self, path: Path, packed: int, unpacked: int) -> None:
+        """Raise JobError where so many packed bytes of the file at `path` come to too many unpacked ones."""
+        if unpacked > self.total or (unpacked > _FREE and unpacked > self.ratio * max(packed, 1)):
+            raise JobError(
+                f"{path}: {packed:,} packed bytes unpack to more than {unpacked - 1:,}; nothing was imported: if the "
+                "export is right, raise TAGGING_MAX_UNPACKED_GB or TAGGING_MAX_UNPACKED_RATIO"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -120,12 +128,6 @@ class _Unpacked(io.RawIOBase):
         read = self._raw.tell()
         if self._bar is not None:
             self._bar.update(read - self._bar.n)
-        if self._packed and (
-            self._bytes > self._bounds.total
-            or (self._bytes > _FREE and self._bytes > self._bounds.ratio * max(read, 1))
-        ):
-            raise JobError(
-                f"{self._path}: {read:,} packed bytes unpack to more than {self._bytes:,}; nothing was imported: if the "
-                "export is right, raise TAGGING_MAX_UNPACKED_GB or TAGGING_MAX_UNPACKED_RATIO"
-            )
+        if self._packed:
+            self._bounds.check(self._path, read, self._bytes)
         return len(data)

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from cma_clip_core.content.pictures import MAX_BYTES, PictureError, fetch_file
 from jobs.errors import JobError
+from jobs.importing.formats.sources import Bounds
 from jobs.importing.pictures.picture_names import fold
 from schemas.mapping import Mapping
 
@@ -41,8 +42,14 @@ class Source(Protocol):
         """Yield the name of each picture as `read` takes it, and as people read it."""
 
 
-def open_sources(folder: Path, mapping: Mapping, stack: contextlib.ExitStack) -> list[Source]:
+def open_sources(folder: Path, mapping: Mapping, bounds: Bounds, stack: contextlib.ExitStack) -> list[Source]:
     """Return the export's zips and folders of pictures.
+
+    Args:
+        folder: of the export.
+        mapping: which names the places in it.
+        bounds: on what the members that are read of a zip come to together.
+        stack: keeps the zips open.
 
     Raises:
         JobError: there is none, a zip is broken, or one is a link that leaves the export.
@@ -54,7 +61,7 @@ def open_sources(folder: Path, mapping: Mapping, stack: contextlib.ExitStack) ->
             sources.append(FolderSource(path, folder))
         elif path.is_file():
             try:
-                sources.append(ZipSource(path, stack.enter_context(zipfile.ZipFile(path))))
+                sources.append(ZipSource(path, stack.enter_context(zipfile.ZipFile(path)), bounds))
             except (zipfile.BadZipFile, OSError, ValueError) as error:
                 raise JobError(
                     f"{path}: {_kind(path) or f'not a zip, or a truncated one ({error})'}; nothing was imported: "
@@ -137,11 +144,18 @@ def _kind(path: Path) -> str | None:
 
 
 class ZipSource:
-    """A zip. Members are read where they lie, by their names; none is unpacked onto a disk."""
+    """A zip. Members are read where they lie, by their names; none is unpacked onto a disk.
 
-    def __init__(self, place: Path, archive: zipfile.ZipFile) -> None:
+    The members of a small zip may be one and the same place in it: what they unpack to together is bounded.
+    """
+
+    def __init__(self, place: Path, archive: zipfile.ZipFile, bounds: Bounds) -> None:
         self.place = place
         self._archive = archive
+        self._bounds = bounds
+        self._size = place.stat().st_size
+        self._seen: set[str] = set()
+        self._unpacked = 0  # bytes of the members seen
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -156,6 +170,7 @@ class ZipSource:
             raise PictureError("too_large", f"{member.file_size:,} bytes")
         if member.compress_type not in _UNPACKED:
             raise PictureError("broken", f"packed by method {member.compress_type}; zip it by deflate or unpacked")
+        self._count(member)
         try:
             with self._archive.open(member) as file:
                 return file.read(member.file_size)  # without a size, all that is packed would be in memory at once
@@ -166,6 +181,12 @@ class ZipSource:
         # A wrong checksum, a damaged stream: on hostile bytes zipfile raises nearly anything.
         except Exception as error:
             raise PictureError("broken", f"{type(error).__name__}: {error}"[:300]) from error
+
+    def _count(self, member: zipfile.ZipInfo) -> None:
+        if member.filename not in self._seen:
+            self._seen.add(member.filename)
+            self._unpacked += member.file_size
+            self._bounds.check(self.place, self._size, self._unpacked)
 
     def names(self) -> Iterator[tuple[str, str]]:
         for name, member in self._archive.NameToInfo.items():

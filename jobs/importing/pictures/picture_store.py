@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _AT_ONCE: Final = 32  # requests to S3
 
+
 _EXTENSION: Final = re.compile(r"\.([A-Za-z0-9]{1,5})$")
 _UNUSUAL: Final = re.compile(r"[^A-Za-z0-9._/-]|\.\.")
 _WARNED: Final = 5  # pictures of each status that the log names
@@ -214,10 +215,10 @@ class PictureStore:
             places = ", ".join(source.place.name for source in self.sources)
             words.append(f"They were looked for in {places}")
             if inner := [name for source in self.sources for name in archives_in(source)][:3]:
-                words.append(f"It holds archives, which are not opened: {', '.join(inner)}; unpack them")
+                words.append(f"It holds archives, which are not opened: {', '.join(map(repr, inner))}; unpack them")
             if other := others(export, self.sources):
                 words.append(
-                    f"The export also has {', '.join(other)}; where pictures are in it, name it in the mapping under `pictures`"
+                    f"The export also has {', '.join(map(repr, other))}; where pictures are in it, name it in the mapping under `pictures`"
                 )
         return "; ".join(words) + "." if words else ""
 

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
-from cma_clip_core.content import picture_cost, pictures
+from cma_clip_core.content import colour_profiles, picture_cost, pictures
 from cma_clip_core.content.pictures import PictureError, PictureSpec, decode, fetch
 from jobs.demo.dirty_records import bomb, drawing, jpeg, png_16_bit, rotated, transparent
 from tests.dirty import DIRTY
@@ -545,6 +545,35 @@ def test_a_profile_of_srgb_changes_no_pixel_and_a_broken_one_costs_nothing() -> 
     np.testing.assert_array_equal(
         decode(saved(drawing().convert("L"), icc_profile=swapped_profile()), SAME), decode(grey, SAME)
     )
+
+
+def program(steps: int) -> bytes:
+    """sRGB's profile with a program of so many steps, all of them the same few bytes, which colours go through first."""
+    known = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    tags = [struct.unpack_from(">4sII", known, 132 + 12 * at) for at in range(struct.unpack_from(">I", known, 128)[0])]
+    contents = [(name, known[start : start + size]) for name, start, size in tags]
+    curve = b"curf" + bytes(4) + struct.pack(">HH", 1, 0) + b"parf" + bytes(8) + struct.pack(">4f", 1.0001, 1, 0, 0)
+    step = b"cvst" + bytes(4) + struct.pack(">HH", 3, 3) + struct.pack(">II", 36, len(curve)) * 3 + curve
+    place = struct.pack(">II", 16 + 8 * steps, len(step))
+    contents.append((b"D2B0", b"mpet" + bytes(4) + struct.pack(">HHI", 3, 3, steps) + place * steps + step))
+    table, body, start = b"", b"", 132 + 12 * len(contents)
+    for name, content in contents:
+        table += struct.pack(">4sII", name, start + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    version = known[:8] + bytes([4, 0x40]) + known[10:128]
+    whole = version + struct.pack(">I", len(contents)) + table + body
+    return struct.pack(">I", len(whole)) + whole[4:]
+
+
+@pytest.mark.timeout(60)
+def test_a_profile_that_is_a_program_is_not_run() -> None:
+    before = decode(saved(drawing(), "PNG"), SAME)
+    np.testing.assert_array_equal(decode(saved(drawing(), "PNG", icc_profile=program(60_000)), SAME), before)
+    # That it would be run: with few steps, and its name unknown to us.
+    colour_profiles._transform.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(colour_profiles, "_PROGRAM", b"no such")
+        assert colour_profiles._transform(program(50), "RGB") is not None
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))

@@ -22,6 +22,7 @@ import pytest
 from cma_clip_core.content.pictures import PictureError, fetch
 from jobs.errors import JobError
 from jobs.importing import day_writer
+from jobs.importing.formats import sources
 from jobs.importing.import_catalog import import_catalog
 from jobs.importing.pictures import picture_sources
 from jobs.lake import storage
@@ -425,6 +426,16 @@ def test_a_member_larger_than_it_says_takes_no_memory(shop: Shop) -> None:
         tracemalloc.stop()
 
 
+def test_a_small_zip_may_not_unpack_to_a_disk_full_of_pictures(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its members are few bytes each, or the same bytes for all. One that many records name counts once."""
+    monkeypatch.setattr(sources, "_FREE", 2**20)
+    zipped(shop, **{f"{i}.jpg": bytes(2**20) + bytes([i]) for i in range(5)})
+    shop.write(*({"id": i, "name": "x", "photo": "0.jpg"} for i in range(9)))
+    assert shop.run().pictures == {"added": 1, "known": 8}
+    shop.write(*({"id": i, "name": "x", "photo": f"{i % 5}.jpg"} for i in range(9)))
+    fails(shop, r"pics\.zip: [\d,]+ packed bytes unpack to more than [\d,]+; .* raise TAGGING_MAX_UNPACKED_GB")
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, 97])
 def test_only_what_unpacks_in_bounds_is_unpacked(shop: Shop, method: int) -> None:
     known = method if method != 97 else zipfile.ZIP_STORED
@@ -563,6 +574,31 @@ def test_a_failed_import_leaves_the_day_as_it_was(shop: Shop) -> None:
     fails(shop, "no record has the columns")
     assert shop.lake.read_raw_manifest(DS) == before
     assert [json.loads(line)["product_id"] for line in shop.lines()] == ["old"]
+
+
+@pytest.mark.parametrize("manifest", [None, b"", b"\xff\0 garbage"])
+def test_a_failed_import_keeps_the_records_of_a_day_whose_manifest_is_lost(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, manifest: bytes | None
+) -> None:
+    """A person can put the manifest back; what the import failed of is what is told, not the manifest."""
+    shop.write({"id": "old", "name": "x", "photo": None})
+    shop.run()
+    path = shop.lake.raw_manifest(DS)
+    kept, (records,) = path.read_bytes(), shop.lake.raw(DS).glob("part-*")
+    path.unlink() if manifest is None else path.write_bytes(manifest)
+    monkeypatch.setattr(day_writer, "PART_ROWS", 1)
+    shop.write({"id": "new", "name": "x", "photo": None})
+    with (shop.export / "items.jsonl").open("ab") as file:
+        file.write(b"[1]\n" * 100)
+    with pytest.raises(JobError, match=r"items\.jsonl"):
+        shop.run()
+    assert [each.name for each in shop.lake.raw(DS).glob("part-*")] == [records.name]
+    path.write_bytes(kept)
+    check_raw(shop.lake, DS)
+    shop.write({"id": "new", "name": "x", "photo": None})
+    path.write_bytes(b"garbage")
+    shop.run()
+    assert [json.loads(line)["product_id"] for line in shop.lines()] == ["new"]
 
 
 def test_two_imports_of_a_day_at_once(shop: Shop) -> None:

@@ -199,8 +199,8 @@ def test_the_import_says_which_pictures_are_missing_and_which_are_nearest(
     assert "2 of 3 pictures could not be had (1 missing, 1 url)" in caplog.text
     assert "nearest: " in caplog.text
     assert "not downloaded" in caplog.text
-    assert "archives, which are not opened: inner.zip" in caplog.text
-    assert "also has pics2.zip" in caplog.text
+    assert "archives, which are not opened: 'inner.zip'" in caplog.text
+    assert "also has 'pics2.zip'" in caplog.text
     assert "1 pictures were found by names that are written otherwise" in caplog.text
 
 

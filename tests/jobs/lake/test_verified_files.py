@@ -6,6 +6,7 @@ Run with ``make test TESTS=tests/jobs/lake/test_verified_files.py``.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,10 +16,12 @@ from jobs.errors import JobError, LedgerError
 from jobs.lake import history, publication, storage
 from jobs.lake.layout import PRODUCTS, Lake
 from jobs.nightly.plan import plan
+from jobs.nightly.preprocess import preprocess
 from jobs.nightly.publish import publish
 from jobs.runs import whole_night
 from jobs.settings import Settings
 from jobs.upkeep.published_tables import rollback
+from jobs.validation.validate import validate
 from schemas.documents import PublishedFile, RowCounts, RunManifest
 from tests.conftest import DAY1, DAY2
 from tests.jobs.runs.test_whole_night import as_of, second_day, steps_to
@@ -53,6 +56,26 @@ def test_changes_that_are_damaged_are_told_with_the_run_that_writes_them_again(t
     os.truncate(path, 0)
     with pytest.raises(JobError, match=rf"0 files are there, and 1 were written; .*publish --run {run_id}"):
         history.files_until(lake, index, "products", day(2))
+
+
+@pytest.mark.spark
+def test_labels_are_read_by_the_taxonomy_that_was_planned_with(lake: Lake, settings: Settings) -> None:
+    """One flipped bit of a value is another value, in a file that is a taxonomy all the same."""
+    shutil.rmtree(lake.all_examples)
+    validate(settings, DAY1)
+    made = plan(settings, DAY1, prepare=True)
+    path = lake.root / made.taxonomy_path
+    assert isinstance(path, Path)
+    path.write_bytes(path.read_bytes().replace(b"Red", b"Red".replace(b"d", b"e"), 1))
+    with pytest.raises(JobError, match=rf"{path}: it is not the taxonomy that was planned with .* plan the day again"):
+        preprocess(settings, made.run_id)
+    assert plan(settings, DAY1, prepare=True).run_id == made.run_id
+    assert lake.read_taxonomy(made.taxonomy_path, made.taxonomy_fingerprint).fingerprint == made.taxonomy_fingerprint
+    path.unlink()
+    with pytest.raises(JobError, match=rf"{path}: there is no such file; .* plan the day again"):
+        preprocess(settings, made.run_id)
+    plan(settings, DAY1, prepare=True)
+    assert preprocess(settings, made.run_id) == made.to_preprocess
 
 
 def test_the_size_of_all_tables_is_compared_and_the_content_of_those_that_are_read(tmp_path: Path) -> None:

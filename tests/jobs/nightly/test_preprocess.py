@@ -7,6 +7,7 @@ Run with ``make test TESTS=tests/jobs/nightly/test_preprocess.py``.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 
 from cma_clip_core.config import BUILT_IN
 from cma_clip_core.content import pictures
+from jobs.demo.dirty_records import drawing, jpeg
 from jobs.errors import CriticalDataError, JobError
 from jobs.lake import parquet, storage
 from jobs.lake.layout import Lake
@@ -238,10 +240,50 @@ def test_a_fault_of_the_disk_fails_the_step(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "1.png").write_bytes(pictures_of("picture_1x1"))
     monkeypatch.setattr(os, "read", fail)
     columns = {"product_id": ["1"], "source_hash": ["x"], "title": ["t"], "brand": [""], "description": [""]}
-    batch = pa.RecordBatch.from_pydict(columns | {"image_uri": ["1.png"], "labels": pa.array([[]], LABELS)})
+    picture = {"image_uri": ["1.png"], "image_version": pa.array([None], pa.string())}
+    batch = pa.RecordBatch.from_pydict(columns | picture | {"labels": pa.array([[]], LABELS)})
     make = ExampleMaker(pictures.PictureSpec(8, 8), (tmp_path,), load_taxonomy("sample"))
     with pytest.raises(OSError, match=r"Input/output error: '.*1\.png'"):
         list(make(iter([batch]), {}))
+
+
+def damaged(data: bytes, how: str) -> bytes:
+    return {
+        "whole": data, "gone": b"", "empty": b"", "lacks a little": data[:-20], "lacks half": data[: len(data) // 2],
+        "bit flipped": data[:300] + bytes([data[300] ^ 4]) + data[301:], "grown": data + bytes(33 * 2**20),
+    }[how]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["whole", "gone", "empty", "lacks a little", "lacks half", "bit flipped", "grown"])
+def test_a_picture_that_is_not_what_was_imported_is_no_picture_of_the_shop(tmp_path: Path, how: str) -> None:
+    data = jpeg(drawing())
+    digest = hashlib.sha1(data).hexdigest()
+    uri = f"{digest[:2]}/{digest}.jpg"
+    (tmp_path / uri).parent.mkdir()
+    if how != "gone":
+        (tmp_path / uri).write_bytes(damaged(data, how))
+    columns = {"product_id": ["1"], "source_hash": ["x"], "title": ["t"], "brand": [""], "description": [""]}
+    make = ExampleMaker(pictures.PictureSpec(8, 8), (tmp_path,), load_taxonomy("sample"))
+
+    def made(version: str | None) -> list[pa.RecordBatch]:
+        picture = {"image_uri": [uri], "image_version": pa.array([version], pa.string())}
+        return list(
+            make(iter([pa.RecordBatch.from_pydict(columns | picture | {"labels": pa.array([[]], LABELS)})]), {})
+        )
+
+    if how == "whole":
+        assert made(digest)[0].column("image_status").to_pylist() == ["ok"]
+    else:
+        with pytest.raises(
+            JobError, match=rf"{digest}\.jpg: .* picture that was imported.*import the export of the day again"
+        ):
+            made(digest)
+    made(None)  # a shop's own name, which only looks like one of ours
+    empty = hashlib.sha1(b"").hexdigest()
+    uri = f"{empty[:2]}/{empty}.jpg"
+    (tmp_path / uri).parent.mkdir(exist_ok=True)
+    (tmp_path / uri).write_bytes(b"")
+    assert made(empty)[0].column("image_status").to_pylist() == ["empty"]  # as the shop has it
 
 
 def test_unknown_run_is_told(settings: Settings) -> None:

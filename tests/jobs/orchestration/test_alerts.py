@@ -126,6 +126,13 @@ def test_an_alert_says_the_step_the_rows_and_where_to_look(tmp_path: Path, webho
         assert "http://airflow/log" in found
 
 
+def test_a_shops_words_call_nobody_and_make_no_link(tmp_path: Path, webhook: Webhook) -> None:
+    settings = Settings(root=tmp_path, alert_webhook=f"http://127.0.0.1:{webhook.server_port}/x")  # type: ignore[arg-type]
+    alerts.send(settings, "plan failed", "line 7 is '<!channel> <https://elsewhere.example|Report>' & more")
+    (posted,) = webhook.posted
+    assert "&lt;!channel&gt; &lt;https://elsewhere.example|Report&gt;' &amp; more" in posted["text"]
+
+
 def test_an_alert_says_how_many_pictures_could_not_be_had(tmp_path: Path) -> None:
     lake = lake_with_a_bad_day(tmp_path)
     raw = RawManifest(

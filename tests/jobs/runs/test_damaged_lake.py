@@ -30,7 +30,7 @@ pytestmark = pytest.mark.spark
 KINDS = {
     "raw records": "catalog/raw/ds={ds}/part-00000.jsonl.gz",
     "raw manifest": "catalog/raw/ds={ds}/_manifest.json",
-    "picture": "catalog/pictures/*/*",
+    "picture": "catalog/pictures/{picture}",
     "valid records": "catalog/valid/ds={ds}/*/*.parquet",
     "quarantine": "catalog/quarantine/ds={ds}/*/*.parquet",
     "validation": "catalog/valid/ds={ds}/current.json",
@@ -160,6 +160,7 @@ def damaged(trained: Lake, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         "second": second,
         "attribute": attribute,
         "model": champion_pointer.champion(settings) or "",
+        "picture": records[7]["image_uri"],  # of a product that the fourth day tags
     }
     names = {
         scenario: common | ({"ds": DAY4, "run": third} if scenario == "taken up" else {"ds": DAY3, "run": second})
@@ -206,6 +207,8 @@ RELEVANT = {
 }  # fmt: skip
 CASES = [(scenario, kind, damage) for scenario, kinds in RELEVANT.items() for kind in kinds for damage in DAMAGES]
 TELLING = [
+    ("next night", "picture", "truncated"),
+    ("next night", "picture", "deleted"),
     ("next night", "attribute table", "empty"),
     ("next night", "state", "bit flipped"),
     ("next night", "history index", "deleted"),

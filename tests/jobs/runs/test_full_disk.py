@@ -163,6 +163,9 @@ def test_a_disk_is_told_from_whatever_library_says_so(tmp_path: Path) -> None:
     found = explain(OSError(28, "No space left on device", str(tmp_path / "x")))
     assert isinstance(found, TransientError)
     assert str(found).startswith(f"{tmp_path / 'x'}: no room on its disk; make some")
+    java = "java.io.IOException: No space left on device\n\tat java.base/java.io.FileOutputStream.writeBytes(Native Method)"
+    assert str(explain(ValueError(java))).startswith("a file of this step, in the lake or in ")
+    assert str(explain(ValueError(f"{java}\n\tof /lake/x.parquet"))).startswith("/lake/x.parquet: no room on its disk")
     cause = RuntimeError("the step failed")
     cause.__cause__ = OSError(30, "Read-only file system", "/lake/y")
     found = explain(cause)

@@ -337,15 +337,21 @@ def test_products_with_nothing_usable_are_published_untaggable(lake: Lake, setti
 def test_a_picture_that_was_missing_is_read_again_when_its_product_is_tagged_again(
     lake: Lake, settings: Settings
 ) -> None:
+    """It is the shop's own name: what import has copied under its content is never merely missing."""
     shutil.rmtree(lake.root / "examples")
-    record = next(r for r in read_raw(lake, DAY1) if r["image_uri"])
-    picture = lake.pictures / record["image_uri"]
+    records = read_raw(lake, DAY1)
+    imported = next(r["image_uri"] for r in records if r["image_uri"])
+    sharing = sum(r["image_uri"] == imported for r in records)
+    picture = lake.pictures / "shop" / "1.jpg"
+    picture.parent.mkdir()
+    shutil.copy(lake.pictures / imported, picture)
+    own = {"image_uri": "shop/1.jpg", "image_version": None}
+    write_raw(lake, DAY1, [r | own if r["image_uri"] == imported else r for r in records])
     away = picture.rename(picture.with_suffix(".away"))
     steps_to("publish", settings, DAY1)
     away.rename(picture)
     run_id = plan(settings, DAY1, retag=True).run_id
     found = lake.read_plan(run_id)
-    sharing = sum(r["image_uri"] == record["image_uri"] for r in read_raw(lake, DAY1))
     assert (found.model_changed, found.to_preprocess) == (100, sharing)
     preprocess(settings, run_id)
     manifest = lake.read_examples_manifest(run_id)

@@ -169,6 +169,18 @@ def test_who_asks_without_pipes_or_hangs_up_does_no_harm(step_server_address: Pa
     assert run(step_server_address, "tag", "--help")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("environment", "cwd"), [({}, "/nowhere"), ({"NAME": "\ud800"}, "/")], ids=["no such folder", "no such character"]
+)
+def test_a_step_that_could_not_begin_is_no_process_to_end(
+    step_server_address: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], cwd: str
+) -> None:
+    """Its exit status, 1, was taken for its process: the caller then ended process group 1, the machine's or the container's."""
+    monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("a process was ended"))
+    with pytest.raises(OSError, match="did not start the step"):
+        step_client.start(step_server_address, ["--help"], environment, Path(cwd))
+
+
 SLOW = ("sample-catalog", "--products", "1000000")
 
 
