@@ -60,6 +60,7 @@ def test_a_wrong_address(on_s3: Place) -> None:
     assert "correct AWS_ENDPOINT_URL" in said
 
 
+@pytest.mark.long
 def test_a_server_that_does_not_answer(on_s3: Place) -> None:
     start = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -328,6 +328,7 @@ def count_then_fail(last: int) -> Iterator[torch.Tensor]:
     raise DataError("broken on the way")
 
 
+@pytest.mark.long
 def test_a_process_of_its_own_passes_on_items_errors_and_ends() -> None:
     state = torch.get_rng_state()
     stream = in_process(partial(count_then_fail, 5))
@@ -358,6 +359,7 @@ def sent_as_they_are() -> Iterator[dict[str, torch.Tensor]]:
     yield SENT
 
 
+@pytest.mark.long
 def test_a_process_of_its_own_passes_on_tensors_of_each_kind() -> None:
     (found,) = in_process(sent_as_they_are)
     assert found.keys() == SENT.keys()
@@ -367,6 +369,7 @@ def test_a_process_of_its_own_passes_on_tensors_of_each_kind() -> None:
         tensor.zero_()  # not of memory that may only be read
 
 
+@pytest.mark.long
 def test_a_process_of_its_own_that_is_killed_is_told() -> None:
     stream = in_process(partial(count_then_fail, 10**9))
     worker = psutil.Process(int(next(stream)[1]))

@@ -76,6 +76,7 @@ def objective(config: ModelConfig, index: ExampleIndex) -> MultiTask:
     return MultiTask(build_model(config, drawn.taxonomy()), index, config, layout, Tokenizer(config), CPU)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", [0, 5])
 def test_batches_made_by_a_process_of_its_own_train_the_same(index: ExampleIndex, step: int) -> None:
     found = []
@@ -479,6 +480,7 @@ def test_validation_halves_what_does_not_fit_and_finds_the_same(
 
 
 # Without texts many a batch leaves the text tower without a gradient in one process, and in both.
+@pytest.mark.long
 @pytest.mark.parametrize("options", [(), ("--pretrain",), ("--text-dropout", "0.97")])
 def test_two_processes_take_the_steps_of_one_with_the_double_batch(
     folder: Path, tmp_path: Path, options: tuple[str, ...]

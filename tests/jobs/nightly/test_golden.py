@@ -48,7 +48,9 @@ def test_a_record_to_the_token_and_the_pixel(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(file)
     columns = {"product_id": ["1"], "source_hash": ["x"], **{name: [text] for name, text in RECORD.items()}}
     labels = pa.array([[("kind", ["T-shirt"]), ("colour", [" bLUE "])]], LABELS)
-    batch = pa.RecordBatch.from_pydict(columns | {"image_uri": ["1.png"], "labels": labels})
+    batch = pa.RecordBatch.from_pydict(
+        columns | {"image_uri": ["1.png"], "image_version": pa.array([None], pa.string()), "labels": labels}
+    )
     (example,) = ExampleMaker(PictureSpec(32, 24), (tmp_path,), load_taxonomy("sample"))(iter([batch]), {})
     assert example.to_pylist() == [
         {

@@ -120,6 +120,7 @@ def test_texts_are_clean(prepared: tuple[Lake, Plan]) -> None:
     assert found["dirty-placeholders"]["brand"] == ""
 
 
+@pytest.mark.long
 def test_examples_are_in_large_row_groups(tmp_path: Path) -> None:
     """What a training draws follows from them. Published tables have small ones: `test_published_tables.py`."""
     side = 512

@@ -46,7 +46,9 @@ from schemas.documents import (
     StepMetrics,
     Validation,
 )
+from schemas.loading import parse_yaml
 from schemas.rules import load_rules
+from schemas.taxonomy import Taxonomy
 from tests import s3
 
 HEIGHT, WIDTH = 32, 24
@@ -66,6 +68,7 @@ THRESHOLDS: dict[str, dict[str, Any]] = {
     "colour": {"threshold": 0.8, "target_precision": 0.9, "precision": 0.91, "accepted": 8, "candidates": 10},
     "details": {"threshold": None, "target_precision": 0.9, "precision": None, "accepted": 0, "candidates": 10},
 }
+FINGERPRINT = parse_yaml(TAXONOMY, Taxonomy, "taxonomy").fingerprint
 
 
 @dataclass
@@ -161,7 +164,8 @@ class Shop:
             lake.plan(run) / "plan.json",
             Plan(
                 run_id=run, ds=ds, base_run=parent, backfill=backfill, prepare_only=False, model_version=MODEL,
-                attributes=attributes, taxonomy_path=f"models/{MODEL}/taxonomy.yaml", taxonomy_fingerprint="f" * 12, picture_height=HEIGHT,
+                attributes=attributes, taxonomy_path=f"models/{MODEL}/taxonomy.yaml", taxonomy_fingerprint=FINGERPRINT,
+                picture_height=HEIGHT,
                 picture_width=WIDTH, validation=validation, shards=shards, to_preprocess=len(own), created_at=NOW,
                 **why, **both,
             ),
@@ -277,7 +281,7 @@ class Shop:
         storage.write_document(
             self.lake.run(run) / "manifest.json",
             RunManifest(
-                run_id=run, ds=run[:10], parent=parent, model_version=MODEL, taxonomy_fingerprint="f" * 12,
+                run_id=run, ds=run[:10], parent=parent, model_version=MODEL, taxonomy_fingerprint=FINGERPRINT,
                 raw_version="v1", files=files, rows=sum(f.rows for f in files if f.table != "_products"),
                 products=products, history={}, history_files=(), history_base={}, created_at=NOW,
             ),

@@ -292,6 +292,7 @@ def test_a_night_that_would_remove_much_stops_until_a_person_lets_it(first_night
     assert not products_of(live(lake)) & set(gone)
 
 
+@pytest.mark.long
 def test_a_night_may_remove_a_few_whatever_their_share(first_night: tuple[Lake, Settings]) -> None:
     lake, settings = first_night
     careful = settings.model_copy(update={"max_removed_share": 0.0})
@@ -334,6 +335,7 @@ def test_products_with_nothing_usable_are_published_untaggable(lake: Lake, setti
     assert rows == [("placeholder", "article_type", "Dress", "catalog")]  # the catalog's own value stays
 
 
+@pytest.mark.long
 def test_a_picture_that_was_missing_is_read_again_when_its_product_is_tagged_again(
     lake: Lake, settings: Settings
 ) -> None:

@@ -415,6 +415,7 @@ def test_without_any_text_the_text_baseline_is_left_out(tmp_path: Path) -> None:
     assert "it is left out" in (folder / "results.md").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("missing", ["image", "text"])
 def test_a_modality_that_no_product_has_is_done_without(tmp_path: Path, missing: str) -> None:
     """A method that sees nothing else is left out, and says why; the others learn from what there is."""

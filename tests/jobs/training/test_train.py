@@ -237,6 +237,7 @@ def test_what_one_process_finds_wrong_is_told_as_by_one_alone() -> None:
         together(2, "cpu", members.refuse_first, "no such taxonomy")
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_ends_the_others_and_is_told(tmp_path: Path) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(
@@ -247,6 +248,7 @@ def test_a_process_that_is_killed_ends_the_others_and_is_told(tmp_path: Path) ->
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+@pytest.mark.long
 def test_a_bug_is_no_reason_to_start_again() -> None:
     with pytest.raises(RuntimeError, match=r"process \d of the 2 .* its traceback is above"):
         together(2, "cpu", members.fail)

@@ -217,7 +217,7 @@ def test_rollback_to_a_file_that_one_bit_is_wrong_in_is_refused(two_nights: Lake
     assert two_nights.current_run() != first.run_id
 
 
-@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize("quiet", [pytest.param(False, marks=pytest.mark.long), True])
 def test_backfill_changes_history_alone(two_nights: Lake, quiet: bool) -> None:
     """A day between two that are done: its own products appear as of that day, later days stay to the row."""
     settings = settings_for(two_nights.root)
@@ -257,6 +257,7 @@ def test_backfill_changes_history_alone(two_nights: Lake, quiet: bool) -> None:
     assert as_of(settings, DAY4) == live(two_nights) == newest
 
 
+@pytest.mark.long
 def test_day_that_was_rolled_back_is_published_again(two_nights: Lake) -> None:
     settings = settings_for(two_nights.root)
     write_raw(two_nights, DAY3, raw_lines(two_nights, DAY2))

@@ -293,6 +293,7 @@ def test_half_an_export_is_refused(lake: Lake, settings: Settings) -> None:
         validate(settings, DAY2)
 
 
+@pytest.mark.long
 def test_finished_validation_is_not_done_again(lake: Lake, settings: Settings) -> None:
     write_raw(lake, DAY1, good(20))
     first = validate(settings, DAY1)
@@ -476,6 +477,7 @@ def test_export_that_names_no_pictures_passes_only_where_none_ever_did(lake: Lak
         day(lake, settings, "2026-11-22", named=0, missing=0, without=40)
 
 
+@pytest.mark.long
 def test_pictures_are_compared_with_last_days_of_a_lake_that_did_not_count_them(lake: Lake, settings: Settings) -> None:
     first = day(lake, settings, DAY1, named=40, missing=0)
     path = lake.valid(DAY1) / "current.json"
