@@ -25,13 +25,13 @@ from pathlib import Path
 from jobs.demo.next_day import next_day
 from jobs.lake import s3_files, storage
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from tests import s3
 
 FIRST = date(2026, 11, 1)
 
 
-def step(root: Place, environment: Mapping[str, str], *arguments: str) -> tuple[float, dict[str, object]]:
+def step(root: AnyPath, environment: Mapping[str, str], *arguments: str) -> tuple[float, dict[str, object]]:
     """Run a step in a process of its own; return its seconds, all in, and its result."""
     start = time.perf_counter()
     done = subprocess.run(
@@ -63,8 +63,8 @@ def main() -> None:
         scratch, log = Path(folder), Path(folder) / "requests.log"
         with s3.server(scratch / "s3", log=log) as address:
             os.environ.update(s3.KEYS, AWS_ENDPOINT_URL=address)
-            places: dict[str, Place] = {
-                "disk": scratch / "lake", "S3": s3_files.place(f"s3://{s3.BUCKET}/lake"),
+            places: dict[str, AnyPath] = {
+                "disk": scratch / "lake", "S3": s3_files.s3_path(f"s3://{s3.BUCKET}/lake"),
             }  # fmt: skip
             catalogs = [options.catalog, scratch / "next"]
             next_day(catalogs[0], catalogs[1], options.mapping, changed=0.01, new=0.0, removed=0.0)

@@ -29,7 +29,7 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from cma_clip_core.config import ModelConfig
-from cma_clip_core.content.paths import Place, names, sync_folder
+from cma_clip_core.content.paths import AnyPath, names, sync_folder
 from cma_clip_core.errors import ModelError
 from cma_clip_core.model_documents import Threshold
 from cma_clip_core.versions import TAXONOMY as TAXONOMY
@@ -52,12 +52,12 @@ _THRESHOLDS: TypeAdapter[dict[str, Threshold]] = TypeAdapter(dict[str, Threshold
 Document = TypeVar("Document", bound=BaseModel)
 
 
-def read_config(folder: Place) -> ModelConfig:
+def read_config(folder: AnyPath) -> ModelConfig:
     """Return a version's configuration. Raises ModelError where it is missing, broken or changed."""
     return read_json(folder / CONFIG, ModelConfig)
 
 
-def read_taxonomy(folder: Place) -> Taxonomy:
+def read_taxonomy(folder: AnyPath) -> Taxonomy:
     """Return a version's taxonomy. Raises ModelError where it is missing, broken or changed."""
     path = folder / TAXONOMY
     try:
@@ -66,12 +66,12 @@ def read_taxonomy(folder: Place) -> Taxonomy:
         raise ModelError(f"{path}: broken: {error}") from error
 
 
-def read_thresholds(folder: Place) -> dict[str, Threshold]:
+def read_thresholds(folder: AnyPath) -> dict[str, Threshold]:
     """Return a version's thresholds by attribute. Raises ModelError where they are missing, broken or changed."""
     return _parse(folder / THRESHOLDS, _THRESHOLDS)
 
 
-def read_card(folder: Place) -> str:
+def read_card(folder: AnyPath) -> str:
     """Return a version's model card, in Markdown. Raises ModelError where it is missing, broken or changed."""
     path = folder / CARD
     try:
@@ -80,7 +80,7 @@ def read_card(folder: Place) -> str:
         raise ModelError(f"{path}: broken: {error}") from error
 
 
-def read_json(path: Place, model: type[Document]) -> Document:
+def read_json(path: AnyPath, model: type[Document]) -> Document:
     """Return one of a version's JSON documents. Raises ModelError where it is missing, broken or changed."""
     return _parse(path, TypeAdapter(model))
 
@@ -88,7 +88,7 @@ def read_json(path: Place, model: type[Document]) -> Document:
 _Parsed = TypeVar("_Parsed")
 
 
-def _parse(path: Place, adapter: TypeAdapter[_Parsed]) -> _Parsed:
+def _parse(path: AnyPath, adapter: TypeAdapter[_Parsed]) -> _Parsed:
     data = _read(path)
     try:
         return adapter.validate_json(data)
@@ -96,14 +96,14 @@ def _parse(path: Place, adapter: TypeAdapter[_Parsed]) -> _Parsed:
         raise ModelError(f"{path}: broken: {error}") from error
 
 
-def check(folder: Place) -> None:
+def check(folder: AnyPath) -> None:
     """Raise ModelError where a version is not what was saved: a file is missing, or was changed. Reads all of it."""
     for name in _files(folder):
         with _open(folder / name) as file:
             _compare(folder / name, _digest(file))
 
 
-def check_there(folder: Place) -> None:
+def check_there(folder: AnyPath) -> None:
     """Raise ModelError where a file of a version is missing. Reads none but the list of hashes: weights may be far away."""
     try:
         there = set(names(folder))
@@ -114,12 +114,12 @@ def check_there(folder: Place) -> None:
             raise ModelError(f"{folder / name}: there is no such file; is {folder} a model version? {_WAY_OUT}")
 
 
-def _files(folder: Place) -> tuple[str, ...]:
+def _files(folder: AnyPath) -> tuple[str, ...]:
     """Return the names of a version's files: those that all have, and those that its list names. Raises ModelError."""
     return tuple(dict.fromkeys((WEIGHTS, CONFIG, TAXONOMY, THRESHOLDS, METRICS, *_sums(folder))))
 
 
-def _open(path: Place) -> IO[bytes]:
+def _open(path: AnyPath) -> IO[bytes]:
     try:
         return path.open("rb")
     except OSError as error:
@@ -128,14 +128,14 @@ def _open(path: Place) -> IO[bytes]:
         ) from error
 
 
-def _read(path: Place) -> bytes:
+def _read(path: AnyPath) -> bytes:
     with _open(path) as file:
         data = file.read()
     _compare(path, hashlib.sha256(data).hexdigest())
     return data
 
 
-def _compare(path: Place, digest: str) -> None:
+def _compare(path: AnyPath, digest: str) -> None:
     """Raise ModelError where a file is not what was saved, by its hash."""
     folder, sums = path.parent, _sums(path.parent)
     if sums:
@@ -150,7 +150,7 @@ def _compare(path: Place, digest: str) -> None:
         )
 
 
-def _sums(folder: Place) -> dict[str, str]:
+def _sums(folder: AnyPath) -> dict[str, str]:
     """Return the hashes that a version was saved with, by file; empty where there is no list. Raises ModelError."""
     path = folder / SUMS
     try:

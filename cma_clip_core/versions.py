@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from cma_clip_core.content.paths import Place, names
+from cma_clip_core.content.paths import AnyPath, names
 
 TAXONOMY: Final = "taxonomy.yaml"  # in a version's folder: the attributes and values it predicts
 
@@ -15,6 +15,6 @@ def is_version(name: str) -> bool:
     return re.fullmatch(r"\d{8}-[0-9a-f]{8}", name) is not None
 
 
-def list_versions(models: Place) -> list[str]:
+def list_versions(models: AnyPath) -> list[str]:
     """Return the versions in the folder `models`, oldest first."""
     return [name for name in names(models) if is_version(name)]

@@ -16,7 +16,7 @@ from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import Param, dag, task
-from house import ASKED, HOUSE, MOST_TASKS, asked_of_a_night, told
+from common import DAG_DEFAULTS, MAX_MAP_LENGTH, NIGHT_ARGUMENTS, job_errors_fail_the_task, night_params
 from job_operator import JobOperator
 
 from jobs.lake import export_days
@@ -35,7 +35,7 @@ from schemas.step_results import EstimateResult
     params={
         "first_day": Param(type="string", format="date", title="First day"),
         "last_day": Param(type="string", format="date", title="Last day"),
-        **asked_of_a_night(),
+        **night_params(),
         "dry_run": Param(
             True,
             type="boolean",
@@ -43,15 +43,15 @@ from schemas.step_results import EstimateResult
             description="Show the plan and its cost; publish nothing. Switch it off to run the nights.",
         ),
     },
-    **HOUSE,
+    **DAG_DEFAULTS,
 )
 def backfill_tagging() -> None:
     @task(doc_md="Looks at the form: the days must be a range, and have exports. Its result is one night a day.")
     def check_form(params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         asked = params or {}
-        with told():
+        with job_errors_fail_the_task():
             there, missing = export_days.exported(
-                Lake(Settings().root), asked["first_day"], asked["last_day"], min(export_days.MOST, MOST_TASKS)
+                Lake(Settings().root), asked["first_day"], asked["last_day"], min(export_days.MOST, MAX_MAP_LENGTH)
             )
         if missing:
             print(f"no export, left out: {', '.join(missing)}")
@@ -70,7 +70,7 @@ def backfill_tagging() -> None:
             "estimate",
             "--first={{ params.first_day }}",
             "--last={{ params.last_day }}",
-            *ASKED,
+            *NIGHT_ARGUMENTS,
         ],
         doc_md="What the backfill would do and cost, day by day. Nothing is published.",
     )

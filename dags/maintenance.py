@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from airflow.sdk import CronDataIntervalTimetable, Param, dag
-from house import HOUSE
+from common import DAG_DEFAULTS
 from job_operator import JobOperator
 
 from schemas.step_results import MaintenanceResult
@@ -35,7 +35,7 @@ from schemas.step_results import MaintenanceResult
             description="Off: a dry run, which only says what would go.",
         ),
     },
-    **HOUSE,
+    **DAG_DEFAULTS,
 )
 def maintenance() -> None:
     JobOperator(

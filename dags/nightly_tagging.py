@@ -34,8 +34,8 @@ from airflow.sdk import (
     dag,
     task,
 )
+from common import DAG_DEFAULTS, MAX_MAP_LENGTH, NIGHT_ARGUMENTS, night_params, partition_day
 from export_sensor import ExportSensor  # Airflow puts the folder of the DAGs on the path
-from house import ASKED, HOUSE, MOST_TASKS, asked_of_a_night, partition_day
 from job_operator import JobOperator
 
 from schemas.step_results import PlanResult, PreprocessResult, PublishResult, ReportResult, TagResult, ValidateResult
@@ -61,9 +61,9 @@ LATE = os.environ.get("TAGGING_LATE_AFTER_MINUTES")
             title="Day of the catalog",
             description="Leave empty for the day of the run's data interval.",
         ),
-        **asked_of_a_night(),
+        **night_params(),
     },
-    **HOUSE,
+    **DAG_DEFAULTS,
     deadline=DeadlineAlert(
         # Counted from the start of the data interval, a day before the night. A run with a deadline since it was queued
         # cannot be cleared (Airflow 3.3.2, apache/airflow#70368).
@@ -112,8 +112,8 @@ def nightly_tagging() -> None:
             "plan",
             "--ds",
             day,
-            f"--most-tasks={MOST_TASKS}",
-            *ASKED,
+            f"--most-tasks={MAX_MAP_LENGTH}",
+            *NIGHT_ARGUMENTS,
         ],
         multiple_outputs=True,
         doc_md="Compares the day with what is published and freezes the work, cut into shards. Its result is the run id, "

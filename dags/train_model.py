@@ -17,7 +17,7 @@ from typing import Any
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import CronDataIntervalTimetable, Param, TriggerRule, dag, task
-from house import HOUSE, told
+from common import DAG_DEFAULTS, job_errors_fail_the_task
 from job_operator import JobOperator
 
 from jobs.lake import export_days
@@ -55,12 +55,12 @@ from schemas.step_results import ChampionResult, DatasetResult, JudgeResult, Pre
             description="A person says yes or no on the page of the task `approve`.",
         ),
     },
-    **HOUSE,
+    **DAG_DEFAULTS,
 )
 def train_model() -> None:
     @task(doc_md="Settles the day once: `ds` where it is given, else the newest day that has an export.")
     def resolve_day(params: dict[str, Any] | None = None) -> str:
-        with told():
+        with job_errors_fail_the_task():
             return export_days.newest(Lake(Settings().root), (params or {}).get("ds"))
 
     @task.branch(

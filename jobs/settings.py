@@ -13,13 +13,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from jobs.lake import storage
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 
 
-def _place(value: object) -> Place:
+def _place(value: object) -> AnyPath:
     """Return the place that a setting names. Raises ValueError for one that is neither a folder nor on S3."""
     if not isinstance(value, str | Path):
-        return cast(Place, value)
+        return cast(AnyPath, value)
     if (problem := storage.forbidden(str(value))) is not None:
         raise ValueError(problem)
     scheme, found, rest = ("", "", "") if isinstance(value, Path) else value.removeprefix("file://").partition("://")
@@ -34,11 +34,11 @@ def _place(value: object) -> Place:
         r"/\.\.?/", f"/{rest}/"
     ):
         raise ValueError(f"{value!r} is no s3://bucket/prefix")
-    return storage.place(f"s3://{rest.rstrip('/')}")
+    return storage.as_path(f"s3://{rest.rstrip('/')}")
 
 
 if TYPE_CHECKING:
-    Root: TypeAlias = Place
+    Root: TypeAlias = AnyPath
 else:
     Root = Annotated[Any, PlainValidator(_place), PlainSerializer(str)]
 
@@ -147,6 +147,6 @@ class Settings(BaseSettings):
         return found
 
     @property
-    def all_picture_roots(self) -> tuple[Place, ...]:
+    def all_picture_roots(self) -> tuple[AnyPath, ...]:
         """The folders pictures may be read from; relative URIs are under the first, the lake's own."""
         return (Lake(self.root).pictures, *self.picture_roots)

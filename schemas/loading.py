@@ -21,7 +21,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def place(document: Any, location: tuple[int | str, ...]) -> str:
+def yaml_location(document: Any, location: tuple[int | str, ...]) -> str:
     """Return `location` as people write it, with the names of list items: ``attributes[3 'neck'].values[2]``."""
     text, node = "", document
     for step in location:
@@ -57,7 +57,9 @@ def parse_yaml(text: str, model: type[Model], name: str) -> Model:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        lines = [f"  {place(document, e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        lines = [
+            f"  {yaml_location(document, e['loc'])}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()
+        ]
         raise ContractError("\n".join([f"{name}: not a valid {model.__name__}:", *lines])) from error
 
 

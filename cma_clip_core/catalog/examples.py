@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from cma_clip_core.arrays import Bools, Pixels
 from cma_clip_core.catalog.splits import SIDES, Side
 from cma_clip_core.config import PictureConfig
-from cma_clip_core.content.paths import Place, names, open_parquet, parquet_files
+from cma_clip_core.content.paths import AnyPath, names, open_parquet, parquet_files
 from cma_clip_core.errors import DataError
 from schemas.tables import EXAMPLES, LABELLED
 
@@ -26,9 +26,9 @@ REMEDY_OF_A_SET = "run the step `dataset` of its day again: it makes the table a
 Rows = npt.NDArray[np.int64]
 
 
-def example_files(folders: Iterable[Place]) -> list[Place]:
+def example_files(folders: Iterable[AnyPath]) -> list[AnyPath]:
     """Return the Parquet files in `folders` and below, in a fixed order. Raises DataError where a folder is missing."""
-    found: list[Place] = []
+    found: list[AnyPath] = []
     for folder in folders:
         here = parquet_files(folder)
         if not here and not names(folder):
@@ -38,7 +38,7 @@ def example_files(folders: Iterable[Place]) -> list[Place]:
 
 
 def read_examples(
-    files: Iterable[Place],
+    files: Iterable[AnyPath],
     wanted: Mapping[str, str] | None = None,
     columns: Sequence[str] | None = None,
     rows: int = READ_ROWS,
@@ -66,7 +66,7 @@ def read_examples(
 
 
 def batches_of(
-    path: Place,
+    path: AnyPath,
     file: pq.ParquetFile,
     rows: int,
     columns: Sequence[str] | None,
@@ -99,17 +99,17 @@ def _select(batch: pa.RecordBatch, ids: pa.Array, hashes: pa.Array) -> pa.Record
     return batch.filter(keep)
 
 
-def open_examples(path: Place) -> pq.ParquetFile:
+def open_examples(path: AnyPath) -> pq.ParquetFile:
     """Open an example file. Raises DataError where it is broken or has not the columns of EXAMPLES."""
     return open_table(path, EXAMPLES, _remedy(path))
 
 
-def _remedy(path: Place) -> str:
+def _remedy(path: AnyPath) -> str:
     run = next((part.removeprefix("run=") for part in path.parts if part.startswith("run=")), None)
     return f"`python -m jobs preprocess --run {run}` makes it again" if run else "run the step `preprocess` again"
 
 
-def open_table(path: Place, table: pa.Schema, remedy: str) -> pq.ParquetFile:
+def open_table(path: AnyPath, table: pa.Schema, remedy: str) -> pq.ParquetFile:
     """Open a Parquet file of schema `table`.
 
     Raises:
@@ -150,7 +150,7 @@ def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
 class ExampleIndex:
     """Where each labelled example is, its family, and its side of the split: 21 bytes an example, whatever their size."""
 
-    files: list[Place]
+    files: list[AnyPath]
     file: npt.NDArray[np.int32]  # [N] index into `files`
     row: Rows  # [N] row within the file
     side: npt.NDArray[np.int8]  # [N] index into SIDES
@@ -209,7 +209,7 @@ class ExampleIndex:
         return np.asarray((self.file == file) & (self.side == SIDES.index(side)))
 
 
-def read_index(table: Place, root: Place) -> ExampleIndex:
+def read_index(table: AnyPath, root: AnyPath) -> ExampleIndex:
     """Read which examples are labelled, and their sides and families, from a labelled set.
 
     Args:
@@ -320,7 +320,7 @@ def stream_shuffled(index: ExampleIndex, side: Side, buffer: int, rng: np.random
         yield _shuffled(held, rng)
 
 
-def read_rows(path: Place, keep: Rows, columns: Sequence[str], rows: int = READ_ROWS) -> Iterator[pa.RecordBatch]:
+def read_rows(path: AnyPath, keep: Rows, columns: Sequence[str], rows: int = READ_ROWS) -> Iterator[pa.RecordBatch]:
     """Yield some columns of the rows `keep`, in order, of an example file, a batch at a time.
 
     Raises:
@@ -331,7 +331,7 @@ def read_rows(path: Place, keep: Rows, columns: Sequence[str], rows: int = READ_
 
 
 def _rows_of(
-    path: Place,
+    path: AnyPath,
     file: pq.ParquetFile,
     groups: list[int],
     keep: Rows,

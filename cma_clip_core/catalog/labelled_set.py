@@ -18,7 +18,7 @@ from cma_clip_core.catalog.labels import LabelReader
 from cma_clip_core.catalog.splits import SIDES, sides_of
 from cma_clip_core.catalog.unlisted_values import Given, GivenCounter
 from cma_clip_core.config import PictureConfig, SelectionConfig
-from cma_clip_core.content.paths import Place
+from cma_clip_core.content.paths import AnyPath
 from cma_clip_core.errors import DataError
 from schemas.taxonomy import Taxonomy
 
@@ -40,7 +40,7 @@ class Scan:
 
 
 def scan_examples(
-    folders: Sequence[Place],
+    folders: Sequence[AnyPath],
     taxonomy: Taxonomy,
     picture: PictureConfig,
     selection: SelectionConfig,
@@ -119,7 +119,7 @@ class _Chooser:
         return np.flatnonzero(newest & labelled & present)
 
 
-def _count(files: Sequence[Place]) -> int:
+def _count(files: Sequence[AnyPath]) -> int:
     rows = 0
     for path in files:
         with open_examples(path) as file:

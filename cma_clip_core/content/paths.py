@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
     from upath import UPath
 
-Place: TypeAlias = "Path | UPath"
+AnyPath: TypeAlias = "Path | UPath"
 
 
-def on_disk(path: Place) -> TypeIs[Path]:
+def on_disk(path: AnyPath) -> TypeIs[Path]:
     """Whether a place is on a disk of this machine, or mounted as one; else it is in an object store."""
     return isinstance(path, Path)
 
@@ -33,7 +33,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def names(folder: Place) -> list[str]:
+def names(folder: AnyPath) -> list[str]:
     """Return the names of what is in `folder`, in order; none where it is not there."""
     try:
         if on_disk(folder):
@@ -43,7 +43,7 @@ def names(folder: Place) -> list[str]:
         return []
 
 
-def open_parquet(path: Place, **options: Any) -> pq.ParquetFile:
+def open_parquet(path: AnyPath, **options: Any) -> pq.ParquetFile:
     """Open a Parquet file; `options` are those of `pyarrow.parquet.ParquetFile`.
 
     Of an object the parts that are asked for are fetched, and no more: columns and row groups in few requests each. Pages
@@ -62,9 +62,9 @@ def open_parquet(path: Place, **options: Any) -> pq.ParquetFile:
     return pq.ParquetFile(path.fs.open(path.path, "rb", cache_type="none"), pre_buffer=True, **options)
 
 
-def parquet_files(folder: Place) -> list[Place]:
+def parquet_files(folder: AnyPath) -> list[AnyPath]:
     """Return the Parquet files in `folder` and below, in order, but for hidden and empty ones."""
-    found: list[Place]
+    found: list[AnyPath]
     if on_disk(folder):
         found = [path for path in folder.rglob("*.parquet") if path.stat().st_size]
     else:

@@ -40,7 +40,7 @@ from PIL import (  # noqa: F401
 
 from cma_clip_core.arrays import Pixels
 from cma_clip_core.content import colour_profiles, picture_cost, picture_files, picture_parts
-from cma_clip_core.content.paths import Place, on_disk
+from cma_clip_core.content.paths import AnyPath, on_disk
 from schemas.tables import PictureFault
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _told(path: str) -> Iterator[None]:
         raise PictureError("broken", error.strerror or type(error).__name__) from error
 
 
-def fetch_all(uris: Sequence[str | None], roots: Sequence[Place]) -> Iterator[bytes | PictureError | None]:
+def fetch_all(uris: Sequence[str | None], roots: Sequence[AnyPath]) -> Iterator[bytes | PictureError | None]:
     """Yield the file of each URI, or why there is none; None where there is no URI. In order, one at a time.
 
     Args:
@@ -201,7 +201,7 @@ def fetch_all(uris: Sequence[str | None], roots: Sequence[Place]) -> Iterator[by
     return _get_all(uris, roots, fetch, _fetch_object)
 
 
-def why_not_all(uris: Sequence[str | None], roots: Sequence[Place]) -> Iterator[PictureError | None]:
+def why_not_all(uris: Sequence[str | None], roots: Sequence[AnyPath]) -> Iterator[PictureError | None]:
     """Yield why `fetch_all` would have no picture for each URI; None where there is one, or no URI. None is read.
 
     A file is asked for its size, an object by one request. Whether it can be decoded is not known. Arguments and errors as of
@@ -213,7 +213,7 @@ def why_not_all(uris: Sequence[str | None], roots: Sequence[Place]) -> Iterator[
 
 def _get_all(
     uris: Sequence[str | None],
-    roots: Sequence[Place],
+    roots: Sequence[AnyPath],
     from_disk: Callable[[str, Sequence[Path]], bytes],
     from_store: Callable[[S3FileSystem, str], bytes],
 ) -> Iterator[bytes | PictureError | None]:
@@ -256,7 +256,7 @@ def _look_for_object(fs: S3FileSystem, key: str) -> bytes:
 
 def _get_objects(
     uris: Sequence[str | None],
-    roots: Sequence[Place],
+    roots: Sequence[AnyPath],
     from_disk: Callable[[str, Sequence[Path]], bytes],
     from_store: Callable[[S3FileSystem, str], bytes],
 ) -> Iterator[bytes | PictureError | None]:
@@ -285,7 +285,7 @@ def _get_objects(
         pool.shutdown(cancel_futures=True)
 
 
-def _object(uri: str, roots: Sequence[Place]) -> str | None:
+def _object(uri: str, roots: Sequence[AnyPath]) -> str | None:
     """Return bucket and key of a URI in an object store; None where it names a file. Raises PictureError (missing, forbidden)."""
     if not uri.strip():
         raise PictureError("missing", "no URI")

@@ -24,7 +24,7 @@ from fastapi.responses import Response
 
 from jobs.errors import JobError
 from jobs.lake import storage
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.settings import Settings
 
 OF_A_NIGHT: Final = ("reports",)  # folders of the lake
@@ -91,7 +91,7 @@ def _may_see(folder: str, user: Any) -> bool:
     )
 
 
-def _read(root: Place, path: str) -> bytes | None:
+def _read(root: AnyPath, path: str) -> bytes | None:
     """Return the content of a file of the lake; None where it does not exist, is no file, or a link is on its way."""
     file = root / path
     if storage.on_disk(file) and (

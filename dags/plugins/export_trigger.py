@@ -24,6 +24,6 @@ class ExportTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Look, and look again."""
-        while not await asyncio.to_thread(storage.exists, storage.place(self.place)):
+        while not await asyncio.to_thread(storage.exists, storage.as_path(self.place)):
             await asyncio.sleep(self.poke_interval)
         yield TriggerEvent(True)

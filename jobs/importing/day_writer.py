@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from jobs.lake import storage
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from schemas.documents import RawFile, RawManifest
 
 PART_ROWS: Final = 10_000
@@ -27,7 +27,7 @@ class DayWriter:
     killed one left goes with the day's next import.
     """
 
-    def __init__(self, day: Place, stack: contextlib.ExitStack) -> None:
+    def __init__(self, day: AnyPath, stack: contextlib.ExitStack) -> None:
         self._day = day
         self._new: set[str] = set()  # files that the day did not have before
         self._named: set[str] | None = None  # by the manifest, once it is written
@@ -57,7 +57,7 @@ class DayWriter:
     def _remove_others(self) -> None:
         """Remove what the manifest does not name; of an import that failed, what it wrote."""
 
-        def stays(path: Place) -> bool:
+        def stays(path: AnyPath) -> bool:
             return path.name not in self._new if self._named is None else path.name in self._named
 
         others = [path for path in storage.children(self._day) if not stays(path)]

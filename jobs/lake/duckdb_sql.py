@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place, on_disk
+from jobs.lake.storage import AnyPath, on_disk
 from schemas.tables import TABLES
 
 if TYPE_CHECKING:
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def reach(connection: duckdb.DuckDBPyConnection, root: Place) -> None:
+def reach(connection: duckdb.DuckDBPyConnection, root: AnyPath) -> None:
     """Let DuckDB read the files of a lake, wherever it is."""
     if not on_disk(root):
         connection.register_filesystem(root.fs)
 
 
-def quoted(text: str | Place) -> str:
+def quoted(text: str | AnyPath) -> str:
     """Return `text` as an SQL literal."""
     return "'" + str(text).replace("'", "''") + "'"
 
 
-def listed(files: Iterable[Place]) -> str:
+def listed(files: Iterable[AnyPath]) -> str:
     """Return `files` as an SQL list of literals."""
     return f"[{', '.join(map(quoted, files))}]"
 
 
-def scan(connection: duckdb.DuckDBPyConnection, files: Iterable[Place], table: pa.Schema, *options: str) -> str:
+def scan(connection: duckdb.DuckDBPyConnection, files: Iterable[AnyPath], table: pa.Schema, *options: str) -> str:
     """Return the SQL that reads Parquet files by the columns of `table`: null where a file of an earlier version lacks one.
 
     Args:

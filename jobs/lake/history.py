@@ -15,7 +15,7 @@ from cma_clip_core.content.paths import parquet_files
 from jobs.errors import JobError
 from jobs.lake import parquet, verified_files
 from jobs.lake.layout import Lake, rewrite
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from schemas import tables
 from schemas.documents import HistoryIndex
 
@@ -36,7 +36,7 @@ def as_of_query(table: str, source: str) -> str:
     )
 
 
-def files_until(lake: Lake, index: HistoryIndex, table: str, ds: str) -> list[Place]:
+def files_until(lake: Lake, index: HistoryIndex, table: str, ds: str) -> list[AnyPath]:
     """Return the files of changes to `table` of all days up to `ds`, each compared with what was written.
 
     Raises:
@@ -94,7 +94,7 @@ def merged(table: str, newer: DataFrame, older: DataFrame) -> DataFrame:
     return newer.unionByName(older.join(newer.select(*keys).distinct(), keys, "left_anti"))
 
 
-def day_files(lake: Lake, index: HistoryIndex, table: str, ds: str) -> Sequence[Place]:
+def day_files(lake: Lake, index: HistoryIndex, table: str, ds: str) -> Sequence[AnyPath]:
     """Return the files of the changes to `table` on the day `ds` alone, compared with what was written.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Final
 
 from jobs.errors import JobError
 from jobs.lake import storage
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from schemas.documents import (
     ExamplesManifest,
     Expired,
@@ -59,108 +59,108 @@ def check_run(run_id: str) -> str:
 class Lake:
     """Paths of the zones and readers of the documents in them."""
 
-    root: Place
+    root: AnyPath
 
     # catalog
-    def raw(self, ds: str) -> Place:
+    def raw(self, ds: str) -> AnyPath:
         return self.root / "catalog" / "raw" / f"ds={ds}"
 
-    def raw_manifest(self, ds: str) -> Place:
+    def raw_manifest(self, ds: str) -> AnyPath:
         """What marks a day's export as complete: written last."""
         return self.raw(ds) / "_manifest.json"
 
     @property
-    def pictures(self) -> Place:
+    def pictures(self) -> AnyPath:
         return self.root / "catalog" / "pictures"
 
-    def valid(self, ds: str) -> Place:
+    def valid(self, ds: str) -> AnyPath:
         return self.root / "catalog" / "valid" / f"ds={ds}"
 
-    def quarantine(self, ds: str) -> Place:
+    def quarantine(self, ds: str) -> AnyPath:
         return self.root / "catalog" / "quarantine" / f"ds={ds}"
 
     # plans, examples, labelled sets, predictions
-    def plan(self, run_id: str) -> Place:
+    def plan(self, run_id: str) -> AnyPath:
         return self.root / "plans" / f"ds={run_id[:10]}" / f"run={run_id}"
 
-    def plan_file(self, run_id: str, shard: int) -> Place:
+    def plan_file(self, run_id: str, shard: int) -> AnyPath:
         return self.plan(run_id) / "products" / f"shard={shard}" / "part-00000.parquet"
 
-    def removed(self, run_id: str) -> Place:
+    def removed(self, run_id: str) -> AnyPath:
         return self.plan(run_id) / "removed"
 
     @property
-    def all_examples(self) -> Place:
+    def all_examples(self) -> AnyPath:
         """Who is about to name examples that are there, or reads what other runs predicted, shares its lock; who removes
         some has it alone.
         """
         return self.root / "examples"
 
-    def examples(self, run_id: str) -> Place:
+    def examples(self, run_id: str) -> AnyPath:
         return self.all_examples / f"ds={run_id[:10]}" / f"run={run_id}"
 
-    def labelled(self, ds: str, set_id: str) -> Place:
+    def labelled(self, ds: str, set_id: str) -> AnyPath:
         return self.root / "labelled" / f"ds={ds}" / f"set={set_id}"
 
-    def predictions(self, run_id: str) -> Place:
+    def predictions(self, run_id: str) -> AnyPath:
         return self.root / "predictions" / f"run={run_id}"
 
-    def prediction_file(self, run_id: str, shard: int) -> Place:
+    def prediction_file(self, run_id: str, shard: int) -> AnyPath:
         return self.predictions(run_id) / f"shard={shard:05d}.parquet"
 
     # published
     @property
-    def current(self) -> Place:
+    def current(self) -> AnyPath:
         """The pointer: one line for each Parquet file of the live run."""
         return self.root / "attribute_tables" / "current"
 
-    def run(self, run_id: str) -> Place:
+    def run(self, run_id: str) -> AnyPath:
         return self.root / "attribute_tables" / "runs" / run_id
 
     @property
-    def history(self) -> Place:
+    def history(self) -> AnyPath:
         return self.root / "attribute_history"
 
-    def history_run(self, ds: str, run_id: str) -> Place:
+    def history_run(self, ds: str, run_id: str) -> AnyPath:
         return self.history / f"ds={ds}" / f"run={run_id}"
 
     @property
-    def history_index(self) -> Place:
+    def history_index(self) -> AnyPath:
         return self.history / "index.json"
 
-    def left_index(self, run_id: str) -> Place:
+    def left_index(self, run_id: str) -> AnyPath:
         """The history index as it was when `run_id` was last live and another run took its place."""
         return self.history / "left" / f"{run_id}.json"
 
-    def expired(self, run_id: str) -> Place:
+    def expired(self, run_id: str) -> AnyPath:
         """What is left of a run that has expired."""
         return self.root / "expired" / f"{run_id}.json"
 
     # models, reports
     @property
-    def models(self) -> Place:
+    def models(self) -> AnyPath:
         return self.root / "models"
 
     @property
-    def towers(self) -> Place:
+    def towers(self) -> AnyPath:
         """Pretrained towers, a folder each."""
         return self.root / "towers"
 
     @property
-    def experiments(self) -> Place:
+    def experiments(self) -> AnyPath:
         return self.root / "experiments"
 
     @property
-    def champion(self) -> Place:
+    def champion(self) -> AnyPath:
         """The file that names the champion, and those before it."""
         return self.models / "champion"
 
-    def model_reports(self, ds: str, version: str) -> Place:
+    def model_reports(self, ds: str, version: str) -> AnyPath:
         """What a training cost, and its course."""
         return self.root / "reports" / f"ds={ds}" / f"model={version}"
 
     @property
-    def models_reports(self) -> Place:
+    def models_reports(self) -> AnyPath:
         """Challengers against champions."""
         return self.root / "reports" / "models"
 
@@ -174,14 +174,14 @@ class Lake:
         return storage.local_copy(self.models / version, self.work / "models" / version)
 
     @property
-    def scratch(self) -> Place:
+    def scratch(self) -> AnyPath:
         """What nothing in outlives its step."""
         return self.root / "scratch"
 
-    def reports(self, run_id: str) -> Place:
+    def reports(self, run_id: str) -> AnyPath:
         return self.root / "reports" / f"ds={run_id[:10]}" / f"run={run_id}"
 
-    def relative(self, path: Place) -> str:
+    def relative(self, path: AnyPath) -> str:
         """Return `path` as documents name it: relative to the lake."""
         return storage.relative(path, self.root)
 
@@ -319,7 +319,7 @@ class Lake:
         # An index of version 0.1.0 does not name the live run: the pointer alone did.
         return found if found.live else found.model_copy(update={"live": self.current_run()})
 
-    def trace_of_publication(self) -> Place | None:
+    def trace_of_publication(self) -> AnyPath | None:
         """Return something that is there only where a run was published before, whatever became of the index; or None."""
         if storage.exists(self.current):
             return self.current

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from cma_clip_core.content.paths import open_parquet
 from jobs.lake import storage
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from schemas.tables import spark_schema
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ _STREAMED: Final = 64 * 2**20  # bytes of a row group in memory, of tables that 
 LOOKED_UP: Final = 8 * 2**20
 
 
-def write(frame: DataFrame, folder: Place, table: pa.Schema) -> None:
+def write(frame: DataFrame, folder: AnyPath, table: pa.Schema) -> None:
     """Write `frame` by Spark's writer as the only content of `folder`, in the columns and types of `table`.
 
     For tables that only our own steps read, of any number of files.
@@ -69,7 +69,7 @@ def write(frame: DataFrame, folder: Place, table: pa.Schema) -> None:
     )
 
 
-def read(spark: SparkSession, paths: Sequence[Place], table: pa.Schema) -> DataFrame:
+def read(spark: SparkSession, paths: Sequence[AnyPath], table: pa.Schema) -> DataFrame:
     """Return the Parquet files or folders `paths` with the columns of `table`; an empty frame where there are none."""
     schema = spark_schema(table)
     if not paths:
@@ -117,7 +117,7 @@ class FileWriter:
 
 def write_files(
     frame: DataFrame,
-    targets: Sequence[Place],
+    targets: Sequence[AnyPath],
     table: pa.Schema,
     *,
     order: Sequence[str] = (),
@@ -147,7 +147,7 @@ def write_files(
     def task(batches: Batches) -> Batches:
         target, notes = _partition(), dict[str, int]()
         rows: Batches = (batch.drop_columns(["target"]) for batch in batches)
-        with storage.whole_file(storage.place(paths[target])) as temporary:
+        with storage.whole_file(storage.as_path(paths[target])) as temporary:
             writer = FileWriter(temporary, table, row_group_bytes=row_group_bytes)
             for batch in transform(rows, notes) if transform else rows:
                 writer.write(batch)
@@ -166,7 +166,7 @@ def write_files(
 
 
 def write_parts(
-    frame: DataFrame, folder: Place, table: pa.Schema, transform: Callable[[Iterable[pa.RecordBatch]], Batches]
+    frame: DataFrame, folder: AnyPath, table: pa.Schema, transform: Callable[[Iterable[pa.RecordBatch]], Batches]
 ) -> DataFrame:
     """Write what `transform` makes of each partition of `frame` to a file of its own, and return the rows as read back.
 
@@ -177,7 +177,7 @@ def write_parts(
     path = str(folder)
 
     def task(batches: Batches) -> Batches:
-        with storage.whole_file(storage.place(path) / f"part-{_partition():05d}.parquet") as temporary:
+        with storage.whole_file(storage.as_path(path) / f"part-{_partition():05d}.parquet") as temporary:
             writer = FileWriter(temporary, table, row_group_bytes=32 * 2**20)
             for batch in transform(batches):
                 writer.write(batch)
@@ -198,11 +198,11 @@ def _partition() -> int:
     return int(context.partitionId())
 
 
-def count(paths: Iterable[Place]) -> int:
+def count(paths: Iterable[AnyPath]) -> int:
     """Return the rows of the Parquet files `paths`, by their footers."""
     return sum(_rows(path) for path in paths)
 
 
-def _rows(path: Place) -> int:
+def _rows(path: AnyPath) -> int:
     with open_parquet(path) as file:
         return int(file.metadata.num_rows)

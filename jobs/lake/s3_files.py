@@ -41,7 +41,7 @@ class Found(NamedTuple):
     etag: str
 
 
-def place(uri: str, client: Mapping[str, Any] = _CLIENT) -> UPath:
+def s3_path(uri: str, client: Mapping[str, Any] = _CLIENT) -> UPath:
     """Return the place that an ``s3://`` URI names. Where its server is, and who we are, the environment says.
 
     As every AWS client: ``AWS_ENDPOINT_URL``, ``AWS_REGION``, ``AWS_ACCESS_KEY_ID`` or a profile, a role, a container's credentials.

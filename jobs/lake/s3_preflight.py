@@ -40,7 +40,7 @@ def check(root: UPath, *, create: bool = False) -> None:
         JobError: the server does not answer, does not let us in, or cannot write on a condition; there is no such bucket; or there
             is something else at `root`. The message names the setting.
     """
-    quick = s3_files.place(str(root), client=_CLIENT)
+    quick = s3_files.s3_path(str(root), client=_CLIENT)
     quick.fs.retries = 1
     try:
         if s3_files.read(quick / MARK) is not None:

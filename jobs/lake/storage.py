@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cma_clip_core.content.paths import Place as Place
+from cma_clip_core.content.paths import AnyPath as AnyPath
 from cma_clip_core.content.paths import on_disk as on_disk
 from cma_clip_core.content.paths import sync_folder
 from jobs.errors import JobError, TransientError
@@ -55,13 +55,13 @@ class SwapLostError(JobError):
 # --- places
 
 
-def place(name: str) -> Place:
-    """Return the place that a path or an ``s3://`` URI names."""
+def as_path(name: str) -> AnyPath:
+    """Return the path that a setting or an ``s3://`` URI names."""
     if not name.startswith("s3://"):
         return Path(name)
     from jobs.lake import s3_files
 
-    return s3_files.place(name)
+    return s3_files.s3_path(name)
 
 
 def forbidden(name: str) -> str | None:
@@ -79,12 +79,12 @@ def forbidden(name: str) -> str | None:
     )
 
 
-def spark_uri(path: Place) -> str:
+def spark_uri(path: AnyPath) -> str:
     """Return `path` as Spark names it: what is on S3 it reads through Hadoop's s3a."""
     return str(path) if on_disk(path) else f"s3a://{path.path}"
 
 
-def below(path: Place, folder: Place) -> bool:
+def below(path: AnyPath, folder: AnyPath) -> bool:
     """Whether `path` is `folder`, or in it."""
     return path == folder or str(path).startswith(f"{str(folder).rstrip('/')}/")
 
@@ -102,7 +102,7 @@ def own_folder(name: str) -> Path:
     return base / hashlib.sha256(name.encode()).hexdigest()[:12]
 
 
-def local_copy(folder: Place, copy: Path) -> Path:
+def local_copy(folder: AnyPath, copy: Path) -> Path:
     """Return `folder` where it is on a disk, else a copy of it, made where there is none yet; for what never changes.
 
     Raises:
@@ -130,7 +130,7 @@ def local_copy(folder: Place, copy: Path) -> Path:
     return copy
 
 
-def send_folder(source: Path, folder: Place, *, last: str | None = None, deep: bool = True) -> None:
+def send_folder(source: Path, folder: AnyPath, *, last: str | None = None, deep: bool = True) -> None:
     """Copy what is in the folder `source` into `folder`, whole files. On a disk they are one and the same.
 
     Args:
@@ -149,7 +149,7 @@ def send_folder(source: Path, folder: Place, *, last: str | None = None, deep: b
             list(pool.map(lambda path: s3_files.upload(path, folder / path.relative_to(source).as_posix()), some))
 
 
-def relative(path: Place, root: Place) -> str:
+def relative(path: AnyPath, root: AnyPath) -> str:
     """Return `path` as documents name it, relative to `root`. Raises ValueError where it is not below it."""
     start = f"{str(root).rstrip('/')}/"
     if not str(path).startswith(start):
@@ -161,7 +161,7 @@ def relative(path: Place, root: Place) -> str:
 
 
 @contextlib.contextmanager
-def whole_file(path: Place) -> Iterator[Path]:
+def whole_file(path: AnyPath) -> Iterator[Path]:
     """Yield a temporary file; on a clean exit it becomes `path` in one step, on an error it is removed.
 
     On a disk it is there for good at the end: the file, its name and the folders that were made for it survive a loss of
@@ -210,7 +210,7 @@ def make_folder(folder: Path) -> None:
         sync_folder(made.parent)
 
 
-def settle_folder(folder: Place) -> None:
+def settle_folder(folder: AnyPath) -> None:
     """Let the files in a folder, which others wrote, survive a loss of power. On S3 they do."""
     if on_disk(folder):
         for path in children(folder):
@@ -222,7 +222,7 @@ def settle_folder(folder: Place) -> None:
         sync_folder(folder.parent)
 
 
-def write_bytes(path: Place, data: bytes) -> None:
+def write_bytes(path: AnyPath, data: bytes) -> None:
     """Write `data` to `path`, replacing it whole."""
     if on_disk(path):
         with whole_file(path) as temporary:
@@ -231,7 +231,7 @@ def write_bytes(path: Place, data: bytes) -> None:
         path.write_bytes(data)  # one request
 
 
-def read_bytes(path: Place) -> bytes | None:
+def read_bytes(path: AnyPath) -> bytes | None:
     """Return the content of `path`; None where there is nothing."""
     if not on_disk(path):
         from jobs.lake import s3_files
@@ -244,7 +244,7 @@ def read_bytes(path: Place) -> bytes | None:
         return None
 
 
-def write_document(path: Place, document: BaseModel) -> None:
+def write_document(path: AnyPath, document: BaseModel) -> None:
     """Write `document` as JSON to `path`, replacing it whole.
 
     Raises:
@@ -260,7 +260,7 @@ def to_bytes(document: BaseModel) -> bytes:
     return start + b' "checksum": "sha256:%s",\n' % hashlib.sha256(rest).hexdigest().encode() + rest
 
 
-def read_document(path: Place, model: type[Document], remedy: str = RESTORE) -> Document | None:
+def read_document(path: AnyPath, model: type[Document], remedy: str = RESTORE) -> Document | None:
     """Return the JSON document at `path`, or None where there is none.
 
     Args:
@@ -275,7 +275,7 @@ def read_document(path: Place, model: type[Document], remedy: str = RESTORE) -> 
     return None if data is None else from_bytes(path, data, model, remedy)
 
 
-def find_document(path: Place, model: type[Document], instead: str) -> Document | None:
+def find_document(path: AnyPath, model: type[Document], instead: str) -> Document | None:
     """Return the JSON document at `path`, or None where there is none or it is broken; says then what is done `instead`.
 
     For what the caller makes again, or can do without.
@@ -287,7 +287,7 @@ def find_document(path: Place, model: type[Document], instead: str) -> Document 
         return None
 
 
-def from_bytes(path: Place, data: bytes, model: type[Document], remedy: str = RESTORE) -> Document:
+def from_bytes(path: AnyPath, data: bytes, model: type[Document], remedy: str = RESTORE) -> Document:
     """Return the JSON document that `path` has. Raises JobError, with the `remedy`, where it is broken.
 
     One that was written before documents had a checksum is read without.
@@ -313,7 +313,7 @@ def _in_short(error: ValueError) -> str:
     return f"{f'{place}: ' if place else ''}{first['msg']}{f' (and {more} more)' if more else ''}"[:300]
 
 
-def sha256(path: Place) -> str:
+def sha256(path: AnyPath) -> str:
     """Return the hex SHA-256 of the file at `path`."""
     if not on_disk(path):
         from jobs.lake import s3_files
@@ -323,7 +323,7 @@ def sha256(path: Place) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def difference(path: Place, size_written: int, sha256_written: str = "") -> str | None:
+def difference(path: AnyPath, size_written: int, sha256_written: str = "") -> str | None:
     """Return how a file differs from what was written, in words, or None.
 
     Args:
@@ -341,7 +341,7 @@ def difference(path: Place, size_written: int, sha256_written: str = "") -> str 
     return None
 
 
-def size(path: Place) -> int | None:
+def size(path: AnyPath) -> int | None:
     """Return the bytes of the file at `path`; None where there is none."""
     try:
         return int(path.stat().st_size)
@@ -349,7 +349,7 @@ def size(path: Place) -> int | None:
         return None
 
 
-def touch(folder: Place) -> None:
+def touch(folder: AnyPath) -> None:
     """Let `last_used` of a folder be now."""
     if on_disk(folder):
         os.utime(folder)
@@ -360,7 +360,7 @@ def touch(folder: Place) -> None:
 # --- conditional writes
 
 
-def compare_and_swap(path: Place, expected: bytes | None, new: bytes) -> None:
+def compare_and_swap(path: AnyPath, expected: bytes | None, new: bytes) -> None:
     """Replace the content of `path` by `new` if it is still `expected` (None: if it does not exist).
 
     Raises:
@@ -389,12 +389,12 @@ def compare_and_swap(path: Place, expected: bytes | None, new: bytes) -> None:
 class Entry(NamedTuple):
     """What a folder holds."""
 
-    path: Place
+    path: AnyPath
     is_folder: bool  # a link is none
     written: float  # seconds since 1970; of a folder on S3 it is not known, and 0
 
 
-def entries(folder: Place) -> list[Entry]:
+def entries(folder: AnyPath) -> list[Entry]:
     """Return what is in `folder`, in order; nothing where it is not there."""
     if on_disk(folder):
         found = []
@@ -408,7 +408,7 @@ def entries(folder: Place) -> list[Entry]:
     return [Entry(each.path, each.written is None, each.written or 0.0) for each in s3_files.entries(folder)]
 
 
-def children(folder: Place, prefix: str = "") -> list[Place]:
+def children(folder: AnyPath, prefix: str = "") -> list[AnyPath]:
     """Return what is in `folder`, files and folders whose name begins with `prefix`, in order; nothing where it is not there."""
     if on_disk(folder):
         try:
@@ -421,7 +421,7 @@ def children(folder: Place, prefix: str = "") -> list[Place]:
     return list(s3_files.children(folder, prefix))
 
 
-def files_below(folder: Place, first: str = "") -> list[str]:
+def files_below(folder: AnyPath, first: str = "") -> list[str]:
     """Return all files in `folder` and below by their paths relative to it, in order, from the name `first` on.
 
     On S3 that is one request for each thousand, however many folders they are in.
@@ -438,7 +438,7 @@ def files_below(folder: Place, first: str = "") -> list[str]:
     return sorted(found)
 
 
-def exists(path: Place) -> bool:
+def exists(path: AnyPath) -> bool:
     """Whether there is a file at `path`, or a folder with anything in it."""
     if on_disk(path):
         return path.exists()
@@ -450,7 +450,7 @@ def exists(path: Place) -> bool:
 # --- removal
 
 
-def remove_folder(path: Place) -> None:
+def remove_folder(path: AnyPath) -> None:
     """Remove the folder at `path` and all in it, if it is there.
 
     Raises:
@@ -485,7 +485,7 @@ def remove_objects(paths: Sequence[UPath]) -> None:
         s3_files.remove(list(paths[start : start + s3_files.MOST_REMOVED]))
 
 
-def _confirm_leases(path: Place) -> None:
+def _confirm_leases(path: AnyPath) -> None:
     """Raise LeaseLostError where a lock that this process holds on S3 is not its own any more."""
     if not on_disk(path):
         from jobs.lake import leases
@@ -520,13 +520,13 @@ def remove(path: Path) -> None:
 # --- locks
 
 
-def lock_file(path: Place) -> Place:
+def lock_file(path: AnyPath) -> AnyPath:
     """Return the file that is locked for what is at `path`. Its time says when something was last at work there."""
     return path.parent / f".{path.name}.lock"
 
 
 @contextlib.contextmanager
-def locked(path: Place, *, busy: str | None = None, shared: bool = False) -> Iterator[None]:
+def locked(path: AnyPath, *, busy: str | None = None, shared: bool = False) -> Iterator[None]:
     """Hold the lock of what is, or will be, at `path`; a process that dies lets go of it, on S3 after half a minute.
 
     Args:
@@ -562,7 +562,7 @@ def locked(path: Place, *, busy: str | None = None, shared: bool = False) -> Ite
 
 
 @contextlib.contextmanager
-def unless_busy(path: Place) -> Iterator[bool]:
+def unless_busy(path: AnyPath) -> Iterator[bool]:
     """Hold the lock of `path` where nobody else does, and yield whether that is so. Its time stays what it was."""
     if not on_disk(path):
         from jobs.lake import leases

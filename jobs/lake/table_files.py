@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from jobs.lake import parquet
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from schemas.documents import PublishedFile
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _ORDER: Final = ("product_id", "attribute", "value", "model_value")
 def write(
     lake: Lake,
     frame: DataFrame,
-    folder: Place,
+    folder: AnyPath,
     schema: pa.Schema,
     names: Sequence[str],
     name: Column,

@@ -14,13 +14,13 @@ from cma_clip_core.content.paths import parquet_files
 from jobs.errors import JobError
 from jobs.lake import parquet, storage
 from jobs.lake.layout import Lake, replan
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from schemas.documents import Plan, StoredFile, Validation
 
 _AT_ONCE = min(16, 2 * (os.cpu_count() or 1))  # files: to hash one leaves the interpreter free
 
 
-def describe(lake: Lake, folders: Iterable[Place]) -> tuple[StoredFile, ...]:
+def describe(lake: Lake, folders: Iterable[AnyPath]) -> tuple[StoredFile, ...]:
     """Return what the Parquet files in `folders` are, for tables that Spark has written; on a disk they are there for good."""
     files = [file for folder in folders for file in parquet_files(folder)]
     for folder in {file.parent for file in files}:
@@ -29,7 +29,7 @@ def describe(lake: Lake, folders: Iterable[Place]) -> tuple[StoredFile, ...]:
         return tuple(pool.map(lambda file: _describe(lake, file), files))
 
 
-def _describe(lake: Lake, file: Place) -> StoredFile:
+def _describe(lake: Lake, file: AnyPath) -> StoredFile:
     return StoredFile(
         path=lake.relative(file), rows=parquet.count([file]), bytes=storage.size(file) or 0, sha256=storage.sha256(file)
     )

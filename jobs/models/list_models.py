@@ -8,7 +8,7 @@ from cma_clip_core.evaluation.metrics import learnt, mean_of
 from cma_clip_core.model_documents import Metrics
 from jobs.errors import JobError
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.models.champion_pointer import champion, check_version
 from jobs.settings import Settings
 
@@ -49,7 +49,7 @@ def list_models(settings: Settings) -> None:
         print(f"the champion {live} is gone: `models promote` another one, or `models rollback`")
 
 
-def _in_short(folder: Place) -> str:
+def _in_short(folder: AnyPath) -> str:
     registry.check_there(folder)
     registry.read_thresholds(folder)
     config, taxonomy = registry.read_config(folder), registry.read_taxonomy(folder)

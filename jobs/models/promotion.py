@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cma_clip_core import registry
-from cma_clip_core.content.paths import Place, open_parquet
+from cma_clip_core.content.paths import AnyPath, open_parquet
 from cma_clip_core.errors import CoreError
 from cma_clip_core.model_documents import Difference, Metrics, Threshold
 from jobs.errors import JobError
@@ -206,7 +206,7 @@ def _not_learnt(
     return said, lost
 
 
-def _predict(settings: Settings, folder: Path, table: Place, root: Place) -> dict[str, Predictions]:
+def _predict(settings: Settings, folder: Path, table: AnyPath, root: AnyPath) -> dict[str, Predictions]:
     from cma_clip_core.catalog.examples import read_index
     from cma_clip_core.evaluation.evaluate import evaluate
     from cma_clip_core.inputs.devices import move_to, resolve_device
@@ -219,7 +219,7 @@ def _predict(settings: Settings, folder: Path, table: Place, root: Place) -> dic
     return evaluate(model, read_index(table, root), "test", config, layout, Tokenizer(config), device)
 
 
-def _families_learnt_from(table: Place, learnt: Place) -> npt.NDArray[np.int64] | None:
+def _families_learnt_from(table: AnyPath, learnt: AnyPath) -> npt.NDArray[np.int64] | None:
     """Return the families of a labelled set with a product that a model learnt from, or None where that is not known.
 
     Sides move from day to day: a product that is on the test side now may have a sibling that an older model was trained,

@@ -25,7 +25,7 @@ from cma_clip_core.errors import CoreError
 from jobs.errors import CriticalDataError, JobError, RemovalsError
 from jobs.lake import history, parquet, publication, storage, verified_files
 from jobs.lake.layout import MISSING, PRODUCTS, Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.lake.table_files import HASH_SLOTS
 from jobs.models import champion_pointer
 from jobs.nightly.missing_pictures import PictureLooker
@@ -453,7 +453,7 @@ def _count(classified: DataFrame) -> _Counts:
 
 
 def _hold_for_pictures(
-    settings: Settings, classified: DataFrame, counts: _Counts, gone: Sequence[str], scratch: Place
+    settings: Settings, classified: DataFrame, counts: _Counts, gone: Sequence[str], scratch: AnyPath
 ) -> tuple[DataFrame, _Counts]:
     """Hold products that were tagged with their picture, would be tagged anew, and whose picture is not there today.
 
@@ -535,7 +535,7 @@ def _examples_of(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFram
     return united.groupBy("product_id", "source_hash").agg(F.min("made_example").alias("made_example"))
 
 
-def _can_be_read(folder: Place) -> bool:
+def _can_be_read(folder: AnyPath) -> bool:
     """Whether the files of an example folder open, and their ids and hashes are what was written."""
     try:
         for _ in read_examples(example_files([folder]), columns=_OF_AN_EXAMPLE):

@@ -22,7 +22,7 @@ from cma_clip_core.content import pictures, product_text
 from jobs.errors import CriticalDataError, JobError
 from jobs.lake import parquet, storage, verified_files
 from jobs.lake.layout import IMPORTED, MISSING, Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
 from jobs.spark import sessions
@@ -89,7 +89,7 @@ def preprocess(settings: Settings, run_id: str) -> int:
     return rows
 
 
-def check_roots(roots: Sequence[Place]) -> None:
+def check_roots(roots: Sequence[AnyPath]) -> None:
     """Raise JobError for a folder of `roots` that is absent or empty, as one is where nothing is mounted.
 
     Its pictures would be taken for missing, and their products published by their texts alone.
@@ -153,7 +153,7 @@ def _preprocess(
     return dict(sorted(statuses.items())), not_imported, tuple(files)
 
 
-def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, list[Place]]:
+def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, list[AnyPath]]:
     """Return the records to preprocess, each with the index of its file, and the files."""
     from pyspark.sql import functions as F
 
@@ -167,7 +167,7 @@ def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, l
     # From the plan alone, as is the order of rows: the same run makes the same files, on whatever machine, however often
     # it is started again, and from the same batches the model makes the same confidences to the last bit.
     rows_a_file = min(_ROWS_A_FILE, max(64, math.ceil(sum(sizes.values()) / _FILES)))
-    targets: list[Place] = []
+    targets: list[AnyPath] = []
     first, parts = {}, {}
     for shard, size in sorted(sizes.items()):
         first[shard], parts[shard] = len(targets), math.ceil(size / rows_a_file)
@@ -186,15 +186,15 @@ def _placed(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFrame, l
 class ExampleMaker:
     """Records to examples, batch by batch. Sent to Spark's workers."""
 
-    def __init__(self, spec: pictures.PictureSpec, roots: tuple[Place, ...], taxonomy: Taxonomy) -> None:
+    def __init__(self, spec: pictures.PictureSpec, roots: tuple[AnyPath, ...], taxonomy: Taxonomy) -> None:
         self._spec = spec
         self._picture_bytes = spec.height * spec.width * 3
         self._names = tuple(str(root) for root in roots)  # connections are not sent to the workers
         self._taxonomy = taxonomy
 
     @functools.cached_property
-    def _roots(self) -> tuple[Place, ...]:
-        return tuple(storage.place(name) for name in self._names)
+    def _roots(self) -> tuple[AnyPath, ...]:
+        return tuple(storage.as_path(name) for name in self._names)
 
     def __call__(self, batches: Iterator[pa.RecordBatch], statuses: dict[str, int]) -> Iterator[pa.RecordBatch]:
         """Yield a batch with the columns of EXAMPLES for each batch of records; count pictures by status, and those not imported."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cma_clip_core.content.paths import Place, open_parquet
+from cma_clip_core.content.paths import AnyPath, open_parquet
 from jobs.errors import JobError, LedgerError
 from jobs.lake import history, parquet, publication, storage, table_files, verified_files
 from jobs.lake.layout import PRODUCTS, Lake, check_run
@@ -422,7 +422,7 @@ def audit(
     Raises:
         JobError: a file is not what was written. Nothing is published.
     """
-    by_table: dict[str, list[Place]] = {}
+    by_table: dict[str, list[AnyPath]] = {}
     for file in files:
         path = lake.root / file.path
         problem = storage.difference(path, file.bytes, file.sha256 if digest else "")
@@ -435,7 +435,7 @@ def audit(
         _check_keys(paths)
 
 
-def _check_keys(paths: Sequence[Place]) -> None:
+def _check_keys(paths: Sequence[AnyPath]) -> None:
     """Check that a table's files, one after the other, are sorted by product_id and no (product, values) is there twice.
 
     In bounded memory.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cma_clip_core.content.paths import Place, open_parquet
+from cma_clip_core.content.paths import AnyPath, open_parquet
 from jobs.lake import storage
 from jobs.lake.layout import Lake
 from jobs.nightly.shards import Wanted, finished, wanted_of
@@ -45,10 +45,10 @@ def take_known(lake: Lake, plan: Plan, wanted: Wanted) -> Iterator[pa.RecordBatc
                 yield from _take(path, wanted, wanted_of(lake, other, shard))
 
 
-def _take(path: Place, wanted: Wanted, there: Wanted) -> Iterator[pa.RecordBatch]:
+def _take(path: AnyPath, wanted: Wanted, there: Wanted) -> Iterator[pa.RecordBatch]:
     known = {product: (folder, hash_) for folder, products in there.items() for product, hash_ in products.items()}
 
-    def is_known(product: str, source: Place, source_hash: str) -> bool:
+    def is_known(product: str, source: AnyPath, source_hash: str) -> bool:
         folder, hash_ = known.get(product, (None, ""))
         # The run that made an example names its own folder, a later one the shard in it.
         return (

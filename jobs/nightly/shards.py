@@ -14,13 +14,13 @@ from cma_clip_core.content.paths import open_parquet, parquet_files
 from jobs.errors import JobError
 from jobs.lake import verified_files
 from jobs.lake.layout import Lake, replan
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from schemas.documents import Plan, Shard
 from schemas.tables import PREDICTIONS
 
 log = logging.getLogger(__name__)
 
-Wanted = dict[Place, dict[str, str]]  # folder of examples -> product id -> source hash
+Wanted = dict[AnyPath, dict[str, str]]  # folder of examples -> product id -> source hash
 
 
 def groups(shards: Sequence[Shard], most: int | None = None, rows: int = 1) -> list[str]:
@@ -67,7 +67,7 @@ def choose(plan: Plan, asked: str) -> list[Shard]:
     return [shard for shard in plan.shards if any(first <= shard.id <= last for first, last in spans)]
 
 
-def finished(path: Place, plan: Plan, shard: Shard) -> bool:
+def finished(path: AnyPath, plan: Plan, shard: Shard) -> bool:
     """Whether `path` holds the predictions of `shard`, whole: readable, of this run and model, with all rows and columns.
 
     A file of a version that did not keep unlisted labels is not finished: what the shop said would be lost.
@@ -82,7 +82,7 @@ def finished(path: Place, plan: Plan, shard: Shard) -> bool:
     return True
 
 
-def read_modalities(path: Place, plan: Plan, shard: Shard, *, whole: bool = True) -> Counter[str]:
+def read_modalities(path: AnyPath, plan: Plan, shard: Shard, *, whole: bool = True) -> Counter[str]:
     """Return the products of a shard's predictions by what the model saw of them. Each page is compared with its checksum.
 
     Args:

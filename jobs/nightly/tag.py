@@ -18,7 +18,7 @@ from cma_clip_core.errors import CoreError
 from jobs.errors import JobError
 from jobs.lake import storage
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.nightly.reuse_predictions import take_known
 from jobs.nightly.shards import Wanted, choose, finished, metadata, wanted_of
 from jobs.runtime.step_metrics import measure
@@ -129,7 +129,7 @@ def _examples(lake: Lake, shard: Shard, wanted: Wanted) -> Iterator[pa.RecordBat
     from cma_clip_core.catalog.examples import example_files, read_examples
 
     files = example_files(dict.fromkeys(lake.root / path for path in shard.example_paths))
-    found: dict[Place, set[str]] = {source: set() for source in wanted}
+    found: dict[AnyPath, set[str]] = {source: set() for source in wanted}
     for path in files:
         for source, products in wanted.items():
             # A folder may hold more than the shard asks for, and an older state of a product may be in another.

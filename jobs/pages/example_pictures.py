@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from cma_clip_core.content.paths import Place, open_parquet
+from cma_clip_core.content.paths import AnyPath, open_parquet
 
 _BATCH = 64  # pictures held at a time
 _SIDE, _QUALITY = 176, 82
@@ -19,13 +19,13 @@ _SIDE, _QUALITY = 176, 82
 class ExamplePlace:
     """Where an example is."""
 
-    file: Place
+    file: AnyPath
     row: int
 
 
 def thumbnails(places: Mapping[str, ExamplePlace], height: int, width: int) -> dict[str, str]:
     """Return each product's picture as a ``data:`` URI of a small JPEG."""
-    products: dict[Place, dict[int, str]] = {}
+    products: dict[AnyPath, dict[int, str]] = {}
     for product, place in places.items():
         products.setdefault(place.file, {})[place.row] = product
     return {
@@ -35,7 +35,7 @@ def thumbnails(places: Mapping[str, ExamplePlace], height: int, width: int) -> d
     }
 
 
-def _pixels(file: Place, wanted: Mapping[int, str]) -> dict[str, bytes]:
+def _pixels(file: AnyPath, wanted: Mapping[int, str]) -> dict[str, bytes]:
     """Return the pictures in the rows `wanted` of a file, reading no row group without one and none past the last."""
     found = {}
     with open_parquet(file, memory_map=True) as parquet:

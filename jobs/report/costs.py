@@ -12,7 +12,7 @@ import numpy as np
 
 from jobs.lake import storage
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from schemas.documents import Plan, StepMetrics
 
 _SHARDS: Final = 8  # that are drawn apart
@@ -64,7 +64,7 @@ class Costs:
     paused: float  # seconds between the first start and the last end in which none did
 
 
-Reports = Mapping[Place, Sequence[str]]  # report folders, oldest day first, and the files in each
+Reports = Mapping[AnyPath, Sequence[str]]  # report folders, oldest day first, and the files in each
 
 
 def read_costs(lake: Lake, plan: Plan, newest: Reports) -> Costs:
@@ -119,7 +119,7 @@ def _parts(members: Sequence[StepMetrics]) -> dict[str, float]:
     return parts
 
 
-def read_steps(folder: Place, files: Sequence[str] | None = None) -> dict[str, StepMetrics]:
+def read_steps(folder: AnyPath, files: Sequence[str] | None = None) -> dict[str, StepMetrics]:
     """Return what was measured of the steps in a report folder, by file name. One that is broken is left out, and said.
 
     Args:
@@ -142,7 +142,7 @@ def newest_reports(lake: Lake, days: int) -> Reports:
     """Return the report folders of so many newest days, and the files in each. Few requests, however long the history."""
     reports = lake.root / "reports"
     known = storage.children(reports, "ds=")[-days:]
-    found: dict[Place, list[str]] = {}
+    found: dict[AnyPath, list[str]] = {}
     for path in storage.files_below(reports, known[0].name) if known else ():
         day, _, rest = path.partition("/")
         run, _, name = rest.partition("/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cma_clip_core.content.paths import Place
+from cma_clip_core.content.paths import AnyPath
 from cma_clip_core.model_documents import Threshold
 from schemas.documents import Ledger, Plan, RunManifest
 from schemas.tables import ImageStatus, Modality
@@ -150,7 +150,7 @@ class Night:
     manifest: RunManifest | None  # None: nothing changed
     live_run: str | None
     before_run: str | None  # what shares are compared with
-    data_docs: Place
+    data_docs: AnyPath
     reasons: tuple[Reason, ...]
     unknown_labels: tuple[Counted, ...]
     unknown_total: int

@@ -19,7 +19,7 @@ from jobs.errors import JobError
 from jobs.lake import history, storage
 from jobs.lake.duckdb_sql import quoted, reach, scan
 from jobs.lake.layout import LABELLED_TABLE, PRODUCTS, Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.pages.example_pictures import ExamplePlace, thumbnails
 from jobs.report.facts import (
     BINS,
@@ -101,7 +101,7 @@ def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
 
 
 @contextmanager
-def _database(root: Place) -> Iterator[duckdb.DuckDBPyConnection]:
+def _database(root: AnyPath) -> Iterator[duckdb.DuckDBPyConnection]:
     """Yield an empty DuckDB that goes to disk instead of beyond `_MEMORY`, and never to the network."""
     with tempfile.TemporaryDirectory(prefix="report-") as spill:
         config: dict[str, str | bool | int | float | list[str]] = {
@@ -222,7 +222,7 @@ class Query:
     def _view(self, name: str, source: str) -> None:
         self._db.execute(f"create view {name} as select * from {source}")
 
-    def _files(self, manifest: RunManifest | None, name: str) -> list[Place]:
+    def _files(self, manifest: RunManifest | None, name: str) -> list[AnyPath]:
         files = manifest.files if manifest else ()
         return [self._lake.root / f.path for f in files if (f.table == PRODUCTS) == (name == "products") and f.rows]
 
@@ -532,5 +532,5 @@ class Query:
             if file.startswith(f"{self._lake.root / wanted[product]}/"):  # not an older state in another folder
                 titles[product] = title
                 if status == "ok":
-                    places[product] = ExamplePlace(storage.place(file), row)
+                    places[product] = ExamplePlace(storage.as_path(file), row)
         return titles, places

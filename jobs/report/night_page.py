@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from urllib.parse import quote
 
-from cma_clip_core.content.paths import Place, on_disk
+from cma_clip_core.content.paths import AnyPath, on_disk
 from jobs.pages.html import render
 from jobs.report import svg_plots
 from jobs.report.costs import Costs
@@ -21,7 +21,7 @@ _LEAST_SHIFT = 0.002
 _LEAST_SCALE = 0.02  # so that a small shift looks small
 
 
-def render_night(night: Night, costs: Costs, folder: Place, spent: float) -> str:
+def render_night(night: Night, costs: Costs, folder: AnyPath, spent: float) -> str:
     """Return the page of a night, to be written into `folder`; `spent` are the seconds the report took so far."""
     ledger = night.ledger
     shifts = [s for s in night.shifts if abs(s.shift) >= _LEAST_SHIFT][:_SHIFTS]
@@ -124,10 +124,10 @@ def _gaps(attributes: Sequence[AttributeFacts]) -> tuple[int, int]:
     return filled + sum(a.missing for a in attributes), filled
 
 
-def _page_of(docs: Place) -> Place:
+def _page_of(docs: AnyPath) -> AnyPath:
     """Return the page of the rules, also of a lake whose documents name its folder."""
     return docs / "index.html" if on_disk(docs) and docs.is_dir() else docs
 
 
-def _link(target: Place, folder: Place) -> str:
+def _link(target: AnyPath, folder: AnyPath) -> str:
     return quote(os.path.relpath(str(target), str(folder)), safe="/=")

@@ -7,7 +7,7 @@ import time
 
 from jobs.lake import storage
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.report.costs import Reports, newest_reports, read_costs
 from jobs.report.gather import gather_night
 from jobs.report.night_page import render_index, render_night
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _NIGHTS = 120  # that the list of nights goes back
 
 
-def report(settings: Settings, run_id: str) -> Place:
+def report(settings: Settings, run_id: str) -> AnyPath:
     """Write a finished run's page ``report.html`` and the list of nights ``reports/index.html``; return the page's path.
 
     Raises:
@@ -43,7 +43,7 @@ def report(settings: Settings, run_id: str) -> Place:
     return folder / "report.html"
 
 
-def _ledger(folder: Place) -> Ledger | None:
+def _ledger(folder: AnyPath) -> Ledger | None:
     """Return the ledger of a past run; None where it is broken: that costs its own line alone, which says so."""
     run_id = folder.name.removeprefix("run=")
     remedy = f"the list of nights says so; `python -m jobs publish --run {run_id}` writes it again"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.nightly import plan as plan_step
 from jobs.nightly import preprocess, tag
 from jobs.report.nightly_report import report
@@ -25,7 +25,7 @@ def night(
     model: str | None = None,
     attributes: Sequence[str] = (),
     allow_removals: bool = False,
-) -> tuple[Ledger, Place]:
+) -> tuple[Ledger, AnyPath]:
     """Run every step for the catalog of `ds`; return the ledger and the report's path. Safe to run again at any time.
 
     Args:

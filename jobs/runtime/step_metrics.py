@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from jobs.errors import JobError
 from jobs.lake import storage
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.runtime.peak_memory import PeakMemory
 from schemas.documents import StepMetrics
 
@@ -51,11 +51,11 @@ class Measured:
 
     rows: int = 0
     details: dict[str, float | int | str] = field(default_factory=dict)
-    folder: Place | None = None  # the run's report folder, once the step knows it
+    folder: AnyPath | None = None  # the run's report folder, once the step knows it
 
 
 @contextlib.contextmanager
-def measure(step: str, folder: Place | None = None, *, name: str = "") -> Iterator[Measured]:
+def measure(step: str, folder: AnyPath | None = None, *, name: str = "") -> Iterator[Measured]:
     """Time a step, log its rate, and write ``<folder>/steps/<name or step>.json`` when it ends well."""
     measured, memory = Measured(folder=folder), PeakMemory()
     started_at, start = datetime.now(UTC), time.perf_counter()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from jobs.errors import JobError, TransientError
 from jobs.lake import storage
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.runtime.failure_messages import explain
 from jobs.settings import Settings
 from jobs.spark import s3a
@@ -157,7 +157,7 @@ def _packed(folder: Path) -> Path:
     return folder / "catalog_attribute_tagger.zip"
 
 
-def scratch(settings: Settings, lake: Lake) -> Place:
+def scratch(settings: Settings, lake: Lake) -> AnyPath:
     """Return where steps put tables between two queries: on a disk, if all executors see that."""
     return lake.work / "scratch" if settings.spark_master.startswith("local") else lake.scratch
 

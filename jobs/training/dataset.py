@@ -25,7 +25,7 @@ from jobs.errors import JobError
 from jobs.lake import storage
 from jobs.lake.layout import LABELLED_TABLE, Lake
 from jobs.lake.parquet import FileWriter
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
 from jobs.training.labelled_rows import TableRows, read_batches
@@ -46,16 +46,16 @@ LARGE_FAMILY = 0.05  # share of the products: sides of families are no longer ne
 class LabelledSet:
     """A complete labelled set in the lake."""
 
-    folder: Place
+    folder: AnyPath
     manifest: LabelledManifest
 
     @property
-    def table(self) -> Place:
+    def table(self) -> AnyPath:
         """Its table, of schema LABELLED."""
         return self.folder / LABELLED_TABLE
 
     @property
-    def page(self) -> Place:
+    def page(self) -> AnyPath:
         """The page that shows what is in it."""
         return self.folder / "index.html"
 
@@ -147,7 +147,7 @@ def _log_words(given: Mapping[str, Given]) -> None:
         log.info("dataset: %s: not in the taxonomy: %s%s", name, ", ".join(words), more)
 
 
-def _log_given(manifest: LabelledManifest, page: Place) -> None:
+def _log_given(manifest: LabelledManifest, page: AnyPath) -> None:
     """Log how many products have a listed value, an unlisted one, or none; warn where the taxonomy does not fit."""
     for name, n in manifest.given.items():
         given = n.listed + n.unlisted
@@ -166,7 +166,7 @@ def _log_given(manifest: LabelledManifest, page: Place) -> None:
             )  # fmt: skip
 
 
-def _is_whole(folder: Place, found: LabelledManifest) -> bool:
+def _is_whole(folder: AnyPath, found: LabelledManifest) -> bool:
     """Whether the table of a set can be read to its end, each page as it was written."""
     try:
         rows = len(read_index(folder / LABELLED_TABLE, folder).row)
@@ -176,14 +176,14 @@ def _is_whole(folder: Place, found: LabelledManifest) -> bool:
     return rows == found.products
 
 
-def example_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy) -> list[Place]:
+def example_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy) -> list[AnyPath]:
     """Return the complete example folders that fit the configuration and the taxonomy, newest first.
 
     Raises:
         JobError: there is none; says what there is, and the commands that make one.
     """
     picture = config.picture
-    found: list[tuple[str, datetime, Place]] = []
+    found: list[tuple[str, datetime, AnyPath]] = []
     others: set[str] = set()
     days = [day for day in storage.children(lake.all_examples, "ds=") if day.name <= f"ds={ds}"]
     for path in (run for day in days for run in storage.children(day, "run=")):
@@ -212,7 +212,7 @@ def example_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy
 
 def _write(
     lake: Lake,
-    folder: Place,
+    folder: AnyPath,
     taxonomy: Taxonomy,
     scan: Scan,
     inputs: LabelledInputs,

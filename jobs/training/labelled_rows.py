@@ -15,7 +15,7 @@ from cma_clip_core.catalog.examples import ExampleIndex, read_rows
 from cma_clip_core.catalog.label_mentions import TEXT_FIELDS, Fields, SpokenFinder
 from cma_clip_core.catalog.labels import LabelReader, LabelRows
 from cma_clip_core.catalog.splits import SIDES
-from cma_clip_core.content.paths import Place, open_parquet
+from cma_clip_core.content.paths import AnyPath, open_parquet
 from cma_clip_core.model_documents import LabelCount
 from jobs.lake.layout import Lake
 from schemas.tables import LABELLED
@@ -87,7 +87,7 @@ class TableRows:
         return found
 
 
-def count_labels_of_sides(table: Place, lake: Lake, index: ExampleIndex) -> dict[str, dict[str, LabelCount]]:
+def count_labels_of_sides(table: AnyPath, lake: Lake, index: ExampleIndex) -> dict[str, dict[str, LabelCount]]:
     """Return how many labels each attribute has on each side, and how many of them are silent.
 
     Args:

@@ -20,7 +20,7 @@ from cma_clip_core.training.tensorboard import LOGS
 from jobs.errors import JobError, as_job_error
 from jobs.lake import storage
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
 from jobs.training import workdir
@@ -186,7 +186,7 @@ def find_towers(lake: Lake, name: str | None) -> Path | None:
     return storage.local_copy(lake.towers / name, lake.work / "towers" / name)
 
 
-def _all(lake: Lake) -> list[Place]:
+def _all(lake: Lake) -> list[AnyPath]:
     return [path for path in storage.children(lake.towers) if path.name[:1].isdigit()]
 
 
@@ -224,7 +224,7 @@ def _is_of(labelled_set: str, labelled: LabelledSet) -> bool:
     return labelled_set.rpartition("/")[2] == labelled.folder.name
 
 
-def _count_seen(pretrained_on: Place, table: Place) -> dict[str, int]:
+def _count_seen(pretrained_on: AnyPath, table: AnyPath) -> dict[str, int]:
     """Return how many products of each side but training are on the training side of another labelled set."""
     ids, sides = [], []
     with open_parquet(table) as file:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cma_clip_core.config import ModelConfig, load_config
-from cma_clip_core.content.paths import Place, open_parquet
+from cma_clip_core.content.paths import AnyPath, open_parquet
 from cma_clip_core.errors import CoreError
 from jobs.errors import as_job_error
 from jobs.lake import storage
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 SHOWN = 24  # suspects of an attribute on the page
 
 
-def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None = None) -> Place:
+def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None = None) -> AnyPath:
     """Find the labels that are probably wrong and return the folder of the table and the page.
 
     One model is trained for each fold; killed, it goes on with the fold it was at.
@@ -160,7 +160,7 @@ def _shown(listed: list[Suspect]) -> list[Suspect]:
     return shown
 
 
-def _places(table: Place, lake: Lake, products: set[str]) -> dict[str, ExamplePlace]:
+def _places(table: AnyPath, lake: Lake, products: set[str]) -> dict[str, ExamplePlace]:
     if not products:
         return {}
     columns = ["product_id", "example_file", "example_row"]

@@ -16,7 +16,7 @@ from typing import Any
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.training.tensorboard import LOGS
 from jobs.lake import storage
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def begin(work: Path, config: ModelConfig, labelled_set: str, processes: int) ->
             )  # fmt: skip
 
 
-def finish(work: Path, kept: Place) -> None:
+def finish(work: Path, kept: AnyPath) -> None:
     """Remove a finished training's folder. TensorBoard's logs become the folder `kept`, so that trainings can be compared
     afterwards; where they cannot be written, that is said, and nothing fails.
     """
@@ -73,13 +73,13 @@ def finish(work: Path, kept: Place) -> None:
     shutil.rmtree(work, ignore_errors=True)
 
 
-def labelled_set(work: Place) -> str | None:
+def labelled_set(work: AnyPath) -> str | None:
     """Return the id of the labelled set of an unfinished training; None where nothing says it."""
     found = _read(work)
     return str(found.get("labelled_set")) if found else None
 
 
-def _read(folder: Place) -> dict[str, Any] | None:
+def _read(folder: AnyPath) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads(storage.read_bytes(folder / ABOUT) or b"")
     except (OSError, ValueError):
@@ -87,7 +87,7 @@ def _read(folder: Place) -> dict[str, Any] | None:
     return found
 
 
-def _about(folder: Place) -> str:
+def _about(folder: AnyPath) -> str:
     found = _read(folder)
     if found is None:
         return "nothing says of what"

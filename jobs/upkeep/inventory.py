@@ -11,7 +11,7 @@ from typing import Final
 
 from jobs.lake import s3_files, storage
 from jobs.lake.layout import Lake, is_run
-from jobs.lake.storage import Entry, Place
+from jobs.lake.storage import AnyPath, Entry
 from jobs.training import workdir
 
 TABLES, INDEXES, HISTORY, PLANS, PREDICTIONS = "tables", "indexes", "history", "plans", "predictions"
@@ -25,7 +25,7 @@ class Folder:
 
     kind: str
     run_id: str
-    path: Place
+    path: AnyPath
 
 
 @dataclass(slots=True)
@@ -33,11 +33,13 @@ class Listing:
     """What there is."""
 
     runs: list[Folder] = field(default_factory=list)
-    versions: dict[str, list[Place]] = field(default_factory=dict)  # by day, the valid and the quarantined records
-    aside: list[tuple[str, Place]] = field(default_factory=list)  # what a killed maintenance has not removed yet
-    temporary: list[Place] = field(default_factory=list)  # what `storage.whole_file` leaves where its process is killed
-    trainings: list[Place] = field(default_factory=list)  # that are not finished
-    scratch: list[Place] = field(default_factory=list)
+    versions: dict[str, list[AnyPath]] = field(default_factory=dict)  # by day, the valid and the quarantined records
+    aside: list[tuple[str, AnyPath]] = field(default_factory=list)  # what a killed maintenance has not removed yet
+    temporary: list[AnyPath] = field(
+        default_factory=list
+    )  # what `storage.whole_file` leaves where its process is killed
+    trainings: list[AnyPath] = field(default_factory=list)  # that are not finished
+    scratch: list[AnyPath] = field(default_factory=list)
 
     def of(self, *kinds: str) -> list[Folder]:
         """Return the folders of runs of these kinds."""
@@ -85,7 +87,7 @@ def plans(lake: Lake) -> list[Folder]:
     return [folder for path in paths if (folder := _of_run(lake, PLANS, path)) is not None]
 
 
-def subfolders(folder: Place, prefix: str) -> list[Place]:
+def subfolders(folder: AnyPath, prefix: str) -> list[AnyPath]:
     """Return the folders in `folder` whose name begins so, in order; none where it is not there."""
     return [e.path for e in storage.entries(folder) if e.path.name.startswith(prefix) and e.is_folder]
 
@@ -95,7 +97,7 @@ def _is_temporary(entry: Entry) -> bool:
     return name.startswith(".") and name.endswith(".tmp") and not entry.is_folder
 
 
-def _places(lake: Lake) -> Iterator[tuple[str, Place]]:
+def _places(lake: Lake) -> Iterator[tuple[str, AnyPath]]:
     """Yield each folder that holds folders of a kind."""
     yield TABLES, lake.run("-").parent
     yield PREDICTIONS, lake.predictions("-").parent
@@ -106,7 +108,7 @@ def _places(lake: Lake) -> Iterator[tuple[str, Place]]:
         yield from ((kind, day) for day in subfolders(zone, "ds="))
 
 
-def _with_documents(lake: Lake, found: Listing) -> Iterator[Place]:
+def _with_documents(lake: Lake, found: Listing) -> Iterator[AnyPath]:
     """Yield the other folders with documents or files that are written whole, and that no run's folder goes with."""
     yield from (lake.current.parent, lake.history, lake.left_index("-").parent, lake.expired("-").parent)
     yield from (folder.path for folder in found.of(PREDICTIONS))
@@ -114,7 +116,7 @@ def _with_documents(lake: Lake, found: Listing) -> Iterator[Place]:
         yield from subfolders(day, "set=")
 
 
-def _of_run(lake: Lake, kind: str, path: Place) -> Folder | None:
+def _of_run(lake: Lake, kind: str, path: AnyPath) -> Folder | None:
     run_id = path.name if kind == TABLES else path.name.removeprefix("run=")
     own = {
         TABLES: lake.run(run_id),
@@ -137,11 +139,11 @@ def expired_runs(lake: Lake) -> frozenset[str]:
     return frozenset(path.stem for path in _documents(lake.expired("-").parent))
 
 
-def _documents(folder: Place) -> list[Place]:
+def _documents(folder: AnyPath) -> list[AnyPath]:
     return [path for path in storage.children(folder) if path.suffix == ".json" and is_run(path.stem)]
 
 
-def last_written(path: Place) -> float:
+def last_written(path: AnyPath) -> float:
     """Return when the file or the folder at `path` itself was last written; 0 where it is not there."""
     if not storage.on_disk(path):
         # A folder is what is in it; the first entry that is named so is the object itself.
@@ -154,7 +156,7 @@ def last_written(path: Place) -> float:
         return 0.0
 
 
-def newest(path: Place) -> float:
+def newest(path: AnyPath) -> float:
     """Return when anything in the folder, or the file, at `path` was last written."""
     if not storage.on_disk(path):
         return max((each.written for each in s3_files.below(path)), default=last_written(path))
@@ -162,7 +164,7 @@ def newest(path: Place) -> float:
     return max(last_written(path), max(map(last_written, inside), default=0.0))
 
 
-def size(path: Place) -> int:
+def size(path: AnyPath) -> int:
     """Return the bytes of the file, or of all files in the folder, at `path`."""
     if not storage.on_disk(path):
         return storage.size(path) or sum(each.bytes for each in s3_files.below(path))

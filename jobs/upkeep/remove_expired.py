@@ -19,7 +19,7 @@ from pathlib import Path
 from jobs.errors import JobError
 from jobs.lake import publication, storage
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
 from jobs.upkeep import inventory, retention
@@ -85,7 +85,7 @@ class Sweep:
         """Count what stays."""
         self.counts[kind].kept += number
 
-    def take(self, kind: str, path: Place) -> None:
+    def take(self, kind: str, path: AnyPath) -> None:
         """Count what goes; take it away in one step. What lies behind a link is not the lake's, and stays."""
         if not storage.exists(path) and not (storage.on_disk(path) and path.is_symlink()):
             return  # someone else has removed it
@@ -150,7 +150,7 @@ def maintenance(settings: Settings, *, days: int = 30, keep: int = 7, delete: bo
     return sweep
 
 
-def _lock(sweep: Sweep, path: Place, busy: str | None = None) -> AbstractContextManager[None]:
+def _lock(sweep: Sweep, path: AnyPath, busy: str | None = None) -> AbstractContextManager[None]:
     """Return the lock of `path`; where nothing is removed, none: nothing is waited for, and no file is written."""
     return storage.locked(path, busy=busy) if sweep.delete else contextlib.nullcontext()
 
@@ -210,7 +210,7 @@ def _sweep_versions(lake: Lake, limits: Limits, sweep: Sweep, found: Listing, st
     several = {ds: paths for ds, paths in found.versions.items() if len({path.name for path in paths}) > 1}
     named = retention.versions_of_plans(lake, state) if several else frozenset()
     for ds, paths in found.versions.items():
-        gone: list[Place] = []
+        gone: list[AnyPath] = []
         if ds in several:
             with storage.unless_busy(lake.valid(ds)) as free:
                 gone = retention.superseded(lake, ds, paths, named, limits) if free else []

@@ -16,7 +16,7 @@ from cma_clip_core.versions import is_version
 from jobs.errors import JobError
 from jobs.lake import history, publication, storage
 from jobs.lake.layout import Lake, is_run
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.models import champion_pointer
 from jobs.models.verdict import Verdict
 from jobs.settings import Settings
@@ -29,7 +29,7 @@ class Repair:
     """What would be written, and why."""
 
     lines: list[str] = field(default_factory=list)
-    writes: dict[Place, bytes] = field(default_factory=dict)
+    writes: dict[AnyPath, bytes] = field(default_factory=dict)
 
     @property
     def sure(self) -> bool:
@@ -140,7 +140,7 @@ def _verdicts(lake: Lake) -> Iterator[Verdict]:
             yield verdict
 
 
-def _finish(found: Repair, write: bool, *, content_of_index: bytes | None = None, index: Place | None = None) -> None:
+def _finish(found: Repair, write: bool, *, content_of_index: bytes | None = None, index: AnyPath | None = None) -> None:
     """Write what is to be written; what was there is kept."""
     for path, data in found.writes.items():
         before = content_of_index if path == index else storage.read_bytes(path)

@@ -15,7 +15,7 @@ from typing import Final
 import pyarrow as pa
 
 from cma_clip_core import registry
-from cma_clip_core.content.paths import Place, open_parquet
+from cma_clip_core.content.paths import AnyPath, open_parquet
 from jobs.errors import JobError
 from jobs.lake import history, storage
 from jobs.lake.layout import PRODUCTS, Lake, replan
@@ -135,7 +135,7 @@ def unneeded_changes(lake: Lake, found: Listing, state: State, limits: Limits) -
     Since when is written nowhere. Not later than the newest run that wrote the same day was at work: it took their
     place. Or the day was rolled back, by a run that left an index which names them, and stays as long.
     """
-    by_day: dict[Place, list[Folder]] = {}
+    by_day: dict[AnyPath, list[Folder]] = {}
     for folder in found.of(HISTORY):
         by_day.setdefault(folder.path.parent, []).append(folder)
     unneeded = []
@@ -212,7 +212,7 @@ def _named_by_sets(lake: Lake, found: Listing, limits: Limits) -> set[str]:
     return named
 
 
-def _set_of(model: Place) -> str:
+def _set_of(model: AnyPath) -> str:
     """Return the folder of the labelled set that a model version was trained on. Raises JobError where it is not told."""
     try:
         return str(json.loads(storage.read_bytes(model / registry.METRICS) or b"").get("labelled_set"))
@@ -232,7 +232,9 @@ def versions_of_plans(lake: Lake, state: State) -> frozenset[str]:
     return frozenset(path for paths in both for path in paths)
 
 
-def superseded(lake: Lake, ds: str, versions: Iterable[Place], named: frozenset[str], limits: Limits) -> list[Place]:
+def superseded(
+    lake: Lake, ds: str, versions: Iterable[AnyPath], named: frozenset[str], limits: Limits
+) -> list[AnyPath]:
     """Return those of a day's versions that were superseded long enough ago, and are not `named`.
 
     Who acts on it holds the lock of the day meanwhile.
@@ -248,7 +250,7 @@ def superseded(lake: Lake, ds: str, versions: Iterable[Place], named: frozenset[
 # --- what was begun and never ended
 
 
-def given_up(found: Listing, limits: Limits) -> Iterator[Place]:
+def given_up(found: Listing, limits: Limits) -> Iterator[AnyPath]:
     """Yield what killed writers left, what in ``scratch`` was not written for a day, and trainings long left alone."""
     any_age = Limits(0, 0, limits.now)
     yield from (path for path in found.temporary if any_age.is_idle(last_written(path)))
@@ -256,5 +258,5 @@ def given_up(found: Listing, limits: Limits) -> Iterator[Place]:
     yield from (path for path in found.trainings if _is_given_up(path, limits))
 
 
-def _is_given_up(training: Place, limits: Limits) -> bool:
+def _is_given_up(training: AnyPath, limits: Limits) -> bool:
     return limits.is_idle(inventory.newest(training))

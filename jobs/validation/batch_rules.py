@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 from jobs.errors import JobError
 from jobs.lake import storage
 from jobs.lake.layout import MISSING
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.validation import row_rules
 from jobs.validation.row_rules import within_roots_pattern
 from schemas.documents import Validation
@@ -106,7 +106,7 @@ class _Asked:
 
 
 def _asked(
-    rule: RowRule | BatchRule, table: RuleTable, roots: Sequence[Place], last_days: Sequence[Validation]
+    rule: RowRule | BatchRule, table: RuleTable, roots: Sequence[AnyPath], last_days: Sequence[Validation]
 ) -> _Asked:
     import great_expectations.expectations as gxe
     from great_expectations.expectations.row_conditions import Column as ConditionColumn
@@ -186,9 +186,9 @@ def _allowed(
 def check(
     frame: DataFrame,
     table: RuleTable,
-    roots: Sequence[Place],
+    roots: Sequence[AnyPath],
     last_days: Sequence[Validation],
-    scratch: Place,
+    scratch: AnyPath,
     *,
     ds: str,
 ) -> tuple[Outcome, ...]:

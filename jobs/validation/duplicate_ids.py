@@ -13,7 +13,7 @@ import duckdb
 
 from cma_clip_core.content.paths import parquet_files
 from jobs.lake import duckdb_sql, storage
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from schemas.rules import LINE_ERROR, SEVERAL_ROWS, RuleTable
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ SUPERSEDED: Final = "newer_record_with_this_id"
 _SEVERAL: Final = "several_rows_of_one_product"  # where the rule table has no rule on them
 
 
-def has_doubled_ids(parsed: Place, spill: Place) -> bool:
+def has_doubled_ids(parsed: AnyPath, spill: AnyPath) -> bool:
     """Whether an id is in the files of `parsed` twice, be it in records that are rejected. In bounded memory."""
     with duckdb.connect(config={"memory_limit": "512MB", "temp_directory": str(spill)}) as connection:
         duckdb_sql.reach(connection, parsed)
@@ -32,7 +32,7 @@ def has_doubled_ids(parsed: Place, spill: Place) -> bool:
         return bool(ids.aggregate("product_id, count(*) as n").filter("n > 1").limit(1).fetchall())
 
 
-def settle(judged: DataFrame, scratch: Place, *, doubled: bool) -> DataFrame:
+def settle(judged: DataFrame, scratch: AnyPath, *, doubled: bool) -> DataFrame:
     """Add ``several_rows``, given in records of whose id several are left and none wins, and ``superseded``.
 
     Args:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
 
-from cma_clip_core.content.paths import Place
+from cma_clip_core.content.paths import AnyPath
 from jobs.records.fields import described
 from jobs.validation.row_rules import within_roots_pattern
 from schemas.rules import Between, IsNull, Matches, MaxLength, NotNull, Readable, RuleTable, WithinRoots, clears
@@ -57,7 +57,7 @@ class FieldRules:
                 notes[check.field] = f"{check.rule}: {described(value)}"
 
 
-def field_rules(table: RuleTable, roots: Sequence[Place]) -> FieldRules:
+def field_rules(table: RuleTable, roots: Sequence[AnyPath]) -> FieldRules:
     """Return the rules of `table` that are applied where a line is parsed."""
     checks: list[Check] = []
     for rule in table.row_rules:

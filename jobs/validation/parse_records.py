@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from jobs.lake import parquet, storage
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.records import label_forms
 from jobs.records.fields import BLANK, READERS, TEXT_START, FieldError, described, read_time, whole
 from jobs.records.json_objects import NameTwiceError, unique
@@ -57,7 +57,7 @@ _NO_RULES: Final = FieldRules()
 FIRST_OF_SEVERAL: Final = "first_of_several"  # begins the note on a picture that the record gives others beside
 
 
-def read_lines(spark: SparkSession, files: Sequence[Place]) -> DataFrame:
+def read_lines(spark: SparkSession, files: Sequence[AnyPath]) -> DataFrame:
     """Return the lines of `files`: raw (binary), source_file, and block, position, which order a file's lines."""
     from pyspark.sql import functions as F
 
@@ -86,7 +86,7 @@ def rejected_ids(quarantine: DataFrame) -> DataFrame:
     return read.union(shown).distinct()
 
 
-def parse(lines: DataFrame, folder: Place, rules: FieldRules) -> DataFrame:
+def parse(lines: DataFrame, folder: AnyPath, rules: FieldRules) -> DataFrame:
     """Return the non-blank `lines` with the record's columns beside them, those of `PARSED`, as files in `folder`."""
     return parquet.write_parts(lines, folder, PARSED, functools.partial(_parse_batches, rules))
 

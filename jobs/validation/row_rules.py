@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, assert_never
 
-from cma_clip_core.content.paths import Place
+from cma_clip_core.content.paths import AnyPath
 from schemas.rules import (
     LINE_ERROR,
     SEVERAL_ROWS,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Column
 
 
-def within_roots_pattern(roots: Sequence[Place]) -> str:
+def within_roots_pattern(roots: Sequence[AnyPath]) -> str:
     r"""Return the regular expression (Java's and Python's) of the URIs that cannot leave `roots`.
 
     Relative paths, and absolute ones or file URIs inside a root; none with a ``..`` step, a backslash or a control
@@ -72,7 +72,7 @@ def about(rule: RowRule) -> Column:
     return F.col(rule.column).isNotNull()
 
 
-def passes(rule: RowRule, table: RuleTable, roots: Sequence[Place]) -> Column:
+def passes(rule: RowRule, table: RuleTable, roots: Sequence[AnyPath]) -> Column:
     """Return the column that is true where a row that `rule` is about does not break it."""
     from pyspark.sql import functions as F
 
@@ -95,12 +95,12 @@ def passes(rule: RowRule, table: RuleTable, roots: Sequence[Place]) -> Column:
     assert_never(rule)
 
 
-def breaks(rule: RowRule, table: RuleTable, roots: Sequence[Place]) -> Column:
+def breaks(rule: RowRule, table: RuleTable, roots: Sequence[AnyPath]) -> Column:
     """Return the column that is true where the row breaks `rule`, and false elsewhere."""
     return about(rule) & ~passes(rule, table, roots)
 
 
-def reasons(table: RuleTable, roots: Sequence[Place]) -> Column:
+def reasons(table: RuleTable, roots: Sequence[AnyPath]) -> Column:
     """Return the names of the rules that keep a record from being valid: an empty list where it is.
 
     Rules on `several_rows` are not asked: which rows of an id are left to choose from is known when these reasons are.

@@ -10,7 +10,7 @@ import duckdb
 from cma_clip_core.content.paths import parquet_files
 from jobs.lake import duckdb_sql
 from jobs.lake.layout import MISSING
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.validation.batch_rules import Outcome
 from jobs.validation.duplicate_ids import SUPERSEDED
 from schemas import tables
@@ -44,7 +44,7 @@ class Example:
 class DayTables:
     """A day's valid and quarantined records."""
 
-    def __init__(self, valid: Place, quarantine: Place, spill: Place) -> None:
+    def __init__(self, valid: AnyPath, quarantine: AnyPath, spill: AnyPath) -> None:
         self._db = duckdb.connect(config={"memory_limit": "512MB", "temp_directory": str(spill)})
         duckdb_sql.reach(self._db, valid)
         for name, folder, table in (("valid", valid, tables.VALID), ("quarantine", quarantine, tables.QUARANTINE)):

@@ -16,7 +16,7 @@ from cma_clip_core.content.paths import parquet_files
 from jobs.errors import CriticalDataError, JobError
 from jobs.lake import parquet, storage, verified_files
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.pages.display_text import plain
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
@@ -116,7 +116,7 @@ def check_raw(lake: Lake, ds: str) -> RawManifest:
     return manifest
 
 
-def _version(manifest: RawManifest, table: RuleTable, roots: Sequence[Place]) -> str:
+def _version(manifest: RawManifest, table: RuleTable, roots: Sequence[AnyPath]) -> str:
     parts = [
         _LOGIC,
         table.model_dump_json(),
@@ -146,9 +146,9 @@ def _validate(
     lake: Lake,
     manifest: RawManifest,
     table: RuleTable,
-    roots: Sequence[Place],
+    roots: Sequence[AnyPath],
     version: str,
-    docs: Place,
+    docs: AnyPath,
 ) -> Validation:
     from pyspark.sql import functions as F
 

@@ -1,4 +1,4 @@
-"""The nightly DAG: it loads, keeps the house's rules, and runs its steps. `make test TESTS=tests/dags`."""
+"""The nightly DAG: it loads, keeps the shared rules, and runs its steps. `make test TESTS=tests/dags`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DAGS = REPOSITORY / "dags"
 
 sys.path.insert(0, str(DAGS))
-import house  # noqa: E402
+import common  # noqa: E402
 import job_operator as module  # noqa: E402
 
 
@@ -62,7 +62,7 @@ def test_dags_keep_the_rules(dagbag: DagBag) -> None:
             assert task.retries >= 1, f"{name} has no retries"
             assert task.retry_exponential_backoff > 1, f"{name} retries without backing off"
             assert task.execution_timeout or task.task_id == "approve", f"{name} has no execution_timeout"
-            assert task.on_failure_callback == [house.alert] or task.on_failure_callback is house.alert, (
+            assert task.on_failure_callback == [common.alert] or task.on_failure_callback is common.alert, (
                 f"{name}: no alert"
             )
 
@@ -198,18 +198,18 @@ INTERVAL_START = datetime(2026, 11, 20, 2, tzinfo=UTC)
     ],
 )
 def test_partition_day(ds: str | None, start: datetime | None, expected: str) -> None:
-    assert house.partition_day(ds, start) == expected
+    assert common.partition_day(ds, start) == expected
 
 
 @pytest.mark.parametrize("ds", ["2026-02-30", "20261120", "2026-W47-5", "2026-11-20T02:00:00", "; rm -rf /", " "])
 def test_partition_day_refuses_what_is_no_day(ds: str) -> None:
     with pytest.raises(AirflowFailException, match="is not a day"):
-        house.partition_day(ds, INTERVAL_START)
+        common.partition_day(ds, INTERVAL_START)
 
 
 def test_partition_day_is_never_guessed() -> None:
     with pytest.raises(AirflowFailException, match="trigger it with ds=YYYY-MM-DD"):
-        house.partition_day(None, None)
+        common.partition_day(None, None)
 
 
 # --- running a step ----------------------------------------------------------------------------------------------------

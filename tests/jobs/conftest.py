@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.lake import s3_files
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from tests import s3
 
 
@@ -28,21 +28,21 @@ def s3_address(s3_folder: Path) -> Iterator[str]:
 @pytest.fixture
 def on_s3(
     s3_address: str, s3_folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Iterator[Place]:
+) -> Iterator[AnyPath]:
     """A prefix of one's own on the S3 server, gone after the test."""
     for name, value in s3.KEYS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_address)
     s3_files.forget()
     prefix = str(abs(hash(request.node.nodeid)))
-    yield s3_files.place(f"s3://{s3.BUCKET}/{prefix}")
+    yield s3_files.s3_path(f"s3://{s3.BUCKET}/{prefix}")
     shutil.rmtree(s3_folder / s3.BUCKET / prefix, ignore_errors=True)
 
 
 @pytest.fixture
-def faulty(on_s3: Place, s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Place, s3.Proxy]]:
+def faulty(on_s3: AnyPath, s3_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[AnyPath, s3.Proxy]]:
     with s3.proxy(s3_address) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
         s3_files.forget()
-        yield s3_files.place(str(on_s3)), proxy
+        yield s3_files.s3_path(str(on_s3)), proxy
     s3_files.forget()

@@ -25,7 +25,7 @@ from cma_clip_core.training.tensorboard import LOGS
 from jobs.errors import JobError
 from jobs.lake import duckdb_sql, s3_files, s3_preflight, storage
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.upkeep import published_tables
 from tests import s3
 from tests.cma_clip_core import drawn
@@ -35,14 +35,14 @@ from tests.jobs.training.test_train import ONE_THREAD, RUN, add_examples, settin
 WITHIN = 30.0  # seconds until a wrong setting is told
 
 
-def run(*arguments: str, root: Place | str, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, root: AnyPath | str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "jobs", *arguments], capture_output=True, text=True, check=False,
         env=os.environ | {"TAGGING_ROOT": str(root), "TAGGING_PROGRESS": "false"} | variables,
     )  # fmt: skip
 
 
-def refused(root: Place | str, **variables: str) -> str:
+def refused(root: AnyPath | str, **variables: str) -> str:
     """Return what a step says that is refused, soon, as a matter of settings."""
     start = time.monotonic()
     done = run("tables", root=root, **variables)
@@ -55,13 +55,13 @@ def refused(root: Place | str, **variables: str) -> str:
 # --- wrong settings
 
 
-def test_a_wrong_address(on_s3: Place) -> None:
+def test_a_wrong_address(on_s3: AnyPath) -> None:
     said = refused(on_s3, AWS_ENDPOINT_URL=f"http://127.0.0.1:{s3.free_port()}")
     assert "correct AWS_ENDPOINT_URL" in said
 
 
 @pytest.mark.long
-def test_a_server_that_does_not_answer(on_s3: Place) -> None:
+def test_a_server_that_does_not_answer(on_s3: AnyPath) -> None:
     start = time.monotonic()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         done = run("tables", root=on_s3, AWS_ENDPOINT_URL=f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -71,7 +71,7 @@ def test_a_server_that_does_not_answer(on_s3: Place) -> None:
     assert "AWS_ENDPOINT_URL" in done.stderr
 
 
-def test_what_is_no_s3_server(on_s3: Place) -> None:
+def test_what_is_no_s3_server(on_s3: AnyPath) -> None:
     with careless((), plain=True) as address:
         assert "is no S3 server; correct AWS_ENDPOINT_URL" in refused(on_s3, AWS_ENDPOINT_URL=address)
 
@@ -83,13 +83,13 @@ def test_no_bucket() -> None:
 
 
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_wrong_credentials(on_s3: Place, name: str) -> None:
+def test_wrong_credentials(on_s3: AnyPath, name: str) -> None:
     said = refused(on_s3, **{name: "wrong-wrong-wrong"})
     assert "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in said
     assert "wrong-wrong-wrong" not in said
 
 
-def test_no_credentials(on_s3: Place, tmp_path: Path) -> None:
+def test_no_credentials(on_s3: AnyPath, tmp_path: Path) -> None:
     nothing = {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
     said = refused(on_s3, AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="", **nothing)
     assert "there are no credentials; set AWS_ACCESS_KEY_ID" in said
@@ -99,13 +99,13 @@ def test_no_credentials(on_s3: Place, tmp_path: Path) -> None:
     ("fault", "says"),
     [("403", "no permission; let these credentials list, read, write and delete"), ("expired", "have expired; renew")],
 )
-def test_what_the_server_refuses(faulty: tuple[Place, s3.Proxy], fault: s3.Fault, says: str) -> None:
+def test_what_the_server_refuses(faulty: tuple[AnyPath, s3.Proxy], fault: s3.Fault, says: str) -> None:
     place, proxy = faulty
     proxy.fault = lambda *_: fault
     assert says in refused(place)
 
 
-def test_what_the_server_refuses_later_names_the_lake_of_the_command(faulty: tuple[Place, s3.Proxy]) -> None:
+def test_what_the_server_refuses_later_names_the_lake_of_the_command(faulty: tuple[AnyPath, s3.Proxy]) -> None:
     place, proxy = faulty
     on_server: Any = place
     s3_preflight.check(on_server, create=True)
@@ -115,12 +115,12 @@ def test_what_the_server_refuses_later_names_the_lake_of_the_command(faulty: tup
     assert f"error: {place}: no permission" in done.stderr
 
 
-def test_there_is_no_lake_yet(on_s3: Place) -> None:
+def test_there_is_no_lake_yet(on_s3: AnyPath) -> None:
     assert "there is no lake yet; `python -m jobs import-catalog` makes it" in refused(on_s3)
     assert storage.children(on_s3) == []
 
 
-def test_something_else_is_there(on_s3: Place, tmp_path: Path) -> None:
+def test_something_else_is_there(on_s3: AnyPath, tmp_path: Path) -> None:
     storage.write_bytes(on_s3 / "holidays.jpg", b"")
     assert "holds something else" in refused(on_s3)
     done = run("import-catalog", str(tmp_path), "--ds", DAY1, root=on_s3)
@@ -196,14 +196,14 @@ def test_a_server_without_conditional_writes(
     with careless(honours) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         s3_files.forget()
-        place: Any = s3_files.place("s3://bucket/lake")
+        place: Any = s3_files.s3_path("s3://bucket/lake")
         with pytest.raises(JobError, match=f"whatever the condition {says} says"):
             s3_preflight.check(place, create=True)
         assert s3_files.read(place / s3_preflight.MARK) is None
     s3_files.forget()
 
 
-def test_a_new_lake_is_marked(on_s3: Place) -> None:
+def test_a_new_lake_is_marked(on_s3: AnyPath) -> None:
     place: Any = on_s3
     s3_preflight.check(place, create=True)
     s3_preflight.check(place)
@@ -214,7 +214,7 @@ def test_a_new_lake_is_marked(on_s3: Place) -> None:
 
 
 @pytest.fixture
-def brought(trained: Lake, on_s3: Place) -> Lake:
+def brought(trained: Lake, on_s3: AnyPath) -> Lake:
     """The lake of `trained`, its model and the raw catalog of DAY1, on S3."""
     lake = Lake(on_s3)
     place: Any = on_s3
@@ -281,7 +281,7 @@ def check_readers(lake: Lake, shown: str) -> None:
 
 
 @pytest.mark.long
-def test_two_machines_train_one_version_and_go_on_together(on_s3: Place, tmp_path: Path) -> None:
+def test_two_machines_train_one_version_and_go_on_together(on_s3: AnyPath, tmp_path: Path) -> None:
     """Nothing but the lake is seen by both: each has a TMPDIR of its own. Frozen towers are kept on each."""
     place: Any = on_s3
     s3_preflight.check(place, create=True)

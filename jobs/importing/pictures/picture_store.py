@@ -22,7 +22,7 @@ from jobs.importing.pictures.picture_names import PictureName
 from jobs.importing.pictures.picture_sources import Source, archives_in, others
 from jobs.lake import storage
 from jobs.lake.layout import MISSING, Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from schemas.documents import LostPicture
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ class PictureWriter(Protocol):
         """Return when all are written, for good. Raises OSError where one could not be."""
 
 
-def picture_writer(lake: Lake, day: Place, counts: Counter[str], stack: contextlib.ExitStack) -> PictureWriter:
+def picture_writer(lake: Lake, day: AnyPath, counts: Counter[str], stack: contextlib.ExitStack) -> PictureWriter:
     """Return what writes pictures into the lake, while `stack` is open."""
     if not storage.on_disk(lake.pictures):
         return stack.enter_context(PicturesToS3(lake.pictures, counts))

@@ -22,7 +22,7 @@ from cma_clip_core.errors import CoreError, NothingToLearnError
 from jobs.errors import JobError, as_job_error
 from jobs.lake import storage
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.runtime import process_pool
 from jobs.runtime.step_metrics import refuse_several
 from jobs.settings import Settings
@@ -59,7 +59,7 @@ def experiment(
     towers: str | None = None,
     keep: Sequence[str] = (),
     seeds: int = 1,
-) -> Place:
+) -> AnyPath:
     """Compare the methods on the labelled set of a day and return the folder with the results.
 
     Args:

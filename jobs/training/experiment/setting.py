@@ -11,7 +11,7 @@ from cma_clip_core import registry
 from cma_clip_core.config import ModelConfig, TextConfig
 from jobs.lake import storage
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.training.dataset import LabelledSet
 from jobs.training.experiment.results import NOISES, NOISY, SHARES, UNTRAINED, Kept, MethodRun
 
@@ -57,7 +57,7 @@ class Setting:
     seeds: int
 
     @property
-    def found_at(self) -> Place:
+    def found_at(self) -> AnyPath:
         """Where the results are in the lake."""
         return self.lake.experiments / self.folder.parent.name / self.folder.name
 

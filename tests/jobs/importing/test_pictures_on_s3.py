@@ -21,7 +21,7 @@ from jobs.errors import JobError, TransientError
 from jobs.importing.pictures.picture_store import PicturesToS3
 from jobs.lake import s3_files
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from tests import s3
 
 
@@ -145,7 +145,7 @@ def test_the_region_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
     s3_files.forget()
-    config = s3_objects._made(s3_files.place("s3://bucket/lake").fs, "bucket", False).config
+    config = s3_objects._made(s3_files.s3_path("s3://bucket/lake").fs, "bucket", False).config
     assert (config["region"], config["endpoint"]) == ("eu-central-1", "https://s3.eu-central-1.amazonaws.com")
     s3_files.forget()
 
@@ -156,7 +156,7 @@ def test_a_child_of_a_process_that_read_pictures_is_told(on_s3: Any, monkeypatch
         s3_objects.head(on_s3.fs, f"{on_s3.path}/0.jpg")
 
 
-def write(place: Place, number: int) -> Counter[str]:
+def write(place: AnyPath, number: int) -> Counter[str]:
     counts = Counter[str]()
     with PicturesToS3(Lake(place).pictures, counts) as writer:  # type: ignore[arg-type]
         for name in itertools.islice(itertools.count(), number):

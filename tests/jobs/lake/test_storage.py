@@ -18,7 +18,7 @@ import pytest
 
 from jobs.errors import JobError
 from jobs.lake import leases, s3_files, storage
-from jobs.lake.storage import Place, SwapLostError
+from jobs.lake.storage import AnyPath, SwapLostError
 from schemas.loading import Strict
 from tests import s3
 
@@ -26,14 +26,14 @@ WRITERS, SWAPS = 16, 12
 
 
 @pytest.fixture(params=["disk", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> AnyPath:
     if request.param == "disk":
         return tmp_path
-    found: Place = request.getfixturevalue("on_s3")
+    found: AnyPath = request.getfixturevalue("on_s3")
     return found
 
 
-def test_a_file_appears_whole_or_not_at_all(place: Place) -> None:
+def test_a_file_appears_whole_or_not_at_all(place: AnyPath) -> None:
     path = place / "a" / "b.txt"
     with storage.whole_file(path) as temporary:
         temporary.write_bytes(b"one")
@@ -54,7 +54,7 @@ def test_a_file_appears_whole_or_not_at_all(place: Place) -> None:
     assert [found.name for found in storage.children(place / "a")] == ["b.txt"]
 
 
-def test_a_large_file_is_sent_whole(place: Place) -> None:
+def test_a_large_file_is_sent_whole(place: AnyPath) -> None:
     data = os.urandom(2**20) * 120  # more than one part
     path = place / "large.bin"
     with storage.whole_file(path) as temporary:
@@ -65,14 +65,14 @@ def test_a_large_file_is_sent_whole(place: Place) -> None:
     assert storage.sha256(path) == hashlib.sha256(data).hexdigest()
 
 
-def test_create_only_once(place: Place) -> None:
+def test_create_only_once(place: AnyPath) -> None:
     storage.compare_and_swap(place / "x", None, b"first")
     with pytest.raises(SwapLostError):
         storage.compare_and_swap(place / "x", None, b"second")
     assert storage.read_bytes(place / "x") == b"first"
 
 
-def test_swap_only_what_was_expected(place: Place) -> None:
+def test_swap_only_what_was_expected(place: AnyPath) -> None:
     path = place / "x"
     with pytest.raises(SwapLostError):
         storage.compare_and_swap(path, b"nothing there", b"new")
@@ -85,7 +85,7 @@ def test_swap_only_what_was_expected(place: Place) -> None:
 
 
 def _count(path: str, writer: int) -> None:
-    place = s3_files.place(path) if path.startswith("s3://") else Path(path)
+    place = s3_files.s3_path(path) if path.startswith("s3://") else Path(path)
     lost = 0
     for swap in range(SWAPS):
         while True:
@@ -101,7 +101,7 @@ def _count(path: str, writer: int) -> None:
                 break
 
 
-def test_of_swaps_at_once_none_is_lost(place: Place) -> None:
+def test_of_swaps_at_once_none_is_lost(place: AnyPath) -> None:
     """16 writers, 12 swaps each, of one file."""
     path = place / "counted"
     context = multiprocessing.get_context("spawn")
@@ -137,7 +137,7 @@ def _count_many(path: str, group: int) -> None:
         raise failed[0]
 
 
-def test_lists_what_is_there(place: Place) -> None:
+def test_lists_what_is_there(place: AnyPath) -> None:
     assert storage.children(place / "none") == []
     for name in ("ds=1/a.txt", "ds=2/run=x/b.txt", "ds=2/run=y/b.txt", "other.txt", "ds=1.txt"):
         storage.write_bytes(place / name, b"")
@@ -155,7 +155,7 @@ def test_lists_what_is_there(place: Place) -> None:
     assert [path.name for path in storage.children(place)] == ["ds=1", "ds=1.txt", "other.txt"]
 
 
-def test_more_than_a_page_of_objects(on_s3: Place) -> None:
+def test_more_than_a_page_of_objects(on_s3: AnyPath) -> None:
     for n in range(5):
         storage.write_bytes(on_s3 / f"f{n}", b"")
     assert not storage.on_disk(on_s3)
@@ -167,7 +167,7 @@ def test_more_than_a_page_of_objects(on_s3: Place) -> None:
 # --- locks
 
 
-def test_a_lock_is_waited_for(place: Place) -> None:
+def test_a_lock_is_waited_for(place: AnyPath) -> None:
     order: list[str] = []
 
     def second() -> None:
@@ -183,7 +183,7 @@ def test_a_lock_is_waited_for(place: Place) -> None:
     assert order == ["first", "second"]
 
 
-def test_who_shares_a_lock_does_not_wait_and_who_wants_it_alone_does(place: Place) -> None:
+def test_who_shares_a_lock_does_not_wait_and_who_wants_it_alone_does(place: AnyPath) -> None:
     order: list[str] = []
 
     def alone() -> None:
@@ -205,7 +205,7 @@ HOLDS = """
 import sys, time
 from pathlib import Path
 from jobs.lake import s3_files, storage
-place = s3_files.place(sys.argv[1]) if sys.argv[1].startswith("s3://") else Path(sys.argv[1])
+place = s3_files.s3_path(sys.argv[1]) if sys.argv[1].startswith("s3://") else Path(sys.argv[1])
 with storage.locked(place / "x", shared=sys.argv[2] == "shared"):
     print("held", flush=True)
     time.sleep(600)
@@ -213,7 +213,7 @@ with storage.locked(place / "x", shared=sys.argv[2] == "shared"):
 
 
 @pytest.mark.parametrize("how", ["alone", "shared"])
-def test_a_lock_of_a_process_that_died_is_free(place: Place, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_a_lock_of_a_process_that_died_is_free(place: AnyPath, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)
     command = [sys.executable, "-c", HOLDS, str(place), how]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
@@ -228,7 +228,7 @@ def test_a_lock_of_a_process_that_died_is_free(place: Place, monkeypatch: pytest
         assert time.monotonic() - start < 25  # by the lease of 3 s that was set, not by one of 30
 
 
-def test_a_lock_that_is_busy_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_busy_says_so(place: AnyPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LEASE_SECONDS", 6.0)
     with storage.locked(place / "x"):
         with pytest.raises(JobError, match="x: in use"), storage.locked(place / "x", busy="in use"):
@@ -243,7 +243,7 @@ def test_a_lock_that_is_busy_says_so(place: Place, monkeypatch: pytest.MonkeyPat
         assert free
 
 
-def test_who_lost_its_lease_is_told(on_s3: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_lost_its_lease_is_told(on_s3: AnyPath, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one has taken over a lock whose holder slept."""
     monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)
     lost = threading.Event()
@@ -268,7 +268,7 @@ def first_times(n: int, fault: s3.Fault, method: str = "PUT") -> Any:
 
 
 @pytest.mark.parametrize("fault", ["503", "slow", "cut", "lost"])
-def test_a_write_is_sent_again(faulty: tuple[Place, s3.Proxy], fault: s3.Fault) -> None:
+def test_a_write_is_sent_again(faulty: tuple[AnyPath, s3.Proxy], fault: s3.Fault) -> None:
     place, proxy = faulty
     proxy.fault = first_times(2, fault)
     storage.write_bytes(place / "x", b"one")
@@ -277,7 +277,7 @@ def test_a_write_is_sent_again(faulty: tuple[Place, s3.Proxy], fault: s3.Fault) 
 
 @pytest.mark.parametrize("fault", ["503", "lost"])
 def test_a_swap_whose_answer_was_lost_is_not_taken_for_another_s(
-    faulty: tuple[Place, s3.Proxy], fault: s3.Fault
+    faulty: tuple[AnyPath, s3.Proxy], fault: s3.Fault
 ) -> None:
     place, proxy = faulty
     storage.compare_and_swap(place / "x", None, b"zero")
@@ -292,7 +292,7 @@ def test_a_swap_whose_answer_was_lost_is_not_taken_for_another_s(
 
 
 @pytest.mark.parametrize("fault", ["503", "cut"])
-def test_a_read_is_sent_again(faulty: tuple[Place, s3.Proxy], fault: s3.Fault) -> None:
+def test_a_read_is_sent_again(faulty: tuple[AnyPath, s3.Proxy], fault: s3.Fault) -> None:
     place, proxy = faulty
     storage.write_bytes(place / "x", b"one")
     proxy.fault = first_times(2, fault, "GET")
@@ -302,7 +302,7 @@ def test_a_read_is_sent_again(faulty: tuple[Place, s3.Proxy], fault: s3.Fault) -
 UPLOADS = """
 import sys
 from jobs.lake import s3_files, storage
-with storage.whole_file(s3_files.place(sys.argv[1]) / "large.bin") as temporary:
+with storage.whole_file(s3_files.s3_path(sys.argv[1]) / "large.bin") as temporary:
     with temporary.open("wb") as file:
         for _ in range(120):
             file.write(bytes(2**20))
@@ -312,7 +312,7 @@ print("sent", flush=True)
 
 
 @pytest.mark.long
-def test_a_killed_upload_leaves_nothing(faulty: tuple[Place, s3.Proxy]) -> None:
+def test_a_killed_upload_leaves_nothing(faulty: tuple[AnyPath, s3.Proxy]) -> None:
     place, proxy = faulty
     proxy.fault = lambda method, _: "slow" if method in ("PUT", "POST") else None
     command = [sys.executable, "-c", UPLOADS, str(place)]
@@ -407,7 +407,7 @@ def test_a_file_its_name_and_the_folders_made_for_it_are_synced_in_that_order(
 
 
 def test_who_slept_and_lost_its_lease_removes_and_finishes_nothing_of_who_took_over(
-    on_s3: Place, monkeypatch: pytest.MonkeyPatch
+    on_s3: AnyPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The holder's renewals stop, as where its machine sleeps; another one takes over, and the first wakes up at work."""
     monkeypatch.setattr(leases, "LEASE_SECONDS", 600.0)  # it does not renew while the test lasts
@@ -431,7 +431,7 @@ def test_who_slept_and_lost_its_lease_removes_and_finishes_nothing_of_who_took_o
 
 
 def test_a_lease_is_looked_at_before_each_request_that_removes(
-    faulty: tuple[Place, s3.Proxy], monkeypatch: pytest.MonkeyPatch
+    faulty: tuple[AnyPath, s3.Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, proxy = faulty
     monkeypatch.setattr(s3_files, "MOST_REMOVED", 2)

@@ -24,7 +24,7 @@ from PIL import Image
 from jobs.errors import JobError
 from jobs.lake import storage
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.pages import example_pictures
 from jobs.pages.display_text import percent, plain, visible
 from jobs.report import costs
@@ -698,7 +698,7 @@ def test_only_the_pictures_shown_are_read(shop: Shop, monkeypatch: pytest.Monkey
     asked: list[str] = []
     thumbnails = example_pictures.thumbnails
 
-    def counted(places: dict[str, example_pictures.Place], height: int, width: int) -> dict[str, str]:
+    def counted(places: dict[str, example_pictures.AnyPath], height: int, width: int) -> dict[str, str]:
         asked.extend(places)
         return thumbnails(places, height, width)
 
@@ -871,7 +871,7 @@ def test_loads_neither_torch_nor_spark() -> None:
 
 
 def test_a_report_takes_as_many_lists_however_many_nights_there_were(
-    shop: Shop, faulty: tuple[Place, s3.Proxy]
+    shop: Shop, faulty: tuple[AnyPath, s3.Proxy]
 ) -> None:
     place, proxy = faulty
     lake, ledger = Lake(place), shop.night(FIRST, catalog())

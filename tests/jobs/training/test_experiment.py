@@ -38,7 +38,7 @@ from jobs.errors import JobError
 from jobs.importing.prepare_export import prepare_export
 from jobs.lake import storage
 from jobs.lake.layout import Lake
-from jobs.lake.storage import Place
+from jobs.lake.storage import AnyPath
 from jobs.models.champion_pointer import champion
 from jobs.models.list_models import show_model
 from jobs.models.promotion import judge
@@ -726,7 +726,7 @@ def test_methods_differ_from_the_whole_in_what_they_say() -> None:
 
 @pytest.mark.long
 def test_a_version_of_an_experiment_gets_into_a_lake_on_s3(
-    tmp_path: Path, on_s3: Place, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, on_s3: AnyPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     settings = settings_of(tmp_path)

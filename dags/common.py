@@ -1,4 +1,4 @@
-"""What all DAGs share: how their tasks are retried and who is told, the day a run is for, errors of the jobs. No DAG."""
+"""Shared defaults of the DAGs: retries, failure alerts, the logical day, the form of a night, error translation."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from jobs.settings import Settings
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Turn what a job says is wrong into an error of the task that is not tried again: it would be wrong again."""
+def job_errors_fail_the_task() -> Iterator[None]:
+    """Turn an error that a user must act on into one that Airflow does not retry: a retry would fail again."""
     try:
         yield
     except JobError as error:
@@ -27,10 +27,10 @@ def told() -> Iterator[None]:
 
 
 def partition_day(ds: str | None, interval_start: datetime | None) -> str:
-    """Return the day a run is for: the one asked for, else the day on which its data interval starts.
+    """Return the day of a run: `ds` where given, otherwise the day on which its data interval starts.
 
     Raises:
-        AirflowFailException: where there is neither, or `ds` is no day.
+        AirflowFailException: both are missing, or `ds` is not a day.
     """
     if not ds and interval_start is None:
         raise AirflowFailException(
@@ -49,7 +49,7 @@ def partition_day(ds: str | None, interval_start: datetime | None) -> str:
 
 
 def alert(context: Context) -> None:
-    """Tell of a task that failed for good: which step, how many rows, where the report is."""
+    """Send an alert about a task that failed for good: its step, its rows, its report."""
     task: Any = context["task"]
     ti: Any = context["ti"]
     name = ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]"
@@ -73,12 +73,12 @@ def alert(context: Context) -> None:
 
 CHAMPION = "champion"
 
-# Tasks that one task can be mapped into: Airflow refuses a longer list.
-MOST_TASKS = conf.getint("core", "max_map_length", fallback=1024)
+# Airflow refuses to map a task into more tasks than this.
+MAX_MAP_LENGTH = conf.getint("core", "max_map_length", fallback=1024)
 
 
-def asked_of_a_night() -> dict[str, Param]:
-    """Return the form's fields of what may be asked of a night, beside its day; `ASKED` hands them to a step."""
+def night_params() -> dict[str, Param]:
+    """Return the form fields of a night, except its day; `NIGHT_ARGUMENTS` passes their values to a step."""
     settings = Settings()
     return {
         "attributes": Param(
@@ -87,37 +87,37 @@ def asked_of_a_night() -> dict[str, Param]:
             items={"type": "string"},
             examples=form_options.attributes(settings),
             title="Attributes",
-            description="Of products that did not change, tag these alone again. Empty: all. New and changed products "
-            "are always tagged whole.",
+            description="Tag only these attributes of unchanged products again; empty means all. New and changed products "
+            "always get every attribute.",
         ),
         "model": Param(
             CHAMPION,
             type="string",
             enum=[CHAMPION, *form_options.model_versions(settings)],
             title="Model version",
-            description="Products that another version tagged are tagged again by this one.",
+            description="This version tags again every product that another version tagged.",
         ),
         "retag": Param(
-            False, type="boolean", title="Tag every product again", description="Also those that did not change."
+            False, type="boolean", title="Tag every product again", description="Include products that did not change."
         ),
         "allow_removals": Param(
             False,
             type="boolean",
             title="Allow removals",
-            description="Go on even if more products are removed than a night may by itself.",
+            description="Continue even if the night removes more products than its limit.",
         ),
     }
 
 
-# What was asked, as arguments of a step; one that is empty is left out.
-ASKED = (
+# The form's values as arguments of a step; empty ones are left out.
+NIGHT_ARGUMENTS = (
     "{{ '--retag' if params.retag else '--no-retag' }}",
     f"{{{{ '' if params.model == '{CHAMPION}' else '--model=' ~ params.model }}}}",
     "{{ '--allow-removals' if params.allow_removals else '' }}",
     "{{ '--attributes=' ~ params.attributes | join(',') if params.attributes else '' }}",
 )
 
-DEFAULTS: dict[str, Any] = {
+TASK_DEFAULTS: dict[str, Any] = {
     "owner": "catalog",
     "retries": 2,
     "retry_delay": timedelta(seconds=float(os.environ.get("TAGGING_RETRY_DELAY", "60"))),
@@ -127,5 +127,9 @@ DEFAULTS: dict[str, Any] = {
     "on_failure_callback": alert,
 }
 
-# Of every DAG: it begins this year, does not catch up, and its tasks have the defaults above.
-HOUSE: dict[str, Any] = {"start_date": datetime(2026, 1, 1, tzinfo=UTC), "catchup": False, "default_args": DEFAULTS}
+# Every DAG starts this year, does not catch up, and gives its tasks the defaults above.
+DAG_DEFAULTS: dict[str, Any] = {
+    "start_date": datetime(2026, 1, 1, tzinfo=UTC),
+    "catchup": False,
+    "default_args": TASK_DEFAULTS,
+}
