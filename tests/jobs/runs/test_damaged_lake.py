@@ -26,7 +26,7 @@ from tests.jobs.runs.test_whole_night import steps_to
 
 pytestmark = pytest.mark.spark
 
-# By what the lake's table in docs/architecture.md calls them. `{ds}` and `{run}` are the newest night's, `{first}` is the first.
+# By what the table in docs/lake.md calls them. `{ds}` and `{run}` are the newest night's, `{first}` is the first.
 KINDS = {
     "raw records": "catalog/raw/ds={ds}/part-00000.jsonl.gz",
     "raw manifest": "catalog/raw/ds={ds}/_manifest.json",
