@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 _MEMORY = 3 << 30  # bytes that a process which trains is reckoned with
 # Parameters of a model whose steps are bound by the kernels that the interpreter starts one by one, so that a GPU does next to
-# nothing meanwhile (docs/results.md, "Rates on a GPU"): `fashion` has 8 million; ViT-B/32, which fills a GPU, 160.
+# nothing meanwhile (docs/lab/2026-11-gpu.md): `fashion` has 8 million; ViT-B/32, which fills a GPU, 160.
 _SMALL = 50_000_000
 _ON_GPU = 6  # processes that share one: each has a context and batches of its own in its memory
 
