@@ -16,17 +16,13 @@ import ftfy
 
 from cma_clip_core.content.markup import has_markup, visible_text
 from schemas.characters import INVISIBLE, MARKS
+from schemas.word_lists import load_words
 
 LIMIT: Final = 4_000  # characters of a clean text: far beyond the 77 tokens the model reads
 _RAW_FACTOR: Final = 4  # white space and what is invisible may make a text this many times longer than the clean one
 _LAYERS: Final = 3  # HTML that was encoded as text, and that once more; deeper ones stay as they are
 
-PLACEHOLDERS: Final = frozenset(
-    {"na", "n/a", "n.a", "n.a.", "n.d", "n.d.", "nan", "nil", "none", "null", "tbd", "tba", "tbc", "undefined", "unknown",
-     "unspecified", "false", "no data", "not available", "not applicable", "not specified", "no description", "no title",
-     "style note", "syle note", "style notes", "test",
-     "\\n", "#n/a", "#ref!", "#value!", "#name?", "#null!", "#num!", "#div/0!", "#spill!", "#calc!", "#getting_data"}
-)  # fmt: skip
+PLACEHOLDERS: Final = load_words("placeholders")
 
 # A shop's own slips: "& rsquo s", "&trade ", "& amp amp nbsp". With the semicolon or without.
 _ENTITY: Final = re.compile(

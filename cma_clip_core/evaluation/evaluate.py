@@ -151,11 +151,11 @@ def _batches(
     frozen: FrozenTowers | None,
 ) -> Iterator[tuple[Inputs, Columns]]:
     encoder, spoken = LabelEncoder(layout), SpokenFinder(layout.taxonomy)
-    stream, places, at = stream_side(index, side), index.places(side), 0
+    stream, positions, at = stream_side(index, side), index.positions(side), 0
     for examples, shown, families in _shown(stream, noise, encoder, spoken):
         prepared = prepare(shown, config, tokenizer)
         columns = label_columns(examples, families, encoder, spoken)
-        here = places[at : at + len(prepared)]
+        here = positions[at : at + len(prepared)]
         at += len(prepared)
         for rows in prepared.by_length(batch_size):
             inputs = prepared.inputs(rows, tokenizer)
@@ -170,7 +170,7 @@ def _shown(
     """Yield examples, what the model is shown of them, and their families."""
     if noise is None:
         yield from ((examples, examples, families) for examples, families in stream)
-    elif noise.what == "names":
+    elif noise.perturbation == "names":
         for examples, families in stream:
             targets = encoder.encode(examples.column("labels").to_pylist()).targets.numpy() > 0
             chosen = left_out(examples.column("product_id").to_pylist(), targets, noise)
