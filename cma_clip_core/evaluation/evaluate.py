@@ -20,7 +20,7 @@ from cma_clip_core.inputs.batches import Inputs, LabelEncoder, prepare, without_
 from cma_clip_core.inputs.devices import precision
 from cma_clip_core.inputs.frozen_towers import FrozenTowers
 from cma_clip_core.inputs.oom_halving import Halving
-from cma_clip_core.inputs.perturbations import Noise, left_out, swap_all
+from cma_clip_core.inputs.perturbations import Noise, draw_omitted_labels, swap_all
 from cma_clip_core.inputs.prefetch import prefetch
 from cma_clip_core.model.class_layout import ClassLayout
 from cma_clip_core.model.cma_clip import Output
@@ -173,7 +173,7 @@ def _shown(
     elif noise.perturbation == "names":
         for examples, families in stream:
             targets = encoder.encode(examples.column("labels").to_pylist()).targets.numpy() > 0
-            chosen = left_out(examples.column("product_id").to_pylist(), targets, noise)
+            chosen = draw_omitted_labels(examples.column("product_id").to_pylist(), targets, noise)
             yield examples, without_names(examples, spoken, chosen), families
     else:
         yield from swap_all(stream, noise)

@@ -39,7 +39,7 @@ class Noise:
             raise ValueError(f"the share is {self.share}, not between 0 and 1")
 
 
-def left_out(products: Sequence[str], targets: npt.NDArray[np.bool_], noise: Noise) -> npt.NDArray[np.bool_]:
+def draw_omitted_labels(products: Sequence[str], targets: npt.NDArray[np.bool_], noise: Noise) -> npt.NDArray[np.bool_]:
     """Return the labels [B, C] whose names are left out of the texts. The choice depends on product, value and seed alone.
 
     Args:
