@@ -29,6 +29,6 @@ class PictureLooker:
             # One that is too large is there, and will be no smaller tomorrow.
             lacks = [
                 uri is None or (error is not None and error.status != "too_large")
-                for uri, error in zip(there, pictures.why_not_all(there, roots), strict=True)
+                for uri, error in zip(there, pictures.check_all(there, roots), strict=True)
             ]
             yield batch.filter(pa.array(lacks, pa.bool_())).select(tables.REMOVED.names)
