@@ -805,5 +805,5 @@ def _of_s3(error: Exception) -> JobError | None:
         return None
     from jobs.lake import s3_preflight
 
-    found = s3_preflight.of(error)
+    found = s3_preflight.s3_cause(error)
     return None if found is None else s3_preflight.explain(found, _root)

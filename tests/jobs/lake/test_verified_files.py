@@ -54,7 +54,9 @@ def test_changes_that_are_damaged_are_told_with_the_run_that_writes_them_again(t
         history.files_until(lake, index, "products", day(2))
     assert len(history.files_until(lake, index, "attributes", day(2))) == 2
     os.truncate(path, 0)
-    with pytest.raises(JobError, match=rf"0 files are there, and 1 were written; .*publish --run {run_id}"):
+    with pytest.raises(
+        JobError, match=rf"0 files of the changes of .* exist, 1 were written; .*publish --run {run_id}"
+    ):
         history.files_until(lake, index, "products", day(2))
 
 
