@@ -69,7 +69,8 @@ tables_app = typer.Typer(
     help="The published tables: list them, read a past day, return to an earlier run, repair the index.",
     no_args_is_help=False,
 )
-models_app = typer.Typer(help="The trained models: list, show, judge and promote them, or return to the champion before.",
+models_app = typer.Typer(
+    help="The trained models: list, show, judge and promote them, or return to the champion before.",
     no_args_is_help=True,
 )
 app.add_typer(tables_app, name="tables")
@@ -81,7 +82,11 @@ Newest = Annotated[
 ]
 Together = Annotated[
     int | None,
-    typer.Option("--processes", help="Number of processes that train one model together. Default: one per GPU, or one on a CPU.", min=1),
+    typer.Option(
+        "--processes",
+        help="Number of processes that train one model together. Default: one per GPU, or one on a CPU.",
+        min=1,
+    ),
 ]
 Towers = Annotated[
     str | None,
@@ -107,7 +112,10 @@ Attributes = Annotated[
     ),
 ]
 AllowRemovals = Annotated[
-    bool, typer.Option("--allow-removals", help="Continue even if the night removes more products than --max-removed-share allows.")
+    bool,
+    typer.Option(
+        "--allow-removals", help="Continue even if the night removes more products than --max-removed-share allows."
+    ),
 ]
 Version = Annotated[str, typer.Argument(help="Model version, as `models list` prints it.")]
 Run = Annotated[str, typer.Option("--run", help="Run id, as `plan` prints it.", callback=lambda v: check_run(v))]
@@ -143,7 +151,8 @@ def _common(
         str | None, typer.Option(help="The lake: a folder, or s3://bucket/prefix. [TAGGING_ROOT, default ./lake]")
     ] = None,
     picture_roots: Annotated[
-        str | None, typer.Option(help="Folders that pictures may be read from, comma-separated. [TAGGING_PICTURE_ROOTS]")
+        str | None,
+        typer.Option(help="Folders that pictures may be read from, comma-separated. [TAGGING_PICTURE_ROOTS]"),
     ] = None,
     taxonomy: Annotated[
         str | None,
@@ -167,7 +176,9 @@ def _common(
     ] = None,
     task_rows: Annotated[
         int | None,
-        typer.Option(help="Products that a task should tag; shards smaller than this share a task. [TAGGING_TASK_ROWS, 1]"),
+        typer.Option(
+            help="Products that a task should tag; shards smaller than this share a task. [TAGGING_TASK_ROWS, 1]"
+        ),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Products per forward pass in `tag`. [TAGGING_BATCH_SIZE, 256]")
@@ -189,8 +200,12 @@ def _common(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, or cuda (fails without a GPU). [TAGGING_DEVICE, auto]")
     ] = None,
-    spark_master: Annotated[str | None, typer.Option(help="Address of Spark's master. [TAGGING_SPARK_MASTER, local[*]]")] = None,
-    spark_memory: Annotated[str | None, typer.Option(help="Heap size of Spark's driver. [TAGGING_SPARK_MEMORY, 2g]")] = None,
+    spark_master: Annotated[
+        str | None, typer.Option(help="Address of Spark's master. [TAGGING_SPARK_MASTER, local[*]]")
+    ] = None,
+    spark_memory: Annotated[
+        str | None, typer.Option(help="Heap size of Spark's driver. [TAGGING_SPARK_MEMORY, 2g]")
+    ] = None,
     spark_options: Annotated[
         str | None, typer.Option(help="Further Spark options, as a JSON object. [TAGGING_SPARK_OPTIONS]")
     ] = None,
@@ -365,7 +380,10 @@ def experiment(
             "late-concatenation, sa-without-ma, ma-without-sa, cma-clip, tf-idf."
         ),
     ] = "",
-    text: Annotated[str, typer.Option(help="Text fields to read, comma-separated, such as `title`. Default: as in the configuration.")] = "",
+    text: Annotated[
+        str,
+        typer.Option(help="Text fields to read, comma-separated, such as `title`. Default: as in the configuration."),
+    ] = "",
     attributes: Annotated[
         str,
         typer.Option(
@@ -482,7 +500,12 @@ def train(
 def suspects(
     context: typer.Context,
     ds: Newest,
-    folds: Annotated[int, typer.Option(help="Number of models to train. Each leaves out one part of the families and judges that part.", min=2)] = 3,
+    folds: Annotated[
+        int,
+        typer.Option(
+            help="Number of models to train. Each leaves out one part of the families and judges that part.", min=2
+        ),
+    ] = 3,
     towers: Towers = None,
 ) -> None:
     """Find labels of the catalog that are probably wrong, with models that never saw them; write a table and a page."""
@@ -599,7 +622,9 @@ def estimate(
 @app.command()
 def demo(
     context: typer.Context,
-    folder: Annotated[Path, typer.Option(help="Folder for the demo's lake and Airflow. It replaces that of an earlier demo.")] = Path(".run"),
+    folder: Annotated[
+        Path, typer.Option(help="Folder for the demo's lake and Airflow. It replaces that of an earlier demo.")
+    ] = Path(".run"),
     catalog: Annotated[Path | None, typer.Option(help="Folder of a real export, instead of the drawn catalog.")] = None,
     mapping: Annotated[str, typer.Option(help="Column mapping of that export.")] = "fashion-products",
 ) -> None:
@@ -612,11 +637,16 @@ def demo(
 @app.command()
 def airflow(
     context: typer.Context,
-    folder: Annotated[Path, typer.Option(help="Airflow's home: its database, logs and password file.")] = Path(".airflow"),
+    folder: Annotated[Path, typer.Option(help="Airflow's home: its database, logs and password file.")] = Path(
+        ".airflow"
+    ),
     port: Annotated[int, typer.Option(help="Port of the UI, open to this machine only.", min=1)] = 8080,
     only_set_up: Annotated[
         bool,
-        typer.Option("--only-set-up", help="Only set up the Airflow of the environment (AIRFLOW_*): database, pool, connection, roles."),
+        typer.Option(
+            "--only-set-up",
+            help="Only set up the Airflow of the environment (AIRFLOW_*): database, pool, connection, roles.",
+        ),
     ] = False,
     gpu_slots: Annotated[
         int | None,
@@ -628,7 +658,9 @@ def airflow(
     ] = None,
     keep_loaded: Annotated[
         bool,
-        typer.Option(help="Keep torch, Spark's client and other libraries loaded (0.7 GB), so that steps start at once."),
+        typer.Option(
+            help="Keep torch, Spark's client and other libraries loaded (0.7 GB), so that steps start at once."
+        ),
     ] = True,
 ) -> None:
     """Start Airflow with the DAGs on this machine and print its address and login. Ctrl-C stops it."""
@@ -692,13 +724,17 @@ def maintenance(
     days: Annotated[
         int,
         typer.Option(
-            help="Minimum age in days of what is removed. A run's age counts from when it was last worked on or live.", min=0
+            help="Minimum age in days of what is removed. A run's age counts from when it was last worked on or live.",
+            min=0,
         ),
     ] = 30,
     keep: Annotated[
-        int, typer.Option(help="Number of newest published runs to keep besides the live one, whatever their age.", min=0)
+        int,
+        typer.Option(help="Number of newest published runs to keep besides the live one, whatever their age.", min=0),
     ] = 7,
-    delete: Annotated[bool, typer.Option("--delete", help="Remove the files. Without this flag nothing changes.")] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove the files. Without this flag nothing changes.")
+    ] = False,
 ) -> None:
     """Remove what the lake no longer needs. Without `--delete`, only list it with its size.
 
