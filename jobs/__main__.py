@@ -4,6 +4,12 @@ if __name__ == "__main__":
     from jobs.startup.fast_exit import Leaving
 
     leaving = Leaving()
-    from jobs.cli import main
+    try:
+        from jobs.cli import main
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"error: {error.name} is not installed, because a step needs more than a model does: "
+            "pip install 'catalog-attribute-tagger[pipeline]'"
+        ) from None
 
     leaving.after(main)
