@@ -1,9 +1,9 @@
 """``python -m jobs``: the command line of every step."""
 
 if __name__ == "__main__":
-    from jobs.startup.fast_exit import Leaving
+    from jobs.startup.fast_exit import FastExit
 
-    leaving = Leaving()
+    fast_exit = FastExit()
     from jobs.cli import main
 
-    leaving.after(main)
+    fast_exit.run(main)

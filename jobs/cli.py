@@ -332,11 +332,11 @@ def dataset(
 @app.command()
 def pretrain(context: typer.Context, ds: Newest, processes: Together = None) -> None:
     """Train the two towers on the catalog's own pairs of picture and text, where no pretrained weights can be had."""
-    from jobs.runtime.data_parallel import together
+    from jobs.runtime.data_parallel import run_together
     from jobs.training.pretrain import pretrain as step
 
     settings = _settings(context)
-    _print(PretrainResult(towers=together(processes, settings.device, step, settings, ds)))
+    _print(PretrainResult(towers=run_together(processes, settings.device, step, settings, ds)))
 
 
 @app.command()
@@ -454,11 +454,11 @@ def train(
     With a configuration without pretrained weights, such as `fashion`, `--pretrain` lets both towers first learn from the
     catalog's own pairs of picture and text, as `experiment` does. Killed, it goes on where it was when it is started again.
     """
-    from jobs.runtime.data_parallel import together
+    from jobs.runtime.data_parallel import run_together
     from jobs.training.train import train as step
 
     settings = _settings(context)
-    version = together(processes, settings.device, step, settings, ds, promote, towers, pretrain)
+    version = run_together(processes, settings.device, step, settings, ds, promote, towers, pretrain)
     _print(TrainResult(model_version=version))
 
 

@@ -24,7 +24,7 @@ from jobs.errors import JobError
 from jobs.lake import storage
 from jobs.lake.layout import Lake
 from jobs.models import champion_pointer
-from jobs.nightly.missing_pictures import PictureLooker
+from jobs.nightly.missing_pictures import MissingPictureFinder
 from jobs.nightly.plan import _inputs, plan
 from jobs.settings import Settings
 from schemas.documents import HistoryIndex, Plan, Validation
@@ -186,5 +186,5 @@ def test_pictures_that_cannot_be_had_are_found_without_reading_any(
 
     monkeypatch.setattr("os.open", read)
     batch = pa.RecordBatch.from_pydict({"product_id": list(pictures), "picture": list(pictures)})
-    (found,) = PictureLooker([root])(iter([batch]))
+    (found,) = MissingPictureFinder([root])(iter([batch]))
     assert found["product_id"].to_pylist() == [uri for uri, lacks in pictures.items() if lacks]

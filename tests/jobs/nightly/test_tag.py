@@ -203,7 +203,7 @@ def test_no_folder_of_examples(night: Night) -> None:
 
 def test_a_half_copied_plan(night: Night) -> None:
     plan_rows(night.lake, 1, drawn.examples(100).slice(40, 29), None)
-    with pytest.raises(JobError, match="29 rows of 29 products where the plan says 30"):
+    with pytest.raises(JobError, match="29 rows of 29 products, but the plan has 30"):
         tag(night.settings, RUN, "1")
 
 

@@ -27,7 +27,7 @@ from jobs.models import champion_pointer
 from jobs.nightly.attribute_rows import attributes
 from jobs.nightly.publish import check_predictions
 from jobs.nightly.reuse_predictions import take_known
-from jobs.nightly.shards import finished, wanted_of
+from jobs.nightly.shards import is_finished, wanted_products
 from jobs.runs.prepare_examples import prepare
 from jobs.runs.whole_night import night
 from jobs.settings import Settings
@@ -195,20 +195,20 @@ def test_predictions_of_a_version_that_kept_no_unlisted_values_are_made_again(dr
     path = lake.prediction_file(run, shard.id)
     kept = path.read_bytes()
     other: Plan = made.model_copy(update={"run_id": f"{DAY1}-ffffffff"})
-    wanted = wanted_of(lake, made, shard)
+    wanted = wanted_products(lake, made, shard)
     n = sum(map(len, wanted.values()))
-    assert sum(batch.num_rows for batch in take_known(lake, other, wanted_of(lake, made, shard))) == n
+    assert sum(batch.num_rows for batch in take_known(lake, other, wanted_products(lake, made, shard))) == n
     try:
         table = pq.read_table(path, partitioning=None)
         pq.write_table(table.drop_columns(["unlisted"]), path)
-        assert not finished(path, made, shard)
+        assert not is_finished(path, made, shard)
         assert not list(take_known(lake, other, wanted))
         with pytest.raises(JobError, match=r"without unlisted, of an older version.*jobs tag --run .* --shard 0"):
             check_predictions(lake, made)
         assert check_predictions(lake, made, whole=False).total() == made.to_tag  # its tables are made
     finally:
         path.write_bytes(kept)
-    assert finished(path, made, shard)
+    assert is_finished(path, made, shard)
 
 
 def row_of(

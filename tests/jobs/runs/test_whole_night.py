@@ -241,7 +241,7 @@ def test_a_picture_that_left_its_root_holds_only_what_must_be_made_anew(
     (lake.pictures / records[3]["image_uri"]).write_bytes(b"")
     # What another model shall see is in the examples that there are: no picture is looked for.
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.nightly.plan.PictureLooker", None)
+        patch.setattr("jobs.nightly.plan.MissingPictureFinder", None)
         assert plan(settings, DAY1, retag=True).held_pictures == 0
     records[0]["title"] = "A title that is new"
     write_raw(lake, DAY2, records)
@@ -492,7 +492,7 @@ def test_runs_planned_at_once_are_published_one_after_the_other(
     assert ledger.backfill
     assert ledger.differences() == []
     assert (ledger.new, ledger.changed, ledger.removed) == (2, 3, 2)
-    assert "5 of 5 products are known from another run of the day" in caplog.text
+    assert "5 of 5 predictions are reused from other runs of the day" in caplog.text
     assert live(lake) == as_of(settings, DAY3) == newest
     assert products_of(as_of(settings, DAY2)) == before - set(expected["removed"]) | set(expected["new"])
     assert list(lake.read_history_index().days) == [DAY1, DAY2, DAY3]

@@ -157,7 +157,7 @@ def test_what_is_no_request_is_answered_with_an_error_and_the_server_lives_on(
 
 
 def test_why_a_step_was_not_started_is_told_to_who_asked_for_it(step_server_address: Path) -> None:
-    with pytest.raises(OSError, match="did not start the step: arguments are a list of texts"):
+    with pytest.raises(OSError, match="did not start the step: arguments must be a list of texts"):
         step_client.start(step_server_address, ["a\0b"], os.environ, REPOSITORY)
 
 
