@@ -29,6 +29,6 @@ class MissingPictureFinder:
             # A picture that is too large exists, and will not become usable by waiting.
             missing = [
                 uri is None or (error is not None and error.status != "too_large")
-                for uri, error in zip(candidates, pictures.why_not_all(candidates, roots), strict=True)
+                for uri, error in zip(candidates, pictures.check_all(candidates, roots), strict=True)
             ]
             yield batch.filter(pa.array(missing, pa.bool_())).select(tables.REMOVED.names)

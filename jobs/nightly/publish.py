@@ -232,7 +232,8 @@ def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> R
         history=days,
         history_files=tuple(history_files),
         history_base=plan.history_base,
-        attribute_rows=_attribute_rows(lake, plan, counts, fresh, files),
+        # The run that a backfilled day started from may have expired; no table is made from it.
+        attribute_rows={} if plan.backfill else _attribute_rows(lake, plan, counts, fresh, files),
         created_at=datetime.now(UTC),
     )
     storage.write_document(folder / "manifest.json", manifest)

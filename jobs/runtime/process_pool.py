@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 _MEMORY = 3 << 30  # bytes reserved for each training process
 # Up to this number of parameters, launching kernels from the interpreter dominates a step, and a GPU is almost idle
-# (docs/results.md, "Rates on a GPU"). `fashion` has 8 million; ViT-B/32, which keeps a GPU busy, has 160 million.
+# (docs/lab/2026-11-gpu.md). `fashion` has 8 million; ViT-B/32, which keeps a GPU busy, has 160 million.
 _SMALL = 50_000_000
 _ON_GPU = 6  # processes that share a GPU; each has its own context and batches in GPU memory
 
