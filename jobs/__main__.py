@@ -1,9 +1,9 @@
 """``python -m jobs``: the command line of every step."""
 
 if __name__ == "__main__":
-    from jobs.startup.fast_exit import Leaving
+    from jobs.startup.fast_exit import FastExit
 
-    leaving = Leaving()
+    fast_exit = FastExit()
     try:
         from jobs.cli import main
     except ModuleNotFoundError as error:
@@ -12,4 +12,4 @@ if __name__ == "__main__":
             "pip install 'catalog-attribute-tagger[pipeline]'"
         ) from None
 
-    leaving.after(main)
+    fast_exit.run(main)
