@@ -31,7 +31,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.content.paths import AnyPath, names, sync_folder
 from cma_clip_core.errors import ModelError
-from cma_clip_core.model_documents import Threshold
+from cma_clip_core.model_documents import THRESHOLDS_DOCUMENT, Threshold
 from cma_clip_core.versions import TAXONOMY as TAXONOMY
 from cma_clip_core.versions import is_version
 from cma_clip_core.versions import list_versions as list_versions
@@ -48,7 +48,6 @@ THRESHOLDS, METRICS, CARD, SUMS = "thresholds.json", "metrics.json", "MODEL_CARD
 PRECISION_RECALL, CALIBRATION, MODALITY_WEIGHTS = "precision_recall.svg", "calibration.svg", "modality_weights.svg"
 
 _WAY_OUT: Final = "Put it back from a copy, or train the model again"
-_THRESHOLDS: TypeAdapter[dict[str, Threshold]] = TypeAdapter(dict[str, Threshold])
 Document = TypeVar("Document", bound=BaseModel)
 
 
@@ -68,7 +67,7 @@ def read_taxonomy(folder: AnyPath) -> Taxonomy:
 
 def read_thresholds(folder: AnyPath) -> dict[str, Threshold]:
     """Return a version's thresholds by attribute. Raises ModelError where they are missing, broken or changed."""
-    return _parse(folder / THRESHOLDS, _THRESHOLDS)
+    return _parse(folder / THRESHOLDS, THRESHOLDS_DOCUMENT)
 
 
 def read_card(folder: AnyPath) -> str:
@@ -186,7 +185,7 @@ def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path
         (temporary / TAXONOMY).write_text(
             yaml.safe_dump(taxonomy.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
-        (temporary / THRESHOLDS).write_bytes(_THRESHOLDS.dump_json(trained.thresholds, indent=1) + b"\n")
+        (temporary / THRESHOLDS).write_bytes(THRESHOLDS_DOCUMENT.dump_json(trained.thresholds, indent=1) + b"\n")
         (temporary / METRICS).write_text(trained.metrics.model_dump_json(indent=1) + "\n")
         _draw(trained, taxonomy, temporary)
         drawn = tuple(path.name for path in sorted(temporary.glob("*.svg")))

@@ -11,20 +11,19 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from cma_clip_core.catalog.examples import ExampleIndex, Rows, stream_side
+from cma_clip_core.catalog.examples import Rows, stream_side
 from cma_clip_core.catalog.label_mentions import TEXT_FIELDS, SpokenFinder
 from cma_clip_core.catalog.splits import Side
-from cma_clip_core.config import ModelConfig
 from cma_clip_core.evaluation.predictions import Predictions
 from cma_clip_core.inputs.batches import Inputs, LabelEncoder, prepare, without_names
 from cma_clip_core.inputs.devices import precision
 from cma_clip_core.inputs.frozen_towers import FrozenTowers
+from cma_clip_core.inputs.learning_problem import LearningProblem
 from cma_clip_core.inputs.oom_halving import Halving
 from cma_clip_core.inputs.perturbations import Noise, left_out, swap_all
 from cma_clip_core.inputs.prefetch import prefetch
 from cma_clip_core.model.class_layout import ClassLayout
 from cma_clip_core.model.cma_clip import Output
-from cma_clip_core.model.tokenizer import Tokenizer
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -34,12 +33,10 @@ BATCH: Final = 256  # products in a forward pass
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    index: ExampleIndex,
+    problem: LearningProblem,
     side: Side,
-    config: ModelConfig,
-    layout: ClassLayout,
-    tokenizer: Tokenizer,
     device: torch.device,
+    *,
     batch_size: int = BATCH,
     noise: Noise | None = None,
     frozen: FrozenTowers | None = None,
@@ -53,26 +50,24 @@ def evaluate(
     Raises:
         DeviceError: not even one product fits.
     """
-    batches = _batches(index, side, config, layout, tokenizer, batch_size, noise, frozen)
-    return split_attributes(layout, _run(model, batches, device, batch_size))
+    batches = _batches(problem, side, batch_size, noise, frozen)
+    return split_attributes(problem.layout, _run(model, batches, device, batch_size))
 
 
 @torch.inference_mode()
 def evaluate_with_picture_alone(
     model: nn.Module,
-    index: ExampleIndex,
+    problem: LearningProblem,
     side: Side,
-    config: ModelConfig,
-    layout: ClassLayout,
-    tokenizer: Tokenizer,
     device: torch.device,
+    *,
     frozen: FrozenTowers | None = None,
 ) -> tuple[dict[str, Predictions], dict[str, Predictions]]:
     """Return what `evaluate` does, and of the same products in the same order what the picture's own head says.
 
     Where there is no picture, or no such head, its logits are 0. Arguments and errors as of `evaluate`.
     """
-    batches = _batches(index, side, config, layout, tokenizer, BATCH, None, frozen)
+    layout, batches = problem.layout, _batches(problem, side, BATCH, None, frozen)
     parts = _run(model, batches, device, BATCH)
     return split_attributes(layout, parts), split_attributes(layout, [{**c, "logits": c["picture"]} for c in parts])
 
@@ -141,19 +136,13 @@ def label_columns(examples: pa.RecordBatch, families: Rows, encoder: LabelEncode
 
 
 def _batches(
-    index: ExampleIndex,
-    side: Side,
-    config: ModelConfig,
-    layout: ClassLayout,
-    tokenizer: Tokenizer,
-    batch_size: int,
-    noise: Noise | None,
-    frozen: FrozenTowers | None,
+    problem: LearningProblem, side: Side, batch_size: int, noise: Noise | None, frozen: FrozenTowers | None
 ) -> Iterator[tuple[Inputs, Columns]]:
-    encoder, spoken = LabelEncoder(layout), SpokenFinder(layout.taxonomy)
+    index, tokenizer = problem.index, problem.tokenizer
+    encoder, spoken = LabelEncoder(problem.layout), SpokenFinder(problem.taxonomy)
     stream, places, at = stream_side(index, side), index.places(side), 0
     for examples, shown, families in _shown(stream, noise, encoder, spoken):
-        prepared = prepare(shown, config, tokenizer)
+        prepared = prepare(shown, problem.config, tokenizer)
         columns = label_columns(examples, families, encoder, spoken)
         here = places[at : at + len(prepared)]
         at += len(prepared)

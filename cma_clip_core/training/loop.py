@@ -26,8 +26,8 @@ from cma_clip_core.errors import CheckpointError, DeviceError, DivergedError
 from cma_clip_core.evaluation.predictions import Predictions
 from cma_clip_core.inputs.batches import Batch
 from cma_clip_core.inputs.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
+from cma_clip_core.inputs.compute import Compute
 from cma_clip_core.inputs.devices import precision
-from cma_clip_core.inputs.distributed import World
 from cma_clip_core.inputs.prefetch import in_process, prefetch
 from cma_clip_core.model_documents import Epoch
 from cma_clip_core.training.optimizer import make_optimizer, set_learning_rate
@@ -118,26 +118,22 @@ class Loop:
         self,
         objective: Objective,
         config: TrainingConfig,
-        device: torch.device,
+        compute: Compute,
         *,
         folder: Path | None = None,
         fits: str = "",
-        world: World | None = None,
-        progress: bool = True,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         apart: bool | None = None,
     ) -> None:
         """Prepare a training, or the rest of one that was killed.
 
         Args:
-            objective: what is trained; its model is on `device`.
-            config: how.
-            device: where.
+            objective: what is trained; its model is on the device of `compute`.
+            config: the training settings.
+            compute: the device, and the processes that train together.
             folder: for checkpoints and TensorBoard logs; None: neither is written. That of the first process alone is
                 read and written: the others need not see it.
             fits: fingerprint of all that decides the course of the training; a checkpoint must have the same.
-            world: the processes that train together.
-            progress: show a progress bar.
             checkpoint_seconds: least time between checkpoints; one is written after each epoch in any case.
             apart: whether a process of its own makes the batches, or a thread; None: a process for a GPU.
 
@@ -145,11 +141,11 @@ class Loop:
             CheckpointError: the first process's `folder` holds a checkpoint that is broken or of another training; in all
                 processes alike.
         """
-        self.objective, self.config, self.device, self.folder, self.fits = objective, config, device, folder, fits
-        self.world = world or World()
-        self.show = progress and self.world.is_first
+        self.objective, self.config, self.folder, self.fits = objective, config, folder, fits
+        self.device, self.world = compute.device, compute.world
+        self.show = compute.progress and self.world.is_first
         self.checkpoint_seconds = checkpoint_seconds
-        self.apart = device.type == "cuda" if apart is None else apart
+        self.apart = self.device.type == "cuda" if apart is None else apart
         self.micro = config.micro_batch or config.batch_size
         self.optimizer = make_optimizer(objective.model, config)
         self.at = _Progress()

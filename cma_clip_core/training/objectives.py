@@ -12,17 +12,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from cma_clip_core.catalog.examples import ExampleIndex, stream_shuffled, stream_side
+from cma_clip_core.catalog.examples import stream_shuffled, stream_side
 from cma_clip_core.catalog.label_mentions import SpokenFinder
-from cma_clip_core.config import ModelConfig
 from cma_clip_core.errors import DataError
 from cma_clip_core.evaluation.evaluate import evaluate
 from cma_clip_core.evaluation.learnable import count_labels, unlearnable
 from cma_clip_core.evaluation.metrics import accuracy_error, mean_accuracy
 from cma_clip_core.inputs.batches import Batch, Inputs, LabelEncoder, Labels, Prepared, augment, prepare, without_names
+from cma_clip_core.inputs.compute import Compute
 from cma_clip_core.inputs.devices import precision
-from cma_clip_core.inputs.distributed import World
 from cma_clip_core.inputs.frozen_towers import FrozenTowers
+from cma_clip_core.inputs.learning_problem import LearningProblem
 from cma_clip_core.inputs.memory import release
 from cma_clip_core.inputs.oom_halving import Halving
 from cma_clip_core.inputs.prefetch import prefetch
@@ -38,9 +38,9 @@ RETRIEVAL = 256  # products whose pictures a text is compared with in validation
 class TrainingBatches:
     """The training side of the examples, as batches: the same ones in every epoch of that number."""
 
-    def __init__(self, index: ExampleIndex, config: ModelConfig, layout: ClassLayout, tokenizer: Tokenizer) -> None:
-        self.index, self.config, self.layout, self.tokenizer = index, config, layout, tokenizer
-        self.encoder, self.spoken = LabelEncoder(layout), SpokenFinder(layout.taxonomy)
+    def __init__(self, problem: LearningProblem) -> None:
+        self.problem, self.config = problem, problem.config
+        self.encoder, self.spoken = LabelEncoder(problem.layout), SpokenFinder(problem.taxonomy)
         self.frozen: FrozenTowers | None = None
 
     def __call__(self, epoch: int, first: int = 0) -> Iterator[Batch]:
@@ -72,7 +72,7 @@ class TrainingBatches:
         training = self.config.training
         order = np.random.default_rng([training.seed, epoch])
         number = 0
-        for buffer, examples in enumerate(stream_shuffled(self.index, "train", training.shuffle_buffer, order)):
+        for buffer, examples in enumerate(stream_shuffled(self.problem.index, "train", training.shuffle_buffer, order)):
             count = -(-examples.num_rows // training.batch_size)
             if number + count > first:  # else all of it was trained on before
                 # A random stream of its own for each buffer: what is skipped need not be drawn.
@@ -93,7 +93,8 @@ class TrainingBatches:
             # Without a picture nothing else could answer.
             chosen &= examples.column("image").is_valid().to_numpy(zero_copy_only=False)[:, None]
             shown = without_names(examples, self.spoken, chosen & (rng.random(chosen.shape) < training.name_dropout))
-        prepared = prepare(shown, self.config, self.tokenizer, title_only)
+        tokenizer = self.problem.tokenizer
+        prepared = prepare(shown, self.config, tokenizer, title_only)
         products = examples.column("product_id").to_pylist()
         places = examples.column("place").to_numpy()
         augment(prepared, training, rng)
@@ -102,7 +103,7 @@ class TrainingBatches:
 
         def cut() -> Iterator[Batch]:
             for rows in (batches[at] for at in order):
-                inputs, which = prepared.inputs(rows, self.tokenizer), torch.from_numpy(rows)
+                inputs, which = prepared.inputs(rows, tokenizer), torch.from_numpy(rows)
                 yield Batch(
                     [products[row] for row in rows],
                     inputs if self.frozen is None else self.frozen.add_to(inputs, places[rows]),
@@ -118,24 +119,17 @@ class MultiTask:
 
     exact_in_parts = True
 
-    def __init__(
-        self,
-        model: nn.Module,
-        index: ExampleIndex,
-        config: ModelConfig,
-        layout: ClassLayout,
-        tokenizer: Tokenizer,
-        device: torch.device,
-    ) -> None:
-        self.model, self.index, self.config, self.layout = model, index, config, layout
-        self.tokenizer, self.device = tokenizer, device
+    def __init__(self, model: nn.Module, problem: LearningProblem, device: torch.device) -> None:
+        self.model, self.problem, self.device = model, problem, device
+        config, index, self.layout = problem.config, problem.index, problem.layout
+        self.training = config.training
         self.examples = index.count("train")
         self.frozen: FrozenTowers | None = None
-        self.batches = TrainingBatches(index, config, layout, tokenizer)
-        counts, balance = count_labels(index, layout), config.training.class_balance
-        self.weights = class_weights(counts, layout, balance).to(device) if balance else None
-        self.not_learnt = unlearnable(counts, layout, config.selection.least_labels)
-        self.learnt = torch.tensor([a.name not in self.not_learnt for a in layout.attributes])
+        self.batches = TrainingBatches(problem)
+        counts, balance = count_labels(index, self.layout), self.training.class_balance
+        self.weights = class_weights(counts, self.layout, balance).to(device) if balance else None
+        self.not_learnt = unlearnable(counts, self.layout, config.selection.least_labels)
+        self.learnt = torch.tensor([a.name not in self.not_learnt for a in self.layout.attributes])
 
     def use(self, frozen: FrozenTowers | None) -> None:
         """Take from here what frozen towers give, in training and validation, instead of running them."""
@@ -145,26 +139,17 @@ class MultiTask:
         """Return the sum of the part's losses over the number of labels of the whole batch."""
         output = self.model(*part.inputs)
         labelled = part.labels.labelled & self.learnt.to(part.labels.labelled.device)
-        smoothing = self.config.training.label_smoothing
+        smoothing = self.training.label_smoothing
         total = self.layout.loss(output.logits, part.labels.targets, labelled, smoothing, self.weights)
         for logits, there in output.alone.values():
             alone = self.layout.loss(logits, part.labels.targets, labelled & there[:, None], smoothing, self.weights)
-            total = total + self.config.training.alone_loss * alone
+            total = total + self.training.alone_loss * alone
         return total / (whole.labels.labelled & self.learnt).sum().clamp(min=1)
 
     def validate(self) -> Score:
         """Return the mean accuracy of the attributes that are learnt on the validation side."""
-        found = evaluate(
-            self.model,
-            self.index,
-            "validation",
-            self.config,
-            self.layout,
-            self.tokenizer,
-            self.device,
-            frozen=self.frozen,
-        )
-        learnt = {name: p for name, p in found.items() if name not in self.not_learnt}
+        predictions = evaluate(self.model, self.problem, "validation", self.device, frozen=self.frozen)
+        learnt = {name: p for name, p in predictions.items() if name not in self.not_learnt}
         return Score(mean_accuracy(learnt), accuracy_error(learnt))
 
 
@@ -191,22 +176,12 @@ class Contrastive:
 
     exact_in_parts = False
 
-    def __init__(
-        self,
-        model: Backbone,
-        index: ExampleIndex,
-        config: ModelConfig,
-        layout: ClassLayout,
-        tokenizer: Tokenizer,
-        device: torch.device,
-        world: World | None = None,
-    ) -> None:
+    def __init__(self, model: Backbone, problem: LearningProblem, compute: Compute) -> None:
         self.model: nn.Module = _Towers(model)
-        self.world = world or World()
-        self.towers, self.index, self.config, self.tokenizer, self.device = model, index, config, tokenizer, device
+        self.towers, self.problem, self.device, self.world = model, problem, compute.device, compute.world
         model.train_projections(True)
-        self.examples = index.count("train")
-        self.batches = TrainingBatches(index, config, layout, tokenizer)
+        self.examples = problem.index.count("train")
+        self.batches = TrainingBatches(problem)
         self._loss = open_clip.ClipLoss()
 
     def loss(self, part: Batch, whole: Batch) -> Tensor:
@@ -261,20 +236,21 @@ class Contrastive:
 
     def _groups(self) -> Iterator[Inputs]:
         """Yield the validation side's pairs, `RETRIEVAL` at a time; fewer only where there are no more of them in all."""
+        config, tokenizer = self.problem.config, self.problem.tokenizer
         held: list[Prepared] = []
         waiting, any_whole = 0, False
-        for examples, _ in stream_side(self.index, "validation"):
-            prepared = prepare(examples, self.config, self.tokenizer)
+        for examples, _ in stream_side(self.problem.index, "validation"):
+            prepared = prepare(examples, config, tokenizer)
             pairs = np.flatnonzero(prepared.text_present & prepared.image_present)
             while len(pairs):
                 chosen, pairs = np.split(pairs, [RETRIEVAL - waiting])
                 held.append(prepared.take(chosen))
                 waiting += len(chosen)
                 if waiting == RETRIEVAL:
-                    yield _inputs(held, self.tokenizer)
+                    yield _inputs(held, tokenizer)
                     held, waiting, any_whole = [], 0, True
         if waiting > 1 and not any_whole:
-            yield _inputs(held, self.tokenizer)
+            yield _inputs(held, tokenizer)
 
 
 def _inputs(parts: list[Prepared], tokenizer: Tokenizer) -> Inputs:
