@@ -81,9 +81,9 @@ class CmaClip(nn.Module):
                 for a in attributes
             }
         )
-        # Not in the paper: each tower also has a head and a loss of its own in training. Otherwise the tower that learns
-        # faster, the text's, leaves the other little to gain, so that it learns little (Wang et al., "What Makes Training
-        # Multi-modal Classification Networks Hard?", CVPR 2020, which has a loss for each modality too).
+        # Not in the paper: each tower also has a head and a loss of its own in training. Otherwise the text tower, which
+        # learns faster, leaves the image tower little to gain, so that it learns little. See Wang et al., "What Makes
+        # Training Multi-modal Classification Networks Hard?", CVPR 2020, which also has a loss for each modality.
         has_heads = config.training.alone_loss > 0 and self.sees_text and self.sees_image
         classes = sum(len(a.values) for a in attributes)
         self.alone = nn.ModuleDict(

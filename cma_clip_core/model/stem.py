@@ -1,10 +1,10 @@
 """A convolution stem, which turns pixels into patch tokens in a custom image tower without pretrained weights.
 
 Sources:
-- Xiao et al., "Early Convolutions Help Transformers See Better", NeurIPS 2021: 3 x 3 convolutions of stride 2, instead of
-  one convolution with the size of a patch, learn from fewer pictures at less cost.
-- Brock et al., "Characterizing signal propagation to close the performance gap in unnormalized ResNets", ICLR 2021:
-  weights are standardised (timm's `ScaledStdConv2d`), activations are not.
+- Xiao et al., "Early Convolutions Help Transformers See Better", NeurIPS 2021. 3 x 3 convolutions of stride 2 replace one
+  convolution with the size of a patch. They learn from fewer pictures at less cost.
+- Brock et al., "Characterizing signal propagation to close the performance gap in unnormalized ResNets", ICLR 2021.
+  Weights are standardised (timm's `ScaledStdConv2d`), activations are not.
 
 The widths and the positions of the residual convolutions are our choice.
 

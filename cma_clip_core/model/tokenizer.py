@@ -85,7 +85,7 @@ class Tokenizer:
             while len(row) > 1 and row[-1] == self.pad_id:
                 row.pop()
             return [int(i) for i in row]
-        # The steps of SimpleTokenizer, but word by word with a cache, and no further than the context reaches: a
+        # The steps of SimpleTokenizer, but word by word with a cache, and no further than the context reaches. So a
         # description of thousands of characters costs no more than its first words. A test checks that the ids are equal.
         # `chain` and `map` keep the loop in C: tokenising is most of the work of preparing a product.
         tokenizer, room = self._tokenizer, self.context_length - 2

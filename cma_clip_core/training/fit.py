@@ -1,4 +1,4 @@
-"""Training a model from end to end: the loop, then thresholds, then what it is worth."""
+"""Training of a model from end to end: the loop, the choice of thresholds, and the evaluation."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Trained:
-    """What training gives."""
+    """A trained model with its thresholds and metrics."""
 
     model: nn.Module
     thresholds: dict[str, Threshold]
     metrics: Metrics
-    test: dict[str, Predictions] = field(default_factory=dict)  # what it says of the test side; not saved, but drawn
+    test: dict[str, Predictions] = field(default_factory=dict)  # predictions on the test side: drawn, not saved
 
 
 def fit(
@@ -65,9 +65,9 @@ def fit(
 
     Raises:
         DataError: a side of the split is empty, or no attribute can be learnt.
-        NothingToLearnError: no training product has what the model sees, such as a picture.
+        NothingToLearnError: no training product has an input that the model reads, such as a picture.
         ModelError: the model cannot be built.
-        DivergedError, CheckpointError, DeviceError: as `Loop`.
+        DivergedError, CheckpointError, DeviceError: as `Loop` raises them.
     """
     config, index, device, world = problem.config, problem.index, compute.device, compute.world
     check_sides(index)
@@ -85,14 +85,14 @@ def fit(
             log.warning("%s is not learnt, accepted or counted in a mean: %s", name, why)
         for tower in frozen_towers(config):
             if idle := idle_settings(config, tower):
-                log.info("the %s tower is frozen, what it sees is not varied: no %s", tower, ", ".join(idle))
+                log.info("the %s tower is frozen, so its input is not augmented: no %s", tower, ", ".join(idle))
     if not objective.learnt.any():
         reasons = "; ".join(f"{name}: {why}" for name, why in objective.not_learnt.items())
         raise DataError(f"no attribute can be learnt: {reasons}")
-    torch.manual_seed(config.training.seed + world.rank)  # each process drops out other units
+    torch.manual_seed(config.training.seed + world.rank)  # so that each process drops out different units
     fits = fingerprint(config.model_dump(mode="json"), problem.taxonomy.fingerprint, index.fingerprint, world.size)
     loop = Loop(objective, config.training, compute, folder=folder, fits=fits, checkpoint_seconds=checkpoint_seconds)
-    if folder is not None:  # after the loop has read the checkpoint's weights: the towers are run with these
+    if folder is not None:  # after `Loop` has loaded the checkpoint: the towers run with its weights
         objective.use(run_frozen(model, problem, compute, folder))
     fitted = loop.run()
     fitted.not_learnt = objective.not_learnt
@@ -107,7 +107,10 @@ def fit(
 
 
 def train(problem: LearningProblem, compute: Compute, *, folder: Path | None = None) -> Trained:
-    """Train a model, choose its thresholds on the validation side, and judge it on the test side. As `fit`."""
+    """Train a model, choose its thresholds on the validation side, and judge it on the test side.
+
+    Arguments and errors are those of `fit`.
+    """
     model, fitted = fit(problem, compute, folder=folder)
     return conclude(model, fitted, problem, compute)
 
@@ -154,7 +157,7 @@ def conclude(model: nn.Module, fitted: Fitted, problem: LearningProblem, compute
 
 
 def check_sides(index: ExampleIndex) -> None:
-    """Raise DataError where a side of the split is empty."""
+    """Raise DataError if a side of the split is empty."""
     for side in ("train", "validation", "test"):
         if not index.count(side):
             raise DataError(
@@ -164,7 +167,7 @@ def check_sides(index: ExampleIndex) -> None:
 
 
 def _check_seen(index: ExampleIndex, config: ModelConfig) -> None:
-    """Raise NothingToLearnError where no training product has what the model sees: all its answers would be one."""
+    """Raise NothingToLearnError if no training product has an input that the model reads: it would learn one constant."""
     seen = {"image"} if config.method == "clip" else set(config.fusion.modalities)
     for examples, _ in stream_side(index, "train", columns=("title", "brand", "description", "image_status")):
         fields = (examples.column(name).to_pylist() for name in ("title", "brand", "description", "image_status"))
@@ -173,14 +176,14 @@ def _check_seen(index: ExampleIndex, config: ModelConfig) -> None:
                 "text" in seen and compose(title, brand, description, config.text)
             ):
                 return
-    what = " or ".join(name for modality, name in (("text", "a text"), ("image", "a picture")) if modality in seen)
+    inputs = " or ".join(name for modality, name in (("text", "a text"), ("image", "a picture")) if modality in seen)
     raise NothingToLearnError(
-        f"no training product has {what}, and nothing else is seen: there is nothing to learn from"
+        f"no training product has {inputs}, and the model reads nothing else: there is nothing to learn from"
     )
 
 
 def freeze(model: nn.Module, config: ModelConfig) -> None:
-    """Leave out of training the towers that the configuration freezes, and those that are never run."""
+    """Exclude from training the towers that the configuration freezes, and those that never run."""
     seen = set(config.fusion.modalities) if config.method == "cma_clip" else {"text", "image"}
     for name in ("text", "image"):
         if name in config.training.freeze or name not in seen:

@@ -1,4 +1,4 @@
-"""Pretraining of both towers on the catalog's own pairs of picture and text, where no pretrained weights can be had."""
+"""Pretraining of both towers on the catalog's own pairs of picture and text, for configurations without pretrained weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cma_clip_core.training.fit import check_sides
 from cma_clip_core.training.loop import Loop
 from cma_clip_core.training.objectives import Contrastive
 
-# Of labels, of one modality without the other, or of towers that stay: nothing that pairs are trained by.
+# Settings that have no effect in pretraining, because they concern labels, single modalities or frozen towers.
 WITHOUT_EFFECT = (
     "freeze", "class_balance", "label_smoothing", "alone_loss", "name_dropout", "text_dropout", "image_dropout",
 )  # fmt: skip
@@ -31,20 +31,18 @@ WITHOUT_EFFECT = (
 def pretrain(
     problem: LearningProblem, compute: Compute, *, folder: Path | None = None
 ) -> tuple[Backbone, TowersMetrics]:
-    """Train both towers on the training side of `problem`, as its `config.pretraining` says; labels are not used.
+    """Train both towers on the training side of `problem`, with the settings of `config.pretraining`, without labels.
 
-    Args: as `cma_clip_core.training.fit.fit`.
+    The arguments are those of `cma_clip_core.training.fit.fit`.
 
     Raises:
-        NothingToLearnError: a side has no two products with both a picture and a text.
-        ModelError: also where `config.pretraining` sets what has no effect there.
-        DataError, ModelError, DivergedError, CheckpointError, DeviceError: as `fit`.
+        NothingToLearnError: the training or validation side has no two products with both a picture and a text.
+        ModelError: the towers cannot be built, or `config.pretraining` has a setting without effect there.
+        DataError, DivergedError, CheckpointError, DeviceError: as `fit` raises them.
     """
     config, index = problem.config, problem.index
     if idle := [name for name in WITHOUT_EFFECT if getattr(config.pretraining, name)]:
-        raise ModelError(
-            f"configuration {config.name!r}: {', '.join(idle)} has no effect in `pretraining`: leave it out"
-        )
+        raise ModelError(f"configuration {config.name!r}: {', '.join(idle)} has no effect in `pretraining`: remove it")
     check_sides(index)
     sides: tuple[Side, ...] = ("train", "validation")
     for side in sides:
@@ -57,7 +55,7 @@ def pretrain(
     torch.manual_seed(config.training.seed)
     backbone = move_to(Backbone(config, pretrained=True), compute.device)
     objective = Contrastive(backbone, problem, compute)
-    torch.manual_seed(config.training.seed + world.rank)  # each process drops out other patches
+    torch.manual_seed(config.training.seed + world.rank)  # so that each process drops out different patches
     fits = fingerprint("pretraining", config.model_dump(mode="json"), index.fingerprint, world.size)
     fitted = Loop(objective, config.training, compute, folder=folder, fits=fits).run()
     objective.model.load_state_dict(fitted.weights)
@@ -72,12 +70,12 @@ def pretrain(
 
 
 def pretraining_config(config: ModelConfig) -> ModelConfig:
-    """Return what decides the course of the pretraining: how the model is trained afterwards does not."""
+    """Return the configuration with its pretraining settings as training settings: the later training does not matter."""
     return config.model_copy(update={"training": config.pretraining})
 
 
 def _has_pairs(index: ExampleIndex, side: Side, config: ModelConfig) -> bool:
-    """Whether there are products to tell apart: two with a picture and a text that the model reads."""
+    """Return whether at least two products of a side have both a picture and a text that the model reads."""
     pairs = 0
     for examples, _ in stream_side(index, side, columns=("title", "brand", "description", "image_status")):
         fields = (examples.column(name).to_pylist() for name in ("title", "brand", "description", "image_status"))

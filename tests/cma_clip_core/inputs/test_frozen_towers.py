@@ -149,8 +149,8 @@ def test_what_a_frozen_tower_sees_is_not_varied_and_that_is_said(
     assert (varied.text_present != plain.text_present).any()  # what follows the towers is varied still
     with caplog.at_level(logging.INFO):
         fit(drawn.problem(frozen("image", "text", epochs=1), index), QUIET)
-    assert "the image tower is frozen, what it sees is not varied: no flip, shift, patch_dropout" in caplog.text
-    assert "the text tower is frozen, what it sees is not varied: no word_dropout" in caplog.text
+    assert "the image tower is frozen, so its input is not augmented: no flip, shift, patch_dropout" in caplog.text
+    assert "the text tower is frozen, so its input is not augmented: no word_dropout" in caplog.text
 
 
 def test_another_process_is_sent_the_names_of_the_files(index: ExampleIndex, tmp_path: Path) -> None:

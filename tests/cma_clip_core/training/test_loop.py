@@ -443,7 +443,7 @@ def test_pretraining_says_that_smaller_micro_batches_are_another_training(
     trainer = Loop(target, config.training, QUIET)
     trainer.step(next(target.batches(1, 0)))
     assert 2 < trainer.micro <= 5
-    assert f"{trainer.micro} examples at a time from now on; each is told apart from these alone" in caplog.text
+    assert f"{trainer.micro} examples at a time from now on; each is compared with these alone" in caplog.text
     assert "the batch stays the same" not in caplog.text
     target.room = 1  # one pair alone has nothing to be told apart from
     with pytest.raises(DeviceError, match="not even two examples fit"):

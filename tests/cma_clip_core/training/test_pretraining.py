@@ -92,7 +92,7 @@ def test_one_pair_a_file_can_be_pretrained_on(tmp_path: Path) -> None:
 def test_a_setting_without_effect_is_refused(tmp_path: Path) -> None:
     document = small(1).model_dump()
     document["pretraining"] |= {"freeze": ["image"], "alone_loss": 0.5}
-    with pytest.raises(ModelError, match="freeze, alone_loss has no effect in `pretraining`: leave it out"):
+    with pytest.raises(ModelError, match="freeze, alone_loss has no effect in `pretraining`: remove it"):
         pretrain(drawn.problem(ModelConfig.model_validate(document), cut(tmp_path, pairs(8), 1, ["train"] * 8)), QUIET)
 
 
