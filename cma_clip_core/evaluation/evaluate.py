@@ -20,7 +20,7 @@ from cma_clip_core.inputs.devices import precision
 from cma_clip_core.inputs.frozen_towers import FrozenTowers
 from cma_clip_core.inputs.learning_problem import LearningProblem
 from cma_clip_core.inputs.oom_halving import Halving
-from cma_clip_core.inputs.perturbations import Noise, left_out, swap_all
+from cma_clip_core.inputs.perturbations import Noise, draw_omitted_labels, swap_all
 from cma_clip_core.inputs.prefetch import prefetch
 from cma_clip_core.model.class_layout import ClassLayout
 from cma_clip_core.model.cma_clip import Output
@@ -146,7 +146,7 @@ def _batches(
 ) -> Iterator[tuple[Inputs, Columns]]:
     index, tokenizer = problem.index, problem.tokenizer
     encoder, spoken = LabelEncoder(problem.layout), SpokenFinder(problem.taxonomy)
-    stream, positions, start = stream_side(index, side), index.places(side), 0
+    stream, positions, start = stream_side(index, side), index.positions(side), 0
     for examples, shown, families in _shown(stream, noise, encoder, spoken):
         prepared = prepare(shown, problem.config, tokenizer)
         columns = label_columns(examples, families, encoder, spoken)
@@ -165,10 +165,10 @@ def _shown(
     """Yield examples, the changed examples that the model is shown, and their families."""
     if noise is None:
         yield from ((examples, examples, families) for examples, families in stream)
-    elif noise.what == "names":
+    elif noise.perturbation == "names":
         for examples, families in stream:
             targets = encoder.encode(examples.column("labels").to_pylist()).targets.numpy() > 0
-            chosen = left_out(examples.column("product_id").to_pylist(), targets, noise)
+            chosen = draw_omitted_labels(examples.column("product_id").to_pylist(), targets, noise)
             yield examples, without_names(examples, spoken, chosen), families
     else:
         yield from swap_all(stream, noise)

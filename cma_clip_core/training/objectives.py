@@ -97,7 +97,7 @@ class TrainingBatches:
         tokenizer = self.problem.tokenizer
         prepared = prepare(shown, self.config, tokenizer, title_only)
         products = examples.column("product_id").to_pylist()
-        positions = examples.column("place").to_numpy()
+        positions = examples.column("position").to_numpy()
         augment(prepared, training, rng)
         batches = prepared.by_length(training.batch_size)
         order = rng.permutation(len(batches))[first:]

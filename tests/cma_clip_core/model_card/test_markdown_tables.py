@@ -163,7 +163,8 @@ def test_the_card_of_an_experiments_model_says_what_was_left_out() -> None:
     known: dict[str, Any] = {"labelled_set": "labelled/ds=2026-11-20/set=01234567"}
     card = card_of(drawn.config(), ALL_BUT_PATTERN, experiment=origin, **known)
     assert (
-        "by the experiment `experiments/ds=2026-11-20/experiment=0123abcd`, on a sample of its families: 15 of" in card
+        "The experiment `experiments/ds=2026-11-20/experiment=0123abcd` trained the model, on a sample of its families: 15 of"
+        in card
     )
     assert "of its 30,000 products. It compared pattern, colour; the model was trained on all attributes" in card
     whole = card_of(drawn.config(), ALL_BUT_PATTERN, experiment=origin.model_copy(update={"products": 15}), **known)
