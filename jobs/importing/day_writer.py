@@ -36,7 +36,7 @@ class DayWriter:
         stack.callback(self._remove_others)
 
     def add(self, name: str, written: Path, digest: str) -> str:
-        """Move the file `written` into the day and return its new name.
+        """Add the file `written` to the day and return its new name.
 
         The name contains the file's hash, so no existing file with other content is overwritten.
         """
@@ -52,7 +52,7 @@ class DayWriter:
         return target.name
 
     def publish(self, manifest: RawManifest) -> None:
-        """Write `manifest`, which makes the files that it names the day's files."""
+        """Write `manifest`; from then on, the files that it names are the day's files."""
         path = self._day / "_manifest.json"
         storage.write_document(path, manifest)
         self._named = {path.name, *(file.name for file in manifest.files)}

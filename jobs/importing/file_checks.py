@@ -98,7 +98,7 @@ class FileChecks:
         return None
 
     def _first(self, rows: Iterator[Row]) -> Iterator[Row]:
-        """Yield the first rows, which show how the file writes prices; none if that need not be detected."""
+        """Yield the first rows, which show how the file writes prices; none if the decimal mark is known."""
         if not self._mapping.price or self._mapping.decimal:
             return
         held = 0

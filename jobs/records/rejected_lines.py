@@ -38,7 +38,7 @@ class RejectedLine:
 
     @property
     def note(self) -> str:
-        """The reason with the line's position, for people."""
+        """Detail and position of the line, for people."""
         position = f" ({self.file}, line {self.line:,})" if self.line else f" ({self.file})"
         return f"{self.detail}{position if self.file else ''}"
 

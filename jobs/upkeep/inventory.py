@@ -1,6 +1,6 @@
 """Inventory of the lake's folders by run.
 
-Each parent folder is listed once. The folders of the runs themselves are not listed.
+Each parent folder is listed once. The contents of the runs' folders are not listed.
 """
 
 from __future__ import annotations

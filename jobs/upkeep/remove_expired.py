@@ -1,4 +1,4 @@
-"""Remove from the lake, or only count, what `jobs.upkeep.retention` says has expired.
+"""Remove from the lake, or only count, everything that has expired according to `jobs.upkeep.retention`.
 
 1. Each expiring run is recorded in ``expired/R.json``. From then on every step ignores what still exists of it.
 2. Each of its folders is renamed, which makes it disappear in a single step, and then removed.
@@ -54,7 +54,7 @@ class Count:
 
 @dataclass(slots=True)
 class Sweep:
-    """One pass that removes what has expired, with counts by kind."""
+    """One pass of maintenance, which removes or only counts expired items, by kind."""
 
     lake: Lake
     delete: bool  # False: only count

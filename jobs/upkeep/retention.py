@@ -55,7 +55,7 @@ class State:
 
     @property
     def gone(self) -> frozenset[str]:
-        """The runs that have expired, now or before."""
+        """Runs that have expired, now or before."""
         return self.expiring | self.expired
 
 
@@ -136,8 +136,8 @@ def last_used(lake: Lake, run_id: str) -> float:
 def unneeded_changes(lake: Lake, listing: Listing, state: State, limits: Limits) -> list[Folder]:
     """Return the change folders of expired runs that no index has named for long enough.
 
-    The time since when no index names a folder is not recorded. The last work of any run on the same day bounds it, because
-    the newest of them replaced the folder. After a rollback, the run that was live before left an index that still names the
+    The time when an index last named a folder is not recorded. The latest work of any run on the same day is an upper bound,
+    because that run replaced the folder. After a rollback, the run that was live before left an index that still names the
     folder, and that run stays long enough.
     """
     by_day: dict[AnyPath, list[Folder]] = {}

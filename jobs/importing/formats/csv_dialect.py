@@ -88,7 +88,7 @@ def detect(sample: str, whole: bool, mapping: Mapping) -> Dialect:
 
 
 def _header(lines: Sequence[str], candidates: Sequence[Dialect], mapping: Mapping) -> tuple[str, int]:
-    """Return the delimiter, and the number of lines before the header, which is the line with most columns of the mapping."""
+    """Return the delimiter, and the number of lines before the header, the line with the most columns of the mapping."""
     best, header = 0, (candidates[0].delimiter, 0)
     wanted = {column.strip() for column in mapping.columns}
     for dialect in candidates:
