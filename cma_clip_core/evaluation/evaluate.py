@@ -20,7 +20,7 @@ from cma_clip_core.inputs.batches import Inputs, LabelEncoder, prepare, without_
 from cma_clip_core.inputs.devices import precision
 from cma_clip_core.inputs.frozen_towers import FrozenTowers
 from cma_clip_core.inputs.oom_halving import Halving
-from cma_clip_core.inputs.perturbations import Noise, left_out, swap_all
+from cma_clip_core.inputs.perturbations import Noise, draw_omitted_labels, swap_all
 from cma_clip_core.inputs.prefetch import prefetch
 from cma_clip_core.model.class_layout import ClassLayout
 from cma_clip_core.model.cma_clip import Output
@@ -151,11 +151,11 @@ def _batches(
     frozen: FrozenTowers | None,
 ) -> Iterator[tuple[Inputs, Columns]]:
     encoder, spoken = LabelEncoder(layout), SpokenFinder(layout.taxonomy)
-    stream, places, at = stream_side(index, side), index.places(side), 0
+    stream, positions, at = stream_side(index, side), index.positions(side), 0
     for examples, shown, families in _shown(stream, noise, encoder, spoken):
         prepared = prepare(shown, config, tokenizer)
         columns = label_columns(examples, families, encoder, spoken)
-        here = places[at : at + len(prepared)]
+        here = positions[at : at + len(prepared)]
         at += len(prepared)
         for rows in prepared.by_length(batch_size):
             inputs = prepared.inputs(rows, tokenizer)
@@ -170,10 +170,10 @@ def _shown(
     """Yield examples, what the model is shown of them, and their families."""
     if noise is None:
         yield from ((examples, examples, families) for examples, families in stream)
-    elif noise.what == "names":
+    elif noise.perturbation == "names":
         for examples, families in stream:
             targets = encoder.encode(examples.column("labels").to_pylist()).targets.numpy() > 0
-            chosen = left_out(examples.column("product_id").to_pylist(), targets, noise)
+            chosen = draw_omitted_labels(examples.column("product_id").to_pylist(), targets, noise)
             yield examples, without_names(examples, spoken, chosen), families
     else:
         yield from swap_all(stream, noise)

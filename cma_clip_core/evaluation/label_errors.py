@@ -9,7 +9,6 @@ Letters of shapes: n labelled products, C values of one attribute.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from cleanlab.filter import find_label_issues
 
 from cma_clip_core.arrays import Floats
 from cma_clip_core.catalog.examples import ExampleIndex
+from cma_clip_core.catalog.hashing import family_fraction
 from cma_clip_core.catalog.splits import SIDES
 from cma_clip_core.evaluation.predictions import Predictions
 
@@ -29,19 +29,14 @@ LEAST_LABELS = 50  # of an attribute; with fewer, nothing can be said of its noi
 
 def fold_index(index: ExampleIndex, fold: int, folds: int) -> ExampleIndex:
     """Return the examples with one fold of the families on the test side, and the others to train and validate on."""
-    place = np.array([_place(int(family)) for family in np.unique(index.family)])
-    places = place[np.unique(index.family, return_inverse=True)[1]]
-    scaled = places * folds
-    inside = scaled - np.floor(scaled)  # a place of its own within the fold, even over [0, 1)
+    families, inverse = np.unique(index.family, return_inverse=True)
+    # Another salt than that of the split, so that folds and sides are drawn independently.
+    fractions = np.array([family_fraction(int(family), salt=b"folds") for family in families])
+    scaled = fractions[inverse] * folds
+    inside = scaled - np.floor(scaled)  # spread evenly over [0, 1) within the fold
     side = np.where(inside < VALIDATION_SHARE, SIDES.index("validation"), SIDES.index("train"))
     side = np.where(scaled.astype(np.int64) == fold, SIDES.index("test"), side).astype(np.int8)
     return ExampleIndex(index.files, index.file, index.row, side, index.family)
-
-
-def _place(family: int) -> float:
-    """Return a family's place in [0, 1): not that of its side of the split."""
-    digest = hashlib.blake2b(family.to_bytes(8, signed=True), digest_size=6, salt=b"folds").digest()
-    return int.from_bytes(digest) / 2**48
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ class TrainingBatches:
             shown = without_names(examples, self.spoken, chosen & (rng.random(chosen.shape) < training.name_dropout))
         prepared = prepare(shown, self.config, self.tokenizer, title_only)
         products = examples.column("product_id").to_pylist()
-        places = examples.column("place").to_numpy()
+        positions = examples.column("position").to_numpy()
         augment(prepared, training, rng)
         batches = prepared.by_length(training.batch_size)
         order = rng.permutation(len(batches))[first:]
@@ -105,7 +105,7 @@ class TrainingBatches:
                 inputs, which = prepared.inputs(rows, self.tokenizer), torch.from_numpy(rows)
                 yield Batch(
                     [products[row] for row in rows],
-                    inputs if self.frozen is None else self.frozen.add_to(inputs, places[rows]),
+                    inputs if self.frozen is None else self.frozen.add_to(inputs, positions[rows]),
                     Labels(labels.targets[which], labels.labelled[which]),
                 )
             release()

@@ -1,4 +1,4 @@
-"""The server that forks steps from a process with their libraries loaded (`jobs.startup.step_client` says why)."""
+"""Server that forks steps from a process with their libraries loaded (for the reason, see `jobs.startup.step_client`)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from typing import Final
 from setproctitle import getproctitle, setproctitle
 
 import jobs
-from jobs.startup.fast_exit import Leaving
+from jobs.startup.fast_exit import FastExit
 from jobs.startup.step_client import ENDED, GRACE_SECONDS, LIBRARIES, STARTED, end_group
 
 log = logging.getLogger(__name__)
 
-_LONGEST: Final = 8 * 2**20  # bytes of a request: Linux lets a process have a quarter of its stack's
+# Maximum size of a request. Linux limits the arguments and environment of a process to a quarter of its stack size.
+_MOST_BYTES: Final = 8 * 2**20
 _SHOWN: Final = 300  # characters of an error
-_ASKING: Final = 5.0  # seconds that a caller may take to say what it wants
+_REQUEST_SECONDS: Final = 5.0  # the time that a caller has to send its request
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What a caller asks for, as it came."""
+class _Request:
+    """A request of a caller to start a step."""
 
     connection: socket.socket
     pipes: tuple[int, int]
@@ -43,22 +44,22 @@ class _Wanted:
     cwd: str
 
 
-def _asked(line: bytes) -> tuple[list[str], dict[str, str], str]:
-    """Return arguments, environment and folder of a request. Raises ValueError where it is none."""
+def _parse_request(line: bytes) -> tuple[list[str], dict[str, str], str]:
+    """Return the arguments, the environment and the folder of a request. Raises ValueError if it is malformed."""
     if not line.endswith(b"\n"):
-        raise ValueError(f"a request is one line of at most {_LONGEST:,} bytes")
-    asked = json.loads(line)
-    if not isinstance(asked, dict) or asked.keys() != {"arguments", "environment", "cwd"}:
+        raise ValueError(f"a request is one line of at most {_MOST_BYTES:,} bytes")
+    fields = json.loads(line)
+    if not isinstance(fields, dict) or fields.keys() != {"arguments", "environment", "cwd"}:
         raise ValueError("a request is a JSON object with arguments, environment and cwd")
-    arguments, environment, cwd = asked["arguments"], asked["environment"], asked["cwd"]
+    arguments, environment, cwd = fields["arguments"], fields["environment"], fields["cwd"]
     if not isinstance(arguments, list) or not all(_is_text(each) for each in arguments):
-        raise ValueError("arguments are a list of texts")
+        raise ValueError("arguments must be a list of texts")
     if not isinstance(environment, dict) or not all(
         name and "=" not in name and _is_text(name) and _is_text(value) for name, value in environment.items()
     ):
-        raise ValueError("an environment is an object of texts, and no name in it is empty or has an =")
+        raise ValueError("environment must be an object of texts, without empty names and without = in names")
     if not _is_text(cwd):
-        raise ValueError("cwd is a text")
+        raise ValueError("cwd must be a text")
     return arguments, environment, cwd
 
 
@@ -68,17 +69,17 @@ def _is_text(value: object) -> bool:
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """A step and who waits for it."""
+    """A running step, and the connection to its caller."""
 
     pid: int
-    ended: int  # descriptor that can be read when it has
+    ended: int  # a file descriptor that becomes readable when the step ends
     connection: socket.socket
-    abandoned: bool = False  # by its caller
-    force_at: float | None = None  # when it is ended by force
+    abandoned: bool = False  # True if its caller is gone
+    force_at: float | None = None  # the time when it is killed
 
 
 class Server:
-    """Forks steps until its standard input ends."""
+    """A server that forks steps until its standard input ends."""
 
     def __init__(self, address: Path) -> None:
         self._listener = socket.socket(socket.AF_UNIX)
@@ -88,31 +89,31 @@ class Server:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(0, selectors.EVENT_READ)
         self._running: list[_Running] = []
-        self._asked_to_end = False
+        self._end_requested = False
 
-    def serve(self, libraries: Sequence[str]) -> _Wanted | None:
-        """Load the libraries, and answer until the end; return None then, and in each fork what it is to run.
+    def serve(self, libraries: Sequence[str]) -> _Request | None:
+        """Load the libraries, then answer requests. Return None at the end, and in each fork the request that it must run.
 
-        A step that is asked for meanwhile begins when the library that is being loaded is.
+        A request that arrives during the import of a library is answered after that import.
         """
         for library in libraries:
             start = time.perf_counter()
             try:
                 importlib.import_module(library)
-            except Exception as error:  # what needs it will say so
+            except Exception as error:  # a step that needs the library will report the error
                 log.warning("%s is not loaded: %r", library, error)
             log.info("%s: %.1f s", library, time.perf_counter() - start)
-            if (wanted := self._turn(0.0)) is not None:
-                return wanted
+            if (request := self._handle_events(0.0)) is not None:
+                return request
         gc.collect()
-        gc.freeze()  # what the forks share is not written to by their collectors
-        while not self._asked_to_end:
-            if (wanted := self._turn(None)) is not None:
-                return wanted
+        gc.freeze()  # the garbage collectors of the forks then do not write to shared memory pages
+        while not self._end_requested:
+            if (request := self._handle_events(None)) is not None:
+                return request
         return None
 
     def close(self) -> None:
-        """End all steps: first in peace, then by force."""
+        """End all steps: first by SIGTERM, then by SIGKILL."""
         self._selector.unregister(self._listener)
         self._selector.unregister(0)
         self._listener.close()
@@ -120,22 +121,22 @@ class Server:
             end_group(running.pid, signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
         while self._running and (left := deadline - time.monotonic()) > 0:
-            self._turn(left)
+            self._handle_events(left)
         for running in self._running:
             end_group(running.pid, signal.SIGKILL)
 
-    def _turn(self, timeout: float | None) -> _Wanted | None:
-        """See to what has happened. In a fork, return what it is to run."""
+    def _handle_events(self, timeout: float | None) -> _Request | None:
+        """Wait for events and handle them. In a fork, return the request that it must run."""
         due = [running.force_at for running in self._running if running.force_at is not None]
         if due and timeout is None:
             timeout = max(0.0, min(due) - time.monotonic())
         for key, _ in self._selector.select(timeout):
             if key.fileobj is self._listener:
-                if (wanted := self._begin()) is not None:
-                    return wanted
+                if (request := self._fork_step()) is not None:
+                    return request
             elif key.fileobj == 0:
-                self._asked_to_end |= not os.read(0, 1024)
-            elif key.data in self._running:  # its other descriptor may have told of its end just before
+                self._end_requested |= not os.read(0, 1024)
+            elif key.data in self._running:  # its other descriptor may have reported its end just before
                 if key.fileobj == key.data.ended:
                     self._finish(key.data)
                 else:
@@ -146,15 +147,15 @@ class Server:
                 running.force_at = None
         return None
 
-    def _begin(self) -> _Wanted | None:
+    def _fork_step(self) -> _Request | None:
         connection, _ = self._listener.accept()
         pipes: list[int] = []
         try:
-            connection.settimeout(_ASKING)
+            connection.settimeout(_REQUEST_SECONDS)
             _, pipes, _, _ = socket.recv_fds(connection, 1, 2)
             with connection.makefile("rb") as lines:
-                asked = _asked(lines.readline(_LONGEST + 1))
-            wanted = _Wanted(connection, (pipes[0], pipes[1]), *asked)
+                fields = _parse_request(lines.readline(_MOST_BYTES + 1))
+            request = _Request(connection, (pipes[0], pipes[1]), *fields)
             connection.settimeout(None)
             sys.stdout.flush()
             sys.stderr.flush()
@@ -162,13 +163,13 @@ class Server:
         except (OSError, ValueError, IndexError, RecursionError, MemoryError) as error:
             log.warning("a step was not started: %r", error)
             with contextlib.suppress(OSError):
-                connection.settimeout(_ASKING)
+                connection.settimeout(_REQUEST_SECONDS)
                 connection.sendall(f"error: {' '.join(str(error).split())[:_SHOWN]}\n".encode(errors="replace"))
-            connection.close()  # the caller starts it itself
+            connection.close()  # the caller then starts the step itself
         else:
             if pid == 0:
-                self._leave_to_parent()
-                return wanted
+                self._close_server_descriptors()
+                return request
             ended = os.pidfd_open(pid)
             running = _Running(pid, ended, connection)
             self._running.append(running)
@@ -178,8 +179,8 @@ class Server:
             os.close(pipe)
         return None
 
-    def _leave_to_parent(self) -> None:
-        """Close, in a fork, what belongs to the server."""
+    def _close_server_descriptors(self) -> None:
+        """Close the server's descriptors in a fork."""
         self._selector.close()
         self._listener.close()
         for running in self._running:
@@ -198,46 +199,47 @@ class Server:
         running.connection.close()
 
     def _abandon(self, running: _Running) -> None:
-        """The caller is gone: nobody reads what the step says."""
+        """Begin to end a step whose caller is gone, so that nobody reads its output."""
         self._selector.unregister(running.connection)
         end_group(running.pid, signal.SIGTERM)
         running.abandoned = True
         running.force_at = time.monotonic() + GRACE_SECONDS
 
 
-def _become(wanted: _Wanted) -> None:
-    """Make this fork the process that was asked for."""
+def _turn_into_step(request: _Request) -> None:
+    """Turn this fork into the requested process: its session, signals, files, environment, folder and title."""
     os.setsid()
     for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(caught, signal.default_int_handler if caught == signal.SIGINT else signal.SIG_DFL)
     nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (wanted.pipes[0], 1), (wanted.pipes[1], 2)):
+    for source, target in ((nothing, 0), (request.pipes[0], 1), (request.pipes[1], 2)):
         os.dup2(source, target)
         os.close(source)
     os.environ.clear()
-    os.environ.update(wanted.environment)
-    os.chdir(wanted.cwd)
-    sys.argv = [str(Path(jobs.__file__).with_name("__main__.py")), *wanted.arguments]
-    setproctitle(shlex.join([sys.executable, "-m", "jobs", *wanted.arguments]))  # as `ps` shows it where it is started
-    wanted.connection.sendall(b"%s %d\n" % (STARTED, os.getpid()))  # from now on its session can be ended
-    wanted.connection.close()
+    os.environ.update(request.environment)
+    os.chdir(request.cwd)
+    sys.argv = [str(Path(jobs.__file__).with_name("__main__.py")), *request.arguments]
+    # The title that `ps` shows for a step that was started directly.
+    setproctitle(shlex.join([sys.executable, "-m", "jobs", *request.arguments]))
+    request.connection.sendall(b"%s %d\n" % (STARTED, os.getpid()))  # from now on, its session can be ended
+    request.connection.close()
     logging.root.handlers.clear()
 
 
-def serve(address: Path, leaving: Leaving, main: Callable[[], Callable[[], object]]) -> None:
-    """Answer at `address` until standard input ends; run, in each fork, the function that `main` imports and returns."""
+def serve(address: Path, fast_exit: FastExit, main: Callable[[], Callable[[], object]]) -> None:
+    """Answer requests at `address` until standard input ends. Each fork runs the function that `main` imports and returns."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    getproctitle()  # it finds where the title is by the environment, as long as that is what it was
+    getproctitle()  # locates the title in memory by the environment, so it must be called before that changes
     server, server_pid = Server(address), os.getpid()
-    wanted: _Wanted | None = None
+    request: _Request | None = None
     try:
-        wanted = server.serve(LIBRARIES)
+        request = server.serve(LIBRARIES)
     finally:
         if os.getpid() == server_pid:
             server.close()
-    if wanted is None:
-        leaving.after(lambda: None)
+    if request is None:
+        fast_exit.run(lambda: None)
     else:
-        _become(wanted)
-        leaving.after(main())
+        _turn_into_step(request)
+        fast_exit.run(main())

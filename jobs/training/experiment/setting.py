@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cma_clip_core.catalog.examples import ExampleIndex
     from cma_clip_core.catalog.splits import Side
     from cma_clip_core.evaluation.predictions import Predictions
-    from cma_clip_core.inputs.perturbations import What
+    from cma_clip_core.inputs.perturbations import Perturbation
     from schemas.taxonomy import Attribute, Taxonomy
 
 JUDGED: tuple[Side, ...] = ("validation", "test")
@@ -104,7 +104,7 @@ def noisy_name(what: str, share: float) -> str:
     return f"test-{what}-{100 * share:.0f}"
 
 
-def noises(method: str) -> list[tuple[What, float]]:
+def noises(method: str) -> list[tuple[Perturbation, float]]:
     """Return what is changed, and in which share, to see how much a method suffers."""
     return [(what, share) for what in NOISES for share in SHARES if share and method in NOISY]
 

@@ -131,7 +131,7 @@ def test_a_full_disk_is_said_and_towers_are_run_again(
     expected, _ = fit(config, drawn.taxonomy(), index, CPU, progress=False)
     monkeypatch.setattr(module.os, "posix_fallocate", full)
     found, _ = fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
-    assert "run in every epoch: what they give cannot be kept: [Errno 28] No space left" in caplog.text
+    assert "run in every epoch: their outputs cannot be stored: [Errno 28] No space left" in caplog.text
     assert not list(tmp_path.glob("*frozen*"))
     for one, other in zip(expected.state_dict().values(), found.state_dict().values(), strict=True):
         assert torch.equal(one, other)

@@ -13,7 +13,7 @@ import torch
 from cma_clip_core.catalog.examples import Rows, stream_side
 from cma_clip_core.evaluation.evaluate import evaluate
 from cma_clip_core.evaluation.predictions import Predictions
-from cma_clip_core.inputs.perturbations import Noise, What, left_out, swap, swap_all
+from cma_clip_core.inputs.perturbations import Noise, Perturbation, draw_omitted_labels, swap, swap_all
 from cma_clip_core.model.class_layout import ClassLayout
 from cma_clip_core.model.cma_clip import CmaClip
 from cma_clip_core.model.tokenizer import Tokenizer
@@ -134,7 +134,7 @@ def test_a_share_of_the_labels_has_its_name_left_out() -> None:
     targets = np.random.default_rng(0).random((400, 9)) < 0.3
 
     def chosen(share: float, seed: int = 0, start: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-        return left_out(IDS[start:], targets[start:], Noise("names", share, seed))
+        return draw_omitted_labels(IDS[start:], targets[start:], Noise("names", share, seed))
 
     some, more = chosen(0.2), chosen(0.5)
     assert 0.15 < some.sum() / targets.sum() < 0.25
@@ -174,7 +174,7 @@ def test_evaluation_shows_the_noise_to_the_model_and_not_to_the_labels(tmp_path:
     index = drawn.index(drawn.write(tmp_path, drawn.examples(200)), selection=config.selection)
     model, layout, tokenizer = CmaClip(config, taxonomy), ClassLayout(taxonomy), Tokenizer(config)
 
-    def pattern(modality: What, share: float) -> Predictions:
+    def pattern(modality: Perturbation, share: float) -> Predictions:
         noise, cpu = Noise(modality, share), torch.device("cpu")
         found = evaluate(model, index, "train", config, layout, tokenizer, cpu, noise=noise)["pattern"]
         return found.take(np.argsort(found.products))

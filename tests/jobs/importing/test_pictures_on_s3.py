@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from cma_clip_core.content import pictures, s3_objects
-from cma_clip_core.content.pictures import PictureError, fetch_all, why_not_all
+from cma_clip_core.content.pictures import PictureError, check_all, fetch_all
 from jobs.errors import JobError, TransientError
 from jobs.importing.pictures.picture_store import PicturesToS3
 from jobs.lake import s3_files
@@ -58,7 +58,7 @@ def test_each_uri_gets_its_picture_or_why_there_is_none(
     assert statuses(fetch_all(uris * many, [on_s3, tmp_path])) == wanted * many
     assert statuses(fetch_all(uris[7:8], [on_s3, other])) == [jpeg("blue")]
     # Checking the pictures without reading them gives the same statuses.
-    looked = statuses(why_not_all(uris * many, [on_s3, tmp_path]))  # type: ignore[arg-type]
+    looked = statuses(check_all(uris * many, [on_s3, tmp_path]))  # type: ignore[arg-type]
     assert looked == [each if isinstance(each, str) else None for each in wanted * many]
     assert list(fetch_all([], [on_s3])) == []
 
