@@ -136,7 +136,7 @@ def parse_line(line: bytes, rules: FieldRules = _NO_RULES) -> dict[str, Any]:
                 row["updated"] = read_time(row[name])
         except FieldError as error:
             row[name] = None
-            notes[name] = rules.note(name, error.found)
+            notes[name] = rules.note(name, error.description)
     pictures = record.get("image_uri")
     if isinstance(pictures, list) and len(pictures) > 1 and row["image_uri"] is not None:
         notes["image_uri"] = f"{FIRST_OF_SEVERAL}: {described(pictures)}"

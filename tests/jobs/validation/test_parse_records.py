@@ -36,7 +36,7 @@ def notes(**record: Any) -> dict[str, str]:
         (
             b'{"title": "a", "title": "b"}',
             "name_twice",
-            'the name "title" is there twice',
+            'the name "title" occurs twice',
         ),  # which of the two is meant?
         (b"[" * 100_000, "not_json", "nested too deeply"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "not_json", "nested too deeply"),
