@@ -1,8 +1,8 @@
-"""``python -m jobs.step_server_main SOCKET``: the step server (`jobs.startup.step_server`) with this command line."""
+"""``python -m jobs.step_server_main SOCKET``: a step server (`jobs.startup.step_server`) for our command line."""
 
 from jobs.startup.fast_exit import Leaving
 
-leaving = Leaving()  # before any other import, so that what it registers is the last to run
+leaving = Leaving()  # before all other imports, so that its exit handlers run last
 
 import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
@@ -11,12 +11,12 @@ from pathlib import Path  # noqa: E402
 from jobs.startup.step_server import serve  # noqa: E402
 
 
-def _main() -> Callable[[], object]:
-    """Import the command line: in each fork, so that a step has our modules as they are when it starts."""
+def _load_main() -> Callable[[], object]:
+    """Import and return the command line. Each fork does this, so every step runs the present code."""
     from jobs.cli import main
 
     return main
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), leaving, _main)
+    serve(Path(sys.argv[1]), leaving, _load_main)
