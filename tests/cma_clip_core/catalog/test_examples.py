@@ -209,7 +209,7 @@ def test_labels_outside_the_taxonomy_are_refused() -> None:
     encoder = LabelEncoder(ClassLayout(drawn.taxonomy()))
     with pytest.raises(DataError, match="colour = 'Mauve'"):
         encoder.encode([[("colour", ["Mauve"])]])
-    with pytest.raises(DataError, match="no attribute"):
+    with pytest.raises(DataError, match="not an attribute"):
         encoder.encode([[("shade", ["Red"])]])
 
 
