@@ -1,7 +1,7 @@
-"""The command line. Each step is imported only when it is called: ``--help`` loads neither Spark nor torch.
+"""The command line. Each step is imported only when it runs, so ``--help`` loads neither Spark nor torch.
 
-Logs and progress go to standard error. Standard output carries the result: for the steps of a night one line of JSON,
-which is what Airflow hands to the next task.
+Logs and progress go to standard error. The result goes to standard output. A step of a night prints one line of JSON,
+which Airflow hands to the next task.
 """
 
 from __future__ import annotations
@@ -48,14 +48,16 @@ if TYPE_CHECKING:
     from jobs.upkeep.repair import Repair
 
 app = typer.Typer(
-    help="""Tags a shop's catalog: every product's attributes from its picture and its text.
+    help="""Tag a shop's catalog: predict every product's attributes from its picture and its text.
 
-    A night is `validate`, `plan`, `preprocess`, `tag`, `publish`, `report`; `night` runs them all for one day.
-    Before the first night: `import-catalog` brings a day's export into the lake, `prepare` makes the examples, and
-    `train` makes the model; `dataset` shows what it is trained on. Every step can be run again
-    at any time: what is done is skipped.
+    A night consists of `validate`, `plan`, `preprocess`, `tag`, `publish` and `report`. `night` runs all of them for one
+    day.
 
-    Settings come from TAGGING_* environment variables or from the flags below, before the step's name:
+    Before the first night, `import-catalog` brings a day's export into the lake, `prepare` makes the examples, and
+    `train` makes the model. `dataset` shows the training data. You can run any step again at any time: finished work
+    is skipped.
+
+    Settings come from TAGGING_* environment variables, or from the flags below. The flags go before the step's name:
     `python -m jobs --root /data/lake night --ds 2026-11-20`.
     """,
     no_args_is_help=True,
@@ -64,52 +66,63 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 tables_app = typer.Typer(
-    help="What is published: list it, read a past day, go back to an earlier run.", no_args_is_help=False
+    help="The published tables: list them, read a past day, return to an earlier run, repair the index.",
+    no_args_is_help=False,
 )
-models_app = typer.Typer(help="The trained models: list and show them, promote one, go back.", no_args_is_help=True)
+models_app = typer.Typer(
+    help="The trained models: list, show, judge and promote them, or return to the champion before.",
+    no_args_is_help=True,
+)
 app.add_typer(tables_app, name="tables")
 app.add_typer(models_app, name="models")
 
 Ds = Annotated[str, typer.Option("--ds", help="Day of the catalog, YYYY-MM-DD.", callback=lambda v: check_day(v))]
 Newest = Annotated[
-    str, typer.Option("--ds", help="Newest day whose examples are used, YYYY-MM-DD.", callback=lambda v: check_day(v))
+    str, typer.Option("--ds", help="Use examples up to this day, YYYY-MM-DD.", callback=lambda v: check_day(v))
 ]
 Together = Annotated[
     int | None,
-    typer.Option("--processes", help="Processes that train together; one a GPU where left out, on a CPU one.", min=1),
+    typer.Option(
+        "--processes",
+        help="Number of processes that train one model together. Default: one per GPU, or one on a CPU.",
+        min=1,
+    ),
 ]
 Towers = Annotated[
     str | None,
     typer.Option(
-        help="Pretrained towers to begin with: their name, as `pretrain` prints it, or their folder, with a slash in it."
+        help="Pretrained towers to start from: a name that `pretrain` printed, or a folder (a path with a slash in it)."
     ),
 ]
 First = Annotated[
     str, typer.Option("--first", help="First day, YYYY-MM-DD.", callback=lambda v: check_day(v, "--first"))
 ]
 Last = Annotated[str, typer.Option("--last", help="Last day, YYYY-MM-DD.", callback=lambda v: check_day(v, "--last"))]
-Retag = Annotated[bool, typer.Option(help="Tag every product again, changed or not.")]
+Retag = Annotated[bool, typer.Option(help="Tag every product again, even if it did not change.")]
 Model = Annotated[
     str,
-    typer.Option("--model", help="Model version to tag with, as `models list` names it; the champion where left out."),
+    typer.Option("--model", help="Model version to tag with, as `models list` prints it. Default: the champion."),
 ]
 Attributes = Annotated[
     str,
     typer.Option(
         "--attributes",
-        help="Comma-separated: of products that did not change and are tagged again, replace these attributes alone. "
-        "New and changed products are always tagged whole.",
+        help="Attributes to replace when unchanged products are tagged again, comma-separated. Default: all. New and "
+        "changed products always get every attribute.",
     ),
 ]
 AllowRemovals = Annotated[
-    bool, typer.Option("--allow-removals", help="Go on even if more products are removed than a night may by itself.")
+    bool,
+    typer.Option(
+        "--allow-removals", help="Continue even if the night removes more products than --max-removed-share allows."
+    ),
 ]
-Version = Annotated[str, typer.Argument(help="Model version, as `models list` names it.")]
+Version = Annotated[str, typer.Argument(help="Model version, as `models list` prints it.")]
 Run = Annotated[str, typer.Option("--run", help="Run id, as `plan` prints it.", callback=lambda v: check_run(v))]
 
 
-_root = ""  # of the command that runs; an error from S3 in the middle of it names it
-_MAKE_A_LAKE = ("import-catalog", "experiment", "airflow")  # where there is nothing yet
+_root = ""  # lake of the running command; errors from S3 name it
+_MAKE_A_LAKE = ("import-catalog", "experiment", "airflow")  # commands that may create the lake
 
 
 def _settings(context: typer.Context) -> Settings:
@@ -126,7 +139,7 @@ def _settings(context: typer.Context) -> Settings:
 
 def _print(result: StepResult) -> None:
     if os.environ.get("RANK", "0") != "0":
-        return  # of processes that `torchrun` started the first one speaks
+        return  # `torchrun` started several processes: only the first one prints
     sys.stdout.flush()
     print(result.model_dump_json(), flush=True)
 
@@ -138,13 +151,14 @@ def _common(
         str | None, typer.Option(help="The lake: a folder, or s3://bucket/prefix. [TAGGING_ROOT, default ./lake]")
     ] = None,
     picture_roots: Annotated[
-        str | None, typer.Option(help="Folders pictures may be read from, comma-separated. [TAGGING_PICTURE_ROOTS]")
+        str | None,
+        typer.Option(help="Folders that pictures may be read from, comma-separated. [TAGGING_PICTURE_ROOTS]"),
     ] = None,
     taxonomy: Annotated[
         str | None,
         typer.Option(
-            help="Taxonomy to train with: sample, fashion, or a YAML file. Where it is given, nights refuse a champion of "
-            "another. [TAGGING_TAXONOMY, sample]"
+            help="Taxonomy to train with: sample, fashion, or a YAML file. If you set it, nights refuse a champion with another "
+            "taxonomy. [TAGGING_TAXONOMY, sample]"
         ),
     ] = None,
     rules: Annotated[
@@ -158,36 +172,42 @@ def _common(
         ),
     ] = None,
     shard_rows: Annotated[
-        int | None, typer.Option(help="Most products in a shard. [TAGGING_SHARD_ROWS, 20000]")
+        int | None, typer.Option(help="Largest number of products in a shard. [TAGGING_SHARD_ROWS, 20000]")
     ] = None,
     task_rows: Annotated[
         int | None,
-        typer.Option(help="Products that a task should tag; smaller shards share a task. [TAGGING_TASK_ROWS, 1]"),
+        typer.Option(
+            help="Products that a task should tag; shards smaller than this share a task. [TAGGING_TASK_ROWS, 1]"
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Products in a forward pass of `tag`. [TAGGING_BATCH_SIZE, 256]")
+        int | None, typer.Option(help="Products per forward pass in `tag`. [TAGGING_BATCH_SIZE, 256]")
     ] = None,
     max_retag_share: Annotated[
         float | None,
         typer.Option(
-            help="Most of the day's products that a night tags again for a new model alone; the others wait for later "
-            "nights. [TAGGING_MAX_RETAG_SHARE, 1]"
+            help="Largest share of the day's products that a night tags again only because the model is new. The others "
+            "wait for later nights. [TAGGING_MAX_RETAG_SHARE, 1]"
         ),
     ] = None,
     max_removed_share: Annotated[
         float | None,
         typer.Option(
-            help="Most of the published products that a night removes by itself; one that would remove more stops. "
+            help="Largest share of the published products that a night may remove. A night that would remove more stops. "
             "[TAGGING_MAX_REMOVED_SHARE, 0.2]"
         ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="auto, cpu, or cuda (fails without a GPU). [TAGGING_DEVICE]")
+        str | None, typer.Option(help="auto, cpu, or cuda (fails without a GPU). [TAGGING_DEVICE, auto]")
     ] = None,
-    spark_master: Annotated[str | None, typer.Option(help="Where Spark runs. [TAGGING_SPARK_MASTER, local[*]]")] = None,
-    spark_memory: Annotated[str | None, typer.Option(help="Heap of Spark's driver. [TAGGING_SPARK_MEMORY, 2g]")] = None,
+    spark_master: Annotated[
+        str | None, typer.Option(help="Address of Spark's master. [TAGGING_SPARK_MASTER, local[*]]")
+    ] = None,
+    spark_memory: Annotated[
+        str | None, typer.Option(help="Heap size of Spark's driver. [TAGGING_SPARK_MEMORY, 2g]")
+    ] = None,
     spark_options: Annotated[
-        str | None, typer.Option(help="More of Spark's options, a JSON object. [TAGGING_SPARK_OPTIONS]")
+        str | None, typer.Option(help="Further Spark options, as a JSON object. [TAGGING_SPARK_OPTIONS]")
     ] = None,
     progress: Annotated[bool | None, typer.Option(help="Show progress bars. [TAGGING_PROGRESS]")] = None,
 ) -> None:
@@ -205,11 +225,11 @@ def _common(
 
 @app.command("sample-catalog")
 def sample_catalog(
-    folder: Annotated[Path, typer.Argument(help="Folder to write; its second day goes to <folder>-day2.")],
-    products: Annotated[int, typer.Option(help="Clean products to draw.")] = 3000,
+    folder: Annotated[Path, typer.Argument(help="Folder to write the catalog to. The second day goes to FOLDER-day2.")],
+    products: Annotated[int, typer.Option(help="Number of clean products; dirty records come on top.")] = 3000,
     seed: Annotated[int, typer.Option(help="The same seed draws the same catalog.")] = 7,
 ) -> None:
-    """Draw a catalog of garment-like products, dirty records among them, and what it looks like a day later."""
+    """Draw a catalog of garments, with some dirty records, and the same catalog a day later."""
     from jobs.demo.sample_catalog import generate, next_day
 
     generate(folder, products=products, seed=seed)
@@ -219,11 +239,11 @@ def sample_catalog(
 @app.command("import-catalog")
 def import_catalog(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="The shop's export: records and pictures.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with the shop's export: records and pictures.")],
     ds: Ds,
     mapping: Annotated[str, typer.Option(help="Column mapping: sample, fashion-products, or a YAML file.")] = "sample",
 ) -> None:
-    """Bring a shop's export into the lake as the raw catalog of one day."""
+    """Import a shop's export into the lake as the raw catalog of one day."""
     from jobs.importing.import_catalog import import_catalog as step
 
     manifest = step(_settings(context), folder, ds, mapping)
@@ -232,7 +252,7 @@ def import_catalog(
 
 @app.command()
 def validate(context: typer.Context, ds: Ds) -> None:
-    """Check a day's records: quarantine the bad ones with their reasons, stop where the batch is not to be trusted."""
+    """Check a day's records: quarantine bad ones with their reasons, and stop if the batch as a whole breaks a critical rule."""
     from jobs.validation.validate import validate as step
 
     settings = _settings(context)
@@ -258,10 +278,10 @@ def plan(
     allow_removals: AllowRemovals = False,
     most_tasks: Annotated[
         int | None,
-        typer.Option(help="Most groups that the shards are printed in, one for each task that tags.", min=1),
+        typer.Option(help="Print the shards in at most this many groups: one group per task that tags.", min=1),
     ] = None,
 ) -> None:
-    """Freeze what this run must do: new and changed products, removed ones, those a new model must tag again."""
+    """Compare the day with the published tables and freeze the run's work: new, changed, removed and re-tagged products."""
     from jobs.nightly.plan import plan as step
     from jobs.nightly.shards import groups
 
@@ -286,7 +306,7 @@ def plan(
 
 @app.command()
 def preprocess(context: typer.Context, run: Run) -> None:
-    """Make the model inputs of new and changed products: clean text, decoded and resized picture, known labels."""
+    """Make the model's inputs for new and changed products: clean text, decoded and resized picture, known labels."""
     from jobs.nightly.preprocess import preprocess as step
 
     _print(PreprocessResult(run_id=run, examples=step(_settings(context), run)))
@@ -294,7 +314,7 @@ def preprocess(context: typer.Context, run: Run) -> None:
 
 @app.command()
 def prepare(context: typer.Context, ds: Ds) -> None:
-    """Make the examples of an imported day without a night, to train on: validate, plan and preprocess in one go."""
+    """Make training examples from an imported day without running a night: validate, plan and preprocess in one step."""
     from jobs.runs.prepare_examples import prepare as step
 
     _print(PrepareResult(ds=ds, examples=step(_settings(context), ds)))
@@ -305,38 +325,42 @@ def dataset(
     context: typer.Context,
     ds: Newest,
 ) -> None:
-    """Make the labelled set to train and judge models on: one table, and a page that shows what is in it.
+    """Make the labelled set that models are trained and judged on: one table, and a page that shows its content.
 
-    It takes the examples that `prepare` and the nights made up to that day, of the picture size of
-    `--model-config` and of `--taxonomy`. Labels count only where their attribute applies to the product's article type;
-    each says which text fields name it (none: *silent*). Products are split into train, validation and test by family:
-    near-same descriptions of a brand, and near-same pictures, are never on two sides.
+    The set takes the examples that `prepare` and the nights made up to that day. Only examples that match
+    the picture size of `--model-config` and the taxonomy of `--taxonomy` count.
 
-    The same inputs are the same set: run again, it is found and its folder is printed at once. `train` makes or finds
-    the set of its day by itself.
+    A label counts only if its attribute applies to the product's article type. For each label the set records which text
+    fields name it; a label that none of them names is *silent*.
+
+    Families are split into train, validation and test. Products of one brand with near-identical descriptions, and products
+    with near-identical pictures, are in one family, so they never end up on two sides.
+
+    The same inputs give the same set: a second call prints the existing one. `train` makes or finds the set of its day by
+    itself.
     """
     from jobs.training.dataset import dataset as step
 
-    found = step(_settings(context), ds)
+    labelled_set = step(_settings(context), ds)
     _print(
         DatasetResult(
-            set_id=found.manifest.set_id,
-            products=found.manifest.products,
-            families=found.manifest.families,
-            table=str(found.table),
-            page=str(found.page),
+            set_id=labelled_set.manifest.set_id,
+            products=labelled_set.manifest.products,
+            families=labelled_set.manifest.families,
+            table=str(labelled_set.table),
+            page=str(labelled_set.page),
         )
     )
 
 
 @app.command()
 def pretrain(context: typer.Context, ds: Newest, processes: Together = None) -> None:
-    """Train the two towers on the catalog's own pairs of picture and text, where no pretrained weights can be had."""
-    from jobs.runtime.data_parallel import together
+    """Train both towers on the catalog's own image-text pairs, for a configuration without pretrained weights."""
+    from jobs.runtime.data_parallel import run_together
     from jobs.training.pretrain import pretrain as step
 
     settings = _settings(context)
-    _print(PretrainResult(towers=together(processes, settings.device, step, settings, ds)))
+    _print(PretrainResult(towers=run_together(processes, settings.device, step, settings, ds)))
 
 
 @app.command()
@@ -344,38 +368,42 @@ def experiment(
     context: typer.Context,
     ds: Newest,
     products: Annotated[
-        int | None, typer.Option(help="Take about so many products; all where left out.", min=1)
+        int | None, typer.Option(help="Number of products to use, approximately. Default: all.", min=1)
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Epochs of every method's training; the configuration's where left out.", min=1)
+        int | None, typer.Option(help="Training epochs of every method. Default: as in the configuration.", min=1)
     ] = None,
     methods: Annotated[
         str,
         typer.Option(
-            help="Methods to compare, comma-separated; all where left out: raw-clip, fine-tuned-clip, text-tower, picture-tower, "
+            help="Methods to compare, comma-separated. Default: all of raw-clip, fine-tuned-clip, text-tower, picture-tower, "
             "late-concatenation, sa-without-ma, ma-without-sa, cma-clip, tf-idf."
         ),
     ] = "",
-    text: Annotated[str, typer.Option(help="Text fields to read, such as `title`; the configuration's.")] = "",
+    text: Annotated[
+        str,
+        typer.Option(help="Text fields to read, comma-separated, such as `title`. Default: as in the configuration."),
+    ] = "",
     attributes: Annotated[
         str,
         typer.Option(
-            help="Attributes to compare, comma-separated; all where left out. Trainings are of all, so others cost no new ones; "
-            "the results are written anew."
+            help="Attributes to compare, comma-separated. Default: all. Models are trained on all attributes, so another "
+            "choice only writes the results again."
         ),
     ] = "",
     catalog: Annotated[
         Path | None,
         typer.Option(
-            help="Shop's export, a folder: imported as that day, in place of what the day had, and its examples made."
+            help="Folder with a shop's export. It is imported as that day, replacing the day's catalog, and its examples are "
+            "made."
         ),
     ] = None,
     mapping: Annotated[str, typer.Option(help="Column mapping of that export.")] = "sample",
     processes: Annotated[
         int | None,
         typer.Option(
-            help="Methods trained side by side; where left out one a core, on a GPU at most 6 of a small model, and one of a "
-            "large one.",
+            help="Methods to train in parallel. Default: one per core; on a GPU up to 6 if the model is small, and 1 if it is "
+            "large.",
             min=1,
         ),
     ] = None,
@@ -383,24 +411,26 @@ def experiment(
     keep: Annotated[
         str,
         typer.Option(
-            help="Trained methods to keep as model versions, comma-separated; they are not promoted. One that was run without "
-            "is trained again."
+            help="Trained methods to keep as model versions, comma-separated; none is promoted. A method that an earlier call "
+            "trained without --keep is trained again."
         ),
     ] = "",
     seeds: Annotated[
         int,
         typer.Option(
-            help="Trainings of each method, with seeds one above the other: their mean, least and greatest. The results are of so "
-            "many; more that were trained before stay for when they are asked for again.",
+            help="Trainings of each method, with consecutive seeds. The results give their mean, minimum and maximum. Trainings "
+            "with further seeds from earlier calls are kept, but not used.",
             min=1,
         ),
     ] = 1,
 ) -> None:
-    """Compare CMA-CLIP with raw and fine-tuned CLIP, its own ablations, and TF-IDF: recall at 90 % precision.
+    """Compare CMA-CLIP with raw and fine-tuned CLIP, its own ablations and TF-IDF by recall at 90 % precision.
 
-    All methods begin with the same towers (pretrained here, unless `--towers` or the configuration names some), see the same split, and
-    are judged by the same evaluator: where they are trained with titles alone too (`title_only`), on both kinds of text.
-    Killed, it goes on where it was. Results: a table, plots, JSON.
+    All methods start from the same towers, use the same split, and are judged by the same evaluator. The towers are
+    pretrained here, unless `--towers` or the configuration names some. If training also uses titles alone (`title_only`),
+    methods are judged on full text and on titles.
+
+    The results are a table, plots and JSON. If the command is killed, start it again: it continues where it stopped.
     """
     from jobs.importing.prepare_export import prepare_export
     from jobs.training.experiment.run_experiment import experiment as step
@@ -434,7 +464,8 @@ def train(
     promote: Annotated[
         bool,
         typer.Option(
-            help="Make the new model the champion, unless the one there is better; the next night then tags every product again."
+            help="Make the new model the champion if it is no worse than the present one. The next night then tags every "
+            "product again, or --max-retag-share of them."
         ),
     ] = True,
     towers: Towers = None,
@@ -443,22 +474,25 @@ def train(
         typer.Option(
             "--pretrain",
             envvar="TAGGING_PRETRAIN",
-            help="Begin with towers pretrained on the same labelled set: those that are there of this configuration, else "
-            "pretrain them first. Not with --towers, nor where the configuration names pretrained weights.",
+            help="Start from towers pretrained on the same labelled set. Existing towers of this configuration are used; "
+            "otherwise they are pretrained first. Cannot be combined with --towers, or with a configuration that names "
+            "pretrained weights.",
         ),
     ] = False,
     processes: Together = None,
 ) -> None:
     """Train CMA-CLIP on the day's labelled set, choose thresholds, and write a model version.
 
-    With a configuration without pretrained weights, such as `fashion`, `--pretrain` lets both towers first learn from the
-    catalog's own pairs of picture and text, as `experiment` does. Killed, it goes on where it was when it is started again.
+    A configuration such as `fashion` names no pretrained weights. With `--pretrain`, both towers are first trained on the
+    catalog's own image-text pairs, as in `experiment`.
+
+    If the training is killed, start it again: it continues from its last checkpoint.
     """
-    from jobs.runtime.data_parallel import together
+    from jobs.runtime.data_parallel import run_together
     from jobs.training.train import train as step
 
     settings = _settings(context)
-    version = together(processes, settings.device, step, settings, ds, promote, towers, pretrain)
+    version = run_together(processes, settings.device, step, settings, ds, promote, towers, pretrain)
     _print(TrainResult(model_version=version))
 
 
@@ -466,10 +500,15 @@ def train(
 def suspects(
     context: typer.Context,
     ds: Newest,
-    folds: Annotated[int, typer.Option(help="Models to train, each on all but one share of the families.", min=2)] = 3,
+    folds: Annotated[
+        int,
+        typer.Option(
+            help="Number of models to train. Each leaves out one part of the families and judges that part.", min=2
+        ),
+    ] = 3,
     towers: Towers = None,
 ) -> None:
-    """Find the catalog's labels that are probably wrong, by models that never saw them: a table, and a page of pictures."""
+    """Find labels of the catalog that are probably wrong, with models that never saw them; write a table and a page."""
     from jobs.training.suspects import suspects as step
 
     _print(SuspectsResult(suspects=str(step(_settings(context), ds, folds=folds, towers=towers) / "index.html")))
@@ -480,10 +519,10 @@ def tag(
     context: typer.Context,
     run: Run,
     shard: Annotated[
-        str | None, typer.Option(help="Shards to tag: 7, 0-2, or 0-2,7; all of the plan's where left out.")
+        str | None, typer.Option(help="Shards to tag: 7, 0-2, or 0-2,7. Default: all shards of the plan.")
     ] = None,
 ) -> None:
-    """Predict the attributes of a run's products, shard by shard; a finished shard is skipped."""
+    """Predict the attributes of a run's products, shard by shard. A finished shard is skipped."""
     from jobs.nightly.tag import tag as step
 
     _print(TagResult(run_id=run, tagged=step(_settings(context), run, shard)))
@@ -491,10 +530,10 @@ def tag(
 
 @app.command()
 def publish(context: typer.Context, run: Run) -> None:
-    """Merge a run's predictions into the tables and the history: write, audit, then one atomic swap; then the ledger.
+    """Merge a run's predictions into the tables and the history: write, audit, swap atomically, then write the ledger.
 
-    Where another run was published since the plan was made, the day is planned anew on it, and what is known is not tagged
-    again; the result names the run that was published.
+    If another run was published after this run was planned, the day is planned again on top of that run. Known predictions
+    are used again. The result names the run that was published.
     """
     from jobs.lake.layout import Lake
     from jobs.runs.republish import publish_in_turn as step
@@ -507,7 +546,7 @@ def publish(context: typer.Context, run: Run) -> None:
             run_id=ledger.run_id,
             products=ledger.published_products,
             rows=ledger.published_rows,
-            manifest=str(manifest) if storage.exists(manifest) else None,  # none: nothing changed
+            manifest=str(manifest) if storage.exists(manifest) else None,  # None: nothing changed
             ledger=ledger,
         )
     )
@@ -515,7 +554,7 @@ def publish(context: typer.Context, run: Run) -> None:
 
 @app.command()
 def report(context: typer.Context, run: Run) -> None:
-    """Write the run's report: one HTML page with the ledger, the quarantine, each attribute, and the time of each step."""
+    """Write the run's report: one HTML page with the ledger, the quarantine, each attribute and the time of each step."""
     from jobs.report.nightly_report import report as step
 
     _print(ReportResult(run_id=run, report=str(step(_settings(context), run))))
@@ -561,15 +600,14 @@ def estimate(
     attributes: Attributes = "",
     allow_removals: AllowRemovals = False,
 ) -> None:
-    """Say what a backfill of these days would do and cost: counts by reason, and time at the rates of the last runs.
+    """Estimate what a backfill of these days would do and cost: products by reason, and time at the rates of recent runs.
 
-    Each day with an export is validated and planned; nothing is tagged or published. The first day's plan is the one that
-    a backfill finds again. Each later day is compared with what is published now, not with what the days before it would
-    have changed by then.
+    Each day with an export is validated and planned. Nothing is tagged or published. A backfill uses the first day's plan
+    again. Each later day is compared with the tables of today, so its estimate leaves out what earlier days would change.
     """
     from jobs.runs.backfill_estimate import estimate as step
 
-    found = step(
+    cost = step(
         _settings(context),
         first,
         last,
@@ -578,17 +616,19 @@ def estimate(
         attributes=_list(attributes),
         allow_removals=allow_removals,
     )
-    _print(found.result())
+    _print(cost.result())
 
 
 @app.command()
 def demo(
     context: typer.Context,
-    folder: Annotated[Path, typer.Option(help="Where the demo's lake and Airflow live.")] = Path(".run"),
-    catalog: Annotated[Path | None, typer.Option(help="A real catalog instead of the drawn one.")] = None,
-    mapping: Annotated[str, typer.Option(help="Column mapping of that catalog.")] = "fashion-products",
+    folder: Annotated[
+        Path, typer.Option(help="Folder for the demo's lake and Airflow. It replaces that of an earlier demo.")
+    ] = Path(".run"),
+    catalog: Annotated[Path | None, typer.Option(help="Folder of a real export, instead of the drawn catalog.")] = None,
+    mapping: Annotated[str, typer.Option(help="Column mapping of that export.")] = "fashion-products",
 ) -> None:
-    """What `make run` does: a catalog, a model, two nights through Airflow, and how to query the result."""
+    """Run the demo, as `make run` does: take a catalog, train a model, run two nights through Airflow, query the result."""
     from jobs.demo.two_nights import demo as step
 
     step(_settings(context), folder, catalog, mapping)
@@ -597,24 +637,33 @@ def demo(
 @app.command()
 def airflow(
     context: typer.Context,
-    folder: Annotated[Path, typer.Option(help="Airflow's home: its database, logs and password.")] = Path(".airflow"),
-    port: Annotated[int, typer.Option(help="Port of the UI, on this machine alone.", min=1)] = 8080,
+    folder: Annotated[Path, typer.Option(help="Airflow's home: its database, logs and password file.")] = Path(
+        ".airflow"
+    ),
+    port: Annotated[int, typer.Option(help="Port of the UI, open to this machine only.", min=1)] = 8080,
     only_set_up: Annotated[
         bool,
-        typer.Option("--only-set-up", help="Make pools and connections in the Airflow of the environment, and end."),
+        typer.Option(
+            "--only-set-up",
+            help="Only set up the Airflow of the environment (AIRFLOW_*): database, pool, connection, roles.",
+        ),
     ] = False,
     gpu_slots: Annotated[
         int | None,
         typer.Option(
-            help="Slots of the pool `gpu`: tasks that tag or train at once. Default: this machine's GPUs.", min=1
+            help="Slots of the pool `gpu`: how many tasks tag or train at once. Default: one per GPU, or as many as the "
+            "CPU's cores allow.",
+            min=1,
         ),
     ] = None,
     keep_loaded: Annotated[
         bool,
-        typer.Option(help="Keep torch, Spark's client and the like loaded (0.7 GB), so that steps start at once."),
+        typer.Option(
+            help="Keep torch, Spark's client and other libraries loaded (0.7 GB), so that steps start at once."
+        ),
     ] = True,
 ) -> None:
-    """Start Airflow with the DAGs on this machine and print its address and login; Ctrl-C ends all of it."""
+    """Start Airflow with the DAGs on this machine and print its address and login. Ctrl-C stops it."""
     from jobs.orchestration import local_airflow
 
     if only_set_up:
@@ -629,7 +678,7 @@ def tables(
     as_of: Annotated[str | None, typer.Option(help="Write the tables as they were on this day, YYYY-MM-DD.")] = None,
     out: Annotated[Path | None, typer.Option(help="With --as-of: the Parquet file to write.")] = None,
 ) -> None:
-    """List what is published, and print the line that reads it with DuckDB, pandas, Polars and Spark."""
+    """List the published tables, and print how to read them with DuckDB, pandas, Polars and Spark."""
     if context.invoked_subcommand is None:
         from jobs.upkeep.published_tables import show, write_as_of
 
@@ -650,22 +699,23 @@ def rollback(context: typer.Context, run: Run) -> None:
 @tables_app.command("repair")
 def tables_repair(
     context: typer.Context,
-    write: Annotated[bool, typer.Option("--write", help="Write it. Without it nothing is changed.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write the files. Without this flag nothing changes.")] = False,
 ) -> None:
-    """Make the history's index, and the file for readers, again where they are damaged or missing.
+    """Rebuild the history index and the list of live files for readers, if either is damaged or missing.
 
-    From the runs' manifests and ledgers, and from the indexes that they left. Without `--write` it only says what would be
-    written: the live run, the days with their runs, and what it is not sure of. What was there is kept, under another name.
+    They are rebuilt from the runs' manifests and ledgers, and from the index that each run left behind. Without `--write`
+    the command only reports what it would write: the live run, the run of each day, and everything it is unsure of. The old
+    files are kept under another name.
     """
     from jobs.upkeep.repair import repair_tables
 
     _show(repair_tables(_settings(context), write=write), write)
 
 
-def _show(found: Repair, write: bool) -> None:
-    print("\n".join(found.lines), file=sys.stderr)
-    files = tuple(str(path) for path in found.writes)
-    _print(RepairResult(written=write and bool(files), sure=found.sure, files=files))
+def _show(repair: Repair, write: bool) -> None:
+    print("\n".join(repair.lines), file=sys.stderr)
+    files = tuple(str(path) for path in repair.writes)
+    _print(RepairResult(written=write and bool(files), sure=repair.sure, files=files))
 
 
 @app.command()
@@ -674,29 +724,43 @@ def maintenance(
     days: Annotated[
         int,
         typer.Option(
-            help="Least age of what goes: of a run, in days since it was last worked on and last live.", min=0
+            help="Minimum age in days of what is removed. A run's age counts from when it was last worked on or live.",
+            min=0,
         ),
     ] = 30,
     keep: Annotated[
-        int, typer.Option(help="Newest published runs that stay beside the live one, whatever their age.", min=0)
+        int,
+        typer.Option(help="Number of newest published runs to keep besides the live one, whatever their age.", min=0),
     ] = 7,
-    delete: Annotated[bool, typer.Option("--delete", help="Remove it. Without it nothing is changed.")] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove the files. Without this flag nothing changes.")
+    ] = False,
 ) -> None:
-    """Take out of the lake what it no longer needs. Without `--delete` it only says what that is, and how large.
+    """Remove what the lake no longer needs. Without `--delete`, only list it with its size.
 
-    What goes: old runs, each with its tables, predictions and plan; changes that no day's history names any more;
-    examples that no plan, no product of a run that stays, and no labelled set of a model names; records of days that
-    were validated anew; what killed steps and trainings left (after a day; trainings after `--days`).
+    **Removed:**
 
-    What stays: the live run and the `--keep` newest others, with all that `tables rollback` to them needs; every day of
-    the history, to be read by `tables --as-of`; runs that are at work, or were within a day. Whoever reads the tables of a
-    run that is live no more has `--days` for it; `--days 0` is for a lake that nobody reads meanwhile.
+    - old runs, each with its tables, predictions and plan
+    - changes that no day's history references
+    - examples that no plan, no remaining run's product and no model's labelled set references
+    - records of days that were validated again
+    - leftovers of killed steps (after a day) and of killed trainings (after `--days`)
 
-    A run that has expired cannot be gone back to. Its day can be run again, as another run; examples that are gone are
-    made again. Products that left the catalog leave the labelled sets of later models with their examples.
+    **Kept:**
 
-    Not its business: the raw catalog and its pictures, the newest valid records of each day, models, towers, labelled
-    sets, experiments, suspects, reports. Nothing behind a link is removed. Killed, it goes on when it is started again.
+    - the live run and the `--keep` newest other runs, with everything that `tables rollback` to them needs
+    - every day of the history, which `tables --as-of` reads
+    - runs that a step is working on, or worked on within the last day
+
+    **Never touched:** the raw catalog and its pictures, the newest valid records of each day, models, towers, labelled
+    sets, experiments, suspects, reports, and everything behind a link.
+
+    A reader of an older run's tables has `--days` to finish. Use `--days 0` only if nobody reads the lake at the moment.
+
+    You cannot return to an expired run. You can run its day again, as a new run; missing examples are made again. When the
+    examples of products that left the catalog are gone, labelled sets of later models lack these products.
+
+    If the command is killed, start it again: it continues where it stopped.
     """
     from jobs.upkeep.remove_expired import maintenance as step
 
@@ -707,7 +771,7 @@ def maintenance(
 
 @models_app.command("list")
 def models_list(context: typer.Context) -> None:
-    """List the model versions, the champion marked, and what is broken; weights are not read."""
+    """List the model versions, mark the champion, and report broken versions. Weights are not read."""
     from jobs.models.list_models import list_models
 
     list_models(_settings(context))
@@ -715,7 +779,7 @@ def models_list(context: typer.Context) -> None:
 
 @models_app.command("show")
 def models_show(context: typer.Context, version: Version) -> None:
-    """Print a version's model card: data, numbers, limits, and what it must not be used for."""
+    """Print a version's model card: its data, its numbers, its limits, and uses to avoid."""
     from jobs.models.list_models import show_model
 
     show_model(_settings(context), version)
@@ -723,9 +787,9 @@ def models_show(context: typer.Context, version: Version) -> None:
 
 @models_app.command("judge")
 def models_judge(context: typer.Context, version: Version) -> None:
-    """Judge a model version against the champion, as `promote` does, and change nothing.
+    """Judge a model version against the champion, as `promote` does, without promoting it.
 
-    The last line is JSON: `accepted`, the `verdict` in words, and the same as a `page` in Markdown. Where there is no champion
+    The last line is JSON: `accepted`, the `verdict` in words, and the same as a `page` in Markdown. If there is no champion
     yet, the version is accepted.
     """
     from jobs.models.promotion import judge as step
@@ -742,13 +806,15 @@ def models_judge(context: typer.Context, version: Version) -> None:
 def models_promote(
     context: typer.Context,
     version: Version,
-    force: Annotated[bool, typer.Option("--force", help="Without a comparison with the champion.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote without comparing with the champion.")] = False,
 ) -> None:
-    """Make a model version the champion, unless it is worse than the one there is: the next night re-tags every product,
-    or `--max-retag-share` of them.
+    """Make a model version the champion if it is no worse than the present one.
 
-    Both are judged on the same test products: the challenger must be no worse in mean recall at 90 % precision, nor at
-    any attribute, beyond noise (paired bootstrap). Where there are too few of these products, nothing is promoted.
+    The next night then tags every product again, or `--max-retag-share` of them.
+
+    Both models are judged on the same test products. The challenger must not be worse than the champion, beyond noise
+    (paired bootstrap), in mean recall at 90 % precision or at any single attribute. If there are too few of these products,
+    nothing is promoted.
     """
     from jobs.models.promotion import promote as step
 
@@ -759,7 +825,7 @@ def models_promote(
 
 @models_app.command("rollback")
 def models_rollback(context: typer.Context) -> None:
-    """Make the champion before this one the champion again."""
+    """Make the previous champion the champion again."""
     from jobs.models.champion_pointer import rollback as step
 
     _print(ChampionResult(champion=step(_settings(context))))
@@ -768,11 +834,12 @@ def models_rollback(context: typer.Context) -> None:
 @models_app.command("repair")
 def models_repair(
     context: typer.Context,
-    write: Annotated[bool, typer.Option("--write", help="Write it. Without it nothing is changed.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Write the files. Without this flag nothing changes.")] = False,
 ) -> None:
-    """Name the champion again where the file that does is damaged or missing: the version that tagged the live tables.
+    """Rebuild the champion file if it is damaged or missing: the version that tagged the live tables becomes the champion.
 
-    A challenger that was accepted against it since is named too: whether that one was promoted cannot be told.
+    The command also names challengers that were accepted against that version since. It cannot know whether one of them
+    was promoted.
     """
     from jobs.upkeep.repair import repair_champion
 
@@ -780,7 +847,7 @@ def models_repair(
 
 
 def main() -> None:
-    """Run the command line; print an error that the user can act on without a traceback."""
+    """Run the command line. Print errors that the user can act on without a traceback."""
     try:
         app(standalone_mode=True)
     except (JobError, CoreError, ContractError) as error:
@@ -793,17 +860,17 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if (told := _of_s3(error) or explain(error)) is None:
+        if (job_error := _explain_s3_error(error) or explain(error)) is None:
             raise
-        print(f"error: {told}", file=sys.stderr)
-        sys.exit(1 if isinstance(told, TransientError) else 2)
+        print(f"error: {job_error}", file=sys.stderr)
+        sys.exit(1 if isinstance(job_error, TransientError) else 2)
 
 
-def _of_s3(error: Exception) -> JobError | None:
-    """Return what an error means that came from S3 in the middle of a step; None where it did not."""
+def _explain_s3_error(error: Exception) -> JobError | None:
+    """Translate an error that S3 caused in the middle of a step; return None for any other error."""
     if "botocore" not in sys.modules:
         return None
     from jobs.lake import s3_preflight
 
-    found = s3_preflight.of(error)
-    return None if found is None else s3_preflight.explain(found, _root)
+    cause = s3_preflight.s3_cause(error)
+    return None if cause is None else s3_preflight.explain(cause, _root)

@@ -1,1 +1,1 @@
-"""Parts that all HTML pages share: templates, number formats, example pictures."""
+"""Shared parts of all HTML pages: templates, number formats, thumbnails."""

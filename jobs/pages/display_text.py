@@ -1,4 +1,4 @@
-"""Numbers and the shop's texts as people read them."""
+"""Display of numbers and of the shop's texts for people."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from typing import Final
 
 from markupsafe import Markup, escape
 
-# Characters that are not seen or that move others: controls, formats (bidi, zero width), surrogates, unassigned ones.
-_UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_MARKS: Final = 2  # combining marks in a row; more are drawn over the lines above and below
+# Characters that are invisible or move others: controls, formats (bidi, zero width), surrogates, unassigned ones.
+_INVISIBLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_MARKS: Final = 2  # most combining marks in a row; more would cover the lines above and below
 _SIGNS: Final = {"\n": "⏎", "\t": "⇥", "\r": "␍", "\0": "␀"}
 
 
 def visible(text: str | bytes | None, limit: int = 140, size: int | None = None) -> Markup:
-    """Return a text of the shop as HTML: escaped, cut at `limit` characters, what is unseen written out.
+    """Return a text of the shop as HTML: escaped, cut at `limit` characters, with invisible characters spelled out.
 
     Args:
-        size: length of the whole text where `text` is only its start.
+        text: the text, or its start.
+        limit: number of characters to show.
+        size: length of the whole text, if `text` is only its start.
     """
     if text is None:
         return Markup('<span class="none">none</span>')
@@ -34,19 +36,19 @@ def visible(text: str | bytes | None, limit: int = 140, size: int | None = None)
 
 
 def plain(text: str, limit: int) -> str:
-    """Return a text of the shop as one line for a terminal: cut at `limit` characters, what is unseen written out."""
+    """Return a text of the shop as one terminal line: cut at `limit` characters, with invisible characters spelled out."""
     parts = [character if sign is None else f"<{sign}>" for character, sign in _with_signs(text[:limit])]
     return "".join(parts)[:limit]
 
 
 def _with_signs(text: str) -> Iterator[tuple[str, str | None]]:
-    """Yield each character, with the sign to show in its place where it would not be seen, or would hide others."""
+    """Yield each character with a substitute, or with None if it is visible and hides no other character."""
     marks = 0
     for character in text:
         category = unicodedata.category(character)
         marks = marks + 1 if category in ("Mn", "Me") else 0
-        unseen = category in _UNSEEN or marks > _MARKS
-        yield character, _SIGNS.get(character, f"U+{ord(character):04X}") if unseen else None
+        needs_sign = category in _INVISIBLE or marks > _MARKS
+        yield character, _SIGNS.get(character, f"U+{ord(character):04X}") if needs_sign else None
 
 
 def count(n: int, singular: str, plural: str | None = None) -> str:
@@ -55,7 +57,7 @@ def count(n: int, singular: str, plural: str | None = None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Return a share as percent; neither none nor all is claimed where it is only nearly so."""
+    """Return a share as percent. A share close to 0 or 1 is not rounded to 0% or 100%."""
     if share is None:
         return "–"
     if 0 < share < 0.001:
@@ -66,7 +68,7 @@ def percent(share: float | None) -> str:
 
 
 def points(shift: float) -> str:
-    """Return a change of a share in percentage points, signed."""
+    """Return a change of a share in percentage points, with its sign."""
     return f"{shift * 100:+.1f} pp".replace("-", "−")
 
 
@@ -83,7 +85,7 @@ def seconds(value: float) -> str:
 
 
 def rate(rows: int, duration: float) -> str:
-    """Return rows a second; a dash where there is none."""
+    """Return rows per second, or a dash if there is no rate."""
     if not rows or not duration:
         return "–"
     value = rows / duration

@@ -1,4 +1,4 @@
-"""Pictures of the few products a page shows, out of the files of examples."""
+"""Thumbnails of the few products that a page shows, read from example files."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from PIL import Image
 
 from cma_clip_core.content.paths import AnyPath, open_parquet
 
-_BATCH = 64  # pictures held at a time
+_BATCH = 64  # pictures in memory at a time
 _SIDE, _QUALITY = 176, 82
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class ExamplePlace:
-    """Where an example is."""
+class ExampleLocation:
+    """The file and row of an example."""
 
     file: AnyPath
     row: int
 
 
-def thumbnails(places: Mapping[str, ExamplePlace], height: int, width: int) -> dict[str, str]:
+def thumbnails(locations: Mapping[str, ExampleLocation], height: int, width: int) -> dict[str, str]:
     """Return each product's picture as a ``data:`` URI of a small JPEG."""
     products: dict[AnyPath, dict[int, str]] = {}
-    for product, place in places.items():
-        products.setdefault(place.file, {})[place.row] = product
+    for product, location in locations.items():
+        products.setdefault(location.file, {})[location.row] = product
     return {
         product: _jpeg(pixels, height, width)
         for file, rows in products.items()
@@ -36,8 +36,16 @@ def thumbnails(places: Mapping[str, ExamplePlace], height: int, width: int) -> d
 
 
 def _pixels(file: AnyPath, wanted: Mapping[int, str]) -> dict[str, bytes]:
-    """Return the pictures in the rows `wanted` of a file, reading no row group without one and none past the last."""
-    found = {}
+    """Return the pictures in some rows of a file, reading only what is needed.
+
+    Args:
+        file: a Parquet file of examples.
+        wanted: row -> product id.
+
+    Returns:
+        product id -> its pixels.
+    """
+    pictures = {}
     with open_parquet(file, memory_map=True) as parquet:
         first = 0
         for group in range(parquet.metadata.num_row_groups):
@@ -51,10 +59,10 @@ def _pixels(file: AnyPath, wanted: Mapping[int, str]) -> dict[str, bytes]:
                     row = here.pop(0)
                     pixels = column[row - start].as_py()
                     if pixels is not None:
-                        found[wanted[first + row]] = pixels
+                        pictures[wanted[first + row]] = pixels
                 start += len(column)
             first += rows
-    return found
+    return pictures
 
 
 def _jpeg(pixels: bytes, height: int, width: int) -> str:

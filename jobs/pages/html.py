@@ -1,4 +1,4 @@
-"""HTML pages from templates: everything is escaped, and numbers are written as people read them."""
+"""HTML pages from templates. All text is escaped; numbers are formatted for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobs.pages import display_text
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the page that `template`, a file of ``templates/``, makes of `values`."""
+    """Render a template of ``templates/`` with these values."""
     return _environment().get_template(template).render(values)
 
 
@@ -21,7 +21,7 @@ def render(template: str, **values: Any) -> str:
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,  # whatever the template's name ends in
+        autoescape=True,  # for every file extension
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -43,6 +43,6 @@ def _environment() -> Environment:
 
 
 def _width(part: float, whole: float, least: float = 0.4) -> Markup:
-    """Return a bar's width as CSS; what is more than nothing is seen."""
+    """Return a bar's width as CSS. Any part above zero gets a visible width."""
     share = 100 * part / whole if whole else 0.0
     return Markup(f"width:{max(share, least) if part else 0:.2f}%")

@@ -1,1 +1,1 @@
-"""Step 6, report: one HTML page that says how the night went."""
+"""Step 6, report: an HTML page about the night, and the list of all nights."""

@@ -1,4 +1,4 @@
-"""What the steps of a night cost, and what part of that does not grow with the rows."""
+"""Time and memory of a night's steps, split into a fixed part and a part that grows with the rows."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from jobs.lake.layout import Lake
 from jobs.lake.storage import AnyPath
 from schemas.documents import Plan, StepMetrics
 
-_SHARDS: Final = 8  # that are drawn apart
-_NIGHTS: Final = 14  # that a fit looks at
-_SPREAD: Final = 1.5  # the most rows must be this many times the fewest for a fit to mean anything
+_SHARDS: Final = 8  # a step with more shards is drawn as one row
+_NIGHTS: Final = 14  # recent nights that a fit uses
+_SPREAD: Final = 1.5  # a fit needs a largest night of at least this many times the rows of the smallest
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """``seconds = fixed + rows * per_row``, by least squares over some measurements."""
+    """A least-squares line through some measurements: ``seconds = fixed + rows * per_row``."""
 
     fixed: float
     per_row: float
@@ -31,7 +31,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """When a step, or one shard of it, was at work: seconds after the first step's start, pauses cut out."""
+    """The time span of a step, or of one of its shards: seconds since the first step started, without pauses."""
 
     offset: float
     seconds: float
@@ -39,43 +39,43 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One step on the timeline. Shards are apart where they are few, else one step together."""
+    """One row of the timeline: a shard if the step has few of them, otherwise the whole step."""
 
     name: str
     bars: tuple[Bar, ...]
     rows: int
     peak_rss_bytes: int
     device: str
-    parts: dict[str, float]  # of the time: seconds by what they went to, where the step says so
+    parts: dict[str, float]  # seconds by activity, if the step records them
     fit: Fit | None
 
     @property
     def seconds(self) -> float:
-        """Time at work, that of parallel shards counted each."""
+        """Working time, summed over shards even if they ran in parallel."""
         return sum(bar.seconds for bar in self.bars)
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """The steps of a night, in the order they started."""
+    """The steps of a night, in the order in which they started."""
 
     steps: tuple[Cost, ...]
     busy: float  # seconds in which at least one step ran
-    paused: float  # seconds between the first start and the last end in which none did
+    paused: float  # seconds between the first start and the last end in which no step ran
 
 
-Reports = Mapping[AnyPath, Sequence[str]]  # report folders, oldest day first, and the files in each
+Reports = Mapping[AnyPath, Sequence[str]]  # report folder -> its files; oldest day first
 
 
 def read_costs(lake: Lake, plan: Plan, newest: Reports) -> Costs:
-    """Return what each step of a run cost, beside what it costs in the newest nights.
+    """Return the cost of each step of a run, with a fit over the newest nights.
 
-    The report's own cost is not in it: it is known when the page is written.
+    The report's own cost is left out: it is known only when the page is written.
     """
     validation = lake.root / "reports" / f"ds={plan.ds}" / f"validation-{plan.validation.version}"
-    found = {**read_steps(validation), **read_steps(lake.reports(plan.run_id))}
-    found.pop("report", None)
-    started = sorted(found.items(), key=lambda item: (item[1].started_at, item[0]))
+    measured = {**read_steps(validation), **read_steps(lake.reports(plan.run_id))}
+    measured.pop("report", None)
+    started = sorted(measured.items(), key=lambda item: (item[1].started_at, item[0]))
     if not started:
         return Costs((), 0.0, 0.0)
     bars, busy, paused = {}, 0.0, 0.0
@@ -93,7 +93,7 @@ def read_costs(lake: Lake, plan: Plan, newest: Reports) -> Costs:
         groups.setdefault(name if shards[metrics.step] <= _SHARDS else metrics.step, []).append(name)
     steps = []
     for group, names in groups.items():
-        members = [found[name] for name in names]
+        members = [measured[name] for name in names]
         title = group if len(names) == 1 else f"{group}, {len(names)} shards"
         steps.append(
             Cost(
@@ -110,7 +110,7 @@ def read_costs(lake: Lake, plan: Plan, newest: Reports) -> Costs:
 
 
 def _parts(members: Sequence[StepMetrics]) -> dict[str, float]:
-    """Return the seconds of what ran one after the other in `tag`; reading and preparing run beside it."""
+    """Return the seconds of each activity in the main thread of `tag`. Reading and preparing run in the background."""
     parts: dict[str, float] = {}
     for name, key in (("model", "forward"), ("waiting for input", "wait"), ("rows", "assemble"), ("writing", "write")):
         seconds = sum(v for m in members if isinstance(v := m.details.get(key), int | float))
@@ -120,41 +120,41 @@ def _parts(members: Sequence[StepMetrics]) -> dict[str, float]:
 
 
 def read_steps(folder: AnyPath, files: Sequence[str] | None = None) -> dict[str, StepMetrics]:
-    """Return what was measured of the steps in a report folder, by file name. One that is broken is left out, and said.
+    """Return the measurements of the steps in a report folder, by file name. Damaged files are logged and left out.
 
     Args:
         folder: the report folder.
-        files: those in it, where that is known.
+        files: the files in it, if the caller knows them.
     """
     if files is None:
         files = [f"steps/{path.name}" for path in storage.children(folder / "steps")]
-    found = {}
+    steps = {}
     for name in files:
         if not name.startswith("steps/") or not name.endswith(".json"):
-            continue  # a temporary file, or what somebody else put there
+            continue  # a temporary file, or a file of somebody else
         metrics = storage.find_document(folder / name, StepMetrics, "the step's cost is not shown")
         if metrics is not None:
-            found[name.removeprefix("steps/").removesuffix(".json")] = metrics
-    return found
+            steps[name.removeprefix("steps/").removesuffix(".json")] = metrics
+    return steps
 
 
 def newest_reports(lake: Lake, days: int) -> Reports:
-    """Return the report folders of so many newest days, and the files in each. Few requests, however long the history."""
+    """Return the report folders of the newest `days` days with their files. Makes few requests, even for a long history."""
     reports = lake.root / "reports"
-    known = storage.children(reports, "ds=")[-days:]
-    found: dict[AnyPath, list[str]] = {}
-    for path in storage.files_below(reports, known[0].name) if known else ():
+    newest = storage.children(reports, "ds=")[-days:]
+    folders: dict[AnyPath, list[str]] = {}
+    for path in storage.files_below(reports, newest[0].name) if newest else ():
         day, _, rest = path.partition("/")
         run, _, name = rest.partition("/")
-        if name and day.startswith("ds="):  # beside the days are reports on models
-            found.setdefault(reports / day / run, []).append(name)
-    return found
+        if name and day.startswith("ds="):  # the same folder also holds reports on models
+            folders.setdefault(reports / day / run, []).append(name)
+    return folders
 
 
 def _points(newest: Reports) -> dict[str, list[tuple[int, float]]]:
     """Return the rows and seconds of each step in the last nights."""
     points: dict[str, list[tuple[int, float]]] = {}
-    for folder, files in list(newest.items())[-2 * _NIGHTS :]:  # a night's run has one, and its validation
+    for folder, files in list(newest.items())[-2 * _NIGHTS :]:  # a night has two: its run and its validation
         for metrics in read_steps(folder, files).values():
             if metrics.rows:
                 points.setdefault(metrics.step, []).append((metrics.rows, metrics.seconds))
@@ -162,7 +162,7 @@ def _points(newest: Reports) -> dict[str, list[tuple[int, float]]]:
 
 
 def fit(points: Sequence[tuple[int, float]]) -> Fit | None:
-    """Return the line through measurements, or None where they cannot tell a fixed part from a growing one."""
+    """Fit a line through (rows, seconds); return None if the points cannot separate a fixed part from a growing one."""
     rows = [n for n, _ in points]
     if len(points) < 2 or max(rows) < _SPREAD * min(rows):
         return None

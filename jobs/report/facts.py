@@ -1,4 +1,4 @@
-"""What a night's page is made of: plain records, filled by `jobs.report.gather` and drawn by `jobs.pages.html`."""
+"""Plain records of a night's page: `jobs.report.gather` fills them, `jobs.report.night_page` renders them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cma_clip_core.model_documents import Threshold
 from schemas.documents import Ledger, Plan, RunManifest
 from schemas.tables import ImageStatus, Modality
 
-BINS: Final = 40  # of a confidence histogram
+BINS: Final = 40  # in a confidence histogram
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,14 +19,14 @@ class Rejected:
 
     kind: str
     product_id: str | None
-    raw: bytes  # its start
-    size: int  # bytes of all of it
+    raw: bytes  # the start of the line
+    size: int  # bytes of the whole line
     source: str  # raw file
 
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why lines were quarantined."""
+    """A reason for which lines were quarantined."""
 
     name: str
     why: str
@@ -36,7 +36,7 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A text of the shop that occurs `n` times under `name`, with a product that has it."""
+    """A text of the shop that occurs `n` times under `name`, with one product that has it."""
 
     name: str
     text: str
@@ -46,26 +46,26 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A rule that took a field of valid records, or a remark on it."""
+    """A rule that dropped a field of valid records, or a remark about that field."""
 
     name: str
-    why: str  # of the rule; '' where the table has it no more
+    why: str  # the rule's explanation; '' if the rule table no longer has the rule
     products: int
-    examples: tuple[tuple[str, str], ...]  # product id, field and what was found
+    examples: tuple[tuple[str, str], ...]  # product id; field and its content
 
 
 @dataclass(frozen=True, slots=True)
 class PictureProblem:
-    """Why products of this run have no picture."""
+    """A reason for which products of this run have no picture."""
 
     status: str
     products: int
-    examples: tuple[tuple[str, str], ...]  # product id, the decoder's words
+    examples: tuple[tuple[str, str], ...]  # product id, message of the decoder
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A value's share of an attribute's values, now and in the tables before (None: there are none)."""
+    """A value's share of an attribute's values, now and in the tables before (None: no such tables)."""
 
     attribute: str
     value: str
@@ -75,7 +75,7 @@ class Share:
 
     @property
     def shift(self) -> float:
-        """Change of the share; 0 where there is nothing to compare with."""
+        """Change of the share; 0 if there is nothing to compare with."""
         return self.now - self.before if self.before is not None else 0.0
 
 
@@ -86,23 +86,23 @@ class AttributeFacts:
     name: str
     label: str
     threshold: Threshold | None  # None: the run's model does not predict it
-    products: int = 0  # it applies to
+    products: int = 0  # that it applies to
     from_catalog: int = 0
-    from_unlisted: int = 0  # the catalog's values that the taxonomy does not list
+    from_unlisted: int = 0  # catalog values that the taxonomy does not list
     from_model: int = 0
     predicted: int = 0  # rows with a model value
     accepted: int = 0
-    histogram: tuple[tuple[int, int], ...] = ()  # accepted and other predictions by confidence, BINS of 0 to 1
-    image_weight: float | None = None  # mean over products of which the model saw both; None: there are none
+    histogram: tuple[tuple[int, int], ...] = ()  # (accepted, not accepted) predictions in each confidence bin
+    image_weight: float | None = None  # mean over products with text and picture; None: no such products
     image_quartiles: tuple[float, float] = (0.0, 0.0)
     conflicts: int = 0
-    new_conflicts: int = 0  # of products tagged in this run
-    suspects: int = 0  # of these, labels that the model was not trained on
+    new_conflicts: int = 0  # conflicts of products tagged in this run
+    suspects: int = 0  # new conflicts whose product the model was not trained on
     shares: tuple[Share, ...] = ()  # most frequent first
 
     @property
     def missing(self) -> int:
-        """Products it applies to that have no value."""
+        """Number of products that it applies to and that have no value."""
         return self.products - self.from_catalog - self.from_unlisted - self.from_model
 
 
@@ -143,20 +143,20 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """All that the page shows but the steps' cost."""
+    """Everything that the page shows, except the cost of the steps."""
 
     ledger: Ledger
     plan: Plan
     manifest: RunManifest | None  # None: nothing changed
     live_run: str | None
-    before_run: str | None  # what shares are compared with
+    before_run: str | None  # run or day that shares are compared with
     data_docs: AnyPath
     reasons: tuple[Reason, ...]
     unknown_labels: tuple[Counted, ...]
     unknown_total: int
     mistyped_labels: tuple[Counted, ...]
     notes: tuple[Note, ...]  # on fields of valid records
-    noticed: dict[str, int]  # by the import
+    noticed: dict[str, int]  # remarks of the import -> count
     picture_problems: tuple[PictureProblem, ...]
     attributes: tuple[AttributeFacts, ...]
     conflicts: tuple[Conflict, ...]
@@ -165,5 +165,5 @@ class Night:
 
     @property
     def shifts(self) -> list[Share]:
-        """All shares, those that moved most first."""
+        """All shares, the largest shift first."""
         return sorted((s for a in self.attributes for s in a.shares), key=lambda s: -abs(s.shift))

@@ -1,4 +1,4 @@
-"""The facts of a night, read from the lake. Tables are aggregated by DuckDB where they lie; none is loaded whole."""
+"""Facts of a night, read from the lake. DuckDB aggregates the tables in place; none is loaded whole."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from cma_clip_core.model_documents import Threshold
 from cma_clip_core.registry import METRICS, read_thresholds
 from jobs.errors import JobError
 from jobs.lake import history, storage
-from jobs.lake.duckdb_sql import quoted, reach, scan
+from jobs.lake.duckdb_sql import quoted, register_storage, scan
 from jobs.lake.layout import LABELLED_TABLE, PRODUCTS, Lake
 from jobs.lake.storage import AnyPath
-from jobs.pages.example_pictures import ExamplePlace, thumbnails
+from jobs.pages.example_pictures import ExampleLocation, thumbnails
 from jobs.report.facts import (
     BINS,
     AttributeFacts,
@@ -43,15 +43,15 @@ from schemas.documents import Plan, RunManifest, picture_size
 from schemas.rules import RuleTable
 from schemas.taxonomy import Taxonomy
 
-NOT_LISTED: Final = "(not listed)"  # stands for all values outside the taxonomy
+NOT_LISTED: Final = "(not listed)"  # one name for all values outside the taxonomy
 
-_RAW_BYTES = 600  # of a quarantined line that leave the file; the page shows fewer characters
-_TEXT = 300  # characters of any other text that leave a file
-_EXAMPLES = 3  # of each reason, status or label
-_UNKNOWN = 12  # unknown labels an attribute
+_RAW_BYTES = 600  # read of a quarantined line; the page shows fewer characters
+_TEXT = 300  # characters read of any other text
+_EXAMPLES = 3  # per reason, status or label
+_UNKNOWN = 12  # unlisted labels per attribute
 _CONFLICTS, _CONFLICTS_AN_ATTRIBUTE = 20, 4
-_TAGGED = {"both": 15, "text": 3, "image": 2}  # products shown, by what the model saw
-_MEMORY = "1GB"  # DuckDB's; beyond it goes to disk
+_TAGGED = {"both": 15, "text": 3, "image": 2}  # products shown, by modality
+_MEMORY = "1GB"  # for DuckDB, which spills to disk beyond it
 
 
 def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
@@ -71,7 +71,7 @@ def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
         thresholds = read_thresholds(lake.models / ledger.model_version)
     except CoreError as error:
         raise JobError(str(error)) from error
-    with _database(lake.root) as db, _told(run_id):
+    with _database(lake.root) as db, _table_errors(run_id):
         query = Query(db, lake, plan, lake.read_taxonomy(plan.taxonomy_path, plan.taxonomy_fingerprint))
         manifest = lake.read_manifest(run_id)
         before_run = query.open_tables(manifest)
@@ -102,7 +102,7 @@ def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
 
 @contextmanager
 def _database(root: AnyPath) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Yield an empty DuckDB that goes to disk instead of beyond `_MEMORY`, and never to the network."""
+    """Yield an empty DuckDB that spills to disk beyond `_MEMORY` and installs no extensions."""
     with tempfile.TemporaryDirectory(prefix="report-") as spill:
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": _MEMORY,
@@ -111,7 +111,7 @@ def _database(root: AnyPath) -> Iterator[duckdb.DuckDBPyConnection]:
             "autoinstall_known_extensions": False,
         }
         db = duckdb.connect(":memory:", config=config)
-        reach(db, root)
+        register_storage(db, root)
         try:
             yield db
         finally:
@@ -119,8 +119,8 @@ def _database(root: AnyPath) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 @contextmanager
-def _told(run_id: str) -> Iterator[None]:
-    """Tell of a table that cannot be read, which DuckDB names, in one sentence."""
+def _table_errors(run_id: str) -> Iterator[None]:
+    """Turn DuckDB's error about an unreadable table into one sentence."""
     try:
         yield
     except (
@@ -130,8 +130,8 @@ def _told(run_id: str) -> Iterator[None]:
         pa.ArrowException,
     ) as error:
         raise explain(error) or JobError(
-            f"the page of {run_id} cannot be drawn; the tables are not concerned: {_first_line(error)}; write the file that it "
-            f"names again by the step that wrote it, or {storage.RESTORE}, then `python -m jobs report --run {run_id}`"
+            f"the page of {run_id} cannot be drawn; the published tables are not affected: {_first_line(error)}; run the step that "
+            f"wrote the named file again, or {storage.RESTORE}, then `python -m jobs report --run {run_id}`"
         ) from error
 
 
@@ -140,7 +140,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _noticed(lake: Lake, ds: str) -> dict[str, int]:
-    """Return what the import read in another way than written; nothing where the day's manifest is gone or broken."""
+    """Return the import's remarks with their counts; empty if the day's manifest is missing or damaged."""
     with suppress(JobError):
         manifest = lake.read_raw_manifest(ds)
         return dict(manifest.notes) if manifest else {}
@@ -148,7 +148,7 @@ def _noticed(lake: Lake, ds: str) -> dict[str, int]:
 
 
 class Query:
-    """Queries on the tables of one run. Every result is bounded: counts by attribute, value or reason, or a few rows."""
+    """Queries on the tables of one run. Every result is small: counts by attribute, value or reason, or a few rows."""
 
     def __init__(self, db: duckdb.DuckDBPyConnection, lake: Lake, plan: Plan, taxonomy: Taxonomy) -> None:
         self._db, self._lake, self._plan, self._taxonomy = db, lake, plan, taxonomy
@@ -159,22 +159,23 @@ class Query:
     def _label(self, attribute: str) -> str:
         return self._taxonomy[attribute].label if attribute in self._taxonomy.names else attribute
 
-    def _in_order(self, attribute: str) -> tuple[int, str]:
+    def _sort_key(self, attribute: str) -> tuple[int, str]:
         names = self._taxonomy.names
         return (names.index(attribute) if attribute in names else len(names), attribute)
 
     # the tables
 
     def open_tables(self, manifest: RunManifest | None) -> str | None:
-        """Name the run's tables ``attributes`` and ``products``, and the ones before ``attributes_before``.
+        """Create the views ``attributes`` and ``products`` of the run, and ``attributes_before`` of the tables before it.
 
-        Of a night that changed nothing they are the live ones; of a backfill, the tables as they were on its day.
+        If the night changed nothing, the views show the tables it was planned on. For a backfill, they show the tables as
+        they were on its day.
 
         Returns:
-            what the tables before are called (a run, a day), or None where there are none.
+            the run or day of the tables before, or None if there are none.
 
         Raises:
-            JobError: the tables that a night left as they were have expired.
+            JobError: the night changed nothing, and the tables it was planned on have expired.
         """
         if self._plan.backfill:
             return self._open_past()
@@ -187,22 +188,22 @@ class Query:
             parent = self._lake.read_manifest(manifest.parent) if manifest.parent else None
         for name, schema in (("attributes", tables.ATTRIBUTES), ("products", tables.PRODUCTS)):
             self._view(name, scan(self._db, self._files(manifest, name), schema))
-        found = self._files(parent, "attributes")
-        if parent is None or not all(storage.exists(file) for file in found):
+        before = self._files(parent, "attributes")
+        if parent is None or not all(storage.exists(file) for file in before):
             return None
-        self._view("attributes_before", scan(self._db, found, tables.ATTRIBUTES))
+        self._view("attributes_before", scan(self._db, before, tables.ATTRIBUTES))
         return parent.run_id
 
     def open_training(self, model_version: str) -> None:
-        """Name the products that the model was trained on ``training``: none where its labelled set is gone."""
+        """Create the view ``training`` of the products that the model was trained on; empty if its labelled set is gone."""
         labelled = None
         with suppress(OSError, ValueError, AttributeError):
             data = storage.read_bytes(self._lake.models / model_version / METRICS)
             labelled = json.loads(data or b"").get("labelled_set")
         table = self._lake.root / str(labelled) / LABELLED_TABLE
         inside = labelled is not None and not {"..", ""} & set(str(labelled).split("/"))
-        there = inside and storage.exists(table)
-        source = scan(self._db, [table] if there else [], tables.LABELLED)
+        exists = inside and storage.exists(table)
+        source = scan(self._db, [table] if exists else [], tables.LABELLED)
         self._view("training", f"{source} where side = 'train'")
 
     def _open_past(self) -> str | None:
@@ -229,11 +230,11 @@ class Query:
     # attributes
 
     def attributes(self, thresholds: Mapping[str, Threshold], *, before: bool) -> tuple[AttributeFacts, ...]:
-        """Return the facts of each attribute, in the taxonomy's order, those of earlier models last."""
+        """Return the facts of each attribute: first those of the taxonomy in its order, then those of earlier models."""
         names = {name for (name,) in self._rows("select distinct attribute from attributes")}
         facts = {
             name: AttributeFacts(name, self._label(name), thresholds.get(name))
-            for name in sorted({*names, *self._taxonomy.names}, key=self._in_order)
+            for name in sorted({*names, *self._taxonomy.names}, key=self._sort_key)
         }
         self._coverage(facts)
         self._confidences(facts)
@@ -254,7 +255,7 @@ class Query:
         return tuple(facts.values())
 
     def _coverage(self, facts: Mapping[str, AttributeFacts]) -> None:
-        # A single-valued attribute has one row a product; only of the others must rows be brought together.
+        # A single-valued attribute has one row per product. Only the rows of multi-valued ones must be grouped.
         single = [a.name for a in self._taxonomy.attributes if not a.multi_valued]
         for name, products, catalog, unlisted, model in self._rows(
             """select attribute, count(*), count(*) filter (source = 'catalog'),
@@ -270,26 +271,24 @@ class Query:
                group by attribute""",
             single,
         ):
-            found = facts[name]
-            found.products, found.from_catalog, found.from_unlisted, found.from_model = (
-                products, catalog, unlisted, model,
-            )  # fmt: skip
+            facts[name].products, facts[name].from_catalog = products, catalog
+            facts[name].from_unlisted, facts[name].from_model = unlisted, model
 
     def _confidences(self, facts: Mapping[str, AttributeFacts]) -> None:
         histograms = {name: [(0, 0)] * BINS for name in facts}
-        for name, place, accepted, others in self._rows(
+        for name, position, accepted, others in self._rows(
             f"""select attribute, least(floor(confidence * {BINS}), {BINS - 1})::int,
                     count(*) filter (accepted), count(*) filter (not accepted)
                 from attributes where model_value is not null group by all"""
         ):
-            histograms[name][place] = (accepted, others)
+            histograms[name][position] = (accepted, others)
             facts[name].predicted += accepted + others
             facts[name].accepted += accepted
         for name, histogram in histograms.items():
             facts[name].histogram = tuple(histogram)
 
     def _shares(self, facts: Mapping[str, AttributeFacts], *, before: bool) -> None:
-        # The shop's own words have no end: they count as one.
+        # There may be any number of unlisted values, so they count as one.
         counts = f"""select attribute, if(source = 'catalog_unlisted', {quoted(NOT_LISTED)}, value) as value, count(*) as n
             from {{}} where value is not null group by all"""
         empty = "select null::varchar as attribute, null::varchar as value, 0 as n where false"
@@ -304,16 +303,16 @@ class Query:
                 from now full join then_ on now.attribute = then_.attribute and now.value = then_.value
                 order by 3 desc, 2"""
         ):
-            # An attribute that the tables before did not have has not shifted: it is new.
+            # An attribute that the tables before lack is new: it has not shifted.
             if name in facts:
                 shares[name].append(Share(name, value, n, now, then if known else None))
-        for name, found in shares.items():
-            facts[name].shares = tuple(found)
+        for name, values in shares.items():
+            facts[name].shares = tuple(values)
 
     # quarantine, labels, pictures
 
     def reasons(self, rules: RuleTable) -> tuple[Reason, ...]:
-        """Return why lines were quarantined, the most frequent first, each with a few lines."""
+        """Return the reasons for quarantine, the most frequent first, each with a few lines as examples."""
         validation = self._plan.validation
         counts = dict(validation.reasons)
         if validation.superseded:
@@ -336,8 +335,8 @@ class Query:
             for name, lines in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         )
 
-    def _examples(self) -> str:
-        """Return the SQL of the examples this run tags, made now or earlier."""
+    def _examples_sql(self) -> str:
+        """Return the SQL of the examples that this run tags, whether it made them or an earlier run did."""
         lake, plan = self._lake, self._plan
         folders = dict.fromkeys(path for shard in plan.shards for path in shard.example_paths)
         files = dict.fromkeys(file for path in folders for file in parquet_files(lake.root / path))
@@ -345,27 +344,27 @@ class Query:
             return scan(self._db, (), tables.EXAMPLES)
         planned = parquet_files(lake.plan(plan.run_id) / "products")
         own = lake.relative(lake.examples(plan.run_id))
-        # A folder may hold more products than this run tags, and older states of them.
+        # A folder may also hold products that this run does not tag, and older states of those that it does.
         return f"""(select e.* from {scan(self._db, files, tables.EXAMPLES, "filename = true")} as e
             join {scan(self._db, planned, tables.PLAN)} as p on e.product_id = p.product_id
                 and starts_with(e.filename, {quoted(f"{lake.root}/")} || coalesce(p.example_path, {quoted(own)}) || '/'))"""
 
     def unknown_labels(self) -> tuple[tuple[Counted, ...], int]:
-        """Return the labels outside the taxonomy of the products tagged: the most frequent ones, and how many in all."""
+        """Return the most frequent labels outside the taxonomy among the products tagged, and the number of all such labels."""
         rows = self._rows(
-            f"""with found as (
+            f"""with labels as (
                     select label.key as attribute, left(unnest(label.value), {_TEXT}) as text, product_id
-                    from (select unnest(map_entries(unknown_labels)) as label, product_id from {self._examples()})
+                    from (select unnest(map_entries(unknown_labels)) as label, product_id from {self._examples_sql()})
                 )
                 select attribute, text, count(*) as n, min(product_id), sum(count(*)) over ()
-                from found group by attribute, text
+                from labels group by attribute, text
                 qualify row_number() over (partition by attribute order by count(*) desc, text) <= {_UNKNOWN}
                 order by n desc, text"""
         )
         return tuple(Counted(self._label(r[0]), *r[1:4]) for r in rows), int(rows[0][4]) if rows else 0
 
     def mistyped_labels(self) -> tuple[Counted, ...]:
-        """Return the fields whose labels are no text, among the day's valid records, each with what was found once."""
+        """Return the fields of the day's valid records whose labels are no text, each with one example."""
         files = parquet_files(self._lake.root / self._plan.validation.valid_path)
         rows = self._rows(
             f"""select left(label.key, {_TEXT}) as field, left(arg_min(label.value, product_id), {_TEXT}),
@@ -377,7 +376,7 @@ class Query:
         return tuple(Counted(*row) for row in rows)
 
     def notes(self, rules: RuleTable) -> tuple[Note, ...]:
-        """Return which fields valid records lost, or gave more than one value for, the most frequent first."""
+        """Return the fields that valid records lost, or have several values for, the most frequent first."""
         validation = self._plan.validation
         why = {rule.name: rule.why for rule in rules.row_rules} | {
             FIRST_OF_SEVERAL: "The record gives several pictures. The first one is the product's."
@@ -400,11 +399,11 @@ class Query:
         )
 
     def picture_problems(self) -> tuple[PictureProblem, ...]:
-        """Return why products of this run have no picture, the most frequent first."""
+        """Return the reasons for which products of this run have no picture, the most frequent first."""
         rows = self._rows(
             f"""select image_status, count(*) over (partition by image_status) as n, product_id,
                     left(coalesce(image_detail, ''), {_TEXT})
-                from {self._examples()} where image_status <> 'ok'
+                from {self._examples_sql()} where image_status <> 'ok'
                 qualify row_number() over (partition by image_status order by image_detail is null, product_id)
                     <= {_EXAMPLES}
                 order by n desc, image_status, product_id"""
@@ -412,25 +411,25 @@ class Query:
         problems: dict[str, tuple[int, list[tuple[str, str]]]] = {}
         for status, n, product, detail in rows:
             problems.setdefault(status, (n, []))[1].append((product, detail))
-        return tuple(PictureProblem(status, n, tuple(found)) for status, (n, found) in problems.items())
+        return tuple(PictureProblem(status, n, tuple(examples)) for status, (n, examples) in problems.items())
 
     # products
 
     def products_to_show(self) -> tuple[tuple[Conflict, ...], tuple[Shown, ...]]:
-        """Return the most confident conflicts with the catalog, and some of the products tagged, with pictures.
+        """Return the most confident conflicts with the catalog, and a sample of the products tagged, with pictures.
 
-        Not conflicts of products that the model was trained on: it saw those labels (`jobs.training.suspects` has models that
-        did not).
+        Conflicts of products that the model was trained on are left out, because it saw those labels.
+        `jobs.training.suspects` judges them with models that did not.
         """
         rows = self._rows(
             f"""select product_id, attribute, model_value, confidence, run_id = ?,
-                    row_number() over (partition by attribute order by confidence desc, product_id) as place
+                    row_number() over (partition by attribute order by confidence desc, product_id) as row_rank
                 from attributes where conflict and product_id not in (select product_id from training)
-                qualify place <= {2 * _CONFLICTS}
-                order by place > {_CONFLICTS_AN_ATTRIBUTE}, confidence desc, product_id""",
+                qualify row_rank <= {2 * _CONFLICTS}
+                order by row_rank > {_CONFLICTS_AN_ATTRIBUTE}, confidence desc, product_id""",
             self._plan.run_id,
         )
-        # One card a product; an attribute crowds out the others only where they leave room.
+        # One card per product. An attribute gets more than its share of cards only if other attributes leave room.
         one_each = {row[0]: row for row in reversed(rows)}
         first = sorted(one_each.values(), key=lambda r: (r[5] > _CONFLICTS_AN_ATTRIBUTE, -r[3], r[0]))[:_CONFLICTS]
         chosen = {row[0]: row for row in sorted(first, key=lambda r: (-r[3], r[0]))}
@@ -448,14 +447,14 @@ class Query:
         return tuple(conflicts), tuple(products[product_id] for product_id in tagged)
 
     def conflicts_of_training(self) -> int:
-        """Return how many conflicts are of products that the model was trained on."""
+        """Return the number of conflicts of products that the model was trained on."""
         ((n,),) = self._rows(
             "select count(*) from attributes where conflict and product_id in (select product_id from training)"
         )
         return int(n)
 
     def _choose_tagged(self) -> list[str]:
-        """Return some products tagged in this run (of the tables, where none was), the same ones every time."""
+        """Return a fixed sample of the products tagged in this run, or of the tables if none was tagged."""
         shards = self._plan.shards
         files = [self._lake.prediction_file(self._plan.run_id, s.id) for s in shards]
         source = scan(self._db, files, tables.PREDICTIONS) if files else "products"
@@ -466,7 +465,7 @@ class Query:
         return chosen
 
     def _products(self, chosen: Sequence[str]) -> dict[str, Shown]:
-        """Return the products `chosen`, each with its picture, title and values."""
+        """Return the chosen products with their pictures, titles and values."""
         wanted = list(dict.fromkeys(chosen))
         values: dict[str, list[Value]] = {product: [] for product in wanted}
         for product, attribute, catalog, *columns in self._rows(
@@ -489,19 +488,19 @@ class Query:
                     accepted=accepted,
                 )
             )
-        found = self._rows(
+        rows = self._rows(
             """select product_id, modality, image_status, example_path, example_spec from products
                where product_id in (select unnest(?))""",
             wanted,
         )
-        states = {product: (modality, status) for product, modality, status, *_ in found}
-        titles, places = self._places({product: folder for product, _, _, folder, _ in found})
-        # Not the plan's size: a held product keeps its example, which may be of an earlier model's.
-        by_size: dict[tuple[int, int], dict[str, ExamplePlace]] = {}
-        for product, *_, spec in found:
-            if product in places:
-                by_size.setdefault(picture_size(spec), {})[product] = places[product]
-        pictures = {name: uri for size, here in by_size.items() for name, uri in thumbnails(here, *size).items()}
+        states = {product: (modality, status) for product, modality, status, *_ in rows}
+        titles, locations = self._titles_and_locations({product: folder for product, _, _, folder, _ in rows})
+        # The plan's picture size may be wrong for a held product: its example may come from an earlier model.
+        by_size: dict[tuple[int, int], dict[str, ExampleLocation]] = {}
+        for product, *_, spec in rows:
+            if product in locations:
+                by_size.setdefault(picture_size(spec), {})[product] = locations[product]
+        pictures = {name: uri for size, group in by_size.items() for name, uri in thumbnails(group, *size).items()}
         return {
             product: Shown(
                 product_id=product,
@@ -509,13 +508,17 @@ class Query:
                 modality=states[product][0] if product in states else None,
                 image_status=states[product][1] if product in states else None,
                 picture=pictures.get(product),
-                values=tuple(sorted(values[product], key=lambda v: (self._in_order(v.attribute), v.value or "~"))),
+                values=tuple(sorted(values[product], key=lambda v: (self._sort_key(v.attribute), v.value or "~"))),
             )
             for product in wanted
         }
 
-    def _places(self, wanted: Mapping[str, str]) -> tuple[dict[str, str], dict[str, ExamplePlace]]:
-        """Return the titles of products, and where their pictures are, by the folder of their example."""
+    def _titles_and_locations(self, wanted: Mapping[str, str]) -> tuple[dict[str, str], dict[str, ExampleLocation]]:
+        """Return the titles of products and the locations of their examples with a picture.
+
+        Args:
+            wanted: product id -> folder of its example.
+        """
         folders = dict.fromkeys(wanted.values())
         files = [file for path in folders for file in parquet_files(self._lake.root / path)]
         if not files:
@@ -527,10 +530,10 @@ class Query:
             list(wanted),
         )
         titles: dict[str, str] = {}
-        places: dict[str, ExamplePlace] = {}
+        locations: dict[str, ExampleLocation] = {}
         for product, title, status, file, row in rows:
-            if file.startswith(f"{self._lake.root / wanted[product]}/"):  # not an older state in another folder
+            if file.startswith(f"{self._lake.root / wanted[product]}/"):  # otherwise it is an older state
                 titles[product] = title
                 if status == "ok":
-                    places[product] = ExamplePlace(storage.as_path(file), row)
-        return titles, places
+                    locations[product] = ExampleLocation(storage.as_path(file), row)
+        return titles, locations

@@ -1,4 +1,4 @@
-"""The page of a night's report, and the list of nights."""
+"""HTML of a night's page and of the list of nights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ from jobs.report.facts import BINS, AttributeFacts, Night
 from jobs.report.findings import findings
 from schemas.documents import Ledger
 
-_SHARES = 8  # values of an attribute that are drawn
-_UNKNOWN = 14  # unknown labels that are listed
-_SHIFTS = 8  # that are listed on top
+_SHARES = 8  # values drawn per attribute
+_UNKNOWN = 14  # unlisted labels in the list
+_SHIFTS = 8  # shifts listed above the attributes
 _LEAST_SHIFT = 0.002
-_LEAST_SCALE = 0.02  # so that a small shift looks small
+_LEAST_SCALE = 0.02  # keeps a small shift short on the page
 
 
 def render_night(night: Night, costs: Costs, folder: AnyPath, spent: float) -> str:
-    """Return the page of a night, to be written into `folder`; `spent` are the seconds the report took so far."""
+    """Return the page of a night.
+
+    Args:
+        night: the facts to show.
+        costs: the cost of its steps.
+        folder: where the page will be written; links are relative to it.
+        spent: seconds that the report has taken so far.
+    """
     ledger = night.ledger
     shifts = [s for s in night.shifts if abs(s.shift) >= _LEAST_SHIFT][:_SHIFTS]
     return render(
@@ -56,11 +63,11 @@ def render_night(night: Night, costs: Costs, folder: AnyPath, spent: float) -> s
 def render_index(
     ledgers: Sequence[Ledger], reported: frozenset[str], live: str | None, broken: Sequence[str] = ()
 ) -> str:
-    """Return the page that lists the nights of `ledgers`; those in `reported` have a page of their own.
+    """Return the page that lists nights.
 
     Args:
-        ledgers: in the order of the page.
-        reported: runs with a page.
+        ledgers: one per night, in the order of the page.
+        reported: runs that have a page of their own.
         live: the live run.
         broken: runs whose ledger cannot be read.
     """
@@ -75,7 +82,7 @@ def render_index(
 
 
 def equations(ledger: Ledger) -> list[tuple[str, int, list[tuple[str, int]], bool]]:
-    """Return the ledger's equations: name and number of the whole, its parts, and whether they add up."""
+    """Return the ledger's equations: name and number of the whole, its parts, and whether the parts add up to it."""
     tagged: list[tuple[str, int]] = [
         ("tagged by both", ledger.tagged_both),
         ("by text", ledger.tagged_text),
@@ -119,13 +126,13 @@ def _coverage(attributes: Sequence[AttributeFacts]) -> float | None:
 
 
 def _gaps(attributes: Sequence[AttributeFacts]) -> tuple[int, int]:
-    """Return how many values the catalog lacks, listed or not, and how many of them the model gave."""
+    """Return the number of gaps in the catalog and how many of them the model filled."""
     filled = sum(a.from_model for a in attributes)
     return filled + sum(a.missing for a in attributes), filled
 
 
 def _page_of(docs: AnyPath) -> AnyPath:
-    """Return the page of the rules, also of a lake whose documents name its folder."""
+    """Return the page of the rules. Older documents name its folder instead of the page."""
     return docs / "index.html" if on_disk(docs) and docs.is_dir() else docs
 
 

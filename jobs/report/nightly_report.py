@@ -1,4 +1,4 @@
-"""Step 6, report: one HTML page that says how the night went. It stands alone: styles, plots and pictures are in it."""
+"""Step 6, report: one self-contained HTML page about the night, with its styles, plots and pictures."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from schemas.rules import load_rules
 
 log = logging.getLogger(__name__)
 
-_NIGHTS = 120  # that the list of nights goes back
+_NIGHTS = 120  # days and runs in the list of nights
 
 
 def report(settings: Settings, run_id: str) -> AnyPath:
-    """Write a finished run's page ``report.html`` and the list of nights ``reports/index.html``; return the page's path.
+    """Write a finished run's page ``report.html`` and the list of nights ``reports/index.html``.
+
+    Returns:
+        the path of the run's page.
 
     Raises:
         JobError: the run is not published, or its model is gone.
@@ -44,19 +47,19 @@ def report(settings: Settings, run_id: str) -> AnyPath:
 
 
 def _ledger(folder: AnyPath) -> Ledger | None:
-    """Return the ledger of a past run; None where it is broken: that costs its own line alone, which says so."""
+    """Return the ledger of a past run, or None if it is damaged: then only its own line of the list is affected."""
     run_id = folder.name.removeprefix("run=")
     remedy = f"the list of nights says so; `python -m jobs publish --run {run_id}` writes it again"
     return storage.find_document(folder / "ledger.json", Ledger, remedy)
 
 
 def _write_index(lake: Lake, newest: Reports, run_id: str) -> None:
-    """Write the list of the newest nights; the page of `run_id` is there by now."""
+    """Write the list of the newest nights. The page of `run_id` already exists."""
     with_ledger = [folder for folder, files in newest.items() if "ledger.json" in files]
-    found = {folder.name.removeprefix("run="): _ledger(folder) for folder in with_ledger}
-    broken = sorted((run for run, ledger in found.items() if ledger is None), reverse=True)
-    ledgers = [ledger for ledger in found.values() if ledger is not None]
-    ledgers = sorted(ledgers, key=lambda found: (found.ds, found.created_at), reverse=True)[:_NIGHTS]
+    by_run = {folder.name.removeprefix("run="): _ledger(folder) for folder in with_ledger}
+    broken = sorted((run for run, ledger in by_run.items() if ledger is None), reverse=True)
+    ledgers = [ledger for ledger in by_run.values() if ledger is not None]
+    ledgers = sorted(ledgers, key=lambda ledger: (ledger.ds, ledger.created_at), reverse=True)[:_NIGHTS]
     reported = {folder.name.removeprefix("run=") for folder, files in newest.items() if "report.html" in files}
     page = render_index(ledgers, frozenset(reported | {run_id}), lake.read_history_index().live, broken)
     storage.write_bytes(lake.root / "reports" / "index.html", page.encode())

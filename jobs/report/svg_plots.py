@@ -1,6 +1,6 @@
-"""Plots drawn as inline SVG: sharp at any size, a few kilobytes each, and no plotting library to load.
+"""Plots as inline SVG: sharp at any size, a few kilobytes each, without a plotting library.
 
-Colours are CSS classes of the page, so that a thing has one colour wherever it is drawn.
+Colours are CSS classes of the page, so each category has the same colour in every plot.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from jobs.pages.display_text import percent
 from jobs.report.facts import BINS, AttributeFacts
 from schemas.documents import Ledger
 
-_WIDTH, _HEIGHT = 1240, 350  # of the flow
-_NODE, _PITCH, _TOP = 14, 40, 26  # node's width; least distance of nodes, so that labels do not meet; room for headings
+_WIDTH, _HEIGHT = 1240, 350  # of the flow diagram
+_NODE, _PITCH, _TOP = 14, 40, 26  # width of a node; least distance of nodes (for their labels); height of headings
 
 
 @dataclass(slots=True)
@@ -25,11 +25,11 @@ class _Node:
     colour: str
     y: float = 0.0
     height: float = 0.0
-    used: dict[str, float] = field(default_factory=lambda: {"in": 0.0, "out": 0.0})  # where the next ribbon starts
+    used: dict[str, float] = field(default_factory=lambda: {"in": 0.0, "out": 0.0})  # offset of the next ribbon
 
 
 def flow(ledger: Ledger) -> Markup:
-    """Draw where the raw lines went: checked, tagged or kept, and into the tables."""
+    """Draw the flow of the raw lines through checking and tagging into the tables."""
     raw = _Node("raw lines", ledger.raw, "raw")
     valid = _Node("valid", ledger.valid, "valid")
     rejected = [
@@ -81,11 +81,11 @@ def _sankey(
                 f'<tspan class="b">{node.n:,}</tspan> {node.name}</text>'
             )
         labels.append(f'<text class="head" x="{i * step:.1f}" y="12">{headings[i]}</text>')
-    place = {id(node): i for i, column in enumerate(columns) for node in column}
+    column_of = {id(node): i for i, column in enumerate(columns) for node in column}
     for source, target, n in links:
-        if id(source) not in place or id(target) not in place:
+        if id(source) not in column_of or id(target) not in column_of:
             continue
-        x0, x1 = place[id(source)] * step + _NODE, place[id(target)] * step
+        x0, x1 = column_of[id(source)] * step + _NODE, column_of[id(target)] * step
         y0, y1 = source.y + source.used["out"], target.y + target.used["in"]
         thick = max(1.5, n * scale)
         source.used["out"] += n * scale
@@ -104,11 +104,11 @@ def _sankey(
     )
 
 
-_BAR, _PLOT, _AXIS = 7, 60, 14  # a bin's width, the plot's height, room for the axis
+_BAR, _PLOT, _AXIS = 7, 60, 14  # width of a bin; heights of the plot and of the axis
 
 
 def histogram(facts: AttributeFacts) -> Markup:
-    """Draw how confident the model is of an attribute's values, accepted ones apart, and the lowest threshold of its values."""
+    """Draw the confidences of an attribute's predictions, accepted ones in another colour, and its lowest threshold."""
     width = BINS * _BAR
     tallest = max((a + o for a, o in facts.histogram), default=0) or 1
     bars = []
@@ -141,11 +141,11 @@ def histogram(facts: AttributeFacts) -> Markup:
 
 
 def modality(facts: AttributeFacts) -> Markup:
-    """Draw the mean weight of text and picture, with the middle half of the products as a line."""
+    """Draw the mean weights of text and picture; a line spans the middle half of the products."""
     if facts.image_weight is None:
-        return Markup('<span class="none">no product with both</span>')
+        return Markup('<span class="none">no product has both</span>')
     width, text = 150, 1 - facts.image_weight
-    # The picture's part is drawn from the right, so its quartiles are too.
+    # The picture's bar starts at the right edge, so its quartiles are mirrored.
     low, high = (1 - q for q in reversed(facts.image_quartiles))
     return Markup(
         f'<svg class="modality" viewBox="0 0 {width} 30" width="{width}" height="30" role="img" '

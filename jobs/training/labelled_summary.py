@@ -12,7 +12,7 @@ import numpy.typing as npt
 from cma_clip_core.catalog.examples import ExampleIndex
 from cma_clip_core.catalog.label_mentions import TEXT_FIELDS, field_bits
 from cma_clip_core.catalog.splits import SIDES, Side
-from jobs.pages.example_pictures import ExamplePlace, thumbnails
+from jobs.pages.example_pictures import ExampleLocation, thumbnails
 from jobs.training.labelled_rows import LabelledBatch
 from schemas.taxonomy import Attribute, Taxonomy
 
@@ -44,7 +44,7 @@ class ShownProduct:
     brand: str
     side: Side
     labels: tuple[ShownLabel, ...]
-    place: ExamplePlace
+    place: ExampleLocation
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,9 @@ class Summary:
         title, brand, _ = batch.texts[row]
         file = self._index.files[self._index.file[place]]
         side = SIDES[self._index.side[place]]
-        return ShownProduct(product, title, brand, side, tuple(labels), ExamplePlace(file, int(self._index.row[place])))
+        return ShownProduct(
+            product, title, brand, side, tuple(labels), ExampleLocation(file, int(self._index.row[place]))
+        )
 
     def label(self, name: str) -> str:
         """Return what people call the attribute `name`."""

@@ -22,7 +22,7 @@ from cma_clip_core.errors import CoreError
 from jobs.errors import as_job_error
 from jobs.lake import storage
 from jobs.lake.layout import Lake
-from jobs.pages.example_pictures import ExamplePlace, thumbnails
+from jobs.pages.example_pictures import ExampleLocation, thumbnails
 from jobs.runtime.step_metrics import measure, refuse_several
 from jobs.settings import Settings
 from jobs.training.dataset import dataset
@@ -160,17 +160,17 @@ def _shown(listed: list[Suspect]) -> list[Suspect]:
     return shown
 
 
-def _places(table: AnyPath, lake: Lake, products: set[str]) -> dict[str, ExamplePlace]:
+def _places(table: AnyPath, lake: Lake, products: set[str]) -> dict[str, ExampleLocation]:
     if not products:
         return {}
     columns = ["product_id", "example_file", "example_row"]
     with open_parquet(table) as file:
         rows = file.read(columns=columns)
     rows = rows.filter(pc.is_in(rows["product_id"], value_set=pa.array(sorted(products), pa.string())))
-    return {r["product_id"]: ExamplePlace(lake.root / r["example_file"], r["example_row"]) for r in rows.to_pylist()}
+    return {r["product_id"]: ExampleLocation(lake.root / r["example_file"], r["example_row"]) for r in rows.to_pylist()}
 
 
-def _titles(places: Mapping[str, ExamplePlace]) -> dict[str, str]:
+def _titles(places: Mapping[str, ExampleLocation]) -> dict[str, str]:
     from cma_clip_core.catalog.examples import read_rows
 
     found: dict[str, str] = {}

@@ -26,7 +26,7 @@ _SEVERAL: Final = "several_rows_of_one_product"  # where the rule table has no r
 def has_doubled_ids(parsed: AnyPath, spill: AnyPath) -> bool:
     """Whether an id is in the files of `parsed` twice, be it in records that are rejected. In bounded memory."""
     with duckdb.connect(config={"memory_limit": "512MB", "temp_directory": str(spill)}) as connection:
-        duckdb_sql.reach(connection, parsed)
+        duckdb_sql.register_storage(connection, parsed)
         files = [str(file) for file in parquet_files(parsed)]
         ids = connection.read_parquet(files).filter("product_id is not null")
         return bool(ids.aggregate("product_id, count(*) as n").filter("n > 1").limit(1).fetchall())

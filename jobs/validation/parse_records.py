@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -146,7 +146,8 @@ def parse_line(line: bytes, rules: FieldRules = _NO_RULES) -> dict[str, Any]:
             notes["attributes"] = rules.note("attributes", described(attributes))
         attributes = {}
     rules.clear(row, notes)
-    row["labels"], row["mistyped_labels"] = _labels(attributes)
+    # Only an escape can write half of a surrogate pair.
+    row["labels"], row["mistyped_labels"] = _labels(attributes, whole if b"\\u" in line else str)
     row["content"] = _content(row)
     if (
         notes
@@ -172,25 +173,32 @@ def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) <= _DIGITS else float(digits)
 
 
+_ENCODER: Final = json.JSONEncoder(check_circular=False)
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=unique, parse_int=_integer)
 
 
-def _labels(attributes: dict[str, Any]) -> tuple[list[tuple[str, list[str]]], list[tuple[str, str]]]:
-    """Return the labels that can be read (`label_forms.read_value`), each as its texts, and the others as JSON."""
+def _labels(
+    attributes: dict[str, Any], repair: Callable[[str], str]
+) -> tuple[list[tuple[str, list[str]]], list[tuple[str, str]]]:
+    """Return the labels that can be read (`label_forms.read_value`), each as its texts, and the others as JSON.
+
+    Args:
+        repair: makes a text one that UTF-8 can carry.
+    """
     labels: list[tuple[str, list[str]]] = []
     mistyped: list[tuple[str, str]] = []
     for name, value in attributes.items():
         if isinstance(value, str):
-            labels.append((whole(name), [whole(value)]))
+            labels.append((repair(name), [repair(value)]))
             continue
         try:
             texts = label_forms.read_value(value, name)
         except label_forms.UnreadableError:
             text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-            mistyped.append((whole(name), whole(text)[:_SHOWN]))
+            mistyped.append((repair(name), repair(text)[:_SHOWN]))
         else:
             if texts:
-                labels.append((whole(name), [whole(text) for text in texts]))
+                labels.append((repair(name), [repair(text) for text in texts]))
     return labels, mistyped
 
 
@@ -204,4 +212,4 @@ def _content(row: dict[str, Any]) -> str | None:
 def _source_hash(row: dict[str, Any]) -> str:
     """Return the hash of all that a prediction and its row depend on: texts, picture identity, labels."""
     texts = [row.get(name) for name in ("title", "brand", "description", "image_uri", "image_version")]
-    return hashlib.sha256(json.dumps([texts, sorted(row["labels"])]).encode()).hexdigest()[:32]
+    return hashlib.sha256(_ENCODER.encode([texts, sorted(row["labels"])]).encode()).hexdigest()[:32]

@@ -46,7 +46,7 @@ class DayTables:
 
     def __init__(self, valid: AnyPath, quarantine: AnyPath, spill: AnyPath) -> None:
         self._db = duckdb.connect(config={"memory_limit": "512MB", "temp_directory": str(spill)})
-        duckdb_sql.reach(self._db, valid)
+        duckdb_sql.register_storage(self._db, valid)
         for name, folder, table in (("valid", valid, tables.VALID), ("quarantine", quarantine, tables.QUARANTINE)):
             self._db.execute(f"create view {name} as from {duckdb_sql.scan(self._db, parquet_files(folder), table)}")
 

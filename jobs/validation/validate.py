@@ -166,11 +166,9 @@ def _validate(
         judged = parsed.withColumn("reasons", row_rules.reasons(table, roots))
         doubled = duplicate_ids.has_doubled_ids(scratch / "parsed", lake.work / "scratch")
         settled = duplicate_ids.settle(judged, scratch / "doubled", doubled=doubled)
-        # Great Expectations runs small queries one after the other; the writes use the cores it leaves.
+        # Great Expectations' query leaves cores idle; the writes use them.
         with ThreadPoolExecutor(1) as pool:
-            checked = pool.submit(
-                batch_rules.check, settled, table, roots, last_days(lake, ds), scratch / "rules", ds=ds
-            )
+            checked = pool.submit(batch_rules.check, settled, table, roots, last_days(lake, ds), ds=ds, doubled=doubled)
             marked = duplicate_ids.mark(settled, table).withColumn("ds", F.lit(ds))
             parquet.write(marked.where("kind is null"), valid_path, tables.VALID)
             parquet.write(marked.where("kind is not null"), quarantine_path, tables.QUARANTINE)

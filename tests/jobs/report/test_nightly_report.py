@@ -544,7 +544,7 @@ def test_coverage_confidence_and_attention(shop: Shop) -> None:
     assert "Kind 4 products 25.0% catalog · 25.0% model · 50.0% none ≥ 0.625" in text
     assert "66.7% promised 90.0%, 93.0% in validation 70% text 30% picture" in text
     assert "no threshold keeps 90.0%" in text
-    assert "No threshold keeps the promised precision of Details" in seen(page)
+    assert "No threshold keeps the promised precision for Details" in seen(page)
 
 
 def test_conflicts_are_the_surest_with_their_own_pictures(shop: Shop) -> None:
@@ -596,7 +596,7 @@ def test_conflicts_of_products_that_the_model_learnt_from_are_counted_and_not_sh
     page = shop.page(FIRST)
     assert "3 labels of the products tagged in this run look wrong." in page
     text = section(page, "conflicts")
-    assert "5 labels in all, 2 of them of products that the model was trained on, which are not shown" in text
+    assert "5 labels in all. 2 of them belong to products that the model was trained on and are not shown" in text
     metrics.write_text(json.dumps({"labelled_set": "../elsewhere"}))
     assert len(gather_night(shop.lake, FIRST, load_rules("default")).conflicts) == 5
 
@@ -620,7 +620,7 @@ def test_shares_are_compared_with_the_parent(shop: Shop) -> None:
     assert colour == {"Red": (80, 0.8, 0.594), "Blue": (20, 0.2, 0.396), "Green": (0, 0.0, 0.01)}
     assert [s.value for s in night.shifts[:2]] == ["Red", "Blue"]
     page = shop.page(SECOND)
-    assert f"against {FIRST}" in section(page, "shares")
+    assert f"compared with {FIRST}" in section(page, "shares")
     assert "Colour Red +20.6 pp 59.4% → 80.0%" in section(page, "shares")
     assert "Colour: the share of Red moved by +20.6 pp." in seen(page)
     assert "p60" in section(page, "tagged")
@@ -684,29 +684,29 @@ def test_a_backfill_shows_its_own_day(shop: Shop) -> None:
     assert "Colour Blue 70.0% Red 30.0%" in section(page, "shares")
     assert "this is the first day of the history" in section(page, "shares")
     assert "backfill: history only" in seen(page)
-    assert "the history of 2026-11-19 is new" in section(page, "ledger")
+    assert "it wrote the history of 2026-11-19" in section(page, "ledger")
     assert "in the tables" not in section(page, "ledger")
     assert page.count("data:image/jpeg") == 10
     # The day after it in the catalog, done again, is compared with it.
     shop.night("2026-11-20-dddddddd", catalog(10, red=5), parent=FIRST, backfill=True)
-    assert "against 2026-11-19 (the black tick)" in section(shop.page("2026-11-20-dddddddd"), "shares")
+    assert "compared with 2026-11-19 (the black tick)" in section(shop.page("2026-11-20-dddddddd"), "shares")
 
 
 def test_only_the_pictures_shown_are_read(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     products = [Product(f"p{i:03}", [Row("kind", "Shirt", "Dress", 0.7 + i / 10_000)]) for i in range(400)]
     shop.night(FIRST, products)
-    asked: list[str] = []
+    read: list[str] = []
     thumbnails = example_pictures.thumbnails
 
-    def counted(places: dict[str, example_pictures.AnyPath], height: int, width: int) -> dict[str, str]:
-        asked.extend(places)
-        return thumbnails(places, height, width)
+    def counted(locations: dict[str, example_pictures.ExampleLocation], height: int, width: int) -> dict[str, str]:
+        read.extend(locations)
+        return thumbnails(locations, height, width)
 
     monkeypatch.setattr("jobs.report.gather.thumbnails", counted)
     # Whatever reads another row group's pictures fails: their bytes are no longer what was written.
     shown = gather_night(shop.lake, FIRST, load_rules("default"))
     wanted = {c.product.product_id for c in shown.conflicts} | {p.product_id for p in shown.tagged}
-    assert set(asked) == wanted
+    assert set(read) == wanted
     assert len(wanted) <= 40
     file = shop.examples_file(FIRST)
     spoilt = _spoil_pictures(file, keep={int(name[1:]) // 20 for name in wanted})
@@ -734,7 +734,7 @@ def test_products_without_a_picture_are_shown_by_their_text(shop: Shop) -> None:
     )
     shop.night(FIRST, [product, *catalog(2)])
     text = section(shop.page(FIRST), "tagged")
-    assert "no picture: missing No picture of it t1 text alone Colour Red 0.85" in text
+    assert "no picture: missing No picture of it t1 text only Colour Red 0.85" in text
 
 
 def test_time_of_each_step(shop: Shop) -> None:
@@ -750,7 +750,7 @@ def test_time_of_each_step(shop: Shop) -> None:
     ]  # fmt: skip
     assert (found.busy, found.paused) == (19.0, 7190.0)
     text = section(shop.page(FIRST), "time")
-    assert "19.0 s at work, and 1 h 59 min between steps" in text.replace("119 min 50 s", "1 h 59 min")
+    assert "worked for 19.0 s, with 1 h 59 min of pauses between them" in text.replace("119 min 50 s", "1 h 59 min")
     assert "validate 10.0 s 1,000 100 300.0 MB" in text
     assert "99.0 s" not in text
 
@@ -764,7 +764,7 @@ def test_many_shards_are_one_step(shop: Shop) -> None:
     (step,) = costs.read_costs(shop.lake, shop.lake.read_plan(FIRST), costs.newest_reports(shop.lake, 14)).steps
     assert (step.name, len(step.bars), step.seconds, step.rows) == ("tag, 20 shards", 20, 40.0, 200)
     text = section(shop.page(FIRST), "time")
-    assert "21.0 s at work" in text
+    assert "worked for 21.0 s." in text
     assert "tag, 20 shards cpu model 75.0% · waiting for input 25.0% 40.0 s 200 5.0 19.0 MB" in text
 
 
@@ -796,7 +796,7 @@ def test_what_to_look_at_is_sorted(shop: Shop) -> None:
     levels = [f.level for f in found]
     assert levels == sorted(levels, key=("wrong", "look", "note").index)
     texts = " ".join(f.text for f in found)
-    assert "2 products are kept as they were" in texts
+    assert "2 products keep their published values" in texts
     assert "4.8% of the raw lines are not usable" in texts
     assert "18.5% of the products are gone" in texts
     assert "2 held as they were" in section(shop.page(SECOND), "ledger")
@@ -809,7 +809,7 @@ def test_what_waits_for_a_later_night_is_told(shop: Shop) -> None:
     assert "17 products wait for a later night to be tagged by the new model." in [f.text for f in found]
     text = section(shop.page(SECOND), "ledger")
     assert "✓ 20 valid = 19 unchanged (17 of them waiting) + 1 tagged by both" in text
-    assert "17 of the unchanged wait for a later night" in text
+    assert "17 of the unchanged products wait for a later night" in text
     assert "wait" not in section(shop.page(FIRST), "ledger")
 
 
@@ -819,10 +819,10 @@ def test_which_attributes_were_replaced_is_told(shop: Shop) -> None:
         SECOND, catalog(), tagged=["p00"], parent=FIRST, unchanged=9, new=0, model_changed=1, attributes=("colour",)
     )
     found = findings(gather_night(shop.lake, SECOND, load_rules("default")))
-    assert "A new model tagged 1 product again: Colour alone, their other values are as they were." in [
+    assert "A new model tagged 1 product again and replaced only Colour; other values are unchanged." in [
         f.text for f in found
     ]
-    assert "Of the products that did not change only colour was replaced." in section(shop.page(SECOND), "ledger")
+    assert "For unchanged products, only colour was replaced." in section(shop.page(SECOND), "ledger")
     assert "only" not in section(shop.page(FIRST), "ledger")
 
 

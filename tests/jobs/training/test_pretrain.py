@@ -27,7 +27,7 @@ from jobs.cli import app
 from jobs.errors import JobError
 from jobs.lake import storage
 from jobs.lake.layout import Lake
-from jobs.runtime.data_parallel import together
+from jobs.runtime.data_parallel import run_together
 from jobs.settings import Settings
 from jobs.training.dataset import dataset
 from jobs.training.pretrain import pretrain
@@ -178,7 +178,7 @@ def test_the_newest_towers_of_the_configuration_and_labelled_set_are_taken(tmp_p
 def test_two_processes_pretrain_and_train_together(tmp_path: Path) -> None:
     settings = short_lake(tmp_path)
     lake = Lake(settings.root)
-    version = together(2, "cpu", train, settings, DAY, False, None, True)
+    version = run_together(2, "cpu", train, settings, DAY, False, None, True)
     (made,) = storage.children(lake.towers)
     assert begun_with(settings, version) == f"towers/{made.name}"
 

@@ -339,8 +339,7 @@ def test_suite_and_filter_count_the_same_rows_for_every_rule(lake: Lake, spark_s
     judged = parsed.withColumn("reasons", row_rules.reasons(rules, roots))
     frame = duplicate_ids.settle(judged, tmp_path / "doubled", doubled=True).cache()
     outcomes = {
-        outcome.rule.name: outcome
-        for outcome in batch_rules.check(frame, rules, roots, [], tmp_path / "rules", ds=DAY1)
+        outcome.rule.name: outcome for outcome in batch_rules.check(frame, rules, roots, [], ds=DAY1, doubled=True)
     }
     marked = duplicate_ids.mark(frame, rules).cache()
     from pyspark.sql import functions as F
