@@ -1,8 +1,6 @@
-"""Train a model on the examples of the lake, and keep it as a version.
+"""Train a model on the examples of the lake, and store it as a version.
 
-torch is imported when a model is trained or judged, not before. Listing and showing load none of it and read no weights, so
-that they are quick with a lake on S3 too; that the weights are those that were saved is checked where a model is judged,
-promoted or loaded.
+torch is imported only when a training starts.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from jobs.settings import Settings
 from jobs.training import workdir
 from jobs.training.dataset import LabelledSet, dataset
 from jobs.training.labelled_rows import count_labels_of_sides
-from jobs.training.pretrain import checked_origin, find_or_pretrain, find_towers, with_towers
+from jobs.training.pretrain import check_towers_origin, find_or_pretrain, find_towers, with_towers
 from schemas.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
@@ -41,22 +39,24 @@ log = logging.getLogger(__name__)
 
 
 def train(settings: Settings, ds: str, promote: bool = True, towers: str | None = None, pretrain: bool = False) -> str:
-    """Train on the labelled set of the day `ds`, write a model version, and return its name. Killed, it goes on where it was.
+    """Train on the labelled set of the day `ds`, write a model version, and return its name. A killed training resumes.
 
-    Processes that `torchrun` started train together: the first one writes the version, the others return "".
+    Processes that `torchrun` started train together: the first one writes the version, and the others return "".
 
     Args:
         settings: names the model configuration, the taxonomy and the device.
-        ds: newest day whose examples are used; its labelled set is made where it is not there.
-        promote: make the new version the champion, unless it is worse than the one there is.
-        towers: name, or folder, of the pretrained towers to begin with; None: what the configuration says.
-        pretrain: begin with towers pretrained on the same labelled set: the newest that are there of this configuration;
-            where there are none, pretrain them first.
+        ds: the newest day whose examples are used; its labelled set is made if it does not exist.
+        promote: make the new version the champion, unless it is worse than the current one.
+        towers: name or folder of the pretrained towers to start from; None: those of the configuration, if any.
+        pretrain: start from towers pretrained with this configuration on the same labelled set: the newest existing ones,
+            or new ones.
 
     Raises:
-        JobError: there are no examples for this configuration and taxonomy, too few, or no such device; or `pretrain` goes
-            with `towers`, or with a configuration that names pretrained weights.
-        TransientError: a checkpoint cannot be written, such as on a full disk.
+        JobError: one of these:
+            - there are too few examples for this configuration and taxonomy, or none;
+            - there is no such device;
+            - `pretrain` is combined with `towers`, or with a configuration that names pretrained weights.
+        TransientError: a checkpoint cannot be written, for example because the disk is full.
     """
     from cma_clip_core.catalog.examples import read_index
     from cma_clip_core.inputs import distributed
@@ -95,20 +95,20 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
 
 
 def _check_pretraining(config: ModelConfig, towers: str | None) -> None:
-    """Raise JobError where something else says what the towers begin with."""
+    """Raise JobError if `--towers` or the configuration also names initial weights of the towers."""
     if towers is not None:
         raise JobError(
-            f"--pretrain begins with towers of the day's labelled set, --towers with {towers!r}: give one of them"
+            f"--pretrain starts from towers of the day's labelled set, --towers from {towers!r}: give one of them"
         )
     if config.backbone.pretrained is not None:
         raise JobError(
-            f"--pretrain: the configuration {config.name!r} begins with the weights backbone.pretrained: "
+            f"--pretrain: the configuration {config.name!r} starts from the weights backbone.pretrained: "
             f"{config.backbone.pretrained!r}; leave out the flag (or TAGGING_PRETRAIN), or these weights"
         )
 
 
 def _promote(settings: Settings, version: str) -> None:
-    """Promote a new version if it is good enough; if not, say why: it is there all the same."""
+    """Promote a new version if it is good enough; otherwise log the reason. The version stays in the lake."""
     try:
         verdict = promotion.promote(settings, version)
     except JobError as error:
@@ -134,19 +134,19 @@ def _train(
         "train: %d examples of %d families: %d to train on, %d to validate, %d to test",
         len(index.row), index.families, index.count("train"), index.count("validation"), index.count("test"),
     )  # fmt: skip
-    seen = None if start is None or not world.is_first else checked_origin(lake, start, labelled)
-    begins, set_id = replace(problem, config=with_towers(problem.config, start)), labelled.manifest.set_id
+    origin = None if start is None or not world.is_first else check_towers_origin(lake, start, labelled)
+    started, set_id = replace(problem, config=with_towers(problem.config, start)), labelled.manifest.set_id
     work = workdir.work_folder(
-        lake.work / "models", begins.config, set_id, problem.taxonomy.fingerprint, processes=world.size
+        lake.work / "models", started.config, set_id, problem.taxonomy.fingerprint, processes=world.size
     )
     if not world.is_first:
-        fit.fit(begins, compute, folder=work)
-        world.wait()  # until the version is there, and what it was made of not needed any more
-        shutil.rmtree(work, ignore_errors=True)  # on another machine: what frozen towers give
+        fit.fit(started, compute, folder=work)
+        world.wait()  # until the first process has written the version and no longer needs the work folder
+        shutil.rmtree(work, ignore_errors=True)  # on another machine: the cached outputs of frozen towers
         return ""
     workdir.begin(work, problem.config, set_id, world.size)
-    trained = fit.train(begins, compute, folder=work)
-    version = save_version(trained, problem, lake, labelled, lake.work / "models", start, towers=seen)
+    trained = fit.train(started, compute, folder=work)
+    version = save_version(trained, problem, lake, labelled, lake.work / "models", start, towers=origin)
     storage.send_folder(lake.work / "models" / version, lake.models / version, last=registry.SUMS)
     workdir.finish(work, lake.model_reports(labelled.manifest.ds, version) / LOGS)
     world.wait()

@@ -1,4 +1,4 @@
-"""Judge an experiment, and write its tables, plots and numbers."""
+"""Judge an experiment, and write its tables, plots and metrics."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from jobs.training.experiment.setting import MethodOutcome, Setting, Trial, by_m
 
 
 def write_results(
-    setting: Setting, labelled_set: str, found: dict[Trial, MethodOutcome], left_out: dict[str, str]
+    setting: Setting, labelled_set: str, outcomes: dict[Trial, MethodOutcome], left_out: dict[str, str]
 ) -> None:
-    """Judge the methods, and write tables, plots and numbers."""
+    """Judge the methods, write tables, plots and metrics, and print the page of results."""
     from cma_clip_core.model_card import markdown_tables, plots
 
     wanted = setting.attributes
-    (full, thresholds, tests), *others = (judge(setting, found, end) for end in setting.readings)
-    methods = by_method(found)
-    under_noise = judge_noise(setting, found, thresholds, tests, full.text_fields)
+    (full, thresholds, tests), *others = (judge(setting, outcomes, suffix) for suffix in setting.readings)
+    methods = by_method(outcomes)
+    under_noise = judge_noise(setting, outcomes, thresholds, tests, full.text_fields)
     results = Results(
         labelled_set=labelled_set,
         products={side: setting.problem.index.count(side) for side in ("train", "validation", "test")},
@@ -30,7 +30,7 @@ def write_results(
         seeds=setting.seeds,
         towers=None if (towers := own_towers(setting.folder / "towers")) is None else towers.name,
         texts=(full, *(judged for judged, _, _ in others)),
-        runs=tuple(f.run for f in found.values()),
+        runs=tuple(outcome.run for outcome in outcomes.values()),
         versions={method: version for method in methods if (version := kept_version(setting, method)) is not None},
         **under_noise._asdict(),
     )
@@ -51,6 +51,6 @@ def write_results(
         storage.write_bytes(folder / "thresholds.json", THRESHOLDS_DOCUMENT.dump_json(thresholds[first], indent=1))
     if any(results.noise.values()):
         plots.robustness(
-            folder / "robustness.svg", SHARES, {words: results.noise[what] for what, words in NOISES.items()}
+            folder / "robustness.svg", SHARES, {words: results.noise[name] for name, words in NOISES.items()}
         )
     print(text)

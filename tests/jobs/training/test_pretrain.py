@@ -214,10 +214,10 @@ def test_a_killed_training_goes_on_in_its_pretraining_and_after_it(
 
 def test_something_else_that_says_what_the_towers_begin_with_is_refused(tmp_path: Path) -> None:
     settings = settings_with_short_trainings(tmp_path)
-    with pytest.raises(JobError, match=r"--pretrain .* --towers with '20260101-00000000': give one of them"):
+    with pytest.raises(JobError, match=r"--pretrain .* --towers from '20260101-00000000': give one of them"):
         train(settings, DAY, towers="20260101-00000000", pretrain=True)
     loaded = settings.model_copy(update={"model_config_name": "clip-vit-b-32"})
-    with pytest.raises(JobError, match=r"'clip-vit-b-32' begins with the weights .*laion2b_s34b_b79k"):
+    with pytest.raises(JobError, match=r"'clip-vit-b-32' starts from the weights .*laion2b_s34b_b79k"):
         train(loaded, DAY, pretrain=True)
     words = ["--root", str(settings.root), "train", "--ds", DAY, "--pretrain", "--towers", "20260101-00000000"]
     assert "give one of them" in str(CliRunner().invoke(app, words).exception)
