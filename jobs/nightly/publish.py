@@ -450,9 +450,7 @@ def _check_keys(paths: Sequence[AnyPath]) -> None:
                     raise JobError(f"{path}: not sorted: {ids[at + 1].as_py()!r} comes after {ids[at].as_py()!r}")
                 counts = rows.group_by(keys, use_threads=False).aggregate([([], "count_all")])
                 for row in counts.filter(pc.field("count_all") > 1).slice(0, 1).to_pylist():
-                    raise JobError(
-                        f"{path}: product {row['product_id']!r} is there {row['count_all']} times with {row}"
-                    )
+                    raise JobError(f"{path}: product {row['product_id']!r} occurs {row['count_all']} times with {row}")
                 held = rows.filter(pc.equal(ids, ids[-1]))
 
 
