@@ -1,4 +1,4 @@
-"""The command line: where settings come from, and how a wrong one is told. `make test TESTS=tests/jobs/test_cli.py`."""
+"""The command line: sources of settings, and messages about wrong ones. `make test TESTS=tests/jobs/test_cli.py`."""
 
 from __future__ import annotations
 
