@@ -58,13 +58,13 @@ def candidates(
     if silent_in is not None:
         silent = predictions.silent(silent_in)
         keep = np.asarray(silent.any(axis=1))
-        of_silent = candidates(predictions.take(keep), temperature)
+        silent_candidates = candidates(predictions.take(keep), temperature)
         if not predictions.attribute.multi_valued:
-            return of_silent
+            return silent_candidates
         kept = ~(predictions.targets & ~silent)[keep].ravel()
         return Candidates(
-            of_silent.confidence[kept], of_silent.right[kept], of_silent.value[kept], of_silent.product[kept],
-            of_silent.family[kept],
+            silent_candidates.confidence[kept], silent_candidates.right[kept], silent_candidates.value[kept], silent_candidates.product[kept],
+            silent_candidates.family[kept],
             int(silent.sum()), np.repeat(predictions.families[keep], silent[keep].sum(axis=1)), True,
         )  # fmt: skip
     n, c = predictions.logits.shape

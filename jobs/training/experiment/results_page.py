@@ -41,8 +41,10 @@ def results_page(results: Results) -> str:
             for method, differences in results.against_whole_noise[perturbation].items()
         ],
     )
-    of_label = {label: method for method, label in LABELS.items()}
-    named: dict[str, list[str]] = {label: [] for label in of_label}  # one name per seed, in the order of `Judged.seeds`
+    method_of_label = {label: method for method, label in LABELS.items()}
+    named: dict[str, list[str]] = {
+        label: [] for label in method_of_label
+    }  # one name per seed, in the order of `Judged.seeds`
     for r in results.runs:
         with_seed = r.seed is not None and results.seeds > 1
         named[LABELS[r.method]].append(f"{LABELS[r.method]}, seed {r.seed}" if with_seed else LABELS[r.method])
@@ -58,7 +60,7 @@ def results_page(results: Results) -> str:
         margins = [
             [LABELS[m], points(d), points(judged.against_whole_silent.get(m))] for m, d in judged.against_whole.items()
         ]
-        with_seeds = [judged.seeds.get(of_label[m.method], (m,)) for m in judged.methods]
+        with_seeds = [judged.seeds.get(method_of_label[m.method], (m,)) for m in judged.methods]
         promises = [
             [name, m.promise.words()]
             for trials in with_seeds
