@@ -1,4 +1,4 @@
-"""Errors that a user can act on. The command line prints their message alone, without a traceback."""
+"""Errors that a user can act on. The command line prints only their message, without a traceback."""
 
 from __future__ import annotations
 

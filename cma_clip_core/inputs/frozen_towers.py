@@ -1,8 +1,8 @@
 """Cached outputs of frozen towers: computed once, kept in a file beside the checkpoint, and read in every epoch.
 
-A tower that is not trained gives the same sequence for the same text or picture each time. The file is mapped into memory,
-so the system holds as much of it as it has room for. It stores float32, as the towers give it, so the losses equal those
-of a training without the cache.
+A tower that is not trained gives the same sequence for the same text or picture each time. The file is mapped into
+memory, so the system holds as much of it as it has room for. It stores float32, as the towers give it, so the losses
+equal those of a training without the cache.
 
 Letters of shapes: B batch, N tokens or patches, D width of a tower.
 """
@@ -92,7 +92,7 @@ class FrozenTowers:
 
 
 def run_frozen(model: nn.Module, problem: LearningProblem, compute: Compute, folder: Path) -> FrozenTowers | None:
-    """Return the outputs of CMA-CLIP's frozen towers for all products, from the cache if it exists; None if none is frozen.
+    """Return the outputs of CMA-CLIP's frozen towers for all products, cached if possible; None if none is frozen.
 
     The first process runs the towers while the others wait. All processes that see its folder read the same file. On a
     machine that does not see the folder, the first local process writes its own file.

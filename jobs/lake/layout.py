@@ -245,7 +245,7 @@ class Lake:
         expired = self.read_expired(run_id)
         if expired is not None:
             raise JobError(
-                f"{run_id} has expired: `maintenance` took it out of the lake on {expired.expired_at:%Y-%m-%d}; its day can be "
+                f"{run_id} has expired: `maintenance` removed it from the lake on {expired.expired_at:%Y-%m-%d}; its day can be "
                 f"run again: `python -m jobs night --ds {expired.ds}`"
             )
 
@@ -375,14 +375,14 @@ def _run_of(line: str) -> str:
 def replan(ds: str) -> str:
     """Return the remedy for a damaged file that `plan` wrote."""
     return (
-        f"plan the day again as it was planned, such as by `python -m jobs plan --ds {ds}`: the same inputs give the same "
-        "plan, and what is done stays"
+        f"plan the day again with the same options, e.g. `python -m jobs plan --ds {ds}`: the same inputs give the same "
+        "plan, and finished work stays"
     )
 
 
 def rewrite(run_id: str) -> str:
     """Return the remedy for a damaged file that `publish` wrote."""
     return (
-        f"`python -m jobs publish --run {run_id}` writes it again from what that night predicted; or put it back from a copy "
+        f"`python -m jobs publish --run {run_id}` writes it again from that night's predictions; or put it back from a copy "
         "of the lake"
     )

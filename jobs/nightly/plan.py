@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Examples with these statuses would not change if they were made again. A picture with another status may exist by now.
+# Examples with these statuses would not change if they were made again. Other pictures may have become usable.
 _REUSABLE: Final[tuple[ImageStatus, ...]] = ("ok", "absent")
 _EXAMPLE_COLUMNS = ("product_id", "source_hash", "image_status")
 _REFUSED = "refused"  # stands for a picture URI that `validate` refused

@@ -104,7 +104,7 @@ def read_modalities(path: AnyPath, plan: Plan, shard: Shard, *, whole: bool = Tr
             raise ValueError(f"it is not of this run, model and number of rows: {', '.join(wrong)[:300]}")
         lacking = [name for name in PREDICTIONS.names if name not in file.schema_arrow.names]
         if whole and lacking:
-            raise ValueError(f"it is without {', '.join(lacking)}, of an older version")
+            raise ValueError(f"it lacks {', '.join(lacking)}, as files of an older version do")
         for batch in file.iter_batches():
             modalities.update(batch.column("modality").to_pylist())
     if modalities.total() != shard.rows:

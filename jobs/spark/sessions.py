@@ -123,7 +123,7 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
         if _has_ended(spark.sparkContext._gateway.proc):
             raise TransientError(
                 f"Spark's JVM ended in the middle of its work, most likely out of memory: give it more than "
-                f"{settings.spark_memory} (TAGGING_SPARK_MEMORY), or leave it more of the machine's; then start again"
+                f"{settings.spark_memory} (TAGGING_SPARK_MEMORY), or free memory on the machine; then start again"
             ) from error
         raise
     finally:

@@ -65,7 +65,7 @@ class Step:
         self.pid, self.stdout, self.stderr = pid, stdout, stderr
         self.returncode: int | None = None
         self._connection = connection
-        # A signal handler may wait while its thread waits already. Joining a thread is safe to nest.
+        # A signal handler may call `wait` while `wait` is running already. Joins of one thread can be nested.
         self._reader = threading.Thread(target=self._read, name=f"step {pid}", daemon=True)
         self._reader.start()
 

@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 
 
 def unlisted(found: Predictions) -> Predictions:
-    """Return the predictions as of products whose values are not listed, and of other products."""
+    """Return the predictions as if their products had only unlisted values."""
     none = np.zeros_like(found.targets)
     names = np.array([f"u{i}" for i in range(len(found))], object)
     return replace(found, products=names, families=found.families + 10**6, targets=none, named=none.astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Frozen towers are run once for each product: `pytest tests/cma_clip_core/inputs/test_frozen_towers.py`"""
+"""Tests that frozen towers run once for each product: `pytest tests/cma_clip_core/inputs/test_frozen_towers.py`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ExampleIndex:
 
 
 def frozen(*towers: str, epochs: int = 3) -> ModelConfig:
-    """All that could vary what a tower sees is on, and dropout after the towers; products lose a modality."""
+    """Configuration with all augmentation of towers' inputs, dropout after the towers, and modality dropout."""
     document = drawn.config(
         epochs=epochs, freeze=towers, flip=True, shift=2, word_dropout=0.2, text_dropout=0.2, image_dropout=0.2,
         shuffle_buffer=64,
@@ -52,7 +52,7 @@ def test_losses_are_the_same_to_the_last_digit_and_each_product_is_seen_once(
     index: ExampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, towers: tuple[str, ...]
 ) -> None:
     config = frozen(*towers)
-    model, course = fit(drawn.problem(config, index), QUIET)  # no folder: nothing is kept
+    model, course = fit(drawn.problem(config, index), QUIET)  # without a folder, nothing is cached
     seen = {"text": 0, "image": 0}
     encode_text, encode_image = Backbone.encode_text, Backbone.encode_image
 
@@ -117,7 +117,7 @@ def test_other_weights_are_run_anew(index: ExampleIndex, tmp_path: Path) -> None
         model = build_model(config, drawn.taxonomy())
         found = module.run_frozen(model, problem, QUIET, tmp_path)
         assert found is not None
-        (path,) = tmp_path.iterdir()  # what was of other weights is gone
+        (path,) = tmp_path.iterdir()  # the file of other weights was deleted
         assert (np.load(path)["cls"] != 0).any()
 
 
@@ -146,7 +146,7 @@ def test_what_a_frozen_tower_sees_is_not_varied_and_that_is_said(
     augment(varied, config.training, np.random.default_rng(0))
     assert varied.texts == plain.texts
     assert np.array_equal(varied.pixels, plain.pixels)
-    assert (varied.text_present != plain.text_present).any()  # what follows the towers is varied still
+    assert (varied.text_present != plain.text_present).any()  # augmentation after the towers still applies
     with caplog.at_level(logging.INFO):
         fit(drawn.problem(frozen("image", "text", epochs=1), index), QUIET)
     assert "the image tower is frozen, so its input is not augmented: no flip, shift, patch_dropout" in caplog.text

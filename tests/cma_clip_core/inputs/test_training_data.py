@@ -1,4 +1,4 @@
-"""Training on labels and modalities as bad as catalogs have them: `pytest tests/cma_clip_core/inputs/test_training_data.py`"""
+"""Tests of training on poor labels and modalities: `pytest tests/cma_clip_core/inputs/test_training_data.py`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def changed(count: int, change: Any) -> pa.Table:
-    """Drawn examples, each row changed in place by `change(row, labels)`."""
+    """Return drawn examples, each row changed in place by `change(row, labels)`."""
     rows = drawn.examples(count).to_pylist()
     for row in rows:
         labels = dict(row["labels"])
@@ -51,7 +51,7 @@ def test_an_attribute_of_one_value_or_few_labels_is_skipped_by_name(
     index = drawn.index(drawn.write(tmp_path, changed(300, change)))
     with caplog.at_level(logging.INFO):
         trained = train(drawn.problem(drawn.config(epochs=1), index), QUIET)
-    before, after = caplog.text.split("epoch 1/1")  # who waits for hours has read it by then
+    before, after = caplog.text.split("epoch 1/1")  # a person who waits for hours sees the warning first
     assert "pattern is not learnt, accepted or counted in a mean: all of its" in before
     assert "training labels are 'Solid'" in before
     assert "material is not learnt" in before
@@ -65,7 +65,7 @@ def test_an_attribute_of_one_value_or_few_labels_is_skipped_by_name(
     for name in ("pattern", "material"):
         assert trained.thresholds[name].lowest() is None
         assert trained.metrics.test[name].coverage in (0, None)
-    # What is not learnt leaves its head as it was drawn, weight decay aside.
+    # The head of an attribute that is not learnt keeps its initial weights, except for weight decay.
     fresh = train(drawn.problem(drawn.config(epochs=0), index), QUIET).model
     for name, same in (("pattern", True), ("colour", False)):
         one, other = (m.get_submodule(f"heads.{name}.3").weight for m in (trained.model, fresh))
@@ -73,7 +73,7 @@ def test_an_attribute_of_one_value_or_few_labels_is_skipped_by_name(
 
 
 def test_a_value_of_several_that_all_products_have(tmp_path: Path) -> None:
-    """Where there is no other value, nothing can be learnt; beside others the baseline says that it always holds."""
+    """A value that all products have cannot be learnt alone; beside other values, the baseline always predicts it."""
 
     def only(_: dict[str, Any], labels: dict[str, list[str]]) -> None:
         if "material" in labels:
@@ -98,7 +98,7 @@ def test_a_value_of_several_that_all_products_have(tmp_path: Path) -> None:
 
 
 def test_the_baseline_is_held_back_as_much_as_serves_it_on_validation(tmp_path: Path) -> None:
-    """Colours are in no text: a regression that is held back keeps to the commonest one, one that is not follows chance."""
+    """No text names colours: a regularised regression predicts the commonest colour, another one follows chance."""
 
     def change(row: dict[str, Any], labels: dict[str, list[str]]) -> None:
         if hash_of(row["product_id"]) % 3:

@@ -39,10 +39,10 @@ SAYS = ("value", "source", "catalog_value", "model_value", "confidence", "accept
 
 def by_key(rows: Iterable[dict[str, Any]]) -> Rows:
     """Return whole rows of the attribute table by their key."""
-    found: Rows = {}
+    grouped: Rows = {}
     for row in rows:
-        found.setdefault((row["product_id"], row["attribute"]), set()).add(tuple(row.items()))
-    return found
+        grouped.setdefault((row["product_id"], row["attribute"]), set()).add(tuple(row.items()))
+    return grouped
 
 
 def live(lake: Lake) -> Rows:
