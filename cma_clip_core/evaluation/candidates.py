@@ -58,13 +58,13 @@ def candidates(
     if silent_in is not None:
         silent = predictions.silent(silent_in)
         keep = np.asarray(silent.any(axis=1))
-        silent_candidates = candidates(predictions.take(keep), temperature)
+        silent_ones = candidates(predictions.take(keep), temperature)
         if not predictions.attribute.multi_valued:
-            return silent_candidates
+            return silent_ones
         kept = ~(predictions.targets & ~silent)[keep].ravel()
         return Candidates(
-            silent_candidates.confidence[kept], silent_candidates.right[kept], silent_candidates.value[kept], silent_candidates.product[kept],
-            silent_candidates.family[kept],
+            silent_ones.confidence[kept], silent_ones.right[kept], silent_ones.value[kept], silent_ones.product[kept],
+            silent_ones.family[kept],
             int(silent.sum()), np.repeat(predictions.families[keep], silent[keep].sum(axis=1)), True,
         )  # fmt: skip
     n, c = predictions.logits.shape
