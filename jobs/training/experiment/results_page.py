@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from cma_clip_core.model.methods import LABELS
+from cma_clip_core.model_card.markdown_tables import comparison, markdown, over_seeds
 from cma_clip_core.model_documents import Difference
 from jobs.training.experiment.results import NOISES, SHARES, Judged, Results
 
 
 def results_page(results: Results) -> str:
     """Return the page: recalls with intervals, differences, promises, perturbed inputs, cost."""
-    from cma_clip_core.model.methods import LABELS
-    from cma_clip_core.model_card.markdown_tables import comparison, markdown, over_seeds
 
     def points(d: Difference | None) -> str:
         if d is None:
