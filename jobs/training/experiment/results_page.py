@@ -42,9 +42,8 @@ def results_page(results: Results) -> str:
         ],
     )
     method_of_label = {label: method for method, label in LABELS.items()}
-    named: dict[str, list[str]] = {
-        label: [] for label in method_of_label
-    }  # one name per seed, in the order of `Judged.seeds`
+    # Names by label, one per seed in the order of `Judged.seeds`.
+    named: dict[str, list[str]] = {label: [] for label in method_of_label}
     for r in results.runs:
         with_seed = r.seed is not None and results.seeds > 1
         named[LABELS[r.method]].append(f"{LABELS[r.method]}, seed {r.seed}" if with_seed else LABELS[r.method])
