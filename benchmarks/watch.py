@@ -21,9 +21,7 @@ class Cost:
 
     seconds: float = 0.0
     returncode: int = 0
-    peak_bytes: dict[str, int] = field(
-        default_factory=dict
-    )  # by kind of process: the peak resident memory of one process
+    peak_bytes: dict[str, int] = field(default_factory=dict)  # peak resident memory of one process, by kind
     output: str = ""
 
     def memory(self) -> str:

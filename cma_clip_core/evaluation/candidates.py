@@ -58,13 +58,13 @@ def candidates(
     if silent_in is not None:
         silent = predictions.silent(silent_in)
         keep = np.asarray(silent.any(axis=1))
-        of_silent = candidates(predictions.take(keep), temperature)
+        silent_ones = candidates(predictions.take(keep), temperature)
         if not predictions.attribute.multi_valued:
-            return of_silent
+            return silent_ones
         kept = ~(predictions.targets & ~silent)[keep].ravel()
         return Candidates(
-            of_silent.confidence[kept], of_silent.right[kept], of_silent.value[kept], of_silent.product[kept],
-            of_silent.family[kept],
+            silent_ones.confidence[kept], silent_ones.right[kept], silent_ones.value[kept], silent_ones.product[kept],
+            silent_ones.family[kept],
             int(silent.sum()), np.repeat(predictions.families[keep], silent[keep].sum(axis=1)), True,
         )  # fmt: skip
     n, c = predictions.logits.shape

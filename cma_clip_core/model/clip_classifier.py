@@ -28,7 +28,7 @@ class ClipClassifier(nn.Module):
 
     ids: Tensor
     lengths: Tensor
-    of_class: Tensor
+    class_of_prompt: Tensor
 
     def __init__(self, config: ModelConfig, taxonomy: Taxonomy, *, pretrained: bool = False) -> None:
         """Build the model; with `pretrained` False, no weights are read or downloaded. Raises ModelError."""
@@ -47,7 +47,7 @@ class ClipClassifier(nn.Module):
         # Not part of the weights: they follow from the taxonomy.
         self.register_buffer("ids", torch.from_numpy(ids), persistent=False)
         self.register_buffer("lengths", torch.from_numpy(lengths), persistent=False)
-        self.register_buffer("of_class", torch.tensor([c for c, _ in prompts]), persistent=False)
+        self.register_buffer("class_of_prompt", torch.tensor([c for c, _ in prompts]), persistent=False)
         self._known: Tensor | None = None  # cached vectors of the prompts, outside of training
 
     def train(self, mode: bool = True) -> ClipClassifier:
@@ -76,7 +76,7 @@ class ClipClassifier(nn.Module):
         if self._known is not None:
             return self._known
         each = self.backbone.text_features(self.ids, self.lengths)
-        sums = each.new_zeros(self.layout.classes, each.shape[1]).index_add(0, self.of_class, each)
+        sums = each.new_zeros(self.layout.classes, each.shape[1]).index_add(0, self.class_of_prompt, each)
         vectors = F.normalize(sums, dim=-1)
         if not self.training and not torch.is_grad_enabled():
             self._known = vectors

@@ -29,9 +29,8 @@ class Output(NamedTuple):
 
     logits: Tensor  # [B, C]: one class per value, attribute by attribute in the taxonomy's order
     lambdas: Tensor  # [B, K, M]: MA's weights; 0 for an absent modality, so both are 0 if nothing was seen
-    alone: dict[
-        str, tuple[Tensor, Tensor]
-    ]  # by modality: logits [B, C] of its tower alone, and where it is present [B]
+    # by modality: logits [B, C] of its tower alone, and where it is present [B]
+    alone: dict[str, tuple[Tensor, Tensor]]
 
 
 class _Heads(nn.ModuleDict):

@@ -268,9 +268,7 @@ class Loop:
             raise DivergedError(self._diverged(batch, value, float(norm)))
         try:
             self.optimizer.step()
-        except (
-            torch.OutOfMemoryError
-        ) as error:  # the first step allocates the optimizer's state, two numbers per weight
+        except torch.OutOfMemoryError as error:  # the first step allocates the optimizer's state
             raise DeviceError(
                 f"{self.device}: the optimizer's state does not fit into its memory beside the model; use a smaller model, "
                 "or freeze a tower"

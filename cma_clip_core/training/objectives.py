@@ -204,9 +204,8 @@ class Contrastive:
             return torch.zeros((), device=self.device)
         scale = self.towers.logit_scale.clamp(max=LARGEST_SCALE).exp()
         loss: Tensor = self._loss(image, text, scale if world.is_first else scale.detach()) * share
-        return (
-            loss if world.is_first else loss - loss.detach()
-        )  # count the value once and the gradient in every process
+        # Count the value once, and the gradient in every process.
+        return loss if world.is_first else loss - loss.detach()
 
     @torch.inference_mode()
     def validate(self) -> Score:
@@ -228,9 +227,7 @@ class Contrastive:
 
         halving = Halving(self.device, RETRIEVAL)
         for inputs in prefetch(self._groups()):
-            text, image = halving.run(
-                vectors, inputs
-            )  # the whole group, even if fewer products fit into memory at a time
+            text, image = halving.run(vectors, inputs)  # the whole group, even if less fits into memory at a time
             best = (text @ image.T).argmax(dim=1)
             right, seen = right + int((best == torch.arange(len(best))).sum()), seen + len(best)
         if not seen:

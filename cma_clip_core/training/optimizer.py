@@ -29,14 +29,14 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        of_tower = name.startswith("backbone.")
+        is_tower = name.startswith("backbone.")
         # Compare whole parts of the name: a head is named after its attribute, which may be `kind` or `token_embedding`.
-        embeds = name in VECTORS or (of_tower and not set(EMBEDDINGS).isdisjoint(name.split(".")))
+        embeds = name in VECTORS or (is_tower and not set(EMBEDDINGS).isdisjoint(name.split(".")))
         decays = parameter.ndim >= 2 and not embeds
-        if of_tower and name.endswith("token_embedding.weight"):
+        if is_tower and name.endswith("token_embedding.weight"):
             peak = config.embedding_learning_rate or tower
         else:
-            peak = tower if of_tower else config.learning_rate
+            peak = tower if is_tower else config.learning_rate
         chosen.setdefault((peak, decays), []).append(parameter)
     return [
         {"params": parameters, "peak": peak, "lr": 0.0, "weight_decay": config.weight_decay if decays else 0.0}

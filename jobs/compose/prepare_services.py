@@ -19,7 +19,6 @@ from jobs.orchestration import local_airflow
 from jobs.runs.prepare_examples import prepare
 from jobs.runtime.step_metrics import set_up_logging
 from jobs.settings import Settings
-from jobs.training.train import train
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +45,8 @@ def main() -> None:
             import_catalog(settings, Path(folder), DAY, "sample")
     if champion(settings) is None:
         prepare(settings, DAY)
+        from jobs.training.train import train  # loads torch, which most starts do not need
+
         train(settings, DAY)
     log.info("init: done")
 

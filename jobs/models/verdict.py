@@ -22,17 +22,15 @@ class Verdict(Strict):
     differences: dict[str, Difference | None]  # by attribute, and for the mean of the compared attributes
     not_compared: dict[str, str] = Field(default_factory=dict)  # attribute: reason
     too_few: tuple[str, ...] = ()  # attributes in `not_compared` with too few test families
-    worse: tuple[
-        str, ...
-    ]  # attributes (or the mean) with a worse challenger, beyond noise, or that it alone has not learnt
+    # attributes (or the mean) with a worse challenger, beyond noise, or that it alone has not learnt
+    worse: tuple[str, ...]
     # Reasons why either model may have seen some of the products that both are judged on.
     doubts: tuple[str, ...] = ()
     # By attribute, the champion's and the challenger's, each at its own thresholds. Coverage does not decide: a higher
     # threshold may be the more honest one.
     coverage: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
-    silenced: tuple[
-        str, ...
-    ] = ()  # attributes that both have learnt and the champion tags, but the challenger never accepts
+    # attributes that both have learnt and the champion tags, but the challenger never accepts
+    silenced: tuple[str, ...] = ()
 
     @property
     def judged(self) -> bool:

@@ -74,9 +74,8 @@ def dataset(settings: Settings, ds: str) -> LabelledSet:
         JobError: there are no examples for this configuration and taxonomy, none with a label, or one is broken.
     """
     lake = Lake(settings.root)
-    with storage.locked(
-        lake.all_examples, shared=True
-    ):  # so that no examples are deleted before the set references them
+    # The lock keeps all examples until the set references them.
+    with storage.locked(lake.all_examples, shared=True):
         return _find_or_make(settings, lake, ds)
 
 

@@ -111,9 +111,8 @@ class Summary:
             for position in self._sample_members(number)
         }
         self._families: dict[int, list[ShownProduct]] = {}
-        self._examples: dict[
-            int, tuple[bytes, ShownProduct]
-        ] = {}  # by article type, the product with the smallest digest
+        # The product with the smallest digest, by article type.
+        self._examples: dict[int, tuple[bytes, ShownProduct]] = {}
 
     def _sample_members(self, number: int) -> Counts:
         positions = np.flatnonzero(self._index.family == self._numbers[number])

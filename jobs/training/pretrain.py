@@ -5,17 +5,26 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cma_clip_core.catalog.examples import read_index
 from cma_clip_core.catalog.splits import SIDES
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.content.paths import open_parquet
 from cma_clip_core.errors import CoreError
+from cma_clip_core.inputs import distributed
+from cma_clip_core.inputs.compute import Compute
+from cma_clip_core.inputs.devices import resolve_device
+from cma_clip_core.inputs.learning_problem import LearningProblem
+from cma_clip_core.model import tower_files
+from cma_clip_core.model.tower_files import TowersMetrics
 from cma_clip_core.model_documents import TowersOrigin
+from cma_clip_core.training.pretraining import pretrain as pretrain_towers
+from cma_clip_core.training.pretraining import pretraining_config
 from cma_clip_core.training.tensorboard import LOGS
 from jobs.errors import JobError, as_job_error
 from jobs.lake import storage
@@ -26,11 +35,6 @@ from jobs.settings import Settings
 from jobs.training import workdir
 from jobs.training.dataset import LabelledSet, dataset
 from schemas.taxonomy import load_taxonomy
-
-if TYPE_CHECKING:
-    from cma_clip_core.inputs.compute import Compute
-    from cma_clip_core.inputs.learning_problem import LearningProblem
-    from cma_clip_core.model.tower_files import TowersMetrics
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +55,6 @@ def pretrain(settings: Settings, ds: str) -> str:
         JobError: there are too few examples for this configuration and taxonomy, or none, or there is no such device.
         TransientError: a checkpoint cannot be written, for example because the disk is full.
     """
-    from cma_clip_core.catalog.examples import read_index
-    from cma_clip_core.inputs import distributed
-    from cma_clip_core.inputs.compute import Compute
-    from cma_clip_core.inputs.devices import resolve_device
-    from cma_clip_core.inputs.learning_problem import LearningProblem
-
     lake = Lake(settings.root)
     config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
     try:
@@ -89,13 +87,10 @@ def find_or_pretrain(lake: Lake, labelled: LabelledSet, problem: LearningProblem
 
 def _newest(lake: Lake, config: ModelConfig, labelled: LabelledSet) -> str:
     """Return the name of the newest towers of this configuration and labelled set; empty if there are none."""
-    from cma_clip_core.model import tower_files
-    from cma_clip_core.training.pretraining import pretraining_config
-
     fitting: list[tuple[datetime, str]] = []
     for folder in _all(lake):
         try:
-            metrics = storage.read_document(folder / tower_files.METRICS, tower_files.TowersMetrics)
+            metrics = storage.read_document(folder / tower_files.METRICS, TowersMetrics)
             if metrics is None or metrics.made_at is None or not _is_same_set(metrics.labelled_set, labelled):
                 continue
             made_with = storage.read_document(folder / tower_files.CONFIG, ModelConfig)
@@ -108,9 +103,6 @@ def _newest(lake: Lake, config: ModelConfig, labelled: LabelledSet) -> str:
 
 
 def _pretrain(lake: Lake, labelled: LabelledSet, problem: LearningProblem, compute: Compute) -> str:
-    from cma_clip_core.model import tower_files
-    from cma_clip_core.training.pretraining import pretrain as run
-    from cma_clip_core.training.pretraining import pretraining_config
 
     config, world = problem.config, compute.world
     with measure("pretrain") as measured:
@@ -118,7 +110,7 @@ def _pretrain(lake: Lake, labelled: LabelledSet, problem: LearningProblem, compu
         work = workdir.work_folder(lake.work / "towers", decides, set_id, processes=world.size)
         if world.is_first:
             workdir.begin(work, config, set_id, world.size)
-        backbone, metrics = run(problem, compute, folder=work)
+        backbone, metrics = pretrain_towers(problem, compute, folder=work)
         if not world.is_first:
             return world.broadcast_object("")
         metrics = with_labelled_set(metrics, lake, labelled)
@@ -184,9 +176,7 @@ def towers_origin(lake: Lake, towers: Path, labelled: LabelledSet) -> TowersOrig
     Raises:
         ModelError: the towers' metrics cannot be read.
     """
-    from cma_clip_core.model.tower_files import METRICS, read_metrics
-
-    their_set = read_metrics(towers).labelled_set if (towers / METRICS).exists() else ""
+    their_set = tower_files.read_metrics(towers).labelled_set if (towers / tower_files.METRICS).exists() else ""
     same = _is_same_set(their_set, labelled)
     table = lake.root / their_set / labelled.table.name if their_set and not same else None
     seen = _count_seen(table, labelled.table) if table is not None and storage.exists(table) else None

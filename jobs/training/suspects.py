@@ -9,16 +9,26 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cma_clip_core.catalog.examples import read_index, read_rows
 from cma_clip_core.config import load_config
 from cma_clip_core.content.paths import AnyPath, open_parquet
 from cma_clip_core.errors import CoreError
+from cma_clip_core.evaluation.calibration import fit_temperature
+from cma_clip_core.evaluation.evaluate import evaluate
+from cma_clip_core.evaluation.label_errors import Suspect, find_suspects, fold_index
+from cma_clip_core.evaluation.learnable import find_unlearnable
+from cma_clip_core.evaluation.predictions import Predictions, join
+from cma_clip_core.inputs.compute import Compute
+from cma_clip_core.inputs.devices import resolve_device
+from cma_clip_core.inputs.learning_problem import LearningProblem
+from cma_clip_core.model.tower_files import check as check_towers
+from cma_clip_core.training.fit import fit
 from jobs.errors import as_job_error
 from jobs.lake import storage
 from jobs.lake.layout import Lake
@@ -30,12 +40,6 @@ from jobs.training.pretrain import find_towers, with_towers
 from jobs.training.suspects_page import render_suspects
 from schemas.tables import SUSPECTS
 from schemas.taxonomy import load_taxonomy
-
-if TYPE_CHECKING:
-    from cma_clip_core.evaluation.label_errors import Suspect
-    from cma_clip_core.evaluation.predictions import Predictions
-    from cma_clip_core.inputs.compute import Compute
-    from cma_clip_core.inputs.learning_problem import LearningProblem
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +61,6 @@ def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None 
         JobError: there are too few examples for this configuration and taxonomy, or `torchrun` started several processes.
         TransientError: a checkpoint cannot be written, for example because the disk is full.
     """
-    from cma_clip_core.catalog.examples import read_index
-    from cma_clip_core.evaluation.label_errors import find_suspects
-    from cma_clip_core.inputs.compute import Compute
-    from cma_clip_core.inputs.devices import resolve_device
-    from cma_clip_core.inputs.learning_problem import LearningProblem
-    from cma_clip_core.model.tower_files import check as check_towers
-
     refuse_several("suspects")
     lake = Lake(settings.root)
     config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
@@ -112,13 +109,6 @@ def _out_of_fold(
 
     An attribute that cannot be learnt in one of the folds is left out, because its predictions there mean nothing.
     """
-    from cma_clip_core.evaluation.calibration import fit_temperature
-    from cma_clip_core.evaluation.evaluate import evaluate
-    from cma_clip_core.evaluation.label_errors import fold_index
-    from cma_clip_core.evaluation.learnable import find_unlearnable
-    from cma_clip_core.evaluation.predictions import Predictions, join
-    from cma_clip_core.training.fit import fit
-
     taxonomy = problem.taxonomy
     parts: list[dict[str, Predictions]] = []
     not_learnt: set[str] = set()
@@ -167,7 +157,6 @@ def _locate_examples(table: AnyPath, lake: Lake, products: set[str]) -> dict[str
 
 
 def _titles(locations: Mapping[str, ExampleLocation]) -> dict[str, str]:
-    from cma_clip_core.catalog.examples import read_rows
 
     titles: dict[str, str] = {}
     for file in {location.file for location in locations.values()}:

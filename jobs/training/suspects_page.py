@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from cma_clip_core.evaluation.label_errors import Suspect
 from jobs.pages.html import render
 from schemas.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    from cma_clip_core.evaluation.label_errors import Suspect
 
 
 def render_suspects(

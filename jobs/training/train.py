@@ -1,7 +1,4 @@
-"""Train a model on the examples of the lake, and store it as a version.
-
-torch is imported only when a training starts.
-"""
+"""Train a model on the examples of the lake, and store it as a version."""
 
 from __future__ import annotations
 
@@ -10,13 +7,18 @@ import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cma_clip_core import registry
+from cma_clip_core.catalog.examples import read_index
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.errors import CoreError
 from cma_clip_core.evaluation.metrics import mean_recall
+from cma_clip_core.inputs import distributed
+from cma_clip_core.inputs.compute import Compute
+from cma_clip_core.inputs.devices import resolve_device
+from cma_clip_core.inputs.learning_problem import LearningProblem
 from cma_clip_core.model_documents import ExperimentOrigin, TowersOrigin
+from cma_clip_core.training import fit
 from cma_clip_core.training.tensorboard import LOGS
 from jobs.errors import JobError, as_job_error
 from jobs.lake import storage
@@ -29,11 +31,6 @@ from jobs.training.dataset import LabelledSet, dataset
 from jobs.training.labelled_rows import count_labels_of_sides
 from jobs.training.pretrain import check_towers_origin, find_or_pretrain, find_towers, with_towers
 from schemas.taxonomy import load_taxonomy
-
-if TYPE_CHECKING:
-    from cma_clip_core.inputs.compute import Compute
-    from cma_clip_core.inputs.learning_problem import LearningProblem
-    from cma_clip_core.training.fit import Trained
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +55,6 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
             - `pretrain` is combined with `towers`, or with a configuration that names pretrained weights.
         TransientError: a checkpoint cannot be written, for example because the disk is full.
     """
-    from cma_clip_core.catalog.examples import read_index
-    from cma_clip_core.inputs import distributed
-    from cma_clip_core.inputs.compute import Compute
-    from cma_clip_core.inputs.devices import resolve_device
-    from cma_clip_core.inputs.learning_problem import LearningProblem
-
     lake = Lake(settings.root)
     config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
     if pretrain:
@@ -127,7 +118,6 @@ def _train(
     start: Path | None,
     details: dict[str, float | int | str],
 ) -> str:
-    from cma_clip_core.training import fit
 
     index, world = problem.index, compute.world
     log.info(
@@ -172,7 +162,7 @@ def _train(
 
 
 def save_version(
-    trained: Trained,
+    trained: fit.Trained,
     problem: LearningProblem,
     lake: Lake,
     labelled: LabelledSet,

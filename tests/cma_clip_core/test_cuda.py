@@ -1,6 +1,6 @@
-"""What only a GPU can show. Skipped where there is none.
+"""Tests on a GPU, skipped if there is none.
 
-`pytest --noconftest tests/cma_clip_core/test_cuda.py` needs nothing of what the jobs need: no Spark, no Java.
+`pytest --noconftest tests/cma_clip_core/test_cuda.py` needs neither Spark nor Java.
 """
 
 from __future__ import annotations

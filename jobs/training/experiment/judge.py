@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from cma_clip_core.evaluation.bootstrap import Drawn, RecallDraws, difference, draw_recalls, with_intervals
+from cma_clip_core.evaluation.calibration import fit_temperature
+from cma_clip_core.evaluation.choose_thresholds import choose_threshold
+from cma_clip_core.evaluation.metrics import judge_all, method_metrics
+from cma_clip_core.evaluation.predictions import Predictions
+from cma_clip_core.model.methods import LABELS
 from cma_clip_core.model_documents import Difference, Threshold
 from jobs.training.experiment.results import NOISES, NOISY, SHARES, UNTRAINED, WHOLE, Judged
 from jobs.training.experiment.setting import MethodOutcome, Setting, Trial, by_method, noisy_name
-
-if TYPE_CHECKING:
-    from cma_clip_core.evaluation.bootstrap import Drawn, RecallDraws
-    from cma_clip_core.evaluation.predictions import Predictions
 
 
 def against_whole(
@@ -26,8 +28,6 @@ def against_whole(
     The point estimate is the mean of the measured differences. A method without seeds is compared with each seed of
     CMA-CLIP.
     """
-    from cma_clip_core.evaluation.bootstrap import Drawn, difference
-
     differences: dict[str, Difference | None] = {}
     for method in methods if WHOLE in methods else ():
         if method == WHOLE:
@@ -47,12 +47,6 @@ def judge(
     Returns:
         The metrics, and each trial's thresholds and predictions on test.
     """
-    from cma_clip_core.evaluation.bootstrap import RecallDraws, draw_recalls, with_intervals
-    from cma_clip_core.evaluation.calibration import fit_temperature
-    from cma_clip_core.evaluation.choose_thresholds import choose_threshold
-    from cma_clip_core.evaluation.metrics import judge_all, method_metrics
-    from cma_clip_core.model.methods import LABELS
-
     fields = setting.readings[suffix].fields
     wanted, selection = setting.attributes, setting.problem.config.selection
     thresholds, tests = {}, {}
@@ -92,10 +86,6 @@ def judge_noise(
     fields: Sequence[str],
 ) -> UnderNoise:
     """Judge the methods in NOISY on perturbed inputs, at each of SHARES. Memory holds the predictions of one share at a time."""
-    from cma_clip_core.evaluation.bootstrap import RecallDraws, draw_recalls
-    from cma_clip_core.evaluation.metrics import judge_all, method_metrics
-    from cma_clip_core.model.methods import LABELS
-
     trials = [trial for trial in outcomes if trial.method in NOISY]
     methods = by_method(trials)
     result = UnderNoise({name: {} for name in NOISES}, {name: {} for name in NOISES}, {name: {} for name in NOISES})
@@ -110,8 +100,8 @@ def judge_noise(
                 draws = draw_recalls(
                     {t.name: p for t, p in sides.items()}, {t.name: thresholds[t] for t in trials}, fields, silent=False
                 )
-                for method, difference in against_whole(methods, draws, RecallDraws.mean_all).items():
-                    result.against_whole_noise[perturbation].setdefault(method, []).append(difference)
+                for method, margin in against_whole(methods, draws, RecallDraws.mean_all).items():
+                    result.against_whole_noise[perturbation].setdefault(method, []).append(margin)
         for method, seeds in methods.items():
             means = [[method_metrics(method, j).mean_recall_at_90 or 0.0 for j in judged[t]] for t in seeds]
             result.noise[perturbation][LABELS[method]] = np.mean(means, axis=0).tolist()

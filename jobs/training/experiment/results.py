@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
+from cma_clip_core.inputs.perturbations import Perturbation
 from cma_clip_core.model_documents import Difference, MethodMetrics
 from schemas.loading import Strict
-
-if TYPE_CHECKING:
-    from cma_clip_core.inputs.perturbations import Perturbation
 
 # Shares of the products whose text or picture is swapped, as in the paper, or of the label names that are left out.
 SHARES = (0.0, 0.2, 0.5, 1.0)

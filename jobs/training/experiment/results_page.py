@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from cma_clip_core.model.methods import LABELS
+from cma_clip_core.model_card.markdown_tables import comparison, markdown, over_seeds
 from cma_clip_core.model_documents import Difference
 from jobs.training.experiment.results import NOISES, SHARES, Judged, Results
 
 
 def results_page(results: Results) -> str:
     """Return the page: recalls with intervals, differences, promises, perturbed inputs, cost."""
-    from cma_clip_core.model.methods import LABELS
-    from cma_clip_core.model_card.markdown_tables import comparison, markdown, over_seeds
 
     def points(d: Difference | None) -> str:
         if d is None:
@@ -41,8 +41,9 @@ def results_page(results: Results) -> str:
             for method, differences in results.against_whole_noise[perturbation].items()
         ],
     )
-    of_label = {label: method for method, label in LABELS.items()}
-    named: dict[str, list[str]] = {label: [] for label in of_label}  # one name per seed, in the order of `Judged.seeds`
+    method_of_label = {label: method for method, label in LABELS.items()}
+    # Names by label, one per seed in the order of `Judged.seeds`.
+    named: dict[str, list[str]] = {label: [] for label in method_of_label}
     for r in results.runs:
         with_seed = r.seed is not None and results.seeds > 1
         named[LABELS[r.method]].append(f"{LABELS[r.method]}, seed {r.seed}" if with_seed else LABELS[r.method])
@@ -58,7 +59,7 @@ def results_page(results: Results) -> str:
         margins = [
             [LABELS[m], points(d), points(judged.against_whole_silent.get(m))] for m, d in judged.against_whole.items()
         ]
-        with_seeds = [judged.seeds.get(of_label[m.method], (m,)) for m in judged.methods]
+        with_seeds = [judged.seeds.get(method_of_label[m.method], (m,)) for m in judged.methods]
         promises = [
             [name, m.promise.words()]
             for trials in with_seeds

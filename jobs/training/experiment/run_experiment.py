@@ -18,8 +18,15 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, as_completed
 
+from cma_clip_core.catalog.examples import read_index
 from cma_clip_core.config import TextConfig, load_config
 from cma_clip_core.errors import CoreError, NothingToLearnError
+from cma_clip_core.evaluation.learnable import find_unlearnable
+from cma_clip_core.inputs.compute import Compute
+from cma_clip_core.inputs.devices import resolve_device
+from cma_clip_core.inputs.learning_problem import LearningProblem
+from cma_clip_core.model.methods import LABELS
+from cma_clip_core.model.tower_files import check as check_towers
 from jobs.errors import JobError, as_job_error
 from jobs.lake import storage
 from jobs.lake.layout import Lake
@@ -88,14 +95,6 @@ def experiment(
             - `torchrun` started several processes.
         TransientError: a checkpoint cannot be written, for example because the disk is full.
     """
-    from cma_clip_core.catalog.examples import read_index
-    from cma_clip_core.evaluation.learnable import find_unlearnable
-    from cma_clip_core.inputs.compute import Compute
-    from cma_clip_core.inputs.devices import resolve_device
-    from cma_clip_core.inputs.learning_problem import LearningProblem
-    from cma_clip_core.model.methods import LABELS
-    from cma_clip_core.model.tower_files import check as check_towers
-
     refuse_several("experiment")
     lake = Lake(settings.root)
     base, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
@@ -157,8 +156,6 @@ def _run(
     Returns:
         The outcomes of these and of all methods run before, and the reason for each method that could not run.
     """
-    from cma_clip_core.model.methods import LABELS
-
     left_out: dict[str, str] = {}
 
     def leave_out(name: str, error: NothingToLearnError, effect: str) -> None:

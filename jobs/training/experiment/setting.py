@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from cma_clip_core import registry
+from cma_clip_core.catalog.splits import Side
 from cma_clip_core.config import TextConfig
+from cma_clip_core.evaluation.predictions import Predictions
+from cma_clip_core.inputs.compute import Compute
+from cma_clip_core.inputs.learning_problem import LearningProblem
+from cma_clip_core.inputs.perturbations import Perturbation
 from jobs.lake import storage
 from jobs.lake.layout import Lake
 from jobs.lake.storage import AnyPath
 from jobs.training.dataset import LabelledSet
 from jobs.training.experiment.results import NOISES, NOISY, SHARES, UNTRAINED, Kept, MethodRun
-
-if TYPE_CHECKING:
-    from cma_clip_core.catalog.splits import Side
-    from cma_clip_core.evaluation.predictions import Predictions
-    from cma_clip_core.inputs.compute import Compute
-    from cma_clip_core.inputs.learning_problem import LearningProblem
-    from cma_clip_core.inputs.perturbations import Perturbation
-    from schemas.taxonomy import Attribute
+from schemas.taxonomy import Attribute
 
 JUDGED: tuple[Side, ...] = ("validation", "test")
 
@@ -87,7 +85,6 @@ class MethodOutcome:
 
     def read_predictions(self, name: str, attributes: Iterable[Attribute]) -> dict[str, Predictions]:
         """Read its predictions on one input, by attribute. Memory need not hold those of all inputs and seeds at once."""
-        from cma_clip_core.evaluation.predictions import Predictions
 
         return {
             a.name: Predictions.from_bytes(a, (self.folder / name / f"{a.name}.npz").read_bytes()) for a in attributes

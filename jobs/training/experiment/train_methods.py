@@ -10,11 +10,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from cma_clip_core import registry
+from cma_clip_core.catalog.splits import Side
 from cma_clip_core.config import TextConfig
+from cma_clip_core.evaluation.evaluate import evaluate
+from cma_clip_core.evaluation.predictions import Predictions
+from cma_clip_core.inputs.learning_problem import LearningProblem
+from cma_clip_core.inputs.perturbations import Noise
+from cma_clip_core.model import tower_files
+from cma_clip_core.model.methods import build_model, configure
 from cma_clip_core.model_documents import ExperimentOrigin
+from cma_clip_core.training.fit import conclude, fit
+from cma_clip_core.training.loop import Fitted
+from cma_clip_core.training.pretraining import pretrain
 from cma_clip_core.training.tensorboard import LOGS
 from jobs.lake import storage
 from jobs.runtime import process_pool
@@ -36,22 +47,12 @@ from jobs.training.experiment.setting import (
 from jobs.training.pretrain import towers_origin, with_labelled_set, with_towers
 from jobs.training.train import save_version
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from cma_clip_core.catalog.splits import Side
-    from cma_clip_core.evaluation.predictions import Predictions
-    from cma_clip_core.inputs.learning_problem import LearningProblem
-    from cma_clip_core.inputs.perturbations import Noise
-    from cma_clip_core.training.loop import Fitted
-
 log = logging.getLogger(__name__)
 
 
 def default_processes(setting: Setting, missing: int) -> int:
     if setting.compute.device.type == "cpu":
         return process_pool.default_processes(missing)
-    from cma_clip_core.model.methods import build_model
 
     parameters = sum(p.numel() for p in build_model(setting.problem.config, setting.problem.taxonomy).parameters())
     return process_pool.default_processes_on_gpu(missing, parameters)
@@ -71,15 +72,13 @@ def timed(run: Callable[..., None], setting: Setting, trial: Trial, *args: objec
 
 def adopt_towers(towers: Path, below: Path) -> None:
     """Copy given towers into the experiment, so that its path is the same in every checkpoint and they exist on a resume."""
-    from cma_clip_core.model.tower_files import CONFIG, METRICS, WEIGHTS
-
     if own_towers(below) is None:
         name = towers.name.lstrip(".") or "towers"
         below.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=below, prefix=".new-") as temporary:
             fresh = Path(temporary) / name
             fresh.mkdir()
-            for file in (WEIGHTS, CONFIG, METRICS):
+            for file in (tower_files.WEIGHTS, tower_files.CONFIG, tower_files.METRICS):
                 if (towers / file).exists():
                     shutil.copyfile(towers / file, fresh / file)
             fresh.rename(below / name)
@@ -90,9 +89,6 @@ def make_towers(setting: Setting) -> Path | None:
 
     Return None if the configuration names pretrained weights.
     """
-    from cma_clip_core.model import tower_files
-    from cma_clip_core.training.pretraining import pretrain
-
     below = setting.folder / "towers"
     if (existing := own_towers(below)) is not None:
         return existing
@@ -108,8 +104,6 @@ def make_towers(setting: Setting) -> Path | None:
 
 def _problem_of(setting: Setting, trial: Trial, towers: Path | None) -> LearningProblem:
     """Return the learning problem with the configuration of a method, its seed and its towers."""
-    from cma_clip_core.model.methods import configure
-
     config = configure(setting.problem.config, trial.method)
     training = config.training.model_copy(update={"seed": config.training.seed + trial.seed_offset})
     return replace(setting.problem, config=with_towers(config.model_copy(update={"training": training}), towers))
@@ -117,10 +111,6 @@ def _problem_of(setting: Setting, trial: Trial, towers: Path | None) -> Learning
 
 def run_method(setting: Setting, trial: Trial, towers: Path | None) -> None:
     """Train a method, evaluate it, and store its predictions."""
-    from cma_clip_core.evaluation.evaluate import evaluate
-    from cma_clip_core.inputs.perturbations import Noise
-    from cma_clip_core.training.fit import fit
-
     problem = _problem_of(setting, trial, towers)
     work = setting.folder / "unfinished" / trial.name
     model, fitted = fit(problem, setting.compute, folder=work)
@@ -151,8 +141,6 @@ def run_method(setting: Setting, trial: Trial, towers: Path | None) -> None:
 
 def _keep_model(setting: Setting, trial: Trial, model: nn.Module, fitted: Fitted, towers: Path | None) -> None:
     """Write a method's model as a version into the lake. After a kill, a repeated run gives the same version."""
-    from cma_clip_core.training.fit import conclude
-
     method, lake, local_models = trial.method, setting.lake, setting.lake.work / "models"
     below = setting.folder / "unfinished" / method / "version"
     # Discard earlier predictions, so that the kept model and the judged predictions come from one training.
@@ -190,7 +178,8 @@ def _keep_model(setting: Setting, trial: Trial, model: nn.Module, fitted: Fitted
 
 
 def run_baseline(setting: Setting, trial: Trial) -> None:
-    from cma_clip_core.evaluation.tfidf_baseline import fit_text_baseline
+    """Fit TF-IDF to each kind of text, and store its predictions."""
+    from cma_clip_core.evaluation.tfidf_baseline import fit_text_baseline  # loads scikit-learn, for this method alone
 
     problem = setting.problem
     sides, seconds = {}, 0.0

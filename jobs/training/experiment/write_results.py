@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cma_clip_core.model_card import markdown_tables, plots
 from cma_clip_core.model_documents import THRESHOLDS_DOCUMENT
 from jobs.lake import storage
 from jobs.training.experiment.judge import judge, judge_noise
@@ -14,8 +15,6 @@ def write_results(
     setting: Setting, labelled_set: str, outcomes: dict[Trial, MethodOutcome], left_out: dict[str, str]
 ) -> None:
     """Judge the methods, write tables, plots and metrics, and print the page of results."""
-    from cma_clip_core.model_card import markdown_tables, plots
-
     wanted = setting.attributes
     (full, thresholds, tests), *others = (judge(setting, outcomes, suffix) for suffix in setting.readings)
     methods = by_method(outcomes)

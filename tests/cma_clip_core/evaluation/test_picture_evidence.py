@@ -29,7 +29,7 @@ def scored(rng: np.random.Generator, sure: np.ndarray, right: np.ndarray) -> Pre
 
 
 def two_witnesses(rng: np.random.Generator, n: int = 4000) -> tuple[Predictions, Predictions]:
-    """A text that is as sure where it errs as where it does not, and a picture that then says the other value."""
+    """A text that is as confident in its errors as elsewhere, and a picture that contradicts the errors."""
     right = rng.random(n) < 0.85
     fused = scored(rng, np.full(n, 0.97), right)
     alone = single(np.full(n, 0.7), right, values=np.where(right, 0, 1))
@@ -48,7 +48,7 @@ def test_a_picture_that_tells_where_the_text_errs_is_heard() -> None:
 
 
 def test_a_picture_that_knows_nothing_is_not() -> None:
-    """Its word is as sure, of values drawn at random."""
+    """A picture's answer is just as confident, but its values are random."""
     rng = np.random.default_rng(1)
     n = 4000
     sure = rng.uniform(0.5, 0.99, n)

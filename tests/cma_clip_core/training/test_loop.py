@@ -63,7 +63,7 @@ def index(folder: Path) -> ExampleIndex:
 
 
 def busy(**training: Any) -> ModelConfig:
-    """Everything that is random is in use: dropouts, augmentation, patch dropout, several buffers."""
+    """Return a configuration that uses all randomness: dropouts, augmentation, patch dropout, several buffers."""
     settings = {"epochs": 3, "word_dropout": 0.2, "shift": 2, "flip": True, "shuffle_buffer": 64} | training
     document = drawn.config(**settings).model_dump()
     document["fusion"]["dropout"] = 0.1
@@ -91,14 +91,14 @@ def test_batches_made_by_a_process_of_its_own_train_the_same(index: ExampleIndex
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
+    """A stand-in for SIGKILL that nothing catches."""
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(
     index: ExampleIndex, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[ModelConfig], tuple[nn.Module, Fitted]]:
-    """Trains without being killed, once for each configuration and number of threads."""
+    """Return a training that is never killed, cached by configuration and number of threads."""
 
     @functools.cache
     def trained(config: str, threads: int) -> tuple[nn.Module, Fitted]:
@@ -111,7 +111,7 @@ def uninterrupted(
 
 @pytest.fixture
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """So many threads work on each step of this test."""
+    """Set the number of threads for this test."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -163,7 +163,7 @@ def test_killed_and_resumed_is_uninterrupted_to_the_last_digit(
 
 @pytest.mark.long
 def test_killed_by_the_system_at_any_step_and_resumed_is_uninterrupted(folder: Path, tmp_path: Path) -> None:
-    """SIGKILL from outside, wherever the process is then: in the step, before it, or in the writing of a checkpoint."""
+    """SIGKILL from outside hits the process anywhere: in a step, before it, or while it writes a checkpoint."""
     seed = secrets.randbelow(2**32)
     print(f"seed {seed}")  # shown where the test fails
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -372,7 +372,7 @@ def test_the_progress_bar_shows_the_loss_and_the_rate(index: ExampleIndex, capsy
 
 
 class _Small(MultiTask):
-    """A device on which only so many examples fit."""
+    """An objective on a device with memory for `room` examples."""
 
     room = 5
 
@@ -424,7 +424,7 @@ def test_too_little_memory_for_the_gradients_says_so(
 
 
 class _SmallPairs(Contrastive):
-    """A device on which only so many pairs fit."""
+    """An objective on a device with memory for `room` pairs."""
 
     room = 5
 
@@ -484,7 +484,7 @@ def test_validation_halves_what_does_not_fit_and_finds_the_same(
 def test_two_processes_take_the_steps_of_one_with_the_double_batch(
     folder: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    """In pretraining each pair is told apart from those of both processes."""
+    """In pretraining, each pair is contrasted with the pairs of both processes."""
     one, two = tmp_path / "one", tmp_path / "two"
     for out, processes in ((one, 1), (two, 2)):
         out.mkdir()
@@ -524,7 +524,7 @@ def test_two_killed_processes_go_on_each_with_its_own_random_state(folder: Path,
 def test_processes_of_which_each_sees_its_own_disk_alone_go_on_by_the_first_ones(
     folder: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    """Two machines with a lake on S3: both go on where the first one was, to the last digit of one not cut off."""
+    """Two machines with a lake on S3 resume from the first one's checkpoint, with the exact result of an undisturbed run."""
     whole, resumed, work = tmp_path / "whole", tmp_path / "resumed", tmp_path / "work"
     for out in (whole, resumed):
         out.mkdir()
@@ -613,7 +613,7 @@ def test_frozen_towers_stay_as_they_are(index: ExampleIndex) -> None:
 
 
 def test_a_frozen_tower_keeps_its_running_statistics(tmp_path: Path) -> None:
-    """A ResNet's batch norms change with every batch they see in training mode, trained or not."""
+    """The batch norms of a ResNet change with every batch in training mode, even if they are frozen."""
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     (tmp_path / "frozen-resnet.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))

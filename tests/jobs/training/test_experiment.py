@@ -373,7 +373,7 @@ def changed(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Setting
 
 
 def test_without_any_picture_all_methods_begin_from_scratch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """And an attribute that cannot be learnt is in no table and no mean, of the methods and of the baseline."""
+    """An attribute that cannot be learnt is in no table and no mean either."""
 
     def change(row: dict[str, Any]) -> None:
         row["image"], row["image_status"] = None, "absent"
@@ -418,7 +418,7 @@ def test_without_any_text_the_text_baseline_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("missing", ["image", "text"])
 def test_a_modality_that_no_product_has_is_done_without(tmp_path: Path, missing: str) -> None:
-    """A method that sees nothing else is left out, and says why; the others learn from what there is."""
+    """A method that sees only the missing modality is left out with a reason; the others learn from the other modality."""
 
     def change(row: dict[str, Any]) -> None:
         if missing == "image":
@@ -501,7 +501,7 @@ def test_methods_are_kept_as_model_versions_the_same_after_a_kill(
         patched.setattr(train_methods, "keep_predictions", die)
         with pytest.raises(KeyboardInterrupt):
             run("cma-clip")
-    # Until it is judged anew there is nothing of the training before, which was not this one's.
+    # Until the new training is judged, nothing of the earlier one is left.
     assert not list(lake.root.glob("experiments/*/*/predictions/cma-clip/run.json"))
     results = run("cma-clip", "fine-tuned-clip")
     assert not list(lake.root.glob("experiments/*/*/unfinished/*"))
@@ -559,7 +559,7 @@ def test_differences_are_seed_by_seed_in_the_same_draws() -> None:
 
 
 def test_margins_under_noise_are_cma_clips_less_the_others(tmp_path: Path) -> None:
-    """Late concatenation is wrong of two products in three where half of the names are left out, CMA-CLIP nowhere."""
+    """With half of the names left out, late concatenation is wrong for two products in three, and CMA-CLIP for none."""
     confidence = np.linspace(0.9, 0.5, 60)
     right, wrong = single(confidence, marks("r" * 60)), single(confidence, marks("r" * 20 + "w" * 40))
     setting: Any = SimpleNamespace(folder=tmp_path, compared=[PATTERN], attributes=("pattern",))

@@ -142,9 +142,9 @@ def test_train_pretrains_once_and_trains_as_from_towers_that_are_named(
         (towers_made,) = storage.children(lake.towers)
         assert begun_with(settings, version) == f"towers/{towers_made.name}"
         assert origin_in(settings, version)[0].same_set
-        assert "are there" not in caplog.text
+        assert "labelled set exist" not in caplog.text
         again = train(settings, DAY, promote=False, pretrain=True)
-        assert "pretrained towers of this configuration and labelled set are there" in caplog.text
+        assert "pretrained towers of this configuration and labelled set exist" in caplog.text
     assert storage.children(lake.towers) == [towers_made]
     named = train(settings, DAY, promote=False, towers=towers_made.name)
     one, *others = ((Path(lake.models) / v / registry.WEIGHTS).read_bytes() for v in (version, again, named))
