@@ -1,4 +1,4 @@
-"""Server that forks steps from a process with their libraries loaded (for the reason, see `jobs.startup.step_client`)."""
+"""Server that forks steps from a process with their libraries loaded; `jobs.startup.step_client` says why."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Server:
         self._end_requested = False
 
     def serve(self, libraries: Sequence[str]) -> _Request | None:
-        """Load the libraries, then answer requests. Return None at the end, and in each fork the request that it must run.
+        """Load the libraries, then answer requests. Return None at the end, and in each fork its request.
 
         A request that arrives during the import of a library is answered after that import.
         """
@@ -126,7 +126,7 @@ class Server:
             end_group(running.pid, signal.SIGKILL)
 
     def _handle_events(self, timeout: float | None) -> _Request | None:
-        """Wait for events and handle them. In a fork, return the request that it must run."""
+        """Wait for events and handle them. Return None, and in a fork its request."""
         due = [running.force_at for running in self._running if running.force_at is not None]
         if due and timeout is None:
             timeout = max(0.0, min(due) - time.monotonic())
@@ -227,7 +227,10 @@ def _turn_into_step(request: _Request) -> None:
 
 
 def serve(address: Path, fast_exit: FastExit, main: Callable[[], Callable[[], object]]) -> None:
-    """Answer requests at `address` until standard input ends. Each fork runs the function that `main` imports and returns."""
+    """Answer requests at `address` until standard input ends.
+
+    Each fork runs the function that `main` imports and returns.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     getproctitle()  # locates the title in memory by the environment, so it must be called before that changes
