@@ -1,9 +1,15 @@
-"""``python -m jobs``: the command line of every step."""
+"""``python -m jobs``: command line of all steps."""
 
 if __name__ == "__main__":
     from jobs.startup.fast_exit import FastExit
 
     fast_exit = FastExit()
-    from jobs.cli import main
+    try:
+        from jobs.cli import main
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"error: {error.name} is not installed, because a step needs more than a model does: "
+            "pip install 'catalog-attribute-tagger[pipeline]'"
+        ) from None
 
     fast_exit.run(main)

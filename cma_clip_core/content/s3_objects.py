@@ -35,7 +35,8 @@ _RETRIES: Final[RetryConfig] = {
     "retry_timeout": timedelta(seconds=60),
     "backoff": {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=10), "base": 2},
 }
-# Validity reported for credentials; obstore renews them five minutes earlier. A role's credentials last at least this long.
+# Validity reported for credentials; obstore renews them five minutes earlier. A role's credentials last at least this
+# long.
 _KEYS: Final = timedelta(minutes=14)
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _WORDS: Final = re.compile(r"<(Code|Message)>([^<]*)</")

@@ -24,7 +24,7 @@ from jobs.errors import JobError, LedgerError
 from jobs.lake import history, parquet, publication, storage, table_files, verified_files
 from jobs.lake.layout import PRODUCTS, Lake, check_run
 from jobs.nightly import attribute_rows
-from jobs.nightly.replaced_rows import Touched
+from jobs.nightly.replaced_rows import Touched, count_replaced
 from jobs.nightly.shards import read_modalities
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
@@ -213,7 +213,7 @@ def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> R
         # The writes run in parallel, because each is a chain of small jobs that does not use all cores.
         with ThreadPoolExecutor() as pool:
             writes = [] if plan.backfill else _write_tables(lake, plan, taxonomy, frames, pool)
-            rows = None if plan.backfill else pool.submit(_count_gone, frames[0])
+            rows = None if plan.backfill else pool.submit(count_replaced, lake, plan, _base_files(lake, plan))
             days, history_files, fresh = _write_history(session, lake, plan, index, frames, pool)
             files = [file for write in writes for file in write.result()]
             counts = rows.result() if rows else {}
@@ -266,16 +266,6 @@ def _frames(
         _Frames("attributes", before_attributes, attributes, touched, attribute_rows.most(taxonomy)),
         _Frames("products", before_products, products, touched.whole(), 1),
     )
-
-
-def _count_gone(table: _Frames) -> dict[tuple[str, bool], int]:
-    """Return the number of rows that leave the table, by attribute and by whether their product was removed."""
-    from pyspark.sql import functions as F
-
-    gone = table.touched.replaced(table.before.select("product_id", "attribute"))
-    removed = table.touched.removed.select("product_id", F.lit(True).alias("removed"))
-    found = gone.join(removed, "product_id", "left").groupBy("attribute", F.col("removed").isNotNull().alias("removed"))
-    return {(row["attribute"], row["removed"]): row["count"] for row in found.count().collect()}
 
 
 def _attribute_rows(

@@ -8,16 +8,16 @@ import importlib
 import json
 import logging
 import os
-import selectors
+import select
 import shlex
 import signal
 import socket
+import socketserver
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from setproctitle import getproctitle, setproctitle
 
@@ -30,18 +30,18 @@ log = logging.getLogger(__name__)
 # Maximum size of a request. Linux limits the arguments and environment of a process to a quarter of its stack size.
 _MOST_BYTES: Final = 8 * 2**20
 _SHOWN: Final = 300  # characters of an error
+_IDLE_SECONDS: Final = 60.0  # between two checks for supervisors that have ended
 _REQUEST_SECONDS: Final = 5.0  # the time that a caller has to send its request
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A request of a caller to start a step."""
+class _StepRequest(BaseException):
+    """A request to start a step, raised in the process that becomes the step, so that it leaves the server's code."""
 
-    connection: socket.socket
-    pipes: tuple[int, int]
-    arguments: list[str]
-    environment: dict[str, str]
-    cwd: str
+    def __init__(self, connection: socket.socket, pipes: Sequence[int], line: bytes) -> None:
+        super().__init__("a step")
+        self.connection = connection
+        self.stdout, self.stderr = pipes
+        self.arguments, self.environment, self.cwd = _parse_request(line)
 
 
 def _parse_request(line: bytes) -> tuple[list[str], dict[str, str], str]:
@@ -67,152 +67,118 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and "\0" not in value
 
 
-@dataclass(slots=True, eq=False)
-class _Running:
-    """A running step, and the connection to its caller."""
+class StepServer(socketserver.UnixStreamServer):
+    """A server that forks a supervisor for each caller. The supervisor forks the requested step and waits for it.
 
-    pid: int
-    ended: int  # a file descriptor that becomes readable when the step ends
-    connection: socket.socket
-    abandoned: bool = False  # True if its caller is gone
-    force_at: float | None = None  # the time when it is killed
+    A supervisor ends its step when the caller hangs up, or when the server ends or dies, which closes a pipe.
+    """
 
-
-class Server:
-    """A server that forks steps until its standard input ends."""
+    request_queue_size = 64
 
     def __init__(self, address: Path) -> None:
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(address))
-        self._listener.listen(64)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(0, selectors.EVENT_READ)
-        self._running: list[_Running] = []
-        self._end_requested = False
+        super().__init__(str(address), socketserver.BaseRequestHandler)
+        self._supervisors: set[int] = set()
+        self._server_is_gone, self._lifeline = os.pipe()  # the first becomes readable when the second is closed
 
-    def serve(self, libraries: Sequence[str]) -> _Request | None:
-        """Load the libraries, then answer requests. Return None at the end, and in each fork its request.
+    def serve(self, libraries: Sequence[str]) -> None:
+        """Load the libraries and answer requests until standard input ends.
 
-        A request that arrives during the import of a library is answered after that import.
+        A request that arrives while a library loads is answered after it.
+
+        Raises:
+            _StepRequest: in the process that is to become the requested step.
         """
         for library in libraries:
             start = time.perf_counter()
             try:
                 importlib.import_module(library)
-            except Exception as error:  # a step that needs the library will report the error
+            except Exception as error:  # the step that needs the library reports this
                 log.warning("%s is not loaded: %r", library, error)
             log.info("%s: %.1f s", library, time.perf_counter() - start)
-            if (request := self._handle_events(0.0)) is not None:
-                return request
+            if not self._answer(0.0):
+                return
         gc.collect()
         gc.freeze()  # the garbage collectors of the forks then do not write to shared memory pages
-        while not self._end_requested:
-            if (request := self._handle_events(None)) is not None:
-                return request
-        return None
+        while self._answer(_IDLE_SECONDS):
+            pass
 
-    def close(self) -> None:
-        """End all steps: first by SIGTERM, then by SIGKILL."""
-        self._selector.unregister(self._listener)
-        self._selector.unregister(0)
-        self._listener.close()
-        for running in self._running:
-            end_group(running.pid, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_SECONDS
-        while self._running and (left := deadline - time.monotonic()) > 0:
-            self._handle_events(left)
-        for running in self._running:
-            end_group(running.pid, signal.SIGKILL)
+    def _answer(self, timeout: float) -> bool:
+        """Answer a request, if one arrives in time; return whether standard input is still open."""
+        ready, _, _ = select.select([self.fileno(), 0], [], [], timeout)
+        if self.fileno() in ready:
+            self.handle_request()
+        self._supervisors = {pid for pid in self._supervisors if os.waitpid(pid, os.WNOHANG)[0] == 0}
+        return 0 not in ready or os.read(0, 1024) != b""
 
-    def _handle_events(self, timeout: float | None) -> _Request | None:
-        """Wait for events and handle them. Return None, and in a fork its request."""
-        due = [running.force_at for running in self._running if running.force_at is not None]
-        if due and timeout is None:
-            timeout = max(0.0, min(due) - time.monotonic())
-        for key, _ in self._selector.select(timeout):
-            if key.fileobj is self._listener:
-                if (request := self._fork_step()) is not None:
-                    return request
-            elif key.fileobj == 0:
-                self._end_requested |= not os.read(0, 1024)
-            elif key.data in self._running:  # its other descriptor may have reported its end just before
-                if key.fileobj == key.data.ended:
-                    self._finish(key.data)
-                else:
-                    self._abandon(key.data)
-        for running in self._running:
-            if running.force_at is not None and running.force_at <= time.monotonic():
-                end_group(running.pid, signal.SIGKILL)
-                running.force_at = None
-        return None
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        """Fork a supervisor for the caller."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if pid := os.fork():
+            self._supervisors.add(pid)
+            self.close_request(request)
+            return
+        supervisor = os.getpid()
+        try:
+            self._supervise(request)
+        finally:
+            if os.getpid() == supervisor:
+                os._exit(0)
 
-    def _fork_step(self) -> _Request | None:
-        connection, _ = self._listener.accept()
+    def shutdown_request(self, request: Any) -> None:
+        """Close only the descriptor of this process; other processes still use the connection."""
+        self.close_request(request)
+
+    def _supervise(self, connection: socket.socket) -> None:
+        """Start the requested step, end it if necessary, and send its exit status. Raises _StepRequest in the step."""
+        # The server's group may get this signal. The pipe tells the supervisor when the server ends.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self.socket.close()
+        os.close(self._lifeline)
         pipes: list[int] = []
         try:
             connection.settimeout(_REQUEST_SECONDS)
             _, pipes, _, _ = socket.recv_fds(connection, 1, 2)
             with connection.makefile("rb") as lines:
-                fields = _parse_request(lines.readline(_MOST_BYTES + 1))
-            request = _Request(connection, (pipes[0], pipes[1]), *fields)
+                request = _StepRequest(connection, pipes, lines.readline(_MOST_BYTES + 1))
             connection.settimeout(None)
-            sys.stdout.flush()
-            sys.stderr.flush()
             pid = os.fork()
-        except (OSError, ValueError, IndexError, RecursionError, MemoryError) as error:
+        except (OSError, ValueError, RecursionError, MemoryError) as error:
             log.warning("a step was not started: %r", error)
             with contextlib.suppress(OSError):
                 connection.settimeout(_REQUEST_SECONDS)
                 connection.sendall(f"error: {' '.join(str(error).split())[:_SHOWN]}\n".encode(errors="replace"))
-            connection.close()  # the caller then starts the step itself
-        else:
-            if pid == 0:
-                self._close_server_descriptors()
-                return request
-            ended = os.pidfd_open(pid)
-            running = _Running(pid, ended, connection)
-            self._running.append(running)
-            self._selector.register(ended, selectors.EVENT_READ, running)
-            self._selector.register(connection, selectors.EVENT_READ, running)
+            return  # the caller starts the step itself
+        if pid == 0:
+            os.setsid()
+            os.close(self._server_is_gone)
+            request.connection = connection.dup()  # the server's code closes the original when the exception leaves it
+            raise request
         for pipe in pipes:
             os.close(pipe)
-        return None
+        ended = os.pidfd_open(pid)
+        if ended not in select.select([ended, connection.fileno(), self._server_is_gone], [], [])[0]:
+            end_group(pid, signal.SIGTERM)
+            if not select.select([ended], [], [], GRACE_SECONDS)[0]:
+                end_group(pid, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with contextlib.suppress(OSError):
+            connection.sendall(b"%s %d\n" % (ENDED, status))
 
-    def _close_server_descriptors(self) -> None:
-        """Close the server's descriptors in a fork."""
-        self._selector.close()
-        self._listener.close()
-        for running in self._running:
-            os.close(running.ended)
-            running.connection.close()
-
-    def _finish(self, running: _Running) -> None:
-        status = os.waitstatus_to_exitcode(os.waitpid(running.pid, 0)[1])
-        self._running.remove(running)
-        self._selector.unregister(running.ended)
-        os.close(running.ended)
-        if not running.abandoned:
-            self._selector.unregister(running.connection)
-            with contextlib.suppress(OSError):
-                running.connection.sendall(b"%s %d\n" % (ENDED, status))
-        running.connection.close()
-
-    def _abandon(self, running: _Running) -> None:
-        """Begin to end a step whose caller is gone, so that nobody reads its output."""
-        self._selector.unregister(running.connection)
-        end_group(running.pid, signal.SIGTERM)
-        running.abandoned = True
-        running.force_at = time.monotonic() + GRACE_SECONDS
+    def close(self) -> None:
+        """Let the supervisors end all steps, by SIGTERM and after `GRACE_SECONDS` by SIGKILL, and wait for them."""
+        self.server_close()
+        os.close(self._lifeline)
+        for pid in self._supervisors:
+            os.waitpid(pid, 0)
 
 
-def _turn_into_step(request: _Request) -> None:
-    """Turn this fork into the requested process: its session, signals, files, environment, folder and title."""
-    os.setsid()
+def _turn_into_step(request: _StepRequest) -> None:
+    """Turn this fork into the requested process: its signals, files, environment, folder and title."""
     for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(caught, signal.default_int_handler if caught == signal.SIGINT else signal.SIG_DFL)
     nothing = os.open(os.devnull, os.O_RDONLY)
-    for source, target in ((nothing, 0), (request.pipes[0], 1), (request.pipes[1], 2)):
+    for source, target in ((nothing, 0), (request.stdout, 1), (request.stderr, 2)):
         os.dup2(source, target)
         os.close(source)
     os.environ.clear()
@@ -229,15 +195,17 @@ def _turn_into_step(request: _Request) -> None:
 def serve(address: Path, fast_exit: FastExit, main: Callable[[], Callable[[], object]]) -> None:
     """Answer requests at `address` until standard input ends.
 
-    Each fork runs the function that `main` imports and returns.
+    Each step runs the function that `main` imports and returns.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     getproctitle()  # locates the title in memory by the environment, so it must be called before that changes
-    server, server_pid = Server(address), os.getpid()
-    request: _Request | None = None
+    server, server_pid = StepServer(address), os.getpid()
+    request: _StepRequest | None = None
     try:
-        request = server.serve(LIBRARIES)
+        server.serve(LIBRARIES)
+    except _StepRequest as raised:
+        request = raised
     finally:
         if os.getpid() == server_pid:
             server.close()

@@ -1,4 +1,4 @@
-"""Roles of FAB's auth manager, asked of Airflow's real API server with the plugin in it. `make test TESTS=tests/dags/test_roles.py`."""
+"""Roles of FAB's auth manager, tested on Airflow's real API server with our plugin. `make test TESTS=tests/dags/test_roles.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.orchestration import airflow_roles
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REPORT, SET = "/catalog/reports/index.html", "/catalog/labelled/ds=2026-11-20/set=s/index.html"
-# In a process of its own: Airflow reads its configuration once. Prints what each person is answered.
+# Runs in a process of its own, because Airflow reads its configuration once. Prints the status that each person gets.
 CODE = """
 import json, logging, sys
 import airflow.utils.db as db
@@ -24,7 +24,7 @@ import jobs.orchestration.airflow_roles as roles
 from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
 roles.main()
 with get_application_builder() as builder:
-    roles.make(builder.sm)  # again: nothing is doubled
+    roles.make_roles(builder.sm)  # again: nothing is doubled
     for role in ("Viewer", "Operator", "Reviewer"):
         builder.sm.add_user(role.lower(), role, "", f"{role}@localhost", builder.sm.find_role(role), "password-of-" + role)
 from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
@@ -119,9 +119,9 @@ def test_each_role_may_do_its_part(answers: dict[str, Any], person: str, may: se
     assert found["report"] == found["dags"] == 200
 
 
-def test_roles_are_for_fab_alone() -> None:
+def test_roles_need_fab() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "jobs.orchestration.airflow_roles"], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("error: roles are kept by FAB's auth manager alone")
+    assert done.stderr.startswith("error: only FAB's auth manager has roles")

@@ -326,7 +326,7 @@ def test_two_machines_train_one_version_and_resume_together(on_s3: AnyPath, tmp_
     machines = start()
     (one, said), (other, _) = (machine.communicate(timeout=300) for machine in machines)
     assert [machine.returncode for machine in machines] == [0, 0], said
-    assert re.search(r"training goes on in epoch [23], after 0 examples", said)
+    assert re.search(r"training resumes in epoch [23], after 0 examples", said)
     (version,) = registry.list_versions(lake.models)
     assert json.loads(one)["model_version"] == version
     assert other == ""

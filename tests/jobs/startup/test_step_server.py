@@ -110,14 +110,15 @@ def test_a_caller_that_is_gone_takes_its_step_along(step_server_address: Path, t
     gone(step)
 
 
-def test_a_server_that_ends_takes_its_steps_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [subprocess.Popen.terminate, subprocess.Popen.kill], ids=["terminated", "killed"])
+def test_a_server_that_ends_takes_its_steps_along(end: Any, tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="steps-") as folder:
         address = Path(folder) / "socket"
         process = step_client.launch(address, Path(folder) / "log", os.environ)
         while not address.exists():
             time.sleep(0.05)
         step = started_sample(address, tmp_path)
-        process.terminate()
+        end(process)
         process.wait(30)
         assert step.wait(10) < 0
         gone(psutil.Process(step.pid) if psutil.pid_exists(step.pid) else None)

@@ -144,10 +144,10 @@ def test_a_killed_training_blocks_no_other_and_goes_on_when_it_is_started_again(
     (left,) = above.glob(".unfinished-*")
     with caplog.at_level(logging.INFO):
         step(one, DAY)
-        assert f"unfinished: {left} is of another training (configuration tiny, labelled set" in caplog.text
-        assert "training goes on in epoch 2" not in caplog.text
+        assert f"unfinished: {left} belongs to another training (configuration tiny, labelled set" in caplog.text
+        assert "training resumes in epoch 2" not in caplog.text
         step(two, DAY)
-    assert "training goes on in epoch 2" in caplog.text
+    assert "training resumes in epoch 2" in caplog.text
     assert not list(above.glob(".unfinished-*"))
 
 
@@ -386,7 +386,7 @@ def test_without_any_picture_all_methods_begin_from_scratch(tmp_path: Path, capl
     results = storage.read_document(folder / "results.json", Results)
     assert results is not None
     assert len(results.texts[0].methods) == 3
-    assert results.left_out["pretraining"].endswith("all methods begin from scratch")
+    assert results.left_out["pretraining"].endswith("all methods start from scratch")
     assert results.not_learnt.keys() == {"pattern"}
     assert results.attributes == ("article_type", "colour", "material")
     for method in results.texts[0].methods:
@@ -394,8 +394,8 @@ def test_without_any_picture_all_methods_begin_from_scratch(tmp_path: Path, capl
         assert len(recalls) == 3
         assert method.mean_recall_at_90 == pytest.approx(sum(recalls) / 3)
     page = (folder / "results.md").read_text()
-    assert "pattern is not learnt, nor in any mean: all of its" in page
-    assert "begin from scratch" in page
+    assert "pattern is not learnt, and not in any mean: all of its" in page
+    assert "start from scratch" in page
     with pytest.raises(JobError, match="nothing to compare: pattern: all of its"):
         experiment(settings, DAY, attributes=("pattern",))
 
@@ -433,8 +433,8 @@ def test_a_modality_that_no_product_has_is_done_without(tmp_path: Path, missing:
     results = storage.read_document(folder / "results.json", Results)
     assert results is not None
     what = {"image": "a picture", "text": "a text"}[missing]
-    why = f"no training product has {what}, and nothing else is seen: there is nothing to learn from; it is left out"
-    assert results.left_out.pop("pretraining").endswith("all methods begin from scratch")
+    why = f"no training product has {what}, and the model reads nothing else: there is nothing to learn from; it is left out"
+    assert results.left_out.pop("pretraining").endswith("all methods start from scratch")
     assert results.left_out == {LABELS[method]: why for method in alone}
     assert f"{LABELS[alone[0]]}: {why}" in (folder / "results.md").read_text()
     by_name = dict(zip(methods, results.texts[0].methods, strict=True))
@@ -526,7 +526,7 @@ def test_methods_are_kept_as_model_versions_the_same_after_a_kill(
         assert re.search(
             rf"on a sample of its families: {products} of its 39\d products\. It compared colour, pattern;", card
         )
-        assert "begun with the pretrained `experiments/ds=2026-11-20/" in card
+        assert "started from the pretrained `experiments/ds=2026-11-20/" in card
         verdict = judge(settings, version)
         assert verdict is not None
         assert verdict.judged
@@ -657,9 +657,7 @@ def test_each_method_is_trained_with_each_seed_and_goes_on(settings: Settings, m
 
 def test_what_cannot_be_kept_is_said_before_anything_is_trained(settings: Settings) -> None:
     there = sorted(Lake(settings.root).experiments.glob("*/*"))
-    with pytest.raises(
-        JobError, match="raw-clip, tf-idf cannot be kept: a model version is what was trained; choose of"
-    ):
+    with pytest.raises(JobError, match="raw-clip, tf-idf cannot be kept, because nothing is trained; choose from"):
         experiment(settings, DAY, products=220, keep=("raw-clip", "tf-idf"))
     with pytest.raises(JobError, match="cma-clip cannot be kept: not among the methods that are run: tf-idf"):
         experiment(settings, DAY, products=220, methods=("tf-idf",), keep=("cma-clip",))
