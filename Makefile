@@ -11,7 +11,7 @@ TOWERS ?=
 SEEDS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run airflow experiment test test-long test-damage test-ui test-compose s3-server up down compose-night lint format hooks lock clean
+.PHONY: help install run airflow experiment test test-long test-damage test-ui test-compose s3-server up down compose-night lint format hooks lock wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,6 +99,9 @@ hooks: $(STAMP) ## Let git run `make lint` before each commit
 
 lock: ## Pin the dependencies of pyproject.toml in requirements.lock; keep existing pins where possible
 	$$(command -v uv || echo build/uv/bin/uv) pip compile -q --python-version 3.11 --extra dev --no-header --generate-hashes pyproject.toml -o requirements.lock
+
+wheel: ## Build the wheel, in build/
+	$$(command -v uv || echo build/uv/bin/uv) build -q --wheel --out-dir build .
 
 clean: ## Remove the demo, all experiments, caches and build folders; keep the environment
 	rm -rf .run .experiment build .mypy_cache .ruff_cache .pytest_cache *.egg-info

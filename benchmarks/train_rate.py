@@ -20,10 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from cma_clip_core.catalog.examples import read_index
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.inputs.batches import Batch
+from cma_clip_core.inputs.compute import Compute
 from cma_clip_core.inputs.devices import resolve_device
-from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.inputs.learning_problem import LearningProblem
 from cma_clip_core.model.methods import build_model
-from cma_clip_core.model.tokenizer import Tokenizer
 from cma_clip_core.training.loop import Loop
 from cma_clip_core.training.objectives import MultiTask
 from jobs.lake.layout import LABELLED_TABLE
@@ -89,10 +89,9 @@ def options(doc: str | None) -> argparse.ArgumentParser:
 def loop_of(config: ModelConfig, chosen: argparse.Namespace, device: torch.device, apart: bool | None = None) -> Loop:
     """Return a training of that labelled set that has not begun; `apart` as of `Loop`."""
     taxonomy = load_taxonomy(chosen.taxonomy)
-    layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
-    index = read_index(chosen.set / LABELLED_TABLE, chosen.lake)
-    objective = MultiTask(build_model(config, taxonomy).to(device), index, config, layout, tokenizer, device)
-    return Loop(objective, config.training, device, progress=False, apart=apart)
+    problem = LearningProblem.build(config, taxonomy, read_index(chosen.set / LABELLED_TABLE, chosen.lake))
+    objective = MultiTask(build_model(config, taxonomy).to(device), problem, device)
+    return Loop(objective, config.training, Compute(device, progress=False), apart=apart)
 
 
 def from_disk(loop: Loop, count: int) -> Iterator[Batch]:

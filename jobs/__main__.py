@@ -1,9 +1,15 @@
 """``python -m jobs``: command line of all steps."""
 
 if __name__ == "__main__":
-    from jobs.startup.fast_exit import Leaving
+    from jobs.startup.fast_exit import FastExit
 
-    leaving = Leaving()
-    from jobs.cli import main
+    fast_exit = FastExit()
+    try:
+        from jobs.cli import main
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"error: {error.name} is not installed, because a step needs more than a model does: "
+            "pip install 'catalog-attribute-tagger[pipeline]'"
+        ) from None
 
-    leaving.after(main)
+    fast_exit.run(main)

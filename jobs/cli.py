@@ -356,11 +356,11 @@ def dataset(
 @app.command()
 def pretrain(context: typer.Context, ds: Newest, processes: Together = None) -> None:
     """Train both towers on the catalog's own image-text pairs, for a configuration without pretrained weights."""
-    from jobs.runtime.data_parallel import together
+    from jobs.runtime.data_parallel import run_together
     from jobs.training.pretrain import pretrain as step
 
     settings = _settings(context)
-    _print(PretrainResult(towers=together(processes, settings.device, step, settings, ds)))
+    _print(PretrainResult(towers=run_together(processes, settings.device, step, settings, ds)))
 
 
 @app.command()
@@ -488,11 +488,11 @@ def train(
 
     If the training is killed, start it again: it continues from its last checkpoint.
     """
-    from jobs.runtime.data_parallel import together
+    from jobs.runtime.data_parallel import run_together
     from jobs.training.train import train as step
 
     settings = _settings(context)
-    version = together(processes, settings.device, step, settings, ds, promote, towers, pretrain)
+    version = run_together(processes, settings.device, step, settings, ds, promote, towers, pretrain)
     _print(TrainResult(model_version=version))
 
 
@@ -872,5 +872,5 @@ def _explain_s3_error(error: Exception) -> JobError | None:
         return None
     from jobs.lake import s3_preflight
 
-    cause = s3_preflight.of(error)
+    cause = s3_preflight.s3_cause(error)
     return None if cause is None else s3_preflight.explain(cause, _root)

@@ -6,23 +6,23 @@ from cma_clip_core.errors import CheckpointWriteError, CoreError
 
 
 class JobError(Exception):
-    """Something is wrong with the input or the settings; the message says what, where, and what to do."""
+    """A fault of the input or the settings. The message says what is wrong, where, and what to do."""
 
 
 class TransientError(JobError):
-    """Neither the input nor the settings need be wrong: the command line ends with exit code 1, and Airflow tries again."""
+    """A failure that may pass without a change of input or settings. The exit code is 1, and Airflow retries the task."""
 
 
 class CriticalDataError(JobError):
-    """The day's batch breaks a critical rule; nothing is published from it."""
+    """The batch of a day breaks a critical rule; nothing is published from it."""
 
 
 class RemovalsError(CriticalDataError):
-    """A night would remove more of the published products than it may by itself."""
+    """A night would remove more published products than it may without permission."""
 
 
 class StalePlanError(JobError):
-    """Another run was published after this plan was frozen."""
+    """Another run was published after this plan was made."""
 
 
 class LedgerError(JobError):
@@ -30,5 +30,5 @@ class LedgerError(JobError):
 
 
 def as_job_error(error: CoreError) -> JobError:
-    """Return what is told, and whether it is worth another try, of what went wrong in a training."""
+    """Return the error of a failed training as a JobError, transient if only a checkpoint could not be written."""
     return (TransientError if isinstance(error, CheckpointWriteError) else JobError)(str(error))

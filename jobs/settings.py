@@ -16,16 +16,18 @@ from jobs.lake.layout import Lake
 from jobs.lake.storage import AnyPath
 
 
-def _place(value: object) -> AnyPath:
-    """Return the place that a setting names. Raises ValueError for one that is neither a folder nor on S3."""
+def _parse_path(value: object) -> AnyPath:
+    """Return the path that a setting names. Raises ValueError if it is neither a folder nor on S3."""
     if not isinstance(value, str | Path):
         return cast(AnyPath, value)
     if (problem := storage.forbidden(str(value))) is not None:
         raise ValueError(problem)
-    scheme, found, rest = ("", "", "") if isinstance(value, Path) else value.removeprefix("file://").partition("://")
-    if not found:
+    scheme, separator, rest = (
+        ("", "", "") if isinstance(value, Path) else value.removeprefix("file://").partition("://")
+    )
+    if not separator:
         folder = _folder(value)
-        if (problem := storage.forbidden(str(folder))) is not None:  # of the folder that it is in, or that it links to
+        if (problem := storage.forbidden(str(folder))) is not None:  # a parent folder or the target of a link
             raise ValueError(problem)
         return folder
     if scheme not in ("s3", "s3a"):
@@ -33,21 +35,21 @@ def _place(value: object) -> AnyPath:
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()=-]+)*/?", rest) or re.search(
         r"/\.\.?/", f"/{rest}/"
     ):
-        raise ValueError(f"{value!r} is no s3://bucket/prefix")
+        raise ValueError(f"{value!r} is not of the form s3://bucket/prefix")
     return storage.as_path(f"s3://{rest.rstrip('/')}")
 
 
 if TYPE_CHECKING:
     Root: TypeAlias = AnyPath
 else:
-    Root = Annotated[Any, PlainValidator(_place), PlainSerializer(str)]
+    Root = Annotated[Any, PlainValidator(_parse_path), PlainSerializer(str)]
 
 
 def _folder(value: str | Path) -> Path:
-    """Return the folder that a setting names, without links. Raises ValueError where it can be none."""
+    """Return the folder that a setting names, with links resolved. Raises ValueError if it cannot be a folder."""
     name = str(value)
     named = Path(name.removeprefix("file://"))
-    # Nothing, as from a variable that is not set, would be the folder that one happens to be in.
+    # An empty name, as from an unset variable, would mean the current folder.
     if not isinstance(value, Path) and (not name.strip() or name != name.strip()):
         raise ValueError(f"{name!r}: give the name of a folder, without blanks around it")
     if name.startswith("file://") and not named.is_absolute():
@@ -56,15 +58,15 @@ def _folder(value: str | Path) -> Path:
         folder = named.expanduser().resolve()
     except RuntimeError as error:  # no such user, or links in a circle
         raise ValueError(f"{name!r}: {error}") from None
-    with contextlib.suppress(PermissionError):  # who may not see it is told so by what needs it
-        there = next((each for each in (folder, *folder.parents) if each.exists()), folder)
-        if there.exists() and not there.is_dir():
-            raise ValueError(f"{name!r}: {there} is no folder; give a folder")
+    with contextlib.suppress(PermissionError):  # reported later, by the step that needs the folder
+        existing = next((each for each in (folder, *folder.parents) if each.exists()), folder)
+        if existing.exists() and not existing.is_dir():
+            raise ValueError(f"{name!r}: {existing} is not a folder; give a folder")
     return folder
 
 
 class Settings(BaseSettings):
-    """All settings. ``TAGGING_ROOT=/data/lake`` sets `root`, and so on."""
+    """All settings. The variable of each has the prefix TAGGING_: ``TAGGING_ROOT=/data/lake`` sets `root`."""
 
     model_config = SettingsConfigDict(env_prefix="TAGGING_", frozen=True)
 
@@ -73,60 +75,66 @@ class Settings(BaseSettings):
     )
     picture_roots: Annotated[tuple[Root, ...], NoDecode] = Field(
         default=(),
-        description="folders or s3:// prefixes pictures may be read from, comma-separated; the lake's own is always one",
+        description="folders or s3:// prefixes that pictures may be read from, comma-separated, beside the lake's own folder",
     )
     taxonomy: str = Field(default="sample", description="taxonomy to train with: a shipped name or a YAML file")
     rules: str = Field(default="default", description="data-quality rules: a shipped name or a YAML file")
     model_config_name: str = Field(default="sample", description="model to train: a shipped name or a YAML file")
-    shard_rows: int = Field(default=20_000, ge=1, description="most products in a shard")
+    shard_rows: int = Field(default=20_000, ge=1, description="maximum number of products in a shard")
     task_rows: int = Field(default=1, ge=1, description="products that a task should tag; smaller shards share a task")
     batch_size: int = Field(default=256, ge=1, description="products in a forward pass of `tag`")
     max_retag_share: float = Field(
-        default=1.0, gt=0, le=1, description="most of the day's products that a night tags again for a new model alone"
+        default=1.0,
+        gt=0,
+        le=1,
+        description="maximum share of the day's products that a night retags for a new model only",
     )
     max_removed_share: float = Field(
-        default=0.2, ge=0, le=1, description="most of the published products that a night removes by itself"
+        default=0.2, ge=0, le=1, description="maximum share of the published products that a night removes by itself"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="cuda fails where there is no GPU")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="cuda fails if there is no GPU")
     spark_master: str = Field(default="local[*]", description="where Spark runs")
-    spark_memory: str = Field(default="2g", description="heap of Spark's driver")
+    spark_memory: str = Field(default="2g", description="heap size of Spark's driver")
     spark_options: Annotated[dict[str, str], NoDecode] = Field(
-        default_factory=dict, description="more of Spark's options, a JSON object; they win over ours"
+        default_factory=dict, description="further Spark options as a JSON object; they override the defaults"
     )
     max_unpacked_gb: float = Field(
-        default=64, gt=0, allow_inf_nan=False, description="most that a packed file of an export may unpack to"
+        default=64,
+        gt=0,
+        allow_inf_nan=False,
+        description="maximum unpacked size of an export's packed file, in gigabytes",
     )
     max_unpacked_ratio: int = Field(
-        default=200, ge=1, description="most that it may unpack to for each packed byte, beyond a gigabyte"
+        default=200, ge=1, description="maximum unpacked bytes per packed byte, beyond the first gigabyte"
     )
     progress: bool = Field(default=True, description="show progress bars")
-    # Whom to tell of a night that failed or is late. Never on a command line: addresses and passwords are in them.
-    alert_webhook: SecretStr | None = Field(default=None, description="address that gets a JSON object with `text`")
+    # Alerts about nights that failed or are late. These settings hold addresses and passwords: never on a command line.
+    alert_webhook: SecretStr | None = Field(default=None, description="URL that receives a JSON object with `text`")
     alert_to: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="mail addresses, comma-separated; needs alert_smtp"
     )
     alert_from: str = Field(default="catalog-tagger@localhost", description="sender of the mails")
     alert_smtp: SecretStr | None = Field(
-        default=None, description="smtp://user:password@host:587 (STARTTLS where there is a user) or smtps://..."
+        default=None, description="smtp://user:password@host:587 (STARTTLS if a user is given) or smtps://..."
     )
 
     @field_validator("spark_options", mode="before")
     @classmethod
-    def _object(cls, value: object) -> object:
+    def _parse_spark_options(cls, value: object) -> object:
         if isinstance(value, str):
             try:
                 value = json.loads(value)
             except ValueError as error:
                 raise ValueError(
-                    f'{value!r} is no JSON object such as {{"spark.executor.cores": "4"}}: {error}'
+                    f'{value!r} is not a JSON object such as {{"spark.executor.cores": "4"}}: {error}'
                 ) from None
         return value
 
     @field_validator("spark_options")
     @classmethod
-    def _of_spark(cls, value: dict[str, str]) -> dict[str, str]:
+    def _check_spark_options(cls, value: dict[str, str]) -> dict[str, str]:
         if others := [name for name in value if not name.startswith("spark.")]:
-            raise ValueError(f"Spark's options begin with 'spark.', these do not: {', '.join(others)}")
+            raise ValueError(f"Spark options begin with 'spark.'; these do not: {', '.join(others)}")
         return value
 
     @field_validator("picture_roots", "alert_to", mode="before")
@@ -135,18 +143,18 @@ class Settings(BaseSettings):
         return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
     def variables(self) -> dict[str, str]:
-        """Return what was given, by environment or flags, as TAGGING_* variables; secrets are left out."""
-        found = {}
+        """Return the settings that the environment or flags gave as TAGGING_* variables, without secrets."""
+        variables = {}
         for name in sorted(self.model_fields_set):
             value = getattr(self, name)
             if isinstance(value, SecretStr):
                 continue
             if isinstance(value, dict):
                 value = json.dumps(value)
-            found[f"TAGGING_{name.upper()}"] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        return found
+            variables[f"TAGGING_{name.upper()}"] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        return variables
 
     @property
     def all_picture_roots(self) -> tuple[AnyPath, ...]:
-        """The folders pictures may be read from; relative URIs are under the first, the lake's own."""
+        """The folders that pictures may be read from. Relative URIs belong to the first one, the lake's own."""
         return (Lake(self.root).pictures, *self.picture_roots)

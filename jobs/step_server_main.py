@@ -1,8 +1,8 @@
 """``python -m jobs.step_server_main SOCKET``: a step server (`jobs.startup.step_server`) for our command line."""
 
-from jobs.startup.fast_exit import Leaving
+from jobs.startup.fast_exit import FastExit
 
-leaving = Leaving()  # before all other imports, so that its exit handlers run last
+fast_exit = FastExit()  # before any other import, so that its exit function runs last
 
 import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
@@ -19,4 +19,4 @@ def _load_main() -> Callable[[], object]:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), leaving, _load_main)
+    serve(Path(sys.argv[1]), fast_exit, _load_main)

@@ -28,17 +28,17 @@ from schemas.documents import RawFile, RawManifest
 DAY1, DAY2, DAY3, DAY4 = "2026-11-20", "2026-11-21", "2026-11-22", "2026-11-23"
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-# Before torch is loaded. The suite has a process on each core: with more threads each, they wait for one another's at every
-# small step, and the same training takes ten times the CPU time. `test_loop.py` has a training with two.
+# This must be set before torch is loaded. The suite runs one process per core. With more threads, the processes wait for each
+# other at every small step, and a training takes ten times the CPU time. `test_loop.py` has a training with two threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-# What Spark does for large tables (several partitions after each shuffle, plans made anew from statistics) costs a night of
-# few rows time. The end-to-end nights keep it.
+# Spark's features for large tables (several partitions after each shuffle, adaptive plans) slow down a night of few rows. The
+# end-to-end nights keep them.
 FOR_FEW_ROWS = {"spark.sql.shuffle.partitions": "2", "spark.sql.adaptive.enabled": "false"}
 
 
-# Folders whose files take longest: begun first, so that none is left to run alone at the end.
+# Folders with the slowest files. They run first, so that none is left to run alone at the end.
 SLOWEST = ("e2e", "jobs/runs", "jobs/validation", "jobs/training", "jobs/upkeep", "jobs/startup", "jobs/nightly")
 
 
@@ -66,7 +66,7 @@ def settings_for(root: Path, **changes: Any) -> Settings:
 
 
 def write_raw(lake: Lake, ds: str, lines: Iterable[bytes | dict[str, Any]]) -> None:
-    """Write a day's raw catalog, as `import-catalog` leaves it, from lines or records."""
+    """Write a day's raw catalog from lines or records, in the format of `import-catalog`."""
     encoded = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     data = gzip.compress(b"".join(line + b"\n" for line in encoded), 1, mtime=0)
     folder = lake.raw(ds)
@@ -85,16 +85,16 @@ def read_raw(lake: Lake, ds: str) -> list[dict[str, Any]]:
 
 
 def split_raw(lake: Lake, ds: str) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """Return the records of a day's raw catalog, and its lines that are none, as the shop wrote them."""
+    """Return the records of a day's raw catalog, and the lines that are not records, as the shop wrote them."""
     records, others = [], []
     for line in raw_lines(lake, ds):
         try:
-            found = json.loads(line)
+            record = json.loads(line)
         except ValueError:
-            found = None
+            record = None
         rejected = read_rejected(line)
-        if isinstance(found, dict) and rejected is None:
-            records.append(found)
+        if isinstance(record, dict) and rejected is None:
+            records.append(record)
         else:
             others.append(rejected.raw if rejected else line)
     return records, others
@@ -108,7 +108,7 @@ def raw_lines(lake: Lake, ds: str) -> list[bytes]:
 
 @pytest.fixture(scope="session")
 def spark_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The one Spark session of the tests; jobs that run in the test's process use it."""
+    """The Spark session of all tests. Jobs that run in the process of a test use it too."""
     with sessions.session(settings_for(tmp_path_factory.mktemp("spark")), rows=100) as session:
         yield session
 
@@ -135,7 +135,7 @@ def step_server_address() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, spark_session: Any) -> Lake:  # noqa: ARG001
-    """A lake with one imported day of drawn products, its examples, and a model trained on them. Copy it, don't use it."""
+    """A lake with one imported day of generated products, its examples, and a model trained on them. Copy it before use."""
     from jobs.demo.sample_catalog import generate
     from jobs.importing.import_catalog import import_catalog
     from jobs.nightly.plan import plan
@@ -145,12 +145,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory, spark_session: Any) -> Lak
 
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent  # of all processes of this run: the first that needs the lake makes it
+        base = base.parent  # shared by all processes of this test run; the first that needs the lake makes it
     folder, done = base / "trained", base / "trained" / "done"
     settings = settings_for(folder / "lake")
     with storage.locked(folder):
         if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that could not end it
+            shutil.rmtree(folder, ignore_errors=True)  # left by a process that did not finish it
             generate(folder / "catalog", products=100, seed=3, dirty=False)
             import_catalog(settings, folder / "catalog", DAY1, "sample")
             validate(settings, DAY1)
@@ -163,13 +163,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, spark_session: Any) -> Lak
 def copy_trained(trained: Lake, root: Path) -> None:
     """Copy the lake, ready for the night of DAY1."""
     shutil.copytree(trained.root, root, ignore=shutil.ignore_patterns("scratch"))
-    # Quarantined pictures' roots are part of a validation's version, so the copied day is validated anew.
+    # The version of a validation depends on the picture roots, so the copied day must be validated again.
     shutil.rmtree(root / "catalog" / "valid")
 
 
 @pytest.fixture
 def lake(trained: Lake, tmp_path: Path) -> Lake:
-    """A lake of one's own, ready for the night of DAY1."""
+    """A lake for a single test, ready for the night of DAY1."""
     root = tmp_path / "lake"
     copy_trained(trained, root)
     return Lake(root)
@@ -177,13 +177,13 @@ def lake(trained: Lake, tmp_path: Path) -> Lake:
 
 @pytest.fixture
 def settings(lake: Lake) -> Settings:
-    """The settings of that lake."""
+    """The settings of `lake`."""
     return settings_for(lake.root)
 
 
 @dataclass(frozen=True)
 class Night:
-    """A lake in the night of DAY1. Published paths are absolute, so its copies are put back where they were made."""
+    """Copies of a lake during the night of DAY1. They are restored to the original folder: published paths are absolute."""
 
     root: Path
     run_id: str
@@ -200,7 +200,7 @@ class Night:
 
 @pytest.fixture(scope="session")
 def night_of_day1(trained: Lake, tmp_path_factory: pytest.TempPathFactory) -> Night:
-    """The night of DAY1, done once: what was there after it was tagged, and at its end. Use the fixtures below."""
+    """The night of DAY1, run once, with copies of the lake after tagging and at the end. Use the fixtures below."""
     from jobs.nightly.plan import plan
     from jobs.nightly.preprocess import preprocess
     from jobs.nightly.tag import tag
@@ -222,7 +222,7 @@ def night_of_day1(trained: Lake, tmp_path_factory: pytest.TempPathFactory) -> Ni
 
 @pytest.fixture
 def tagged(night_of_day1: Night) -> tuple[Lake, Settings, str]:
-    """A lake whose night of DAY1 is tagged and not yet published, its settings, and the run's id."""
+    """A lake whose night of DAY1 is tagged but not published, its settings, and the run's id."""
     lake = night_of_day1.after("tag")
     return lake, settings_for(lake.root), night_of_day1.run_id
 

@@ -1,4 +1,4 @@
-"""Example files (schema EXAMPLES): read in a stream, and drawn from for training with bounded memory."""
+"""Readers of example files (schema EXAMPLES): streams in file order, and shuffled streams with bounded memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cma_clip_core.arrays import Bools, Pixels
+from cma_clip_core.catalog.hashing import family_fraction
 from cma_clip_core.catalog.splits import SIDES, Side
 from cma_clip_core.config import PictureConfig
 from cma_clip_core.content.paths import AnyPath, names, open_parquet, parquet_files
 from cma_clip_core.errors import DataError
 from schemas.tables import EXAMPLES, LABELLED
 
-READ_ROWS = 2048  # rows decoded at a time: at 80 x 64 pixels 31 MB of pictures
+READ_ROWS = 2048  # rows decoded at a time: 31 MB of pictures at 80 x 64 pixels
 
 REMEDY_OF_A_SET = "run the step `dataset` of its day again: it makes the table again"
 
@@ -27,14 +28,14 @@ Rows = npt.NDArray[np.int64]
 
 
 def example_files(folders: Iterable[AnyPath]) -> list[AnyPath]:
-    """Return the Parquet files in `folders` and below, in a fixed order. Raises DataError where a folder is missing."""
-    found: list[AnyPath] = []
+    """Return the Parquet files in `folders` and below, in a fixed order. Raises DataError if a folder is missing."""
+    files: list[AnyPath] = []
     for folder in folders:
-        here = parquet_files(folder)
-        if not here and not names(folder):
+        inside = parquet_files(folder)
+        if not inside and not names(folder):
             raise DataError(f"{folder}: there is no such folder of examples")
-        found += here
-    return found
+        files += inside
+    return files
 
 
 def read_examples(
@@ -47,12 +48,12 @@ def read_examples(
 
     Args:
         files: Parquet files of schema EXAMPLES.
-        wanted: product id to source hash; examples of other products, or of another state of them, are left out.
+        wanted: product id to source hash; examples of other products, or with another hash, are left out.
         columns: the columns to read; None: all of them.
-        rows: most rows of a batch.
+        rows: maximum rows of a batch.
 
     Raises:
-        DataError: a file cannot be read, or is not of this schema.
+        DataError: a file cannot be read, or does not have this schema.
     """
     ids = None if wanted is None else pa.array(wanted.keys(), pa.string())
     hashes = None if wanted is None else pa.array(wanted.values(), pa.string())
@@ -73,10 +74,10 @@ def batches_of(
     remedy: str,
     groups: Sequence[int] | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of the open Parquet file at `path`, or of some of its row groups, each page compared with its checksum.
+    """Yield the rows of the open Parquet file at `path`, or of some of its row groups. Page checksums are verified.
 
     Raises:
-        DataError: it is damaged; the message ends with the `remedy`.
+        DataError: the file is damaged; the message ends with the `remedy`.
     """
     batches = file.iter_batches(
         batch_size=rows,
@@ -94,13 +95,13 @@ def batches_of(
 
 
 def _select(batch: pa.RecordBatch, ids: pa.Array, hashes: pa.Array) -> pa.RecordBatch:
-    place = pc.index_in(batch.column("product_id"), value_set=ids)  # null where the product is not wanted
-    keep = pc.fill_null(pc.equal(batch.column("source_hash"), pc.take(hashes, place)), False)
+    position = pc.index_in(batch.column("product_id"), value_set=ids)  # null where the product is not wanted
+    keep = pc.fill_null(pc.equal(batch.column("source_hash"), pc.take(hashes, position)), False)
     return batch.filter(keep)
 
 
 def open_examples(path: AnyPath) -> pq.ParquetFile:
-    """Open an example file. Raises DataError where it is broken or has not the columns of EXAMPLES."""
+    """Open an example file. Raises DataError if it is broken or lacks the columns of EXAMPLES."""
     return open_table(path, EXAMPLES, _remedy(path))
 
 
@@ -113,7 +114,7 @@ def open_table(path: AnyPath, table: pa.Schema, remedy: str) -> pq.ParquetFile:
     """Open a Parquet file of schema `table`.
 
     Raises:
-        DataError: it is broken or has not the columns of `table`; the message ends with the `remedy`.
+        DataError: the file is broken or lacks the columns of `table`; the message ends with the `remedy`.
     """
     try:
         file = open_parquet(path)
@@ -121,34 +122,34 @@ def open_table(path: AnyPath, table: pa.Schema, remedy: str) -> pq.ParquetFile:
         raise DataError(f"{path}: not a readable Parquet file: {error}; {remedy}") from error
     schema = file.schema_arrow
     for field in table:
-        at = schema.get_field_index(field.name)
-        if at < 0 or not _same_type(schema.field(at).type, field.type):
-            found = "missing" if at < 0 else f"of type {schema.field(at).type}"
+        column = schema.get_field_index(field.name)
+        if column < 0 or not _same_type(schema.field(column).type, field.type):
+            actual = "missing" if column < 0 else f"of type {schema.field(column).type}"
             file.close()
-            raise DataError(f"{path}: column {field.name!r} is {found}, not {field.type}; {remedy}")
+            raise DataError(f"{path}: column {field.name!r} is {actual}, not {field.type}; {remedy}")
     return file
 
 
-def _same_type(found: pa.DataType, expected: pa.DataType) -> bool:
-    """Whether the types are equal, the names and nullability of nested fields aside: writers differ in these."""
+def _same_type(actual: pa.DataType, expected: pa.DataType) -> bool:
+    """Return whether the types are equal, except for item names and nullability, in which writers differ."""
     if pa.types.is_map(expected):
-        return pa.types.is_map(found) and all(
-            _same_type(f, e) for f, e in ((found.key_type, expected.key_type), (found.item_type, expected.item_type))
+        return pa.types.is_map(actual) and all(
+            _same_type(a, e) for a, e in ((actual.key_type, expected.key_type), (actual.item_type, expected.item_type))
         )
     if pa.types.is_list(expected):
-        return pa.types.is_list(found) and _same_type(found.value_type, expected.value_type)
+        return pa.types.is_list(actual) and _same_type(actual.value_type, expected.value_type)
     if pa.types.is_struct(expected):
         return (
-            pa.types.is_struct(found)
-            and [f.name for f in found.fields] == [f.name for f in expected.fields]
-            and all(_same_type(f.type, e.type) for f, e in zip(found.fields, expected.fields, strict=True))
+            pa.types.is_struct(actual)
+            and [f.name for f in actual.fields] == [f.name for f in expected.fields]
+            and all(_same_type(a.type, e.type) for a, e in zip(actual.fields, expected.fields, strict=True))
         )
-    return bool(found.equals(expected))
+    return bool(actual.equals(expected))
 
 
 @dataclass(slots=True)
 class ExampleIndex:
-    """Where each labelled example is, its family, and its side of the split: 21 bytes an example, whatever their size."""
+    """Location, family and side of the split of each labelled example: 21 bytes an example, whatever its size."""
 
     files: list[AnyPath]
     file: npt.NDArray[np.int32]  # [N] index into `files`
@@ -158,12 +159,12 @@ class ExampleIndex:
 
     @property
     def families(self) -> int:
-        """How many families there are."""
+        """The number of families."""
         return len(np.unique(self.family))
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of which examples there are and where each is, wherever the lake is."""
+        """Sixteen hex digits that identify the examples and their files, independent of the lake's location."""
         digest = hashlib.sha256()
         for path in self.files:
             digest.update("/".join(path.parts[-3:]).encode() + b"\n")
@@ -172,11 +173,8 @@ class ExampleIndex:
         return digest.hexdigest()[:16]
 
     def sample(self, products: int) -> ExampleIndex:
-        """Return whole families of about so many products: the same ones from the same examples, on every machine."""
-        places = np.array(
-            [hashlib.blake2b(int(f).to_bytes(8, signed=True), digest_size=6).digest() for f in self.family], dtype="S6"
-        )
-        order = np.argsort(places, kind="stable")
+        """Return whole families with about `products` products, the same on every machine."""
+        order = np.argsort([family_fraction(family) for family in self.family.tolist()], kind="stable")
         end = min(products, len(order))
         while 0 < end < len(order) and self.family[order[end]] == self.family[order[end - 1]]:
             end += 1
@@ -187,12 +185,12 @@ class ExampleIndex:
         """Return the number of examples on a side."""
         return int((self.side == SIDES.index(side)).sum())
 
-    def places(self, side: Side) -> Rows:
-        """Return where in the index the examples of a side are, in the order of `stream_side`."""
-        return np.concatenate([np.zeros(0, np.int64), *(self.places_of(n, side) for n in range(len(self.files)))])
+    def positions(self, side: Side) -> Rows:
+        """Return the positions in the index of the examples of a side, in the order of `stream_side`."""
+        return np.concatenate([np.zeros(0, np.int64), *(self.positions_of(n, side) for n in range(len(self.files)))])
 
-    def places_of(self, file: int, side: Side) -> Rows:
-        """Return where in the index the rows of `rows_of` are."""
+    def positions_of(self, file: int, side: Side) -> Rows:
+        """Return the positions in the index of the rows that `rows_of` returns."""
         return np.flatnonzero(self._of(file, side))
 
     def rows_of(self, file: int, side: Side) -> Rows:
@@ -201,7 +199,7 @@ class ExampleIndex:
         return rows
 
     def families_of(self, file: int, side: Side) -> Rows:
-        """Return the families of `rows_of`."""
+        """Return the families of the rows that `rows_of` returns."""
         families: Rows = self.family[self._of(file, side)]
         return families
 
@@ -210,41 +208,41 @@ class ExampleIndex:
 
 
 def read_index(table: AnyPath, root: AnyPath) -> ExampleIndex:
-    """Read which examples are labelled, and their sides and families, from a labelled set.
+    """Read the labelled examples of a labelled set, with their sides and families.
 
     Args:
         table: the set's Parquet file, of schema LABELLED.
         root: the lake; the table names example files relative to it.
 
     Raises:
-        DataError: the file cannot be read, or is not of this schema.
+        DataError: the file cannot be read, or does not have this schema.
     """
     columns = ["example_file", "example_row", "side", "family"]
     numbers: dict[str, int] = {}
-    where = [np.zeros((0, len(columns)), dtype=np.int64)]
+    parts = [np.zeros((0, len(columns)), dtype=np.int64)]
     with open_table(table, LABELLED, REMEDY_OF_A_SET) as file:
         for batch in batches_of(table, file, READ_ROWS, columns, REMEDY_OF_A_SET):
             files = [numbers.setdefault(name, len(numbers)) for name in batch.column("example_file").to_pylist()]
             sides = [SIDES.index(side) for side in batch.column("side").to_pylist()]
             rest = (batch.column(name).to_numpy() for name in ("example_row", "family"))
-            where.append(np.column_stack([files, sides, *rest]).astype(np.int64))
-    found = np.concatenate(where)
+            parts.append(np.column_stack([files, sides, *rest]).astype(np.int64))
+    entries = np.concatenate(parts)
     return ExampleIndex(
         [root / name for name in numbers],
-        file=found[:, 0].astype(np.int32),
-        row=found[:, 2],
-        side=found[:, 1].astype(np.int8),
-        family=found[:, 3],
+        file=entries[:, 0].astype(np.int32),
+        row=entries[:, 2],
+        side=entries[:, 1].astype(np.int8),
+        family=entries[:, 3],
     )
 
 
 def read_pixels(examples: pa.RecordBatch, picture: PictureConfig) -> tuple[Pixels, Bools]:
-    """Return the pictures of `examples` as pixels [B, H, W, 3], zeros where there is none, and which there are [B].
+    """Return the pictures of `examples` as pixels [B, H, W, 3], and the mask [B] of examples that have a picture.
 
-    Where all products have one, the pixels are those in `examples`, not a copy, and cannot be written to.
+    Missing pictures are zeros. If all examples have a picture, the pixels are a read-only view of `examples`.
 
     Raises:
-        DataError: a picture is not of the size `picture`; names the product.
+        DataError: a picture does not have the size `picture`; the message names the product.
     """
     images = examples.column("image")
     present: Bools = np.asarray(images.is_valid())
@@ -253,7 +251,7 @@ def read_pixels(examples: pa.RecordBatch, picture: PictureConfig) -> tuple[Pixel
         return np.zeros(shape, dtype=np.uint8), present
     size = picture.height * picture.width * 3
     _, offsets_buffer, data = images.buffers()
-    width = np.int64 if pa.types.is_large_binary(images.type) else np.int32  # of the offsets: see `join`
+    width = np.int64 if pa.types.is_large_binary(images.type) else np.int32  # offsets' type: see `join`
     offsets = np.frombuffer(offsets_buffer, dtype=width)[images.offset : images.offset + len(images) + 1]
     wrong = np.flatnonzero(present & (np.diff(offsets) != size))
     if len(wrong):
@@ -278,7 +276,7 @@ MODEL_COLUMNS = ("product_id", "title", "brand", "description", "image", "labels
 def stream_side(
     index: ExampleIndex, side: Side, rows: int = READ_ROWS, columns: Sequence[str] = MODEL_COLUMNS
 ) -> Iterator[tuple[pa.RecordBatch, Rows]]:
-    """Yield the examples of a side in file order, a batch at a time, with their families."""
+    """Yield the examples of a side with their families, in file order, a batch at a time."""
     for number, path in enumerate(index.files):
         keep, families = index.rows_of(number, side), index.families_of(number, side)
         if len(keep):
@@ -289,11 +287,11 @@ def stream_side(
 
 
 def stream_shuffled(index: ExampleIndex, side: Side, buffer: int, rng: np.random.Generator) -> Iterator[pa.RecordBatch]:
-    """Yield the examples of a side in random order, in batches of about `buffer` examples; a column `place` says where in
-    the index each is.
+    """Yield the examples of a side in random order, in batches of about `buffer` examples.
 
-    Files and their row groups are read in random order into a buffer, which is shuffled before it is given out: what is
-    held in memory does not grow with the number of examples. The order follows from `rng` alone.
+    The column `position` holds each example's position in the index. Row groups of all files are read in random order into
+    a buffer, which is shuffled when full. So memory does not grow with the number of examples. The order depends on `rng`
+    alone.
     """
     groups: list[tuple[int, int, int]] = []  # file, row group, its first row
     for number, path in enumerate(index.files):
@@ -307,11 +305,11 @@ def stream_shuffled(index: ExampleIndex, side: Side, buffer: int, rng: np.random
     held: list[pa.RecordBatch] = []
     for at in rng.permutation(len(groups)):
         number, group, first = groups[at]
-        keep, places = index.rows_of(number, side), index.places_of(number, side)
+        keep, positions = index.rows_of(number, side), index.positions_of(number, side)
         next_row = int(np.searchsorted(keep, first))
         with open_examples(index.files[number]) as file:
             for batch in _rows_of(index.files[number], file, [group], keep, first, READ_ROWS):
-                held.append(batch.append_column("place", pa.array(places[next_row : next_row + batch.num_rows])))
+                held.append(batch.append_column("position", pa.array(positions[next_row : next_row + batch.num_rows])))
                 next_row += batch.num_rows
                 if sum(b.num_rows for b in held) >= buffer:
                     yield _shuffled(held, rng)
@@ -321,10 +319,10 @@ def stream_shuffled(index: ExampleIndex, side: Side, buffer: int, rng: np.random
 
 
 def read_rows(path: AnyPath, keep: Rows, columns: Sequence[str], rows: int = READ_ROWS) -> Iterator[pa.RecordBatch]:
-    """Yield some columns of the rows `keep`, in order, of an example file, a batch at a time.
+    """Yield some columns of the rows `keep` of an example file, in order, a batch at a time.
 
     Raises:
-        DataError: the file cannot be read, or is not of schema EXAMPLES.
+        DataError: the file cannot be read, or does not have the schema EXAMPLES.
     """
     with open_examples(path) as file:
         yield from _rows_of(path, file, list(range(file.num_row_groups)), keep, 0, rows, columns)
@@ -339,7 +337,7 @@ def _rows_of(
     rows: int,
     columns: Sequence[str] = MODEL_COLUMNS,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows `keep` (counted in the file) of some row groups, the first of which starts at row `first`."""
+    """Yield the rows `keep` (numbered within the file) of some row groups, the first of which starts at row `first`."""
     for batch in batches_of(path, file, rows, columns, _remedy(path), groups):
         inside = keep[(keep >= first) & (keep < first + batch.num_rows)] - first
         first += batch.num_rows
@@ -348,18 +346,18 @@ def _rows_of(
 
 
 def join(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
-    """Return batches of one schema, at least one, as one batch, its pictures as large_binary.
+    """Return one or more batches of one schema as one batch, with pictures as large_binary.
 
-    The 32-bit offsets of binary end at 2 GiB: 3,566 pictures of 448 x 448 pixels. Wider ones are made of the offsets alone.
+    The 32-bit offsets of binary overflow at 2 GiB: 3,566 pictures of 448 x 448 pixels. The cast converts only the offsets.
     """
     return pa.concat_batches([_with_wide_offsets(batch) for batch in batches])
 
 
 def _with_wide_offsets(batch: pa.RecordBatch) -> pa.RecordBatch:
-    for at, field in enumerate(batch.schema):
+    for column, field in enumerate(batch.schema):
         if pa.types.is_binary(field.type):
             wide = field.with_type(pa.large_binary())
-            batch = batch.set_column(at, wide, batch.column(at).cast(wide.type))
+            batch = batch.set_column(column, wide, batch.column(column).cast(wide.type))
     return batch
 
 

@@ -1,4 +1,4 @@
-"""Which examples make up a labelled set: one of each product, with its family and its side of the split."""
+"""Choice of the examples of a labelled set: one for each product, with its family and its side of the split."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from cma_clip_core.content.paths import AnyPath
 from cma_clip_core.errors import DataError
 from schemas.taxonomy import Taxonomy
 
-_READ_BYTES: Final = 8 * 2**20  # of pixels, read at a time
+_READ_BYTES: Final = 8 * 2**20  # pixels read at a time
 _COLUMNS: Final = ("product_id", *TEXT_FIELDS, "labels", "unknown_labels", "image")
-SHOWN_WORDS: Final = 100  # unlisted words of an attribute that a scan tells of
+SHOWN_WORDS: Final = 100  # unlisted words of an attribute that a scan reports
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """The examples of a labelled set, in the order of files and rows, and how many others there were, by why."""
+    """The examples of a labelled set, in the order of files and rows, and the number of rejected ones by reason."""
 
     index: ExampleIndex
-    superseded: int  # of products that have a newer one
-    unlabelled: int  # without any value that counts; on the training side, without a label
-    empty: int  # with neither text nor picture: they teach nothing
+    superseded: int  # examples of products that have a newer one
+    unlabelled: int  # examples without any value that counts; on the training side, examples without a label
+    empty: int  # examples with neither text nor picture, which teach nothing
     labelled: int  # chosen examples with a label
-    given: dict[str, Given] = field(default_factory=dict)  # what the catalog gives of each attribute, of all products
+    given: dict[str, Given] = field(default_factory=dict)  # the catalog's values by attribute, over all products
 
 
 def scan_examples(
@@ -49,18 +49,18 @@ def scan_examples(
 ) -> Scan:
     """Choose the labelled examples of `folders`, newest first: the first example of a product wins.
 
-    A product whose values are all unlisted is judged on, as an answer that is always wrong, but not learnt from.
+    A product whose values are all unlisted is used to judge models, where every answer is wrong, but not to train them.
 
-    Memory: pictures pass through a few megabytes at a time; a product costs what `FamilyFinder` holds of it, and about
-    200 bytes.
+    Memory: pictures pass through a few megabytes at a time. A product costs about 200 bytes, plus what `FamilyFinder`
+    keeps of it.
 
     Raises:
-        DataError: a folder is missing, a file is broken, a picture is not of the size `picture`, or a label is not in
+        DataError: a folder is missing, a file is broken, a picture does not have the size `picture`, or a label is not in
             the taxonomy.
     """
     files = [path for folder in folders for path in example_files([folder])]
     finder, reader, chooser, counter = FamilyFinder(), LabelReader(taxonomy), _Chooser(), GivenCounter(taxonomy)
-    places: list[Rows] = [np.zeros((0, 3), dtype=np.int64)]
+    entries: list[Rows] = [np.zeros((0, 3), dtype=np.int64)]  # file, row, 1 if it has a label
     rows_at_a_time = max(1, _READ_BYTES // (picture.height * picture.width * 3))
     with tqdm(total=_count(files) if progress else None, desc="examples", unit="ex", disable=not progress) as bar:
         for number, path in enumerate(files):
@@ -77,42 +77,48 @@ def scan_examples(
                 newest = chooser.newest(products)
                 counter.add(labels, unlisted, newest)
                 keep = chooser.choose(newest, labels.given, present | np.array([any(text) for text in texts]))
-                learnt = labels.labelled[keep].any(axis=1)
+                has_label = labels.labelled[keep].any(axis=1)
                 finder.add([products[row] for row in keep], [texts[row] for row in keep], pixels[keep], present[keep])
-                places.append(np.column_stack([np.full(len(keep), number), first + keep, learnt]))
+                entries.append(np.column_stack([np.full(len(keep), number), first + keep, has_label]))
                 first += batch.num_rows
                 bar.update(batch.num_rows)
     families = finder.families(progress=progress)
-    where, side = np.concatenate(places), sides_of(families, selection)
-    used = (where[:, 2] > 0) | (side != SIDES.index("train"))
-    where, side, families = where[used], side[used], families[used]
-    index = ExampleIndex(files, where[:, 0].astype(np.int32), where[:, 1], side=side, family=families)
+    chosen, side = np.concatenate(entries), sides_of(families, selection)
+    used = (chosen[:, 2] > 0) | (side != SIDES.index("train"))
+    chosen, side, families = chosen[used], side[used], families[used]
+    index = ExampleIndex(files, chosen[:, 0].astype(np.int32), chosen[:, 1], side=side, family=families)
     unlabelled = chooser.unlabelled + int((~used).sum())
-    labelled = int(where[:, 2].sum())
+    labelled = int(chosen[:, 2].sum())
     return Scan(index, chooser.superseded, unlabelled, chooser.empty, labelled, counter.result(SHOWN_WORDS))
 
 
 class _Chooser:
-    """Says which examples are taken, and counts the others."""
+    """Filter of examples that counts the rejected ones by reason."""
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
         self.superseded = self.unlabelled = self.empty = 0
 
     def newest(self, products: Sequence[str]) -> Bools:
-        """Return which of n examples, by their ids, are the first of their product [n]."""
-        found = np.zeros(len(products), dtype=np.bool_)
+        """Return the mask [n] of examples, given by their product ids, that are the first of their product."""
+        is_first = np.zeros(len(products), dtype=np.bool_)
         for row, product in enumerate(products):
             key = hashlib.blake2b(product.encode(), digest_size=12).digest()
             if key in self._seen:
                 self.superseded += 1
             else:
                 self._seen.add(key)
-                found[row] = True
-        return found
+                is_first[row] = True
+        return is_first
 
     def choose(self, newest: Bools, given: Bools, present: Bools) -> Rows:
-        """Return the rows taken of n examples: those that are `newest` [n], have values [n, K], and text or picture [n]."""
+        """Return the rows of the chosen examples.
+
+        Args:
+            newest: [n], True where the example is the newest of its product.
+            given: [n, K], True where the catalog gives a value.
+            present: [n], True where the example has a text or a picture.
+        """
         labelled = given.any(axis=1)
         self.unlabelled += int((newest & ~labelled).sum())
         self.empty += int((newest & labelled & ~present).sum())

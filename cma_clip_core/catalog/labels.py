@@ -1,7 +1,7 @@
-"""The catalog's labels as arrays: the one place that says what counts as a label. Loads no torch.
+"""The catalog's labels as arrays, with the only definition of what counts as a label. Loads no torch.
 
-A value that the taxonomy does not list is no label: nothing can be learnt from it. It is no gap either: the product has a
-value, and whatever a model says instead is wrong.
+A value that the taxonomy does not list is not a label, because nothing can be learnt from it. It is not a gap either: the
+product has a value, and any value of the model is wrong.
 
 Letters of shapes: n products, K attributes, C classes of all attributes, in the taxonomy's order.
 """
@@ -22,26 +22,26 @@ Pairs = Iterable[tuple[str, Sequence[str]]]  # a product's attribute names with 
 
 @dataclass(frozen=True, slots=True)
 class LabelRows:
-    """What the catalog says of some products."""
+    """The catalog's values of some products."""
 
     targets: Bools  # [n, C], True at the listed values a product has
     labelled: Bools  # [n, K], False where the catalog gives no listed value, or the attribute does not apply
-    unlisted: Bools  # [n, K], True where the attribute applies and the catalog gives unlisted values alone
+    unlisted: Bools  # [n, K], True where the attribute applies and the catalog gives unlisted values only
     gaps: Bools  # [n, K], True where the attribute applies and the catalog gives no value at all
     left_out: Bools  # [n, K], True where the catalog gives a value of an attribute that does not apply
 
     @property
     def given(self) -> Bools:
-        """Where the catalog gives a value, listed or not, of an attribute that applies [n, K]."""
+        """The mask [n, K] of applicable attributes for which the catalog gives a value, listed or not."""
         return self.labelled | self.unlisted
 
 
 class LabelReader:
-    """Reads labels as an example has them.
+    """Converter of an example's labels into arrays.
 
-    A label of an attribute that does not apply to the product's labelled article type is not a label: nobody asks for
-    that value, and it is mostly a slip of the catalog. Of a product without an article type those attributes apply
-    that apply to all.
+    A value is not a label if its attribute does not apply to the product's labelled article type. Nobody needs such a
+    value, and it is usually an error of the catalog. For a product without an article type, only the attributes that
+    apply to all products count.
     """
 
     def __init__(self, taxonomy: Taxonomy) -> None:
@@ -56,11 +56,11 @@ class LabelReader:
         }
 
     def read(self, labels: Iterable[Pairs], unlisted: Iterable[Pairs] | None = None) -> LabelRows:
-        """Return labels, for each product its attribute names with their values, as arrays.
+        """Return the labels of n products as arrays.
 
         Args:
-            labels: the listed values.
-            unlisted: of the same products, the values outside the taxonomy; None: there are none.
+            labels: for each product its attribute names with their listed values.
+            unlisted: the same products' values outside the taxonomy; None: there are none.
 
         Raises:
             DataError: a label is not in the taxonomy.
@@ -74,7 +74,7 @@ class LabelReader:
             article_type = None
             for name, values in pairs:
                 if name not in self._attributes:
-                    raise DataError(f"an example has a label of {name!r}, which is no attribute of this taxonomy")
+                    raise DataError(f"an example has a label of {name!r}, which is not an attribute of this taxonomy")
                 k, index = self._attributes[name]
                 for value in values:
                     if value not in index:

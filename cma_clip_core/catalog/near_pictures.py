@@ -1,8 +1,12 @@
-"""Near-same pictures: one photo twice, encoded anew, scaled, or a little brighter.
+"""Near-duplicate pictures: the same photo encoded again, scaled, or made a little brighter.
 
-Pictures are compared as thumbnails of 20 x 16 block means. Two are near-same where their values differ by at most 3 of 255
-in the mean, and by at most 10 in the mean over the foreground: a small thing on a large white ground must be the same
-thing too. Both bounds are ours, chosen by looking at pairs of a real catalog.
+Pictures are compared as thumbnails of 20 x 16 block means. Two are near-duplicates if both of these hold:
+
+* the mean difference of their values is at most 3 of 255;
+* the mean difference over the foreground is at most 10, because a small product on a large white background must match
+  too.
+
+We chose both bounds by looking at pairs of a real catalog.
 """
 
 from __future__ import annotations
@@ -16,13 +20,13 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 from tqdm import tqdm
 
-from cma_clip_core.arrays import Pixels
-from cma_clip_core.catalog.near_texts import Numbers, join
+from cma_clip_core.arrays import Integers, Pixels
+from cma_clip_core.catalog.linked_groups import merge_groups
 
-HEIGHT, WIDTH = 20, 16  # of a thumbnail
+HEIGHT, WIDTH = 20, 16  # size of a thumbnail
 NEAR, NEAR_FOREGROUND = 3, 10  # largest mean absolute difference, of 255
-GROUND: Final = 240  # from this value on a picture shows its ground
-PLAIN: Final = 4  # a picture whose values spread no more than this in each channel is one colour all over
+BACKGROUND: Final = 240  # least value of the background
+PLAIN: Final = 4  # largest spread of values in each channel of a picture that counts as one plain colour
 
 _BLOCK: Final = 4
 _FEATURES: Final = (HEIGHT // _BLOCK) * (WIDTH // _BLOCK) * 3
@@ -31,9 +35,9 @@ _ROWS: Final = 128  # pictures reduced at a time
 
 
 def thumbnails(pixels: Pixels) -> Pixels:
-    """Return pictures [n, H, W, 3], of any size, as thumbnails [n, 20, 16, 3]: means of areas, rounded.
+    """Return pictures [n, H, W, 3] of any size as thumbnails [n, 20, 16, 3] of rounded area means.
 
-    Exact: sums are whole numbers below 2^53, so every machine rounds alike.
+    The result is exact on every machine, because all sums are whole numbers below 2^53.
     """
     n, height, width, _ = pixels.shape
     rows, columns = _overlaps(height, HEIGHT), _overlaps(width, WIDTH)
@@ -48,7 +52,7 @@ def thumbnails(pixels: Pixels) -> Pixels:
 
 @functools.cache
 def _overlaps(size: int, parts: int) -> npt.NDArray[np.float64]:
-    """Return how much of each part [parts, size] lies on each pixel, in units of 1/parts pixel: rows add up to `size`."""
+    """Return the overlap [parts, size] of each part with each pixel, in units of 1/parts pixel. Rows add up to `size`."""
     part, pixel = np.arange(parts)[:, None] * size, np.arange(size)[None, :] * parts
     overlaps: npt.NDArray[np.float64] = (
         np.minimum(part + size, pixel + parts) - np.maximum(part, pixel)
@@ -56,11 +60,11 @@ def _overlaps(size: int, parts: int) -> npt.NDArray[np.float64]:
     return overlaps
 
 
-def near_same(one: Pixels, other: Pixels) -> npt.NDArray[np.bool_]:
-    """Return which thumbnails of `one` [n, 20, 16, 3] are near-same to those of `other` [n, 20, 16, 3], pair by pair."""
-    flat, reference = one.reshape(len(one), -1), other.reshape(len(other), -1)
+def near_duplicate(left: Pixels, right: Pixels) -> npt.NDArray[np.bool_]:
+    """Return which pairs [n] of the thumbnails `left` and `right` [n, 20, 16, 3] are near-duplicates."""
+    flat, reference = left.reshape(len(left), -1), right.reshape(len(right), -1)
     difference = np.abs(flat.astype(np.int16) - reference)
-    foreground = np.minimum(flat, reference) < GROUND
+    foreground = np.minimum(flat, reference) < BACKGROUND
     near: npt.NDArray[np.bool_] = (difference.sum(axis=1, dtype=np.int64) <= NEAR * flat.shape[1]) & (
         (difference * foreground).sum(axis=1, dtype=np.int64) <= NEAR_FOREGROUND * foreground.sum(axis=1)
     )
@@ -68,21 +72,26 @@ def near_same(one: Pixels, other: Pixels) -> npt.NDArray[np.bool_]:
 
 
 class NearPictures:
-    """Takes pictures one after the other, then groups the near-same ones.
+    """Collector of pictures that then groups the near-duplicates.
 
-    Memory for each distinct thumbnail: 960 bytes, twice that while the groups are found, about 1 kB of the tree, about
-    150 to know it again, and 16 for each candidate (of a real catalog 8 a picture). Equal thumbnails cost nothing.
+    Memory for each distinct thumbnail:
+
+    * 960 bytes of pixels, and twice that while the groups are computed;
+    * about 1 kB of the search tree, and about 150 bytes of lookup table;
+    * 16 bytes for each candidate pair (about 8 pairs a picture in a real catalog).
+
+    A repeated thumbnail costs nothing.
     """
 
     def __init__(self) -> None:
         self._known: dict[bytes, int] = {}
         self._thumbnails: list[Pixels] = []
 
-    def add(self, pixels: Pixels, present: npt.NDArray[np.bool_]) -> Numbers:
-        """Return the number [n] of each picture of `pixels` [n, H, W, 3]; equal thumbnails share it.
+    def add(self, pixels: Pixels, present: npt.NDArray[np.bool_]) -> Integers:
+        """Return the number [n] of each picture of `pixels` [n, H, W, 3]; equal thumbnails share one.
 
-        It is -1 where there is no picture (`present` [n] is False), or a plain one: that shows no product, and a shop
-        may have it under thousands. A faint product on white is not plain.
+        The number is -1 where there is no picture (`present` [n] is False) or the picture is one plain colour. A plain
+        picture shows no product, and a shop may use it for thousands. A faint product on white is not plain.
         """
         numbers = np.full(len(pixels), -1, dtype=np.int64)
         small = thumbnails(pixels)
@@ -98,11 +107,11 @@ class NearPictures:
             self._thumbnails.append(small[new])
         return numbers
 
-    def groups(self, *, progress: bool = False) -> Numbers:
-        """Return the group of each distinct picture, by its number: near-same ones, and those linked by others, share it.
+    def groups(self, *, progress: bool = False) -> Integers:
+        """Return the group of each distinct picture, by its number. Near-duplicates share a group, directly or through others.
 
-        No near-same pair is missed: a block mean's difference is never more than the mean difference in the block, so
-        the tree's radius on 5 x 4 block means holds all of them.
+        No near-duplicate pair is missed. The difference of two block means never exceeds the mean difference in the
+        block, so the tree's radius on 5 x 4 block means includes all of them.
         """
         groups = np.arange(len(self._known), dtype=np.int64)
         if not len(groups):
@@ -112,7 +121,9 @@ class NearPictures:
         tree = cKDTree(sums.reshape(len(small), _FEATURES).astype(np.float64))
         pairs = tree.query_pairs(NEAR * _FEATURES * _BLOCK**2, p=1, output_type="ndarray")
         links = [np.zeros((0, 2), dtype=np.int64)]
-        for at in tqdm(range(0, len(pairs), _CHUNK), desc="near-same pictures", unit="chunk", disable=not progress):
+        for at in tqdm(
+            range(0, len(pairs), _CHUNK), desc="near-duplicate pictures", unit="chunk", disable=not progress
+        ):
             some = pairs[at : at + _CHUNK]
-            links.append(some[near_same(small[some[:, 0]], small[some[:, 1]])])
-        return join(groups, np.concatenate(links))
+            links.append(some[near_duplicate(small[some[:, 0]], small[some[:, 1]])])
+        return merge_groups(groups, np.concatenate(links))

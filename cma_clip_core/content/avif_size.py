@@ -1,6 +1,7 @@
-"""Say how large the frames of an AVIF are by its AV1 data: a decoder makes them so, whatever the container says of their size.
+"""Size of an AVIF's frames according to its AV1 data, which decides what a decoder makes, whatever the container says.
 
-The formats: ISO/IEC 23008-12 (items and where they lie), ISO/IEC 14496-12 (chunks of a track), AV1 5.3 and 5.5 (sequence headers).
+The formats: ISO/IEC 23008-12 (items and their locations), ISO/IEC 14496-12 (chunks of a track), AV1 5.3 and 5.5 (sequence
+headers).
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Final
 
-_BOXES: Final = re.compile(
-    rb"iloc|infe|idat|stco|co64"
-)  # searched for, wherever they are: a name by chance finds nothing
-_MOST: Final = 50_000  # boxes, places and units of AV1 data that are looked at, in all
+# Names of boxes, searched for anywhere in the file. An accidental match leads to no frame.
+_BOXES: Final = re.compile(rb"iloc|infe|idat|stco|co64")
+_MOST: Final = 50_000  # boxes, extents and units of AV1 data that are read in total
 _SEQUENCE_HEADER: Final = 1
 
 
 class TooManyError(Exception):
-    """There is more to look at than any picture has."""
+    """A file with more boxes, extents or units than any real picture has."""
 
 
 class _Budget:
@@ -32,31 +32,33 @@ class _Budget:
 
 
 def largest_frame(data: bytes) -> int:
-    """Return the pixels of the largest frame that a sequence header in `data` allows; 0 where none is found.
+    """Return the pixels of the largest frame that a sequence header in `data` allows; 0 without such a header.
 
     Raises:
-        TooManyError: there is more to look at than any picture has.
+        TooManyError: the file has more boxes, extents or units than any real picture.
     """
     budget = _Budget()
-    headers = (header for start, end in _places(data, budget) for header in _sequence_headers(data, start, end, budget))
+    headers = (
+        header for start, end in _extents(data, budget) for header in _sequence_headers(data, start, end, budget)
+    )
     return max(map(_pixels, headers), default=0)
 
 
-def _places(data: bytes, budget: _Budget) -> Iterator[tuple[int, int]]:
-    """Yield where AV1 data begin and where they end at the latest: the items of pictures, the chunks of tracks."""
-    found = []
+def _extents(data: bytes, budget: _Budget) -> Iterator[tuple[int, int]]:
+    """Yield the start and the latest possible end of AV1 data: the items of pictures and the chunks of tracks."""
+    boxes = []
     for match in _BOXES.finditer(data):
         budget.spend()
-        found.append((match[0], match.end()))
-    pictures = {item for name, at in found if name == b"infe" and (item := _picture_item(data, at)) is not None}
-    insides = [at for name, at in found if name == b"idat"]
-    for name, at in found:
+        boxes.append((match[0], match.end()))
+    pictures = {item for name, at in boxes if name == b"infe" and (item := _picture_item(data, at)) is not None}
+    item_data = [at for name, at in boxes if name == b"idat"]
+    for name, at in boxes:
         try:
             if name == b"iloc":
-                for item, method, start, length in _located(data, at, budget):
+                for item, method, start, length in _item_extents(data, at, budget):
                     if item in pictures:
                         yield from (
-                            (base + start, base + start + length) for base in (insides if method == 1 else (0,))
+                            (base + start, base + start + length) for base in (item_data if method == 1 else (0,))
                         )
             elif name in (b"stco", b"co64"):
                 (count,) = struct.unpack_from(">I", data, at + 4)
@@ -64,19 +66,19 @@ def _places(data: bytes, budget: _Budget) -> Iterator[tuple[int, int]]:
                 for entry in range(count):
                     budget.spend()
                     yield struct.unpack_from(form, data, at + 8 + entry * struct.calcsize(form))[0], len(data)
-        except struct.error:  # it ends before, or is none
+        except struct.error:  # a truncated box, or no box at all
             continue
 
 
 def _picture_item(data: bytes, at: int) -> int | None:
-    """Return the number of the item that an item's entry is of, if that is an AV1 picture."""
+    """Return the item number of the ``infe`` entry at `at`; None if the item is not an AV1 picture."""
     long = data[at : at + 1] == b"\x03"
     kind = at + (10 if long else 8)
     return int.from_bytes(data[at + 4 : at + (8 if long else 6)], "big") if data[kind : kind + 4] == b"av01" else None
 
 
-def _located(data: bytes, at: int, budget: _Budget) -> Iterator[tuple[int, int, int, int]]:
-    """Yield item, how it is placed, start and length of each extent that a list of items' places names."""
+def _item_extents(data: bytes, at: int, budget: _Budget) -> Iterator[tuple[int, int, int, int]]:
+    """Yield item, construction method, start and length of each extent in the ``iloc`` box at `at`."""
     version, sizes = data[at], data[at + 4 : at + 6]
     offset, length, base = sizes[0] >> 4, sizes[0] & 15, sizes[1] >> 4
     index = sizes[1] & 15 if version else 0
@@ -101,7 +103,7 @@ def _located(data: bytes, at: int, budget: _Budget) -> Iterator[tuple[int, int, 
 
 
 def _sequence_headers(data: bytes, start: int, end: int, budget: _Budget) -> Iterator[bytes]:
-    """Yield the sequence headers in AV1 data, a few bytes each."""
+    """Yield the first bytes of each sequence header in the AV1 data from `start` to `end`."""
     while start < min(end, len(data)):
         budget.spend()
         first = data[start]
@@ -129,14 +131,14 @@ def _pixels(header: bytes) -> int:
         return bits >> left & (1 << width) - 1 if left >= 0 else 0
 
     read(4)
-    still = read(1)  # one picture, whose size is that of this header
+    still = read(1)  # a single picture, whose size is in this header
     if still:
         read(5)
     else:
         _skip_timing(read)
     across, down = read(4) + 1, read(4) + 1
     width, height = read(across) + 1, read(down) + 1
-    # Otherwise each frame may say its own size, in as many bits.
+    # Otherwise each frame may give its own size, in this number of bits.
     return width * height if still else 1 << across + down
 
 

@@ -1,4 +1,4 @@
-"""Colours as a viewer shows them: pixels of a picture with an ICC profile to sRGB."""
+"""Conversion of pictures with an ICC profile to sRGB, the colours that a viewer shows."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageCms
 
-MAX_BYTES: Final = 3 * 2**20  # of a profile: those of printing presses have two megabytes
+MAX_BYTES: Final = 3 * 2**20  # size limit of a profile; those of printing presses have two megabytes
 
-# ICC.1's multiProcessElementsType: any number of steps, each a few bytes, or the same bytes for all. A profile of 17 kB took
-# ten seconds. Cameras and editors write matrices and tables.
+# ICC.1's multiProcessElementsType: any number of steps of a few bytes each, which may even share their bytes. A profile of
+# 17 kB took ten seconds. Cameras and editors write matrices and tables instead.
 _PROGRAM: Final = b"mpet"
-_SPACES: Final = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}  # mode to the profile's own name for its colours
-_SAME: Final = 2  # levels: the profiles that all call themselves sRGB differ by that
-_STEPS: Final = 6  # of each channel, where it is asked how far a profile is from sRGB
+_SPACES: Final = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}  # Pillow's mode to the profile's name of its colour space
+_SAME: Final = 2  # levels of 255; different profiles called sRGB differ by this much
+_STEPS: Final = 6  # levels of each channel at which a profile is compared with sRGB
 
 
 def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
-    """Return `picture`, in RGB, grey or CMYK, in sRGB; unchanged where its profile is sRGB's, or broken, or for other colours.
+    """Return `picture`, which is in RGB, grey or CMYK, converted to sRGB.
 
-    So it is where the profile is a program of steps (`_PROGRAM`): no bound is known for what they cost.
+    The picture is unchanged if its profile
+
+    * is missing, broken, or larger than `MAX_BYTES`;
+    * is for another colour space;
+    * is practically sRGB, and the picture is not in CMYK;
+    * contains a program of steps (`_PROGRAM`), whose cost has no known bound.
     """
     if not profile or len(profile) > MAX_BYTES or _PROGRAM in profile:
         return picture
@@ -30,7 +35,7 @@ def to_srgb(picture: Image.Image, profile: bytes | None) -> Image.Image:
     return picture if transform is None else transform.apply(picture)
 
 
-@lru_cache(maxsize=8)  # a shop's pictures have few profiles
+@lru_cache(maxsize=8)  # a shop's pictures use few profiles
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -41,10 +46,10 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
             ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
             mode,
             "RGB",
-            flags=ImageCms.Flags.NOCACHE,  # threads share it
+            flags=ImageCms.Flags.NOCACHE,  # threads share the transform
         )
         return None if mode != "CMYK" and _changes_little(transform, mode) else transform
-    except Exception:  # a broken profile: littlecms has no list of what it raises, and a picture is worth more
+    except Exception:  # broken profile: littlecms documents no error types, and the picture still has value
         return None
 
 

@@ -1,11 +1,13 @@
-"""The text that a shop's HTML shows. Pure functions; no torch: Spark's workers import this.
+"""Extraction of the visible text from a shop's HTML. Pure functions; no torch, because Spark's workers import this.
 
-lxml (libxml2) reads the HTML: its tokenizer is HTML5's, it is kept by many, and it can hand out tokens without a tree.
-A tree would not do for strangers' texts: HTML5's rules for unclosed elements make a tree of quadratic size. No parser can
-tell which ``<`` begins a tag and which one belongs to the text ("size <38", "Tee <Red>"), since HTML calls any word in
-angle brackets an element. That is decided here, before the parser: a tag is what HTML names, or what is closed again.
+lxml (libxml2) reads the HTML: its tokenizer is HTML5's, it is widely maintained, and it can emit tokens without building a
+tree. A tree is unsafe for untrusted texts, because HTML5's rules for unclosed elements can make its size quadratic.
 
-Every pattern runs in linear time: what may repeat is possessive, and stops where the next match may begin.
+No parser can decide which ``<`` begins a tag and which one belongs to the text ("size <38", "Tee <Red>"), since HTML
+accepts any word in angle brackets as an element. This module decides before parsing: a tag has a name that HTML defines, or
+is closed later.
+
+Every pattern runs in linear time: repetitions are possessive, and stop where the next match may begin.
 """
 
 from __future__ import annotations
@@ -16,18 +18,18 @@ from typing import Final
 
 from lxml import etree
 
-MAX_CHARACTERS: Final = 400_000  # of a raw text; more are not read. Two hundred pages, or much style before a text
+MAX_CHARACTERS: Final = 400_000  # read of a raw text: two hundred pages, or a long style sheet before the text
 
-_DEEP: Final = 256  # open elements; from here on a new parser goes on, since each end tag costs a walk through them
+_DEEP: Final = 256  # open elements before a new parser continues, since each end tag costs a walk through them
 _PIECE: Final = 4_096  # characters given to the parser at once
-_FAILURES: Final = 100  # tags whose quotes do not end; from here on quotes, which may be far, are not looked for
+_FAILURES: Final = 100  # tags with unclosed quotes before closing quotes, which may be far away, are no longer searched
 
 
 def _names(*lines: str) -> frozenset[str]:
     return frozenset(" ".join(lines).split())
 
 
-# Elements that stand apart from the text around them: a blank replaces their tags. All others are inline.
+# Block elements, separate from the text around them: a blank replaces their tags. All others are inline.
 _BLOCKS: Final = _names(
     "address area article aside audio base blockquote body br button canvas caption center col colgroup datalist dd",
     "details dialog dir div dl dt embed fieldset figcaption figure footer form frame frameset h1 h2 h3 h4 h5 h6 head",
@@ -40,18 +42,18 @@ _INLINE: Final = _names(
     "label mark math nobr output path q rb rp rt rtc ruby s samp slot small span strike strong sub sup time tt u var wbr",
 )
 _ELEMENTS: Final = _BLOCKS | _INLINE
-_PREFIXES: Final = ("o:", "v:", "w:", "m:", "x:", "st1:", "g:", "c:", "svg:", "fb:")  # of Office, feeds and others
-# Names of elements that are words, too: without attributes and never closed, they are text.
+_PREFIXES: Final = ("o:", "v:", "w:", "m:", "x:", "st1:", "g:", "c:", "svg:", "fb:")  # from Office, feeds and others
+# Element names that are also English words: without attributes and never closed, they are text.
 _WORDS: Final = _names(
     "address article aside audio base big body button caption center code data details dialog embed font footer form",
     "frame header image input label legend link main map mark marquee math menu meter object option output path picture",
     "progress ruby search section select slot small source style summary table template time title track video",
 )
-_LETTERS: Final = frozenset("abiqsu")  # names that are sizes where they are capital; small, they are tags all the same
+_LETTERS: Final = frozenset("abiqsu")  # element names that may be sizes or grades if in upper case; in lower case, tags
 _NO_TEXT: Final = _names(
     "applet audio canvas datalist iframe noembed noframes noscript script style svg template video xml"
 )
-# Elements whose content is no markup to the parser, or is not shown. One that never ends would take the rest with it.
+# Elements whose content the parser does not read as markup, or does not show. An unclosed one would swallow the rest.
 _TAKING: Final = _NO_TEXT | {"textarea", "title"}
 _BARE: Final = _names(  # attributes without a value
     "align allowfullscreen alt async autofocus autoplay checked class compact controls default defer disabled hidden href",
@@ -70,19 +72,19 @@ _OPENING: Final = re.compile(
     r")",
     re.IGNORECASE,
 )
-_MARKUP: Final = re.compile(r"<(?:/?[A-Za-z]|!--|!\[|!doctype|\?)|\]\]>|<\\/", re.IGNORECASE)  # perhaps
+_MARKUP: Final = re.compile(r"<(?:/?[A-Za-z]|!--|!\[|!doctype|\?)|\]\]>|<\\/", re.IGNORECASE)  # possible markup
 _END_TAG: Final = re.compile(rf"</({_NAME})\s*+>")
-_QUOTED: Final = re.compile(r"(?:[^<>=]++|=\s*+(?:\"[^\"]*+\"|'[^']*+')|=(?!\s*+[\"']))*+>")  # a tag's rest
+_QUOTED: Final = re.compile(r"(?:[^<>=]++|=\s*+(?:\"[^\"]*+\"|'[^']*+')|=(?!\s*+[\"']))*+>")  # the rest of a tag
 _UNQUOTED: Final = re.compile(r"[^<>]*+>")
 _FIRST_ATTRIBUTE: Final = re.compile(r"[\s/]*+(?:>|([^\s\"'<>/=]++)(\s*+=)?)")
-_PAGE: Final = re.compile(r"</head\s*+>", re.IGNORECASE)  # a title in a page's head is not shown; one in a feed is text
+_PAGE: Final = re.compile(r"</head\s*+>", re.IGNORECASE)  # a page's title is not shown; a title in a feed is text
 _CDATA: Final = re.compile(r"<!\s?\[CDATA\[|\]\]>", re.IGNORECASE)
 _JSON_END_TAG: Final = re.compile(r"<\\/(?=[A-Za-z])")
 _DATA_URI: Final = re.compile(
     r"data:[^\s,;\"'<>]{0,200}+(?:;(?!base64,)[^\s,;\"'<>]{0,80}+){0,3}+;base64,[A-Za-z0-9+/=%]*+"
 )
 _UNSEEN: Final = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden|mso-hide\s*:\s*all", re.IGNORECASE)
-_UNFIT: Final = re.compile("[\x00\ud800-\udfff]")  # UTF-8 cannot hold half a surrogate pair
+_UNFIT: Final = re.compile("[\x00\ud800-\udfff]")  # UTF-8 cannot encode half a surrogate pair
 
 # Placeholders of template languages: Liquid, Magento, Handlebars, Jinja, ERB, JavaScript.
 _TEMPLATE: Final = re.compile(r"\{\{\{?[^{}]*+\}?\}\}|\{%[^%{}]*+%\}|<%[^%<>]*+%>|\$\{[^{}]*+\}")
@@ -92,16 +94,17 @@ _BUILDERS: Final = ("vc_", "et_pb_", "fusion_", "av_", "mk_", "wpb_", "fl_", "cs
 
 
 def visible_text(text: str, enough: int) -> str:
-    """Return what a browser would show of `text`; without markup, `text` itself.
+    """Return the part of `text` that a browser would show; without markup, `text` itself.
 
-    Comments, scripts, styles, hidden elements, placeholders of templates and shortcodes are removed. Elements that stand
-    apart (paragraphs, cells, line breaks) become blanks, inline ones nothing: ``<b>T</b>-Shirt`` is ``T-Shirt``. The
-    content of CDATA is read as HTML, as feeds mean it. Entities stay as they are. Where nothing is shown, a text that the
-    page hides is returned, or those that describe its pictures.
+    * Comments, scripts, styles, hidden elements, template placeholders and shortcodes are removed.
+    * Tags of block elements (paragraphs, cells, line breaks) become blanks. Inline tags are removed without a trace:
+      ``<b>T</b>-Shirt`` is ``T-Shirt``.
+    * The content of CDATA is read as HTML, as feeds intend it. Entities are not decoded.
+    * If nothing is visible, the result is the hidden text, or otherwise the descriptions of pictures.
 
     Args:
-        text: at most `MAX_CHARACTERS` of it are read, not counting the content of data URIs.
-        enough: characters of shown text from which on HTML is not read any further.
+        text: raw text, of which at most `MAX_CHARACTERS` are read, not counting data URIs.
+        enough: characters of visible text after which HTML need not be read any further.
     """
     if ";base64," in text:
         text = _DATA_URI.sub("", text)
@@ -116,29 +119,29 @@ def visible_text(text: str, enough: int) -> str:
 
 
 def has_markup(text: str) -> bool:
-    """Return whether `text` has what may be HTML: `visible_text` may return another text."""
+    """Return whether `text` may contain HTML, so that `visible_text` may change it."""
     return "<" in text and _MARKUP.search(text) is not None
 
 
 def _without_shortcodes(text: str) -> str:
-    """Return `text` without the shortcodes of WordPress and its like: closed ones, and those with quoted values."""
+    """Return `text` without shortcodes of WordPress and similar systems: closed ones, and those with quoted values."""
     closed = {m.group(2) for m in _SHORTCODE.finditer(text) if m.group(1)}
     opened = {m.group(2) for m in _SHORTCODE.finditer(text) if not m.group(1)} if closed else set()
 
-    def replaced(found: re.Match[str]) -> str:
-        name, rest = found.group(2), found.group(3)
+    def replace(shortcode: re.Match[str]) -> str:
+        name, rest = shortcode.group(2), shortcode.group(3)
         is_code = (
             (name in closed and name in opened)
             or name.startswith(_BUILDERS)
             or (rest is not None and _SHORTCODE_VALUE.match(rest) is not None)
         )
-        return " " if is_code else found.group()
+        return " " if is_code else shortcode.group()
 
-    return _SHORTCODE.sub(replaced, text)
+    return _SHORTCODE.sub(replace, text)
 
 
 def _shown(text: str, enough: int) -> str:
-    """Return the text that the HTML `text` shows."""
+    """Return the visible text of the HTML `text`."""
     reader = _Reader(_NO_TEXT | {"title"} if _PAGE.search(text) else _NO_TEXT)
     parser = _parser(reader)
     piece, size = [], 0
@@ -154,7 +157,7 @@ def _shown(text: str, enough: int) -> str:
                 parser.close()
                 reader.depth = reader.unseen = 0
                 parser = _parser(reader)
-    parser.feed("".join([*piece, " "]).encode())  # libxml2 refuses a document of no bytes
+    parser.feed("".join([*piece, " "]).encode())  # libxml2 refuses an empty document
     parser.close()
     return reader.text()
 
@@ -164,13 +167,13 @@ def _parser(reader: _Reader) -> etree.HTMLParser:
 
 
 class _Reader:
-    """Receives the parser's tokens and keeps the text. `depth` and `unseen` count open elements."""
+    """Parser target that collects the text. `depth` and `unseen` count open elements."""
 
     def __init__(self, silent: frozenset[str]) -> None:
         self.depth = 0
         self._silent = silent
-        self.unseen = 0  # the open elements from the outermost one that shows no text
-        self.length = 0  # characters shown
+        self.unseen = 0  # open elements, counted from the outermost one that shows no text
+        self.length = 0  # characters of visible text
         self._scripted = False
         self._shown: list[str] = []
         self._hidden: list[str] = []
@@ -201,10 +204,10 @@ class _Reader:
             self._hidden.append(data)
 
     def close(self) -> None:
-        """Nothing to do; lxml asks for it."""
+        """Do nothing; lxml requires the method."""
 
     def text(self) -> str:
-        """Return the text shown, else the one hidden, else what describes the pictures."""
+        """Return the visible text; without any, the hidden text; without either, the descriptions of pictures."""
         shown = "".join(self._shown)
         if shown.strip():
             return shown
@@ -212,33 +215,33 @@ class _Reader:
 
 
 def _spelled(text: str) -> Iterator[str]:
-    """Yield `text` in parts, so that the parser finds markup where a shop meant it and nowhere else.
+    """Yield `text` in parts, rewritten so that the parser finds only the markup that the shop meant.
 
-    A ``<`` that is text is escaped, and so is each ``&``: entities are not read here. A tag whose quotes do not end is
-    given without attributes, so that it swallows no text. A blank stands before each tag of a block.
+    Each ``<`` that is text is escaped, and so is each ``&``, because entities are not decoded here. A tag with unclosed
+    quotes loses its attributes, so that it swallows no text. A line break is added before each block tag.
     """
     text = _UNFIT.sub("", text)
-    closed = {found[1].lower(): found.start() for found in _END_TAG.finditer(text)}  # the last one of each name
+    closed = {tag[1].lower(): tag.start() for tag in _END_TAG.finditer(text)}  # the last end tag of each name
     last, last_comment, last_program = text.rfind("<"), text.rfind("-->"), text.rfind("?>")
     opened: set[str] = set()
     failures = 0
     position = 0
-    for found in _OPENING.finditer(text):
-        start, after = found.span()
+    for opening in _OPENING.finditer(text):
+        start, after = opening.span()
         if start < position:
             continue
-        if found["comment"]:
-            # One that never ends would hide the rest: its mark alone goes.
+        if opening["comment"]:
+            # A comment that never ends would hide the rest, so only its mark is removed.
             spelled, end = (" <!--" if start < last_comment else " "), after
-        elif found["declaration"]:
-            spelled, end = found.group(), after
-        elif found["program"]:
+        elif opening["declaration"]:
+            spelled, end = opening.group(), after
+        elif opening["program"]:
             spelled, end = " ", (text.index("?>", after) + 2 if start < last_program else after)
         else:
-            name = found["name"].lower()
+            name = opening["name"].lower()
             ends = closed.get(name, -1) > start
             first = _FIRST_ATTRIBUTE.match(text, after)
-            if not _is_tag(found, name, first, ends, opened):
+            if not _is_tag(opening, name, first, ends, opened):
                 continue
             whole = _QUOTED.match(text, after) if failures < _FAILURES else None
             failures += whole is None
@@ -248,15 +251,15 @@ def _spelled(text: str) -> Iterator[str]:
                 if whole is not None:
                     spelled = text[start:end].replace("&", "&amp;")
                 else:
-                    spelled = f"<{found['slash']}{found['name']}>"
+                    spelled = f"<{opening['slash']}{opening['name']}>"
                 if name not in _INLINE:
                     spelled = "\n" + spelled
-                if not found["slash"]:
+                if not opening["slash"]:
                     opened.add(name)
                     if name in _TAKING and not ends:
                         spelled = "\n"
-            elif start == last and (not text[after:].strip() if found["slash"] else first is not None and first[2]):
-                spelled, end = " ", len(text)  # the text was cut off inside its last tag
+            elif start == last and (not text[after:].strip() if opening["slash"] else first is not None and first[2]):
+                spelled, end = " ", len(text)  # the text was truncated inside its last tag
             else:
                 continue
         yield _escaped(text[position:start])
@@ -269,28 +272,29 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _is_tag(found: re.Match[str], name: str, first: re.Match[str] | None, ends: bool, opened: set[str]) -> bool:
-    """Return whether a shop meant markup by the word `name` in angle brackets.
+def _is_tag(opening: re.Match[str], name: str, first: re.Match[str] | None, ends: bool, opened: set[str]) -> bool:
+    """Return whether the shop meant markup by the word `name` in angle brackets.
 
     Args:
-        found: what `_OPENING` found.
-        first: the tag's end, or its first attribute and the equals sign; None where neither follows.
-        ends: whether an end tag of the name follows.
-        opened: names of the start tags before.
+        opening: the match of `_OPENING`.
+        name: the word in lower case.
+        first: the tag's end, or its first attribute and the equals sign; None if neither follows.
+        ends: whether an end tag with this name follows.
+        opened: names of the preceding start tags.
     """
     known = name in _ELEMENTS or name.startswith(_PREFIXES)
-    if found["slash"]:
+    if opening["slash"]:
         return known or name in opened
     if first is None:
         return False
     attribute, equals = first.groups()
     if equals:
         return known or ends or "-" in name
-    if attribute is not None:  # "waist <a and hip>": the words of a sentence are no attributes
+    if attribute is not None:  # "waist <a and hip>": words of a sentence, not attributes
         attribute = attribute.lower()
         return known and (attribute in _BARE or attribute.startswith(_BARE_PREFIXES))
     if ends:
         return True
     if name in _LETTERS:
-        return not found["name"].isupper()
+        return not opening["name"].isupper()
     return known and name not in _WORDS

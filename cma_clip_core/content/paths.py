@@ -1,4 +1,4 @@
-"""Places of files: on a disk, `pathlib`'s paths; in an object store, `upath`'s, which are used alike."""
+"""Paths of files on a disk (`pathlib`) or in an object store (`upath`), which have the same interface."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ AnyPath: TypeAlias = "Path | UPath"
 
 
 def on_disk(path: AnyPath) -> TypeIs[Path]:
-    """Whether a place is on a disk of this machine, or mounted as one; else it is in an object store."""
+    """Return whether `path` is on a disk of this machine, or mounted as one, and not in an object store."""
     return isinstance(path, Path)
 
 
 def sync_folder(folder: Path) -> None:
-    """Let the names in a folder survive a loss of power: those of files that were renamed, and of folders that were made."""
+    """Flush a folder's entries to disk, so that renamed files and new folders survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of a file system whose folders are always in order
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that does not need it
             raise
     finally:
         os.close(descriptor)
 
 
 def names(folder: AnyPath) -> list[str]:
-    """Return the names of what is in `folder`, in order; none where it is not there."""
+    """Return the sorted names of the entries of `folder`; none if it does not exist."""
     try:
         if on_disk(folder):
             return sorted(path.name for path in folder.iterdir())
@@ -46,14 +46,14 @@ def names(folder: AnyPath) -> list[str]:
 def open_parquet(path: AnyPath, **options: Any) -> pq.ParquetFile:
     """Open a Parquet file; `options` are those of `pyarrow.parquet.ParquetFile`.
 
-    Of an object the parts that are asked for are fetched, and no more: columns and row groups in few requests each. Pages
-    that have a checksum are compared with it.
+    Only the needed columns and row groups of an object are downloaded, each in few requests. Pages with a checksum are
+    verified.
 
     Raises:
-        OSError: it cannot be read; FileNotFoundError where there is none. Reading raises it where a page is damaged.
-        pyarrow.ArrowInvalid: it is not Parquet, or cut off.
+        OSError: the file cannot be read; FileNotFoundError if it does not exist. Reading a damaged page raises it too.
+        pyarrow.ArrowInvalid: the file is not Parquet, or is truncated.
     """
-    import pyarrow.parquet as pq  # not by who only names places: forms, Airflow's DAG files
+    import pyarrow.parquet as pq  # Airflow's DAG files and forms only need paths
 
     options.setdefault("page_checksum_verification", True)
     if on_disk(path):
@@ -63,15 +63,15 @@ def open_parquet(path: AnyPath, **options: Any) -> pq.ParquetFile:
 
 
 def parquet_files(folder: AnyPath) -> list[AnyPath]:
-    """Return the Parquet files in `folder` and below, in order, but for hidden and empty ones."""
-    found: list[AnyPath]
+    """Return the Parquet files in `folder` and below, sorted, except hidden and empty ones."""
+    files: list[AnyPath]
     if on_disk(folder):
-        found = [path for path in folder.rglob("*.parquet") if path.stat().st_size]
+        files = [path for path in folder.rglob("*.parquet") if path.stat().st_size]
     else:
         listed = folder.fs.find(folder.path, detail=True)
         sizes = {path: detail["size"] for path, detail in listed.items()}
         start = f"{folder.path.rstrip('/')}/"
-        found = [
+        files = [
             folder / path.removeprefix(start) for path, size in sizes.items() if path.endswith(".parquet") and size
         ]
-    return sorted(path for path in found if not path.name.startswith((".", "_")))
+    return sorted(path for path in files if not path.name.startswith((".", "_")))

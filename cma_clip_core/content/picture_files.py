@@ -1,4 +1,4 @@
-"""Picture files as they come: what a file is that is no picture, and pictures that every viewer shows though they are faulty."""
+"""Faulty picture files: what a file is if it is not a picture, and the repair of files that every viewer shows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageFile, JpegImagePlugin
 
 from cma_clip_core.content.picture_cost import jpeg_scans
 
-NEARLY_WHOLE: Final = 0.9  # rows that a picture which was cut off must have: beyond that its product is hardly changed
+NEARLY_WHOLE: Final = 0.9  # share of its rows that a truncated picture must have, so that its product is hardly changed
 
 JPEG: Final = b"\xff\xd8\xff"
 PNG: Final = b"\x89PNG\r\n\x1a\n"
@@ -19,7 +19,7 @@ _BEFORE: Final = re.compile(
     rb"(?:\s|\xef\xbb\xbf|\xff\xfe(?!\xff)|\xfe\xff(?!\xff)){1,32}(?=\xff\xd8\xff|\x89PNG|GIF8|RIFF|BM)"
 )
 _NEEDED_CHUNKS: Final = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
-_OTHERS: Final = (  # of what starts so
+_OTHERS: Final = (  # other kinds of files, by how they start
     (re.compile(rb"version https://git-lfs"), "a Git LFS pointer: the picture itself was not fetched"),
     (re.compile(rb"\s*<(?:!doctype html|html|head|body)", re.IGNORECASE), "an HTML page"),
     (re.compile(rb"\s*(?:<\?xml[^>]{0,200}>\s*)?(?:<!--[^>]{0,200}-->\s*)?(?:<!DOCTYPE svg[^>]{0,200}>\s*)?<svg"), "an SVG drawing"),
@@ -49,26 +49,26 @@ _STARTS: Final = (
 
 
 def kind(data: bytes) -> str | None:
-    """Return in words what `data` is where it is no picture of a format that is read, as far as its start tells."""
+    """Return the kind of file, in words, that `data` starts like; None if it is none of the known other kinds."""
     return next((name for start, name in _OTHERS if start.match(data)), None)
 
 
 def begins_as(data: bytes) -> str | None:
-    """Return the format of which `data` has the first bytes."""
+    """Return the picture format whose first bytes `data` has; None if there is no such format."""
     return next((name for start, name in _STARTS if data.startswith(start)), None)
 
 
 def without_lead(data: bytes) -> bytes:
-    """Return `data` without the blank line or byte order mark that a program has put before a picture."""
-    found = _BEFORE.match(data)
-    return data if found is None else data[found.end() :]
+    """Return `data` without the blank line or byte order mark that some programs write before a picture."""
+    lead = _BEFORE.match(data)
+    return data if lead is None else data[lead.end() :]
 
 
-def mended(data: bytes) -> bytes | None:
-    """Return a picture that could not be decoded in a form that can perhaps, or None.
+def repair(data: bytes) -> bytes | None:
+    """Return a repaired version of a picture that could not be decoded; None if no repair is known.
 
-    A PNG loses the chunks that are not needed to show it: too large ones, and those with a wrong checksum. A JPEG that was
-    cut off gets its end where it is nearly whole.
+    A PNG loses the chunks that are not needed to show it, which may be too large or have a wrong checksum. A truncated
+    JPEG that is nearly complete gets an end marker.
     """
     if data.startswith(PNG):
         needed = _needed_chunks(data)
@@ -79,15 +79,15 @@ def mended(data: bytes) -> bytes | None:
 
 
 def load(picture: ImageFile.ImageFile) -> Image.Image:
-    """Decode `picture` and return it; a PNG that was cut off without the rows that are missing, if few are.
+    """Decode `picture` and return it. A truncated PNG is cropped to its decoded rows, if few are missing.
 
     Raises:
-        OSError: the file is broken, or more is missing.
+        OSError: the file is broken, or too many rows are missing.
     """
     try:
         picture.load()
     except OSError:
-        # Of an interlaced picture all rows are there early, and few of their pixels.
+        # An interlaced picture soon has all its rows, but few of their pixels.
         if picture.format != "PNG" or picture.info.get("interlace"):
             raise
         rows = _rows(picture)
@@ -98,7 +98,7 @@ def load(picture: ImageFile.ImageFile) -> Image.Image:
 
 
 def _needed_chunks(data: bytes) -> bytes:
-    """Return the PNG `data` of the chunks alone that are needed to show it, their checksums made right but for pixels."""
+    """Return the PNG `data` with only the chunks needed to show it. The checksum of ``tRNS`` is corrected."""
     chunks = [PNG]
     position = len(PNG)
     while position + 8 <= len(data):
@@ -116,24 +116,24 @@ def _needed_chunks(data: bytes) -> bytes:
 
 
 def _is_nearly_whole(data: bytes) -> bool:
-    """Return whether of a JPEG that was cut off enough is there."""
+    """Return whether enough of a truncated JPEG exists."""
     try:
         with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as picture:
             if picture.info.get("progressive"):
-                # The first scans hold the whole picture at an eighth of its size; later ones make it sharper.
+                # The first scans hold the whole picture at an eighth of its size. Later ones add detail.
                 return jpeg_scans(data) > len(picture.getbands())
             picture.draft(None, (8, 8))
             try:
                 picture.load()
             except OSError:
                 return _rows(picture) >= NEARLY_WHOLE * picture.height
-    except Exception:  # as for a whole picture: the decoder raises nearly anything
+    except Exception:  # as with a complete picture, the decoder may raise nearly anything
         return False
     return False
 
 
 def _rows(picture: ImageFile.ImageFile) -> int:
-    """Return how many rows of `picture` were decoded before its decoder failed; black ones at the end do not count."""
-    picture.tile = []  # what is decoded stays: it is not tried again
-    found = picture.getbbox(alpha_only=False)
-    return found[3] if found else 0
+    """Return the number of rows decoded before the decoder of `picture` failed; black rows at the end do not count."""
+    picture.tile = []  # keep the decoded pixels, and do not decode again
+    box = picture.getbbox(alpha_only=False)
+    return box[3] if box else 0

@@ -1,7 +1,7 @@
-"""Product pictures: from a URI in the catalog to pixels at model size. No torch: Spark's workers import this.
+"""Product pictures: from a URI in the catalog to pixels at model size. No torch, because Spark's workers import this.
 
-Pictures are other people's files, so every bound is checked before the work it bounds, and each failure has one of the
-statuses of the examples table: missing | empty | forbidden | too_large | broken.
+Pictures are untrusted files, so every bound is checked before the work that it bounds. Each failure has one of the statuses
+of the examples table: missing | empty | forbidden | too_large | broken.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import simplejpeg
 
-# Imported so that they are registered: otherwise the first WebP or TIFF makes Pillow load every plugin it has.
+# Importing the plugins registers them. Otherwise the first WebP or TIFF makes Pillow load every plugin.
 from PIL import (  # noqa: F401
     AvifImagePlugin,
     Image,
@@ -47,23 +47,23 @@ if TYPE_CHECKING:
     from s3fs import S3FileSystem
 
 
-# Spark has a worker for each core already, and the memory of a decoder grows with its threads.
+# Spark already has a worker for each core, and a decoder's memory grows with its threads.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
-MAX_BYTES: Final = 32 * 2**20  # of a picture file
-# Pillow's rarer decoders are never run on strangers' files.
+MAX_BYTES: Final = 32 * 2**20  # size limit of a picture file
+# Pillow's rarer decoders never run on untrusted files.
 FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
-_AT_ONCE: Final = 32  # objects asked for together, while as many that are there are decoded
-_WHITE: Final = 255  # padding and what transparency shows
-_REDUCING_GAP: Final = 3.0  # Pillow: from this gap on, a fast first reduction is indistinguishable from fair resampling
+_AT_ONCE: Final = 32  # objects requested together, while the previous ones are decoded
+_WHITE: Final = 255  # value of padding and of transparent pixels
+_REDUCING_GAP: Final = 3.0  # Pillow: above this factor, a fast first reduction looks the same as good resampling
 _BAND: Final = 1_000_000  # pixels converted at once, so that no conversion copies the whole picture
-_FRAMES: Final = 10  # of an animation: as many are tried until one shows anything
-_ANIMATED: Final = ("GIF", "PNG", "WEBP", "AVIF")  # a TIFF has pages, each of its own size
-_FRAME_BYTES: Final = 16  # a pixel of an animation's later frames, which are laid over each other
-_REMEMBERED: Final = 16 * 2**20  # bytes of pixels: what a shop shows where it has no picture is decoded once
+_FRAMES: Final = 10  # frames of an animation that are tried until one shows anything
+_ANIMATED: Final = ("GIF", "PNG", "WEBP", "AVIF")  # not TIFF, whose pages have their own sizes
+_FRAME_BYTES: Final = 16  # memory per pixel of an animation's later frames, which are composed
+_CACHED: Final = 16 * 2**20  # bytes of cached pixels, so that a shop's "no picture" image is decoded once
 _ORIENTATION: Final = 0x0112
-_TURNS: Final = {  # EXIF orientation to what makes it upright
+_TURNS: Final = {  # EXIF orientation to the transposition that makes it upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -75,24 +75,24 @@ _TURNS: Final = {  # EXIF orientation to what makes it upright
 _SWAPPING: Final = frozenset(
     {Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE}
 )
-# Where the first column, or the first row, of the turned picture was the last one.
+# Turns whose first column, or first row, was the last one before.
 _FROM_RIGHT: Final = frozenset({Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_90,
                                 Image.Transpose.TRANSVERSE})  # fmt: skip
 _FROM_BELOW: Final = frozenset({Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270,
                                 Image.Transpose.TRANSVERSE})  # fmt: skip
-# What may turn a JPEG, hold several, or give its colours another meaning.
+# Metadata that may turn a JPEG, add more pictures, or change the meaning of its colours.
 _JPEG_MARKS: Final = (b"Exif\0", b"ns.adobe.com/xap", b"MPF\0", b"ICC_PROFILE\0")
-_REFUSED: Final = (errno.EACCES, errno.EPERM, errno.ELOOP)  # of the file itself: it stays so until someone changes it
+_REFUSED: Final = (errno.EACCES, errno.EPERM, errno.ELOOP)  # permanent faults of the file itself
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _FORBIDDEN: Final = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
 class PictureError(Exception):
-    """A picture cannot be used; the product is tagged by its text alone.
+    """A picture that cannot be used; its product is tagged by its text alone.
 
     Attributes:
         status: missing | empty | forbidden | too_large | broken.
-        detail: why, in the decoder's words where it is the decoder that refuses.
+        detail: the reason, in the decoder's words if the decoder fails.
     """
 
     def __init__(self, status: PictureFault, detail: str) -> None:
@@ -106,7 +106,7 @@ class PictureError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PictureSpec:
-    """Size of the model's pictures."""
+    """Size of the model's input pictures."""
 
     height: int  # pixels
     width: int  # pixels
@@ -117,55 +117,55 @@ class PictureSpec:
 
 
 def fetch(uri: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> bytes:
-    """Return the file that `uri` names, if it lies inside one of `roots`.
+    """Return the content of the file that `uri` names, if it is inside one of `roots`.
 
     Args:
         uri: a path relative to the first root, an absolute path, or a ``file://`` URI.
         roots: folders that pictures may be read from; symlinks and ``..`` are resolved before the comparison.
-        max_bytes: largest file that is read, in bytes.
+        max_bytes: size limit of the file, in bytes.
 
     Raises:
-        PictureError: forbidden (another scheme, or outside the roots), missing, empty, too_large, or broken (no regular
-            file, or one that may not be read).
-        OSError: the disk or the network fails; that says nothing of the picture, which is there again when they are.
+        PictureError: forbidden (another scheme, or outside the roots), missing, empty, too_large, or broken (not a
+            regular file, or no permission to read it).
+        OSError: the disk or the network fails. This is temporary, and not a fault of the picture.
     """
     return _read(_resolve(uri, roots), roots, max_bytes)
 
 
 def fetch_file(path: str, roots: Sequence[Path], max_bytes: int = MAX_BYTES) -> bytes:
-    """Return the file at the absolute `path`, whatever characters it has, as `fetch` does, with the same errors."""
+    """Return the content of the file at the absolute `path`, which may have any characters. Errors as for `fetch`."""
     folder, name = os.path.split(path)
     return _read(_inside(os.path.join(_real_folder(folder), name), roots), roots, max_bytes)  # noqa: PTH118
 
 
-def _look(uri: str, roots: Sequence[Path]) -> bytes:
-    """Return nothing for a file that `fetch` would read, with its errors, but read none of it."""
+def _check(uri: str, roots: Sequence[Path]) -> bytes:
+    """Return b"" if `fetch` would read the file, without reading it. Raises the same errors."""
     path = _resolve(uri, roots)
-    with _told(path):
-        _found(path, roots, MAX_BYTES)
+    with _translated_errors(path):
+        _checked_path(path, roots, MAX_BYTES)
     return b""
 
 
-def _found(path: str, roots: Sequence[Path], max_bytes: int) -> str:
-    """Return `path`, or what it links to. Raises PictureError where that cannot be a picture."""
-    found = os.stat(path, follow_symlinks=False)  # noqa: PTH116
-    if stat.S_ISLNK(found.st_mode):
+def _checked_path(path: str, roots: Sequence[Path], max_bytes: int) -> str:
+    """Return `path` or its link target. Raises PictureError if the file cannot be a picture."""
+    status = os.stat(path, follow_symlinks=False)  # noqa: PTH116
+    if stat.S_ISLNK(status.st_mode):
         path = _inside(os.path.realpath(path), roots)
-        found = os.stat(path, follow_symlinks=False)  # noqa: PTH116
-    _check_file(found, max_bytes)
+        status = os.stat(path, follow_symlinks=False)  # noqa: PTH116
+    _check_file(status, max_bytes)
     return path
 
 
 def _read(path: str, roots: Sequence[Path], max_bytes: int) -> bytes:
-    with _told(path):
-        # Asked before opening: to open a FIFO or a device can block or act.
-        path = _found(path, roots, max_bytes)
+    with _translated_errors(path):
+        # Check before opening, since opening a FIFO or a device can block or have effects.
+        path = _checked_path(path, roots, max_bytes)
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            found = os.fstat(handle)
-            _check_file(found, max_bytes)
-            data = os.read(handle, found.st_size)
-            while len(data) < found.st_size and (more := os.read(handle, found.st_size - len(data))):
+            status = os.fstat(handle)
+            _check_file(status, max_bytes)
+            data = os.read(handle, status.st_size)
+            while len(data) < status.st_size and (more := os.read(handle, status.st_size - len(data))):
                 data += more
         finally:
             os.close(handle)
@@ -174,14 +174,14 @@ def _read(path: str, roots: Sequence[Path], max_bytes: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _told(path: str) -> Iterator[None]:
-    """Turn errors that say something of the file at `path` into PictureError, and let the others name it."""
+def _translated_errors(path: str) -> Iterator[None]:
+    """Raise PictureError for errors of the file at `path` itself, and add the path to other OSErrors."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):
         raise PictureError("missing", "no such file") from None
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # no file can have this name
+        if error.errno == errno.ENAMETOOLONG:  # no file can have such a name
             raise PictureError("missing", "no such file") from None
         if error.errno not in _REFUSED:
             raise OSError(error.errno, error.strerror, path) from error
@@ -189,10 +189,10 @@ def _told(path: str) -> Iterator[None]:
 
 
 def fetch_all(uris: Sequence[str | None], roots: Sequence[AnyPath]) -> Iterator[bytes | PictureError | None]:
-    """Yield the file of each URI, or why there is none; None where there is no URI. In order, one at a time.
+    """Yield the file of each URI in order, or the error that prevents it; None for a missing URI.
 
     Args:
-        uris: as `fetch` takes them; in object stores as well, ``s3://bucket/key``. Objects are asked for many at a time.
+        uris: as for `fetch`, or ``s3://bucket/key`` in an object store. Many objects are requested at a time.
         roots: folders on disks and in object stores; a relative path is below the first.
 
     Raises:
@@ -201,14 +201,14 @@ def fetch_all(uris: Sequence[str | None], roots: Sequence[AnyPath]) -> Iterator[
     return _get_all(uris, roots, fetch, _fetch_object)
 
 
-def why_not_all(uris: Sequence[str | None], roots: Sequence[AnyPath]) -> Iterator[PictureError | None]:
-    """Yield why `fetch_all` would have no picture for each URI; None where there is one, or no URI. None is read.
+def check_all(uris: Sequence[str | None], roots: Sequence[AnyPath]) -> Iterator[PictureError | None]:
+    """Yield the error that `fetch_all` would give for each URI; None if the picture exists, or for a missing URI.
 
-    A file is asked for its size, an object by one request. Whether it can be decoded is not known. Arguments and errors as of
+    Nothing is read or decoded: a file costs one look at its size, an object one request. Arguments and errors are those of
     `fetch_all`.
     """
-    for found in _get_all(uris, roots, _look, _look_for_object):
-        yield found if isinstance(found, PictureError) else None
+    for result in _get_all(uris, roots, _check, _check_object):
+        yield result if isinstance(result, PictureError) else None
 
 
 def _get_all(
@@ -220,12 +220,12 @@ def _get_all(
     if all(on_disk(root) for root in roots):
         disks = cast("Sequence[Path]", roots)
         for uri in uris:
-            yield None if uri is None else _or_why_not(from_disk, uri, disks)
+            yield None if uri is None else _result_or_error(from_disk, uri, disks)
         return
     yield from _get_objects(uris, roots, from_disk, from_store)
 
 
-def _or_why_not(get: Callable[..., bytes], *args: object) -> bytes | PictureError:
+def _result_or_error(get: Callable[..., bytes], *args: object) -> bytes | PictureError:
     try:
         return get(*args)
     except PictureError as error:
@@ -233,24 +233,24 @@ def _or_why_not(get: Callable[..., bytes], *args: object) -> bytes | PictureErro
 
 
 def _fetch_object(fs: S3FileSystem, key: str) -> bytes:
-    from cma_clip_core.content import s3_objects  # no lake on a disk needs it
+    from cma_clip_core.content import s3_objects  # a lake on a disk does not need it
 
-    found = s3_objects.read(fs, key, MAX_BYTES)
-    if found is None:
+    data = s3_objects.read(fs, key, MAX_BYTES)
+    if data is None:
         raise PictureError("missing", "no such object")
-    if isinstance(found, int):
-        raise _too_large(found, MAX_BYTES)
-    _check_size(len(found), MAX_BYTES)
-    return found
+    if isinstance(data, int):
+        raise _too_large(data, MAX_BYTES)
+    _check_size(len(data), MAX_BYTES)
+    return data
 
 
-def _look_for_object(fs: S3FileSystem, key: str) -> bytes:
+def _check_object(fs: S3FileSystem, key: str) -> bytes:
     from cma_clip_core.content import s3_objects
 
-    found = s3_objects.head(fs, key)
-    if found is None:
+    head = s3_objects.head(fs, key)
+    if head is None:
         raise PictureError("missing", "no such object")
-    _check_size(found.size, MAX_BYTES)
+    _check_size(head.size, MAX_BYTES)
     return b""
 
 
@@ -264,29 +264,29 @@ def _get_objects(
     disks = [root for root in roots if on_disk(root)]
 
     def get(uri: str) -> bytes:
-        key = _object(uri, roots)
+        key = _object_path(uri, roots)
         return from_disk(uri, disks) if key is None else from_store(fs, key)
 
     pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="picture")
 
-    def ask(start: int) -> list[Future[bytes | PictureError] | None]:
+    def request(start: int) -> list[Future[bytes | PictureError] | None]:
         some = uris[start : start + _AT_ONCE]
-        asked = {uri: pool.submit(_or_why_not, get, uri) for uri in dict.fromkeys(some) if uri is not None}
-        return [None if uri is None else asked[uri] for uri in some]
+        futures = {uri: pool.submit(_result_or_error, get, uri) for uri in dict.fromkeys(some) if uri is not None}
+        return [None if uri is None else futures[uri] for uri in some]
 
     try:
-        asked = ask(0)
+        requested = request(0)
         for start in range(_AT_ONCE, len(uris) + _AT_ONCE, _AT_ONCE):
-            coming = ask(start)
-            for each in asked:
-                yield None if each is None else each.result()
-            asked = coming
+            next_requested = request(start)
+            for future in requested:
+                yield None if future is None else future.result()
+            requested = next_requested
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _object(uri: str, roots: Sequence[AnyPath]) -> str | None:
-    """Return bucket and key of a URI in an object store; None where it names a file. Raises PictureError (missing, forbidden)."""
+def _object_path(uri: str, roots: Sequence[AnyPath]) -> str | None:
+    """Return ``bucket/key`` of a URI in an object store; None if it names a file. Raises PictureError (missing, forbidden)."""
     if not uri.strip():
         raise PictureError("missing", "no URI")
     if uri.startswith("s3://"):
@@ -303,8 +303,11 @@ def _object(uri: str, roots: Sequence[AnyPath]) -> str | None:
 
 
 def _resolve(uri: str, roots: Sequence[Path]) -> str:
-    """Return the path of `uri` in a real folder, the file itself perhaps a symlink. Raises PictureError (forbidden)
-    where that is in none of `roots`."""
+    """Return the path of `uri`, with its folder's symlinks resolved; the file itself may be a symlink.
+
+    Raises:
+        PictureError: missing (no URI), or forbidden (such as a path outside of `roots`).
+    """
     if not uri.strip():
         raise PictureError("missing", "no URI")
     path = uri
@@ -333,7 +336,7 @@ def _resolve(uri: str, roots: Sequence[Path]) -> str:
 
 
 def _inside(real: str, roots: Sequence[Path]) -> str:
-    """Return `real`, a path without symlinks and ``..``. Raises PictureError (forbidden) where none of `roots` has it."""
+    """Return `real`, a path without symlinks and ``..``. Raises PictureError (forbidden) if it is outside of `roots`."""
     for root in roots:
         if real.startswith(os.path.join(_real_folder(str(root)), "")):  # noqa: PTH118
             return real
@@ -342,14 +345,14 @@ def _inside(real: str, roots: Sequence[Path]) -> str:
 
 @lru_cache(maxsize=4096)
 def _real_folder(folder: str) -> str:
-    """Return `folder` without symlinks and ``..``; asked once, since many pictures share a folder."""
+    """Return `folder` without symlinks and ``..``. Cached, since many pictures share a folder."""
     return os.path.realpath(folder)
 
 
-def _check_file(found: os.stat_result, max_bytes: int) -> None:
-    if not stat.S_ISREG(found.st_mode):
+def _check_file(status: os.stat_result, max_bytes: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
         raise PictureError("broken", "not a regular file")
-    _check_size(found.st_size, max_bytes)
+    _check_size(status.st_size, max_bytes)
 
 
 def _check_size(size: int, max_bytes: int) -> None:
@@ -366,102 +369,106 @@ def _too_large(size: int, max_bytes: int) -> PictureError:
 def decode(data: bytes, spec: PictureSpec, out: Pixels | None = None) -> Pixels:
     """Return the picture in `data` at the size of `spec`: uint8 (height, width, 3), RGB, row by row; in `out`, if given.
 
-    The whole picture is kept: it is scaled to fit, its aspect kept, and centred on white. EXIF orientation is applied,
-    an ICC profile too, transparency shows white, 16-bit channels are scaled to 8, of an animation the first frame that
-    shows anything is taken. A picture that every viewer shows though its file is faulty is used: `picture_files.mended`.
-    The same bytes give the same pixels. Memory and time are bounded: `picture_cost`.
+    * The whole picture is kept: it is scaled to fit with its aspect ratio, and centred on white.
+    * EXIF orientation and ICC profiles are applied. Transparency becomes white, and 16-bit channels are scaled to 8 bits.
+    * An animation gives its first frame that shows anything.
+    * A faulty file that every viewer shows is repaired (`picture_files.repair`).
+    * The same bytes always give the same pixels. Memory and time are bounded (`picture_cost`).
 
     Raises:
-        PictureError: empty, too_large (in bytes, pixels or memory: judged by the header, before anything is decoded), or
-            broken (no picture of an allowed format, or truncated).
+        PictureError: empty, too_large (bytes, pixels or memory according to the header, before anything is decoded), or
+            broken (not a picture of an allowed format, or truncated).
     """
     _check_size(len(data), MAX_BYTES)
-    ready = _decode_thumbnail(data, spec)
-    if ready is None:
-        ready = _recent.get(data, spec)
-    return _centred(ready, spec, out)
+    pixels = _decode_thumbnail(data, spec)
+    if pixels is None:
+        pixels = _recent.get(data, spec)
+    return _centred(pixels, spec, out)
+
+
+_Outcome: TypeAlias = "Pixels | tuple[PictureFault, str]"  # pixels, or the status and detail of an error
 
 
 class _Recent:
-    """The pictures that were decoded last, and what was wrong with them, by content. For all threads of a process."""
+    """Cache of recently decoded pictures and their errors, by content. Safe for all threads of a process."""
 
     def __init__(self, decode: Callable[[bytes, PictureSpec], Pixels], most: int) -> None:
         self._decode = decode
         self._most = most  # bytes
         self._bytes = 0
-        self._found: OrderedDict[tuple[bytes, PictureSpec], Pixels | tuple[PictureFault, str]] = OrderedDict()
+        self._outcomes: OrderedDict[tuple[bytes, PictureSpec], _Outcome] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, data: bytes, spec: PictureSpec) -> Pixels:
-        """Return the pixels of `data`, not to be written to. Raises PictureError as `decode`."""
+        """Return the pixels of `data`, which the caller must not modify. Raises PictureError as `decode` does."""
         key = (hashlib.sha256(data).digest(), spec)
         with self._lock:
-            found = self._found.get(key)
-            if found is not None:
-                self._found.move_to_end(key)
-        if found is None:
+            outcome = self._outcomes.get(key)
+            if outcome is not None:
+                self._outcomes.move_to_end(key)
+        if outcome is None:
             try:
-                found = self._decode(data, spec)
+                outcome = self._decode(data, spec)
             except PictureError as error:
-                found = (error.status, error.detail)
-            self._keep(key, found)
-        if isinstance(found, tuple):
-            raise PictureError(*found)
-        return found
+                outcome = (error.status, error.detail)
+            self._keep(key, outcome)
+        if isinstance(outcome, tuple):
+            raise PictureError(*outcome)
+        return outcome
 
-    def _keep(self, key: tuple[bytes, PictureSpec], found: Pixels | tuple[PictureFault, str]) -> None:
+    def _keep(self, key: tuple[bytes, PictureSpec], outcome: _Outcome) -> None:
         with self._lock:
-            if key not in self._found:
-                self._found[key] = found
-                self._bytes += _size(found)
+            if key not in self._outcomes:
+                self._outcomes[key] = outcome
+                self._bytes += _cached_size(outcome)
             while self._bytes > self._most:
-                self._bytes -= _size(self._found.popitem(last=False)[1])
+                self._bytes -= _cached_size(self._outcomes.popitem(last=False)[1])
 
 
-def _size(found: Pixels | tuple[PictureFault, str]) -> int:
-    return 1_000 if isinstance(found, tuple) else found.nbytes + 300
+def _cached_size(outcome: _Outcome) -> int:
+    return 1_000 if isinstance(outcome, tuple) else outcome.nbytes + 300
 
 
 def _decode_file(data: bytes, spec: PictureSpec) -> Pixels:
-    """Return the pixels of `data` scaled to fit `spec`, mended first where they must be. Raises PictureError as `decode`."""
+    """Return the pixels of `data` scaled to fit `spec`, after a repair if necessary. Raises PictureError as `decode` does."""
     data = picture_files.without_lead(data)
     try:
         return _decode(data, spec)
     except Exception as error:
         if isinstance(error, PictureError) and error.status == "too_large":
             raise
-        mended = picture_files.mended(data)
-        if mended is not None:
+        repaired = picture_files.repair(data)
+        if repaired is not None:
             try:
-                return _decode(mended, spec)
+                return _decode(repaired, spec)
             except PictureError:
                 raise
             except Exception:
-                pass  # what was wrong first says more
+                pass  # the first error says more
         raise _broken(data, error) from error
 
 
-_recent: Final = _Recent(_decode_file, _REMEMBERED)
+_recent: Final = _Recent(_decode_file, _CACHED)
 
 
 def _broken(data: bytes, error: Exception) -> PictureError:
-    """Return in words what is wrong with `data`, of which the decoder has raised `error`."""
+    """Return the error that explains why `data` is broken; `error` is the decoder's."""
     if (kind := picture_files.kind(data)) is not None:
         return PictureError("broken", f"{kind}; formats that are read: {', '.join(FORMATS)}")
     if isinstance(error, OSError) and "truncated" in str(error):
         return PictureError("broken", f"cut off: fewer than {picture_files.NEARLY_WHOLE:.0%} of its rows are there")
     if isinstance(error, UnidentifiedImageError):
-        if (begun := picture_files.begins_as(data)) is not None:
-            return PictureError("broken", f"the header of a {begun} picture is broken")
+        if (image_format := picture_files.begins_as(data)) is not None:
+            return PictureError("broken", f"the header of a {image_format} picture is broken")
         return PictureError("broken", f"not a picture of a known format ({', '.join(FORMATS)})")
     return PictureError("broken", f"{type(error).__name__}: {error}"[:300])
 
 
 def _decode_thumbnail(data: bytes, spec: PictureSpec) -> Pixels | None:
-    """Return the pixels of a plain JPEG whose size is the model's already, or None: then Pillow decodes or refuses it.
+    """Return the pixels of a plain JPEG that already has the model's size; None if Pillow must decode or refuse the file.
 
-    They are Pillow's pixels, by the same decoder, libjpeg-turbo, but without an image object around them, which takes
-    longer than to decode so small a picture.
+    The pixels are the same as Pillow's, which uses the same decoder (libjpeg-turbo). Creating Pillow's image object would
+    take longer than decoding such a small picture.
     """
     if not data.startswith(picture_files.JPEG) or any(mark in data for mark in _JPEG_MARKS):
         return None
@@ -474,7 +481,7 @@ def _decode_thumbnail(data: bytes, spec: PictureSpec) -> Pixels | None:
         if picture_cost.too_many_scans(width, height, data) is not None:
             return None
         pixels: Pixels = simplejpeg.decode_jpeg(data, "RGB")
-    except ValueError:  # also where Pillow is more lenient
+    except ValueError:  # Pillow may be more lenient
         return None
     return pixels
 
@@ -483,21 +490,21 @@ def _decode(data: bytes, spec: PictureSpec) -> Pixels:
     """Return the pixels of `data` scaled to fit `spec`.
 
     Raises:
-        PictureError: it is too_large.
+        PictureError: too_large.
         Exception: on hostile bytes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, zlib.error.
     """
-    if (why := picture_cost.webp_refusal(data) or picture_parts.refusal(data)) is not None:
-        raise PictureError("too_large", why)
+    if (reason := picture_cost.webp_refusal(data) or picture_parts.refusal(data)) is not None:
+        raise PictureError("too_large", reason)
     try:
         with _opened(data) as picture:
             size = picture.size
             if picture.format in ("JPEG", "MPO"):
-                # The decoder leaves out the frequencies that `_scaled` would throw away. The longer side of `spec` bounds
-                # both, since the picture is not turned yet.
+                # The decoder skips the frequencies that `_scaled` would discard. The longer side of `spec` bounds both sides,
+                # since the picture is not turned yet.
                 side = int(max(spec.height, spec.width) * _REDUCING_GAP)
                 picture.draft(None, (side, side))
-            if (why := picture_cost.refusal(picture, size, data)) is not None:
-                raise PictureError("too_large", why)
+            if (reason := picture_cost.refusal(picture, size, data)) is not None:
+                raise PictureError("too_large", reason)
             shown = _scaled(picture_files.load(picture), picture, spec)
             if shown is not None:
                 return shown
@@ -512,9 +519,9 @@ def _decode(data: bytes, spec: PictureSpec) -> Pixels:
 
 
 def _later_frame(picture: ImageFile.ImageFile, spec: PictureSpec) -> Pixels | None:
-    """Return the first frame of an animation after its first one that shows anything, as `_scaled` does; None where none does.
+    """Return the first later frame of an animation that shows anything, scaled as by `_scaled`; None if none does.
 
-    Frames of other sizes than the first are not those of an animation, and nobody has judged what they cost.
+    A frame with another size than the first is not part of an animation, and its cost has not been checked.
     """
     size = picture.size
     if picture.format not in _ANIMATED:
@@ -533,27 +540,33 @@ def _later_frame(picture: ImageFile.ImageFile, spec: PictureSpec) -> Pixels | No
 
 
 def _opened(data: bytes) -> ImageFile.ImageFile:
-    """Return the picture in `data`, its header read."""
+    """Return the picture in `data`, with only its header read."""
     if data.startswith(picture_files.JPEG):
-        # Not `Image.open`, which refuses by pixels what is reduced while it is decoded.
+        # `Image.open` would refuse a large JPEG by its pixels, although the decoder reduces it.
         return JpegImagePlugin.jpeg_factory(io.BytesIO(data))
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _scaled(picture: Image.Image, source: ImageFile.ImageFile, spec: PictureSpec) -> Pixels | None:
-    """Return the pixels of `picture`, decoded from `source`, upright and scaled to fit `spec`; None where all is transparent."""
+    """Return the pixels of `picture`, upright and scaled to fit `spec`; None if it is fully transparent.
+
+    Args:
+        picture: the decoded picture.
+        source: the opened file, which has the metadata.
+        spec: the model's size.
+    """
     turn = _turn(source)
     width, height = picture.size
     swapped = turn in _SWAPPING
     fitted = _fitted(height, width, spec) if swapped else _fitted(width, height, spec)
-    # As `Image.resize` does by `reducing_gap`, but band by band, and before any conversion.
+    # Like `Image.resize` with `reducing_gap`, but band by band, and before any conversion.
     across, down = fitted[::-1] if swapped else fitted
     factors = int(width / across / _REDUCING_GAP) or 1, int(height / down / _REDUCING_GAP) or 1
     profile = source.info.get("icc_profile")
     small = _reduced(picture, factors, keeps_cmyk=profile is not None)
     if small is None:
         return None
-    box = (0.0, 0.0, width / factors[0], height / factors[1])  # the last pixels may stand for less than a whole block
+    box = (0.0, 0.0, width / factors[0], height / factors[1])  # the last pixels may cover less than a whole block
     if turn is not None:
         box = _turned_box(box, small.size, turn)
         small = small.transpose(turn)
@@ -562,17 +575,17 @@ def _scaled(picture: Image.Image, source: ImageFile.ImageFile, spec: PictureSpec
     small = colour_profiles.to_srgb(small, profile)
     if small.mode != "RGB":
         small = small.convert("RGB")
-    # Half the time of numpy's own way to an image's bytes.
+    # Takes half the time of numpy's own conversion.
     return np.frombuffer(small.tobytes(), dtype=np.uint8).reshape(fitted[1], fitted[0], 3)
 
 
 def _reduced(picture: Image.Image, factors: tuple[int, int], keeps_cmyk: bool) -> Image.Image | None:
-    """Return `picture` in RGB, grey, or CMYK where it `keeps_cmyk`, `factors` times smaller in width and height.
+    """Return `picture`, reduced by `factors` in width and height, in RGB, grey, or CMYK if `keeps_cmyk`.
 
-    None where all of it is transparent. No step takes memory for more than `_BAND` pixels beside the picture.
+    The result is None if the picture is fully transparent. No step takes extra memory for more than `_BAND` pixels.
     """
     width, height = picture.size
-    band_pixels = _BAND // 4 if picture.mode[0] in "IF" else _BAND  # numpy converts by way of eight bytes a pixel
+    band_pixels = _BAND // 4 if picture.mode[0] in "IF" else _BAND  # numpy's conversion takes eight bytes a pixel
     rows = max(1, band_pixels // (width * factors[1])) * factors[1]
     tops = range(0, height, rows)
     bands = (picture if len(tops) == 1 else picture.crop((0, y, width, min(y + rows, height))) for y in tops)
@@ -594,12 +607,12 @@ def _reduced(picture: Image.Image, factors: tuple[int, int], keeps_cmyk: bool) -
 
 
 def _opaque(picture: Image.Image, white: float | None, keeps_cmyk: bool) -> tuple[Image.Image, bool]:
-    """Return `picture` in RGB, 8-bit grey or CMYK, what is transparent in it white, and whether anything is not transparent.
+    """Return `picture` in RGB, 8-bit grey or CMYK with transparency as white, and whether any pixel is not transparent.
 
     Args:
-        picture: of any mode.
-        white: the value that means white, of integers and floats.
-        keeps_cmyk: CMYK stays as it is.
+        picture: a picture of any mode.
+        white: the value of white in integer and float pictures; None for other modes.
+        keeps_cmyk: leave CMYK unchanged.
     """
     mode = picture.mode
     if picture.has_transparency_data:
@@ -620,11 +633,11 @@ def _opaque(picture: Image.Image, white: float | None, keeps_cmyk: bool) -> tupl
 
 
 def _white_level(picture: Image.Image, rows: int) -> float:
-    """Return the value that means white: by depth where the mode says it, else the first usual one that is reached.
+    """Return the value of white: by the mode's bit depth if known, otherwise the lowest usual one not below the maximum.
 
     Args:
-        picture: of integers or floats.
-        rows: so many are looked at together.
+        picture: a picture of integers or floats.
+        rows: rows to read at a time.
     """
     if picture.mode.startswith("I;16"):
         return 65_535.0
@@ -636,22 +649,22 @@ def _white_level(picture: Image.Image, rows: int) -> float:
 
 
 def _turn(source: ImageFile.ImageFile) -> Image.Transpose | None:
-    """Return what makes the picture of `source` upright, as its EXIF data say; broken EXIF data turn nothing."""
+    """Return the transposition that makes the picture upright according to its EXIF data; None if they are broken."""
     if source.format in ("JPEG", "MPO") and not source.info.keys() & {"exif", "xmp"}:
-        return None  # the usual case, without building an Exif object
+        return None  # the usual case, which needs no Exif object
     exif = source.info.get("exif") or b""
     if picture_parts.too_many_numbers(exif.removeprefix(b"Exif\0\0")) is not None:
         return None
     try:
         return _TURNS.get(source.getexif().get(_ORIENTATION, 1))
-    except Exception:  # as for decode: anything can be raised, and a picture is worth more than its metadata
+    except Exception:  # any error is possible, and a picture is worth more than its metadata
         return None
 
 
 def _turned_box(
     box: tuple[float, float, float, float], size: tuple[int, int], turn: Image.Transpose
 ) -> tuple[float, float, float, float]:
-    """Return where `box` (left, top, right, bottom) of a picture of `size` (width, height) lies once that is turned."""
+    """Return `box` (left, top, right, bottom) of a picture of `size` (width, height) after the turn."""
     (left, top, right, bottom), (width, height) = box, size
     if turn in _FROM_RIGHT:
         left, right = width - right, width - left
@@ -667,11 +680,11 @@ def _fitted(width: int, height: int, spec: PictureSpec) -> tuple[int, int]:
 
 
 def _centred(scaled: Pixels, spec: PictureSpec, out: Pixels | None) -> Pixels:
-    """Return `scaled` in the middle of white pixels of the size of `spec`; in `out`, if given."""
+    """Return `scaled`, centred on white pixels of the size of `spec`; in `out`, if given."""
     height, width, _ = scaled.shape
     pixels = np.empty((spec.height, spec.width, 3), dtype=np.uint8) if out is None else out
     if pixels.shape != scaled.shape:
-        pixels.fill(_WHITE)  # all of it at once is faster than the margins one by one
+        pixels.fill(_WHITE)  # faster than filling the margins one by one
     top, left = (spec.height - height) // 2, (spec.width - width) // 2
     pixels[top : top + height, left : left + width] = scaled
     return pixels

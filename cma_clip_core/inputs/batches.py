@@ -1,4 +1,4 @@
-"""Examples to model inputs: the one code path of training, evaluation and tagging.
+"""Conversion of examples to model inputs: the one code path of training, evaluation and tagging.
 
 Letters of shapes: B batch, T text tokens, K attributes, C classes of all attributes, H x W pixels.
 """
@@ -28,15 +28,15 @@ from cma_clip_core.model.tokenizer import Tokenizer, compose
 
 @dataclass(slots=True)
 class Inputs:
-    """What the model sees of some products; the arguments of `CmaClip.forward`."""
+    """Model inputs of some products: the arguments of `CmaClip.forward`."""
 
     ids: Tensor  # [B, T] int64
     lengths: Tensor  # [B] int64
     text_present: Tensor  # [B] bool
     pixels: Tensor  # [B, H, W, 3] uint8
     image_present: Tensor  # [B] bool
-    text: Sequence | None = None  # what a frozen tower made of the texts before (cma_clip_core.inputs.frozen_towers)
-    image: Sequence | None = None  # of the pictures
+    text: Sequence | None = None  # cached output of a frozen text tower (cma_clip_core.inputs.frozen_towers)
+    image: Sequence | None = None  # cached output of a frozen image tower
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -66,7 +66,7 @@ class Inputs:
 
 @dataclass(slots=True)
 class Labels:
-    """What the catalog says of some products."""
+    """The catalog's labels of some products."""
 
     targets: Tensor  # [B, C] float32, 1 at the values a product has
     labelled: Tensor  # [B, K] bool, False where the catalog gives no value, or the attribute does not apply
@@ -78,7 +78,7 @@ class Labels:
 
 @dataclass(slots=True)
 class Batch:
-    """Some labelled products, to train on."""
+    """Some labelled products for training."""
 
     products: list[str]  # ids, for error messages
     inputs: Inputs
@@ -102,9 +102,9 @@ class Batch:
 
 @dataclass(slots=True)
 class Prepared:
-    """Some products, tokenised and decoded, before they are cut into batches."""
+    """Some products, tokenised and decoded, before they are split into batches."""
 
-    texts: list[list[int]]  # token ids of each
+    texts: list[list[int]]  # token ids of each product
     text_present: Bools  # [B]
     pixels: Pixels  # [B, H, W, 3]; zeros where there is no picture
     image_present: Bools  # [B]
@@ -124,13 +124,13 @@ class Prepared:
         )
 
     def take(self, rows: npt.NDArray[np.int64]) -> Prepared:
-        """Return a copy of some of the products: what they were read with need not stay in memory."""
+        """Return a copy of some of the products, so that the others need not stay in memory."""
         texts = [self.texts[row] for row in rows]
         return Prepared(texts, self.text_present[rows], self.pixels[rows], self.image_present[rows])
 
     @classmethod
     def join(cls, parts: list[Prepared]) -> Prepared:
-        """Return the products of all parts, at least one, one after the other."""
+        """Return the products of one or more parts, concatenated."""
         return cls(
             [text for part in parts for text in part.texts],
             np.concatenate([part.text_present for part in parts]),
@@ -139,7 +139,7 @@ class Prepared:
         )
 
     def by_length(self, batch_size: int) -> list[npt.NDArray[np.int64]]:
-        """Cut the products into batches of like length, so that little is spent on padding. Stable: no randomness."""
+        """Split the products into batches of similar text length, to save padding. Deterministic."""
         order = np.argsort([len(text) for text in self.texts], kind="stable")
         return [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
 
@@ -151,18 +151,18 @@ def prepare(
 
     Args:
         examples: [B] rows.
-        config: which text is read, and the size of the pictures.
-        tokenizer: of that configuration.
-        title_only: [B], True where the title is the only text that is read, if it is read at all and there is one.
+        config: chooses the text fields and the picture size.
+        tokenizer: the tokenizer of that configuration.
+        title_only: [B], True to read the title only, if the configuration reads titles and the product has one.
 
     Raises:
-        DataError: a picture is not of the model's size.
+        DataError: a picture does not have the model's size.
     """
     columns = (examples.column(name).to_pylist() for name in ("title", "brand", "description"))
     rows = zip(*columns, itertools.repeat(False, len(examples)) if title_only is None else title_only, strict=True)
     texts = [
-        (alone and compose(title, "", "", config.text)) or compose(title, brand, description, config.text)
-        for title, brand, description, alone in rows
+        (title_alone and compose(title, "", "", config.text)) or compose(title, brand, description, config.text)
+        for title, brand, description, title_alone in rows
     ]
     pixels, image_present = read_pixels(examples, config.picture)
     text_present = np.array([bool(text) for text in texts], dtype=np.bool_)
@@ -170,56 +170,57 @@ def prepare(
 
 
 def without_names(examples: pa.RecordBatch, spoken: SpokenFinder, chosen: Bools) -> pa.RecordBatch:
-    """Return examples whose texts do not name some of their labels.
+    """Return examples whose texts no longer name the chosen labels.
 
     Args:
         examples: [B] rows.
-        spoken: knows the names.
+        spoken: finder that knows the names.
         chosen: [B, C], True at the values whose names are left out.
     """
     texts = spoken.leave_out(zip(*(examples.column(f).to_pylist() for f in TEXT_FIELDS), strict=True), chosen)
     for field, column in zip(TEXT_FIELDS, zip(*texts, strict=True), strict=True):
-        at = examples.schema.get_field_index(field)
-        examples = examples.set_column(at, examples.schema.field(at), pa.array(column, examples.schema.field(at).type))
+        position = examples.schema.get_field_index(field)
+        schema_field = examples.schema.field(position)
+        examples = examples.set_column(position, schema_field, pa.array(column, schema_field.type))
     return examples
 
 
 class LabelEncoder:
-    """The catalog's labels as targets of the model."""
+    """Encoder of the catalog's labels as the model's targets."""
 
     def __init__(self, layout: ClassLayout) -> None:
         self._reader = LabelReader(layout.taxonomy)
 
     def rows(self, examples: pa.RecordBatch) -> LabelRows:
-        """Return the labels of `examples` as arrays, and where their values are not listed. Raises DataError as `encode`."""
+        """Return the labels of `examples` as arrays, unlisted values included. Raises DataError as `encode` does."""
         return self._reader.read(*(examples.column(name).to_pylist() for name in ("labels", "unknown_labels")))
 
     def encode(self, labels: Iterable[Iterable[tuple[str, list[str]]]]) -> Labels:
-        """Return labels, for each product its attribute names with their values, as tensors.
+        """Return labels as tensors; for each product they are attribute names with their values.
 
         Raises:
             DataError: a label is not in the taxonomy.
         """
-        rows = self._reader.read(labels)  # what the taxonomy does not list teaches nothing
+        rows = self._reader.read(labels)  # training needs no unlisted values
         return Labels(torch.from_numpy(rows.targets.astype(np.float32)), torch.from_numpy(rows.labelled))
 
 
 def augment(prepared: Prepared, config: TrainingConfig, rng: np.random.Generator) -> None:
-    """Vary `prepared` in place as training asks: words, modalities, mirrored and moved pictures. Our choice.
+    """Augment `prepared` in place: drop words and modalities, mirror and shift pictures. Our choice, not the paper's.
 
-    What a frozen tower sees is not varied: it gives the same in every epoch, so that it need be run but once.
+    Frozen towers get no word dropout, mirroring or shifts. Their outputs are the same in every epoch and can be cached.
     """
     rows = len(prepared)
     if config.text_dropout or config.image_dropout:
         both = prepared.text_present & prepared.image_present
         draw = rng.random(rows)
         no_text = both & (draw < config.text_dropout)
-        no_image = both & (draw > 1 - config.image_dropout) & ~no_text  # nobody loses their only modality
+        no_image = both & (draw > 1 - config.image_dropout) & ~no_text  # no product loses its only modality
         prepared.text_present = prepared.text_present & ~no_text
         prepared.image_present = prepared.image_present & ~no_image
     if config.word_dropout and "text" not in config.freeze:
         lengths = [len(text) for text in prepared.texts]
-        keep = rng.random(sum(lengths)) >= config.word_dropout  # as many draws as one by one, and the same ones
+        keep = rng.random(sum(lengths)) >= config.word_dropout  # one call gives the same draws as one call a text
         ends = np.cumsum(lengths)
         keep[ends - 1] = keep[ends - lengths] = True  # start and end tokens
         kept = iter(keep.tolist())
@@ -239,11 +240,11 @@ def augment(prepared: Prepared, config: TrainingConfig, rng: np.random.Generator
 
 
 def _move(pixels: Pixels, down: int, right: int) -> Pixels:
-    """Return the picture moved, its edge repeated into what is uncovered."""
+    """Return the picture shifted; its edge pixels fill the uncovered area."""
     height, width = pixels.shape[:2]
     down, right = max(1 - height, min(height - 1, down)), max(1 - width, min(width - 1, right))
     moved = np.empty_like(pixels)
-    # In whole stretches of memory: pixel by pixel this would be a quarter of what it takes to prepare a product.
+    # Copy whole blocks of memory. Pixel by pixel, this would take a quarter of the time to prepare a product.
     top, left = max(down, 0), max(right, 0)
     bottom, end = height + min(down, 0), width + min(right, 0)
     moved[top:bottom, left:end] = pixels[top - down : bottom - down, left - right : end - right]

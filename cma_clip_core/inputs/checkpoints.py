@@ -1,6 +1,6 @@
-"""Training checkpoints: written whole or not at all, read without running code, refused where they do not fit.
+"""Training checkpoints: written atomically, read without running code, refused if they belong to another training.
 
-A checkpoint is the state of an unfinished training, on the machine that trains; a finished model is in the registry.
+A checkpoint is the state of an unfinished training, on the machine that trains. A finished model is in the registry.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from cma_clip_core.content.paths import sync_folder
 from cma_clip_core.errors import CheckpointError, CheckpointWriteError
 
 CHECKPOINT = "checkpoint.pt"
-FORMAT = 3  # what `cma_clip_core.training.loop` writes and reads: 3 has what is heard of the picture alone
+FORMAT = 3  # of the state that `cma_clip_core.training.loop` writes and reads; 3 added the picture evidence
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return sixteen hex digits of anything JSON can hold: what a checkpoint must fit to be resumed."""
+    """Return sixteen hex digits that identify `parts`, any JSON values. A checkpoint resumes only if they match."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint; one that is there stays as it is until the new one is whole.
+    """Write a checkpoint; an existing one stays unchanged until the new one is complete.
 
     Raises:
-        CheckpointWriteError: it cannot be written, such as on a full disk; the one before is still there.
+        CheckpointWriteError: it cannot be written, for example on a full disk; the previous one still exists.
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
@@ -49,21 +49,21 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, fits: str) -> dict[str, Any] | None:
-    """Return a checkpoint's state, or None where there is none.
+    """Return a checkpoint's state, or None if the file does not exist.
 
     Args:
         path: the checkpoint's file.
-        fits: fingerprint of the training that wants to resume it.
+        fits: fingerprint of the training that resumes from it.
 
     Raises:
-        CheckpointError: it is broken, of another version of this program, or of another training.
+        CheckpointError: it is broken, from another version of this program, or from another training.
     """
     try:
-        # weights_only: tensors and plain values alone, no code
+        # weights_only: only tensors and plain values, no code
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
-    except Exception as error:  # a truncated file raises whatever its missing part would have been
+    except Exception as error:  # the type of error depends on where the file is truncated
         raise CheckpointError(
             f"{path}: the checkpoint is broken ({type(error).__name__}: {error}); delete it to train from the start"
         ) from error

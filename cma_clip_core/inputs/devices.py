@@ -1,4 +1,4 @@
-"""Where the model runs, and in which precision."""
+"""The device and the precision that the model runs in."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device `name`: auto (a GPU where there is one), cpu, or cuda; and log what it is.
+    """Return the device `name`, and log it: auto (a GPU if there is one), cpu, or cuda.
 
     Raises:
-        DeviceError: cuda was asked for and there is no GPU, or the name is another.
+        DeviceError: the name is cuda and there is no GPU, or it is not one of the three.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise DeviceError(f"device {name!r}: it must be auto, cpu or cuda")
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise DeviceError("device cuda was asked for, but torch finds no GPU here; use --device cpu, or auto")
+        raise DeviceError("device cuda was requested, but torch finds no GPU here; use --device cpu, or auto")
     if available and name != "cpu":
         log.info("device: cuda, %s, bfloat16", torch.cuda.get_device_name())
         return torch.device("cuda")
@@ -36,12 +36,12 @@ def resolve_device(name: str) -> torch.device:
 
 
 def move_to(model: M, device: torch.device) -> M:
-    """Return the model, moved to `device`. Raises DeviceError where it does not fit into its memory."""
+    """Return the model, moved to `device`. Raises DeviceError if it does not fit into the device's memory."""
     try:
         return model.to(device)
     except torch.OutOfMemoryError as error:
         raise DeviceError(
-            f"{device}: the model does not fit into its memory; end what else runs there, or use a smaller model"
+            f"{device}: the model does not fit into its memory; stop other programs there, or use a smaller model"
         ) from error
 
 

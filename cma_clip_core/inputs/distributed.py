@@ -1,8 +1,8 @@
-"""Data parallel training by `torchrun`: who takes part, which rows each takes, and the sum of their gradients.
+"""Data parallel training with `torchrun`: the processes, their rows of each batch, and the sum of their gradients.
 
-Every process reads the same batches and takes its share of the rows; gradients are summed before each step. The loss
-is a sum over labels divided by the labels of the whole batch, so that any number of processes takes the same step as
-one process does with the whole batch.
+Every process reads the same batches and takes its share of the rows. Gradients are summed before each step. The loss
+is a sum over labels divided by the labels of the whole batch. So any number of processes takes the same step as one
+process with the whole batch.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor, distributed, nn
 
 T = TypeVar("T")
 
-# The others wait while the first one validates, or runs frozen towers. That one of them is gone, the launcher sees at once.
-_PATIENCE: Final = timedelta(days=7)
+# The other processes wait while the first one validates or runs frozen towers. The launcher notices a dead process itself.
+_TIMEOUT: Final = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +31,16 @@ class World:
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # among those of this machine
+    local_rank: int = 0  # rank among this machine's processes
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes the files and shows the progress."""
+        """True for the process that writes the files and shows the progress."""
         return self.rank == 0
 
     @property
     def is_first_here(self) -> bool:
-        """Whether this process is the first one of its machine, whose disk the others elsewhere need not see."""
+        """True for the first process of each machine. Other machines may not see its disk."""
         return self.local_rank == 0
 
     def rows(self, batch: int) -> slice:
@@ -48,29 +48,32 @@ class World:
         return slice(self.rank, batch, self.size)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum the gradients of all processes; one that is missing here counts as zero, and one that is missing in all stays so.
+        """Sum the gradients of all processes.
 
-        Adam moves by its momentum where a gradient is zero, and not where there is none: as one process alone would.
+        A gradient that only some processes have counts as zero in the others. One that no process has stays None: Adam
+        moves a parameter by its momentum if the gradient is zero, but not if it is None, as in a single process.
         """
         if self.size == 1:
             return
-        wanted = [p for p in parameters if p.requires_grad]
-        there = torch.tensor([float(p.grad is not None) for p in wanted], device=wanted[0].device)
-        # One message for all: a model of hundreds of small tensors would pay each one's latency.
-        flat = torch.cat([there, *((torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in wanted)])
+        trained = [p for p in parameters if p.requires_grad]
+        has_gradient = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
+        # Send one message for all, since each of hundreds of small tensors would cost a message's latency.
+        flat = torch.cat(
+            [has_gradient, *((torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained)]
+        )
         distributed.all_reduce(flat)
-        anywhere, *parts = torch.split(flat, [len(wanted), *(p.numel() for p in wanted)])
-        for p, n, part in zip(wanted, anywhere.tolist(), parts, strict=True):
+        counts, *parts = torch.split(flat, [len(trained), *(p.numel() for p in trained)])
+        for p, n, part in zip(trained, counts.tolist(), parts, strict=True):
             p.grad = part.view_as(p) if n else None
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes get here."""
         if self.size > 1:
             distributed.barrier()
 
     @contextlib.contextmanager
     def first_before_others(self) -> Iterator[None]:
-        """Let the first process do the work in this context, and the others after it: what it wrote, they find."""
+        """Run this context in the first process before the others, which then find the files that it wrote."""
         if not self.is_first:
             self.wait()
         yield
@@ -79,7 +82,7 @@ class World:
 
     @contextlib.contextmanager
     def with_threads_of_all(self) -> Iterator[None]:
-        """Give the first process the others' threads in this context, while they wait for it."""
+        """Give the first process the CPU threads of all processes in this context, while the others wait."""
         own = torch.get_num_threads()
         torch.set_num_threads(own * int(os.environ.get("LOCAL_WORLD_SIZE", self.size)))
         try:
@@ -95,19 +98,19 @@ class World:
         return value
 
     def gather(self, value: Tensor) -> Tensor:
-        """Return the values of all processes, of one shape, side by side [size, ...]."""
+        """Return the values of all processes, which have one shape, stacked [size, ...]."""
         if self.size == 1:
             return value[None]
-        held = _where_messages_go(value.contiguous())
-        found = [torch.empty_like(held) for _ in range(self.size)]
-        distributed.all_gather(found, held)
-        return torch.stack(found).to(value.device)
+        message = _on_message_device(value.contiguous())
+        messages = [torch.empty_like(message) for _ in range(self.size)]
+        distributed.all_gather(messages, message)
+        return torch.stack(messages).to(value.device)
 
     def gather_rows(self, own: Tensor) -> Tensor:
-        """Return the rows of all processes, process by process; the own ones with their gradient, others as constants.
+        """Return the rows of all processes, process by process: own rows with their gradient, the others' as constants.
 
         Args:
-            own: [B, W]; B may differ from process to process, and be 0, W then too.
+            own: [B, W]; B may differ between processes. A process without rows may pass [0, 0].
         """
         if self.size == 1:
             return own
@@ -124,21 +127,21 @@ class World:
         """Return the first process's value."""
         if self.size == 1:
             return value
-        held = _where_messages_go(torch.tensor([value], dtype=torch.float64))
-        distributed.broadcast(held, 0)
-        return float(held.item())
+        message = _on_message_device(torch.tensor([value], dtype=torch.float64))
+        distributed.broadcast(message, 0)
+        return float(message.item())
 
     def broadcast_object(self, value: T) -> T:
-        """Return the first process's value: something small that can be pickled."""
-        held = [value]
+        """Return the first process's value, a small object that can be pickled."""
+        message = [value]
         if self.size > 1:
-            distributed.broadcast_object_list(held, 0)
-        return held[0]
+            distributed.broadcast_object_list(message, 0)
+        return message[0]
 
     def broadcast_state(self, state: Any) -> Any:
-        """Return the first process's state: plain values and tensors on the CPU, in dictionaries and lists of any depth.
+        """Return the first process's state: plain values and CPU tensors in nested dictionaries and lists.
 
-        Tensors are sent one by one, so that one at a time alone is held twice. What the others give is not looked at.
+        Tensors are sent one by one, so only one at a time is in memory twice. The other processes' `state` is ignored.
         """
         if self.size == 1:
             return state
@@ -146,24 +149,24 @@ class World:
         sender = _WithoutTensors(content)
         if self.is_first:
             sender.dump(state)
-        held = [content.getvalue()]
-        distributed.broadcast_object_list(held, 0)
-        reader = _WithNewTensors(io.BytesIO(held[0]))
-        found, tensors = (state, sender.tensors) if self.is_first else (reader.load(), reader.tensors)
+        pickled = [content.getvalue()]
+        distributed.broadcast_object_list(pickled, 0)
+        reader = _WithNewTensors(io.BytesIO(pickled[0]))
+        received, tensors = (state, sender.tensors) if self.is_first else (reader.load(), reader.tensors)
         for tensor in tensors:
-            message = _where_messages_go(tensor.contiguous())
+            message = _on_message_device(tensor.contiguous())
             distributed.broadcast(message, 0)
             if not self.is_first:
                 tensor.copy_(message)
-        return found
+        return received
 
 
 class _WithoutTensors(pickle.Pickler):
-    """Leaves tensors out, but for what they are like."""
+    """Pickler that writes only the shape, stride and type of tensors, not their content."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
-        self.tensors: list[Tensor] = []  # that were left out
+        self.tensors: list[Tensor] = []  # the tensors whose content was left out
 
     def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
         if not isinstance(value, Tensor):
@@ -173,36 +176,36 @@ class _WithoutTensors(pickle.Pickler):
 
 
 class _WithNewTensors(pickle.Unpickler):
-    """Puts new tensors where some were left out."""
+    """Unpickler that creates new tensors in place of those whose content was left out."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
-        self.tensors: list[Tensor] = []  # with nothing in them yet
+        self.tensors: list[Tensor] = []  # the new tensors, without content yet
 
-    def persistent_load(self, like: tuple[Any, ...]) -> Tensor:
-        shape, stride, dtype = like
+    def persistent_load(self, description: tuple[Any, ...]) -> Tensor:
+        shape, stride, dtype = description
         self.tensors.append(torch.empty_strided(shape, stride, dtype=dtype))
         return self.tensors[-1]
 
 
-def _where_messages_go(value: Tensor) -> Tensor:
-    """Return `value` where the processes' messages are read from: NCCL takes those of a GPU alone."""
+def _on_message_device(value: Tensor) -> Tensor:
+    """Return `value` on the device that messages are sent from: NCCL sends only from a GPU."""
     return value.cuda() if distributed.get_backend() == "nccl" else value
 
 
 def join(device: torch.device) -> World:
-    """Join the processes that `torchrun` started; alone where it started none."""
+    """Join the processes that `torchrun` started; a world of one process if it started none."""
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     if not distributed.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=_PATIENCE)
+        distributed.init_process_group(backend, timeout=_TIMEOUT)
     return World(distributed.get_rank(), distributed.get_world_size(), int(os.environ["LOCAL_RANK"]))
 
 
 def leave() -> None:
-    """Leave the processes joined before, if any."""
+    """Leave the processes joined by `join`, if any."""
     if distributed.is_initialized():
         distributed.destroy_process_group()

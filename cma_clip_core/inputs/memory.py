@@ -1,4 +1,4 @@
-"""Memory that is free inside the process goes back to the system."""
+"""Return of a process's freed memory to the system."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pyarrow as pa
 
 
 def release() -> None:
-    """Give back what Arrow and the C library hold of freed memory.
+    """Return the freed memory that Arrow and the C library still hold to the system.
 
-    Tensors whose shapes vary from batch to batch leave a heap full of holes, which in hours of training grows to several
-    times what is in use.
+    Tensors whose shapes vary from batch to batch fragment the heap. Over hours of training it grows to several times the
+    memory in use.
     """
     pa.default_memory_pool().release_unused()
     trim = _malloc_trim()
@@ -26,5 +26,5 @@ def release() -> None:
 def _malloc_trim() -> Callable[[int], int] | None:
     if not sys.platform.startswith("linux"):
         return None
-    found: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
-    return found
+    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
+    return trim

@@ -1,4 +1,4 @@
-"""A forward pass in as many parts as the device's memory asks for."""
+"""Forward passes split into parts that fit into the device's memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ log = logging.getLogger(__name__)
 
 
 class Halving:
-    """Runs batches through a model in eval mode; where memory runs out, half as many rows at a time from then on."""
+    """Runner of batches through a model in eval mode that halves the rows at a time whenever memory runs out."""
 
     def __init__(self, device: torch.device, most: int) -> None:
-        """Begin with `most` rows at a time."""
+        """Start with `most` rows at a time."""
         self.device, self.most = device, most
 
     def run(self, forward: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs) -> tuple[Tensor, ...]:
-        """Return what `forward` gives for the rows of `inputs`, on the CPU.
+        """Return the outputs of `forward` for the rows of `inputs`, on the CPU.
 
         Raises:
             DeviceError: not even one row fits into the device's memory.
@@ -31,9 +31,10 @@ class Halving:
             try:
                 parts = [
                     tuple(
-                        found.float().cpu() for found in forward(inputs.rows(slice(at, at + self.most)).to(self.device))
+                        output.float().cpu()
+                        for output in forward(inputs.rows(slice(start, start + self.most)).to(self.device))
                     )
-                    for at in range(0, len(inputs), self.most)
+                    for start in range(0, len(inputs), self.most)
                 ]
                 break
             except torch.OutOfMemoryError as error:
@@ -44,5 +45,5 @@ class Halving:
                     ) from error
                 self.most = rows // 2
                 log.warning("out of memory: %d examples at a time from now on; nothing else changes", self.most)
-            torch.cuda.empty_cache()  # outside of the handler, where the error still holds the tensors
+            torch.cuda.empty_cache()  # not inside the handler, where the error still holds the tensors
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))

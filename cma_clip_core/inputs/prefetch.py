@@ -1,7 +1,8 @@
-"""Items made ahead of their use: by a thread, or by a process of its own where a GPU waits for them.
+"""Prefetching iterators: a thread, or a separate process if a GPU waits for the items.
 
-A thread shares the interpreter with the training step. On a CPU, where the step is spent in libraries that leave it free,
-that costs next to nothing; a GPU is fed by the interpreter alone, kernel by kernel, and waits whenever a thread has it.
+A thread shares the interpreter with the training step. On a CPU that costs almost nothing, because the step runs in
+libraries that release the interpreter. A GPU, however, gets its kernels one by one from the interpreter, and waits
+whenever a thread holds it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Item = TypeVar("Item")
 
 
 def prefetch(items: Iterable[Item], depth: int = 2) -> Generator[Item]:
-    """Yield `items`, which a thread makes ahead, at most `depth` of them: the forward pass leaves the interpreter free.
+    """Yield `items`, of which a thread prepares up to `depth` in advance.
 
     An error in the thread is raised here. Closing the iterator ends the thread.
     """
@@ -63,10 +64,10 @@ def prefetch(items: Iterable[Item], depth: int = 2) -> Generator[Item]:
 
 
 def in_process(make: Callable[[], Iterator[Item]], depth: int = 2) -> Generator[Item]:
-    """Yield the items of `make()`, which a process of its own makes ahead: `depth` of them here, and three more on the way.
+    """Yield the items of `make()`, which a separate process prepares in advance: `depth` of them here, three more in transit.
 
-    `make` is sent there, and what it needs with it. An error there is raised here. Closing the iterator ends the process;
-    it ends by itself, too, when this one does.
+    `make` is pickled and sent to that process. An error there is raised here. Closing the iterator ends the process. It
+    also ends when this process does.
     """
     loader: DataLoader[bytes] = DataLoader(
         _Stream(make),
@@ -74,11 +75,11 @@ def in_process(make: Callable[[], Iterator[Item]], depth: int = 2) -> Generator[
         num_workers=1,
         prefetch_factor=2,
         multiprocessing_context="spawn",  # a CUDA context does not survive a fork
-        generator=torch.Generator(),  # else this process's own random numbers would be drawn from
+        generator=torch.Generator(),  # otherwise the loader would draw from this process's random numbers
     )
     sent = iter(loader)
-    # Received by a thread: what was made but is still over there cannot be had while that interpreter is busy, for up to half
-    # a second where it copies a buffer's pictures.
+    # A thread receives the items early. A finished item cannot be fetched while the other interpreter is busy, which may
+    # take half a second when it copies a buffer's pictures.
     received = prefetch((pickle.loads(item) for item in sent), depth)
     try:
         for item in received:
@@ -91,16 +92,18 @@ def in_process(make: Callable[[], Iterator[Item]], depth: int = 2) -> Generator[
 
 
 class _ByValue(pickle.Pickler):
-    """Tensors as their bytes. As torch sends them, in shared memory, this process would have to ask that one for each, and wait
-    until its interpreter, which is busy with the next, has a moment: five milliseconds a batch.
+    """Pickler that sends tensors as bytes.
+
+    Torch itself sends tensors in shared memory. The receiver must then ask the sender for each of them, and wait for the
+    sender's busy interpreter: five milliseconds a batch.
     """
 
-    def reducer_override(self, found: Any) -> Any:
-        if not isinstance(found, Tensor):
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
             return NotImplemented
-        if found.dtype == torch.bfloat16:  # numpy has none
-            return _bfloat16, (found.view(torch.int16).numpy(),)
-        return torch.from_numpy, (found.numpy(),)
+        if value.dtype == torch.bfloat16:  # numpy has no bfloat16
+            return _bfloat16, (value.view(torch.int16).numpy(),)
+        return torch.from_numpy, (value.numpy(),)
 
 
 def _bfloat16(bits: npt.NDArray[np.int16]) -> Tensor:
@@ -108,9 +111,9 @@ def _bfloat16(bits: npt.NDArray[np.int16]) -> Tensor:
 
 
 def _bytes_of(item: object) -> bytes:
-    sent = io.BytesIO()
-    _ByValue(sent, protocol=5).dump(item)
-    return sent.getvalue()
+    buffer = io.BytesIO()
+    _ByValue(buffer, protocol=5).dump(item)
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from jobs.importing.formats.noticed import Noticed, StructureError
 from jobs.importing.formats.sources import Bounds, Source, open_source
 from jobs.importing.mapper import Mapper, get_column
 from jobs.importing.pictures.picture_names import is_unsafe
-from jobs.importing.pictures.picture_sources import find_places, open_sources
+from jobs.importing.pictures.picture_sources import find_picture_paths, open_sources
 from schemas.mapping import Mapping, load_mapping
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class _NextPictures:
     def __init__(self, src: Path, dst: Path, layout: Mapping, stack: contextlib.ExitStack) -> None:
         self._sources = open_sources(src, layout, Bounds(), stack)
         self._zip: zipfile.ZipFile | None = None
-        present = [str(path.relative_to(src)) for path in find_places(src, layout)]
+        present = [str(path.relative_to(src)) for path in find_picture_paths(src, layout)]
         same = (name for name in present if name.casefold() == layout.pictures[0].casefold())
         self._loose = dst / next(same, layout.pictures[0])
         loose = not layout.pictures[0].lower().endswith(".zip")

@@ -1,1 +1,1 @@
-"""Step 0, import: a shop's export becomes a day of the raw catalog."""
+"""Step 0, import: turn a shop's export into a day of the raw catalog."""

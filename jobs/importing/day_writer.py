@@ -1,4 +1,4 @@
-"""Write a day's raw files so that the day appears in one step, whole, in place of what it was."""
+"""Write a day's raw files so that the complete day replaces the previous one in a single step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, cast
 
-from jobs.lake import storage
+from jobs.lake import s3_files, storage
 from jobs.lake.storage import AnyPath
 from schemas.documents import RawFile, RawManifest
 
@@ -20,21 +20,26 @@ PART_ROWS: Final = 10_000
 
 
 class DayWriter:
-    """A day's raw files beside those that it had before, until the manifest names them.
+    """Writer of a day's raw files.
 
-    The manifest is swapped whole, so that whatever instant an import is killed at, the day is as it was or as it is to be.
-    An import that fails removes what it wrote, and nothing else: a day whose manifest is lost keeps its records. What a
-    killed one left goes with the day's next import.
+    New files are stored beside the day's earlier ones until the manifest names them. The manifest is replaced in one step,
+    so an import that is killed at any moment leaves either the old day or the new one.
+
+    A failed import removes only the files that it wrote, so a day whose manifest is lost keeps its records. The day's next
+    import removes the files that a killed import left.
     """
 
     def __init__(self, day: AnyPath, stack: contextlib.ExitStack) -> None:
         self._day = day
-        self._new: set[str] = set()  # files that the day did not have before
-        self._named: set[str] | None = None  # by the manifest, once it is written
+        self._new: set[str] = set()  # names of files that the day did not have before
+        self._named: set[str] | None = None  # names in the manifest; None until it is written
         stack.callback(self._remove_others)
 
     def add(self, name: str, written: Path, digest: str) -> str:
-        """Take over a file; return its name, by its content: none that the day has is written over."""
+        """Add the file `written` to the day and return its new name.
+
+        The name contains the file's hash, so no existing file with other content is overwritten.
+        """
         stem, _, ending = name.partition(".")
         target = self._day / f"{stem}-{digest[:12]}.{ending}"
         if not storage.exists(target):
@@ -43,19 +48,17 @@ class DayWriter:
             with storage.whole_file(target) as temporary:
                 shutil.move(written, temporary)
         else:
-            from jobs.lake import s3_files
-
             s3_files.upload(written, target)
         return target.name
 
     def publish(self, manifest: RawManifest) -> None:
-        """Make the files that `manifest` names the day's."""
+        """Write `manifest`; from then on, the files that it names are the day's files."""
         path = self._day / "_manifest.json"
         storage.write_document(path, manifest)
         self._named = {path.name, *(file.name for file in manifest.files)}
 
     def _remove_others(self) -> None:
-        """Remove what the manifest does not name; of an import that failed, what it wrote."""
+        """Remove the files that the manifest does not name; after a failed import, the files that it wrote."""
 
         def stays(path: AnyPath) -> bool:
             return path.name not in self._new if self._named is None else path.name in self._named
@@ -68,12 +71,15 @@ class DayWriter:
             if storage.on_disk(path):
                 storage.remove(path)
         if self._named is None:
-            with contextlib.suppress(OSError):  # there was no day before either
+            with contextlib.suppress(OSError):  # it holds the day's earlier files, or does not exist
                 self._day.rmdir()
 
 
 def write_parts(add: Callable[[str, Path, str], str], lines: Iterable[bytes]) -> tuple[RawFile, ...]:
-    """Write `lines` to files ``part-00000.jsonl.gz`` and so on, and `add` each; the same lines give the same bytes."""
+    """Write `lines` to files ``part-00000.jsonl.gz``, ``part-00001.jsonl.gz``, ... and pass each one to `add`.
+
+    The same lines always give the same bytes.
+    """
     source = iter(lines)
     parts: list[RawFile] = []
     with tempfile.TemporaryDirectory(prefix="import-") as folder:

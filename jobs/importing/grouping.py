@@ -1,4 +1,4 @@
-"""Put the rows of one product together, wherever in the export they are, in bounded memory."""
+"""Group the rows of each product from anywhere in an export, in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ Json: TypeAlias = Any
 Merge: TypeAlias = Callable[[list[dict[str, Json]]], dict[str, Json]]
 
 _BATCH: Final = 1_000
-_CACHE: Final = 65_536  # kilobytes of the file in memory
+_CACHE: Final = 65_536  # kilobytes of the database in memory
 _MOST: Final = 10_000  # rows of one product
-_LARGEST: Final = 64 * 2**20  # characters of these
+_LARGEST: Final = 64 * 2**20  # characters of the rows of one product
 
 
 def grouped(
     rows: Iterable[Row], key: Callable[[dict[str, Json]], str | None], merge: Merge, folder: Path, noticed: Noticed
 ) -> Iterator[Row]:
-    """Yield one row for all `rows` with the same key, in the order of each one's first; the others as they are.
+    """Yield one merged row for each key, and unchanged every row that has no key.
 
-    Rows wait in a file: any number of them, in any order, takes no memory.
+    Rows without a key come first. Merged rows follow in the order of each product's first row. Rows wait in an SQLite file,
+    so memory does not grow with their number.
 
     Args:
-        key: what the rows of one product have in common; None for a row of its own.
-        merge: makes one row of several, which come in the export's order.
-        folder: where the file is written.
+        rows: rows of the export in any order, and rejected lines.
+        key: returns the key that the rows of one product share; None if a row stands alone.
+        merge: makes one row of several, which it receives in the export's order.
+        folder: folder for the SQLite file.
+        noticed: counts the merged rows.
 
     Raises:
-        JobError: the folder has no room for the rows, or far too many are one product.
+        JobError: the folder has no room for the rows, or far too many rows have the same key.
     """
     database = sqlite3.connect(folder / "rows.sqlite")
     try:
@@ -55,15 +58,15 @@ def grouped(
         yield from _merged(database, merge, noticed)
     except sqlite3.Error as error:
         raise JobError(
-            f"{folder}: rows could not be kept there until all are read ({error}); nothing was imported: make room, or set "
-            "TMPDIR to a folder that has it"
+            f"{folder}: rows could not be stored there until all are read ({error}); nothing was imported: free some space, or "
+            "set TMPDIR to a folder that has enough"
         ) from error
     finally:
         database.close()
 
 
 def _merged(database: sqlite3.Connection, merge: Merge, noticed: Noticed) -> Iterator[dict[str, Json]]:
-    # A join of the rows with each key's first position would scan all rows once for each of them.
+    # A window function: a join of the rows with each key's first position would scan the whole table once per row.
     ordered = database.execute(
         "SELECT min(position) OVER (PARTITION BY key) AS first, row FROM given ORDER BY first, position"
     )
@@ -77,8 +80,8 @@ def _merged(database: sqlite3.Connection, merge: Merge, noticed: Noticed) -> Ite
         size += len(row)
         if len(rows) > _MOST or size > _LARGEST:
             raise JobError(
-                f"{len(rows):,} rows and more are one product by the column that `group_by` names, such as {shown(row)}; nothing "
-                "was imported: name the column whose values are one product's alone"
+                f"{len(rows):,} or more rows have the same value in the column that `group_by` names, such as {shown(row)}; "
+                "nothing was imported: name a column whose values identify one product"
             )
     if rows:
         yield _one(rows, merge, noticed)
@@ -86,5 +89,5 @@ def _merged(database: sqlite3.Connection, merge: Merge, noticed: Noticed) -> Ite
 
 def _one(rows: list[dict[str, Json]], merge: Merge, noticed: Noticed) -> dict[str, Json]:
     if len(rows) > 1:
-        noticed.note("rows put together with others of their product", len(rows) - 1)
+        noticed.note("rows merged with another row of their product", len(rows) - 1)
     return merge(rows)

@@ -1,7 +1,7 @@
-"""Bring a shop's export into the lake: its records as JSON lines in our names, its pictures by their content.
+"""Import a shop's export into the lake: records as JSON lines with our column names, pictures by the hash of their content.
 
-Nothing is judged here. What a record says wrongly is kept as it is, and a line that cannot be read is passed on, so
-that validate can quarantine it with its reason and its raw text.
+Import does not validate. It keeps wrong values as they are and passes on lines that it cannot read. The validate step
+quarantines those lines with a reason and their raw text.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ log = logging.getLogger(__name__)
 
 
 def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> RawManifest:
-    """Write the export in `folder` as the raw catalog of the day `ds`, in place of what the day had before.
+    """Write the export in `folder` as the raw catalog of the day `ds`, replacing the day's earlier content.
 
-    The day appears in one step, whole: a failure or a kill leaves the day as it was. Pictures are added to
+    The complete day appears in a single step; a failed or killed import leaves the day unchanged. Pictures are added to
     ``catalog/pictures`` under the hash of their content.
 
     Args:
-        settings: where the lake is.
-        folder: the shop's export, laid out as the mapping says.
+        settings: settings, including the root of the lake.
+        folder: the shop's export, laid out as the mapping describes.
         ds: day of the catalog, YYYY-MM-DD.
-        mapping: a shipped mapping's name, or the path of a YAML file.
+        mapping: name of a shipped mapping, or path of a YAML file.
 
     Returns:
-        The day's manifest; its `rows` counts the lines written, which are all of the export but blank ones, and one for
-        the rows of a product that the mapping groups.
+        The day's manifest. Its `rows` counts the lines written: every line of the export except blank ones, and one line for
+        each product whose rows the mapping groups.
 
     Raises:
-        JobError: the export is missing or damaged, is not made of records, or its columns are not those of the mapping.
+        JobError: the export is missing or damaged, does not consist of records, or lacks columns of the mapping.
         ContractError: the mapping is wrong.
     """
     lake = Lake(settings.root)
@@ -58,7 +58,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
     files, others = find_records(folder, columns)
     bounds = Bounds(int(settings.max_unpacked_gb * 1e9), settings.max_unpacked_ratio)
     for file in files:
-        open_source(file, columns, bounds)  # what is no text is refused before pictures are copied
+        open_source(file, columns, bounds)  # refuses files that are not text before pictures are copied
     alone = storage.locked(day, busy="another import of this day is running; wait for it")
     with measure("import-catalog") as measured, alone, contextlib.ExitStack() as stack:
         target = DayWriter(day, stack)
@@ -74,9 +74,9 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
             lines = (mapper.line(row) for row in _rows(files, columns, bounds, mapper, noticed, settings.progress))
             parts = write_parts(target.add, lines)
             mapper.check()
-            if pictures is None or pictures.settled():
+            if pictures is None or pictures.settle():
                 break
-        lost = pictures.finish(folder) if pictures is not None else ()  # the day may name only what is there
+        lost = pictures.finish(folder) if pictures is not None else ()  # before the day's records name the pictures
         manifest = RawManifest(
             ds=ds,
             source=str(folder.resolve()),
@@ -91,7 +91,9 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
         target.publish(manifest)
         measured.rows = manifest.rows
     if others:
-        log.warning("import-catalog: not read, since an earlier pattern of `records` has files: %s", _named(others))
+        log.warning(
+            "import-catalog: not read, because an earlier pattern of `records` matched: %s", _join_names(others)
+        )
     noticed.report()
     return manifest
 
@@ -99,7 +101,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
 def _rows(
     files: list[Path], columns: Mapping, bounds: Bounds, mapper: Mapper, noticed: Noticed, progress: bool
 ) -> Iterator[Row]:
-    """Yield the rows of all files, those of one product together where the mapping says so."""
+    """Yield the rows of all files; if the mapping groups rows, one row per product."""
     checks = FileChecks(columns, noticed)
 
     def rows() -> Iterator[Row]:
@@ -114,6 +116,6 @@ def _rows(
     checks.check(files)
 
 
-def _named(paths: list[Path]) -> str:
+def _join_names(paths: list[Path]) -> str:
     names = [path.name for path in paths]
     return ", ".join(names[:10]) + (f" and {len(names) - 10:,} more" if len(names) > 10 else "")

@@ -1,4 +1,4 @@
-"""Turn a shop's rows into lines of the raw catalog, in our names."""
+"""Map a shop's rows to lines of the raw catalog, with our column names."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ from schemas.mapping import Mapping
 
 log = logging.getLogger(__name__)
 
-_EXAMPLES: Final = 3  # values that a message shows
-_UNREAD: Final = 100  # names of labels that cannot be read that are told apart
-_OTHERS: Final = "other names"
+_EXAMPLES: Final = 3  # values in a message
+_UNREAD: Final = 100  # names of unreadable labels with a count of their own
+_OTHERS: Final = "other names"  # the count of all further names
 _SHOWN: Final = 120  # characters of a name or value in a message
 _BRACES: Final = re.compile(r"\{([^{}]+)\}")
 
 
 class Mapper:
-    """Turns the shop's rows into lines of the raw catalog."""
+    """Converter of a shop's rows to lines of the raw catalog."""
 
     def __init__(self, mapping: Mapping, pictures: PictureStore | None, noticed: Noticed) -> None:
         self._mapping, self._pictures, self._noticed = mapping, pictures, noticed
         self._nulls = frozenset(["", *(text.strip() for text in mapping.null_values)])
         self._times = self._unread_times = 0
         self._time_examples: list[str] = []
-        self.unread: Counter[str] = Counter()  # labels of no known form, by name
+        self.unread: Counter[str] = Counter()  # labels in no known form, by name
         self._example: dict[str, Json] = {}
-        self._objects: Counter[str] = Counter()  # values of each column of label objects
-        self._no_objects: Counter[str] = Counter()  # of these, those that are none
+        self._objects: Counter[str] = Counter()  # values given, by column of `label_objects`
+        self._no_objects: Counter[str] = Counter()  # those of them that are not label objects, by column
 
     def line(self, row: Row) -> bytes:
-        """Return `row` as a line of the raw catalog, its end included."""
+        """Return `row` as a line of the raw catalog, including the line end."""
         if isinstance(row, RejectedLine):
             line = row.encoded()
             return (line if len(line) <= MAX_LINE else replace(row, raw=row.raw[:LINE_START]).encoded()) + b"\n"
         if isinstance(row, bytes):
-            # The one change to a line that cannot be read: many readers take a lone carriage return for a line end.
+            # The only change to an unreadable line: many readers take a lone carriage return for a line end.
             return row.replace(b"\r", b" ") + b"\n"
-        # ASCII, with escapes: whatever characters the shop used, a line stays one line and is valid UTF-8.
+        # ASCII with escapes, so that the record stays one line of valid UTF-8 whatever characters the shop used.
         line = json.dumps(self.record(row), separators=(",", ":")).encode()
         if len(line) > MAX_LINE:
-            detail = f"a record of more than {MAX_LINE:,} bytes in ASCII"
+            detail = f"a record of more than {MAX_LINE:,} bytes as ASCII JSON"
             return self._noticed.reject("line_too_long", detail, line[:LINE_START]).encoded() + b"\n"
         return line + b"\n"
 
     def record(self, row: dict[str, Json]) -> dict[str, Json]:
-        """Return `row` by our own names. Nothing is judged: values of a wrong type stay as they are."""
+        """Return `row` with our own column names. Values of a wrong type stay as they are: import does not validate."""
         mapping = self._mapping
         titles = (self._value(row, column) for column in mapping.title)
         record = {
@@ -80,14 +80,17 @@ class Mapper:
         return record
 
     def merge(self, rows: list[dict[str, Json]]) -> dict[str, Json]:
-        """Return one row for the rows of one product: of each column the first value given, of labels and pictures all."""
+        """Merge the rows of one product into one row.
+
+        Each column takes its first value given. Columns of labels and pictures take all different values as a list.
+        """
         merged: dict[str, Json] = {}
         for row in rows:
             for column, value in row.items():
                 if self._is_empty(merged.get(column)):
                     merged[column] = value
         several = (*self._mapping.labels, *self._mapping.picture_columns, *self._mapping.label_objects)
-        for column in several:  # several objects are read as a list of them, which may name an attribute several times
+        for column in several:  # a list of label objects may name an attribute several times
             given: dict[str, Json] = {}
             for row in rows:
                 value = get_column(row, column)
@@ -99,32 +102,38 @@ class Mapper:
         return merged
 
     def key(self, row: dict[str, Json]) -> str | None:
-        """Return what the rows of the row's product have in common; None where it is not given."""
+        """Return the key that all rows of this row's product share; None if the row has none."""
         key = identity(self._value(row, self._mapping.group_by))
         return None if key is None or key == "" or is_no_id(key) else str(key)
 
     def check(self) -> None:
-        """Raise JobError where more than a few times of `updated_at`, or most objects of labels, cannot be read."""
+        """Log the unreadable labels and times.
+
+        Raises:
+            JobError: more than a few times in `updated_at` cannot be read, or most values of a `label_objects` column are
+                not label objects.
+        """
         self.log_unread()
         for column, count in self._no_objects.items():
             if count > 2 and 2 * count > self._objects[column]:
                 raise JobError(
-                    f"{count:,} of {self._objects[column]:,} values of {column!r} are no objects of labels, such as "
-                    f"{shown(json.dumps(self._example.get(column)))}; nothing was imported: the shop's own labels would be taken for "
-                    "gaps. Name the column under `labels` where it holds one label, or leave it out of `label_objects`"
+                    f"{count:,} of {self._objects[column]:,} values of {column!r} are not label objects, such as "
+                    f"{shown(json.dumps(self._example.get(column)))}; nothing was imported: the shop's own labels would count as "
+                    "missing. Name the column under `labels` where it holds one label, or leave it out of `label_objects`"
                 )
         unread, given = self._unread_times, self._times
         if unread > max(2, given // 100) or 2 * unread > given:
             written = self._mapping.updated_at_format
             raise JobError(
-                f"{unread:,} of {given:,} values ({100 * unread / given:.1f} %) of {self._mapping.updated_at!r} are no times "
-                f"{f'of the form {written!r}' if written else 'beyond doubt'}, such as {', '.join(self._time_examples)}; "
-                "nothing was imported: which of two records is the newer one is not known. Set `updated_at_format` in the "
-                'mapping, such as "%d/%m/%Y %H:%M", list words for no time under `null_values`, or leave `updated_at` out'
+                f"{unread:,} of {given:,} values ({100 * unread / given:.1f} %) of {self._mapping.updated_at!r} are not "
+                f"{f'times of the form {written!r}' if written else 'unambiguous times'}, such as "
+                f"{', '.join(self._time_examples)}; nothing was imported: the newer of two records could not be determined. "
+                'Set `updated_at_format` in the mapping, such as "%d/%m/%Y %H:%M", list words that mean "no time" under '
+                "`null_values`, or leave `updated_at` out"
             )
         if unread:
             log.warning(
-                "import-catalog: %s of %s values of %r are no times, such as %s",
+                "import-catalog: %s of %s values of %r are not times, such as %s",
                 *(f"{unread:,}", f"{given:,}", self._mapping.updated_at, ", ".join(self._time_examples)),
             )
 
@@ -133,13 +142,13 @@ class Mapper:
         return None if value is ABSENT or self._is_null(value) else value
 
     def _time(self, row: dict[str, Json]) -> Json:
-        """Return the row's time in ISO 8601, UTC; as it is where it cannot be read, which is counted."""
+        """Return the row's time in ISO 8601, UTC. Count a time that cannot be read and return it unchanged."""
         value = self._value(row, self._mapping.updated_at)
         if value is None:
             return None
         self._times += 1
-        if (found := instant(value, self._mapping.updated_at_format)) is not None:
-            return found
+        if (time := instant(value, self._mapping.updated_at_format)) is not None:
+            return time
         self._unread_times += 1
         if len(self._time_examples) < _EXAMPLES:
             self._time_examples.append(shown(value))
@@ -152,8 +161,11 @@ class Mapper:
         return value is None or (isinstance(value, str) and value.strip() in self._nulls)
 
     def _labels(self, row: dict[str, Json]) -> dict[str, Json]:
-        """Return the row's labels by name: a text, or a list of them; what has no known form stays for validate to report."""
-        found: dict[str, list[str]] = {}
+        """Return the row's labels by name, each a text or a list of texts.
+
+        A label in no known form keeps its value, and the validate step reports it.
+        """
+        known: dict[str, list[str]] = {}
         unread: dict[str, Json] = {}
         for column in self._mapping.labels:
             value = self._value(row, column)
@@ -164,12 +176,12 @@ class Mapper:
                     texts = [value]
                 else:
                     unread[column], texts = value, []
-            found.setdefault(column, []).extend(texts)
+            known.setdefault(column, []).extend(texts)
         for column in self._mapping.label_objects:
             given = self._value(row, column)
             labels, rest = read_object(given)
             for name, texts in labels.items():
-                found[name] = list(dict.fromkeys([*found.get(name, ()), *texts]))
+                known[name] = list(dict.fromkeys([*known.get(name, ()), *texts]))
             unread |= {name: value for name, value in rest.items() if name}
             self._objects[column] += given is not None
             if "" in rest:
@@ -177,12 +189,12 @@ class Mapper:
                 unread[column] = given
         for name, value in unread.items():
             self._count_unread(name, value)
-        labels = {name: parts for name, texts in found.items() if (parts := self._split(texts))}
+        labels = {name: parts for name, texts in known.items() if (parts := self._split(texts))}
         unread = {name: _kept_unread(value, name) for name, value in unread.items()}
         return unread | {name: parts[0] if len(parts) == 1 else parts for name, parts in labels.items()}
 
     def _split(self, texts: list[str]) -> list[Json]:
-        """Return the texts of a label, cut at the mapping's separator, without those that mean: nothing given."""
+        """Split a label's texts at the mapping's separator, and drop the parts that mean "not given"."""
         separator = self._mapping.list_separator
         parts: list[str] = []
         for text in texts:
@@ -198,15 +210,15 @@ class Mapper:
             self.unread[_OTHERS] += 1
 
     def log_unread(self) -> None:
-        """Log the labels that cannot be read, by name, each with one example."""
+        """Log the unreadable labels by name, each with one example."""
         for name, count in self.unread.most_common():
-            shown = json.dumps(self._example[name])[:_SHOWN] if name in self._example else ""
+            example = json.dumps(self._example[name])[:_SHOWN] if name in self._example else ""
             log.warning(
-                "import-catalog: %s labels of %r cannot be read, such as %s", f"{count:,}", name[:_SHOWN], shown
+                "import-catalog: %s labels of %r cannot be read, such as %s", f"{count:,}", name[:_SHOWN], example
             )
 
     def picture_name(self, row: dict[str, Json]) -> Json:
-        """Return the name of the row's picture; None where it has none; a value that is no name as it is."""
+        """Return the name of the row's picture; None if it has none; a value that cannot be a name unchanged."""
         parts = {column: self._value(row, column) for column in self._mapping.picture_columns}
         for column, value in parts.items():
             if isinstance(value, list) and (names := [name for name in value if not self._is_empty(name)]):
@@ -219,9 +231,9 @@ class Mapper:
 
 
 def _kept_unread(value: Json, name: str) -> Json:
-    """Return an object that cannot be read as a label in a form that `read_value` does not read either.
+    """Wrap an unreadable object if `read_value` would read it once it stands alone under its name.
 
-    Alone, {"name": "hue", "content": "Teal"} would be a value that is called hue.
+    For example, `read_value` would read {"name": "hue", "content": "Teal"} as the value "hue".
     """
     if not isinstance(value, dict):
         return value
@@ -236,7 +248,10 @@ ABSENT: Final = object()
 
 
 def get_column(row: dict[str, Json], column: str) -> Json:
-    """Return the value of `column`, through nested objects by dots, and lists by numbers; `ABSENT` where none exists."""
+    """Return the value of `column`; `ABSENT` if it does not exist.
+
+    Dots lead into nested objects, numbers into lists: ``maker.names.0``.
+    """
     if column in row:
         return row[column]
     node: Json = row

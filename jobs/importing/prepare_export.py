@@ -1,4 +1,4 @@
-"""Import an export and make its examples: what training and experiments on a shop's own catalog need."""
+"""Import an export and make its examples, which training and experiments on a shop's own catalog need."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jobs.settings import Settings
 
 
 def prepare_export(settings: Settings, catalog: Path, ds: str, mapping: str) -> None:
-    """Import the export in the folder `catalog` as the day `ds` and make the examples that are not there yet.
+    """Import the export in the folder `catalog` as the day `ds`, and make the examples that do not exist yet.
 
     Raises:
-        JobError: what the steps raise: the export is missing or damaged, or the batch is not to be trusted.
+        JobError: a step failed: the export is missing or damaged, or the batch failed validation.
     """
     refuse_several("prepare")
-    import_catalog(settings, catalog, ds, mapping)  # may be another one than before, and is soon done
+    import_catalog(settings, catalog, ds, mapping)  # always: the export may have changed, and an import is quick
     prepare(settings, ds)

@@ -1,1 +1,1 @@
-"""The lake: where its files are, how they are written whole, locked, verified and listed, on a disk and on S3."""
+"""The lake, on a disk or on S3: paths, atomic writes, locks, verification and listings of its files."""

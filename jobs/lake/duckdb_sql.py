@@ -1,4 +1,4 @@
-"""Paths in SQL, which DuckDB takes as text alone, and the statement that finds the live tables."""
+"""SQL for DuckDB: paths as literals, scans of Parquet files, and the statement that finds the live tables."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def reach(connection: duckdb.DuckDBPyConnection, root: AnyPath) -> None:
-    """Let DuckDB read the files of a lake, wherever it is."""
+def register_storage(connection: duckdb.DuckDBPyConnection, root: AnyPath) -> None:
+    """Let DuckDB read the files of the lake at `root`, on a disk or on S3."""
     if not on_disk(root):
         connection.register_filesystem(root.fs)
 
@@ -31,13 +31,13 @@ def listed(files: Iterable[AnyPath]) -> str:
 
 
 def scan(connection: duckdb.DuckDBPyConnection, files: Iterable[AnyPath], table: pa.Schema, *options: str) -> str:
-    """Return the SQL that reads Parquet files by the columns of `table`: null where a file of an earlier version lacks one.
+    """Return the SQL that reads Parquet files with the columns of `table`; a column that an older file lacks is null.
 
     Args:
-        connection: it gets an empty table of these columns.
-        files: maybe none.
+        connection: an empty table with these columns is registered on it.
+        files: the Parquet files; there may be none.
         table: a schema of `schemas.tables`.
-        options: more options of ``read_parquet``.
+        options: further options of ``read_parquet``.
     """
     paths = list(files)
     empty = next(f"empty_{name}" for name, schema in TABLES.items() if schema is table)

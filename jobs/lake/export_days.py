@@ -1,4 +1,4 @@
-"""Which days of the catalog there are. Loads nothing heavy: DAG files ask it too."""
+"""Days of the catalog that have an export. Imports nothing heavy, because DAG files use it too."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ MOST = 1000  # days of one backfill
 
 
 def exported(lake: Lake, first: str, last: str, most: int = MOST) -> tuple[list[str], list[str]]:
-    """Return the days from `first` to `last` whose export is complete in the lake, and those without one; oldest first.
+    """Return the days from `first` to `last` with a complete export, and those without one, both oldest first.
 
     Args:
         lake: the lake whose days are listed.
         first: the first day.
-        last: the last one, which is meant too.
-        most: days at most.
+        last: the last day, inclusive.
+        most: the maximum number of days.
 
     Raises:
-        JobError: one of them is no day, the first is after the last, they are too many, or none has an export.
+        JobError: `first` or `last` is not a day, `first` is after `last`, there are too many days, or none has an export.
     """
     begin, end = (date.fromisoformat(check_day(day)) for day in (first, last))
     if begin > end:
@@ -29,20 +29,20 @@ def exported(lake: Lake, first: str, last: str, most: int = MOST) -> tuple[list[
     days = [date.fromordinal(day).isoformat() for day in range(begin.toordinal(), end.toordinal() + 1)]
     if len(days) > most:
         raise JobError(f"{first} to {last} are {len(days):,} days; at most {most:,} at a time")
-    there = [day for day in days if is_exported(lake, day)]
-    if not there:
+    with_export = [day for day in days if is_exported(lake, day)]
+    if not with_export:
         raise JobError(
             f"no day from {first} to {last} has an export in {lake.root / 'catalog' / 'raw'}; the lake has "
             f"{_known(lake)}. Import it: `python -m jobs import-catalog FOLDER --ds {first}`"
         )
-    return there, [day for day in days if day not in there]
+    return with_export, [day for day in days if day not in with_export]
 
 
 def newest(lake: Lake, until: str | None = None) -> str:
-    """Return the newest day whose export is complete, up to `until` if that is given.
+    """Return the newest day with a complete export; with `until`, the newest up to that day.
 
     Raises:
-        JobError: there is none.
+        JobError: no such day exists.
     """
     for day in reversed(_named(lake)):
         if (until is None or day <= until) and is_exported(lake, day):
@@ -54,12 +54,12 @@ def newest(lake: Lake, until: str | None = None) -> str:
 
 
 def is_exported(lake: Lake, ds: str) -> bool:
-    """Whether the export of a day is complete: its manifest is written last."""
+    """Return whether the export of a day is complete. Its manifest is written last."""
     return storage.exists(lake.raw_manifest(ds))
 
 
 def _named(lake: Lake) -> list[str]:
-    """Return the days that there is anything of, oldest first."""
+    """Return the days that have a folder, complete or not, oldest first."""
     return [path.name.removeprefix("ds=") for path in storage.children(lake.raw("-").parent, "ds=")]
 
 

@@ -1,8 +1,8 @@
 """The history of the tables: each day's changes, and the tables as they were on any past day.
 
-A day's folder holds what that day changed: rows that came or were replaced (``upsert``) and keys that went
-(``remove``). The table of a day is, for each key, the newest change up to that day. When a past day is done again, its
-changes and those of the next day done are written anew, so that every later day stays as it was.
+The folder of a day holds the changes of that day: new or replaced rows (``upsert``) and removed keys (``remove``). The
+table of a day has, for each key, the newest change up to that day. When a past day is run again, two days are rewritten:
+its own changes and those of the next day in the history. Every later day then stays as it was.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCHEMAS: Final = {"attributes": tables.ATTRIBUTE_HISTORY, "products": tables.PRO
 
 
 def as_of_query(table: str, source: str) -> str:
-    """Return the SQL, for Spark and DuckDB alike, of `table` as it was after the changes in `source`."""
+    """Return the SQL, valid for Spark and DuckDB, of `table` as it was after the changes in `source`."""
     columns = [name for name in SCHEMAS[table].names if name not in ("change", "change_ds")]
     return (
         f"select {', '.join(columns)} from (select *, max(change_ds) over (partition by {', '.join(KEYS[table])}) as newest "
@@ -37,7 +37,7 @@ def as_of_query(table: str, source: str) -> str:
 
 
 def files_until(lake: Lake, index: HistoryIndex, table: str, ds: str) -> list[AnyPath]:
-    """Return the files of changes to `table` of all days up to `ds`, each compared with what was written.
+    """Return the verified files of the changes to `table` on all days up to `ds`.
 
     Raises:
         JobError: some are missing or damaged.
@@ -48,20 +48,20 @@ def files_until(lake: Lake, index: HistoryIndex, table: str, ds: str) -> list[An
 
 
 def next_day(index: HistoryIndex, ds: str) -> str | None:
-    """Return the first day after `ds` that was done, or None."""
+    """Return the first day after `ds` in the history, or None."""
     return min((day for day in index.days if day > ds), default=None)
 
 
 def run_of(index: HistoryIndex, ds: str) -> str | None:
-    """Return the run that wrote the changes of `ds` as they are now, be it one of another day, or None."""
+    """Return the run that wrote the current changes of `ds`, even if it is a run of another day; or None."""
     day = index.days.get(ds)
     return day.run_id if day else None
 
 
 def own_run(lake: Lake, index: HistoryIndex, ds: str) -> str | None:
-    """Return the run of `ds` that made the tables what they were on that day, or None.
+    """Return the run of `ds` that produced the tables of that day, or None.
 
-    Backfills of days before rewrite a day's changes, but not what they amount to: they are looked through.
+    A backfill of an earlier day rewrites the changes of the next day, but not the resulting tables. Such runs are skipped.
     """
     run_id = run_of(index, ds)
     while run_id is not None and not run_id.startswith(ds):
@@ -78,7 +78,7 @@ def as_of(session: SparkSession, lake: Lake, index: HistoryIndex, table: str, ds
 
 
 def changes(table: str, before: DataFrame, after: DataFrame, ds: str) -> DataFrame:
-    """Return the changes that turn `before` into `after`; both hold all rows of the keys that may differ, alone."""
+    """Return the changes that turn `before` into `after`. Both hold all rows of the keys that may differ, and no others."""
     from pyspark.sql import functions as F
 
     keys = list(KEYS[table])
@@ -89,13 +89,13 @@ def changes(table: str, before: DataFrame, after: DataFrame, ds: str) -> DataFra
 
 
 def merged(table: str, newer: DataFrame, older: DataFrame) -> DataFrame:
-    """Return a day's changes after a second run of that day: the newer ones, and the older ones of other keys."""
+    """Return the changes of a day after its second run: the newer ones, and the older ones of all other keys."""
     keys = list(KEYS[table])
     return newer.unionByName(older.join(newer.select(*keys).distinct(), keys, "left_anti"))
 
 
 def day_files(lake: Lake, index: HistoryIndex, table: str, ds: str) -> Sequence[AnyPath]:
-    """Return the files of the changes to `table` on the day `ds` alone, compared with what was written.
+    """Return the verified files of the changes to `table` on the single day `ds`.
 
     Raises:
         JobError: some are missing or damaged.
@@ -104,15 +104,13 @@ def day_files(lake: Lake, index: HistoryIndex, table: str, ds: str) -> Sequence[
     if day is None or not day.path:
         return []
     folder = lake.root / day.path / table
-    found, files = parquet_files(folder), day.files.get(table, 1)
-    remedy = f"where another run has replaced them just now, start again; otherwise {rewrite(day.run_id)}"
-    if len(found) != files:  # each day that changed anything has a file, be it without rows
-        raise JobError(
-            f"{folder}: of the changes of {ds} {len(found)} files are there, and {files} were written; {remedy}"
-        )
+    files, written = parquet_files(folder), day.files.get(table, 1)
+    remedy = f"if another run has just replaced them, start again; otherwise {rewrite(day.run_id)}"
+    if len(files) != written:  # a day that changed anything has a file, even if it has no rows
+        raise JobError(f"{folder}: {len(files)} files of the changes of {ds} exist, {written} were written; {remedy}")
     record = lake.read_record(day.run_id)
-    paths = {lake.relative(file) for file in found}
+    paths = {lake.relative(file) for file in files}
     verified_files.check(
         lake, [file for file in (record.history_files if record else ()) if file.path in paths], remedy
     )
-    return found
+    return files

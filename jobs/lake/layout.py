@@ -1,4 +1,4 @@
-"""Where everything is in the lake."""
+"""Paths in the lake, and readers of the documents there."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ from schemas.documents import (
 from schemas.loading import ContractError, parse_yaml
 from schemas.taxonomy import Taxonomy
 
-IMPORTED: Final = re.compile(r"[0-9a-f]{2}/([0-9a-f]{40})\.[a-z0-9]{1,5}")  # a picture, by the SHA-1 of its content
-MISSING: Final = "missing"  # start of the URI of a picture that import could not find; no folder of the lake
+IMPORTED: Final = re.compile(
+    r"[0-9a-f]{2}/([0-9a-f]{40})\.[a-z0-9]{1,5}"
+)  # a picture, named by the SHA-1 of its content
+MISSING: Final = "missing"  # first part of the URI of a picture that import could not find; not a folder of the lake
 LABELLED_TABLE: Final = "products.parquet"  # in the folder of a labelled set
-_REPAIR: Final = "`python -m jobs tables repair` shows how it would be made again, and loses nothing"
-PRODUCTS: Final = "_products"  # what a run's manifest calls the state of the products, beside the attributes' names
+_REPAIR: Final = "`python -m jobs tables repair` shows how to rebuild it, and loses nothing"
+PRODUCTS: Final = "_products"  # name of the product table in a run's manifest, beside the names of the attributes
 
 
 def check_day(ds: str, option: str = "--ds") -> str:
-    """Return `ds`, the value of `option`. Raises JobError where it is no day written YYYY-MM-DD."""
+    """Return `ds`, the value of `option`. Raises JobError if it is not a day written as YYYY-MM-DD."""
     try:
         if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", ds):
             raise ValueError
@@ -44,12 +46,12 @@ def check_day(ds: str, option: str = "--ds") -> str:
 
 
 def is_run(name: str) -> bool:
-    """Whether `name` could name a run."""
+    """Return whether `name` has the form of a run id."""
     return re.fullmatch(r"\d{4}-\d{2}-\d{2}-[a-z]*-?[0-9a-f]{8}", name) is not None
 
 
 def check_run(run_id: str) -> str:
-    """Return `run_id`. Raises JobError where it could name anything but a run."""
+    """Return `run_id`. Raises JobError if it does not have the form of a run id."""
     if not is_run(run_id):
         raise JobError(f"--run {run_id!r} is not a run id; `python -m jobs plan` prints it, e.g. 2026-11-20-1f3a09bc")
     return run_id
@@ -57,7 +59,7 @@ def check_run(run_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Lake:
-    """Paths of the zones and readers of the documents in them."""
+    """Paths of the zones of a lake, and readers of the documents in them."""
 
     root: AnyPath
 
@@ -66,7 +68,7 @@ class Lake:
         return self.root / "catalog" / "raw" / f"ds={ds}"
 
     def raw_manifest(self, ds: str) -> AnyPath:
-        """What marks a day's export as complete: written last."""
+        """Return the path of the file that marks the export of a day as complete. It is written last."""
         return self.raw(ds) / "_manifest.json"
 
     @property
@@ -91,8 +93,10 @@ class Lake:
 
     @property
     def all_examples(self) -> AnyPath:
-        """Who is about to name examples that are there, or reads what other runs predicted, shares its lock; who removes
-        some has it alone.
+        """The folder of all examples.
+
+        A process that refers to existing examples, or reads predictions of other runs, holds its lock shared. A process
+        that removes examples holds it exclusively.
         """
         return self.root / "examples"
 
@@ -111,7 +115,7 @@ class Lake:
     # published
     @property
     def current(self) -> AnyPath:
-        """The pointer: one line for each Parquet file of the live run."""
+        """The pointer for readers: one line for each Parquet file of the live run."""
         return self.root / "attribute_tables" / "current"
 
     def run(self, run_id: str) -> AnyPath:
@@ -129,11 +133,11 @@ class Lake:
         return self.history / "index.json"
 
     def left_index(self, run_id: str) -> AnyPath:
-        """The history index as it was when `run_id` was last live and another run took its place."""
+        """Return the path of the history index as it was when another run replaced `run_id` as the live run."""
         return self.history / "left" / f"{run_id}.json"
 
     def expired(self, run_id: str) -> AnyPath:
-        """What is left of a run that has expired."""
+        """Return the path of the document that remains of an expired run."""
         return self.root / "expired" / f"{run_id}.json"
 
     # models, reports
@@ -143,7 +147,7 @@ class Lake:
 
     @property
     def towers(self) -> AnyPath:
-        """Pretrained towers, a folder each."""
+        """The folder of pretrained towers, one subfolder each."""
         return self.root / "towers"
 
     @property
@@ -152,37 +156,37 @@ class Lake:
 
     @property
     def champion(self) -> AnyPath:
-        """The file that names the champion, and those before it."""
+        """The file that names the champion and its predecessors."""
         return self.models / "champion"
 
     def model_reports(self, ds: str, version: str) -> AnyPath:
-        """What a training cost, and its course."""
+        """Return the folder of the metrics and the log of a training."""
         return self.root / "reports" / f"ds={ds}" / f"model={version}"
 
     @property
     def models_reports(self) -> AnyPath:
-        """Challengers against champions."""
+        """The folder of reports that compare challengers with champions."""
         return self.root / "reports" / "models"
 
     @property
     def work(self) -> Path:
-        """Where this machine keeps what it works on: in the lake itself, or for one on S3 in TMPDIR, for this user alone."""
+        """The local work folder: the lake itself, or, for a lake on S3, a folder of this user in TMPDIR."""
         return self.root if storage.on_disk(self.root) else storage.own_folder(str(self.root))
 
     def local_model(self, version: str) -> Path:
-        """Return the folder of a model version on this machine: itself, or a copy. A version never changes."""
+        """Return the folder of a model version on this machine: the original, or a copy. A version never changes."""
         return storage.local_copy(self.models / version, self.work / "models" / version)
 
     @property
     def scratch(self) -> AnyPath:
-        """What nothing in outlives its step."""
+        """The folder of temporary data. A step removes its own data at its end."""
         return self.root / "scratch"
 
     def reports(self, run_id: str) -> AnyPath:
         return self.root / "reports" / f"ds={run_id[:10]}" / f"run={run_id}"
 
     def relative(self, path: AnyPath) -> str:
-        """Return `path` as documents name it: relative to the lake."""
+        """Return `path` relative to the lake, as it is written in documents."""
         return storage.relative(path, self.root)
 
     # documents
@@ -190,25 +194,25 @@ class Lake:
         """Return the taxonomy at `path`, relative to the lake.
 
         Args:
-            path: of the YAML file.
-            fingerprint: that it must have; None: any.
+            path: the path of the YAML file.
+            fingerprint: the fingerprint that the taxonomy must have; None allows any.
 
         Raises:
-            JobError: it is missing, broken, or another one.
+            JobError: the file is missing or broken, or holds another taxonomy.
         """
         data = storage.read_bytes(self.root / path)
         if data is None:
             raise JobError(f"{self.root / path}: there is no such file; {storage.RESTORE}, or plan the day again")
         try:
-            found = parse_yaml(data.decode(), Taxonomy, str(self.root / path))
+            taxonomy = parse_yaml(data.decode(), Taxonomy, str(self.root / path))
         except (ContractError, UnicodeDecodeError) as error:
             raise JobError(str(error)) from error
-        if fingerprint is not None and found.fingerprint != fingerprint:
+        if fingerprint is not None and taxonomy.fingerprint != fingerprint:
             raise JobError(
-                f"{self.root / path}: it is not the taxonomy that was planned with ({found.fingerprint}, not {fingerprint}): it was "
+                f"{self.root / path}: it is not the taxonomy that was planned with ({taxonomy.fingerprint}, not {fingerprint}): it was "
                 f"changed, or its disk fails; {storage.RESTORE}, or plan the day again"
             )
-        return found
+        return taxonomy
 
     def read_raw_manifest(self, ds: str) -> RawManifest | None:
         return storage.read_document(
@@ -217,36 +221,36 @@ class Lake:
         )  # fmt: skip
 
     def raw_rows(self, ds: str) -> int | None:
-        """Return how many lines the raw catalog of `ds` has; None where there is none."""
+        """Return the number of lines in the raw catalog of `ds`, or None if there is no export."""
         manifest = self.read_raw_manifest(ds)
         return None if manifest is None else manifest.rows
 
     def read_validation(self, ds: str) -> Validation:
-        found = storage.read_document(
+        validation = storage.read_document(
             self.valid(ds) / "current.json", Validation, f"`python -m jobs validate --ds {ds}` makes it again"
         )
-        if found is None:
+        if validation is None:
             raise JobError(f"{self.valid(ds)}: the day is not validated; run `python -m jobs validate --ds {ds}`")
-        return found
+        return validation
 
     def read_expired(self, run_id: str) -> Expired | None:
         return storage.read_document(self.expired(run_id), Expired)
 
     def has_expired(self, run_id: str) -> bool:
-        """Whether a run has expired, be it that some of it is still there."""
+        """Return whether a run has expired, even if some of its files still exist."""
         return storage.exists(self.expired(run_id))
 
     def check_not_expired(self, run_id: str) -> None:
-        """Raise JobError where a run has expired."""
-        found = self.read_expired(run_id)
-        if found is not None:
+        """Raise JobError if a run has expired."""
+        expired = self.read_expired(run_id)
+        if expired is not None:
             raise JobError(
-                f"{run_id} has expired: `maintenance` took it out of the lake on {found.expired_at:%Y-%m-%d}; its day can be "
-                f"run again: `python -m jobs night --ds {found.ds}`"
+                f"{run_id} has expired: `maintenance` took it out of the lake on {expired.expired_at:%Y-%m-%d}; its day can be "
+                f"run again: `python -m jobs night --ds {expired.ds}`"
             )
 
     def find_plan(self, run_id: str) -> Plan | None:
-        """Return the plan of a run; None where there is none, or it has expired."""
+        """Return the plan of a run, or None if it has no plan or has expired."""
         return None if self.has_expired(check_run(run_id)) else self._plan_document(run_id)
 
     def _plan_document(self, run_id: str) -> Plan | None:
@@ -254,10 +258,10 @@ class Lake:
 
     def read_plan(self, run_id: str) -> Plan:
         self.check_not_expired(check_run(run_id))
-        found = self._plan_document(run_id)
-        if found is None:
+        plan = self._plan_document(run_id)
+        if plan is None:
             raise JobError(f"{self.plan(run_id)}: there is no such plan; run `python -m jobs plan --ds {run_id[:10]}`")
-        return found
+        return plan
 
     def read_examples_manifest(self, run_id: str) -> ExamplesManifest | None:
         return storage.read_document(
@@ -266,25 +270,28 @@ class Lake:
         )  # fmt: skip
 
     def find_examples_manifest(self, run_id: str) -> ExamplesManifest | None:
-        """Return what a run's folder of examples is; None too where that is broken, which is said: they are made again."""
+        """Return the manifest of a run's examples, or None if it is missing or broken.
+
+        A broken manifest is logged; the examples are then made again.
+        """
         path = self.examples(run_id) / "_manifest.json"
         return storage.find_document(path, ExamplesManifest, "its examples are made again where they are needed")
 
     def has_examples(self, path: str) -> bool:
-        """Whether the folder `path`, relative to the lake, of a run's examples is there, whole by the sizes of its files."""
+        """Return whether a run's example folder `path`, relative to the lake, exists and all its files have their full size."""
         folder = self.root / path
         if not (storage.exists(folder.parent / "_manifest.json") and storage.exists(folder)):
             return False
-        found = self.find_examples_manifest(folder.parent.name.removeprefix("run="))
-        files = [file for file in found.files if file.path.startswith(f"{path}/")] if found else []
-        return found is not None and all(storage.size(self.root / file.path) == file.bytes for file in files)
+        manifest = self.find_examples_manifest(folder.parent.name.removeprefix("run="))
+        files = [file for file in manifest.files if file.path.startswith(f"{path}/")] if manifest else []
+        return manifest is not None and all(storage.size(self.root / file.path) == file.bytes for file in files)
 
     def read_manifest(self, run_id: str) -> RunManifest | None:
-        """Return the manifest of a run whose tables and changes are all there, or None."""
+        """Return the manifest of a run, or None if it has none or has expired."""
         return None if self.has_expired(run_id) else self._read_manifest(run_id)
 
     def read_record(self, run_id: str) -> RunManifest | None:
-        """Return what a run wrote, be it that it has expired; None where it wrote nothing."""
+        """Return the manifest of a run, even if it has expired; or None if the run wrote nothing."""
         expired = self.read_expired(run_id)
         return self._read_manifest(run_id) if expired is None else expired.manifest
 
@@ -295,7 +302,10 @@ class Lake:
         return storage.read_document(self.reports(run_id) / "ledger.json", Ledger, self._ledger_remedy(run_id))
 
     def find_ledger(self, run_id: str) -> Ledger | None:
-        """Return the ledger of a run; None too where it is broken, which is said: `publish` writes it again."""
+        """Return the ledger of a run, or None if it is missing or broken.
+
+        A broken ledger is logged; `publish` writes it again.
+        """
         return storage.find_document(self.reports(run_id) / "ledger.json", Ledger, self._ledger_remedy(run_id))
 
     @staticmethod
@@ -303,43 +313,43 @@ class Lake:
         return f"`python -m jobs publish --run {run_id}` writes it again"
 
     def read_history_index(self, content: bytes | None = None) -> HistoryIndex:
-        """Return the index; that of `content`, where it was read already.
+        """Return the history index, parsed from `content` if the caller has read it already.
 
         Raises:
-            JobError: it is broken, or it is missing though there was one.
+            JobError: the index is broken, or it is missing although there was one.
         """
         content = storage.read_bytes(self.history_index) if content is None else content
         if content is None:
             if (trace := self.trace_of_publication()) is not None:
                 raise JobError(
-                    f"{self.history_index}: it is missing, though {trace} tells that there was one; {_REPAIR}"
+                    f"{self.history_index}: it is missing, although {trace} shows that there was one; {_REPAIR}"
                 )
             return HistoryIndex()
-        found = storage.from_bytes(self.history_index, content, HistoryIndex, _REPAIR)
-        # An index of version 0.1.0 does not name the live run: the pointer alone did.
-        return found if found.live else found.model_copy(update={"live": self.current_run()})
+        index = storage.from_bytes(self.history_index, content, HistoryIndex, _REPAIR)
+        # An index of version 0.1.0 does not name the live run; only the pointer did.
+        return index if index.live else index.model_copy(update={"live": self.current_run()})
 
     def trace_of_publication(self) -> AnyPath | None:
-        """Return something that is there only where a run was published before, whatever became of the index; or None."""
+        """Return a path that proves an earlier publication, whatever happened to the index; or None."""
         if storage.exists(self.current):
             return self.current
         left = storage.children(self.history / "left")
-        # Written after the index names the run; a run that was killed before that has a manifest, and no ledger.
+        # A ledger is written after the index names the run. A run that was killed earlier has a manifest, but no ledger.
         runs = (path.name for path in storage.children(self.run("-").parent))
         ledgers = (self.reports(run) / "ledger.json" for run in runs if is_run(run))
         return next(itertools.chain(left, (ledger for ledger in ledgers if storage.exists(ledger))), None)
 
     def current_lines(self) -> list[str]:
-        """Return the paths of the live run's attribute files; empty where nothing is published.
+        """Return the paths of the live run's attribute files, or an empty list if nothing is published.
 
         Raises:
             JobError: the pointer is broken.
         """
-        found = storage.read_bytes(self.current)
-        if found is None:
+        content = storage.read_bytes(self.current)
+        if content is None:
             return []
         try:
-            *lines, end = found.decode().split("\n")
+            *lines, end = content.decode().split("\n")
         except UnicodeDecodeError:
             lines, end = [], "?"
         if end or not lines or not all(is_run(_run_of(line)) for line in lines):
@@ -347,23 +357,23 @@ class Lake:
         return lines
 
     def current_run(self) -> str | None:
-        """Return the id of the live run by the pointer for readers, or None where nothing is published.
+        """Return the id of the live run according to the pointer for readers, or None if nothing is published.
 
         Raises:
             JobError: the pointer is broken.
         """
         lines = self.current_lines()
-        # Of a lake that was moved too: its pointer still has the old place's paths until the next publication.
+        # The root is ignored: the pointer of a lake that was moved has the old paths until the next publication.
         return _run_of(lines[0]) if lines else None
 
 
 def _run_of(line: str) -> str:
-    """Return the name of the folder where the pointer's lines have the run."""
+    """Return the run id from a line of the pointer: the name of the folder two levels above the file."""
     return PurePosixPath(line).parent.parent.name
 
 
 def replan(ds: str) -> str:
-    """Return the remedy of what `plan` writes."""
+    """Return the remedy for a damaged file that `plan` wrote."""
     return (
         f"plan the day again as it was planned, such as by `python -m jobs plan --ds {ds}`: the same inputs give the same "
         "plan, and what is done stays"
@@ -371,7 +381,7 @@ def replan(ds: str) -> str:
 
 
 def rewrite(run_id: str) -> str:
-    """Return the remedy of what `publish` writes."""
+    """Return the remedy for a damaged file that `publish` wrote."""
     return (
         f"`python -m jobs publish --run {run_id}` writes it again from what that night predicted; or put it back from a copy "
         "of the lake"

@@ -1,15 +1,17 @@
-"""Locks among processes that share nothing but an object store: leases that their holders renew.
+"""Locks between processes that share only an object store: leases that their holders renew.
 
-A lock is one object that says who holds it, changed by conditional writes alone. Its holder writes it anew every few
-seconds. Who waits takes it over when it has seen it unchanged for `LEASE_SECONDS` of its own clock: clocks are never
-compared. A holder that cannot renew in time (its network is gone, its machine slept) ends itself before that.
+A lock is one object that names its holder. It is changed by conditional writes only, and its holder rewrites it every few
+seconds. A waiting process takes it over after it has seen it unchanged for `LEASE_SECONDS` of its own clock; clocks of
+different machines are never compared. A holder that cannot renew in time (no network, a suspended machine) ends itself
+before that.
 
-One that slept may wake up in the middle of its work, before it looks at its lease. So each hold of a lock has a token, which
-is in the object as long as nobody else has taken over, and `confirm` looks whether it still is: right before each request that
-removes objects, and before each document that says that something is done (`jobs.lake.storage`).
+A process that was suspended may resume in the middle of its work, before it checks its lease. Each hold of a lock
+therefore has a token, which stays in the object until another process takes over. `confirm` compares the token right
+before each request that removes objects, and before each document that marks work as done (`jobs.lake.storage`).
 
-Several may share a lock: each writes an object of its own and then looks whether someone has it alone; who wants it alone
-takes the lock and then waits until those objects are gone. Whichever comes first, one sees the other.
+A lock can also be shared. A sharer writes an object of its own, and then checks whether another process holds the lock
+exclusively. A process that wants it exclusively takes the lock, and then waits until all objects of sharers are gone.
+Whoever comes second sees the other.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 
 from jobs.errors import JobError
 from jobs.lake import s3_files
-from jobs.lake.s3_files import ConditionFailedError, Found
+from jobs.lake.s3_files import ConditionFailedError, ObjectVersion
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -40,27 +42,27 @@ _held: Final[set[Lease]] = set()  # by this process
 
 
 class LeaseLostError(JobError):
-    """Somebody else has taken over a lock that this process held, since it was not renewed in time."""
+    """A lock that this process held was not renewed in time, and another process has taken it over."""
 
 
 class _Watch:
-    """For how long an object has been seen unchanged."""
+    """A timer of how long an object has been seen unchanged."""
 
     def __init__(self) -> None:
         self._etag, self._since = "", 0.0
 
-    def seconds(self, found: Found) -> float:
+    def seconds(self, seen: ObjectVersion) -> float:
         now = time.monotonic()
-        if found.etag != self._etag:
-            self._etag, self._since = found.etag, now
+        if seen.etag != self._etag:
+            self._etag, self._since = seen.etag, now
         return now - self._since
 
 
 class Lease:
-    """An object that is written anew until it is released."""
+    """An object that is rewritten until the lease is released."""
 
-    def __init__(self, path: UPath, replaces: Found | None, lost: Callable[[], None]) -> None:
-        """Take the lease, whose object now is `replaces`. Raises ConditionFailedError where it no longer is."""
+    def __init__(self, path: UPath, replaces: ObjectVersion | None, lost: Callable[[], None]) -> None:
+        """Take the lease if its object is still `replaces`. Raises ConditionFailedError if it is another one."""
         self._token = uuid.uuid4().hex
         self._path, self._held, self._lost = path, s3_files.put(path, self._content(), replaces), lost
         self._released = threading.Event()
@@ -69,9 +71,9 @@ class Lease:
         self._thread.start()
 
     def _content(self, *, free: bool = False) -> bytes:
-        """Return what no other write says: an object's tag is a hash of its content."""
-        who = {"token": self._token, "write": uuid.uuid4().hex, "process": os.getpid()}
-        return json.dumps({"holder": None if free else who, **({"freed": who} if free else {})}).encode()
+        """Return content that no other write has, because an ETag is a hash of the content."""
+        holder = {"token": self._token, "write": uuid.uuid4().hex, "process": os.getpid()}
+        return json.dumps({"holder": None if free else holder, **({"freed": holder} if free else {})}).encode()
 
     def _renew(self) -> None:
         renewed = _now()
@@ -80,36 +82,36 @@ class Lease:
                 self._held = s3_files.put(self._path, self._content(), self._held)
                 renewed = _now()
             except ConditionFailedError:
-                log.error("%s: another process has taken this lock over; this one ends", self._path)
+                log.error("%s: another process has taken this lock over; this process ends", self._path)
                 self._lost()
                 return
             except OSError as error:
                 if _now() - renewed > LEASE_SECONDS * 2 / 3:
-                    log.error("%s: this lock could not be renewed (%s); this process ends", self._path, error)
+                    log.error("%s: cannot renew this lock (%s); this process ends", self._path, error)
                     self._lost()
                     return
-                log.warning("%s: this lock could not be renewed, it is tried again: %s", self._path, error)
+                log.warning("%s: cannot renew this lock, trying again: %s", self._path, error)
 
     def confirm(self) -> None:
-        """Raise LeaseLostError where it is somebody else's by now."""
-        found = s3_files.read(self._path)
-        if found is None or not self._is_own(found):
+        """Raise LeaseLostError if another process has taken the lease over."""
+        current = s3_files.read(self._path)
+        if current is None or not self._is_own(current):
             raise LeaseLostError(
-                f"{self._path}: another process has taken this lock over, since this one did not renew it in time; it "
-                "changes nothing any more. The other one goes on with the work; start the step again to see it done"
+                f"{self._path}: another process has taken this lock over, because this one did not renew it in time; this "
+                "process changes nothing more. The other one continues the work; start the step again to see its result"
             )
 
-    def _is_own(self, found: Found) -> bool:
+    def _is_own(self, current: ObjectVersion) -> bool:
         try:
-            return bool(json.loads(found.data)["holder"]["token"] == self._token)
+            return bool(json.loads(current.data)["holder"]["token"] == self._token)
         except (ValueError, TypeError, KeyError):
             return False
 
     def release(self, *, remove: bool) -> None:
-        """Let go. Its last time stays to be seen, unless it is to be removed.
+        """Release the lease. Its object stays, marked as free, unless `remove` is given.
 
         Raises:
-            LeaseLostError: it was somebody else's by now.
+            LeaseLostError: another process has taken it over.
         """
         self._released.set()
         self._thread.join()
@@ -123,39 +125,39 @@ class Lease:
 
 
 def _now() -> float:
-    """Return seconds of a clock that goes on while the machine sleeps."""
+    """Return the seconds of a clock that also runs while the machine is suspended."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def confirm() -> None:
-    """Raise LeaseLostError where a lock that this process holds is somebody else's by now."""
+    """Raise LeaseLostError if another process has taken over a lock that this process holds."""
     for lease in tuple(_held):
         lease.confirm()
 
 
-def _is_free(found: Found) -> bool:
+def _is_free(current: ObjectVersion) -> bool:
     try:
-        return json.loads(found.data)["holder"] is None
+        return json.loads(current.data)["holder"] is None
     except (ValueError, TypeError, KeyError):
-        return False  # of no writer of ours; taken over when it does not change
+        return False  # not written by this project; taken over if it does not change
 
 
 def _end() -> None:
-    """End this process: what it still does, another one does by now."""
+    """End this process, because another one does its work now."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager
 def locked(path: UPath, *, busy: str | None = None, lost: Callable[[], None] = _end) -> Iterator[None]:
-    """Hold the lock whose object is at `path`, alone.
+    """Hold the lock whose object is at `path` exclusively among callers of `locked` and `alone`.
 
     Args:
-        path: of the object.
-        busy: what to say where another process holds it and renews it; left out, it is waited for.
-        lost: what to do where it is lost in between; this process ends, if nothing else is said.
+        path: the path of the object.
+        busy: the error text if another process holds and renews the lock; without it, wait for the lock.
+        lost: called if the lock is lost meanwhile; by default this process ends.
 
     Raises:
-        JobError: another process holds it, and `busy` is given.
+        JobError: another process holds the lock, and `busy` is given.
     """
     lease = _take(path, busy, lost)
     try:
@@ -165,38 +167,38 @@ def locked(path: UPath, *, busy: str | None = None, lost: Callable[[], None] = _
 
 
 def _take(path: UPath, busy: str | None, lost: Callable[[], None]) -> Lease:
-    watch, told, changes, last = _Watch(), False, 0, ""
+    watch, logged, changes, last = _Watch(), False, 0, ""
     while True:
-        found = s3_files.read(path)
-        if found is None or _is_free(found) or watch.seconds(found) >= LEASE_SECONDS:
+        current = s3_files.read(path)
+        if current is None or _is_free(current) or watch.seconds(current) >= LEASE_SECONDS:
             with contextlib.suppress(ConditionFailedError):
-                return Lease(path, found, lost)
+                return Lease(path, current, lost)
             continue
-        changes += found.etag != last
-        last = found.etag
-        if busy is not None and changes > 1:  # it is renewed
+        changes += current.etag != last
+        last = current.etag
+        if busy is not None and changes > 1:  # its holder renews it
             raise JobError(f"{path.parent / path.name.removeprefix('.').removesuffix('.lock')}: {busy}")
-        if not told:
-            log.info("%s: another process is at work there; it is waited for", path)
-            told = True
+        if not logged:
+            log.info("%s: another process is working there; waiting for it", path)
+            logged = True
         time.sleep(_LOOK_SECONDS)
 
 
 def is_held(path: UPath) -> bool:
-    """Whether somebody holds the lock at `path`, or did not let go of it."""
-    found = s3_files.read(path)
-    return found is not None and not _is_free(found)
+    """Return whether a process holds the lock at `path`, or ended without releasing it."""
+    current = s3_files.read(path)
+    return current is not None and not _is_free(current)
 
 
 @contextlib.contextmanager
 def shared(path: UPath, *, lost: Callable[[], None] = _end) -> Iterator[None]:
-    """Hold the lock whose object is at `path` together with others that share it."""
+    """Hold the lock whose object is at `path` together with other sharers."""
     own = _sharers(path) / f"{uuid.uuid4().hex}.json"
     watch = _Watch()
     while True:
         lease = Lease(own, None, lost)
-        found = s3_files.read(path)
-        if found is None or _is_free(found) or watch.seconds(found) >= LEASE_SECONDS:
+        current = s3_files.read(path)
+        if current is None or _is_free(current) or watch.seconds(current) >= LEASE_SECONDS:
             break
         lease.release(remove=True)
         time.sleep(_LOOK_SECONDS)
@@ -208,23 +210,23 @@ def shared(path: UPath, *, lost: Callable[[], None] = _end) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(path: UPath, *, busy: str | None = None, lost: Callable[[], None] = _end) -> Iterator[None]:
-    """Hold the lock whose object is at `path`, which others share, when none of these does any more."""
+    """Hold the lock whose object is at `path` exclusively; wait until no process shares it any more."""
     with locked(path, busy=busy, lost=lost):
         watches: dict[str, _Watch] = {}
         while True:
             listed = s3_files.children(_sharers(path))
-            at_work = [
+            active = [
                 sharer
                 for sharer in listed
-                if (found := s3_files.read(sharer)) is not None
-                and not _is_free(found)
-                and watches.setdefault(sharer.name, _Watch()).seconds(found) < LEASE_SECONDS
+                if (current := s3_files.read(sharer)) is not None
+                and not _is_free(current)
+                and watches.setdefault(sharer.name, _Watch()).seconds(current) < LEASE_SECONDS
             ]
-            if not at_work:
+            if not active:
                 break
             time.sleep(_LOOK_SECONDS)
         confirm()
-        s3_files.remove(listed)  # of processes that have died; one that comes now is not among them
+        s3_files.remove(listed)  # left by dead processes; a new sharer is not in this listing
         yield
 
 

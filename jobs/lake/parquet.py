@@ -1,7 +1,7 @@
-"""Parquet files of the lake: Spark shuffles and sorts, Arrow writes.
+"""Parquet files of the lake: Spark shuffles and sorts the rows, Arrow writes them.
 
-Files that others read are written by Arrow inside Spark's tasks, one file a partition, whole or not at all. Spark's own
-writer can neither carry our field comments nor leave out dictionaries, and puts values into folder names.
+Files for other readers are written by Arrow inside Spark's tasks, one file per partition, whole or not at all. Spark's own
+writer can neither keep our field comments nor omit dictionaries, and it puts column values into folder names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Batches = Iterator[pa.RecordBatch]
 
-# Values that hardly repeat: a dictionary of them costs space and look-up time.
+# Columns whose values hardly repeat, so that a dictionary would only cost space and look-up time.
 _NO_DICTIONARY: Final = frozenset(
     {"product_id", "confidence", "text_weight", "image_weight", "source_hash", "title", "description", "image", "raw"}
     | {"image_uri", "image_version", "content"}
@@ -47,19 +47,19 @@ class Written:
     target: int
     rows: int
     bytes: int
-    sha256: str  # hex; '' where it was not asked for
+    sha256: str  # hex; '' if it was not requested
     notes: dict[str, int]
 
 
-_STREAMED: Final = 64 * 2**20  # bytes of a row group in memory, of tables that are read whole
-# Of tables that single products are looked up in: some 50,000 rows. A reader decodes all ids of a group to find one.
+_STREAMED: Final = 64 * 2**20  # bytes in memory of a row group, for tables that are read as a whole
+# The same for tables in which single products are looked up: about 50,000 rows. A look-up decodes all ids of a row group.
 LOOKED_UP: Final = 8 * 2**20
 
 
 def write(frame: DataFrame, folder: AnyPath, table: pa.Schema) -> None:
-    """Write `frame` by Spark's writer as the only content of `folder`, in the columns and types of `table`.
+    """Write `frame` with Spark's writer as the only content of `folder`, with the columns and types of `table`.
 
-    For tables that only our own steps read, of any number of files.
+    For tables that only this project's steps read, and whose number of files does not matter.
     """
     from pyspark.sql import functions as F
 
@@ -70,7 +70,7 @@ def write(frame: DataFrame, folder: AnyPath, table: pa.Schema) -> None:
 
 
 def read(spark: SparkSession, paths: Sequence[AnyPath], table: pa.Schema) -> DataFrame:
-    """Return the Parquet files or folders `paths` with the columns of `table`; an empty frame where there are none."""
+    """Return the Parquet files or folders `paths` with the columns of `table`, or an empty frame if there are none."""
     schema = spark_schema(table)
     if not paths:
         return spark.createDataFrame([], schema)
@@ -78,8 +78,9 @@ def read(spark: SparkSession, paths: Sequence[AnyPath], table: pa.Schema) -> Dat
 
 
 class FileWriter:
-    """Writes record batches to one Parquet file, in row groups of about so many bytes in memory: compressed, with statistics
-    and a page index.
+    """A writer of record batches to one compressed Parquet file, with statistics and a page index.
+
+    A row group has about `row_group_bytes` in memory.
     """
 
     def __init__(self, path: Path, table: pa.Schema, *, row_group_bytes: int = _STREAMED) -> None:
@@ -89,14 +90,14 @@ class FileWriter:
         self._held_bytes = 0
         self.rows = 0
         dictionary = [f.name for f in table if f.name not in _NO_DICTIONARY and not pa.types.is_nested(f.type)]
-        # Of pixels lz4 is a tenth larger than zstd, and twice as fast to write and, in every epoch, to read.
+        # For pixels, lz4 is a tenth larger than zstd, but twice as fast to write and, in every epoch, to read.
         codec = "lz4" if "image" in table.names else "zstd"
         self._writer = pq.ParquetWriter(
             path, table, compression=codec, use_dictionary=dictionary, write_page_index=True, write_page_checksum=True
         )
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Add the rows of `batch`, whose columns are those of the table, in any order."""
+        """Add the rows of `batch`, which has the columns of the table in any order."""
         self._held.append(batch)
         self._held_bytes += batch.nbytes
         self.rows += batch.num_rows
@@ -110,7 +111,7 @@ class FileWriter:
         self._held, self._held_bytes = [], 0
 
     def close(self) -> None:
-        """Write what is held, and the footer."""
+        """Write the remaining rows and the footer."""
         self._flush()
         self._writer.close()
 
@@ -125,17 +126,19 @@ def write_files(
     digest: bool = False,
     row_group_bytes: int = _STREAMED,
 ) -> list[Written]:
-    """Write the rows of `frame` to the files `targets`, each whole or not at all, and return what was written.
+    """Write the rows of `frame` to the files `targets`, each whole or not at all, and return their descriptions.
+
+    The rows never reach the driver.
 
     Args:
-        frame: rows with an integer column ``target``, the index of the file each belongs to; a file that no row
-            belongs to is written empty.
-        order: columns the rows of a file are sorted by.
-        transform: from the frame's batches (without ``target``) to the table's; may count what it sees in the dict.
-        digest: whether the SHA-256 of each file is taken.
-        row_group_bytes: of a row group in memory.
-
-    The rows themselves never reach the driver.
+        frame: rows with an integer column ``target``, the index of the target file. A file without rows is written empty.
+        targets: the paths of the files.
+        table: the schema of the files.
+        order: the columns by which the rows of a file are sorted.
+        transform: a function from the frame's batches (without ``target``) to batches of `table`. It may store counts in the
+            dict, which become the `notes` of the file.
+        digest: whether to compute the SHA-256 of each file.
+        row_group_bytes: the size of a row group in memory.
     """
     from pyspark.sql import functions as F
 
@@ -168,10 +171,10 @@ def write_files(
 def write_parts(
     frame: DataFrame, folder: AnyPath, table: pa.Schema, transform: Callable[[Iterable[pa.RecordBatch]], Batches]
 ) -> DataFrame:
-    """Write what `transform` makes of each partition of `frame` to a file of its own, and return the rows as read back.
+    """Apply `transform` to each partition of `frame`, write each result to its own file, and return the rows read back.
 
-    For tables that are read several times and then removed. From Python's worker straight to the file: back through the
-    JVM, row by row, they would take it longer than to make them. The files are the only content of `folder`.
+    For tables that are read several times and then removed. Python's workers write the files directly, because passing the
+    rows back through the JVM takes longer than computing them. The files become the only content of `folder`.
     """
     storage.remove_folder(folder)
     path = str(folder)
@@ -189,7 +192,7 @@ def write_parts(
 
 
 def _partition() -> int:
-    """Return which partition the Spark task that this runs in works on."""
+    """Return the number of the partition that the current Spark task works on."""
     from pyspark import TaskContext
 
     context = TaskContext.get()
@@ -199,7 +202,7 @@ def _partition() -> int:
 
 
 def count(paths: Iterable[AnyPath]) -> int:
-    """Return the rows of the Parquet files `paths`, by their footers."""
+    """Return the number of rows in the Parquet files `paths`, from their footers."""
     return sum(_rows(path) for path in paths)
 
 

@@ -1,8 +1,9 @@
-"""What is live: the one swap that publishes a run, and what the run must still find for it.
+"""Publication of a run by one atomic swap, and the check that the run's plan is not stale.
 
-``attribute_history/index.json`` names the live run and where each day's changes are, so that one swap of it publishes a
-run, a backfill or a rollback whole. ``attribute_tables/current``, the file for readers, follows at once; where a kill
-comes between the two, or the pointer was damaged, the next plan, publish or rollback of any day makes it follow.
+``attribute_history/index.json`` names the live run and the location of each day's changes. One swap of this file publishes
+a run, a backfill or a rollback as a whole. ``attribute_tables/current``, the pointer for readers, is updated right after
+it. If the process is killed in between, or the pointer is damaged, the next plan, publish or rollback of any day repairs
+the pointer.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ from schemas.documents import HistoryIndex, Plan, RunManifest
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a run of a day is made from. A plan made from another one is stale."""
+    """The published state that a run is based on. A plan with another base is stale."""
 
-    run: str | None  # whose tables the catalog is compared with
-    days: dict[str, str | None]  # the days of history that the run will write, each with its run so far
+    run: str | None  # the run whose tables the catalog is compared with
+    days: dict[str, str | None]  # the days of history that the run will write, each with the run that wrote it last
 
     @classmethod
     def of(cls, plan: Plan) -> Base:
-        """Return what `plan` was made from."""
+        """Return the base of `plan`."""
         return cls(plan.base_run, plan.history_base)
 
     @property
     def backfill(self) -> bool:
-        """Whether a later day is done: the run writes that day too, so that it stays what it was."""
+        """True if the history has a later day. The run then rewrites that day too, so that its tables stay the same."""
         return len(self.days) > 1
 
 
 def base(lake: Lake, index: HistoryIndex, ds: str) -> Base:
-    """Return what a run of `ds` would be made from now."""
+    """Return the base that a run of `ds` would have now."""
     following = history.next_day(index, ds)
     written = [ds] if following is None else [ds, following]
     if following is None:
@@ -47,25 +48,25 @@ def base(lake: Lake, index: HistoryIndex, ds: str) -> Base:
 
 
 def check_base(lake: Lake, index: HistoryIndex, plan: Plan) -> None:
-    """Raise StalePlanError where `plan` was made from something else than `index` holds."""
+    """Raise StalePlanError if `plan` has another base than `index` gives."""
     if base(lake, index, plan.ds) == Base.of(plan):
         return
     if not plan.backfill and index.live != plan.base_run:
-        what = f"run {plan.run_id} was planned on {plan.base_run}, but {index.live} is live now"
+        reason = f"run {plan.run_id} was planned on {plan.base_run}, but {index.live} is live now"
     else:
-        what = f"{lake.history_index}: another run changed the days that {plan.run_id} was planned on"
+        reason = f"{lake.history_index}: another run changed the days that {plan.run_id} was planned on"
     raise StalePlanError(
-        f"{what}; nothing is published. Start the night of {plan.ds} again: it plans anew and tags anew"
+        f"{reason}; nothing is published. Start the night of {plan.ds} again: it plans and tags the day again"
     )
 
 
 def swap(lake: Lake, change: Callable[[HistoryIndex], HistoryIndex]) -> HistoryIndex:
-    """Put ``change(index)`` in the place of the index, let the pointer follow, and return the new index.
+    """Replace the index by ``change(index)``, update the pointer, and return the new index.
 
-    Nothing is changed where `change` raises. One swap at a time: `change` sees what the last one left.
+    A lock serializes swaps: `change` gets the index that the previous swap wrote. If `change` raises, nothing is written.
 
     Raises:
-        JobError: the run to become live has no manifest.
+        JobError: the run that would become live has no manifest.
     """
     with storage.locked(lake.history):
         content = storage.read_bytes(lake.history_index)
@@ -76,7 +77,7 @@ def swap(lake: Lake, change: Callable[[HistoryIndex], HistoryIndex]) -> HistoryI
             lines = None
         if before.live is not None and after.live != before.live:
             storage.write_document(lake.left_index(before.live), before)  # a rollback may come back to it
-        if after != before:  # a lease that was lost is no harm: then this finds other content
+        if after != before:  # a lost lease does no harm: the comparison fails if another process has swapped
             storage.compare_and_swap(lake.history_index, content, storage.to_bytes(after))
         if lines is not None:
             storage.write_bytes(lake.current, lines)
@@ -84,32 +85,32 @@ def swap(lake: Lake, change: Callable[[HistoryIndex], HistoryIndex]) -> HistoryI
 
 
 def settle(lake: Lake) -> HistoryIndex:
-    """Finish a swap that was killed, if there is one, and return the index."""
+    """Finish an interrupted swap, if there is one, and return the index."""
     return swap(lake, lambda index: index)
 
 
 def manifest_of(lake: Lake, run_id: str) -> RunManifest:
-    """Return the manifest of a run that is live, or about to be. Raises JobError where it is gone."""
+    """Return the manifest of a run that is live or about to be. Raises JobError if it is missing."""
     lake.check_not_expired(run_id)
-    found = lake.read_manifest(run_id)
-    if found is None:
+    manifest = lake.read_manifest(run_id)
+    if manifest is None:
         raise JobError(
             f"{lake.run(run_id) / 'manifest.json'} is missing, and this run is live; {rewrite(run_id)}, or go back to "
             "another run: `python -m jobs tables` lists them"
         )
-    return found
+    return manifest
 
 
 def check_tables(lake: Lake, manifest: RunManifest, *tables: str) -> None:
-    """Check the files of published tables before anything is built on them: the size of all, the content of `tables`.
+    """Verify the files of published tables before they are used: the size of every file, and the content of `tables`.
 
     Args:
-        lake: theirs.
-        manifest: of the run that wrote them.
-        tables: whose content is compared by its SHA-256; none: all.
+        lake: the lake of the tables.
+        manifest: the manifest of the run that wrote them.
+        tables: the tables whose SHA-256 is compared too; none means all.
 
     Raises:
-        JobError: a file is not what was written.
+        JobError: a file differs from what was written.
     """
     read = [file for file in manifest.files if not tables or file.table in tables]
     verified_files.check(
@@ -119,7 +120,7 @@ def check_tables(lake: Lake, manifest: RunManifest, *tables: str) -> None:
 
 
 def pointer(lake: Lake, run_id: str) -> bytes:
-    """Return the content of ``attribute_tables/current`` for a run: its attribute files, one a line.
+    """Return the content of ``attribute_tables/current`` for a run: the paths of its attribute files, one per line.
 
     Raises:
         JobError: the run has no manifest.

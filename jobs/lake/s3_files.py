@@ -1,7 +1,12 @@
-"""Objects on S3, and the conditions that a write may have: that there is nothing yet, or still what was read.
+"""Objects on S3: reads, listings, removal, and writes that can be conditional.
 
-What S3 gives is enough for all that a lake needs: an object appears whole or not at all, whoever reads or lists after a
-write sees it, and a PUT may be conditional (``If-None-Match``, ``If-Match``). There is no rename, and no lock (`jobs.lake.leases`).
+A lake relies on three guarantees of S3:
+
+* An object appears whole or not at all.
+* Every read or listing after a write sees that write.
+* A PUT can be conditional: the object does not exist yet (``If-None-Match``), or is still the one read (``If-Match``).
+
+S3 has neither a rename nor locks; `jobs.lake.leases` builds locks from conditional writes.
 """
 
 from __future__ import annotations
@@ -21,41 +26,42 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_REMOVED: Final = 1000  # objects a request
+MOST_REMOVED: Final = 1000  # objects per request
 _CHUNK: Final = 8 * 2**20  # bytes read at a time
-# s3fs sends data of twice its chunk in parts and leaves the condition out. What is swapped is a thousand times smaller.
+# s3fs sends data of twice its chunk size in parts and drops the condition. Swapped documents are a thousand times smaller.
 _MOST_CONDITIONAL: Final = 32 * 2**20
 _FAILED: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
-# Seconds, and tries: an address that does not answer is told within half a minute, a server that is slow for a moment is waited for.
+# An address that does not answer is reported within half a minute; a server that is slow for a moment gets more attempts.
 _CLIENT: Final = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 4}}
 
 
 class ConditionFailedError(Exception):
-    """There is something else than a conditional write was to replace; nothing was written."""
+    """The object is not the one that a conditional write was to replace; nothing was written."""
 
 
-class Found(NamedTuple):
-    """An object's content, and what a conditional write names it by."""
+class ObjectVersion(NamedTuple):
+    """The content of an object, and the ETag by which a conditional write refers to it."""
 
     data: bytes
     etag: str
 
 
 def s3_path(uri: str, client: Mapping[str, Any] = _CLIENT) -> UPath:
-    """Return the place that an ``s3://`` URI names. Where its server is, and who we are, the environment says.
+    """Return the path of an ``s3://`` URI.
 
-    As every AWS client: ``AWS_ENDPOINT_URL``, ``AWS_REGION``, ``AWS_ACCESS_KEY_ID`` or a profile, a role, a container's credentials.
+    The environment gives the endpoint and the credentials, as for every AWS client: ``AWS_ENDPOINT_URL``, ``AWS_REGION``,
+    and ``AWS_ACCESS_KEY_ID``, a profile, a role, or the credentials of a container.
     """
     from upath import UPath
 
-    # Of botocore the variable has another name than of all other clients.
+    # botocore reads AWS_DEFAULT_REGION, all other clients AWS_REGION.
     region = {"region_name": os.environ["AWS_REGION"]} if os.environ.get("AWS_REGION") else {}
-    # Nothing is remembered of listings: others write here too.
+    # Listings are not cached, because other processes write here too.
     return UPath(uri, use_listings_cache=False, config_kwargs=dict(client), client_kwargs=region)
 
 
 def forget() -> None:
-    """Take the environment anew: connections of this process are kept as it was when they were made."""
+    """Drop this process's cached connections, so that new ones use the current environment."""
     from s3fs import S3FileSystem
 
     from cma_clip_core.content import s3_objects
@@ -64,14 +70,14 @@ def forget() -> None:
     s3_objects.forget()
 
 
-def read(path: UPath) -> Found | None:
-    """Return the object at `path`; None where there is none."""
+def read(path: UPath) -> ObjectVersion | None:
+    """Return the object at `path`, or None if there is none."""
     fs, bucket, key = _split(path)
     try:
         answer = fs.call_s3("get_object", Bucket=bucket, Key=key)
     except FileNotFoundError:
         return None
-    return Found(_body(fs, answer), answer["ETag"])
+    return ObjectVersion(_body(fs, answer), answer["ETag"])
 
 
 def _body(fs: S3FileSystem, answer: dict[str, Any]) -> bytes:
@@ -84,13 +90,14 @@ def _body(fs: S3FileSystem, answer: dict[str, Any]) -> bytes:
     return bytes(sync(fs.loop, read_all))
 
 
-def put(path: UPath, data: bytes, replaces: Found | None) -> Found:
-    """Write `data` at `path` if that still is what `replaces` says (None: nothing), and return it as it is there now.
+def put(path: UPath, data: bytes, replaces: ObjectVersion | None) -> ObjectVersion:
+    """Write `data` to `path` if the object is still `replaces` (None: if it does not exist), and return the new object.
 
-    Where the answer to the write was lost and it was sent again, the second one finds its own data: it has been written.
+    If the answer to a write is lost, the client sends the write again. The condition then fails, but the object holds the
+    same data, so the write succeeded.
 
     Raises:
-        ConditionFailedError: there is something else.
+        ConditionFailedError: the object is another one.
     """
     if len(data) > _MOST_CONDITIONAL:
         raise ValueError(f"{path}: {len(data):,} bytes are too many for a conditional write")
@@ -99,24 +106,24 @@ def put(path: UPath, data: bytes, replaces: Found | None) -> Found:
     try:
         answer = fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
     except OSError as error:
-        if replaces is not None and isinstance(error, FileNotFoundError):  # so S3 says of what was removed meanwhile
+        if replaces is not None and isinstance(error, FileNotFoundError):  # the object was removed meanwhile
             raise ConditionFailedError(str(path)) from None
         if code(error) not in _FAILED and not isinstance(error, FileExistsError):
             raise
-        found = read(path)
-        if found is not None and found.data == data:
-            return found
+        current = read(path)
+        if current is not None and current.data == data:
+            return current
         raise ConditionFailedError(str(path)) from None
-    return Found(data, answer["ETag"])
+    return ObjectVersion(data, answer["ETag"])
 
 
 def upload(source: Path, path: UPath) -> None:
-    """Make the local file `source` the object at `path`, whole or not at all."""
+    """Upload the local file `source` to the object at `path`, whole or not at all."""
     path.fs.put_file(str(source), path.path)
 
 
 def download(path: UPath, target: Path) -> None:
-    """Copy the object at `path` to the local file `target`. Raises FileNotFoundError where there is none."""
+    """Download the object at `path` to the local file `target`. Raises FileNotFoundError if there is none."""
     path.fs.get_file(path.path, str(target))
 
 
@@ -130,33 +137,33 @@ def sha256(path: UPath) -> str:
 
 
 class Entry(NamedTuple):
-    """What is in a folder: an object, or what is a folder elsewhere."""
+    """An entry of a folder: an object, or a common prefix, which stands for a subfolder."""
 
     path: UPath
-    written: float | None  # seconds since 1970, by the server's clock; None: a folder
+    written: float | None  # seconds since 1970, by the server's clock; None for a subfolder
 
 
 def entries(folder: UPath, prefix: str = "") -> list[Entry]:
-    """Return what there is in `folder` whose name begins with `prefix`, in order.
+    """Return the entries of `folder` whose names begin with `prefix`, in order.
 
-    One request for each thousand of them, whatever lies below or beside them.
+    Each request lists a thousand entries. Objects in subfolders, or without the prefix, add no requests.
     """
     fs, bucket, key = _split(folder)
     start = f"{key.rstrip('/')}/" if key else ""
-    found: dict[str, float | None] = {}
+    written: dict[str, float | None] = {}
     for page in _pages(fs, Bucket=bucket, Prefix=start + prefix, Delimiter="/"):
-        found |= {each["Key"][len(start) :]: each["LastModified"].timestamp() for each in page.get("Contents", ())}
-        found |= {each["Prefix"][len(start) :].rstrip("/"): None for each in page.get("CommonPrefixes", ())}
-    return [Entry(folder / name, found[name]) for name in sorted(found) if name]
+        written |= {each["Key"][len(start) :]: each["LastModified"].timestamp() for each in page.get("Contents", ())}
+        written |= {each["Prefix"][len(start) :].rstrip("/"): None for each in page.get("CommonPrefixes", ())}
+    return [Entry(folder / name, written[name]) for name in sorted(written) if name]
 
 
 def children(folder: UPath, prefix: str = "") -> list[UPath]:
-    """Return the places of `entries`."""
+    """Return the paths of `entries`."""
     return [entry.path for entry in entries(folder, prefix)]
 
 
 class Object(NamedTuple):
-    """An object as a listing shows it."""
+    """An object in a listing."""
 
     path: UPath
     bytes: int
@@ -164,7 +171,7 @@ class Object(NamedTuple):
 
 
 def below(folder: UPath, first: str = "") -> Iterator[Object]:
-    """Yield all objects in `folder` and below, in order, from the name `first` on. One request for each thousand."""
+    """Yield all objects below `folder`, in order, starting after the name `first`. Each request lists a thousand."""
     fs, bucket, key = _split(folder)
     start = f"{key.rstrip('/')}/" if key else ""
     for page in _pages(fs, Bucket=bucket, Prefix=start, **({"StartAfter": start + first} if first else {})):
@@ -173,10 +180,10 @@ def below(folder: UPath, first: str = "") -> Iterator[Object]:
                 yield Object(folder / name, each["Size"], each["LastModified"].timestamp())
 
 
-def _pages(fs: S3FileSystem, **asked: Any) -> Iterator[dict[str, Any]]:
+def _pages(fs: S3FileSystem, **request: Any) -> Iterator[dict[str, Any]]:
     more: dict[str, str] = {}
     while True:
-        page = fs.call_s3("list_objects_v2", **asked, **more)
+        page = fs.call_s3("list_objects_v2", **request, **more)
         yield page
         if not page.get("IsTruncated"):
             return
@@ -184,12 +191,12 @@ def _pages(fs: S3FileSystem, **asked: Any) -> Iterator[dict[str, Any]]:
 
 
 def remove(paths: list[UPath]) -> None:
-    """Remove objects, `MOST_REMOVED` a request; one that is not there is none."""
+    """Remove objects, `MOST_REMOVED` per request. An object that does not exist is no error."""
     for start in range(0, len(paths), MOST_REMOVED):
         some = paths[start : start + MOST_REMOVED]
         fs, bucket, _ = _split(some[0])
-        asked = {"Objects": [{"Key": _split(path)[2]} for path in some], "Quiet": True}
-        answer = fs.call_s3("delete_objects", Bucket=bucket, Delete=asked)
+        request = {"Objects": [{"Key": _split(path)[2]} for path in some], "Quiet": True}
+        answer = fs.call_s3("delete_objects", Bucket=bucket, Delete=request)
         if refused := answer.get("Errors"):
             first = refused[0]
             raise JobError(
@@ -198,12 +205,12 @@ def remove(paths: list[UPath]) -> None:
 
 
 def code(error: BaseException) -> str:
-    """Return S3's own code of an error, such as NoSuchBucket; '' where it has none."""
+    """Return the S3 code of an error, such as NoSuchBucket, or '' if it has none."""
     return str(_response(error).get("Error", {}).get("Code", ""))
 
 
 def status(error: BaseException) -> int:
-    """Return the HTTP status that S3 answered an error with; 0 where it did not answer."""
+    """Return the HTTP status of an S3 error, or 0 if the server did not answer."""
     return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 

@@ -1,4 +1,4 @@
-"""Is there a lake where the settings say, and can it be one? Asked once, before the work, so that a wrong setting is told at once."""
+"""Checks of the S3 location of a lake, run once before the work, so that a wrong setting is reported at once."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jobs.errors import JobError, TransientError
 from jobs.lake import s3_files
-from jobs.lake.s3_files import ConditionFailedError, Found
+from jobs.lake.s3_files import ConditionFailedError, ObjectVersion
 
 if TYPE_CHECKING:
     from upath import UPath
 
-MARK: Final = "_lake.json"  # says that what is here is a lake, and that its server was tried
+MARK: Final = "_lake.json"  # marks a prefix as a lake whose server has passed the check for conditional writes
 _FORMAT: Final = 1
-# One answer decides, within half a minute whatever is wrong.
+# A failure is reported within half a minute.
 _CLIENT: Final = {"connect_timeout": 5, "read_timeout": 8, "retries": {"mode": "standard", "total_max_attempts": 2}}
 _CREDENTIALS: Final = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile (AWS_PROFILE), or the machine's role"
 _NOT_KNOWN: Final = (
@@ -34,11 +34,14 @@ def check(root: UPath, *, create: bool = False) -> None:
 
     Args:
         root: bucket and prefix.
-        create: make one where there is nothing yet.
+        create: create the lake if nothing exists at `root` yet.
 
     Raises:
-        JobError: the server does not answer, does not let us in, or cannot write on a condition; there is no such bucket; or there
-            is something else at `root`. The message names the setting.
+        JobError: one of these is wrong, and the message names the setting:
+
+            * The server does not answer, denies access, or does not support conditional writes.
+            * The bucket does not exist.
+            * `root` holds something else, or nothing without `create`.
     """
     quick = s3_files.s3_path(str(root), client=_CLIENT)
     quick.fs.retries = 1
@@ -54,19 +57,23 @@ def check(root: UPath, *, create: bool = False) -> None:
             raise JobError(
                 f"{root}: there is no lake yet; `python -m jobs import-catalog` makes it, or TAGGING_ROOT is wrong"
             )
-        _try(quick / MARK)
+        _write_mark(quick / MARK)
     except JobError:
         raise
     except Exception as error:
-        if (found := explain(error, str(root))) is None:
+        if (explained := explain(error, str(root))) is None:
             raise
-        raise found from error
+        raise explained from error
 
 
-def _try(mark: UPath) -> None:
-    """Write the mark, if the server writes on a condition; nothing is left where it does not."""
-    made = s3_files.put(mark, _content(), None)
-    wrong = Found(made.data, '"00000000000000000000000000000000"')
+def _write_mark(mark: UPath) -> None:
+    """Write the mark, and remove it again if the server ignores the conditions of writes.
+
+    Raises:
+        JobError: the server ignores a condition.
+    """
+    written = s3_files.put(mark, _content(), None)
+    wrong = ObjectVersion(written.data, '"00000000000000000000000000000000"')
     for condition, replaces in (("If-None-Match", None), ("If-Match", wrong)):
         try:
             s3_files.put(mark, _content(), replaces)
@@ -74,8 +81,8 @@ def _try(mark: UPath) -> None:
             continue
         s3_files.remove([mark])
         raise JobError(
-            f"{mark.parent}: its server writes whatever the condition {condition} says. Publications of several processes would "
-            "silently undo each other, so there can be no lake. It takes a server with conditional writes: AWS S3, MinIO, versitygw, ..."
+            f"{mark.parent}: its server ignores the condition {condition}. Publications of several processes would silently undo "
+            "each other, so there can be no lake. Use a server with conditional writes: AWS S3, MinIO, versitygw, ..."
         )
 
 
@@ -84,27 +91,28 @@ def _content() -> bytes:
 
 
 def explain(error: BaseException, where: str) -> JobError | None:
-    """Return what an error of S3 means and which setting it is about; None where it is none of S3."""
+    """Return the meaning of an S3 error and the setting to correct, or None if it is not an S3 error."""
     from botocore import exceptions
     from botocore.parsers import ResponseParserError
 
-    itself = isinstance(error, exceptions.BotoCoreError | ResponseParserError)
-    why, cause = s3_files.code(error), error if itself else error.__cause__
-    if why == "NoSuchBucket":
+    is_botocore = isinstance(error, exceptions.BotoCoreError | ResponseParserError)
+    error_code, cause = s3_files.code(error), error if is_botocore else error.__cause__
+    if error_code == "NoSuchBucket":
         return JobError(f"{where}: there is no such bucket; make it, or correct TAGGING_ROOT")
-    if why in _EXPIRED:
+    if error_code in _EXPIRED:
         return JobError(f"{where}: the credentials have expired; renew {_CREDENTIALS}")
-    if why in _NOT_KNOWN:
-        return JobError(f"{where}: the server does not know these credentials ({why}); correct {_CREDENTIALS}")
-    if why in _DENIED:
+    if error_code in _NOT_KNOWN:
+        return JobError(f"{where}: the server does not know these credentials ({error_code}); correct {_CREDENTIALS}")
+    if error_code in _DENIED:
         return JobError(
             f"{where}: no permission; let these credentials list, read, write and delete there ({_CREDENTIALS})"
         )
-    said = isinstance(cause, exceptions.ClientError)
-    if (said and not why.strip("0123456789")) or isinstance(cause, ResponseParserError):  # S3 has words
+    answered = isinstance(cause, exceptions.ClientError)
+    # The codes of S3 are words; a bare number comes from another kind of server.
+    if (answered and not error_code.strip("0123456789")) or isinstance(cause, ResponseParserError):
         return JobError(f"{where}: what answers there is no S3 server; correct AWS_ENDPOINT_URL")
     if s3_files.status(error) in (401, 403):
-        return JobError(f"{where}: the server does not know these credentials ({why}); correct {_CREDENTIALS}")
+        return JobError(f"{where}: the server does not know these credentials ({error_code}); correct {_CREDENTIALS}")
     if isinstance(cause, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
         return JobError(f"{where}: there are no credentials; set {_CREDENTIALS}")
     if isinstance(
@@ -120,8 +128,8 @@ def explain(error: BaseException, where: str) -> JobError | None:
     return None
 
 
-def of(error: BaseException) -> Any:
-    """Return the error of S3 that an error came from, or None."""
+def s3_cause(error: BaseException) -> Any:
+    """Return the S3 error in the chain of causes of `error`, or None."""
     seen: BaseException | None = error
     while seen is not None:
         if s3_files.code(seen) or type(seen).__module__.startswith("botocore"):

@@ -1,6 +1,7 @@
-"""Published tables as files: one, or for very many rows several by ranges of product_id, so that no task has all of a table.
+"""Files of published tables: one file per table, or several by ranges of product_id if the table is very large.
 
-The ranges do not overlap, and each file is sorted: who looks up one product finds by the files' statistics the one to read.
+Splitting keeps any single task from holding a whole table. The ranges do not overlap and each file is sorted, so a reader
+that looks up one product finds its file by the files' statistics.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from schemas.documents import PublishedFile
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-_ROWS_A_FILE = 5_000_000  # about: 50 to 256 MB
-# Rows that say where a file ends: its size is then right to 2 % where a product has one row, to 8 % where it has 12.
+_ROWS_A_FILE = 5_000_000  # approximate; 50 to 256 MB
+# Sampled rows per file, from which the ranges are computed. The size of a file is then within 2 % of the target if a
+# product has one row, and within 8 % if it has 12.
 _SAMPLED_A_FILE = 2_000
-HASH_SLOTS: Final = 2**32  # values that a hash of a product can take
-# Whole keys, of whatever table: rows of one product would else be in another order each time.
+HASH_SLOTS: Final = 2**32  # number of values that a hash of a product is reduced to
+# The full keys of every table. Otherwise the order of rows within a product would differ from run to run.
 _ORDER: Final = ("product_id", "attribute", "value", "model_value")
 
 
@@ -41,20 +43,20 @@ def write(
     count: Callable[[pa.RecordBatch], Mapping[str, int]] | None = None,
     counted: Counter[str] | None = None,
 ) -> list[PublishedFile]:
-    """Write the rows of `frame` into a folder of `folder` for each name, and return the files, those of a name in order.
+    """Write the rows of `frame` into one subfolder of `folder` per table, and return the files, in order within each table.
 
-    The same rows give the same files, on whatever machine and however often it is started again.
+    The same rows give the same files, on every machine and after every restart.
 
     Args:
-        lake: that the paths of the files are told relative to.
-        frame: rows of one table, or of several of one schema; the rows of a product are together in one file of each.
-        folder: of the tables.
-        schema: theirs.
-        names: of the tables; one without rows gets an empty file.
-        name: which of them a row belongs to.
-        most: rows that `frame` can have; where they fit one file, no other is thought of.
-        count: what is to be counted in the rows as they are written, by name.
-        counted: what that came to is added to it.
+        lake: the lake that the paths of the files are relative to.
+        frame: rows of one table, or of several tables with one schema. Each table has a product's rows in one file.
+        folder: the folder of the tables.
+        schema: the schema of the tables.
+        names: the names of the tables; a table without rows gets an empty file.
+        name: a column expression for the table that a row belongs to.
+        most: an upper bound on the rows of `frame`; if they fit one file, no ranges are computed.
+        count: a function that returns named counts of a batch as it is written.
+        counted: the totals of `count` are added to it.
     """
     from pyspark.sql import functions as F
 
@@ -94,31 +96,32 @@ def write(
 
 
 def _bounds(frame: DataFrame, name: Column) -> dict[str, list[str]]:
-    """Return the product ids that cut each table in `frame` into files of about `_ROWS_A_FILE` rows, by the table's name.
+    """Return, by table name, the product ids that split each table in `frame` into files of about `_ROWS_A_FILE` rows.
 
-    Only the rows of sampled products are made for it, and of them only the ids reach the driver.
+    Only the rows of sampled products are computed, and only their ids reach the driver.
     """
     from pyspark.sql import functions as F
 
     share = min(1.0, _SAMPLED_A_FILE / _ROWS_A_FILE)
-    # By a hash: what Spark draws depends on the order that rows arrive in. With a seed of its own: shards are cut by the
-    # hash without one.
-    place = F.pmod(F.xxhash64("product_id", F.lit("range")), F.lit(HASH_SLOTS))
-    sampled = frame.where(place < F.lit(int(share * HASH_SLOTS))).select("product_id", name.alias("name")).toArrow()
-    found = {}
+    # A hash, because Spark's own samples depend on the order of the rows. It has its own seed, because shards are cut by
+    # the hash without a seed.
+    hash_position = F.pmod(F.xxhash64("product_id", F.lit("range")), F.lit(HASH_SLOTS))
+    in_sample = hash_position < F.lit(int(share * HASH_SLOTS))
+    sampled = frame.where(in_sample).select("product_id", name.alias("name")).toArrow()
+    bounds = {}
     for each in sorted(sampled["name"].unique().to_pylist()):
         ids = sampled.filter(pc.field("name") == each)["product_id"].combine_chunks().sort()
         files = math.ceil(len(ids) / share / _ROWS_A_FILE)
-        found[each] = sorted({ids[len(ids) * i // files].as_py() for i in range(1, files)})
-    return {each: cuts for each, cuts in found.items() if cuts}
+        bounds[each] = sorted({ids[len(ids) * i // files].as_py() for i in range(1, files)})
+    return {each: cuts for each, cuts in bounds.items() if cuts}
 
 
 def _range(bounds: Sequence[str], first: int = 0) -> Column:
-    """Return the number, from `first`, of the range that a product_id is in; a bound is the first id of its range."""
+    """Return the number of the range that contains a product_id, counted from `first`. A bound is the first id of its range."""
     from pyspark.sql import functions as F
 
     if not bounds:
         return F.lit(first)
-    middle = len(bounds) // 2  # few comparisons a row, however many files
+    middle = len(bounds) // 2  # binary search: few comparisons per row, even with many files
     lower, upper = _range(bounds[:middle], first), _range(bounds[middle + 1 :], first + middle + 1)
     return F.when(F.col("product_id") < F.lit(bounds[middle]), lower).otherwise(upper)

@@ -1,7 +1,8 @@
-"""Files that later steps build on: what they are when they are written, and whether they still are that.
+"""Verification of files that later steps build on, against the size and SHA-256 recorded when they were written.
 
-A disk may lose the end of a file or flip a bit of it, and people copy lakes halfway. Parquet's readers skip an empty file without
-a word, and a footer has no checksum. So what is written is told in a document (`StoredFile`), and compared before it is read.
+A disk may truncate a file or flip a bit, and people may copy a lake incompletely. Parquet readers silently skip an empty
+file, and a footer has no checksum. So each written file is recorded in a document (`StoredFile`) and compared before it is
+read.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from jobs.lake.layout import Lake, replan
 from jobs.lake.storage import AnyPath
 from schemas.documents import Plan, StoredFile, Validation
 
-_AT_ONCE = min(16, 2 * (os.cpu_count() or 1))  # files: to hash one leaves the interpreter free
+_AT_ONCE = min(16, 2 * (os.cpu_count() or 1))  # files hashed in parallel; hashing releases the interpreter lock
 
 
 def describe(lake: Lake, folders: Iterable[AnyPath]) -> tuple[StoredFile, ...]:
-    """Return what the Parquet files in `folders` are, for tables that Spark has written; on a disk they are there for good."""
+    """Return the descriptions of the Parquet files that Spark has written to `folders`, after flushing them to the disk."""
     files = [file for folder in folders for file in parquet_files(folder)]
     for folder in {file.parent for file in files}:
         storage.settle_folder(folder)
@@ -36,12 +37,12 @@ def _describe(lake: Lake, file: AnyPath) -> StoredFile:
 
 
 def damage(lake: Lake, files: Sequence[StoredFile], *, digest: bool = True) -> str | None:
-    """Return which of `files` is not what was written, and how, in words; None where all are.
+    """Return a description of the first of `files` that differs from what was written, or None if all are intact.
 
     Args:
-        lake: theirs.
-        files: as they were written.
-        digest: whether each is read and its SHA-256 compared, beside its size.
+        lake: the lake of the files.
+        files: the files as they were written.
+        digest: whether to compare the SHA-256 beside the size, which reads every byte.
     """
 
     def of(file: StoredFile) -> str | None:
@@ -56,20 +57,20 @@ def damage(lake: Lake, files: Sequence[StoredFile], *, digest: bool = True) -> s
 
 
 def check(lake: Lake, files: Sequence[StoredFile], remedy: str, *, digest: bool = True) -> None:
-    """Raise JobError, with the `remedy`, where one of `files` is not what was written."""
+    """Raise JobError, with the `remedy`, if one of `files` differs from what was written."""
     if (problem := damage(lake, files, digest=digest)) is not None:
         raise JobError(f"{problem}; {remedy}")
 
 
 def check_records(lake: Lake, validation: Validation) -> None:
-    """Raise JobError where the valid or the quarantined records that a plan is made from are not what was written."""
+    """Raise JobError if the valid or quarantined records that a plan is made from differ from what was written."""
     current = lake.read_validation(validation.ds)
-    # Made again after it was damaged, the same version has other files.
+    # A validation that was made again after damage has the same version, but other files.
     files = current.files if current.version == validation.version else validation.files
     check(lake, files, f"`python -m jobs validate --ds {validation.ds}` makes it again from the day's raw records")
 
 
 def check_plan(lake: Lake, plan: Plan, shard: int | None = None) -> None:
-    """Raise JobError where the products of a plan, or of one of its shards, are not what was written."""
+    """Raise JobError if the products of a plan, or of one of its shards, differ from what was written."""
     only = None if shard is None else lake.relative(lake.plan_file(plan.run_id, shard))
     check(lake, [file for file in plan.files if only in (None, file.path)], replan(plan.ds))

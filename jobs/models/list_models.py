@@ -50,7 +50,7 @@ def list_models(settings: Settings) -> None:
 
 
 def _in_short(folder: AnyPath) -> str:
-    registry.check_there(folder)
+    registry.check_complete(folder)
     registry.read_thresholds(folder)
     config, taxonomy = registry.read_config(folder), registry.read_taxonomy(folder)
     test = learnt(registry.read_json(folder / registry.METRICS, Metrics))

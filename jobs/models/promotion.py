@@ -210,13 +210,12 @@ def _predict(settings: Settings, folder: Path, table: AnyPath, root: AnyPath) ->
     from cma_clip_core.catalog.examples import read_index
     from cma_clip_core.evaluation.evaluate import evaluate
     from cma_clip_core.inputs.devices import move_to, resolve_device
-    from cma_clip_core.model.class_layout import ClassLayout
-    from cma_clip_core.model.tokenizer import Tokenizer
+    from cma_clip_core.inputs.learning_problem import LearningProblem
 
     config, device = registry.read_config(folder), resolve_device(settings.device)
     model = move_to(registry.load_model(folder), device)
-    layout = ClassLayout(registry.read_taxonomy(folder))
-    return evaluate(model, read_index(table, root), "test", config, layout, Tokenizer(config), device)
+    problem = LearningProblem.build(config, registry.read_taxonomy(folder), read_index(table, root))
+    return evaluate(model, problem, "test", device)
 
 
 def _families_learnt_from(table: AnyPath, learnt: AnyPath) -> npt.NDArray[np.int64] | None:

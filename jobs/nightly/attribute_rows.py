@@ -1,4 +1,4 @@
-"""Predictions to rows of the attribute table and of the products' state, in Spark."""
+"""Conversion of predictions, in Spark, to rows of the attribute table and of the product table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def read_plan(session: SparkSession, lake: Lake, plan: Plan) -> DataFrame:
-    """Return product_id, example_path and reason of the products a run tags."""
+    """Return product_id, example_path and reason of the products that a run tags."""
     from pyspark.sql import functions as F
 
     planned = parquet.read(session, [lake.plan_file(plan.run_id, shard.id) for shard in plan.shards], tables.PLAN)
@@ -24,7 +24,7 @@ def read_plan(session: SparkSession, lake: Lake, plan: Plan) -> DataFrame:
 
 
 def products(predictions: DataFrame, planned: DataFrame, plan: Plan) -> DataFrame:
-    """Return the rows of PRODUCTS for the products a run tagged."""
+    """Return the rows of PRODUCTS for the products that a run tagged."""
     from pyspark.sql import functions as F
 
     return predictions.join(planned, "product_id").select(
@@ -42,16 +42,16 @@ def products(predictions: DataFrame, planned: DataFrame, plan: Plan) -> DataFram
 
 
 def most(taxonomy: Taxonomy) -> int:
-    """Return how many rows of ATTRIBUTES a product can have, unlisted values of multi-valued attributes aside."""
+    """Return the maximum number of ATTRIBUTES rows of a product, without unlisted values of multi-valued attributes."""
     return sum(len(a.values) if a.multi_valued else 1 for a in taxonomy.attributes)
 
 
 def attributes(predictions: DataFrame, plan: Plan, taxonomy: Taxonomy) -> DataFrame:
-    """Return the rows of ATTRIBUTES for the products a run tagged.
+    """Return the rows of ATTRIBUTES for the products that a run tagged.
 
-    A single-valued attribute gives one row: the catalog's value beside the model's. A multi-valued one gives a row for
-    each value that either names, and one empty row where neither names any. A value that the taxonomy does not list is the
-    catalog's all the same: a product that has any value is no gap, so that nothing of the model's is filled in.
+    A single-valued attribute gives one row, with the catalog's value and the model's. A multi-valued one gives a row for
+    each value that the catalog or the model names, and one empty row if neither names any. A catalog value counts even if
+    the taxonomy does not list it: the product then has no gap, and no value of the model is filled in.
     """
     from pyspark.sql import functions as F
 
@@ -77,7 +77,8 @@ def attributes(predictions: DataFrame, plan: Plan, taxonomy: Taxonomy) -> DataFr
         F.filter("predictions", lambda p: p["attribute"] == F.col("attribute")).alias("predicted"),
         F.array_contains(multi, F.col("attribute")).alias("multi"),
     )
-    # `|` as `Taxonomy.normalise` joins the words of a single-valued attribute; examples of older versions have several.
+    # `SEVERAL` is the separator by which `Taxonomy.normalise` joins the words of a single-valued attribute. Examples of older
+    # versions have several words.
     single = f"""array(named_struct('catalog_value', coalesce(get(listed, 0), nullif(array_join(others, '{SEVERAL}'), '')),
         'prediction', get(predicted, 0)))"""
     several = """transform(array_union(array_union(listed, others), transform(predicted, p -> p.value)), v -> named_struct(

@@ -1,4 +1,4 @@
-"""Find products whose pictures are not there, in Spark's Python workers, which load nothing else for it."""
+"""Search for products with missing pictures, in Spark's Python workers. Imports nothing that the search does not need."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from jobs.lake.storage import AnyPath
 from schemas import tables
 
 
-class PictureLooker:
-    """Finds the products whose pictures are not there. Sent to Spark's workers."""
+class MissingPictureFinder:
+    """A function that selects the products with missing pictures. Spark sends it to its workers."""
 
     def __init__(self, roots: Sequence[AnyPath]) -> None:
-        self._names = tuple(str(root) for root in roots)  # connections are not sent to the workers
+        self._names = tuple(str(root) for root in roots)  # names, because connections cannot be sent to the workers
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the `product_id` of each row whose `picture` cannot be had. Raises OSError where a disk or a store fails."""
+        """Yield the `product_id` of each row whose `picture` cannot be read. Raises OSError if a disk or a store fails."""
         roots = [storage.as_path(name) for name in self._names]
         for batch in batches:
             uris = batch.column("picture").to_pylist()
-            # Import has looked for the others.
-            there = [None if uri.startswith(f"{MISSING}/") else uri for uri in uris]
-            # One that is too large is there, and will be no smaller tomorrow.
-            lacks = [
+            # Import could not find pictures with this prefix, so they are not looked for again.
+            candidates = [None if uri.startswith(f"{MISSING}/") else uri for uri in uris]
+            # A picture that is too large exists, and will not become usable by waiting.
+            missing = [
                 uri is None or (error is not None and error.status != "too_large")
-                for uri, error in zip(there, pictures.why_not_all(there, roots), strict=True)
+                for uri, error in zip(candidates, pictures.check_all(candidates, roots), strict=True)
             ]
-            yield batch.filter(pa.array(lacks, pa.bool_())).select(tables.REMOVED.names)
+            yield batch.filter(pa.array(missing, pa.bool_())).select(tables.REMOVED.names)

@@ -1,7 +1,8 @@
-"""Step 2, plan: what a run must do, frozen once, so that every later step and every retry does the same.
+"""Step 2, plan: the work of a run, frozen once, so that every later step and every retry does the same.
 
-A night costs what changed, not what exists: each valid product of the day is compared with what is published, and only
-new and changed products, and those a new model must see, are planned, cut into shards of even work.
+The cost of a night depends on the changes, not on the size of the catalog. Each valid product of the day is compared with
+what is published. The plan contains only new products, changed products, and products that a new model must tag again. They
+are divided into shards of similar size.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from jobs.lake.layout import MISSING, PRODUCTS, Lake
 from jobs.lake.storage import AnyPath
 from jobs.lake.table_files import HASH_SLOTS
 from jobs.models import champion_pointer
-from jobs.nightly.missing_pictures import PictureLooker
+from jobs.nightly.missing_pictures import MissingPictureFinder
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
 from jobs.spark import sessions
@@ -43,18 +44,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Of these examples nothing changes when they are made again. A picture that could not be used may be there by now.
+# Examples with these statuses would not change if they were made again. A picture with another status may exist by now.
 _REUSABLE: Final[tuple[ImageStatus, ...]] = ("ok", "absent")
-_OF_AN_EXAMPLE = ("product_id", "source_hash", "image_status")
-_REFUSED = "refused"  # stands for the picture that a record named and `validate` refused
+_EXAMPLE_COLUMNS = ("product_id", "source_hash", "image_status")
+_REFUSED = "refused"  # stands for a picture URI that `validate` refused
 _TO_TAG: Final[tuple[PlanReason, ...]] = ("new", "changed", "model_changed")
-_FEW_REMOVED = 10  # products; so few are removed whatever their share
+_FEW_REMOVED = 10  # so few products may always be removed, whatever their share
 _SHOWN = 10  # products that an error names
 
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """All that a plan is made from. Its key names the run: the same inputs are the same run."""
+    """All inputs of a plan. Their hash names the run, so that the same inputs give the same run."""
 
     ds: str
     validation: Validation
@@ -66,11 +67,11 @@ class _Inputs:
     taxonomy: Taxonomy
     picture: PictureConfig
     attributes: tuple[str, ...]
-    share: float  # most of the day's products that are tagged again for a new model alone
+    share: float  # maximum share of the day's products that are tagged again only for a new model
     model_given: bool
     replaces: str | None
-    allow_removals: bool = False  # no other run: it is planned or it is not
-    again: int = 0  # how many runs of these inputs have expired: their id is never given again
+    allow_removals: bool = False  # not part of the run id: it only decides whether the plan is refused
+    again: int = 0  # the number of expired runs with these inputs, whose ids are never used again
 
     @property
     def spec(self) -> str:
@@ -80,7 +81,7 @@ class _Inputs:
     def run_id(self) -> str:
         base = (self.base.run, sorted(self.base.days.items()))
         inputs: tuple[object, ...] = (self.validation.version, base, self.retag, self.model_version, self.spec)
-        # Only where they are given: an ordinary night has the id that it always had.
+        # Added only if they are given, so that an ordinary night keeps the id of older versions.
         if self.attributes:
             inputs += (("attributes", self.attributes),)
         if self.share != 1:
@@ -102,23 +103,26 @@ def plan(
     replaces: str | None = None,
     allow_removals: bool = False,
 ) -> Plan:
-    """Return the plan of the day `ds`, made now or, where the same run is planned already, as it was frozen.
+    """Return the plan of the day `ds`: the existing one if the same run is planned already, and otherwise a new one.
 
     Args:
-        settings: names the lake, how many products a night tags again for a new model alone, and how many it may remove.
+        settings: they give the lake, and the maximum shares of products that a night retags for a new model or removes.
         ds: the day.
-        prepare: plan only examples to train on: no model is needed, nothing will be tagged or published.
+        prepare: plan only examples for training; no model is needed, and nothing is tagged or published.
         retag: tag every product again, changed or not.
-        model: version to tag with; None: the champion.
-        attributes: of products that did not change and are tagged again, replace the rows of these attributes alone;
-            none, or all that the model has: all their rows.
-        replaces: the run whose plan went stale, where this is planned in its place.
-        allow_removals: plan it even if it removes more products than a night may by itself.
+        model: the model version to tag with; None means the champion.
+        attributes: for unchanged products that are tagged again, replace only the rows of these attributes. None, or all
+            attributes of the model, means all rows.
+        replaces: the run with a stale plan that this one replaces.
+        allow_removals: plan the run even if it removes more products than a night may by itself.
 
     Raises:
-        JobError: the day is not validated, there is no champion, no such model or attribute, or the model has another
-            taxonomy than the one that was named.
-        CriticalDataError: the day's batch broke a critical rule.
+        JobError: one of these is wrong:
+
+            * The day is not validated.
+            * There is no champion, no such model, or no such attribute.
+            * The taxonomy named by the user is not the model's.
+        CriticalDataError: the batch of the day broke a critical rule.
         RemovalsError: the night would remove too many products.
     """
     lake = Lake(settings.root)
@@ -128,66 +132,66 @@ def plan(
     index = publication.settle(lake)
     unfinished = None if prepare else _unfinished(lake, index, ds)
     if unfinished is not None:
-        log.info("plan: run %s is published, but has no ledger yet; it is taken up again", unfinished.run_id)
+        log.info("plan: run %s is published, but has no ledger yet; it is resumed", unfinished.run_id)
         return unfinished
     inputs = _inputs(
         settings, lake, ds, validation, index, prepare=prepare, retag=retag, model=model, attributes=attributes,
         replaces=replaces, allow_removals=allow_removals,
     )  # fmt: skip
-    while (found := _find_or_make(settings, lake, inputs)) is None:
+    while (result := _find_or_make(settings, lake, inputs)) is None:
         inputs = replace(inputs, again=inputs.again + 1)
-    return found
+    return result
 
 
 def _find_or_make(settings: Settings, lake: Lake, inputs: _Inputs) -> Plan | None:
-    """Return the plan of these inputs, or None where its run has expired."""
+    """Return the plan of these inputs, or None if its run has expired."""
     run_id = inputs.run_id
-    # No example that is there now is removed before the plan names it.
+    # The shared lock keeps existing examples from being removed before the plan refers to them.
     with storage.locked(lake.plan(run_id)), storage.locked(lake.all_examples, shared=True):
         if lake.has_expired(run_id):
             return None
-        found = storage.find_document(lake.plan(run_id) / "plan.json", Plan, "the day is planned again")
-        if found is not None and (damage := _damage(lake, found)) is not None:
+        existing = storage.find_document(lake.plan(run_id) / "plan.json", Plan, "the day is planned again")
+        if existing is not None and (damage := _damage(lake, existing)) is not None:
             log.warning("plan: %s; the day is planned again", damage)
-            inputs = replace(inputs, allow_removals=inputs.allow_removals or found.removals_allowed)
-        elif found is not None:
+            inputs = replace(inputs, allow_removals=inputs.allow_removals or existing.removals_allowed)
+        elif existing is not None:
             log.info("plan: run %s is planned already", run_id)
-            return found
+            return existing
         rows = inputs.validation.raw
         with measure("plan", lake.reports(run_id)) as measured, sessions.session(settings, rows) as session:
             made = _plan(session, settings, lake, inputs)
             measured.rows = inputs.validation.valid
-    log.info("plan: run %s: %s; %s shards", run_id, _in_words(made), len(made.shards))
+    log.info("plan: run %s: %s; %s shards", run_id, _summary(made), len(made.shards))
     return made
 
 
 def _damage(lake: Lake, made: Plan) -> str | None:
-    """Return what is not any more as a plan was made, in words, or None: it is made again."""
-    if made.prepare_only:  # its taxonomy is a copy of its own
+    """Return a description of what is damaged in or missing from a plan, or None. A damaged plan is made again."""
+    if made.prepare_only:  # it has its own copy of the taxonomy
         try:
             lake.read_taxonomy(made.taxonomy_path, made.taxonomy_fingerprint)
         except JobError as error:
             return str(error)
-    if storage.exists(lake.run(made.run_id) / "manifest.json"):  # examples are needed no more
+    if storage.exists(lake.run(made.run_id) / "manifest.json"):  # examples are no longer needed
         return verified_files.damage(lake, made.files)
     own = f"{lake.relative(lake.examples(made.run_id))}/"
     reused = {path for shard in made.shards for path in shard.example_paths if not path.startswith(own)}
     gone = next((path for path in sorted(reused) if not lake.has_examples(path)), None)
-    return f"{lake.root / gone}: its examples are not whole" if gone else verified_files.damage(lake, made.files)
+    return f"{lake.root / gone}: its examples are incomplete" if gone else verified_files.damage(lake, made.files)
 
 
-def _in_words(made: Plan) -> str:
-    alone = f" (their {', '.join(made.attributes)} alone)" if made.attributes else ""
+def _summary(made: Plan) -> str:
+    only = f" (only their {', '.join(made.attributes)})" if made.attributes else ""
     waiting = f" ({made.waiting:,} of them wait for a later night)" if made.waiting else ""
     held = f", {made.held_pictures:,} held for their pictures" if made.held_pictures else ""
     return (
-        f"{made.new:,} new, {made.changed:,} changed, {made.model_changed:,} for a new model{alone}, "
+        f"{made.new:,} new, {made.changed:,} changed, {made.model_changed:,} for a new model{only}, "
         f"{made.unchanged:,} unchanged{waiting}, {made.removed:,} removed, {made.held:,} held{held}"
     )
 
 
 def _unfinished(lake: Lake, index: HistoryIndex, ds: str) -> Plan | None:
-    """Return the plan of a run of `ds` that was killed after it was published and before its ledger was written."""
+    """Return the plan of a run of `ds` that was killed after its publication, but before its ledger was written; or None."""
     run_id = history.own_run(lake, index, ds)
     if run_id is None or lake.find_ledger(run_id) is not None or lake.has_expired(run_id):
         return None
@@ -223,7 +227,7 @@ def _inputs(
             raise JobError(f"{name} is broken: {error}{instead}") from error
         _check_taxonomy(settings, ds, name, taxonomy)
         chosen = _chosen(taxonomy, attributes, name)
-    # What a person asks for is done whole.
+    # The share limits ordinary nights only; work that a person asks for is done completely.
     ordinary = not (prepare or retag or model is not None or chosen)
     return _Inputs(
         ds=ds,
@@ -244,7 +248,7 @@ def _inputs(
 
 
 def _version(settings: Settings, lake: Lake, ds: str, model: str | None) -> str:
-    """Return `model`, or the champion where it is None. Raises JobError where there is no such version."""
+    """Return `model`, or the champion if it is None. Raises JobError if there is no such version."""
     if model is not None:
         champion_pointer.check_version(lake, model)
         return model
@@ -260,7 +264,7 @@ def _version(settings: Settings, lake: Lake, ds: str, model: str | None) -> str:
 
 
 def _chosen(taxonomy: Taxonomy, attributes: Sequence[str], model: str) -> tuple[str, ...]:
-    """Return `attributes` in the taxonomy's order; of all of them none: the products are then tagged again whole.
+    """Return `attributes` in the taxonomy's order, or none if all are named: all rows are then replaced.
 
     Raises:
         JobError: the model has no such attribute.
@@ -272,9 +276,9 @@ def _chosen(taxonomy: Taxonomy, attributes: Sequence[str], model: str) -> tuple[
 
 
 def _check_taxonomy(settings: Settings, ds: str, model: str, taxonomy: Taxonomy) -> None:
-    """Raise JobError where the taxonomy that the user named is not the model's: nights go by the model's own.
+    """Raise JobError if the user named another taxonomy than the model's, which every night uses.
 
-    One that is not named, the default, says nothing of what the user expects.
+    The default value of the setting is ignored: it does not express what the user expects.
     """
     if "taxonomy" not in settings.model_fields_set:
         return
@@ -282,7 +286,7 @@ def _check_taxonomy(settings: Settings, ds: str, model: str, taxonomy: Taxonomy)
         raise JobError(
             f"the taxonomy {settings.taxonomy!r} is not the one that {model} was trained on: "
             f"{'; '.join(differences)}. Train a model on it (`python -m jobs prepare --ds {ds}`, `train`) and "
-            "promote that one, or leave the setting TAGGING_TAXONOMY (--taxonomy) out to go on with the model's own"
+            "promote that one, or leave out the setting TAGGING_TAXONOMY (--taxonomy) to continue with the model's own"
         )
 
 
@@ -294,8 +298,8 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
     scratch = sessions.scratch(settings, lake) / f"plan-{inputs.run_id}"
     compared = _classify(session, lake, inputs).persist(StorageLevel.MEMORY_AND_DISK)
     try:
-        classified, counts = _limited(compared, inputs)
-        # Of an old day's products the examples may have expired since: they are made again.
+        classified, counts = _limit_retagging(compared, inputs)
+        # Examples of products from an old day may have expired since. They are made again.
         gone = [path for path in counts.examples if path is not None and not lake.has_examples(path)]
         if counts.need_picture or gone:
             classified, counts = _hold_for_pictures(settings, classified, counts, gone, scratch)
@@ -308,14 +312,14 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
         fresh = sum(examples.pop(path, 0) for path in (None, *gone))
         to_tag = classified.where(F.col("reason").isin(*_TO_TAG))
         if gone:
-            there = F.when(~F.col("example_path").isin(gone), F.col("example_path"))
-            to_tag = to_tag.withColumn("example_path", there)
+            existing = F.when(~F.col("example_path").isin(gone), F.col("example_path"))
+            to_tag = to_tag.withColumn("example_path", existing)
         if inputs.prepare:
             to_tag = to_tag.where("example_path is null")
         reused = {} if inputs.prepare else {path: n for path, n in examples.items() if path is not None}
         own = lake.relative(lake.examples(inputs.run_id))
-        folders, places = _cut(own, fresh, reused, settings.shard_rows)
-        sharded = to_tag.withColumn("shard", _shard(places, fresh, settings.shard_rows))
+        folders, shard_of_folder = _cut(own, fresh, reused, settings.shard_rows)
+        sharded = to_tag.withColumn("shard", _shard(shard_of_folder, fresh, settings.shard_rows))
         targets = [lake.plan_file(inputs.run_id, s) for s in range(len(folders))]
         written = (
             parquet.write_files(sharded.withColumn("target", F.col("shard")), targets, tables.PLAN) if targets else []
@@ -356,16 +360,15 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
 
 
 def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
-    """Return product_id, source_hash, reason, example_path, picture: one row for each product of today or of what is
-    published.
+    """Return product_id, source_hash, reason, example_path and picture, one row for each product of today or published.
 
-    `picture` is the URI of a product that was tagged with its picture and names one today; of others it is null.
+    `picture` is the picture URI of today's record if the product was last tagged with a picture, and otherwise null.
     """
     from pyspark.sql import functions as F
 
     verified_files.check_records(lake, inputs.validation)
     valid = parquet.read(session, [lake.root / inputs.validation.valid_path], tables.VALID)
-    # A record that names a picture which it may not name, names one that cannot be had.
+    # A picture URI that `validate` refused counts as a missing picture.
     refused = F.when(F.col("notes")["image_uri"].isNotNull(), f"{MISSING}/{_REFUSED}")
     today = valid.select("product_id", "source_hash", F.coalesce("image_uri", refused).alias("named"))
     base = _published(session, lake, inputs).select(
@@ -376,7 +379,7 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
         F.col("image_status").alias("base_status"),
         F.col("model_version").alias("base_model"),
     )
-    # A product whose record of today is, or may be, in quarantine is kept as it is, not taken for removed.
+    # A product whose record of today is, or may be, in quarantine stays as it is; it does not count as removed.
     rejected = parquet.read(session, [lake.root / inputs.validation.quarantine_path], tables.QUARANTINE)
     bad = parse_records.rejected_ids(rejected).withColumn("bad", F.lit(True))
     made_today = _examples_of(session, lake, inputs)
@@ -409,18 +412,18 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
 
 @dataclass(frozen=True, slots=True)
 class _Counts:
-    """How many products of a day are what."""
+    """Counts of the products of a day."""
 
     reasons: Counter[str]
-    examples: Counter[str | None]  # of those to tag, by the folder of their example; None: there is none to use again
-    need_picture: int  # to tag anew though they were tagged with their picture, which must be there again
+    examples: Counter[str | None]  # products to tag by the folder of their existing example; None if there is none
+    need_picture: int  # products that need a new example, and whose last one had a picture, which must exist again
 
 
-def _limited(classified: DataFrame, inputs: _Inputs) -> tuple[DataFrame, _Counts]:
-    """Let products wait that only a new model is for, where they are more than the night's share of the day's products.
+def _limit_retagging(classified: DataFrame, inputs: _Inputs) -> tuple[DataFrame, _Counts]:
+    """Postpone products that are due only because of a new model, if they exceed the night's share of the day's products.
 
-    Which ones, a hash of the product and the day says: the same inputs, the same products, and each night others. Those that
-    wait have the reason "waiting".
+    A hash of product and day selects the products that wait. The same inputs therefore give the same products, and every
+    night gives others. They get the reason "waiting".
     """
     from pyspark.sql import functions as F
 
@@ -428,10 +431,9 @@ def _limited(classified: DataFrame, inputs: _Inputs) -> tuple[DataFrame, _Counts
     most = math.ceil(inputs.share * inputs.validation.valid)
     if counts.reasons["model_changed"] <= most:
         return classified, counts
-    place = F.pmod(F.xxhash64("product_id", F.lit(inputs.ds)), F.lit(HASH_SLOTS))
-    waits = (F.col("reason") == "model_changed") & (
-        place >= F.lit(HASH_SLOTS * most // counts.reasons["model_changed"])
-    )
+    hash_position = F.pmod(F.xxhash64("product_id", F.lit(inputs.ds)), F.lit(HASH_SLOTS))
+    limit = HASH_SLOTS * most // counts.reasons["model_changed"]
+    waits = (F.col("reason") == "model_changed") & (hash_position >= F.lit(limit))
     limited = classified.withColumn("reason", F.when(waits, "waiting").otherwise(F.col("reason")))
     return limited, _count(limited)
 
@@ -455,21 +457,21 @@ def _count(classified: DataFrame) -> _Counts:
 def _hold_for_pictures(
     settings: Settings, classified: DataFrame, counts: _Counts, gone: Sequence[str], scratch: AnyPath
 ) -> tuple[DataFrame, _Counts]:
-    """Hold products that were tagged with their picture, would be tagged anew, and whose picture is not there today.
+    """Hold products that need a new example, were last tagged with a picture, and whose picture is missing today.
 
-    They stay as they are published, with the reason "held_pictures": by text alone they would be tagged worse. Only their
-    pictures are looked for, in Spark's Python workers.
+    Text alone would give worse tags, so they stay as published, with the reason "held_pictures". Spark's Python workers look
+    only for the pictures of products that need a new example.
     """
     from pyspark.sql import functions as F
 
-    made_anew = F.col("example_path").isNull() | F.col("example_path").isin(gone)
-    asked = classified.where(F.col("reason").isin(*_TO_TAG) & made_anew & F.col("picture").isNotNull())
-    looker = PictureLooker(settings.all_picture_roots)
-    held = parquet.write_parts(asked.select("product_id", "picture"), scratch, tables.REMOVED, looker)
+    to_remake = F.col("example_path").isNull() | F.col("example_path").isin(gone)
+    candidates = classified.where(F.col("reason").isin(*_TO_TAG) & to_remake & F.col("picture").isNotNull())
+    find_missing = MissingPictureFinder(settings.all_picture_roots)
+    held = parquet.write_parts(candidates.select("product_id", "picture"), scratch, tables.REMOVED, find_missing)
     number = parquet.count(parquet_files(scratch))
     if not number:
         return classified, counts
-    log.warning("plan: %s products were tagged with pictures that are not there now; they are held", f"{number:,}")
+    log.warning("plan: %s products were tagged with pictures that are missing now; they are held", f"{number:,}")
     marked = classified.join(held.withColumn("lacks", F.lit(True)), "product_id", "left")
     reason = F.when(F.col("lacks"), "held_pictures").otherwise(F.col("reason"))
     held_back = marked.withColumn("reason", reason).drop("lacks")
@@ -477,7 +479,7 @@ def _hold_for_pictures(
 
 
 def _check_removals(settings: Settings, lake: Lake, inputs: _Inputs, reasons: Counter[str]) -> None:
-    """Raise RemovalsError where the night would remove more of the published products than it may by itself."""
+    """Raise RemovalsError if the night would remove more of the published products than it may by itself."""
     removed = reasons["removed"]
     published = sum(reasons.values()) - reasons["new"]
     most = max(_FEW_REMOVED, math.floor(settings.max_removed_share * published))
@@ -489,18 +491,20 @@ def _check_removals(settings: Settings, lake: Lake, inputs: _Inputs, reasons: Co
     with open_parquet(parquet_files(folder)[0]) as file:
         first = next(file.iter_batches(_SHOWN)).column("product_id").to_pylist()
     by_reason = ", ".join(f"{n:,} {reason}" for reason, n in list(validation.reasons.items())[:3])
-    why = f"{rejected:,} were rejected ({by_reason}), in {lake.root / validation.quarantine_path}; " if rejected else ""
+    rejects = (
+        f"{rejected:,} were rejected ({by_reason}), in {lake.root / validation.quarantine_path}; " if rejected else ""
+    )
     raise RemovalsError(
         f"the night of {ds} would remove {removed:,} of {published:,} published products ({removed / published:.1%}; "
         f"{settings.max_removed_share:.0%} is allowed), such as {', '.join(repr(each[:60]) for each in first)}; all are in "
-        f"{folder}. The day has {validation.raw:,} lines; {why}see whether the export is whole and import it again. If these "
-        f"products are gone, let it through: `python -m jobs plan --ds {ds} --allow-removals`, or `night`, or trigger the DAG "
+        f"{folder}. The day has {validation.raw:,} lines; {rejects}check that the export is complete and import it again. If these "
+        f"products are really gone, allow it: `python -m jobs plan --ds {ds} --allow-removals`, or `night`, or trigger the DAG "
         "with allow_removals"
     )
 
 
 def _published(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
-    """Return the state of the published products this day is compared with."""
+    """Return the state of the published products that this day is compared with."""
     if inputs.base.backfill:
         return history.as_of(session, lake, inputs.index, "products", inputs.ds)
     files = []
@@ -512,15 +516,18 @@ def _published(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
 
 
 def _examples_of(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
-    """Return product_id, source_hash, made_example: examples that other runs of this day have made already."""
+    """Return product_id, source_hash and made_example of the examples that other runs of this day have made already."""
     from pyspark.sql import functions as F
 
     folders = []
     for path in storage.children(lake.all_examples / f"ds={inputs.ds}", "run="):
         run_id = path.name.removeprefix("run=")
-        found = lake.find_examples_manifest(run_id) if run_id != inputs.run_id else None
-        if found and f"{found.picture_height}x{found.picture_width}-{found.taxonomy_fingerprint}" == inputs.spec:
-            folders += [folder for folder in storage.children(path, "shard=") if _can_be_read(folder)]
+        manifest = lake.find_examples_manifest(run_id) if run_id != inputs.run_id else None
+        if manifest is None:
+            continue
+        spec = f"{manifest.picture_height}x{manifest.picture_width}-{manifest.taxonomy_fingerprint}"
+        if spec == inputs.spec:
+            folders += [folder for folder in storage.children(path, "shard=") if _is_readable(folder)]
     examples = [
         parquet.read(session, [folder], tables.EXAMPLES)
         .where(F.col("image_status").isin(*_REUSABLE))
@@ -535,10 +542,10 @@ def _examples_of(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFram
     return united.groupBy("product_id", "source_hash").agg(F.min("made_example").alias("made_example"))
 
 
-def _can_be_read(folder: AnyPath) -> bool:
-    """Whether the files of an example folder open, and their ids and hashes are what was written."""
+def _is_readable(folder: AnyPath) -> bool:
+    """Return whether the files of an example folder can be opened, and their ids and hashes are intact."""
     try:
-        for _ in read_examples(example_files([folder]), columns=_OF_AN_EXAMPLE):
+        for _ in read_examples(example_files([folder]), columns=_EXAMPLE_COLUMNS):
             pass
     except CoreError as error:
         log.warning("plan: %s; the examples in %s are made again", error, folder)
@@ -549,39 +556,40 @@ def _can_be_read(folder: AnyPath) -> bool:
 def _cut(
     examples: str, fresh: int, reused: Mapping[str, int], shard_rows: int
 ) -> tuple[list[list[str]], dict[str, int]]:
-    """Cut the work into shards.
+    """Divide the work into shards.
 
-    Fresh examples are spread by a hash over as few shards as hold them. Examples that exist stay together with their
-    folder, so that a shard opens few files; small folders share a shard.
+    A hash spreads fresh examples over the minimum number of shards. Existing examples stay together with their folder, so
+    that a shard opens few files. Small folders share a shard.
 
     Returns:
-        the example folders of each shard, and the shard of each folder that exists already.
+        The example folders of each shard, and the shard of each existing folder.
     """
     shards = [[f"{examples}/shard={s}"] for s in range(math.ceil(fresh / shard_rows))]
-    places: dict[str, int] = {}
+    shard_of_folder: dict[str, int] = {}
     room = 0
     for path, rows in sorted(reused.items()):
         if rows > room:
             shards.append([])
             room = max(shard_rows, rows)
         shards[-1].append(path)
-        places[path] = len(shards) - 1
+        shard_of_folder[path] = len(shards) - 1
         room -= rows
-    return shards, places
+    return shards, shard_of_folder
 
 
-def _shard(places: Mapping[str, int], fresh: int, shard_rows: int) -> Column:
+def _shard(shard_of_folder: Mapping[str, int], fresh: int, shard_rows: int) -> Column:
+    """Return the shard of a product: by the folder of its existing example, or by a hash if it needs a fresh one."""
     from pyspark.sql import functions as F
 
     spread = F.pmod(F.xxhash64("product_id"), F.lit(max(1, math.ceil(fresh / shard_rows))))
-    if not places:
+    if not shard_of_folder:
         return spread.cast("int")
-    lookup = F.create_map(*[F.lit(x) for pair in places.items() for x in pair])
+    lookup = F.create_map(*[F.lit(x) for pair in shard_of_folder.items() for x in pair])
     return F.when(F.col("example_path").isNull(), spread).otherwise(lookup[F.col("example_path")]).cast("int")
 
 
 def _freeze_taxonomy(lake: Lake, inputs: _Inputs) -> str:
-    """Return the path of the taxonomy labels are read by: the model's own, or a copy of what training will use."""
+    """Return the path of the taxonomy for reading labels: the model's own, or a copy of the one that training will use."""
     if inputs.model_version is not None:
         return lake.relative(lake.models / inputs.model_version / registry.TAXONOMY)
     path = lake.plan(inputs.run_id) / "taxonomy.yaml"

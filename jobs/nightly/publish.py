@@ -1,8 +1,9 @@
-"""Step 5, publish: a run's predictions become the tables. Write, audit, publish.
+"""Step 5, publish: turn a run's predictions into the tables.
 
-The new tables and the changes of the day are written whole into the run's own folders, re-read and counted; a manifest
-is written last; then one swap makes both live, if the lake still holds what the run was made from (`jobs.lake.publication`). The
-ledger follows: a run that was killed before it is caught up with.
+1. Write: the new tables and the changes of the day go into the run's own folders.
+2. Audit: the files are read again and counted. The manifest is written last.
+3. Publish: one swap makes both live, if the run's base is still current (`jobs.lake.publication`).
+4. Write the ledger. If the run was killed before this, the next start resumes here.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ _ROWS_A_BATCH = 2**17  # read at a time by the audit
 
 
 def publish(settings: Settings, run_id: str) -> Ledger:
-    """Publish a run whose shards are all tagged; return its ledger. Run again, it catches up with what is missing.
+    """Publish a run whose shards are all tagged, and return its ledger. A second start does only the missing work.
 
     Raises:
-        JobError: a shard is not tagged, what was written is not what was meant, or the run has expired unfinished.
+        JobError: a shard is not tagged, a written file fails the audit, or the run has expired unfinished.
         LedgerError: the rows do not add up; nothing is published.
-        StalePlanError: the lake no longer holds what the plan was made from; plan the day again.
+        StalePlanError: the base of the plan is no longer current; plan the day again.
     """
     lake = Lake(settings.root)
     if (finished := _ledger_of_expired(lake, check_run(run_id))) is not None:
@@ -90,13 +91,13 @@ def _publish(settings: Settings, lake: Lake, plan: Plan) -> Ledger:
 
 
 def _whole_manifest(lake: Lake, index: HistoryIndex, plan: Plan) -> RunManifest | None:
-    """Return the manifest of a run all of whose files are what it wrote, or None: they are to be written again."""
+    """Return the manifest of a run if all its files are intact, or None if they must be written again."""
     remedy = f"run {plan.run_id} is written again"
     path = lake.run(plan.run_id) / "manifest.json"
     manifest = storage.find_document(path, RunManifest, remedy)
     if manifest is None:
         return None
-    # The changes of a day may be another run's by now.
+    # Another run may have replaced the changes of a day since.
     entered = _is_entered(lake, index, plan)
     others = [day.path for ds, day in manifest.history.items() if entered and index.days.get(ds) != day]
     changes = [
@@ -109,10 +110,10 @@ def _whole_manifest(lake: Lake, index: HistoryIndex, plan: Plan) -> RunManifest 
 
 
 def _before(lake: Lake, index: HistoryIndex, plan: Plan) -> HistoryIndex:
-    """Return the index as it was before a run was entered: what its days' changes are made from, where they are made again.
+    """Return the index as it was before a run was entered, the base for writing the changes of its days again.
 
     Raises:
-        JobError: another run has written one of these days since.
+        JobError: another run has changed one of these days since.
     """
     days = dict(index.days)
     for ds, base in plan.history_base.items():
@@ -126,14 +127,14 @@ def _before(lake: Lake, index: HistoryIndex, plan: Plan) -> HistoryIndex:
             )
         record = lake.read_record(base) if base is not None else None
         if record is None:
-            del days[ds]  # it was not done before, or changed nothing
+            del days[ds]  # the day had no run before, or its run changed nothing
         else:
             days[ds] = record.history[ds]
     return index.model_copy(update={"days": days})
 
 
 def _ledger_of_expired(lake: Lake, run_id: str) -> Ledger | None:
-    """Return the ledger of a run that has expired and is part of the history, or None."""
+    """Return the ledger of a run that has expired but is part of the history, or None."""
     ledger = lake.find_ledger(run_id) if lake.has_expired(run_id) else None
     entered = ledger is not None and history.own_run(lake, lake.read_history_index(), ledger.ds) == run_id
     return ledger if entered else None
@@ -144,15 +145,15 @@ def _is_entered(lake: Lake, index: HistoryIndex, plan: Plan) -> bool:
 
 
 def _is_due(lake: Lake, index: HistoryIndex, plan: Plan) -> bool:
-    """Whether a finished run is to be published once more: a rollback took it out, and it still fits."""
+    """Return whether a finished run must be published again: a rollback removed it, and its base is still current."""
     return not _is_entered(lake, index, plan) and publication.base(lake, index, plan.ds) == publication.Base.of(plan)
 
 
 def _enter(lake: Lake, index: HistoryIndex, plan: Plan, manifest: RunManifest | None) -> HistoryIndex:
-    """Return the index with the run in it; a day that changed nothing is entered too: backfills must leave it as it is."""
+    """Return the index with the run entered. A day without changes is entered too, so that backfills keep it as it is."""
     if _is_entered(lake, index, plan):
         return index
-    lake.check_not_expired(plan.run_id)  # no run expires while the index is locked
+    lake.check_not_expired(plan.run_id)  # holds from here on: no run expires while the index is locked
     publication.check_base(lake, index, plan)
     if manifest is None:
         days = {plan.ds: HistoryDay(run_id=plan.run_id, path="", rows=0)} | index.days
@@ -163,15 +164,15 @@ def _enter(lake: Lake, index: HistoryIndex, plan: Plan, manifest: RunManifest | 
 
 
 def check_predictions(lake: Lake, plan: Plan, *, whole: bool = True) -> Counter[str]:
-    """Return the products of a run by what the model saw of them.
+    """Return the number of products of a run by modality, from the files of its predictions.
 
     Args:
-        lake: where.
-        plan: of the run.
-        whole: whether tables are still to be made of them: then they must hold what the shop said of unlisted values.
+        lake: the lake.
+        plan: the plan of the run.
+        whole: require all columns, including the shop's unlisted values, because tables are still to be made.
 
     Raises:
-        JobError: a shard's file is missing, unreadable, not of this run, or lacks the unlisted values.
+        JobError: a shard's file is missing, unreadable, of another run, or lacks a column.
     """
     modalities = Counter[str]()
     for shard in plan.shards:
@@ -188,13 +189,13 @@ def check_predictions(lake: Lake, plan: Plan, *, whole: bool = True) -> Counter[
 
 @dataclass(frozen=True, slots=True)
 class _Frames:
-    """One table as publish works on it."""
+    """The states of one table that publish works with."""
 
     kind: str  # "attributes" or "products"
-    before: DataFrame  # the table this run is based on, whole
+    before: DataFrame  # the whole table that this run is based on
     fresh: DataFrame  # the rows that this run makes
-    touched: Touched  # whose rows they replace
-    width: int  # rows that a product has at most
+    touched: Touched  # the products whose rows they replace
+    width: int  # the maximum number of rows per product
 
     @property
     def after(self) -> DataFrame:
@@ -209,7 +210,7 @@ def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> R
         frames = _frames(session, lake, plan, index, taxonomy)
         folder = lake.run(plan.run_id)
         storage.remove_folder(folder)
-        # Each write is a chain of small jobs that alone leaves cores free.
+        # The writes run in parallel, because each is a chain of small jobs that does not use all cores.
         with ThreadPoolExecutor() as pool:
             writes = [] if plan.backfill else _write_tables(lake, plan, taxonomy, frames, pool)
             rows = None if plan.backfill else pool.submit(_count_gone, frames[0])
@@ -231,7 +232,8 @@ def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> R
         history=days,
         history_files=tuple(history_files),
         history_base=plan.history_base,
-        attribute_rows=_attribute_rows(lake, plan, counts, fresh, files),
+        # The run that a backfilled day started from may have expired; no table is made from it.
+        attribute_rows={} if plan.backfill else _attribute_rows(lake, plan, counts, fresh, files),
         created_at=datetime.now(UTC),
     )
     storage.write_document(folder / "manifest.json", manifest)
@@ -247,7 +249,7 @@ def _frames(
     touched = Touched.by(plan, planned, parquet.read(session, [lake.removed(plan.run_id)], tables.REMOVED))
     attributes = attribute_rows.attributes(predictions, plan, taxonomy)
     products = attribute_rows.products(predictions, planned, plan)
-    if plan.attributes:  # of some products the other rows stay, and with them their state
+    if plan.attributes:  # some products keep the rows of the other attributes, and therefore their state
         attributes, products = touched.replaced(attributes), touched.whole().replaced(products)
     if plan.backfill:
         before_attributes = history.as_of(session, lake, index, "attributes", plan.ds)
@@ -267,7 +269,7 @@ def _frames(
 
 
 def _count_gone(table: _Frames) -> dict[tuple[str, bool], int]:
-    """Return how many rows of the table go, by attribute and whether their product was removed."""
+    """Return the number of rows that leave the table, by attribute and by whether their product was removed."""
     from pyspark.sql import functions as F
 
     gone = table.touched.replaced(table.before.select("product_id", "attribute"))
@@ -283,7 +285,7 @@ def _attribute_rows(
     fresh: Mapping[str, int],
     files: Sequence[PublishedFile],
 ) -> dict[str, RowCounts]:
-    """Return the rows of each attribute before and after, counted in different places: they must add up."""
+    """Return the row counts of each attribute before and after. They come from independent sources and must add up."""
     before, after = Counter[str](), Counter[str]()
     for counts, of in ((before, _base_files(lake, plan)), (after, files)):
         for file in of:
@@ -302,14 +304,18 @@ def _attribute_rows(
 
 
 def _base_files(lake: Lake, plan: Plan) -> tuple[PublishedFile, ...]:
-    """Return the files of the tables that a run starts from. Raises JobError where they are gone: it is not live any more."""
+    """Return the files of the tables that a run is based on. Raises JobError if they are gone because of another publication."""
     return publication.manifest_of(lake, plan.base_run).files if plan.base_run else ()
 
 
 def _write_tables(
     lake: Lake, plan: Plan, taxonomy: Taxonomy, frames: tuple[_Frames, _Frames], pool: Executor
 ) -> list[Future[list[PublishedFile]]]:
-    """Write the whole tables: the attributes of the taxonomy, those of earlier models that products still have, the state."""
+    """Start to write the whole tables, and return the futures of their files.
+
+    The tables are those of the taxonomy's attributes, of attributes of earlier models that products still have, and of the
+    products.
+    """
     from pyspark.sql import functions as F
 
     attributes, products = frames
@@ -346,10 +352,10 @@ def _write_history(
     frames: Sequence[_Frames],
     pool: Executor,
 ) -> tuple[dict[str, HistoryDay], list[PublishedFile], Counter[str]]:
-    """Write the changes of this day and, of a backfill, those of the next day done, so that all later days stay.
+    """Write the changes of this day. A backfill also writes those of the next day in the history, so that later days stay.
 
     Returns:
-        the days, their files, and how many rows by attribute this run has made, as they were written there.
+        The days, their files, and the number of written rows that this run has made, by attribute.
     """
     from pyspark.sql import functions as F
 
@@ -379,7 +385,7 @@ def _write_history(
         writes[ds] = [
             pool.submit(
                 table_files.write, lake, frame, folder, history.SCHEMAS[table.kind], [table.kind], F.lit(table.kind),
-                older + 2 * touched * table.width,  # what is gone, and what has come
+                older + 2 * touched * table.width,  # removed rows and new rows
                 count=count if table.kind == "attributes" and ds == plan.ds else None,
                 counted=fresh if table.kind == "attributes" and ds == plan.ds else None,
             )
@@ -412,15 +418,17 @@ def audit(
     digest: bool = False,
     remedy: str = "run the step again: it writes the file again",
 ) -> None:
-    """Re-read what was written: every file's footer and size.
+    """Verify written files by their sizes and by the row counts in their footers.
 
     Args:
-        unique: whether it is also seen that a table's keys are sorted and none is there twice.
-        digest: whether the SHA-256 is taken and compared, which reads every byte.
-        remedy: what to do where a file is not what was written.
+        lake: the lake.
+        files: the files as they were written.
+        unique: whether to check that the keys of each table are sorted and unique.
+        digest: whether to compare the SHA-256, which reads every byte.
+        remedy: what the user can do if a file differs from what was written.
 
     Raises:
-        JobError: a file is not what was written. Nothing is published.
+        JobError: a file differs from what was written. Nothing is published.
     """
     by_table: dict[str, list[AnyPath]] = {}
     for file in files:
@@ -436,11 +444,11 @@ def audit(
 
 
 def _check_keys(paths: Sequence[AnyPath]) -> None:
-    """Check that a table's files, one after the other, are sorted by product_id and no (product, values) is there twice.
+    """Check, in bounded memory, that a table's consecutive files are sorted by product_id without duplicate keys.
 
-    In bounded memory.
+    The key is product_id and, if the table has them, catalog_value and model_value.
     """
-    held: pa.Table | None = None  # the last product's rows: more may follow
+    held: pa.Table | None = None  # the rows of the last product, of which more may follow
     for path in paths:
         with open_parquet(path) as file:
             keys = ["product_id", *(n for n in ("catalog_value", "model_value") if n in file.schema_arrow.names)]
@@ -461,7 +469,7 @@ def _check_keys(paths: Sequence[AnyPath]) -> None:
 def _ledger(
     lake: Lake, plan: Plan, modalities: Mapping[str, int], manifest: RunManifest | None, index: HistoryIndex
 ) -> Ledger:
-    if manifest is None or plan.backfill:  # what is published then stays
+    if manifest is None or plan.backfill:  # the published tables then stay as they are
         published = index.live if plan.backfill else plan.base_run
         manifest = lake.read_record(published) if published is not None else None
     validation = plan.validation

@@ -1,4 +1,4 @@
-"""Which rows of the tables a run replaces: all of a product's, or those of the chosen attributes alone."""
+"""Selection of the table rows that a run replaces: all rows of a product, or only those of the chosen attributes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ if TYPE_CHECKING:
 class Touched:
     """The products that a run tags or removes."""
 
-    products: DataFrame  # product_id, partly: only the rows of `attributes` are replaced
-    attributes: tuple[str, ...]  # none: no product is touched partly
-    removed: DataFrame  # product_id: of these, those that the run removes
+    products: DataFrame  # product_id, and partly: True if only the rows of `attributes` are replaced
+    attributes: tuple[str, ...]  # empty if all rows of every product are replaced
+    removed: DataFrame  # product_id of the products that the run removes, a subset of `products`
 
     @classmethod
     def by(cls, plan: Plan, planned: DataFrame, removed: DataFrame) -> Touched:
-        """Return what a run touches, from the product_id and reason of what it tags and the product_id of what it removes."""
+        """Return the products that a run tags or removes.
+
+        Args:
+            plan: the plan of the run.
+            planned: product_id and reason of the products that it tags.
+            removed: product_id of the products that it removes.
+        """
         from pyspark.sql import functions as F
 
         partly = F.col("reason") == "model_changed" if plan.attributes else F.lit(False)
@@ -30,15 +36,15 @@ class Touched:
         return cls(both, plan.attributes, removed.select("product_id"))
 
     def whole(self) -> Touched:
-        """Return those of which all rows are replaced."""
+        """Return only the products whose rows are all replaced."""
         return replace(self, products=self.products.where("not partly"), attributes=()) if self.attributes else self
 
     def replaced(self, rows: DataFrame) -> DataFrame:
-        """Return those of the `rows` of a table that the run replaces."""
+        """Return the table `rows` that the run replaces."""
         return self._joined(rows, "left_semi")
 
     def kept(self, rows: DataFrame) -> DataFrame:
-        """Return those of the `rows` of a table that the run leaves as they are."""
+        """Return the table `rows` that the run keeps."""
         return self._joined(rows, "left_anti")
 
     def _joined(self, rows: DataFrame, how: str) -> DataFrame:
@@ -47,5 +53,5 @@ class Touched:
         if not self.attributes:
             return rows.join(self.products, "product_id", how)
         same = F.col("rows.product_id") == F.col("touched.product_id")
-        its = ~F.col("touched.partly") | F.col("rows.attribute").isin(*self.attributes)
-        return rows.alias("rows").join(self.products.alias("touched"), same & its, how)
+        is_replaced = ~F.col("touched.partly") | F.col("rows.attribute").isin(*self.attributes)
+        return rows.alias("rows").join(self.products.alias("touched"), same & is_replaced, how)

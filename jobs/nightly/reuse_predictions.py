@@ -1,7 +1,7 @@
-"""Predictions that other runs of the same day have made of the same examples, by the same model: not made again.
+"""Reuse of predictions that other runs of the same day have made for the same examples with the same model.
 
-A day is planned anew where another run was published meanwhile, or where it is tagged again with other choices; the model
-would say the same of the same example.
+A day is planned again if another run was published meanwhile, or if it is tagged again with other options. The model would
+predict the same for the same example.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ import pyarrow.compute as pc
 from cma_clip_core.content.paths import AnyPath, open_parquet
 from jobs.lake import storage
 from jobs.lake.layout import Lake
-from jobs.nightly.shards import Wanted, finished, wanted_of
+from jobs.nightly.shards import Wanted, is_finished, wanted_products
 from schemas.documents import Plan
 from schemas.tables import PREDICTIONS
 
 
 def take_known(lake: Lake, plan: Plan, wanted: Wanted) -> Iterator[pa.RecordBatch]:
-    """Yield the predictions of wanted products that there are, and take these products out of `wanted`.
+    """Yield the existing predictions of wanted products, and remove these products from `wanted`.
 
-    A folder of which nothing is wanted any more is taken out too.
+    A folder without any remaining wanted product is removed too.
 
     Args:
-        lake: where.
-        plan: of the run that wants them.
-        wanted: its products, by the folder of their examples; those that are found are removed.
+        lake: the lake.
+        plan: the plan of the run that needs the predictions.
+        wanted: the products of the run by the folder of their examples. Products with a prediction are removed from it.
     """
-    found = storage.children(lake.predictions(plan.run_id).parent, f"run={plan.ds}-")
-    runs = [folder.name.removeprefix("run=") for folder in found]
-    if plan.retag:  # a person wants the model to look again: once, not once more for each other run
+    folders = storage.children(lake.predictions(plan.run_id).parent, f"run={plan.ds}-")
+    runs = [folder.name.removeprefix("run=") for folder in folders]
+    if plan.retag:  # a person wants new predictions, so only those of the stale run that this one replaces are reused
         runs = [run_id for run_id in runs if run_id == plan.replaces]
     for run_id in sorted(runs):
         other = lake.find_plan(run_id) if run_id != plan.run_id else None
@@ -41,37 +41,38 @@ def take_known(lake: Lake, plan: Plan, wanted: Wanted) -> Iterator[pa.RecordBatc
             path = lake.prediction_file(run_id, shard.id)
             if not wanted:
                 return
-            if finished(path, other, shard):
-                yield from _take(path, wanted, wanted_of(lake, other, shard))
+            if is_finished(path, other, shard):
+                yield from _take(path, wanted, wanted_products(lake, other, shard))
 
 
-def _take(path: AnyPath, wanted: Wanted, there: Wanted) -> Iterator[pa.RecordBatch]:
-    known = {product: (folder, hash_) for folder, products in there.items() for product, hash_ in products.items()}
+def _take(path: AnyPath, wanted: Wanted, tagged: Wanted) -> Iterator[pa.RecordBatch]:
+    """Yield the wanted predictions in the file at `path`, which holds those of the products `tagged`; update `wanted`."""
+    known = {product: (folder, hash_) for folder, products in tagged.items() for product, hash_ in products.items()}
 
     def is_known(product: str, source: AnyPath, source_hash: str) -> bool:
         folder, hash_ = known.get(product, (None, ""))
-        # The run that made an example names its own folder, a later one the shard in it.
+        # The run that made an example refers to its own folder; a later run refers to the shard folder in it.
         return (
             folder is not None
             and hash_ == source_hash
             and (storage.below(source, folder) or storage.below(folder, source))
         )
 
-    found = {
+    reusable = {
         product
         for source, products in wanted.items()
         for product, source_hash in products.items()
         if is_known(product, source, source_hash)
     }
-    if not found:
+    if not reusable:
         return
     with open_parquet(path) as file:
         for batch in file.iter_batches(columns=PREDICTIONS.names):
-            rows = batch.filter(pc.is_in(batch["product_id"], value_set=pa.array(found)))
+            rows = batch.filter(pc.is_in(batch["product_id"], value_set=pa.array(reusable)))
             if rows.num_rows:
                 yield rows.cast(PREDICTIONS)
     for source, products in list(wanted.items()):
-        for product in found & products.keys():
+        for product in reusable & products.keys():
             del products[product]
         if not products:
             del wanted[source]

@@ -1,4 +1,4 @@
-"""Spark's Python daemon, with what its workers need imported before it forks them: once, and not in each worker."""
+"""Spark's Python daemon, which imports the modules of its workers once, before it forks them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import gc
 import sys
 from pathlib import Path
 
-# Spark puts a jar and zips of libraries that are installed anyway on the path, and before each task Python reads the
-# directory of every archive on it again: a sixth of the time of a step in Python.
+# Spark adds a jar and zips of libraries, which are installed anyway, to the path. Before each task, Python reads the
+# directory of every archive on the path again, which takes a sixth of a step's time in Python.
 for _path in [path for path in sys.path if Path(path).name.startswith(("pyspark.zip", "py4j-", "spark-core_"))]:
     sys.path.remove(_path)
     sys.path_importer_cache.pop(_path, None)
@@ -19,6 +19,6 @@ import jobs.nightly.preprocess  # noqa: E402
 import jobs.validation.parse_records  # noqa: E402, F401
 
 if __name__ == "__main__":
-    # A worker searches all its objects for garbage after each task; what is imported here will never be any.
+    # Workers collect garbage after each task. Freezing exempts the objects that were imported here.
     gc.freeze()
     manager()

@@ -1,4 +1,4 @@
-"""Predict the attributes of a run's products, shard by shard. A shard is one file, written whole or not at all."""
+"""Step 4, tag: predict the attributes of a run's products, shard by shard. Each shard becomes one file, whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jobs.lake import storage
 from jobs.lake.layout import Lake
 from jobs.lake.storage import AnyPath
 from jobs.nightly.reuse_predictions import take_known
-from jobs.nightly.shards import Wanted, choose, finished, metadata, wanted_of
+from jobs.nightly.shards import Wanted, choose, is_finished, metadata, wanted_products
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
 from schemas.documents import Plan, Shard
@@ -32,31 +32,31 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def tag(settings: Settings, run_id: str, asked: str | None = None) -> int:
-    """Tag shards of a run and return the number of products in their files; finished ones are skipped.
+def tag(settings: Settings, run_id: str, selection: str | None = None) -> int:
+    """Tag shards of a run, and return the number of products in their files. Finished shards are skipped.
 
     Args:
-        settings: names the lake and the device.
-        run_id: the run, which is planned and preprocessed.
-        asked: its shards, as `jobs.nightly.shards.choose` reads them; None: all.
+        settings: they give the lake and the device.
+        run_id: the run, already planned and preprocessed.
+        selection: its shards in the syntax of `jobs.nightly.shards.choose`; None means all.
 
     Raises:
-        JobError: no such plan or shard exists, it is not for tagging, its model or an example is missing, or the
-            device is absent.
+        JobError: no such plan or shard exists, the plan is not for tagging, its model or an example is missing, or there is
+            no such device.
     """
     lake = Lake(settings.root)
     plan = lake.read_plan(run_id)
     if plan.prepare_only or plan.model_version is None:
         raise JobError(f"{run_id}: this plan only makes examples to train on; plan a night: `python -m jobs plan`")
-    shards = list(plan.shards) if asked is None else choose(plan, asked)
+    shards = list(plan.shards) if selection is None else choose(plan, selection)
     todo: list[Shard] = []
     for shard in shards:
-        if finished(lake.prediction_file(run_id, shard.id), plan, shard):
-            log.info("tag-%05d: already done, skipped", shard.id)
+        if is_finished(lake.prediction_file(run_id, shard.id), plan, shard):
+            log.info("tag-%05d: finished already, skipped", shard.id)
         else:
             todo.append(shard)
     if todo:
-        # Made when the first product needs it: where all is known from other runs, torch is not loaded.
+        # Made only when a product needs it: if other runs have made all predictions, torch is not loaded.
         engine = functools.cache(functools.partial(_engine, settings, lake, plan.model_version))
         try:
             for each in todo:
@@ -75,7 +75,7 @@ def _engine(settings: Settings, lake: Lake, version: str) -> Engine:
 def _tag_shard(lake: Lake, plan: Plan, shard: Shard, engine: Callable[[], Engine], progress: bool) -> None:
     name = f"tag-{shard.id:05d}"
     with measure("tag", lake.reports(plan.run_id), name=name) as measured:
-        wanted = wanted_of(lake, plan, shard)
+        wanted = wanted_products(lake, plan, shard)
         modalities, write = Counter[str](), 0.0
         schema = PREDICTIONS.with_metadata({**(PREDICTIONS.metadata or {}), **metadata(plan, shard)})
         with (
@@ -94,12 +94,12 @@ def _tag_shard(lake: Lake, plan: Plan, shard: Shard, engine: Callable[[], Engine
                 modalities.update(batch.column("modality").to_pylist())
                 bar.update(batch.num_rows)
 
-            with storage.locked(lake.all_examples, shared=True):  # none of what is read is removed meanwhile
+            with storage.locked(lake.all_examples, shared=True):  # keeps the files of other runs from being removed
                 for batch in take_known(lake, plan, wanted):
                     keep(batch)
             known = sum(modalities.values())
             if known:
-                log.info("%s: %s of %s products are known from another run of the day", name, known, shard.rows)
+                log.info("%s: %s of %s predictions are reused from other runs of the day", name, known, shard.rows)
             if known < shard.rows:
                 from cma_clip_core.engine import Timings
 
@@ -118,30 +118,30 @@ def _log_rates(name: str, engine: Engine, timings: Timings, write: float) -> Non
         return f"{timings.rows / seconds:,.0f}/s" if seconds else "-"
 
     log.info(
-        "%s: on %s, products a second: read %s, prepare %s, forward %s, assemble %s, write %s; waited %.1f s for input",
+        "%s: on %s, products per second: read %s, prepare %s, forward %s, assemble %s, write %s; waited %.1f s for input",
         name, engine.device, rate(timings.read), rate(timings.prepare), rate(timings.forward), rate(timings.assemble),
         rate(write), timings.wait,
     )  # fmt: skip
 
 
 def _examples(lake: Lake, shard: Shard, wanted: Wanted) -> Iterator[pa.RecordBatch]:
-    """Yield the example of each wanted product, exactly once. Raises JobError where one is missing or there twice."""
+    """Yield the example of each wanted product exactly once. Raises JobError if one is missing or a duplicate exists."""
     from cma_clip_core.catalog.examples import example_files, read_examples
 
     files = example_files(dict.fromkeys(lake.root / path for path in shard.example_paths))
-    found: dict[AnyPath, set[str]] = {source: set() for source in wanted}
+    seen: dict[AnyPath, set[str]] = {source: set() for source in wanted}
     for path in files:
         for source, products in wanted.items():
-            # A folder may hold more than the shard asks for, and an older state of a product may be in another.
+            # A folder may hold more products than the shard wants, and another folder may hold an older state of a product.
             if storage.below(path, source):
                 for batch in read_examples([path], products):
                     ids = batch.column("product_id").to_pylist()
-                    if len(set(ids)) < len(ids) or not found[source].isdisjoint(ids):
-                        twice = next(p for p, n in Counter([*ids, *(found[source] & set(ids))]).items() if n > 1)
+                    if len(set(ids)) < len(ids) or not seen[source].isdisjoint(ids):
+                        twice = next(p for p, n in Counter([*ids, *(seen[source] & set(ids))]).items() if n > 1)
                         raise JobError(f"{path}: there are two examples of product {twice!r}")
-                    found[source].update(ids)
+                    seen[source].update(ids)
                     yield batch
-    missing = [product for source, products in wanted.items() for product in products.keys() - found[source]]
+    missing = [product for source, products in wanted.items() for product in products.keys() - seen[source]]
     if missing:
         raise JobError(
             f"shard {shard.id}: no example of {len(missing)} of {shard.rows} products, such as {_few(sorted(missing))}, "

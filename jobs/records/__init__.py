@@ -1,1 +1,1 @@
-"""What a record of the raw catalog may hold: fields, values, label forms. Import and validation share it."""
+"""Rules that import and validation share for a record of the raw catalog: its fields, values and label forms."""

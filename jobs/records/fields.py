@@ -1,7 +1,7 @@
-"""Values of a record's fields as the shop may write them: read where there is no doubt, refused with what was found.
+"""Readers of a record's fields, which accept unambiguous values and reject others with a description.
 
-A number for a title is its digits, a list of one text is that text; of an object, or of several brands, nobody knows
-which is meant.
+For a title, a number becomes its digits and a list of one text becomes that text. An object, or a list of several brands, is
+rejected, because it is unknown which part is meant.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from jobs.records.values import instant, is_no_id, plain, price
 
 Json: TypeAlias = Any
 
-# A text of blanks, control and invisible characters alone is no text.
+# A text that has only blanks, control characters and invisible characters counts as not given.
 BLANK: Final = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]*")
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
-# Only to tell blank from given: a look at the start of a text is enough, whatever its length.
+# Characters that are examined to see whether a text is blank. The start is enough, however long the text is.
 TEXT_START: Final = 2000
-_EXACT: Final = 2**53  # beyond it a float no longer says which whole number was meant
-_SHOWN: Final = 120  # characters of a value that is described
-_USUAL: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:|$)")  # as import writes times; read by C
-_YEARS: Final = range(1900, 2201)  # of a time that is no mistake
+_EXACT: Final = 2**53  # beyond it, a float does not determine which whole number was meant
+_SHOWN: Final = 120  # characters of a value in its description
+_USUAL: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:|$)")  # the form that import writes; fast to parse
+_YEARS: Final = range(1900, 2201)  # years of a plausible time
 
 
 class FieldError(ValueError):
-    """A value cannot be read as its field."""
+    """Error for a value that cannot be read as its field; holds a description of the value."""
 
     def __init__(self, value: Json) -> None:
-        self.found = described(value)
-        super().__init__(self.found)
+        self.description = described(value)
+        super().__init__(self.description)
 
 
 def whole(value: str) -> str:
-    """Return `value` as text that UTF-8 can carry: half of a surrogate pair, which JSON can write, becomes U+FFFD."""
+    """Return `value` as valid Unicode: a lone surrogate, which JSON can contain, becomes U+FFFD."""
     return value if value.isascii() else _LONE_SURROGATE.sub("\ufffd", value)
 
 
 def read_text(value: Json) -> str | None:
-    """Return the text, a number's digits or the one text of a list; None where none is given. Raises FieldError."""
+    """Return a text, a number's digits, or the only text of a list; None if none is given. Raises FieldError."""
     if isinstance(value, str):
         if not value.isascii():
             value = whole(value)
@@ -61,7 +61,7 @@ def read_text(value: Json) -> str | None:
 
 
 def read_long_text(value: Json) -> str | None:
-    """Return the text as `read_text` does, and the texts of a list joined by blank lines. Raises FieldError."""
+    """Return the text like `read_text`, but join the texts of a list with blank lines. Raises FieldError."""
     if isinstance(value, list) and len(value) > 1 and not any(isinstance(item, list | dict) for item in value):
         parts = [text for item in value if (text := read_text(item)) is not None]
         return "\n\n".join(parts) or None
@@ -69,14 +69,14 @@ def read_long_text(value: Json) -> str | None:
 
 
 def read_picture(value: Json) -> str | None:
-    """Return the picture's name or URI, of a list the first one. Raises FieldError."""
+    """Return the picture's name or URI, the first one if it is a list. Raises FieldError."""
     if isinstance(value, list) and all(item is None or isinstance(item, str) for item in value):
         return next((text for item in value if (text := read_text(item)) is not None), None)
     return read_text(value)
 
 
 def read_id(value: Json) -> str | None:
-    """Return the id without invisible characters around it. Raises FieldError, where it is a word for none too."""
+    """Return the id without surrounding invisible characters. Raises FieldError, also for words such as "null"."""
     text = read_text(value)
     if text is None:
         return None
@@ -87,7 +87,7 @@ def read_id(value: Json) -> str | None:
 
 
 def read_price(value: Json) -> float | None:
-    """Return the price, a number or a text that is one. Raises FieldError."""
+    """Return the price, from a number or a text that writes one. Raises FieldError."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if value is None or value in ([], {}):
@@ -122,14 +122,14 @@ READERS: Final[Mapping[str, Callable[[Json], str | float | None]]] = {
 
 
 def read_time(text: str) -> datetime:
-    """Return the time that `text` writes, as import understands times: in UTC where it names no zone.
+    """Return the time that `text` writes, in UTC if it names no zone. Import and validate understand the same forms.
 
     Raises:
-        FieldError: it is none beyond doubt, so it cannot be ordered: 05/11/2026 is a day in May or in November.
+        FieldError: the time is ambiguous, so it cannot be ordered: 05/11/2026 is a day in May or in November.
     """
     time = None
     if _USUAL.match(text):
-        with contextlib.suppress(ValueError):  # another form of zone
+        with contextlib.suppress(ValueError):  # for example, a zone in another form
             time = datetime.fromisoformat(text)
     if time is None and (written := instant(text)) is not None:
         time = datetime.fromisoformat(written)
@@ -139,7 +139,7 @@ def read_time(text: str) -> datetime:
 
 
 def _digits(value: Json) -> str | None:
-    """Return the text a number is known by (1163.0, as spreadsheets write ids, as 1163); None for what is no number."""
+    """Return the digits of a number, 1163 for 1163.0; None if it is not a finite number that is known exactly."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     if isinstance(value, int):
@@ -150,7 +150,7 @@ def _digits(value: Json) -> str | None:
 
 
 def described(value: Json) -> str:
-    """Return a value that was found in a field, for a note: its kind where it is no text, and its start as JSON."""
+    """Describe a field's value for a note: its start as JSON, after its kind if it is a list or an object."""
     match value:
         case str():
             shown = json.dumps(value[:_SHOWN], ensure_ascii=False)

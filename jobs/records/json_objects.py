@@ -1,4 +1,4 @@
-"""Read JSON objects whose names are unique."""
+"""JSON objects that must not have duplicate names."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from jobs.records.fields import described
 
 
 class NameTwiceError(ValueError):
-    """A JSON object has a name twice."""
+    """Error for a JSON object that has a name twice."""
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the JSON object of `pairs`. Raises `NameTwiceError` where a name occurs twice."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    """Return the JSON object of `pairs`. Raises `NameTwiceError` if a name occurs twice."""
+    record = dict(pairs)
+    if len(record) != len(pairs):
         names = Counter(name for name, _ in pairs)
         twice = next(name for name, n in names.items() if n > 1)
-        raise NameTwiceError(
-            f"the name {described(twice)} is there twice, so which of the values is meant is not known"
-        )
-    return found
+        raise NameTwiceError(f"the name {described(twice)} occurs twice, so it is unknown which value is meant")
+    return record

@@ -1,4 +1,7 @@
-"""The forms in which shops write labels: texts, lists, objects of many shapes. What has no known form is told apart."""
+"""Readers of the forms in which shops write labels: texts, lists and objects of many shapes.
+
+Labels in an unknown form are returned separately.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from typing import Any, Final
 from cma_clip_core.content.markup import has_markup, visible_text
 
 Json = Any
-Labels = dict[str, list[str]]  # name of an attribute in the shop's words to what it says
+Labels = dict[str, list[str]]  # the shop's name of an attribute -> its values
 
-# Keys of an object that is one attribute, folded: {"name": "colour", "value": "Red"}.
+# Keys of an object that is one attribute, such as {"name": "colour", "value": "Red"}, in lower case without punctuation.
 _NAMES: Final = (
     "name",
     "key",
@@ -38,7 +41,7 @@ _VALUES: Final = (
     "propertyvalue",
     "text",
 )
-# Keys that are the name where an item of a list has none of `_NAMES`.
+# Keys that hold the name if an item of a list has none of `_NAMES`.
 _OTHER_NAMES: Final = (
     "k",
     "attr",
@@ -60,39 +63,40 @@ _OTHER_NAMES: Final = (
     "type",
     "id",
 )
-# Keys that are the value beside a name.
+# Keys that hold the value only beside a name.
 _OTHER_VALUES: Final = ("v", "displayvalue", "featurevalue", "specvalue", "parametervalue")
-_SHOWN_NAMES: Final = ("label", "name", "title")  # of a value that is an object without any of `_VALUES`
+_SHOWN_NAMES: Final = ("label", "name", "title")  # keys that hold the value of an object without any of `_VALUES`
 _UNITS: Final = ("unit", "units", "unitcode", "uom")
-_DEPTH: Final = 5  # levels of lists and objects that are looked through
-_LITERAL: Final = 5_000  # characters of a text that may be a Python list
+_DEPTH: Final = 5  # levels of nested lists and objects that are read
+_LITERAL: Final = 5_000  # characters of a text that is parsed as a Python literal
 _NAME: Final = 100  # characters of a name before a colon
-_ENDS: Final = (";\n", "|", "\t", ",", "&")  # of a pair in a text; those that make most pairs are meant
+_ENDS: Final = (";\n", "|", "\t", ",", "&")  # separators of pairs in a text; the ones that yield most pairs are used
 _MARK: Final = re.compile(r"=>|[:=]")  # between a name and its value
 _NO_NAME: Final = re.compile(r"[,;|\n\t&<>{}\[\]\"]")
-_SERIALISED: Final = re.compile(r'\s*[aOs]:\d+:[{"]')  # by PHP
+_SERIALISED: Final = re.compile(r'\s*[aOs]:\d+:[{"]')  # PHP's serialize()
 _NOTHING: Final = frozenset({"None", "null", "NULL", "nan", "NaN", "undefined"})
 
 
 class UnreadableError(ValueError):
-    """A label is of no known form."""
+    """Error for a label in an unknown form."""
 
 
 def read_value(value: Json, name: str = "", *, depth: int = _DEPTH) -> list[str]:
-    """Return the texts that a label's `value` holds, in order; none where it is null or an empty list.
+    """Return the texts that a label's `value` holds, in order; none if it is null or an empty list.
 
-    A number is the text that writes it, and true and false are their words; NaN is null. An object says its value under ``value``,
-    ``values``, ``option`` or the like, with its unit behind it, otherwise its ``label``, ``name`` or ``title``.
+    Numbers and booleans become texts, and NaN counts as null. An object holds its value under a key such as ``value``,
+    ``values`` or ``option``, and a unit is appended to it. Without such a key, its ``label``, ``name`` or ``title`` is the
+    value.
 
     Args:
-        value: JSON.
-        name: of the attribute.
-        depth: levels that may still be below.
+        value: a JSON value.
+        name: the attribute's name.
+        depth: levels of nesting that may still follow.
 
     Raises:
-        UnreadableError: it is of another form.
+        UnreadableError: the value has another form.
     """
-    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes NaN where there is nothing
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes NaN for a missing value
         return []
     if isinstance(value, str):
         return [value]
@@ -101,7 +105,7 @@ def read_value(value: Json, name: str = "", *, depth: int = _DEPTH) -> list[str]
     if isinstance(value, int | float):
         return [_number(value)]
     if not depth:
-        raise UnreadableError("too deep")
+        raise UnreadableError("nested too deeply")
     if isinstance(value, list):
         return [text for item in value for text in read_value(item, name, depth=depth - 1)]
     if not isinstance(value, dict):
@@ -123,56 +127,63 @@ def read_value(value: Json, name: str = "", *, depth: int = _DEPTH) -> list[str]
     return [f"{text} {unit}" for text in texts] if isinstance(unit, str) and unit.strip() else texts
 
 
-def read_object(found: Json) -> tuple[Labels, dict[str, Json]]:
-    """Return the labels of an object of attributes, and those that cannot be read as they are, by name ('' without one).
+def read_object(given: Json) -> tuple[Labels, dict[str, Json]]:
+    """Return the labels of an object of attributes, and its unreadable values by name ('' if they have none).
 
-    Read are objects (name to value), lists of objects with a name and a value, lists of objects or pairs, "name: value" texts,
-    and JSON in a text. What says a name several times gives it several texts.
+    These forms can be read:
+
+    - an object of names and values
+    - a list of objects with a name and a value
+    - a list of objects or of pairs
+    - a text such as "colour: Red; size: M"
+    - JSON in a text
+
+    A name that occurs several times gets several texts.
     """
     labels: Labels = {}
     unread: dict[str, Json] = {}
-    _read_into(labels, unread, found, _DEPTH)
+    _read_into(labels, unread, given, _DEPTH)
     return labels, unread
 
 
 def decoded(text: str) -> Json:
-    """Return the list or object that `text` writes, in JSON or as Python writes one; `text` where it writes none."""
+    """Return the list or object that `text` writes as JSON or as a Python literal; otherwise `text` itself."""
     start = text.lstrip()[:1]
     if start not in ("[", "{"):
         return text
     try:
-        found = _DECODER.decode(text.strip())
+        value = _DECODER.decode(text.strip())
     except (ValueError, RecursionError):
         try:
-            found = ast.literal_eval(text.strip()) if len(text) <= _LITERAL else text
+            value = ast.literal_eval(text.strip()) if len(text) <= _LITERAL else text
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             return text
-    return found if isinstance(found, list | dict) else text
+    return value if isinstance(value, list | dict) else text
 
 
-def _read_into(labels: Labels, unread: dict[str, Json], found: Json, depth: int) -> None:
-    if isinstance(found, str):
-        found = decoded(found)
-    if found is None or (isinstance(found, str) and not found.strip()):
+def _read_into(labels: Labels, unread: dict[str, Json], given: Json, depth: int) -> None:
+    if isinstance(given, str):
+        given = decoded(given)
+    if given is None or (isinstance(given, str) and not given.strip()):
         return
     if not depth:
-        unread[""] = found
-    elif isinstance(found, str):
-        if (pairs := _pairs_of(found)) is None:
-            unread[""] = found
+        unread[""] = given
+    elif isinstance(given, str):
+        if (pairs := _pairs_of(given)) is None:
+            unread[""] = given
         else:
             for name, value in pairs:
                 _add(labels, unread, name, value)
-    elif isinstance(found, dict):
-        # One attribute, or a flat object in which the shop has attributes of such names: {"label": .., "option": .., "hue": ..}.
-        if not _read_pair(labels, unread, found) or _has_labels_of_its_own(found):
-            for key, item in found.items():
+    elif isinstance(given, dict):
+        # One attribute, or a flat object whose attributes have such names: {"label": .., "option": .., "hue": ..}.
+        if not _read_pair(labels, unread, given) or _has_other_labels(given):
+            for key, item in given.items():
                 _add(labels, unread, str(key), item)
-    elif isinstance(found, list):
-        for item in found:
+    elif isinstance(given, list):
+        for item in given:
             _read_item(labels, unread, item, depth)
     else:
-        unread[""] = found
+        unread[""] = given
 
 
 def _read_item(labels: Labels, unread: dict[str, Json], item: Json, depth: int) -> None:
@@ -183,22 +194,22 @@ def _read_item(labels: Labels, unread: dict[str, Json], item: Json, depth: int) 
         _read_into(labels, unread, item, depth - 1)
     elif not _read_pair(labels, unread, item, (*_NAMES, *_OTHER_NAMES)):
         if (own := _name_of(item, _NAMES)) is not None:
-            unread[own] = item  # an attribute whose value is nowhere
+            unread[own] = item  # an attribute without a value
         elif not _keys(item).keys().isdisjoint(_NAMES):
-            unread[""] = item  # one whose name is not given
+            unread[""] = item  # an attribute whose name is empty
         else:
             _read_into(labels, unread, item, depth - 1)
 
 
-def _has_labels_of_its_own(found: dict[str, Json]) -> bool:
-    """Whether an object that has a name and a value says more in words."""
+def _has_other_labels(item: dict[str, Json]) -> bool:
+    """Return whether an object with a name and a value also has texts, lists or objects under other keys."""
     known = {*_NAMES, *_VALUES, *_UNITS, *_OTHER_NAMES, *_OTHER_VALUES}
-    return any(isinstance(value, str | list | dict) and key not in known for key, value in _keys(found).items())
+    return any(isinstance(value, str | list | dict) and key not in known for key, value in _keys(item).items())
 
 
-def _name_of(found: dict[str, Json], names: Iterable[str]) -> str | None:
-    """Return the attribute that an object with a key such as ``name`` is about."""
-    keys = _keys(found)
+def _name_of(item: dict[str, Json], names: Iterable[str]) -> str | None:
+    """Return the attribute's name that an object holds under one of the keys `names`; None if it holds none."""
+    keys = _keys(item)
     name = _first(keys, names)
     own = keys[name] if name is not None else None
     if isinstance(own, dict):  # {"attribute": {"id": 4, "name": "hue"}, "value": ..}
@@ -209,9 +220,9 @@ def _name_of(found: dict[str, Json], names: Iterable[str]) -> str | None:
     return own if isinstance(own, str) else None
 
 
-def _read_pair(labels: Labels, unread: dict[str, Json], found: dict[str, Json], names: Iterable[str] = _NAMES) -> bool:
-    """Add the label of an object that is one attribute, with a name and a value; return whether it is one."""
-    keys, name = _keys(found), _name_of(found, names)
+def _read_pair(labels: Labels, unread: dict[str, Json], item: dict[str, Json], names: Iterable[str] = _NAMES) -> bool:
+    """Add the label of an object that is one attribute with a name and a value; return whether the object is one."""
+    keys, name = _keys(item), _name_of(item, names)
     values = (*_VALUES, *_OTHER_VALUES)
     held = _first(keys, values) or next((key for key in values if key in keys), None)
     if name is None or held is None:
@@ -232,7 +243,7 @@ def _add(labels: Labels, unread: dict[str, Json], name: str, value: Json) -> Non
 
 
 def _pairs_of(text: str) -> list[tuple[str, str]] | None:
-    """Return the names and values of a text such as "colour: Red; size: M"; None where it is no such text."""
+    """Return the names and values of a text such as "colour: Red; size: M"; None if it has another form."""
     text = text.strip()
     in_braces = text.startswith("{") and text.endswith("}")  # {colour: Red, size: M}
     if in_braces:
@@ -243,24 +254,24 @@ def _pairs_of(text: str) -> list[tuple[str, str]] | None:
         text = visible_text(text, len(text))
     pairs: list[tuple[str, str]] = []
     for ends in _ENDS:
-        found = _pairs_between(ends, text)
-        if len(found) > len(pairs):
-            pairs = found
+        candidates = _pairs_between(ends, text)
+        if len(candidates) > len(pairs):
+            pairs = candidates
     return [(name, "" if in_braces and value in _NOTHING else _unquoted(value)) for name, value in pairs] or None
 
 
 def _pairs_between(ends: str, text: str) -> list[tuple[str, str]]:
-    """Return the pairs of a text that end with one of `ends`; what is no pair belongs to the value before it."""
+    """Return the pairs of a text that are separated by `ends`; a part that is not a pair belongs to the value before it."""
     parts = re.split(f"([{ends}])", text)
-    found: list[tuple[str, list[str]]] = []
+    pairs: list[tuple[str, list[str]]] = []
     for index in range(0, len(parts), 2):
         if (pair := _pair_of(parts[index])) is not None:
-            found.append((pair[0], [pair[1]]))
-        elif found:
-            found[-1][1].extend(parts[index - 1 : index + 1])
+            pairs.append((pair[0], [pair[1]]))
+        elif pairs:
+            pairs[-1][1].extend(parts[index - 1 : index + 1])
         elif parts[index].strip():
             return []
-    return [(name, "".join(value).strip(f"{ends} \t\r\n")) for name, value in found]
+    return [(name, "".join(value).strip(f"{ends} \t\r\n")) for name, value in pairs]
 
 
 def _pair_of(text: str) -> tuple[str, str] | None:
@@ -279,25 +290,25 @@ def _unquoted(text: str) -> str:
 
 
 def _number(value: float) -> str:
-    """Return the text of a number: 38 for 38.0. Raises UnreadableError where it is infinite or of thousands of digits."""
+    """Return the text of a number: 38 for 38.0. Raises UnreadableError if it is infinite or has thousands of digits."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise UnreadableError("a number beyond any")
+        raise UnreadableError("an infinite number")
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
     try:
         return str(value)
     except ValueError as error:  # more digits than Python writes
-        raise UnreadableError("a number of thousands of digits") from error
+        raise UnreadableError("a number with thousands of digits") from error
 
 
 def _bare(key: str) -> str:
     return "".join(c for c in key.casefold() if c.isalnum())
 
 
-def _keys(found: dict[str, Json]) -> dict[str, Json]:
-    """Return an object by its keys without case and punctuation; of keys that are alike the first."""
+def _keys(item: dict[str, Json]) -> dict[str, Json]:
+    """Return an object with its keys in lower case without punctuation; of keys that become equal, keep the first."""
     keys: dict[str, Json] = {}
-    for key, value in found.items():
+    for key, value in item.items():
         keys.setdefault(_bare(str(key)), value)
     return keys
 
@@ -307,24 +318,24 @@ def _first(keys: dict[str, Json], wanted: Iterable[str]) -> str | None:
 
 
 class _Several(list[Json]):
-    """The values of a name that an object has several times."""
+    """List of the values of a name that occurs several times in an object."""
 
 
-def _merged(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
-    """Return the object of `pairs`; a name that is there several times has all its values."""
-    found: dict[str, Json] = {}
+def _merge_pairs(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
+    """Return the object of `pairs`; a name that occurs several times has the list of its values."""
+    merged: dict[str, Json] = {}
     for name, value in pairs:
-        if name not in found:
-            found[name] = value
-        elif isinstance(several := found[name], _Several):
+        if name not in merged:
+            merged[name] = value
+        elif isinstance(several := merged[name], _Several):
             several.append(value)
         else:
-            found[name] = _Several([several, value])
-    return found
+            merged[name] = _Several([several, value])
+    return merged
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")
 
 
-_DECODER: Final = json.JSONDecoder(object_pairs_hook=_merged, parse_constant=_refuse)
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_merge_pairs, parse_constant=_refuse)

@@ -17,7 +17,7 @@ from cma_clip_core.model_documents import Threshold
 from cma_clip_core.registry import METRICS, read_thresholds
 from jobs.errors import JobError
 from jobs.lake import history, storage
-from jobs.lake.duckdb_sql import quoted, reach, scan
+from jobs.lake.duckdb_sql import quoted, register_storage, scan
 from jobs.lake.layout import LABELLED_TABLE, PRODUCTS, Lake
 from jobs.lake.storage import AnyPath
 from jobs.pages.example_pictures import ExampleLocation, thumbnails
@@ -111,7 +111,7 @@ def _database(root: AnyPath) -> Iterator[duckdb.DuckDBPyConnection]:
             "autoinstall_known_extensions": False,
         }
         db = duckdb.connect(":memory:", config=config)
-        reach(db, root)
+        register_storage(db, root)
         try:
             yield db
         finally:

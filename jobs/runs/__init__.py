@@ -1,1 +1,1 @@
-"""Runs made of several steps: a whole night, examples for training, republication, the estimate of a backfill."""
+"""Runs of several steps: a whole night, examples for training, republication, the estimate of a backfill."""

@@ -1,8 +1,8 @@
-"""What a backfill of some days would do and cost, told before it is done.
+"""Estimate of the work and cost of a backfill, before it runs.
 
-Each day is validated and planned, and no more: what these steps write is what a backfill finds again. The plan of the
-first day is the backfill's own; each later one is compared with what is published now, not with what the days before it
-would have changed by then.
+Each day is validated and planned, but not tagged. A later backfill reuses what these two steps write. The plan of the
+first day is exactly the backfill's. The plans of later days are approximate: they are compared with what is published now,
+without the changes of the days before them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from schemas.step_results import EstimateResult
 
 log = logging.getLogger(__name__)
 
-_RUNS: Final = 14  # the newest finished runs, whose steps were measured
+_RUNS: Final = 14  # the number of newest finished runs whose measurements are used
 _COUNTS: Final = (
     "new",
     "changed",
@@ -51,11 +51,11 @@ class Day:
 
     ds: str
     plan: Plan | None = None
-    seconds: float | None = None  # None: a step that it needs was not measured yet
-    why_not: str = ""  # there is no plan
+    seconds: float | None = None  # None if one of its steps was never measured
+    why_not: str = ""  # the reason if there is no plan
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the day as JSON has it: the counts and seconds of a planned one, why another is not."""
+        """Return the day for JSON: counts and seconds if it is planned, the reason if it is not."""
         if self.plan is None:
             return {"ds": self.ds, "why_not": self.why_not}
         counts = {name: getattr(self.plan, name) for name in (*_COUNTS, "unchanged")}
@@ -64,29 +64,29 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a backfill from `first` to `last` would do."""
+    """The estimated work of a backfill from `first` to `last`."""
 
     first: str
     last: str
-    days: tuple[Day, ...]  # all of the range
+    days: tuple[Day, ...]  # every day of the range
 
     @property
     def planned(self) -> list[Day]:
-        """The days that can be done."""
+        """The days that have a plan."""
         return [day for day in self.days if day.plan is not None]
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of all days; None where those of a day are not known."""
+        """The seconds of all planned days, or None if those of one day are unknown."""
         known = [day.seconds for day in self.planned if day.seconds is not None]
         return sum(known) if len(known) == len(self.planned) else None
 
     def total(self, count: str) -> int:
-        """Return the sum of a count of the plans over all days."""
+        """Return the sum of one count of the plans over all planned days."""
         return sum(int(getattr(day.plan, count)) for day in self.planned)
 
     def result(self) -> EstimateResult:
-        """Return it as the step prints it."""
+        """Return the document that the step prints."""
         return EstimateResult(
             first=self.first,
             last=self.last,
@@ -96,7 +96,7 @@ class Estimate:
         )
 
     def table(self) -> str:
-        """Return it as a Markdown table that is one to the eye too."""
+        """Return a Markdown table with aligned columns."""
         rows = [[d.ds, *(f"{getattr(d.plan, name):,}" for name in _COUNTS), _time(d.seconds)] for d in self.planned]
         rows.append(["all", *(f"{self.total(name):,}" for name in _COUNTS), _time(self.seconds)])
         widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
@@ -120,81 +120,88 @@ def estimate(
     attributes: Sequence[str] = (),
     allow_removals: bool = False,
 ) -> Estimate:
-    """Validate and plan each day from `first` to `last` that has an export, and tell what is left to do. Publishes nothing.
+    """Validate and plan each day from `first` to `last` that has an export, and estimate the remaining work.
 
-    A day whose batch is not to be trusted is listed with the reason.
+    Nothing is published. A day that is refused, for a broken critical rule or too many removals, is listed with the reason.
 
     Args:
-        settings: names the lake, and how many products a night tags again for a new model alone.
-        first: first day.
-        last: last day.
-        retag, model, attributes, allow_removals: as `jobs.nightly.plan.plan` takes them.
+        settings: they give the lake, and how many products a night tags again only because of a new model.
+        first: the first day.
+        last: the last day.
+        retag: as in `jobs.nightly.plan.plan`.
+        model: likewise.
+        attributes: likewise.
+        allow_removals: likewise.
 
     Raises:
-        JobError: what `jobs.lake.export_days.exported`, `validate` and `plan` raise.
+        JobError: as `jobs.lake.export_days.exported`, `validate` and `plan` raise it.
     """
     lake = Lake(settings.root)
-    there, missing = exported(lake, first, last)
-    rows = {ds: lake.raw_rows(ds) for ds in sorted([*there, *missing])}
+    with_export, missing = exported(lake, first, last)
+    rows = {ds: lake.raw_rows(ds) for ds in sorted([*with_export, *missing])}
     largest = max(n for n in rows.values() if n is not None)
-    plans: dict[str, Plan | str] = {}
+    outcomes: dict[str, Plan | str] = {}
     with sessions.session(settings, largest):  # one JVM for all days
         for ds, n in rows.items():
             if n is None:
-                plans[ds] = "missing: there is no export"
+                outcomes[ds] = "missing: there is no export"
                 continue
             try:
                 validate.validate(settings, ds)
-                plans[ds] = plan_step.plan(
+                outcomes[ds] = plan_step.plan(
                     settings, ds, retag=retag, model=model, attributes=attributes, allow_removals=allow_removals
                 )
             except RemovalsError as error:
                 log.warning("estimate: %s", error)
-                plans[ds] = "refused: it removes too many products"
+                outcomes[ds] = "refused: it removes too many products"
             except CriticalDataError as error:
                 log.warning("estimate: %s", error)
-                plans[ds] = "refused: it breaks critical rules"
-    measured = rates(lake, next((found.model_version for found in plans.values() if isinstance(found, Plan)), None))
+                outcomes[ds] = "refused: it breaks critical rules"
+    planned = [outcome for outcome in outcomes.values() if isinstance(outcome, Plan)]
+    measured = rates(lake, planned[0].model_version if planned else None)
     days = [
-        Day(ds, found, cost(found, measured)) if isinstance(found, Plan) else Day(ds, why_not=found)
-        for ds, found in plans.items()
+        Day(ds, outcome, cost(outcome, measured)) if isinstance(outcome, Plan) else Day(ds, why_not=outcome)
+        for ds, outcome in outcomes.items()
     ]
-    made = Estimate(first, last, tuple(days))
-    log.info("estimate: against what is published now, at the rates of the newest runs\n%s", made.table())
-    return made
+    result = Estimate(first, last, tuple(days))
+    log.info("estimate: compared with what is published now, at the rates of the newest runs\n%s", result.table())
+    return result
 
 
 def rates(lake: Lake, model_version: str | None) -> Rates:
-    """Return what each step cost in the newest finished runs, by its rows; steps that none had are not there.
+    """Return the cost of each step as a function of its rows, from the newest finished runs; unmeasured steps are left out.
 
-    `tag` is that of this model where it was measured, else that of others.
+    The rate of `tag` is that of this model if it was measured, and otherwise that of other models.
     """
-    found: dict[str, list[StepMetrics]] = {}
+    by_step: dict[str, list[StepMetrics]] = {}
     reports = costs.newest_reports(lake, _RUNS)
     for folder, files in [each for each in reports.items() if "ledger.json" in each[1]][-_RUNS:]:
         for metrics in costs.read_steps(folder, files).values():
             if metrics.rows:
-                found.setdefault(metrics.step, []).append(metrics)
-    tagged = found.get("tag", [])
-    if by_this := [m for m in tagged if m.details.get("model_version") == model_version]:
-        found["tag"] = by_this
-    return {step: _rate(step, measured) for step, measured in found.items()}
+                by_step.setdefault(metrics.step, []).append(metrics)
+    tagged = by_step.get("tag", [])
+    if by_this_model := [m for m in tagged if m.details.get("model_version") == model_version]:
+        by_step["tag"] = by_this_model
+    return {step: _rate(step, measured) for step, measured in by_step.items()}
 
 
 def _rate(step: str, measured: Sequence[StepMetrics]) -> costs.Fit:
-    """Return the line through measurements; where they are too alike for one, the mean of what the step grows with."""
+    """Return the line fitted to measurements; if they are too similar for a fit, a mean rate.
+
+    The mean is per row for steps that grow with their rows, and per run for steps that process whole tables.
+    """
     if fitted := costs.fit([(m.rows, m.seconds) for m in measured]):
         return fitted
     total = sum(m.seconds for m in measured)
     if step in ("preprocess", "tag"):
         return costs.Fit(0.0, total / sum(m.rows for m in measured), len(measured))
-    return costs.Fit(total / len(measured), 0.0, len(measured))  # what goes over the whole tables
+    return costs.Fit(total / len(measured), 0.0, len(measured))
 
 
 def cost(plan: Plan, rates: Rates) -> float | None:
-    """Return the seconds that a run of `plan` would take, shard after shard; None where a step was never measured.
+    """Return the seconds that a run of `plan` would take, one shard after another; None if a step was never measured.
 
-    `plan` itself is counted, since days after the first are planned anew; `validate`, which is done, and `report` are not.
+    The step `plan` counts, because days after the first are planned again. `validate`, which is done, and `report` do not.
     """
     work = [("plan", plan.validation.valid), *(("tag", shard.rows) for shard in plan.shards)]
     if plan.to_preprocess:

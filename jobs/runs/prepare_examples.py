@@ -1,4 +1,4 @@
-"""A day's examples without a night: what training and experiments need."""
+"""Examples of a day without a night, for training and experiments."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from jobs.validation import validate
 
 
 def prepare(settings: Settings, ds: str) -> int:
-    """Validate the imported day `ds` and make the examples that are not there yet; return how many. One JVM does it all.
+    """Validate the imported day `ds`, make its missing examples, and return their number. One JVM serves all steps.
 
     Raises:
-        JobError: what the steps raise: the day is missing or damaged, or the batch is not to be trusted.
+        JobError: as the steps raise it: the day is missing or damaged, or its batch breaks a critical rule.
     """
     refuse_several("prepare")
     with sessions.session(settings, Lake(settings.root).raw_rows(ds)):

@@ -1,8 +1,9 @@
-"""Publications one after the other: a run whose plan went stale is planned anew on what is published now, and goes on.
+"""Serial publication of concurrent runs: a run whose plan became stale is planned again on the current state.
 
-Nights of several days, backfills among them, may run at once. Each publishes by one swap, if the lake still holds what it
-was planned on. Where another run was first, the day is planned anew here; its examples and predictions are there already
-(`jobs.nightly.reuse_predictions`), so that little but the merge is done again. The tables end as if the runs had been one after the other.
+Nights of several days, including backfills, may run at the same time. Each publishes by one swap, if the lake is still in
+the state that it was planned on. If another run came first, the day is planned again here. Its examples and predictions
+exist already (`jobs.nightly.reuse_predictions`), so little more than the merge is repeated. The resulting tables are the
+same as if the runs had run one after another.
 """
 
 from __future__ import annotations
@@ -18,29 +19,29 @@ from schemas.documents import Ledger, Plan
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 10  # each lost one is a publication of someone else
+ATTEMPTS = 10  # each failed attempt means that another run has published
 
 
 def publish_in_turn(settings: Settings, run_id: str) -> Ledger:
-    """Publish a tagged run, planned anew where it is stale; return its ledger, or that of the run that took its place.
+    """Publish a tagged run, planning its day again if the plan is stale; return the ledger of the run that was published.
 
     Raises:
-        StalePlanError: others were first `ATTEMPTS` times.
-        JobError: what plan, preprocess, tag and publish raise.
+        StalePlanError: other runs came first `ATTEMPTS` times.
+        JobError: as plan, preprocess, tag and publish raise it.
     """
     for _ in range(ATTEMPTS - 1):
         try:
             return publish.publish(settings, run_id)
         except StalePlanError as error:
             log.warning("publish: %s", error)
-            run_id = _again(settings, Lake(settings.root).read_plan(run_id)).run_id
-            log.info("publish: run %s takes its place", run_id)
+            run_id = _plan_again(settings, Lake(settings.root).read_plan(run_id)).run_id
+            log.info("publish: run %s replaces it", run_id)
     return publish.publish(settings, run_id)
 
 
-def _again(settings: Settings, stale: Plan) -> Plan:
-    """Plan a day anew as it was planned, and bring it to where it can be published."""
-    made = plan_step.plan(
+def _plan_again(settings: Settings, stale: Plan) -> Plan:
+    """Plan a day again with the same options, and preprocess and tag it, so that it can be published."""
+    plan = plan_step.plan(
         settings,
         stale.ds,
         retag=stale.retag,
@@ -49,7 +50,7 @@ def _again(settings: Settings, stale: Plan) -> Plan:
         replaces=stale.run_id,
         allow_removals=stale.removals_allowed,
     )
-    preprocess.preprocess(settings, made.run_id)
-    if made.shards:
-        tag.tag(settings, made.run_id)
-    return made
+    preprocess.preprocess(settings, plan.run_id)
+    if plan.shards:
+        tag.tag(settings, plan.run_id)
+    return plan

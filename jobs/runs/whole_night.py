@@ -1,4 +1,4 @@
-"""A whole night in one process: what the Airflow DAG does, without Airflow."""
+"""A whole night in one process: the steps of the Airflow DAG, without Airflow."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ def night(
     attributes: Sequence[str] = (),
     allow_removals: bool = False,
 ) -> tuple[Ledger, AnyPath]:
-    """Run every step for the catalog of `ds`; return the ledger and the report's path. Safe to run again at any time.
+    """Run every step for the catalog of `ds`; return the ledger and the path of the report. Safe to run again at any time.
 
     Args:
-        settings: of all steps.
+        settings: the settings of all steps.
         ds: the day.
-        retag, model, attributes, allow_removals: as `jobs.nightly.plan.plan` takes them.
+        retag: as in `jobs.nightly.plan.plan`.
+        model: likewise.
+        attributes: likewise.
+        allow_removals: likewise.
 
     Raises:
-        JobError: what any step raises; the steps before it are kept.
+        JobError: as the steps raise it; the results of finished steps stay.
     """
     preload("great_expectations.expectations", "cma_clip_core.tagger")
     with sessions.session(settings, Lake(settings.root).raw_rows(ds)):  # one JVM for all steps

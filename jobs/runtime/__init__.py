@@ -1,1 +1,1 @@
-"""What every step does around its work: metrics, processes, memory, sentences for failures of the machine."""
+"""Support for running steps: metrics, processes, memory, error messages for failures of the machine."""

@@ -1,6 +1,6 @@
-"""Training in several processes of this machine, each with its share of every batch and of the cores.
+"""Training in several processes on this machine, each with its share of every batch and of the cores.
 
-torch's own launcher starts them and watches them, as `torchrun` does for those of several machines.
+torch's own launcher starts and supervises them, as `torchrun` does on several machines.
 """
 
 from __future__ import annotations
@@ -24,25 +24,35 @@ from schemas.loading import ContractError
 T = TypeVar("T")
 
 _HERE: Final = "127.0.0.1"
-_TOLD = (JobError, CoreError, ContractError)  # what the command line tells without a traceback
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # that torch's launcher handles
+_USER_ERRORS = (JobError, CoreError, ContractError)  # reported by the command line without a traceback
+_SIGNALS: Final = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+)  # torch's launcher replaces their handlers
 
 
-def together(processes: int | None, device: str, run: Callable[..., T], *arguments: object) -> T:
-    """Run a training in so many processes that train together, and return what the first one returns.
+def run_together(processes: int | None, device: str, run: Callable[..., T], *arguments: object) -> T:
+    """Run a training in several processes, and return the result of the first one.
+
+    If `torchrun` started this process, `run` is called directly.
 
     Args:
-        processes: how many; None: one a GPU. On a CPU one, whose threads share the work: several, each of which prepares
-            all batches and takes all of the optimizer's steps, were 9 % faster with `fashion`, 15 % slower with `sample`.
-        device: setting of that name.
-        run: the training, at the top of a module; where `torchrun` started this process, it is run here.
-        arguments: what it is called with; they, and what it returns, are pickled.
+        processes: the number of processes. None means one per GPU, and on a CPU a single process with several threads.
+            Several processes on a CPU, each of which prepares all batches and takes all optimizer steps, were 9 % faster
+            with `fashion` and 15 % slower with `sample`.
+        device: the setting of that name.
+        run: the training, a function at the top level of a module.
+        arguments: the arguments of `run`. They and its result are pickled.
 
     Raises:
-        JobError, CoreError, ContractError: as `run`, in whichever process; or there are fewer GPUs.
+        JobError: as `run` raises it in any process; or there are fewer GPUs than processes.
+        CoreError: as `run` raises it.
+        ContractError: as `run` raises it.
         TransientError: a process was killed.
         RuntimeError: `run` has a bug; its traceback is in the log.
-        SystemExit: this process was told to end.
+        SystemExit: this process received a signal to end.
     """
     if "RANK" in os.environ:
         return run(*arguments)
@@ -51,7 +61,7 @@ def together(processes: int | None, device: str, run: Callable[..., T], *argumen
         raise JobError(f"--processes {processes}: there are {gpus} GPUs, and each process takes one")
     if processes is None:
         processes = gpus or 1
-    if processes == 1 or (device == "cuda" and not gpus):  # which `run` refuses
+    if processes == 1 or (device == "cuda" and not gpus):  # `run` refuses cuda without a GPU
         return run(*arguments)
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -62,18 +72,18 @@ def together(processes: int | None, device: str, run: Callable[..., T], *argumen
         rdzv_backend="c10d", rdzv_endpoint=f"{_HERE}:0", local_addr=_HERE, logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )  # fmt: skip
     threads = process_pool.threads_of_each(processes)
-    with tempfile.TemporaryDirectory() as told, _handlers_kept():
+    with tempfile.TemporaryDirectory() as error_folder, _restored_signal_handlers():
         try:
-            found: T = elastic_launch(config, _member)(threads, Path(told), run, arguments)[0]
+            result: T = elastic_launch(config, _run_member)(threads, Path(error_folder), run, arguments)[0]
         except ChildFailedError as error:
-            # Of those that end because another one did, none has anything to tell.
-            if words := sorted(Path(told).iterdir()):
-                raise pickle.loads(words[0].read_bytes()) from None
+            # Processes that end because another one failed leave no error here.
+            if errors := sorted(Path(error_folder).iterdir()):
+                raise pickle.loads(errors[0].read_bytes()) from None
             rank, failure = error.get_first_failure()
-            raise _ended(rank, processes, failure.exitcode) from error
+            raise _crash_error(rank, processes, failure.exitcode) from error
         except SignalException as error:
             raise SystemExit(128 + error.sigval) from error
-    return found
+    return result
 
 
 def _gpus(device: str) -> int:
@@ -84,20 +94,20 @@ def _gpus(device: str) -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def _ended(rank: int, processes: int, code: int) -> Exception:
-    """Return the error of a process that ended without a word of what a user can do."""
+def _crash_error(rank: int, processes: int, code: int) -> Exception:
+    """Return the error for a process that ended without an error that a user can act on."""
     if code >= 0:
         return RuntimeError(f"process {rank} of the {processes} that train together failed; its traceback is above")
-    why = ", most likely for want of memory" if -code == signal.SIGKILL else ""
+    reason = ", most likely because memory ran out" if -code == signal.SIGKILL else ""
     return TransientError(
-        f"process {rank} of the {processes} that train together was killed by signal {-code}{why}; start it again, and it goes "
-        f"on where its last checkpoint is, or from the beginning with fewer (--processes)"
+        f"process {rank} of the {processes} that train together was killed by signal {-code}{reason}; start it again to "
+        "continue from its last checkpoint, or from the beginning with fewer processes (--processes)"
     )
 
 
 @contextlib.contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """Put the signal handlers back that the launcher replaces."""
+def _restored_signal_handlers() -> Iterator[None]:
+    """Restore the signal handlers that the launcher replaces."""
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     try:
         yield
@@ -106,13 +116,13 @@ def _handlers_kept() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _member(threads: int, told: Path, run: Callable[..., T], arguments: tuple[object, ...]) -> T:
-    """Be one of the processes; leave what a user can act on in the folder `told`, for the one that started it to tell."""
+def _run_member(threads: int, error_folder: Path, run: Callable[..., T], arguments: tuple[object, ...]) -> T:
+    """Run the training in one of the processes. An error for the user goes to `error_folder`, where the parent reads it."""
     process_pool.set_up_process(threads)
     try:
         return run(*arguments)
-    except _TOLD as error:
-        temporary = told.with_name(f"{told.name}.{os.environ['RANK']}")
+    except _USER_ERRORS as error:
+        temporary = error_folder.with_name(f"{error_folder.name}.{os.environ['RANK']}")
         temporary.write_bytes(pickle.dumps(error))
-        temporary.replace(told / os.environ["RANK"])
+        temporary.replace(error_folder / os.environ["RANK"])
         sys.exit(1)

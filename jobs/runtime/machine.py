@@ -1,4 +1,4 @@
-"""What the machine, or the container, lets a job use."""
+"""Cores and memory that a job may use on this machine or in this container."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _LIMITS: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 
 
 def cores() -> int:
-    """Return how many cores there are to run on: by affinity and a container's quota."""
+    """Return the number of usable cores, by CPU affinity and a container's quota."""
     return int(joblib.cpu_count())
 
 
 def memory() -> int:
-    """Return how much memory there is, used or not, in bytes: the machine's, or a container's limit."""
-    found = int(psutil.virtual_memory().total)
+    """Return the total memory in bytes, used or not: the machine's, or a container's limit."""
+    limit = int(psutil.virtual_memory().total)
     for path in _LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # of another version, or "max"
-            found = min(found, int(Path(path).read_text()))
-    return found
+        with contextlib.suppress(OSError, ValueError):  # another cgroup version, or "max"
+            limit = min(limit, int(Path(path).read_text()))
+    return limit

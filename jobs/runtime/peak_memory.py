@@ -1,4 +1,4 @@
-"""How much memory a step takes, that of Spark's JVM and of its Python workers with it: they are processes of their own."""
+"""Peak memory of a step, including its child processes: Spark's JVM and Python workers."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from typing import Final
 
 import psutil
 
-_SECONDS: Final = 0.5  # between two looks, of which each costs 2 ms
+_SECONDS: Final = 0.5  # between two measurements, which cost 2 ms each
 
 
 class PeakMemory:
-    """The largest resident memory so far of this process and all below it, in bytes; while `watch` is open, it grows.
+    """The peak of the resident memory of this process and its descendants, in bytes, updated while `watch` is open.
 
-    Of one that another process of ours started to work beside others: of that one and all below it.
-
-    Pages that processes share count in each, so it is rather too high than too low.
+    In a process of a pool, the parent process and all its descendants count instead. Pages that processes share count in
+    each of them, so the value tends to be too high.
     """
 
     def __init__(self) -> None:
         self.bytes = 0
-        parent = multiprocessing.parent_process()  # of processes that work together: all that it started count
+        parent = multiprocessing.parent_process()
         self._process = psutil.Process(None if parent is None else parent.pid)
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Look at the memory until the block ends."""
+        """Measure the memory at intervals until the block ends."""
         done = threading.Event()
 
         def work() -> None:
@@ -46,9 +45,9 @@ class PeakMemory:
             self.look()
 
     def look(self) -> None:
-        """Take the memory of this moment into account."""
+        """Measure the memory once, and raise the peak if it is higher."""
         used = 0
         for process in (self._process, *self._process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            with contextlib.suppress(psutil.Error):  # the process has ended meanwhile
                 used += process.memory_info().rss
         self.bytes = max(self.bytes, used)

@@ -1,7 +1,7 @@
-"""Work in processes side by side, each with its share of the machine's cores.
+"""Pool of parallel processes, each with its share of the machine's cores.
 
-Small models gain little from a second thread: two that train side by side, a core each, are done sooner than one after the
-other with both.
+Small models gain little from a second thread. Two of them finish sooner in parallel, with one core each, than one after the
+other with both cores.
 """
 
 from __future__ import annotations
@@ -19,62 +19,63 @@ import threadpoolctl
 from tqdm import tqdm
 
 from jobs.runtime import machine
+from jobs.runtime.step_metrics import set_up_logging
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MEMORY = 3 << 30  # bytes that a process which trains is reckoned with
-# Parameters of a model whose steps are bound by the kernels that the interpreter starts one by one, so that a GPU does next to
-# nothing meanwhile (docs/results.md, "Rates on a GPU"): `fashion` has 8 million; ViT-B/32, which fills a GPU, 160.
+_MEMORY = 3 << 30  # bytes reserved for each training process
+# Up to this number of parameters, launching kernels from the interpreter dominates a step, and a GPU is almost idle
+# (docs/lab/2026-11-gpu.md). `fashion` has 8 million; ViT-B/32, which keeps a GPU busy, has 160 million.
 _SMALL = 50_000_000
-_ON_GPU = 6  # processes that share one: each has a context and batches of its own in its memory
+_ON_GPU = 6  # processes that share a GPU; each has its own context and batches in GPU memory
 
 
 def default_processes(most: int) -> int:
-    """Return how many processes to run side by side: one a core, no more than free memory allows or `most`, but one."""
+    """Return the number of parallel processes: one per core, limited by free memory and by `most`, and at least one."""
     free = min(psutil.virtual_memory().available, machine.memory())
     return max(1, min(machine.cores(), int(free // _MEMORY), most))
 
 
 def default_processes_on_gpu(most: int, parameters: int) -> int:
-    """Return how many processes to run side by side on one GPU: of a small model as `default_processes`, but no more than
-    six; of another one, which keeps the GPU busy by itself, one.
+    """Return the number of parallel processes on one GPU.
+
+    A small model gets as many as `default_processes` gives, but at most six. A larger model keeps the GPU busy by itself and
+    gets one.
 
     Args:
-        most: trainings that there are to run.
-        parameters: of the model.
+        most: the number of trainings to run.
+        parameters: the number of parameters of the model.
     """
     return 1 if parameters > _SMALL else min(default_processes(most), _ON_GPU)
 
 
 def executor(processes: int) -> Executor:
-    """Return an executor of so many processes; of one: this process, where work is done as it is submitted.
+    """Return an executor with the given number of processes. With one, this process does the work as it is submitted.
 
-    Its processes end with this one, however it ends.
+    The processes end together with this one, even if it is killed.
     """
     if processes == 1:
-        return _Here()
+        return _InProcessExecutor()
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     return ProcessPoolExecutor(
         processes,
         mp_context=context,
-        initializer=_begin,
+        initializer=_set_up_pool_process,
         initargs=(threads_of_each(processes), context.Value("i", 0), context.RLock()),
     )
 
 
 def threads_of_each(processes: int) -> int:
-    """Return how many threads each of so many processes has, so that together they have the machine's cores."""
+    """Return the number of threads per process, so that all processes together use the machine's cores."""
     return max(1, machine.cores() // processes)
 
 
 def set_up_process(threads: int) -> None:
-    """Set a new process up: its threads, its logs; it ends with the one that started it, however that ends."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # of libraries that are yet to be loaded
+    """Set up the threads and the log of a new process, and let it end when its parent ends, even if that is killed."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # read when the libraries are loaded
         os.environ[name] = str(threads)
     import torch
-
-    from jobs.runtime.step_metrics import set_up_logging
 
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
     torch.set_num_threads(threads)
@@ -82,7 +83,7 @@ def set_up_process(threads: int) -> None:
     set_up_logging()
 
 
-class _Here(Executor):
+class _InProcessExecutor(Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future: Future[T] = Future()
         try:
@@ -92,8 +93,8 @@ class _Here(Executor):
         return future
 
 
-def _begin(threads: int, taken: Synchronized[int], bars: object) -> None:
-    """Set a new process up, with a line of its own for its progress bar."""
+def _set_up_pool_process(threads: int, taken: Synchronized[int], bars: object) -> None:
+    """Set up a new process, with its own line for its progress bar."""
     set_up_process(threads)
     with taken.get_lock():
         os.environ["TQDM_POSITION"] = str(taken.value)

@@ -1,4 +1,4 @@
-"""What every step does around its work: logging, timing, peak memory, and the metrics file of the report."""
+"""Logging, timing and peak memory of a step, and the metrics file that the report reads."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ log = logging.getLogger("jobs")
 
 
 def set_up_logging() -> None:
-    """Log to standard error, so that standard output carries a step's result alone.
+    """Log to standard error, so that standard output carries only the result of a step.
 
-    Of processes that train together the first one tells what they do, the others what is wrong.
+    In a training with several processes, the first one logs everything, and the others only warnings and errors.
     """
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(
@@ -34,20 +34,20 @@ def set_up_logging() -> None:
 
 
 def refuse_several(step: str) -> None:
-    """Raise JobError where `torchrun` started several processes of a step that is made for one.
+    """Raise JobError if `torchrun` started several processes of a step that must run in one.
 
-    They would all do the same work, in one folder.
+    They would all do the same work in the same folder.
     """
     if "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise JobError(
-            f"{step} runs in one process: start it without torchrun, `python -m jobs {step}`; `pretrain` and `train` run "
-            "in several"
+            f"{step} runs in one process: start it without torchrun, `python -m jobs {step}`; only `pretrain` and `train` "
+            "run in several"
         )
 
 
 @dataclass(slots=True)
 class Measured:
-    """What a step fills in while it runs."""
+    """The measurements that a step fills in while it runs."""
 
     rows: int = 0
     details: dict[str, float | int | str] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Measured:
 
 @contextlib.contextmanager
 def measure(step: str, folder: AnyPath | None = None, *, name: str = "") -> Iterator[Measured]:
-    """Time a step, log its rate, and write ``<folder>/steps/<name or step>.json`` when it ends well."""
+    """Time a step, log its rate, and write ``<folder>/steps/<name or step>.json`` if it succeeds."""
     measured, memory = Measured(folder=folder), PeakMemory()
     started_at, start = datetime.now(UTC), time.perf_counter()
     log.info("%s: started", name or step)
@@ -65,7 +65,7 @@ def measure(step: str, folder: AnyPath | None = None, *, name: str = "") -> Iter
     seconds = time.perf_counter() - start
     rate = f", {measured.rows / seconds:,.0f} rows/s" if measured.rows else ""
     log.info(
-        "%s: done in %.1f s, %s rows%s, peak %.0f MB, all processes together",
+        "%s: done in %.1f s, %s rows%s, peak memory of all processes %.0f MB",
         name or step, seconds, f"{measured.rows:,}", rate, memory.bytes / 1e6,
     )  # fmt: skip
     if measured.folder is not None:

@@ -26,48 +26,48 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 _JVM: Final = "-XX:+UseSerialGC -XX:+ExitOnOutOfMemoryError -Djava.net.preferIPv4Stack=true"
-# Light compilation alone: of a job of seconds or a minute the full compiler costs more than it brings.
+# Light compilation only: in a job of seconds or a minute, the full compiler costs more than it saves.
 _LIGHT: Final = "-XX:TieredStopAtLevel=1"
 MANY_ROWS: Final = 250_000
-# Of a module that was sent to an executor the path is relative.
+# Absolute, because the path of a module that was sent to an executor is relative.
 _LOGGING: Final = Path(__file__).absolute().with_name("log4j2.properties").as_uri()
-_BREWS_JAVA: Final = class_archive.path().with_name("java")  # a link, where `.ci/install` made one
+_LINKED_JAVA: Final = class_archive.path().with_name("java")  # a link, where `.ci/install` made one
 FEW_ROWS: Final = 10_000
-# To make, compile and load Java code for each query costs a small night more than it brings; of 37,507 products it is even.
+# Generating, compiling and loading Java code for each query costs a small night more than it saves; 37,507 products break even.
 _INTERPRETED: Final = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
-# Executors come and go: a task that was lost is done again elsewhere, and its files are written under the same names.
+# Executors come and go. A lost task is repeated on another one, and writes its files under the same names.
 _CLUSTER: Final = {
     "spark.executor.memory": "2g",
     "spark.task.maxFailures": "8",
     "spark.stage.maxConsecutiveAttempts": "8",
 }
-_ENDING: Final = 10  # seconds that a JVM which no longer answers may take to end
+_END_SECONDS: Final = 10  # the time that a JVM which no longer answers may take to end
 
 
 @contextlib.contextmanager
 def session(settings: Settings, rows: int | None = None, *, jvm: str | None = None) -> Iterator[SparkSession]:
-    """Yield the process's Spark session, started if there is none; who starts it, stops it.
+    """Yield the Spark session of this process. The call that starts it also stops it.
 
     Args:
-        settings: its master, memory and further options, which win over what is set here.
-        rows: of the catalog it is for; of at most `FEW_ROWS` expressions are interpreted, of more than `MANY_ROWS` the JVM
-            compiles fully. None: not known.
-        jvm: options of the JVM beside the usual ones; by default those that map the class archive.
+        settings: they give the master, the memory, and further options, which override those set here.
+        rows: the rows of the catalog, None if unknown. With at most `FEW_ROWS`, expressions are interpreted; with more than
+            `MANY_ROWS`, the JVM compiles fully.
+        jvm: additional options of the JVM; by default those that map the class archive.
     """
     from py4j.protocol import Py4JError
     from pyspark.sql import SparkSession
 
     active = SparkSession.getActiveSession()
     if active is not None:
-        with _told():
+        with _explained_errors():
             yield active
         return
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    if _BREWS_JAVA.is_dir():
-        os.environ.setdefault("JAVA_HOME", str(_BREWS_JAVA))
+    if _LINKED_JAVA.is_dir():
+        os.environ.setdefault("JAVA_HOME", str(_LINKED_JAVA))
     local_master = settings.spark_master.startswith("local")
     if local_master:
-        # Without a hostname look-up, so that it starts where the machine's own name does not resolve.
+        # Avoids a hostname look-up, so that Spark starts even if the machine's own name does not resolve.
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     local = Lake(settings.root).work / "scratch"
     compiler = "" if rows is not None and rows > MANY_ROWS else _LIGHT
@@ -80,31 +80,30 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
         "spark.local.dir": str(local),
         "spark.sql.warehouse.dir": str(local / "warehouse"),
         "spark.sql.session.timeZone": "UTC",
-        "spark.sql.shuffle.partitions": "16",  # adaptive execution joins small ones
+        "spark.sql.shuffle.partitions": "16",  # adaptive execution merges small ones
         "spark.sql.adaptive.coalescePartitions.minPartitionSize": "4m",
-        # Spark's own writer makes only what the next steps read once; what lasts is written by `jobs.lake.parquet`.
+        # Spark's own writer only writes tables that the next steps read once. `jobs.lake.parquet` writes lasting ones.
         "spark.sql.parquet.compression.codec": "snappy",
         "spark.hadoop.parquet.enable.dictionary": "false",
         "spark.sql.sources.partitionColumnTypeInference.enabled": "false",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "512",
-        "spark.sql.execution.arrow.maxBytesPerBatch": str(
-            64 * 2**20
-        ),  # of texts that are each as long as a line may be
+        # Reached by batches of texts that each have the maximum length of a line.
+        "spark.sql.execution.arrow.maxBytesPerBatch": str(64 * 2**20),
         "spark.sql.execution.arrow.pyspark.enabled": "true",
-        # On, it is in the environment of some workers and not of others, and so none is used again by the next step.
+        # If it is on, it is in the environment of only some workers, and the next step cannot reuse them.
         "spark.sql.execution.pyspark.udf.simplifiedTraceback.enabled": "false",
-        # On, each operator asks the JVM five things to name its line in an error.
+        # If it is on, each operator makes five calls to the JVM, to name its line in an error.
         "spark.python.sql.dataFrameDebugging.enabled": "false",
         "spark.hadoop.parquet.page.write-checksum.enabled": "true",
         "spark.hadoop.parquet.page.verify-checksum.enabled": "true",
-        # By a footer, which has no checksum, no row is left out.
+        # A footer has no checksum. So its statistics must not decide which rows are skipped.
         "spark.sql.parquet.filterPushdown": "false",
-        "spark.hadoop.parquet.block.size": str(32 * 2**20),  # held in memory by each writing task
+        "spark.hadoop.parquet.block.size": str(32 * 2**20),  # each writing task holds one block in memory
         "spark.hadoop.mapreduce.fileoutputcommitter.marksuccessfuljobs": "false",
     }
     if not storage.on_disk(settings.root):
         options |= s3a.options()
-    # The daemon is started before what is sent along is there.
+    # Only locally: on a cluster the daemon starts before the modules that are sent to the executors have arrived.
     options |= {"spark.python.daemon.module": "jobs.nightly.spark_worker_daemon"} if local_master else _CLUSTER
     if rows is not None and rows <= FEW_ROWS:
         options |= _INTERPRETED
@@ -112,11 +111,11 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
     builder = SparkSession.builder.master(settings.spark_master).appName("catalog-attribute-tagger")
     builder = reduce(lambda b, option: b.config(*option), options.items(), builder)
     spark = builder.getOrCreate()
-    modules = tempfile.TemporaryDirectory(prefix="modules-")  # executors fetch it when they need it
+    modules = tempfile.TemporaryDirectory(prefix="modules-")  # executors fetch the modules when they need them
     try:
         if not local_master:
-            spark.sparkContext.addPyFile(str(_packed(Path(modules.name))))
-        with _told():
+            spark.sparkContext.addPyFile(str(_pack_modules(Path(modules.name))))
+        with _explained_errors():
             yield spark
     except JobError:
         raise
@@ -134,20 +133,20 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """Tell of a full disk or a damaged file, which Spark says in hundreds of lines, in one."""
+def _explained_errors() -> Iterator[None]:
+    """Turn Spark's errors about a full disk or a damaged file, hundreds of lines long, into a JobError of one line."""
     try:
         yield
     except JobError:
         raise
     except Exception as error:
-        if (told := explain(error)) is not None:
-            raise told from error
+        if (explained := explain(error)) is not None:
+            raise explained from error
         raise
 
 
-def _packed(folder: Path) -> Path:
-    """Return a zip of this project's modules, for executors: what else they need is in their Python environment."""
+def _pack_modules(folder: Path) -> Path:
+    """Write a zip of this project's modules for executors, and return its path. Their Python environment has the rest."""
     repository = Path(__file__).resolve().parents[2]
     with zipfile.ZipFile(folder / "catalog_attribute_tagger.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for package in ("jobs", "cma_clip_core", "schemas"):
@@ -158,13 +157,13 @@ def _packed(folder: Path) -> Path:
 
 
 def scratch(settings: Settings, lake: Lake) -> AnyPath:
-    """Return where steps put tables between two queries: on a disk, if all executors see that."""
+    """Return the folder for tables between two queries: a local one if Spark runs locally, otherwise one in the lake."""
     return lake.work / "scratch" if settings.spark_master.startswith("local") else lake.scratch
 
 
 def _has_ended(jvm: subprocess.Popen[bytes]) -> bool:
     try:
-        jvm.wait(_ENDING)
+        jvm.wait(_END_SECONDS)
     except subprocess.TimeoutExpired:
         return False
     return True

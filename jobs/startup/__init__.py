@@ -1,1 +1,1 @@
-"""Faster starts of steps."""
+"""Faster starts and ends of steps."""

@@ -1,4 +1,4 @@
-"""Modules that take seconds to import (Great Expectations, torch), loaded while Spark's JVM works and Python waits for it."""
+"""Background import of slow modules (Great Expectations, torch), while Python waits for Spark's JVM."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import threading
 
 
 def preload(*modules: str) -> None:
-    """Import modules in the background; who needs one before it is loaded, waits for it as ever."""
+    """Import modules in the background. An ordinary import of one of them waits until it is loaded."""
 
     def work() -> None:
-        # Each of Spark's thousands of small answers would wait this long for the interpreter.
+        # Otherwise each of Spark's thousands of small answers would wait a full switch interval for the interpreter.
         interval = sys.getswitchinterval()
         sys.setswitchinterval(interval / 10)
         try:

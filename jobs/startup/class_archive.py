@@ -1,8 +1,9 @@
-"""The classes of Spark's JVM in one file that is mapped, instead of thousands that are read, parsed and verified.
+"""Archive of the classes of Spark's JVM: one memory-mapped file instead of thousands that are read, parsed and verified.
 
-Starting Spark and its first queries is mostly the loading of some 20,000 classes. Java keeps them, ready, in an archive
-(application class-data sharing, JEP 350), recorded once on each machine: ``python -m jobs.demo.record_class_archive``, which `make
-install` runs. It halves the CPU time of a small job. An archive of another Java or Spark is passed over without a word.
+Starting Spark and running its first queries mostly means loading some 20,000 classes. Java can keep them preloaded in an
+archive (application class-data sharing, JEP 350). `make install` records it once on each machine by
+``python -m jobs.demo.record_class_archive``. The archive halves the CPU time of a small job. Java silently ignores an archive
+of another Java or Spark version.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ QUIET: Final = "-Xlog:disable -Xlog:all=error:stderr"
 
 
 def path() -> Path:
-    """Return where the archive of this environment's Spark is kept."""
+    """Return the path of the archive for this environment's Spark."""
     return Path(sys.prefix) / "share" / "catalog-attribute-tagger" / f"spark-{pyspark.__version__}.jsa"
 
 
 def options() -> str:
-    """Return the JVM options that make use of the archive, if there is one."""
-    found = path()
-    return f"-XX:SharedArchiveFile={found} {QUIET}" if found.is_file() and " " not in str(found) else ""
+    """Return the JVM options to use the archive, or '' if there is none."""
+    archive = path()
+    return f"-XX:SharedArchiveFile={archive} {QUIET}" if archive.is_file() and " " not in str(archive) else ""

@@ -1,8 +1,8 @@
-"""The end of a process that runs a step.
+"""Fast exit of a process that has run a step.
 
-Taking a process apart that has imported Spark, torch and Great Expectations takes Python two seconds, a twentieth of a
-small night. The step is over by then and its files are closed, so the process is left at once, after all that was
-registered to run at its end.
+The shutdown of an interpreter that has imported Spark, torch and Great Expectations takes two seconds, a twentieth of a
+small night. The step is finished by then and its files are closed. So the process ends without it, right after the
+registered exit functions.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import sys
 from collections.abc import Callable
 
 
-class Leaving:
-    """Made before any other import, so that what it registers is the last to run."""
+class FastExit:
+    """An exit function that ends the process at once. Create it before any other import, so that it runs last."""
 
     def __init__(self) -> None:
-        self._status = 1  # an exception that nobody caught: Python prints it before the exit functions run
-        atexit.register(self._leave)
+        self._status = 1  # for an uncaught exception, which Python prints before the exit functions run
+        atexit.register(self._exit)
 
-    def after(self, main: Callable[[], object]) -> None:
-        """Run `main`; its end, by whatever way, is the process's exit status."""
+    def run(self, main: Callable[[], object]) -> None:
+        """Run `main`, and record the exit status of the process, however `main` ends."""
         try:
             main()
             self._status = 0
@@ -29,7 +29,7 @@ class Leaving:
             self._status = end.code if isinstance(end.code, int) else int(end.code is not None)
             raise
 
-    def _leave(self) -> None:
+    def _exit(self) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(self._status)

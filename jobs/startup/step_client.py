@@ -1,14 +1,14 @@
-"""Steps that begin with their libraries loaded: each is forked from one process that imported them.
+"""Client of the step server, which forks steps from one process that has their libraries loaded.
 
-Python needs five seconds to import torch and what open_clip takes with it, and four for Great Expectations: longer than a
-small shard takes to tag. A server, started with Airflow on its machine, imports them once; it starts no threads of work and
-touches no GPU, so that its forks can. Our own modules are imported by each step as ever.
+Python needs five seconds to import torch and the dependencies of open_clip, and four for Great Expectations. That is longer
+than tagging a small shard. A server, started together with Airflow on its machine, imports them once. The server itself
+starts no worker threads and uses no GPU, so that its forks can. This project's own modules are imported by each step.
 
     server = step_client.launch(folder / "steps.sock", log, os.environ)   # beside Airflow
     step = step_client.start(address, ["tag", "--run", run], os.environ, cwd)  # as subprocess.Popen with pipes
 
-The step is what ``python -m jobs`` is in every other way: its own session (so that its whole tree can be ended), the
-caller's environment and folder, an exit status. Its caller gone, it is ended; the server gone, its steps are.
+In all other respects a step is the same as ``python -m jobs``. It has the caller's environment and folder, an exit status,
+and its own session, so that all its processes can be ended together. A step is ended when its caller or the server is gone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
-VARIABLE: Final = "TAGGING_STEP_SERVER"  # in the environment of who starts steps: the server's address
+VARIABLE: Final = "TAGGING_STEP_SERVER"  # the environment variable by which callers find the server's address
 LIBRARIES: Final = (  # in the order in which a night needs them
     "pyarrow.dataset",
     "pyspark.sql",
@@ -34,46 +34,46 @@ LIBRARIES: Final = (  # in the order in which a night needs them
     "torch",
     "open_clip",
 )
-# A bar of progress that is drawn anew ten times a second is a line of a task's log each time. Read as tqdm is imported.
+# In the log of a task, each refresh of a progress bar is a line. So they are rare. tqdm reads these when it is imported.
 LINES_OF_PROGRESS: Final = {
     "TAGGING_PROGRESS": "true", "TQDM_MININTERVAL": "30", "TQDM_ASCII": " #", "TQDM_NCOLS": "100",
 }  # fmt: skip
-GRACE_SECONDS: Final = 10.0  # between the request to end and the end by force
-STARTED, ENDED = b"started", b"ended"  # what an answer begins with: a process follows, or its exit status
-_ANSWERING: Final = 60.0  # and the server to start it; the longest library loads in a few
+GRACE_SECONDS: Final = 10.0  # between SIGTERM and SIGKILL
+STARTED, ENDED = b"started", b"ended"  # the first word of an answer; a process id or an exit status follows
+_ANSWER_SECONDS: Final = 60.0  # for the server to start a step; it may be loading a library, which takes a few seconds
 
 
 def supported() -> bool:
-    """Return whether this system has what the server needs (Linux: file descriptors of processes)."""
+    """Return whether this system supports the server, which needs Linux's file descriptors for processes."""
     return hasattr(os, "pidfd_open") and hasattr(socket, "recv_fds")
 
 
 def launch(address: Path, log_file: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a server that answers at `address`, in a folder of this user alone; it ends with its standard input."""
+    """Start a server that answers at `address`, in a folder that only this user can enter. It ends when its stdin closes."""
     with log_file.open("a") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "jobs.step_server_main", str(address)],
-            cwd=Path(__file__).resolve().parents[2],  # as of a step: this is where it finds our modules
+            cwd=Path(__file__).resolve().parents[2],  # where Python finds this project's modules
             env={**LINES_OF_PROGRESS, **environment}, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
 
 
 class Step:
-    """A step that a server has started; as much of `subprocess.Popen` as is needed of it."""
+    """A step started by the server, with the part of the interface of `subprocess.Popen` that callers need."""
 
     def __init__(self, connection: socket.socket, pid: int, stdout: IO[str], stderr: IO[str]) -> None:
         self.pid, self.stdout, self.stderr = pid, stdout, stderr
         self.returncode: int | None = None
         self._connection = connection
-        # Whoever waits may be interrupted by a signal whose handler waits too; threads can be joined again.
+        # A signal handler may wait while its thread waits already. Joining a thread is safe to nest.
         self._reader = threading.Thread(target=self._read, name=f"step {pid}", daemon=True)
         self._reader.start()
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit status, negative for a signal, as `subprocess.Popen.wait`.
+        """Return the exit status, negative for a signal, like `subprocess.Popen.wait`.
 
         Raises:
-            subprocess.TimeoutExpired: it has not ended in that many seconds.
+            subprocess.TimeoutExpired: the step has not ended within `timeout` seconds.
         """
         self._reader.join(timeout)
         if self.returncode is None:
@@ -82,9 +82,9 @@ class Step:
 
     def _read(self) -> None:
         with self._connection:
-            answer = _line(self._connection)
-        status = _number(answer, ENDED)
-        if status is None:  # the server is gone: ended by force, it could not end its steps
+            answer = _read_line(self._connection)
+        status = _parse_number(answer, ENDED)
+        if status is None:  # the server was killed, and could not end its steps
             end_group(self.pid, signal.SIGKILL)
         self.returncode = -signal.SIGKILL if status is None else status
 
@@ -93,22 +93,22 @@ def start(address: Path, arguments: Sequence[str], environment: Mapping[str, str
     """Start ``python -m jobs`` with `arguments` by the server at `address`.
 
     Raises:
-        OSError: there is no server, or it could not start the step.
+        OSError: there is no server at `address`, or it could not start the step.
     """
-    wanted = json.dumps({"arguments": list(arguments), "environment": dict(environment), "cwd": str(cwd)})
+    request = json.dumps({"arguments": list(arguments), "environment": dict(environment), "cwd": str(cwd)})
     connection = socket.socket(socket.AF_UNIX)
     out, out_end = os.pipe()
     err, err_end = os.pipe()
     try:
-        connection.settimeout(_ANSWERING)
+        connection.settimeout(_ANSWER_SECONDS)
         connection.connect(str(address))
         socket.send_fds(connection, [b"\n"], [out_end, err_end])
-        connection.sendall(wanted.encode() + b"\n")
-        answer = _line(connection)
-        pid = _number(answer, STARTED)
-        if pid is None:  # "ended": before it was the process that was asked for
-            why = answer.decode(errors="replace").removeprefix("error: ")
-            raise OSError(f"the step server at {address} did not start the step{f': {why}' if why else ''}")
+        connection.sendall(request.encode() + b"\n")
+        answer = _read_line(connection)
+        pid = _parse_number(answer, STARTED)
+        if pid is None:  # an error, or "ended": the fork ended before it had become the step
+            reason = answer.decode(errors="replace").removeprefix("error: ")
+            raise OSError(f"the step server at {address} did not start the step{f': {reason}' if reason else ''}")
         connection.settimeout(None)
     except OSError:
         connection.close()
@@ -122,14 +122,14 @@ def start(address: Path, arguments: Sequence[str], environment: Mapping[str, str
     return Step(connection, pid, *opened)
 
 
-def _number(answer: bytes, word: bytes) -> int | None:
-    """Return the number that follows `word` in an answer; None where the answer is another one."""
-    found = answer.removeprefix(word + b" ")
-    return int(found) if found != answer and found.removeprefix(b"-").isdigit() else None
+def _parse_number(answer: bytes, word: bytes) -> int | None:
+    """Return the number that follows `word` in an answer, or None if the answer has another form."""
+    number = answer.removeprefix(word + b" ")
+    return int(number) if number != answer and number.removeprefix(b"-").isdigit() else None
 
 
-def _line(connection: socket.socket) -> bytes:
-    """Return what comes until the line ends; nothing where the other side is gone. Reads no byte of what follows."""
+def _read_line(connection: socket.socket) -> bytes:
+    """Return the next line, or nothing if the other side is gone. No byte after the line is read."""
     line = b""
     while not line.endswith(b"\n"):
         with contextlib.suppress(ConnectionResetError):

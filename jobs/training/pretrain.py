@@ -25,12 +25,11 @@ from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
 from jobs.training import workdir
 from jobs.training.dataset import LabelledSet, dataset
-from schemas.taxonomy import Taxonomy, load_taxonomy
+from schemas.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
-    import torch
-
-    from cma_clip_core.inputs.distributed import World
+    from cma_clip_core.inputs.compute import Compute
+    from cma_clip_core.inputs.learning_problem import LearningProblem
     from cma_clip_core.model.tower_files import TowersMetrics
 
 log = logging.getLogger(__name__)
@@ -52,8 +51,11 @@ def pretrain(settings: Settings, ds: str) -> str:
         JobError: there are no examples for this configuration and taxonomy, too few, or no such device.
         TransientError: a checkpoint cannot be written, such as on a full disk.
     """
+    from cma_clip_core.catalog.examples import read_index
     from cma_clip_core.inputs import distributed
+    from cma_clip_core.inputs.compute import Compute
     from cma_clip_core.inputs.devices import resolve_device
+    from cma_clip_core.inputs.learning_problem import LearningProblem
 
     lake = Lake(settings.root)
     config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
@@ -62,7 +64,8 @@ def pretrain(settings: Settings, ds: str) -> str:
         world = distributed.join(device)
         with world.first_before_others():
             labelled = dataset(settings, ds)
-        name = _pretrain(settings, lake, config, taxonomy, labelled, device, world)
+        problem = LearningProblem.build(config, taxonomy, read_index(labelled.table, lake.root))
+        name = _pretrain(lake, labelled, problem, Compute(device, world, settings.progress and world.is_first))
     except CoreError as error:
         raise as_job_error(error) from error
     finally:
@@ -70,23 +73,16 @@ def pretrain(settings: Settings, ds: str) -> str:
     return name
 
 
-def find_or_pretrain(
-    settings: Settings,
-    lake: Lake,
-    config: ModelConfig,
-    taxonomy: Taxonomy,
-    labelled: LabelledSet,
-    device: torch.device,
-    world: World,
-) -> str:
+def find_or_pretrain(lake: Lake, labelled: LabelledSet, problem: LearningProblem, compute: Compute) -> str:
     """Return the newest towers of this configuration and labelled set, pretrained now where there are none, as `pretrain`.
 
     Raises:
         CoreError: as `cma_clip_core.training.pretraining.pretrain`.
     """
-    name = world.broadcast_object(_newest(lake, config, labelled) if world.is_first else "")
+    world = compute.world
+    name = world.broadcast_object(_newest(lake, problem.config, labelled) if world.is_first else "")
     if not name:
-        return _pretrain(settings, lake, config, taxonomy, labelled, device, world)
+        return _pretrain(lake, labelled, problem, compute)
     log.info("pretrained towers of this configuration and labelled set are there: %s", lake.towers / name)
     return name
 
@@ -111,28 +107,18 @@ def _newest(lake: Lake, config: ModelConfig, labelled: LabelledSet) -> str:
     return max(found, default=(None, ""))[1]
 
 
-def _pretrain(
-    settings: Settings,
-    lake: Lake,
-    config: ModelConfig,
-    taxonomy: Taxonomy,
-    labelled: LabelledSet,
-    device: torch.device,
-    world: World,
-) -> str:
-    from cma_clip_core.catalog.examples import read_index
+def _pretrain(lake: Lake, labelled: LabelledSet, problem: LearningProblem, compute: Compute) -> str:
     from cma_clip_core.model import tower_files
     from cma_clip_core.training.pretraining import pretrain as run
     from cma_clip_core.training.pretraining import pretraining_config
 
+    config, world = problem.config, compute.world
     with measure("pretrain") as measured:
-        index = read_index(labelled.table, lake.root)
         decides, set_id = pretraining_config(config), labelled.manifest.set_id
         work = workdir.work_folder(lake.work / "towers", decides, set_id, processes=world.size)
         if world.is_first:
             workdir.begin(work, config, set_id, world.size)
-        progress = settings.progress and world.is_first
-        backbone, metrics = run(config, taxonomy, index, device, folder=work, world=world, progress=progress)
+        backbone, metrics = run(problem, compute, folder=work)
         if not world.is_first:
             return world.broadcast_object("")
         metrics = of_set(metrics, lake, labelled)

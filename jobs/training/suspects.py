@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cma_clip_core.config import ModelConfig, load_config
+from cma_clip_core.config import load_config
 from cma_clip_core.content.paths import AnyPath, open_parquet
 from cma_clip_core.errors import CoreError
 from jobs.errors import as_job_error
@@ -29,14 +29,13 @@ from jobs.training.dataset import dataset
 from jobs.training.pretrain import find_towers, with_towers
 from jobs.training.suspects_page import render_suspects
 from schemas.tables import SUSPECTS
-from schemas.taxonomy import Taxonomy, load_taxonomy
+from schemas.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
-    import torch
-
-    from cma_clip_core.catalog.examples import ExampleIndex
     from cma_clip_core.evaluation.label_errors import Suspect
     from cma_clip_core.evaluation.predictions import Predictions
+    from cma_clip_core.inputs.compute import Compute
+    from cma_clip_core.inputs.learning_problem import LearningProblem
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,9 @@ def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None 
     """
     from cma_clip_core.catalog.examples import read_index
     from cma_clip_core.evaluation.label_errors import find_suspects
+    from cma_clip_core.inputs.compute import Compute
     from cma_clip_core.inputs.devices import resolve_device
+    from cma_clip_core.inputs.learning_problem import LearningProblem
     from cma_clip_core.model.tower_files import check as check_towers
 
     refuse_several("suspects")
@@ -80,9 +81,8 @@ def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None 
     with measure("suspects", folder) as measured:
         try:
             index, device = read_index(labelled.table, lake.root), resolve_device(settings.device)
-            found, products = _out_of_fold(
-                with_towers(config, start), taxonomy, index, device, work, folds, settings.progress
-            )
+            problem = LearningProblem.build(with_towers(config, start), taxonomy, index)
+            found, products = _out_of_fold(problem, Compute(device, progress=settings.progress), work, folds)
         except CoreError as error:
             raise as_job_error(error) from error
         listed = [s for p, temperature in found.values() for s in find_suspects(p, temperature)]
@@ -104,13 +104,7 @@ def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None 
 
 
 def _out_of_fold(
-    config: ModelConfig,
-    taxonomy: Taxonomy,
-    index: ExampleIndex,
-    device: torch.device,
-    work: Path,
-    folds: int,
-    progress: bool,
+    problem: LearningProblem, compute: Compute, work: Path, folds: int
 ) -> tuple[dict[str, tuple[Predictions, float]], int]:
     """Return each attribute's out-of-fold predictions with their temperature, and how many products they are of.
 
@@ -121,28 +115,28 @@ def _out_of_fold(
     from cma_clip_core.evaluation.label_errors import fold_index
     from cma_clip_core.evaluation.learnable import find_unlearnable
     from cma_clip_core.evaluation.predictions import Predictions, join
-    from cma_clip_core.model.class_layout import ClassLayout
-    from cma_clip_core.model.tokenizer import Tokenizer
     from cma_clip_core.training.fit import fit
 
-    layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
+    taxonomy = problem.taxonomy
     parts: list[dict[str, Predictions]] = []
     not_learnt: set[str] = set()
     for fold in range(folds):
         kept = work / f"fold={fold}"
-        held = fold_index(index, fold, folds)
-        not_learnt |= find_unlearnable(held, layout, config.selection.least_labels).keys()
+        part = replace(problem, index=fold_index(problem.index, fold, folds))
+        not_learnt |= find_unlearnable(part.index, part.layout, part.config.selection.least_labels).keys()
         if not (kept / "done").exists():
             log.info("suspects: fold %d of %d", fold + 1, folds)
-            model, _ = fit(config, taxonomy, held, device, folder=work / f"training={fold}", progress=progress)
-            for name, p in evaluate(model, held, "test", config, layout, tokenizer, device).items():
+            model, _ = fit(part, compute, folder=work / f"training={fold}")
+            for name, p in evaluate(model, part, "test", compute.device).items():
                 storage.write_bytes(kept / f"{name}.npz", p.to_bytes())
             storage.write_bytes(kept / "done", b"")
             shutil.rmtree(work / f"training={fold}", ignore_errors=True)
         parts.append(
             {a.name: Predictions.from_bytes(a, (kept / f"{a.name}.npz").read_bytes()) for a in taxonomy.attributes}
         )
-    joined = {name: join([part[name] for part in parts]) for name in taxonomy.names if name not in not_learnt}
+    joined = {
+        name: join([by_attribute[name] for by_attribute in parts]) for name in taxonomy.names if name not in not_learnt
+    }
     products = {product for p in joined.values() for product in p.products}
     # Every prediction is out of fold, so all of them may tell how sure the models may be.
     return {name: (p, fit_temperature(p)) for name, p in joined.items()}, len(products)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,13 +30,11 @@ from jobs.training import workdir
 from jobs.training.dataset import LabelledSet, dataset
 from jobs.training.labelled_rows import count_labels_of_sides
 from jobs.training.pretrain import checked_origin, find_or_pretrain, find_towers, with_towers
-from schemas.taxonomy import Taxonomy, load_taxonomy
+from schemas.taxonomy import load_taxonomy
 
 if TYPE_CHECKING:
-    import torch
-
-    from cma_clip_core.catalog.examples import ExampleIndex
-    from cma_clip_core.inputs.distributed import World
+    from cma_clip_core.inputs.compute import Compute
+    from cma_clip_core.inputs.learning_problem import LearningProblem
     from cma_clip_core.training.fit import Trained
 
 log = logging.getLogger(__name__)
@@ -59,8 +58,11 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
             with `towers`, or with a configuration that names pretrained weights.
         TransientError: a checkpoint cannot be written, such as on a full disk.
     """
+    from cma_clip_core.catalog.examples import read_index
     from cma_clip_core.inputs import distributed
+    from cma_clip_core.inputs.compute import Compute
     from cma_clip_core.inputs.devices import resolve_device
+    from cma_clip_core.inputs.learning_problem import LearningProblem
 
     lake = Lake(settings.root)
     config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
@@ -70,12 +72,14 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
     try:
         device = resolve_device(settings.device)
         world = distributed.join(device)
+        compute = Compute(device, world, settings.progress and world.is_first)
         with world.first_before_others():
             labelled = dataset(settings, ds)
+        problem = LearningProblem.build(config, taxonomy, read_index(labelled.table, lake.root))
         if pretrain:
-            start = find_towers(lake, find_or_pretrain(settings, lake, config, taxonomy, labelled, device, world))
+            start = find_towers(lake, find_or_pretrain(lake, labelled, problem, compute))
         with measure("train") as measured:
-            version = _train(settings, lake, config, taxonomy, labelled, start, device, world, measured.details)
+            version = _train(lake, labelled, problem, compute, start, measured.details)
             measured.rows = int(measured.details.get("examples", 0))
             measured.folder = lake.model_reports(ds, version) if version else None
     except CoreError as error:
@@ -116,35 +120,33 @@ def _promote(settings: Settings, version: str) -> None:
 
 
 def _train(
-    settings: Settings,
     lake: Lake,
-    config: ModelConfig,
-    taxonomy: Taxonomy,
     labelled: LabelledSet,
+    problem: LearningProblem,
+    compute: Compute,
     start: Path | None,
-    device: torch.device,
-    world: World,
     details: dict[str, float | int | str],
 ) -> str:
-    from cma_clip_core.catalog.examples import read_index
     from cma_clip_core.training import fit
 
-    index = read_index(labelled.table, lake.root)
+    index, world = problem.index, compute.world
     log.info(
         "train: %d examples of %d families: %d to train on, %d to validate, %d to test",
         len(index.row), index.families, index.count("train"), index.count("validation"), index.count("test"),
     )  # fmt: skip
     seen = None if start is None or not world.is_first else checked_origin(lake, start, labelled)
-    begins, set_id = with_towers(config, start), labelled.manifest.set_id
-    work = workdir.work_folder(lake.work / "models", begins, set_id, taxonomy.fingerprint, processes=world.size)
+    begins, set_id = replace(problem, config=with_towers(problem.config, start)), labelled.manifest.set_id
+    work = workdir.work_folder(
+        lake.work / "models", begins.config, set_id, problem.taxonomy.fingerprint, processes=world.size
+    )
     if not world.is_first:
-        fit.fit(begins, taxonomy, index, device, folder=work, world=world, progress=False)
+        fit.fit(begins, compute, folder=work)
         world.wait()  # until the version is there, and what it was made of not needed any more
         shutil.rmtree(work, ignore_errors=True)  # on another machine: what frozen towers give
         return ""
-    workdir.begin(work, config, set_id, world.size)
-    trained = fit.train(begins, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
-    version = save_version(trained, config, taxonomy, start, lake, labelled, index, lake.work / "models", towers=seen)
+    workdir.begin(work, problem.config, set_id, world.size)
+    trained = fit.train(begins, compute, folder=work)
+    version = save_version(trained, problem, lake, labelled, lake.work / "models", start, towers=seen)
     storage.send_folder(lake.work / "models" / version, lake.models / version, last=registry.SUMS)
     workdir.finish(work, lake.model_reports(labelled.manifest.ds, version) / LOGS)
     world.wait()
@@ -171,42 +173,38 @@ def _train(
 
 def save_version(
     trained: Trained,
-    config: ModelConfig,
-    taxonomy: Taxonomy,
-    start: Path | None,
+    problem: LearningProblem,
     lake: Lake,
     labelled: LabelledSet,
-    index: ExampleIndex,
     models: Path,
+    start: Path | None = None,
     towers: TowersOrigin | None = None,
     origin: ExperimentOrigin | None = None,
 ) -> str:
-    """Write a trained model into the folder `models` as a version, with what it was trained on, and return its name.
+    """Write a trained model into the folder `models` as a version that records its origin, and return the version's name.
 
     Args:
         trained: the model, its thresholds and metrics.
-        config: what it was trained with, but for the towers.
-        taxonomy: what it predicts.
-        start: folder of the pretrained towers that it began with; None: what the configuration says.
-        lake: where the labelled set is.
-        labelled: the set that its products are of.
-        index: these products.
-        models: where versions are.
-        towers: what the pretrained towers saw; None: not begun with towers of the lake.
-        origin: the experiment that it was trained by; None: it was trained by itself.
+        problem: the configuration, the classes and the products it was trained with; `start` replaces its towers.
+        lake: the lake of the labelled set.
+        labelled: the labelled set that the products belong to.
+        models: the folder of versions.
+        start: folder of the pretrained towers that training started from; None: those of the configuration.
+        towers: the origin of the pretrained towers; None: training did not start from towers of the lake.
+        origin: the experiment that trained the model; None: `train` did.
     """
-    # Kept as they are named in the lake: a version knows nothing of the place it was made in.
-    made_with = with_towers(config, start and Path(origin.folder if origin else "") / "towers" / start.name)
+    # A version names its towers as the lake does: a path on the machine that trained it means nothing elsewhere.
+    made_with = with_towers(problem.config, start and Path(origin.folder if origin else "") / "towers" / start.name)
     trained.metrics = trained.metrics.model_copy(
         update={
             "labelled_set": lake.relative(labelled.folder),
             "catalog_day": labelled.manifest.ds,
-            "labels": count_labels_of_sides(labelled.table, lake, index),
+            "labels": count_labels_of_sides(labelled.table, lake, problem.index),
             "towers": towers,
             "experiment": origin,
         }
     )
-    return registry.save(trained, made_with, taxonomy, models, datetime.now(UTC))
+    return registry.save(trained, made_with, problem.taxonomy, models, datetime.now(UTC))
 
 
 def _percent(value: float | None) -> str:

@@ -1,1 +1,1 @@
-"""Upkeep of the lake: inventory, retention, repair, and the published tables as people list them."""
+"""Upkeep of the lake: inventory, retention, repair, and commands that list, read and roll back the published tables."""

@@ -1,4 +1,4 @@
-"""What is published: list it, read a past day, go back to an earlier run."""
+"""List the published tables, read them as of a past day, and roll back to an earlier run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def reader_lines(lake: Lake) -> dict[str, str]:
-    """Return, for each engine, the line that reads the live tables with no code of ours."""
+    """Return, for each engine, a line of code that reads the live tables without this project."""
     if not storage.on_disk(lake.root):
         files = f"fsspec.open({str(lake.current)!r}).open().read().decode().splitlines()"
         return {
@@ -41,12 +41,12 @@ def reader_lines(lake: Lake) -> dict[str, str]:
 def runs(lake: Lake) -> list[RunManifest]:
     """Return the manifests of all runs that wrote tables, newest last."""
     names = (path.name for path in storage.children(lake.run("-").parent))
-    found = (_manifest(lake, name) for name in names if is_run(name))
-    return sorted((m for m in found if m is not None and m.files), key=lambda m: m.created_at)
+    manifests = (_read_manifest(lake, name) for name in names if is_run(name))
+    return sorted((m for m in manifests if m is not None and m.files), key=lambda m: m.created_at)
 
 
-def _manifest(lake: Lake, run_id: str) -> RunManifest | None:
-    """Return the manifest of a run; None too where it is broken, which is said."""
+def _read_manifest(lake: Lake, run_id: str) -> RunManifest | None:
+    """Return the manifest of a run; None if it is missing or broken. Log a broken one."""
     try:
         return lake.read_manifest(run_id)
     except JobError as error:
@@ -55,7 +55,7 @@ def _manifest(lake: Lake, run_id: str) -> RunManifest | None:
 
 
 def show(settings: Settings) -> None:
-    """Print the live tables, the runs one can go back to, the days of history, and how to read them."""
+    """Print the live tables, the runs available for a rollback, the days of history, and lines that read the tables."""
     lake = Lake(settings.root)
     current = lake.read_history_index().live
     manifest = publication.manifest_of(lake, current) if current else None
@@ -72,7 +72,7 @@ def show(settings: Settings) -> None:
     for name, (rows, size, files) in by_table.items():
         if name != PRODUCTS:
             print(f"{name:<24}{rows:>12,}{size:>14,}  {files}")
-    print("\nruns (go back with `python -m jobs tables rollback --run RUN`):")
+    print("\nruns (roll back with `python -m jobs tables rollback --run RUN`):")
     for run in runs(lake)[-20:]:
         mark = "* live" if run.run_id == current else ""
         print(
@@ -90,7 +90,7 @@ def show(settings: Settings) -> None:
 
 
 def as_of(connection: duckdb.DuckDBPyConnection, settings: Settings, ds: str) -> duckdb.DuckDBPyRelation:
-    """Return the attribute table as it was at the end of the day `ds`; nothing is read yet.
+    """Return the attribute table as of the end of the day `ds`, as a lazy DuckDB relation.
 
     Raises:
         JobError: history begins later.
@@ -110,18 +110,18 @@ def as_of(connection: duckdb.DuckDBPyConnection, settings: Settings, ds: str) ->
 
 
 def write_as_of(settings: Settings, ds: str, out: Path | None) -> None:
-    """Print the tables as they were on `ds` in short, or write them whole to the Parquet file `out`."""
+    """Print a summary of the attribute table as of `ds`, or write the whole table to the Parquet file `out`."""
     import duckdb
 
     with duckdb.connect() as connection:
         connection.execute("set timezone = 'UTC'")
-        found = as_of(connection, settings, ds)
+        table = as_of(connection, settings, ds)
         if out is not None:
             with storage.whole_file(out) as temporary:
-                found.write_parquet(str(temporary), compression="zstd")
+                table.write_parquet(str(temporary), compression="zstd")
             print(f"{out}: the attribute table as it was on {ds}")
             return
-        summary = found.aggregate(
+        summary = table.aggregate(
             "attribute, count(*) as rows, count(value) as with_value, sum(conflict::int) as conflicts, max(ds) as newest_change"
         )
         print(f"the attribute table as it was on {ds} (write it whole with --out FILE.parquet):")
@@ -129,37 +129,37 @@ def write_as_of(settings: Settings, ds: str, out: Path | None) -> None:
 
 
 def rollback(settings: Settings, run_id: str) -> str:
-    """Make an earlier run the live one again, in the tables and in the history; return its id. Nothing is deleted.
+    """Make an earlier run live again, in the tables and in the history, and return its id. Delete nothing.
 
-    Days after that run's are taken out of the history, so that they can be run again; rolling forward to a later run
-    brings the history back as it was when that run was last live.
+    Later days are removed from the history, so that they can be run again. Rolling forward to a later run restores the
+    history as it was when that run was last live.
 
     Raises:
-        JobError: there is no such run, it has expired, it was never live, or its files are not what it wrote.
+        JobError: the run does not exist, has expired or was never live, or its files are not the ones that it wrote.
     """
     lake = Lake(settings.root)
     lake.check_not_expired(run_id)
     manifest = lake.read_manifest(run_id)
     if manifest is None or not manifest.files:
-        raise JobError(f"{run_id} wrote no tables; there are {[m.run_id for m in runs(lake)] or 'none'}")
+        raise JobError(f"{run_id} wrote no tables; runs with tables: {[m.run_id for m in runs(lake)] or 'none'}")
     publish.audit(lake, manifest.files, unique=False, digest=True, remedy=rewrite(run_id))
     publication.swap(lake, lambda index: _rolled_back(lake, index, manifest))
-    log.info("rollback: %s is live; a later night starts from it. Its model was %s", run_id, manifest.model_version)
+    log.info("rollback: %s is live; the next night starts from it. Its model was %s", run_id, manifest.model_version)
     return run_id
 
 
 def _rolled_back(lake: Lake, index: HistoryIndex, manifest: RunManifest) -> HistoryIndex:
-    """Return the history that ends with the tables of the run of `manifest`."""
+    """Return the history index in which the run of `manifest` is live."""
     if index.live == manifest.run_id:
         return index
     if history.own_run(lake, index, manifest.ds) == manifest.run_id:
-        # The days up to then stay as they are now, with the backfills that were made since.
+        # Days up to then keep their present state, including later backfills.
         return HistoryIndex(live=manifest.run_id, days={d: day for d, day in index.days.items() if d <= manifest.ds})
     again = f"put it back from a copy of the lake, or run the day again: `python -m jobs night --ds {manifest.ds}`"
     left = storage.read_document(lake.left_index(manifest.run_id), HistoryIndex, again)
     if left is None:
         raise JobError(
-            f"{lake.left_index(manifest.run_id)}: {manifest.run_id} was never live, so there is no history of it; run the "
-            f"day again: `python -m jobs night --ds {manifest.ds}`"
+            f"{lake.left_index(manifest.run_id)}: {manifest.run_id} was never live, so it has no history; run the day again: "
+            f"`python -m jobs night --ds {manifest.ds}`"
         )
     return left

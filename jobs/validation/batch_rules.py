@@ -1,7 +1,7 @@
 """The rule table as a Great Expectations suite: the gate of a day's batch.
 
-Great Expectations counts and judges; it is given no example of a failing row, so that no text of the shop's can end in
-what it writes. Examples are taken from what the day's records became (`jobs.validation.rule_examples`).
+Great Expectations counts and judges. It never sees a failing value, so no text of a shop can end in its output.
+`jobs.validation.rule_examples` takes examples from the tables of the day.
 """
 
 from __future__ import annotations
@@ -10,64 +10,54 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final
 
 from jobs.errors import JobError
-from jobs.lake import storage
 from jobs.lake.layout import MISSING
 from jobs.lake.storage import AnyPath
 from jobs.validation import row_rules
-from jobs.validation.row_rules import within_roots_pattern
 from schemas.documents import Validation
 from schemas.rules import (
     LINE_ERROR,
     SEVERAL_ROWS,
     BatchRule,
-    Between,
-    IsNull,
-    Matches,
-    MaxLength,
-    NotNull,
     NullShare,
     PicturesFound,
     PicturesNamed,
-    Readable,
     RowCount,
     RowRule,
     RuleTable,
     Unique,
-    WithinRoots,
-    clears,
 )
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-# All that a result says but examples of the failing rows.
-_COUNTS: Final = {"result_format": "SUMMARY", "partial_unexpected_count": 0}
-_KEPT, _CLEARED = "kept", "cleared"
+# Keys of an expectation's `meta`: the rule that it decides, or the column that it only adds up.
+_RULE: Final = "rule"
+_SUM: Final = "sum"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What Great Expectations says of one rule."""
+    """The verdict of Great Expectations on one rule, with its counts."""
 
     rule: RowRule | BatchRule
     passed: bool
-    rows: int  # that the rule is about
-    failed: int  # of these
-    limit: str  # what it allows, for people
+    rows: int  # the rows that the rule is about
+    failed: int  # those of them that break it
+    limit: str  # the limit, as text for people
 
     @property
     def observed(self) -> str:
-        """What was counted, against what is allowed."""
+        """The counts beside the limit, as text for people."""
         if isinstance(self.rule, RowCount):
             return f"{self.rows:,} rows ({self.limit})"
         return f"{self.failed:,} of {self.rows:,} rows ({self.failed / max(1, self.rows):.1%}; {self.limit})"
 
 
 def row_count_bounds(rule: RowCount, last_days: Sequence[Validation]) -> tuple[int, int | None]:
-    """Return the smallest and largest plausible row count, given the last days (newest last)."""
+    """Return the smallest and the largest plausible row count, from the last days (newest last)."""
     days = [day.raw for day in last_days[-rule.last_days :]]
     if not days:
         return rule.minimum, None
@@ -76,17 +66,17 @@ def row_count_bounds(rule: RowCount, last_days: Sequence[Validation]) -> tuple[i
 
 
 def least_named(rule: PicturesNamed, last_days: Sequence[Validation]) -> float:
-    """Return the least share of records that must name a picture: 0 where no earlier day says."""
+    """Return the smallest share of records that must name a picture: 0 without an earlier day to compare with."""
     days = [d for d in last_days if d.pictures_named is not None][-rule.last_days :]
     shares = [(d.pictures_named or 0) / max(1, d.raw - d.unparsable) for d in days]
     return rule.minimum_ratio * sum(shares) / len(shares) if shares else 0.0
 
 
 def most_missing(rule: PicturesFound, last_days: Sequence[Validation]) -> float:
-    """Return the largest share of the records that name a picture for which import may have found none.
+    """Return the largest share of pictures that import may have missed, of the records that name one.
 
-    A rise above the last days counts, and whatever these were, the day's own share: a little more each day is no way
-    to lose all.
+    Both the rise above the last days and the day's own share are limited: otherwise a catalog could lose its pictures
+    bit by bit.
     """
     days = [d for d in last_days if d.pictures_named and d.pictures_missing is not None][-rule.last_days :]
     shares = [(d.pictures_missing or 0) / (d.pictures_named or 1) for d in days]
@@ -96,77 +86,78 @@ def most_missing(rule: PicturesFound, last_days: Sequence[Validation]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """One rule as Great Expectations is asked it."""
+class _Measure:
+    """One rule as two columns over the parsed records."""
 
     rule: RowRule | BatchRule
-    expectation: Any
-    limit: str
-    column: Column | None  # that the expectation is about, under the rule's name; None: about the table
+    about: Column  # true in a row that the rule is about
+    failed: Column  # 1.0 in a row that breaks the rule, 0.0 in one that passes, null in one that the rule is not about
+    low: int | None  # bounds of the rows, of a rule on their number
+    high: int | None
+    allowed: float  # the largest mean of `failed`, of any other rule
+
+    @property
+    def column(self) -> str:
+        """The column name of `failed`."""
+        return f"failed_{self.rule.name}"
+
+    @property
+    def limit(self) -> str:
+        """The limit of the rule, as text for people."""
+        if not isinstance(self.rule, RowCount):
+            return f"{self.allowed:.0%} allowed"
+        return f"at least {self.low:,} allowed" if self.high is None else f"{self.low:,} to {self.high:,} allowed"
+
+    def expectation(self, rows: str) -> Any:
+        """Return the expectation that decides; `rows` names the column with 1.0 in the rows that the rule is about."""
+        import great_expectations.expectations as gxe
+
+        details: dict[str, Any] = {"meta": {_RULE: self.rule.name}, "notes": self.rule.why, "severity": "critical"}
+        if isinstance(self.rule, RowCount):
+            return gxe.ExpectColumnSumToBeBetween(column=rows, min_value=self.low, max_value=self.high, **details)
+        return gxe.ExpectColumnMeanToBeBetween(column=self.column, max_value=self.allowed, **details)
 
 
-def _asked(
-    rule: RowRule | BatchRule, table: RuleTable, roots: Sequence[AnyPath], last_days: Sequence[Validation]
-) -> _Asked:
-    import great_expectations.expectations as gxe
-    from great_expectations.expectations.row_conditions import Column as ConditionColumn
+def _measure(
+    rule: RowRule | BatchRule,
+    table: RuleTable,
+    roots: Sequence[AnyPath],
+    last_days: Sequence[Validation],
+    *,
+    doubled: bool,
+) -> _Measure:
     from pyspark.sql import functions as F
 
-    name = _column(rule)
-    common: dict[str, Any] = {"meta": {"rule": rule.name}, "notes": rule.why, "severity": "critical"}
-    records: dict[str, Any] = {
-        "row_condition": ConditionColumn(LINE_ERROR).is_null()
-    }  # lines that are none are another rule's
+    about, passes = _about_and_passes(rule, table, roots, doubled=doubled)
+    failed = F.when(about, F.when(passes, 0.0).otherwise(1.0))
     if isinstance(rule, RowCount):
-        low, high = row_count_bounds(rule, last_days)
-        limit = f"at least {low:,} allowed" if high is None else f"{low:,} to {high:,} allowed"
-        return _Asked(rule, gxe.ExpectTableRowCountToBeBetween(min_value=low, max_value=high, **common), limit, None)
-    allowed = _allowed(rule, last_days)
-    limit = f"{allowed:.0%} allowed"
-    common |= {"column": name, "mostly": 1 - allowed}
+        return _Measure(rule, about, failed, *row_count_bounds(rule, last_days), allowed=0.0)
+    return _Measure(rule, about, failed, None, None, _allowed(rule, last_days))
 
-    def is_given(column: str) -> Column:
-        return F.when(row_rules.given(column, table).isNotNull(), F.lit("given"))
 
-    def asked(expectation: Any, column: Column) -> _Asked:
-        return _Asked(rule, expectation, limit, column)
+def _about_and_passes(
+    rule: RowRule | BatchRule, table: RuleTable, roots: Sequence[AnyPath], *, doubled: bool
+) -> tuple[Column, Column]:
+    """Return two columns: true where the rule is about a row, and true where such a row passes."""
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
 
+    is_record = F.col(LINE_ERROR).isNull()
     match rule:
+        case RowCount():
+            return F.lit(True), F.lit(True)
         case NullShare():
-            return asked(gxe.ExpectColumnValuesToNotBeNull(**records, **common), is_given(rule.column))
+            return is_record, row_rules.given(rule.column, table).isNotNull()
         case PicturesNamed():
-            return asked(gxe.ExpectColumnValuesToNotBeNull(**records, **common), is_given("image_uri"))
+            return is_record, row_rules.given("image_uri", table).isNotNull()
         case PicturesFound():
-            found = gxe.ExpectColumnValuesToNotMatchRegex(regex=f"^{MISSING}/", **common)
-            return asked(found, F.col("image_uri"))
+            return F.col("image_uri").isNotNull(), ~F.col("image_uri").startswith(f"{MISSING}/")
         case Unique():
             column = F.when(F.col(SEVERAL_ROWS).isNull(), F.col(rule.column))
-            return asked(gxe.ExpectColumnValuesToBeUnique(**common), column)
-        case _ if clears(rule) or isinstance(rule, Readable):
-            kept = F.when(row_rules.passes(rule, table, roots), _KEPT).otherwise(_CLEARED)
-            column = F.when(row_rules.about(rule), kept)
-            return asked(gxe.ExpectColumnValuesToBeInSet(value_set=[_KEPT], **common), column)
-        case IsNull():
-            condition = {} if rule.column == LINE_ERROR else records
-            return asked(gxe.ExpectColumnValuesToBeNull(**condition, **common), F.col(rule.column))
-        case NotNull():
-            return asked(gxe.ExpectColumnValuesToNotBeNull(**records, **common), is_given(rule.column))
-        case Matches():
-            return asked(gxe.ExpectColumnValuesToMatchRegex(regex=rule.pattern, **common), F.col(rule.column))
-        case WithinRoots():
-            inside = gxe.ExpectColumnValuesToMatchRegex(regex=within_roots_pattern(roots), **common)
-            return asked(inside, F.col(rule.column))
-        case MaxLength():
-            short = gxe.ExpectColumnValueLengthsToBeBetween(max_value=rule.characters, **common)
-            return asked(short, F.col(rule.column))
-        case Between():
-            within = gxe.ExpectColumnValuesToBeBetween(min_value=rule.minimum, max_value=rule.maximum, **common)
-            return asked(within, F.col(rule.column))
-    assert_never(rule)
-
-
-def _column(rule: RowRule | BatchRule) -> str:
-    return f"rule_{rule.name}"
+            once = F.count(column).over(Window.partitionBy(column)) == 1 if doubled else F.lit(True)
+            return column.isNotNull(), once
+        case _:
+            return row_rules.about(rule), row_rules.passes(rule, table, roots)
 
 
 def _allowed(
@@ -188,58 +179,68 @@ def check(
     table: RuleTable,
     roots: Sequence[AnyPath],
     last_days: Sequence[Validation],
-    scratch: AnyPath,
     *,
     ds: str,
+    doubled: bool,
 ) -> tuple[Outcome, ...]:
-    """Validate `frame` by every rule of `table`; return what was counted, rule by rule, in the table's order.
+    """Validate `frame` by every rule of `table`; return the outcomes in the table's order.
+
+    Great Expectations sees two numbers a rule and row, and needs only their sums and means. It takes all of these with one
+    query; an expectation about values would ask a query of its own for examples, even for none.
 
     Args:
-        frame: the parsed records, with the columns the rules name; read once.
+        frame: the parsed records, with the columns the rules name.
         last_days: the validations of the days before, oldest first.
-        scratch: a folder that is not there, for what the rules are about: Great Expectations asks some ten queries of it,
-            and each would plan and evaluate all of `frame` again.
+        doubled: whether any id occurs twice.
 
     Raises:
         JobError: Great Expectations could not evaluate a rule, or lost one.
     """
-    from pyspark.sql import functions as F
-
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
+    import great_expectations.expectations as gxe
     from great_expectations.data_context.types.base import ProgressBarsConfig
+    from pyspark.sql import functions as F
 
-    asked = [_asked(rule, table, roots, last_days) for rule in (*table.row_rules, *table.batch_rules)]
-    columns = [each.column.alias(_column(each.rule)) for each in asked if each.column is not None]
+    measures = [
+        _measure(rule, table, roots, last_days, doubled=doubled) for rule in (*table.row_rules, *table.batch_rules)
+    ]
+    # Most rules are about the same rows, so few of these columns differ.
+    about = {str(measure.about): measure.about for measure in measures}
+    rows_columns = {text: f"rows_{number}" for number, text in enumerate(about)}
+    columns = [F.when(column, 1.0).alias(rows_columns[text]) for text, column in about.items()]
+    columns += [measure.failed.alias(measure.column) for measure in measures]
+    expectations = [measure.expectation(rows_columns[str(measure.about)]) for measure in measures]
+    expectations += [
+        gxe.ExpectColumnSumToBeBetween(column=column, min_value=0, meta={_SUM: column})
+        for column in (*rows_columns.values(), *(measure.column for measure in measures))
+    ]
     logging.getLogger(ProgressBarsConfig.__module__).setLevel(logging.WARNING)  # it sets its own to INFO
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     source = context.data_sources.add_spark("catalog", persist=False)
     batch = source.add_dataframe_asset(f"records of {ds}").add_batch_definition_whole_dataframe("day")
-    suite = context.suites.add(
-        gx.ExpectationSuite(name="catalog rules", expectations=[each.expectation for each in asked])
-    )
+    suite = context.suites.add(gx.ExpectationSuite(name="catalog rules", expectations=expectations))
     definition = context.validation_definitions.add(gx.ValidationDefinition(name=ds, data=batch, suite=suite))
-    narrow = frame.select(F.col(LINE_ERROR), *columns)
-    narrow.write.parquet(storage.spark_uri(scratch))
-    kept = frame.sparkSession.read.schema(narrow.schema).parquet(storage.spark_uri(scratch))
-    parameters = {"dataframe": kept}
-    outcome = definition.run(batch_parameters=parameters, result_format=_COUNTS)
-    seen = {result.expectation_config.meta["rule"]: result for result in outcome.results}
-    missing = [each.rule.name for each in asked if each.rule.name not in seen]
-    if missing:
-        raise JobError(f"Great Expectations gave no result for the rules {missing}; this is a bug of the validation")
-    return tuple(_outcome(each, seen[each.rule.name]) for each in asked)
-
-
-def _outcome(asked: _Asked, found: Any) -> Outcome:
-    """Raises JobError where the rule could not be evaluated."""
-    if found.exception_info.get("raised_exception"):
-        message = str(found.exception_info["exception_message"])
-        raise JobError(f"rule {asked.rule.name!r} could not be checked: {message[:1000]}")
-    result = found.result
-    if isinstance(asked.rule, RowCount):
-        return Outcome(asked.rule, found.success, result["observed_value"], 0, asked.limit)
-    # Where nulls are what is counted, none is missing.
-    rows = result["element_count"] - result.get("missing_count", 0)
-    return Outcome(asked.rule, found.success, rows, result["unexpected_count"], asked.limit)
+    results = definition.run(batch_parameters={"dataframe": frame.select(columns)}, result_format="BASIC").results
+    holds: dict[str, bool] = {}
+    sums: dict[str, int] = {}
+    for result in results:
+        meta = result.expectation_config.meta
+        if result.exception_info.get("raised_exception"):
+            message = str(result.exception_info["exception_message"])
+            raise JobError(f"rule {meta.get(_RULE) or meta[_SUM]!r} could not be checked: {message[:1000]}")
+        if _RULE in meta:
+            holds[meta[_RULE]] = result.success
+        else:
+            sums[meta[_SUM]] = int(result.result["observed_value"] or 0)
+    lost = [measure.rule.name for measure in measures if measure.rule.name not in holds or measure.column not in sums]
+    if lost or not sums.keys() >= set(rows_columns.values()):
+        raise JobError(f"Great Expectations gave no result for the rules {lost}; this is a bug of the validation")
+    outcomes = []
+    for measure in measures:
+        rows = sums[rows_columns[str(measure.about)]]
+        # A rule that is about no row has no mean to judge, and holds.
+        passed = holds[measure.rule.name] or (rows == 0 and not isinstance(measure.rule, RowCount))
+        outcomes.append(Outcome(measure.rule, passed, rows, sums[measure.column], measure.limit))
+    return tuple(outcomes)

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from cma_clip_core.catalog.examples import ExampleIndex
 from cma_clip_core.catalog.labelled_set import scan_examples
 from cma_clip_core.config import ModelConfig, SelectionConfig, load_config
+from cma_clip_core.inputs.compute import Compute
+from cma_clip_core.inputs.learning_problem import LearningProblem
 from schemas.tables import EXAMPLES
 from schemas.taxonomy import Taxonomy
 
@@ -20,6 +23,7 @@ COLOURS = {"Red": (200, 30, 30), "Green": (30, 180, 60), "Blue": (40, 60, 200)}
 PATTERNS = ("Solid", "Striped", "Checked")
 MATERIALS = ("Cotton", "Linen", "Wool")
 TYPES = ("Shirt", "Watch")
+QUIET = Compute(torch.device("cpu"), progress=False)
 NOW = datetime(2026, 11, 20, 3, tzinfo=UTC)
 WORDS = ("classic", "light", "modern", "everyday", "soft", "new", "fine", "warm", "smart", "pure")
 
@@ -104,3 +108,8 @@ def write(folder: Path, table: pa.Table, name: str = "part-0.parquet", row_group
 def index(*folders: Path, selection: SelectionConfig | None = None) -> ExampleIndex:
     """The labelled examples of folders, newest first."""
     return scan_examples(folders, taxonomy(), config().picture, selection or SelectionConfig()).index
+
+
+def problem(config: ModelConfig, index: ExampleIndex) -> LearningProblem:
+    """Return the problem of predicting `taxonomy()` from the examples of `index`."""
+    return LearningProblem.build(config, taxonomy(), index)

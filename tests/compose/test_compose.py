@@ -35,7 +35,7 @@ from jobs.lake.layout import Lake
 from jobs.settings import Settings
 lake = Lake(Settings().root)
 with duckdb.connect() as db:
-    duckdb_sql.reach(db, lake.root)
+    duckdb_sql.register_storage(db, lake.root)
     live = db.read_parquet(lake.current_lines())
     [(rows, keys, products)] = db.sql(
         "select count(*), count(distinct (product_id, attribute, catalog_value, model_value)), count(distinct product_id) from live"

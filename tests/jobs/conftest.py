@@ -29,7 +29,7 @@ def s3_address(s3_folder: Path) -> Iterator[str]:
 def on_s3(
     s3_address: str, s3_folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[AnyPath]:
-    """A prefix of one's own on the S3 server, gone after the test."""
+    """A prefix on the S3 server for a single test, removed afterwards."""
     for name, value in s3.KEYS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_address)

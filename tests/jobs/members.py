@@ -1,4 +1,4 @@
-"""What the processes of test_train.py do; little is loaded here, since each of them loads it."""
+"""Functions for the processes of test_train.py. Imports little, because each process imports it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from schemas.loading import ContractError
 
 
 def refuse_first(problem: str) -> None:
-    """Let the first process alone find what is wrong, while the other one waits for it."""
+    """Fail in the first process only, while the other one waits for it."""
     world = distributed.join(torch.device("cpu"))
     if world.is_first:
         raise ContractError(problem)

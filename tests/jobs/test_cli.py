@@ -1,4 +1,4 @@
-"""The command line: sources of settings, and messages about wrong ones. `make test TESTS=tests/jobs/test_cli.py`."""
+"""The command line: the sources of settings, and the errors of wrong ones. `make test TESTS=tests/jobs/test_cli.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def command(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in `folder` with no settings but `variables`."""
+    """Run a command in `folder` with only `variables` as settings."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TAGGING_")}
     return subprocess.run(
         [sys.executable, "-m", "jobs", *arguments],
@@ -52,11 +52,11 @@ def test_a_flag_before_a_variable_before_the_default(
         (["--max-retag-share", "0"], {}, "max_retag_share: Input should be greater than 0"),
         ([], {"TAGGING_MAX_UNPACKED_GB": "inf"}, "max_unpacked_gb: Input should be a finite number"),
         ([], {"TAGGING_DEVICE": "tpu"}, "device: Input should be 'auto', 'cpu' or 'cuda'"),
-        (["--spark-options", "spark.a=b"], {}, "spark_options: 'spark.a=b' is no JSON object such as"),
+        (["--spark-options", "spark.a=b"], {}, "spark_options: 'spark.a=b' is not a JSON object such as"),
         (
             [],
             {"TAGGING_SPARK_OPTIONS": '{"executor.cores": "4"}'},
-            "spark_options: Spark's options begin with 'spark.'",
+            "spark_options: Spark options begin with 'spark.'",
         ),
         (["--root", "gs://bucket/lake"], {}, "root: 'gs://bucket/lake': give a folder, or s3://bucket/prefix"),
         (
@@ -73,8 +73,8 @@ def test_a_flag_before_a_variable_before_the_default(
         ([], {"TAGGING_ROOT": "lake "}, "root: 'lake ': give the name of a folder, without blanks"),
         ([], {"TAGGING_ROOT": "~nobody-of-this-name/lake"}, "root: '~nobody-of-this-name/lake': Could not"),
         ([], {"TAGGING_ROOT": "file://host/lake"}, "root: 'file://host/lake': give file:///folder"),
-        ([], {"TAGGING_ROOT": "/dev/null"}, "root: '/dev/null': /dev/null is no folder; give a folder"),
-        ([], {"TAGGING_ROOT": "/dev/null/lake"}, "root: '/dev/null/lake': /dev/null is no folder"),
+        ([], {"TAGGING_ROOT": "/dev/null"}, "root: '/dev/null': /dev/null is not a folder; give a folder"),
+        ([], {"TAGGING_ROOT": "/dev/null/lake"}, "root: '/dev/null/lake': /dev/null is not a folder"),
         ([], {"TAGGING_ROOT": "lake*"}, "root: 'lake*': '*' cannot be in the name"),
         ([], {"TAGGING_ROOT": "lake?"}, "root: 'lake?': '?' cannot be in the name"),
         ([], {"TAGGING_ROOT": "{a,b}"}, "root: '{a,b}': ',', '{', '}' cannot be in the name"),
@@ -93,8 +93,8 @@ def test_a_wrong_setting_is_told_by_name(
     assert second.startswith(f"  {told}")
 
 
-class _Asked(Exception):
-    """Carries what a step was asked for."""
+class _Called(Exception):
+    """Carries the arguments of a call of a step."""
 
 
 MODULES = {
@@ -106,7 +106,7 @@ MODULES = {
 
 @pytest.mark.parametrize("step", ["plan", "night", "estimate"])
 @pytest.mark.parametrize(
-    ("flags", "asked"),
+    ("flags", "options"),
     [
         ([], {"retag": False, "model": None, "attributes": (), "allow_removals": False}),
         (
@@ -119,17 +119,17 @@ MODULES = {
         ),
     ],
 )
-def test_what_is_asked_of_a_night_reaches_its_step(
-    monkeypatch: pytest.MonkeyPatch, step: str, flags: list[str], asked: dict[str, object]
+def test_options_of_a_night_reach_its_step(
+    monkeypatch: pytest.MonkeyPatch, step: str, flags: list[str], options: dict[str, object]
 ) -> None:
-    def told(settings: Settings, *days: str, **named: object) -> None:
-        raise _Asked(settings.max_retag_share, days, named)
+    def called(settings: Settings, *days: str, **named: object) -> None:
+        raise _Called(settings.max_retag_share, days, named)
 
-    monkeypatch.setattr(MODULES[step], told)
+    monkeypatch.setattr(MODULES[step], called)
     days = ["--first", "2026-11-20", "--last", "2026-11-21"] if step == "estimate" else ["--ds", "2026-11-20"]
     done = CliRunner().invoke(app, ["--max-retag-share", "0.25", step, *days, *flags])
-    assert isinstance(done.exception, _Asked)
-    assert done.exception.args == (0.25, tuple(days[1::2]), asked)
+    assert isinstance(done.exception, _Called)
+    assert done.exception.args == (0.25, tuple(days[1::2]), options)
 
 
 def test_days_of_an_estimate_are_named_by_their_flags() -> None:

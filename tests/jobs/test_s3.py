@@ -1,4 +1,4 @@
-"""A lake on a real S3 server: what can be wrong with it is told at once, and a night there is the night on a disk."""
+"""A lake on a real S3 server: wrong settings are reported at once, and a night gives the same tables as on a disk."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.cma_clip_core import drawn
 from tests.conftest import DAY1, settings_for
 from tests.jobs.training.test_train import ONE_THREAD, RUN, add_examples, settings_of
 
-WITHIN = 30.0  # seconds until a wrong setting is told
+WITHIN = 30.0  # seconds until a wrong setting is reported
 
 
 def run(*arguments: str, root: AnyPath | str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +43,7 @@ def run(*arguments: str, root: AnyPath | str, **variables: str) -> subprocess.Co
 
 
 def refused(root: AnyPath | str, **variables: str) -> str:
-    """Return what a step says that is refused, soon, as a matter of settings."""
+    """Return the error output of a step that soon refuses its settings."""
     start = time.monotonic()
     done = run("tables", root=root, **variables)
     assert time.monotonic() - start < WITHIN
@@ -100,19 +100,19 @@ def test_no_credentials(on_s3: AnyPath, tmp_path: Path) -> None:
     [("403", "no permission; let these credentials list, read, write and delete"), ("expired", "have expired; renew")],
 )
 def test_what_the_server_refuses(faulty: tuple[AnyPath, s3.Proxy], fault: s3.Fault, says: str) -> None:
-    place, proxy = faulty
+    root, proxy = faulty
     proxy.fault = lambda *_: fault
-    assert says in refused(place)
+    assert says in refused(root)
 
 
 def test_what_the_server_refuses_later_names_the_lake_of_the_command(faulty: tuple[AnyPath, s3.Proxy]) -> None:
-    place, proxy = faulty
-    on_server: Any = place
+    root, proxy = faulty
+    on_server: Any = root
     s3_preflight.check(on_server, create=True)
     proxy.fault = lambda _, path: None if path.endswith(s3_preflight.MARK) else "403"
-    done = run("--root", str(place), "tables", root="./elsewhere")
+    done = run("--root", str(root), "tables", root="./elsewhere")
     assert done.returncode == 2
-    assert f"error: {place}: no permission" in done.stderr
+    assert f"error: {root}: no permission" in done.stderr
 
 
 def test_there_is_no_lake_yet(on_s3: AnyPath) -> None:
@@ -130,14 +130,14 @@ def test_something_else_is_there(on_s3: AnyPath, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("root", ["gs://bucket/lake", "s3://B/x", "s3://", "s3://bucket/../x", "s3://bucket//x"])
-def test_what_is_no_place(root: str) -> None:
+def test_a_root_that_is_no_path(root: str) -> None:
     said = refused(root)
     assert "error: wrong settings:\n  root: " in said
 
 
 @contextmanager
 def careless(honours: tuple[str, ...], *, plain: bool = False) -> Iterator[str]:
-    """A server that takes any write, whatever its condition says, but for those it `honours`; or is no S3 server at all."""
+    """A server that ignores the conditions of writes, except those that it `honours`; or one that is not S3 at all."""
     objects: dict[str, bytes] = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -196,17 +196,17 @@ def test_a_server_without_conditional_writes(
     with careless(honours) as address:
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         s3_files.forget()
-        place: Any = s3_files.s3_path("s3://bucket/lake")
-        with pytest.raises(JobError, match=f"whatever the condition {says} says"):
-            s3_preflight.check(place, create=True)
-        assert s3_files.read(place / s3_preflight.MARK) is None
+        root: Any = s3_files.s3_path("s3://bucket/lake")
+        with pytest.raises(JobError, match=f"its server ignores the condition {says}\\."):
+            s3_preflight.check(root, create=True)
+        assert s3_files.read(root / s3_preflight.MARK) is None
     s3_files.forget()
 
 
 def test_a_new_lake_is_marked(on_s3: AnyPath) -> None:
-    place: Any = on_s3
-    s3_preflight.check(place, create=True)
-    s3_preflight.check(place)
+    root: Any = on_s3
+    s3_preflight.check(root, create=True)
+    s3_preflight.check(root)
     assert [path.name for path in storage.children(on_s3)] == [s3_preflight.MARK]
 
 
@@ -217,8 +217,8 @@ def test_a_new_lake_is_marked(on_s3: AnyPath) -> None:
 def brought(trained: Lake, on_s3: AnyPath) -> Lake:
     """The lake of `trained`, its model and the raw catalog of DAY1, on S3."""
     lake = Lake(on_s3)
-    place: Any = on_s3
-    s3_preflight.check(place, create=True)
+    root: Any = on_s3
+    s3_preflight.check(root, create=True)
     for name in ("models", "catalog/raw", "catalog/pictures"):
         assert storage.on_disk(trained.root)
         storage.send_folder(trained.root / name, on_s3 / name)
@@ -228,7 +228,7 @@ def brought(trained: Lake, on_s3: AnyPath) -> Lake:
 def decisions(lake: Lake, ds: str | None = None) -> list[tuple[Any, ...]]:
     columns = "product_id, attribute, value, source, model_value, round(confidence, 4), model_version"
     with duckdb.connect() as connection:
-        duckdb_sql.reach(connection, lake.root)
+        duckdb_sql.register_storage(connection, lake.root)
         if ds is not None:
             return sorted(
                 published_tables.as_of(connection, settings_for(lake.root), ds).project(columns).fetchall(), key=str
@@ -238,12 +238,12 @@ def decisions(lake: Lake, ds: str | None = None) -> list[tuple[Any, ...]]:
 
 @pytest.mark.long
 def test_a_night_on_s3_is_the_night_on_a_disk(brought: Lake, first_night: tuple[Lake, Any]) -> None:
-    """By commands, a process each, as Airflow runs them; Spark reads and writes by s3a."""
+    """Each step is a command in its own process, as in Airflow. Spark uses s3a."""
     made = json.loads(done(run("night", "--ds", DAY1, root=brought.root)).stdout.splitlines()[-1])
     assert decisions(brought) == decisions(first_night[0])
     assert decisions(brought, DAY1) == decisions(brought)
     assert storage.exists(brought.reports(made["run_id"]) / "report.html")
-    # Again, it is done already; and what is published reads as `tables` says.
+    # A second start finds the night done. The published tables can be read as `tables` shows.
     again = json.loads(done(run("night", "--ds", DAY1, root=brought.root)).stdout.splitlines()[-1])
     assert (again["products"], again["rows"]) == (made["products"], made["rows"])
     shown = done(run("tables", root=brought.root)).stdout
@@ -262,29 +262,29 @@ def done(process: subprocess.CompletedProcess[str]) -> subprocess.CompletedProce
 
 
 def check_readers(lake: Lake, shown: str) -> None:
-    """Run the lines that `tables` prints, each in a process of its own."""
+    """Run each line that `tables` prints in its own process."""
     rows = len(decisions(lake))
     lines = dict(re.findall(r"^  (\w+):\n    (.+)$", shown, re.MULTILINE))
     for engine in ("DuckDB", "pandas", "Polars", "Spark"):
         code = f"import pandas, polars, fsspec, duckdb\nprint(len({lines[engine]}))"
-        if engine == "Spark":  # set up for S3 as the steps' own is
+        if engine == "Spark":  # a session with the S3 options of the steps
             code = (
                 "import fsspec\nfrom jobs.settings import Settings\nfrom jobs.spark.sessions import session\n"
                 f"with session(Settings(), 0) as spark: print({lines[engine]}.count())"
             )
-        found = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=False,
             env=os.environ | {"TAGGING_ROOT": str(lake.root)},
         )  # fmt: skip
-        assert found.returncode == 0, f"{engine}: {found.stderr}"
-        assert int(found.stdout) == rows, engine
+        assert result.returncode == 0, f"{engine}: {result.stderr}"
+        assert int(result.stdout) == rows, engine
 
 
 @pytest.mark.long
 def test_two_machines_train_one_version_and_go_on_together(on_s3: AnyPath, tmp_path: Path) -> None:
-    """Nothing but the lake is seen by both: each has a TMPDIR of its own. Frozen towers are kept on each."""
-    place: Any = on_s3
-    s3_preflight.check(place, create=True)
+    """The machines share only the lake: each has its own TMPDIR, and its own cache of frozen towers."""
+    root: Any = on_s3
+    s3_preflight.check(root, create=True)
     settings, lake = settings_of(tmp_path), Lake(on_s3)
     made = add_examples(Lake(tmp_path), RUN, drawn.examples(300))
     storage.send_folder(made, lake.examples(RUN), last="_manifest.json")
@@ -323,7 +323,7 @@ def test_two_machines_train_one_version_and_go_on_together(on_s3: AnyPath, tmp_p
     machines = start()
     (one, said), (other, _) = (machine.communicate(timeout=300) for machine in machines)
     assert [machine.returncode for machine in machines] == [0, 0], said
-    assert re.search(r"training goes on in epoch [23], after 0 examples", said)
+    assert re.search(r"training resumes in epoch [23], after 0 examples", said)
     (version,) = registry.list_versions(lake.models)
     assert json.loads(one)["model_version"] == version
     assert other == ""

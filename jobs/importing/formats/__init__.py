@@ -1,1 +1,1 @@
-"""Input formats: how the rows of an export's files are read."""
+"""Readers of the input formats of an export's files."""

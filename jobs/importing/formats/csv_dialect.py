@@ -1,4 +1,4 @@
-"""How a CSV file writes its cells: what the mapping says, and what the file's start shows where it says nothing."""
+"""Detection of a CSV file's dialect: the mapping's settings, completed from the start of the file."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from typing import Any, Final
 from schemas.mapping import Mapping
 
 DELIMITERS: Final = (",", ";", "\t", "|")
-ESCAPED: Final = "\udffe"  # stands for an escaped quote while a line is parsed; no text has it
+ESCAPED: Final = "\udffe"  # stands for an escaped quote while a line is parsed; never occurs in a text
 _SEPARATOR: Final = re.compile(r"\ufeff*\"?sep=(.)\"?[\r\n]*", re.IGNORECASE)
-_BEFORE_HEADER: Final = 10  # lines that are looked at for the header
+_BEFORE_HEADER: Final = 10  # lines that are searched for the header
 _ROWS: Final = 200  # rows that are compared to find the delimiter
-_OPEN_LINES: Final = 100  # a quote that is open over more lines at the sample's end is a fault
+_OPEN_LINES: Final = 100  # a quote still open after more lines at the end of the sample is an error
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How cells are written."""
+    """The dialect of a CSV file: delimiter, quote and escape characters, and where the header is."""
 
     delimiter: str = ","
     quote: str | None = '"'
     escape: str | None = None
     skipped: int = 0  # lines before the header
-    skips_blanks: bool = False  # before a cell: a, "b, c"
+    skips_blanks: bool = False  # ignores blanks before a cell: a, "b, c"
 
     def reader_options(self) -> dict[str, Any]:
-        """Return the options of csv.reader and csv.writer."""
+        """Return this dialect's options for csv.reader and csv.writer."""
         if self.quote is None:
             return {"delimiter": self.delimiter, "quoting": csv.QUOTE_NONE}
         return {"delimiter": self.delimiter, "quotechar": self.quote, "skipinitialspace": self.skips_blanks}
 
     def translate(self, line: str) -> str:
-        """Return `line` with its escapes resolved, for csv.reader; `restore` undoes it in cells."""
+        """Return `line` with its escapes resolved for csv.reader, and placeholders for escaped quotes."""
         if self.escape is None or self.escape not in line:
             return line
         pattern = re.escape(self.escape)
@@ -45,31 +45,36 @@ class Dialect:
         return re.sub(f"{pattern}([{pattern}{re.escape(quote)}])", lambda m: ESCAPED if m[1] == quote else m[1], line)
 
     def restore(self, cells: list[str]) -> list[str]:
-        """Return `cells` with the quotes that `translate` took out."""
+        """Return `cells` with quotes in place of the placeholders that `translate` left."""
         if self.escape is None or self.quote is None:
             return cells
         return [cell.replace(ESCAPED, self.quote) for cell in cells]
 
     def split(self, line: str) -> list[str]:
-        """Return the cells of a line alone, quotes taken as characters."""
+        """Return the cells of a single line, with quotes as ordinary characters."""
         return line.rstrip("\r\n").split(self.delimiter)
 
     def parse(self, lines: Iterable[str]) -> Iterator[list[str]]:
-        """Yield the rows of `lines`. Raises csv.Error where quotes are wrong; the next row may be asked for then."""
+        """Yield the rows of `lines`.
+
+        Raises:
+            csv.Error: the quotes of a row are wrong. Iteration can continue with the next row.
+        """
         return map(self.restore, csv.reader(map(self.translate, lines), strict=True, **self.reader_options()))
 
 
 def physical_lines(text: str) -> list[str]:
-    """Return the lines of `text` with their ends: LF, CR or CRLF."""
+    """Return the lines of `text` including their ends: LF, CR or CRLF."""
     return list(io.StringIO(text, newline=""))
 
 
 def detect(sample: str, whole: bool, mapping: Mapping) -> Dialect:
-    """Return the dialect that the mapping says, and where it says nothing, the one that fits the start of the file.
+    """Return the dialect that the mapping sets, with unset parts detected from the start of the file.
 
     Args:
-        sample: the start of the file, whole lines.
-        whole: whether it is all of the file.
+        sample: the start of the file, in whole lines.
+        whole: True if the sample is the entire file.
+        mapping: settings that override detection.
     """
     lines = [line.lstrip("\ufeff") for line in physical_lines(sample)]
     dialect = Dialect(quote=mapping.quote_character, escape=mapping.escape or None)
@@ -83,16 +88,16 @@ def detect(sample: str, whole: bool, mapping: Mapping) -> Dialect:
 
 
 def _header(lines: Sequence[str], candidates: Sequence[Dialect], mapping: Mapping) -> tuple[str, int]:
-    """Return the delimiter, and how many lines are before the header: that which has the mapping's columns."""
-    best, found = 0, (candidates[0].delimiter, 0)
+    """Return the delimiter, and the number of lines before the header, the line with the most columns of the mapping."""
+    best, header = 0, (candidates[0].delimiter, 0)
     wanted = {column.strip() for column in mapping.columns}
     for dialect in candidates:
         for index in range(min(len(lines), _BEFORE_HEADER)):
             names = {name.strip() for name in _first_row(dialect, lines[index:])}
             score = len(names & wanted)
             if mapping.product_id.strip() in names and score > best:
-                best, found = score, (dialect.delimiter, index)
-    return found if best else (max(candidates, key=lambda dialect: _consistency(dialect, lines)).delimiter, 0)
+                best, header = score, (dialect.delimiter, index)
+    return header if best else (max(candidates, key=lambda dialect: _consistency(dialect, lines)).delimiter, 0)
 
 
 def _first_row(dialect: Dialect, lines: Sequence[str]) -> list[str]:
@@ -103,7 +108,7 @@ def _first_row(dialect: Dialect, lines: Sequence[str]) -> list[str]:
 
 
 def _consistency(dialect: Dialect, lines: Sequence[str]) -> tuple[float, int]:
-    """Return the share of rows that are as long as the header, and that length; nothing where it is one."""
+    """Return the share of rows that are as long as the header, and that length; zeros if the header has one cell."""
     lengths: list[int] = []
     try:
         for row in dialect.parse(lines[:_ROWS]):
@@ -116,9 +121,9 @@ def _consistency(dialect: Dialect, lines: Sequence[str]) -> tuple[float, int]:
 
 
 def _quoting(lines: Sequence[str], whole: bool, dialect: Dialect, *, escape: bool) -> Dialect:
-    """Return `dialect`, or where it cannot read the sample, the one that can: with escapes, or without quotes.
+    """Return `dialect` if it can read the sample, otherwise a variant that can: with escapes, or without quotes.
 
-    Where cells begin with a blank and a quote, the quote encloses them all the same.
+    If quotes often follow a blank after the delimiter, the variant that ignores such blanks is tried first.
     """
     quote = dialect.quote or ""
     if not any(quote in line for line in lines):
@@ -126,13 +131,13 @@ def _quoting(lines: Sequence[str], whole: bool, dialect: Dialect, *, escape: boo
     after_blank = re.compile(rf"{re.escape(dialect.delimiter)} +{re.escape(quote)}")
     if 2 * sum(after_blank.search(line) is not None for line in lines) >= len(lines):
         blanks = replace(dialect, skips_blanks=True)
-        if not _faults(lines, whole, blanks):
+        if not _has_faults(lines, whole, blanks):
             return blanks
-    if not _faults(lines, whole, dialect):
+    if not _has_faults(lines, whole, dialect):
         return dialect
     if escape and any(f"\\{quote}" in line for line in lines):
         escaped = replace(dialect, escape="\\")
-        if not _faults(lines, whole, escaped):
+        if not _has_faults(lines, whole, escaped):
             return escaped
     literal = replace(dialect, quote=None)
     rows = [row for line in lines if line.strip() and (row := literal.split(line))]
@@ -142,8 +147,8 @@ def _quoting(lines: Sequence[str], whole: bool, dialect: Dialect, *, escape: boo
     return dialect
 
 
-def _faults(lines: Sequence[str], whole: bool, dialect: Dialect) -> bool:
-    """Whether quotes are wrong in `lines`, read in this dialect."""
+def _has_faults(lines: Sequence[str], whole: bool, dialect: Dialect) -> bool:
+    """Return whether quotes are wrong in `lines` when they are read in `dialect`."""
     read, start = 0, 0
 
     def counted() -> Iterator[str]:
@@ -156,6 +161,6 @@ def _faults(lines: Sequence[str], whole: bool, dialect: Dialect) -> bool:
         for _ in dialect.parse(counted()):
             start = read
     except csv.Error:
-        # The sample ends within a quoted cell, perhaps.
+        # No fault if the sample may just end inside a quoted cell.
         return whole or read < len(lines) or read - start > _OPEN_LINES
     return False

@@ -1,4 +1,4 @@
-"""Read CSV: every row of a file ends as a record, or as a rejected line with its reason; none is swallowed by another."""
+"""CSV reader that turns each row into a record or a rejected line with its reason; no row swallows another."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from typing import BinaryIO, Final
 from jobs.importing.formats.csv_dialect import Dialect, detect
 from jobs.importing.formats.noticed import Noticed, StructureError, shown
 from jobs.importing.formats.row_profile import HEADERS, RowProfile, profile_of
-from jobs.importing.formats.sniffing import describe_text, not_in
+from jobs.importing.formats.sniffing import describe_text, describe_undecodable
 from jobs.importing.formats.sources import LINE_START, MAX_LINE, Source
 from jobs.records.rejected_lines import RejectedLine
 from jobs.records.values import is_total
 from schemas.mapping import Mapping
 
-_ROW_LINES: Final = 100_000  # physical lines of one row; more are a quote that is never closed
+_ROW_LINES: Final = 100_000  # physical lines of one row; more mean a quote that is never closed
 _HINT: Final = "nothing was imported: correct the line, or export the file again; if"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row below the header: its cells, None where quotes are wrong or its line is too long, and its text."""
+    """A row of the file: its cells and its text."""
 
-    cells: list[str] | None
-    text: str  # line end included; bytes that are not in the file's encoding are surrogates
-    line: int  # its first line in the file, counted from 1
-    lines: tuple[str, ...]
-    too_long: int = 0  # characters of its line, where they are too many; `text` is the line's start
+    cells: list[str] | None  # None if its quotes are wrong or its line is too long
+    text: str  # including the line end; undecodable bytes are surrogates
+    line: int  # number of its first line in the file, counted from 1
+    lines: tuple[str, ...]  # its physical lines
+    too_long: int = 0  # characters of its line if they are too many; `text` is then only the line's start
 
 
 class _TooLong(Exception):
-    """A line is longer than MAX_LINE; it holds the line's start and its length."""
+    """Signal for a line longer than MAX_LINE; holds the line's start and its length."""
 
     def __init__(self, start: str, length: int) -> None:
         super().__init__(start, length)
@@ -43,13 +43,13 @@ class _TooLong(Exception):
 
 @dataclass(slots=True)
 class _Lines:
-    """The physical lines of a file; it keeps those of the row that is being read."""
+    """Iterator over the physical lines of a file that keeps the lines of the current row."""
 
     text: io.TextIOWrapper
     dialect: Dialect
-    number: int = 0
-    size: int = 0  # characters of the row
-    row: list[str] = field(default_factory=list)
+    number: int = 0  # of the last line read, counted from 1
+    size: int = 0  # characters of the current row
+    row: list[str] = field(default_factory=list)  # lines of the current row
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -70,7 +70,7 @@ class _Lines:
         return self.dialect.translate(line.lstrip("\ufeff"))
 
     def _skip(self) -> int:
-        """Read to the line's end; return how many characters that was."""
+        """Read up to the end of the line; return the number of characters skipped."""
         skipped = 0
         while more := self.text.readline(MAX_LINE):
             skipped += len(more)
@@ -84,17 +84,17 @@ class _Lines:
 
 
 class CsvRows:
-    """The rows of a CSV file below its header.
+    """Iterator over the rows of a CSV file below its header.
 
-    Raises, when it is made and when it is iterated over:
-        StructureError: the header cannot be used, quotes go wrong over several lines, or a quoted cell holds what looks
-            like other records.
+    Raises, from the constructor and from iteration:
+        StructureError: the header is unusable, quotes are wrong across several lines, or a quoted cell seems to contain
+            other records.
     """
 
     def __init__(self, file: BinaryIO, source: Source, mapping: Mapping) -> None:
         self._source, self._mapping = source, mapping
         self.dialect = detect(source.sample, source.whole, mapping)
-        csv.field_size_limit(2 * MAX_LINE)  # of the process; the default refuses what is merely long
+        csv.field_size_limit(2 * MAX_LINE)  # for the whole process; the default limit rejects long but valid cells
         self._text = io.TextIOWrapper(file, encoding=source.encoding, errors="surrogateescape", newline="")
         self._lines = _Lines(self._text, self.dialect)
         before = [line for _ in range(self.dialect.skipped) if (line := self._text.readline(MAX_LINE))]
@@ -108,7 +108,7 @@ class CsvRows:
         self.profile: RowProfile = profile_of(source.sample, self.dialect, self.header, id_name)
 
     def close(self) -> None:
-        """Let go of the file, which is whoever's who opened it."""
+        """Detach from the file without closing it; the caller owns it."""
         self._text.detach()
 
     def __iter__(self) -> Iterator[Row]:
@@ -118,8 +118,9 @@ class CsvRows:
                 self._check_lines(row)
             if guessed and '"' in row.text and row.cells is not None and any(map(_is_quoted, row.cells)):
                 raise StructureError(
-                    f"line {row.line}: a cell in quotes ({shown(row.text)}), though quotes are mere characters at the file's "
-                    "start; nothing was imported: set `quote` in the mapping, none if they are characters here, too"
+                    f"line {row.line}: a cell in quotes ({shown(row.text)}), although quotes are ordinary characters at the "
+                    "start of the file; nothing was imported: set `quote` in the mapping, to none if they are ordinary "
+                    "characters here too"
                 )
             yield row
 
@@ -153,17 +154,17 @@ class CsvRows:
         if row is None:
             return []
         if row.cells is None:
-            what = f"a line of {row.too_long:,} characters" if row.too_long else "the quotes of the header are wrong"
-            raise StructureError(f"line {row.line}: {what}; nothing was imported: correct it")
+            problem = f"a line of {row.too_long:,} characters" if row.too_long else "the quotes of the header are wrong"
+            raise StructureError(f"line {row.line}: {problem}; nothing was imported: correct it")
         if not is_text(row.text):
             raw = row.text.encode(self._source.encoding, errors="surrogateescape")
-            said = not_in(self._source.encoding, raw)
+            problem = describe_undecodable(self._source.encoding, raw)
             raise StructureError(
-                f"line {row.line}, the header: {said}{_as_cp1252(raw, said)}; nothing was imported: set `encoding` in the "
-                "mapping"
+                f"line {row.line}, the header: {problem}{_as_cp1252(raw, problem)}; nothing was imported: set `encoding` in "
+                "the mapping"
             )
         header = [name if name in self._mapping.columns else name.strip(" \t\u00a0\ufeff") for name in row.cells]
-        # Of a column that nothing reads, two do no harm.
+        # Duplicates of a column that nothing reads do no harm.
         if twice := sorted(name for name, n in Counter(header).items() if n > 1 and name in self._mapping.columns):
             raise StructureError(f"the header has the columns {twice} more than once; rename or remove the others")
         return header
@@ -173,27 +174,27 @@ class CsvRows:
         if like:
             records = f"{len(like):,} other record{'s' if len(like) > 1 else ''}"
             raise StructureError(
-                f"line {row.line}: a quote opens there, and what it holds to line {row.line + len(row.lines) - 1} looks like "
-                f"{records} (line {row.line + like[0]}: {shown(row.lines[like[0]])}); {_HINT} {_way_out(row.text)}, "
-                "and if all of that is one text, set `multiline: allow`"
+                f"line {row.line}: a quote opens there, and the text up to line {row.line + len(row.lines) - 1} looks like "
+                f"{records} (line {row.line + like[0]}: {shown(row.lines[like[0]])}); {_HINT} {_way_out(row.text)}; "
+                "if all of it is one text, set `multiline: allow`"
             )
 
 
 def _way_out(text: str) -> str:
-    escape = ', if a backslash escapes it set `escape: "\\\\"`' if '\\"' in text else ""
-    return f"quotes are mere characters in this file, set `quote: none` in the mapping{escape}"
+    escape = '; if a backslash escapes it, set `escape: "\\\\"`' if '\\"' in text else ""
+    return f"quotes are ordinary characters in this file, set `quote: none` in the mapping{escape}"
 
 
 def _is_quoted(cell: str) -> bool:
     return len(cell) > 1 and cell[0] == cell[-1] == '"'
 
 
-def _cells(count: int) -> str:
+def _cell_count(count: int) -> str:
     return f"{count} cell{'s' if count != 1 else ''}"
 
 
 def is_text(text: str) -> bool:
-    """Whether every byte of the line was in the file's encoding."""
+    """Return whether every byte of the line could be decoded."""
     if text.isascii():
         return True
     try:
@@ -203,25 +204,25 @@ def is_text(text: str) -> bool:
     return True
 
 
-def _as_cp1252(raw: bytes, said: str) -> str:
-    """Return how the first of such lines would be read."""
-    return f" as {shown(raw.decode('cp1252'))}" if said.endswith("read it") else ""
+def _as_cp1252(raw: bytes, problem: str) -> str:
+    """Return `raw` as cp1252 reads it, for a message; an empty text if `problem` does not suggest cp1252."""
+    return f" as {shown(raw.decode('cp1252'))}" if problem.endswith("read it") else ""
 
 
 def read_csv(
     file: BinaryIO, source: Source, mapping: Mapping, noticed: Noticed
 ) -> Iterator[dict[str, str] | RejectedLine]:
-    """Yield each row by the header's names, every value a text, or as a rejected line where it is no record.
+    """Yield each row as a record of texts by column name, or as a rejected line if it is not a record.
 
     Raises:
-        StructureError: which of the lines are records is not known.
+        StructureError: the reader cannot tell which lines are records.
     """
     if not source.sample.strip() and source.whole:
         return
     try:
         rows = CsvRows(file, source, mapping)
     except StructureError as error:
-        raise StructureError(_described(source) or str(error)) from error
+        raise StructureError(_describe_other_format(source) or str(error)) from error
     try:
         _check_header(rows.header, source, mapping)
         yield from _Records(rows, source, mapping, noticed).read()
@@ -229,46 +230,44 @@ def read_csv(
         rows.close()
 
 
-def _described(source: Source) -> str:
-    """Return what the file is that is no CSV; nothing where its start does not show that."""
-    what = describe_text(source.sample)
-    return f"{what}; nothing was imported: export the records as JSON lines or CSV" if what else ""
+def _describe_other_format(source: Source) -> str:
+    """Return an error text if the start of the file shows a format other than CSV; otherwise an empty text."""
+    kind = describe_text(source.sample)
+    return f"{kind}; nothing was imported: export the records as JSON lines or CSV" if kind else ""
 
 
 def _check_header(header: list[str], source: Source, mapping: Mapping) -> None:
-    """Raise StructureError where no column of the mapping is in the header: it is none, or the file is no CSV."""
+    """Raise StructureError if the header has no column of the mapping: it is not a header, or the file is not CSV."""
     if {name.casefold() for name in header} & {column.casefold() for column in mapping.columns}:
         return
     raise StructureError(
-        _described(source)
+        _describe_other_format(source)
         or f"the first line has none of the mapping's columns, such as {mapping.product_id!r}, but "
-        f"{shown(', '.join(header))}; nothing was imported: has the file a header, or a `delimiter`, `quote` or `encoding` "
-        "that the mapping must say?"
+        f"{shown(', '.join(header))}; nothing was imported: check that the file has a header, or set its `delimiter`, `quote` "
+        "or `encoding` in the mapping"
     )
 
 
 class _Records:
-    """Turns rows into records."""
+    """Converter of rows to records and rejected lines."""
 
     def __init__(self, rows: CsvRows, source: Source, mapping: Mapping, noticed: Noticed) -> None:
         self._rows, self._source, self._noticed = rows, source, noticed
         self._names = [name.strip() for name in rows.header]
         self._folded = frozenset(name.casefold() for name in self._names if name)
         self._id = rows.header.index(mapping.product_id) if mapping.product_id in rows.header else None
-        self._read = 0  # rows
-        self._foreign, self._native, self._example = (
-            0,
-            0,
-            "",
-        )  # lines not in the encoding, and with more than ASCII in it
+        self._read = 0  # rows below the header, without repeated headers
+        self._foreign = 0  # lines that are not in the file's encoding
+        self._native = 0  # lines that are, and have more than ASCII
+        self._example = ""  # of a foreign line
 
     def read(self) -> Iterator[dict[str, str] | RejectedLine]:
         noticed, rows = self._noticed, self._rows
         if rows.dialect.skipped:
-            noticed.note("lines before the header, passed over", rows.dialect.skipped)
+            noticed.note("lines before the header, skipped", rows.dialect.skipped)
         if rows.dialect.escape or rows.dialect.quote is None:
-            noticed.note("files whose quotes are " + ("escaped" if rows.dialect.escape else "mere characters"))
-        held: tuple[dict[str, str], Row] | None = None  # a short row, until the next one shows that it is whole
+            noticed.note("files whose quotes are " + ("escaped" if rows.dialect.escape else "ordinary characters"))
+        held: tuple[dict[str, str], Row] | None = None  # a short row; the next row shows whether it is complete
         for row in rows:
             if row.cells is not None and not any(cell.strip() for cell in row.cells):
                 continue
@@ -303,30 +302,30 @@ class _Records:
             self._native += 1
         if len(row.lines) > 1:
             self._noticed.note("records that span lines")
-            self._noticed.note("lines of these beyond the first", len(row.lines) - 1)
+            self._noticed.note("further lines of these records", len(row.lines) - 1)
         if cells is None:
             cells = self._literal(row)
             if cells is None:
-                return self._reject("csv_quotes", "a quote within a quoted text is not doubled", row)
+                return self._reject("csv_quotes", "a quote inside a quoted text is not doubled", row)
             self._noticed.note("rows whose quotes are read as characters")
         if self._is_header(cells):
-            return self._again(cells, row)
+            return self._repeated_header(cells, row)
         self._read += 1
         if self._read <= HEADERS and len(cells) == width and profile.is_under_header(cells):
-            return self._reject("csv_header", "a line of the header, below its names", row)
+            return self._reject("csv_header", "a second line of the header", row)
         if self._is_total(cells):
-            return self._reject("csv_total", "a row of totals, no product", row)
+            return self._reject("csv_total", "a row of totals, not a product", row)
         if len(cells) > width and not any(cell.strip() for cell in cells[width:]):
             if len(cells) == profile.usual or profile.fits(cells):
                 cells = cells[:width]
                 self._noticed.note("rows read without empty cells beyond the header")
         elif len(cells) < width and profile.seen and not profile.ends_empty and profile.fits(cells):
-            if self._is_taken(row, width):
-                detail = f"{_cells(len(cells))} where the header has {width}, and {width} if its quotes are characters"
+            if self._has_swallowed_cells(row, width):
+                detail = f"{_cell_count(len(cells))} where the header has {width}, and {width} if its quotes are ordinary characters"
                 return self._reject("csv_quotes", detail, row)
             cells = cells + [""] * (width - len(cells))
         if len(cells) != width:
-            return self._reject("csv_cells", f"{_cells(len(cells))} where the header has {width}", row)
+            return self._reject("csv_cells", f"{_cell_count(len(cells))} where the header has {width}", row)
         return dict(zip(self._rows.header, cells, strict=True))
 
     def _padded(self, record: dict[str, str]) -> dict[str, str]:
@@ -337,7 +336,8 @@ class _Records:
         width = len(self._rows.header)
         self._noticed.line = row.line
         detail = (
-            f"{_cells(len(row.cells or ()))} where the header has {width}, as the line after it: broken in two, perhaps"
+            f"{_cell_count(len(row.cells or ()))} where the header has {width}, and the next line is short too: perhaps one row "
+            "broken in two"
         )
         return self._reject("csv_cells", detail, row)
 
@@ -348,12 +348,12 @@ class _Records:
     def _not_text(self, row: Row) -> RejectedLine:
         self._foreign += 1
         raw = row.text.rstrip("\r\n").encode(self._source.encoding, errors="surrogateescape")
-        said = not_in(self._source.encoding, raw)
-        self._example = self._example or f"{said}{_as_cp1252(raw, said)} (line {row.line:,})"
-        return self._reject("bad_utf8", said, row)
+        problem = describe_undecodable(self._source.encoding, raw)
+        self._example = self._example or f"{problem}{_as_cp1252(raw, problem)} (line {row.line:,})"
+        return self._reject("bad_utf8", problem, row)
 
     def _literal(self, row: Row) -> list[str] | None:
-        """Return the cells of a line with quotes as characters, where no other reading of it is possible."""
+        """Return the cells of a line with quotes as ordinary characters; None if that reading does not fit either."""
         dialect = self._rows.dialect
         cells = dialect.split(row.text)
         quote = dialect.quote or '"'
@@ -361,8 +361,8 @@ class _Records:
             return None
         return cells
 
-    def _is_taken(self, row: Row, width: int) -> bool:
-        """Whether a short row is a whole one of which a quote, meant as a character, took cells into another."""
+    def _has_swallowed_cells(self, row: Row, width: int) -> bool:
+        """Return whether a short row is complete once its quotes are ordinary characters: a quote swallowed delimiters."""
         dialect = self._rows.dialect
         if not dialect.quote or dialect.quote not in row.text or len(row.lines) > 1:
             return False
@@ -370,7 +370,7 @@ class _Records:
         return len(cells) == width and self._rows.profile.fits(cells)
 
     def _is_header(self, cells: list[str]) -> bool:
-        """Whether a row has names of columns for its cells, as many as not, and one where the id should be."""
+        """Return whether more than half of a row's cells are column names, one of them in the id column."""
         given = cells[self._id] if self._id is not None and self._id < len(cells) else cells[0]
         if given.strip().casefold() not in self._folded and self._names[self._id or 0] not in cells:
             return False
@@ -378,13 +378,13 @@ class _Records:
         names = sum(word in self._folded for word in words)
         return names >= min(2, len(self._folded)) and 2 * names > len(words)
 
-    def _again(self, cells: list[str], row: Row) -> RejectedLine:
-        """Return the line of a header. Raises StructureError where the rows below it have other columns."""
+    def _repeated_header(self, cells: list[str], row: Row) -> RejectedLine:
+        """Reject a header among the rows. Raises StructureError if it names other columns for the rows below it."""
         same = zip(cells, self._names, strict=False)
         if all(not (word := cell.strip()) or word.casefold() == name.casefold() for cell, name in same):
-            return self._reject("csv_header", "the header again", row)
+            return self._reject("csv_header", "a repeated header", row)
         raise StructureError(
-            f"line {row.line}: another header ({shown(row.text)}), so that the rows below it have other columns; nothing was "
+            f"line {row.line}: a different header ({shown(row.text)}), so the rows below it have other columns; nothing was "
             "imported: put them into a file of their own"
         )
 

@@ -1,4 +1,4 @@
-"""The formats that an export's records may have. A new one is a module that reads it, and a line in `FORMATS`."""
+"""Registry of the formats of an export's records. To add one, write a module that reads it and add it to `FORMATS`."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from jobs.records.rejected_lines import RejectedLine
 from schemas.mapping import Mapping
 
 Json: TypeAlias = Any
-# A record by the shop's column names; a line that is none, verbatim, or with the reason.
+# A record by the shop's column names, or a line that is not a record: verbatim, or with the reason.
 Row: TypeAlias = "dict[str, Json] | bytes | RejectedLine"
 
 
 class Format(Protocol):
-    """A format of records."""
+    """A reader of one format of records."""
 
     def read(self, file: BinaryIO, source: Source, mapping: Mapping, noticed: Noticed) -> Iterator[Row]:
-        """Yield the records. Raises StructureError where the file is not made of records."""
+        """Yield the records. Raises StructureError if the file does not consist of records."""
 
 
 class Csv:
-    """Comma-separated values, or others."""
+    """Reader of CSV, with any delimiter."""
 
     def read(self, file: BinaryIO, source: Source, mapping: Mapping, noticed: Noticed) -> Iterator[Row]:
         return read_csv(file, source, mapping, noticed)
 
 
 class JsonLines:
-    """One JSON object a line."""
+    """Reader of JSON lines: one object per line."""
 
     def read(self, file: BinaryIO, source: Source, mapping: Mapping, noticed: Noticed) -> Iterator[Row]:  # noqa: ARG002
         return read_json_lines(file, source, noticed)
 
 
 FORMATS: Final[dict[str, Format]] = {"jsonl": JsonLines(), "csv": Csv()}
-_NO_RECORDS: Final = (".", "~$")  # hidden files, and locks of an office program
+_NO_RECORDS: Final = (".", "~$")  # prefixes of hidden files and of an office program's lock files
 _CSV_ENDINGS: Final = (".csv", ".tsv", ".tab", ".psv", ".txt")
 
 
 def format_of(source: Source, mapping: Mapping) -> str:
-    """Return the format of a file: the mapping's, or what its content is. Raises StructureError for no known one."""
+    """Return the format of a file, from the mapping or from its content. Raises StructureError if it is unknown."""
     if mapping.format != "auto":
         return mapping.format
     lines = [
@@ -63,14 +63,14 @@ def format_of(source: Source, mapping: Mapping) -> str:
         return "jsonl"
     dialect = detect(source.sample, source.whole, mapping)
     header: list[str] = []
-    with contextlib.suppress(csv.Error):  # reading it says what is wrong with it
+    with contextlib.suppress(csv.Error):  # the reader will report what is wrong
         header = next(dialect.parse(lines[dialect.skipped :]), [])
     if mapping.product_id in (name.strip() for name in header):
         return "csv"
     if 2 * sum(line.startswith("{") for line in lines[:20]) >= len(lines[:20]):
-        return "jsonl"  # whose first lines are damaged
-    if what := describe_text(source.sample):
-        raise StructureError(f"{what}; nothing was imported: export the records as JSON lines or CSV")
+        return "jsonl"  # the first lines are damaged
+    if kind := describe_text(source.sample):
+        raise StructureError(f"{kind}; nothing was imported: export the records as JSON lines or CSV")
     if by_name.endswith(_CSV_ENDINGS):
         return "csv"
     raise StructureError(
@@ -80,14 +80,14 @@ def format_of(source: Source, mapping: Mapping) -> str:
 
 
 def find_records(folder: Path, mapping: Mapping) -> tuple[list[Path], list[Path]]:
-    """Return the files of the first pattern that matches, and those that only later ones match.
+    """Return the files of the first pattern that matches, and the files that only later patterns match.
 
     Raises:
-        JobError: there is no such file, or one is a link that leads out of `folder`.
+        JobError: no pattern matches a file, or a file is a link that leads out of `folder`.
     """
     if not folder.is_dir():
         raise JobError(f"{folder}: no such folder; give the folder of the shop's export")
-    found: list[list[Path]] = []
+    by_pattern: list[list[Path]] = []
     for pattern in mapping.records:
         try:
             matches = sorted(
@@ -95,25 +95,25 @@ def find_records(folder: Path, mapping: Mapping) -> tuple[list[Path], list[Path]
             )
         except (NotImplementedError, ValueError, IndexError) as error:
             raise JobError(
-                f"{pattern!r} of the mapping's `records` is no pattern within the export: {error}"
+                f"{pattern!r} of the mapping's `records` is not a pattern within the export: {error}"
             ) from error
         if matches:
-            found.append(matches)
-    if not found:
+            by_pattern.append(matches)
+    if not by_pattern:
         seen = sorted(path.name for path in folder.iterdir())[:20]
         raise JobError(f"{folder}: no records; looked for {', '.join(mapping.records)}; the folder has {seen}")
-    files = found[0]
+    files = by_pattern[0]
     root = folder.resolve()
     for path in files:
         if not path.resolve().is_relative_to(root):
             raise JobError(
                 f"{path} leads out of the export, to {path.resolve()}; copy the file into the export instead"
             )
-    return files, sorted({path for matches in found[1:] for path in matches} - set(files))
+    return files, sorted({path for matches in by_pattern[1:] for path in matches} - set(files))
 
 
 def read_records(source: Source, mapping: Mapping, noticed: Noticed, progress: bool) -> Iterator[Row]:
-    """Yield the rows of a file. Raises JobError where it is damaged, or most of it is no records."""
+    """Yield the rows of a file. Raises JobError if it is damaged or most of its rows are not records."""
     noticed.begin(source.path.name)
     count = 0
     try:
@@ -127,7 +127,7 @@ def read_records(source: Source, mapping: Mapping, noticed: Noticed, progress: b
     except UnicodeDecodeError as error:
         raise JobError(
             f"{source.path}: after {count:,} records: not {source.encoding.upper()} ({error.reason}); nothing was imported: "
-            "export it again, or set `encoding` in the mapping"
+            "export the file again, or set `encoding` in the mapping"
         ) from error
     except StructureError as error:
         raise JobError(f"{source.path}: {f'after {count:,} records: ' if count else ''}{error}") from error

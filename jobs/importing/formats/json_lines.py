@@ -1,4 +1,4 @@
-"""Read JSON lines: one object a line. What cannot be read goes on byte for byte, for validate to tell why."""
+"""Reader of JSON lines, one object per line. Unreadable lines pass through byte for byte; validate reports the reason."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Final, TypeAlias
 
 from jobs.importing.formats.noticed import Noticed, StructureError, shown
-from jobs.importing.formats.sniffing import describe_text, not_in
+from jobs.importing.formats.sniffing import describe_text, describe_undecodable
 from jobs.importing.formats.sources import LINE_START, MAX_LINE, Source
-from jobs.records.json_objects import unique
+from jobs.records.json_objects import NameTwiceError, unique
 from jobs.records.rejected_lines import RejectedLine
 
 Json: TypeAlias = Any
 
-_BLANK: Final = re.compile(r"[ \t\r\n\x1e]*")
+_BLANK: Final = re.compile(r"[ \t\r\n\x1e]*")  # including the record separator of RFC 7464
 _MARKS: Final = b"\xef\xbb\xbf"
 
 
 def finite(text: str) -> float | str:
-    """Return the number, or its text where it is too large for one: no JSON that we write may say Infinity."""
+    """Return the number, or its text if it overflows to infinity, which JSON cannot represent."""
     number = float(text)
     return text if number in (float("inf"), float("-inf")) else number
 
 
 def _decoder(constant: Callable[[str], None]) -> json.JSONDecoder:
-    """Return a decoder that refuses a name that is there twice: which value is meant is not known.
+    """Return a decoder that rejects objects with a duplicate name, whose meant value is unknown.
 
-    NaN, Infinity and -Infinity, which JSON does not have, mean that no value is given; `constant` is told of each.
+    NaN, Infinity and -Infinity, which are not JSON, decode to None; `constant` is called with each.
     """
     return json.JSONDecoder(object_pairs_hook=unique, parse_float=finite, parse_constant=constant)
 
@@ -40,14 +40,14 @@ DECODER: Final = _decoder(lambda _: None)
 def read_json_lines(
     file: BinaryIO, source: Source, noticed: Noticed
 ) -> Iterator[dict[str, Json] | bytes | RejectedLine]:
-    """Yield each line's object; a line that is no JSON, no object, or no text, as it is. Blank lines are left out.
+    """Yield each line's object, or the line itself if it is not text, JSON or an object. Skip blank lines.
 
     Raises:
-        StructureError: the file is one JSON document, or is in another encoding.
+        StructureError: the file is a single JSON document, or is in another encoding.
     """
-    if what := describe_text(source.sample) or _document(source.sample):
-        raise StructureError(f"{what}; nothing was imported: JSON lines have one object on each line, export them so")
-    decoder = _decoder(lambda _: noticed.note("NaN or Infinity, read as nothing given"))
+    if kind := describe_text(source.sample) or _describe_document(source.sample):
+        raise StructureError(f"{kind}; nothing was imported: export JSON lines, with one object on each line")
+    decoder = _decoder(lambda _: noticed.note("NaN or Infinity, read as not given"))
     foreign, native, example = 0, 0, ""
     for number, line, length in _lines(file, source.encoding):
         noticed.line = number
@@ -62,25 +62,25 @@ def read_json_lines(
             text = stripped.decode()
         except UnicodeDecodeError:
             foreign += 1
-            said = not_in(source.encoding, line)
-            example = example or f"{said} (line {number:,}: {shown(line)})"
+            problem = describe_undecodable(source.encoding, line)
+            example = example or f"{problem} (line {number:,}: {shown(line)})"
             noticed.row()
-            noticed.reject_as_it_is(said, line)
+            noticed.count_rejected(problem, line)
             yield line.rstrip(b"\r\n")
             continue
         native += not text.isascii()
-        found = _objects(text, decoder, noticed)
-        for record in found if isinstance(found, list) else [line.rstrip(b"\r\n")]:
+        objects = _objects(text, decoder, noticed)
+        for record in objects if isinstance(objects, list) else [line.rstrip(b"\r\n")]:
             noticed.row()
             yield record
-        if isinstance(found, str):
-            noticed.reject_as_it_is(found, line)
+        if isinstance(objects, str):
+            noticed.count_rejected(objects, line)
     if foreign > 2 and foreign > native:
         raise StructureError(f"{foreign:,} lines are {example}; nothing was imported: set `encoding` in the mapping")
 
 
 def _lines(file: BinaryIO, encoding: str) -> Iterator[tuple[int, bytes, int]]:
-    """Yield each line in UTF-8 with its number and its length in bytes; of one that is too long its start."""
+    """Yield each line's number, its UTF-8 bytes (only the start of a line that is too long) and its length in bytes."""
     if encoding != "utf-8":
         file = _Utf8(file, encoding)  # type: ignore[assignment]
     number = 0
@@ -97,7 +97,7 @@ def _lines(file: BinaryIO, encoding: str) -> Iterator[tuple[int, bytes, int]]:
 
 
 class _Utf8:
-    """The lines of a file in another encoding, in UTF-8. A byte that is not in it stays, so that its line is no UTF-8."""
+    """Lines of a file in another encoding, converted to UTF-8. Undecodable bytes stay, so their lines are not valid UTF-8."""
 
     def __init__(self, file: BinaryIO, encoding: str) -> None:
         self._text = io.TextIOWrapper(file, encoding=encoding, errors="surrogateescape", newline="\n")
@@ -107,33 +107,33 @@ class _Utf8:
 
 
 def _objects(text: str, decoder: json.JSONDecoder, noticed: Noticed) -> list[dict[str, Json]] | str:
-    """Return the objects that a line holds, one as a rule, or why it holds none."""
+    """Return the objects that a line holds, usually one, or the reason why it holds none."""
     try:
         record = decoder.decode(text)
     except (ValueError, RecursionError) as error:
-        if found := _several(text):
-            commas = len(found) == 1
-            noticed.note("lines that end in a comma" if commas else "records on a line with others", len(found))
-            return found
-        # No JSON, a name twice, numbers without end, brackets without end.
-        return "a name is there twice" if "is there twice" in str(error) else "not JSON"
-    return [record] if isinstance(record, dict) else "JSON, but no object"
+        if objects := _several(text):
+            commas = len(objects) == 1
+            noticed.note("lines that end in a comma" if commas else "records on a line with others", len(objects))
+            return objects
+        # Also numbers that are too long and brackets that are nested too deeply.
+        return "a name occurs twice" if isinstance(error, NameTwiceError) else "not JSON"
+    return [record] if isinstance(record, dict) else "JSON, but not an object"
 
 
 def _several(text: str) -> list[dict[str, Json]]:
-    """Return the objects of a line that end in a comma, or follow each other; none where anything else is there."""
+    """Return the objects of a line that end in a comma or follow each other; none if the line has anything else."""
     end = text.rstrip()
-    found: list[dict[str, Json]] = []
+    objects: list[dict[str, Json]] = []
     position = 0
     try:
         while True:
             position = _skip(end, position)
             if position == len(end):
-                return found
+                return objects
             record, position = DECODER.raw_decode(end, position)
             if not isinstance(record, dict):
                 return []
-            found.append(record)
+            objects.append(record)
             position = _skip(end, position)
             if end[position : position + 1] == ",":
                 position += 1
@@ -146,8 +146,8 @@ def _skip(text: str, position: int) -> int:
     return blank.end() if blank else position
 
 
-def _document(sample: str) -> str | None:
-    """Return what a file is whose first line begins an object and does not end it, since it is written over lines."""
+def _describe_document(sample: str) -> str | None:
+    """Return a description of a file whose first line only begins an object that spans lines; otherwise None."""
     lines = [line.strip() for line in sample.lstrip("\ufeff")[:100_000].split("\n", 3)[:3] if line.strip()]
     if len(lines) < 2 or not lines[0].startswith("{") or lines[1].startswith("{"):
         return None
@@ -158,8 +158,8 @@ def _document(sample: str) -> str | None:
     return None
 
 
-def wrapped(record: dict[str, Json]) -> str | None:
-    """Return the name under which an object holds a list of objects: the records, perhaps."""
+def find_wrapper(record: dict[str, Json]) -> str | None:
+    """Return the name under which an object holds a list of objects, which may be the records; None if it has none."""
     for name, value in record.items():
         if isinstance(value, list) and value and all(isinstance(item, dict) for item in value[:5]):
             return name

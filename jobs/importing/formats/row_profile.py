@@ -1,4 +1,4 @@
-"""What the rows of a CSV file look like, to tell a row from a text that has delimiters, and a short row from a broken one."""
+"""Profile of a CSV file's usual rows, to distinguish rows from text with delimiters and short rows from broken ones."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from jobs.importing.formats.csv_dialect import Dialect, physical_lines
 _NUMBER: Final = re.compile(
     r"[^\w\s]{0,2}\s?[A-Za-z]{0,3}\.?[^\w\s]{0,2}\s?[-+]?\d[\d.,'’ \u00a0\u202f]*[^\w\s]{0,2}\s?[A-Za-z]{0,3}\.?"
 )
-_CELLS: Final = 200_000  # of the file's start
-_FEW: Final = 5  # given values that show what a column holds
+_CELLS: Final = 200_000  # cells of the file's start that the profile is made from
+_FEW: Final = 5  # values needed to recognise a column of numbers
 HEADERS: Final = 3  # rows below the header that may belong to it
-_MANY: Final = 30  # given values that show which words a column has
+_MANY: Final = 30  # values needed to recognise a column with a small vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class RowProfile:
-    """What the usual rows at the start of a file have in common."""
+    """Common properties of the usual rows at the start of a file."""
 
-    width: int  # cells of the header
-    usual: int  # cells of most rows
-    seen: bool  # rows of as many cells exist
+    width: int  # number of cells in the header
+    usual: int  # number of cells in most rows
+    seen: bool  # True if at least one row has the usual number of cells
     id_column: int | None
     needed: frozenset[str]  # kinds of characters that every id has
-    allowed: frozenset[str]  # kinds that some id has
-    longest_id: int
+    allowed: frozenset[str]  # kinds of characters that at least one id has
+    longest_id: int  # in characters
     numeric: frozenset[int]  # columns of numbers
-    words: dict[int, frozenset[str]]  # columns of few words
-    ends_empty: bool  # rows write empty last cells
-    begins_blank: bool  # cells begin with a blank
+    words: dict[int, frozenset[str]]  # columns with a small vocabulary, and their values
+    ends_empty: bool  # True if some row has an empty last cell
+    begins_blank: bool  # True if some cell begins with a blank
 
     def has_id(self, cells: Sequence[str]) -> bool:
-        """Whether the id looks like the others."""
+        """Return whether the row's id looks like the other ids."""
         if self.id_column is None or not self.allowed:
             return True
         if self.id_column >= len(cells):
@@ -47,17 +47,17 @@ class RowProfile:
         return 0 < len(cell) <= 2 * self.longest_id and self.needed <= _kinds(cell) <= self.allowed
 
     def is_under_header(self, cells: Sequence[str]) -> bool:
-        """Whether a row, one of the first, says of the columns what they hold: words where the others have numbers."""
+        """Return whether a row looks like a second header line: words where the other rows have numbers."""
         words = not any(map(str.isdigit, "".join(cells)))
         return words and "9" in self.needed and not self.has_numbers(cells)
 
     def has_numbers(self, cells: Sequence[str]) -> bool:
-        """Whether the columns of numbers hold numbers, or nothing."""
+        """Return whether every numeric column holds a number or is empty."""
         given = ((cells[i].strip('" ')) for i in self.numeric if i < len(cells))
         return all(not cell or _NUMBER.fullmatch(cell) for cell in given)
 
     def fits(self, cells: Sequence[str]) -> bool:
-        """Whether every cell is where the header says: nothing shows that a delimiter was lost or added."""
+        """Return whether the cells seem to be in the right columns: no sign of a lost or extra delimiter."""
         return (
             self.has_id(cells)
             and self.has_numbers(cells)
@@ -66,23 +66,24 @@ class RowProfile:
         )
 
     def like_records(self, lines: Sequence[str], cells: Sequence[str] | None, dialect: Dialect) -> list[int]:
-        """Return the indexes of the lines of one row that look like rows of their own; none where they are its text.
+        """Return the indexes of those lines of one row that look like separate rows; none if they look like its text.
 
         Args:
             lines: the physical lines of the row, two or more.
-            cells: what they were read as; None where the quotes are wrong.
+            cells: the row's cells; None if its quotes are wrong.
+            dialect: the file's dialect.
         """
         if self.width < 2:
             return []
         others = [i for i, line in enumerate(lines) if i and line.strip()]
         like = [i for i in others if self._like_record(lines[i], dialect)]
-        if self.id_column == 0 and len(self.needed) > 1:  # short rows, of ids that no text has by chance
+        if self.id_column == 0 and len(self.needed) > 1:  # short rows whose ids are unlikely to occur in a text
             full = set(like)
             short = [i for i in others if i in full or self._begins_like_record(lines[i], dialect)]
             like = short if len(short) > 2 else like
         if not like or 2 * len(like) < len(others):
             return []
-        # The line that opens the quote is a row of its own, too, if the quote is a mere character.
+        # If the quote is an ordinary character, the line that opens it is a separate row too.
         alone = len(dialect.split(lines[0])) if cells is None else _cells_of_first_line(cells, dialect)
         return like if alone in (self.width, self.usual) or len(like) > 2 else []
 
@@ -103,7 +104,7 @@ class RowProfile:
         return 1 < len(cells) < self.width and self.has_id(cells) and not cells[1].startswith(" ")
 
     def _has_values(self, cells: Sequence[str]) -> bool:
-        """Whether columns of numbers, or of few words, are given, and hold what they hold in other rows."""
+        """Return whether a numeric or small-vocabulary column has a value, and all small-vocabulary values are known."""
         numbers = any(cell.strip('" ') for i in self.numeric if i < len(cells) and (cell := cells[i]))
         given = [(cells[i], words) for i, words in self.words.items() if i < len(cells) and cells[i].strip()]
         return (numbers or bool(given)) and all(cell in words for cell, words in given)
@@ -117,12 +118,12 @@ def _cells_of_first_line(cells: Sequence[str], dialect: Dialect) -> int:
 
 
 def _kinds(text: str) -> frozenset[str]:
-    """Return which kinds of characters `text` has: digits, capitals, small letters, and each mark by itself."""
+    """Return the kinds of characters in `text`: digits, capital letters, other letters, and each other character."""
     return frozenset("9" if c.isdigit() else "A" if c.isupper() else "a" if c.isalpha() else c for c in text)
 
 
 def _rows(sample: str, dialect: Dialect) -> Iterator[list[str]]:
-    """Yield the rows of `sample` that can be read."""
+    """Yield the readable rows of `sample` below the header."""
     reader = dialect.parse(physical_lines(sample)[dialect.skipped + 1 :])
     while True:
         try:
@@ -134,7 +135,7 @@ def _rows(sample: str, dialect: Dialect) -> Iterator[list[str]]:
 
 
 def profile_of(sample: str, dialect: Dialect, header: Sequence[str], id_name: str) -> RowProfile:
-    """Return what the rows in `sample`, the start of a file, have in common."""
+    """Return the profile of the rows in `sample`, the start of a file."""
     width = len(header)
     rows: list[list[str]] = []
     for row in _rows(sample, dialect):

@@ -1,4 +1,4 @@
-"""What the first bytes of a file say it is: its encoding, or a format that is neither JSON lines nor CSV."""
+"""Detection, from the first bytes of a file, of its encoding or of a format other than JSON lines and CSV."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MAGIC: Final = (
     (re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP", re.DOTALL), "a picture", _EXPORT),
     (re.compile(rb"\x00\x05\x16[\x00\x07]"), "a resource file of macOS", "remove it"),
 )
-# UTF-32's mark begins with UTF-16's.
+# UTF-32 comes first, because its byte-order mark begins with that of UTF-16.
 _MARKS: Final = (
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -43,36 +43,38 @@ _MARKS: Final = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _CONTROLS: Final = frozenset(range(0x20)) - frozenset(b"\t\n\r\x00\x0b\x0c\x1b\x1c\x1d\x1e\x1f")
-_LOOKED_AT: Final = 4096
-_HEADER: Final = 64
-_FEW: Final = 3  # characters beyond ASCII that are UTF-8 and would be nonsense in an encoding of single bytes
-_MANY: Final = 100  # in one of several bytes a few may be right by chance
+_LOOKED_AT: Final = 4096  # bytes that are examined
+_HEADER: Final = 64  # bytes of a second look, at the header alone
+_FEW: Final = 3  # non-ASCII UTF-8 characters that rule out a single-byte encoding
+_MANY: Final = 100  # the same for a multi-byte encoding, whose bytes may be valid UTF-8 by chance
 _UTF_8_CHARACTER: Final = re.compile(rb"[\xc3-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 
 
 def refuse_binary(start: bytes, marks: str = "") -> None:
-    """Raise StructureError where `start`, the first bytes of a file, are those of a format that is no text.
+    """Raise StructureError if `start`, the first bytes of a file, belongs to a binary format.
 
-    `marks` are characters that the file may have all the same, such as a delimiter.
+    Args:
+        start: the first bytes.
+        marks: control characters that the file may contain nevertheless, such as its delimiter.
     """
-    for magic, what, way_out in _MAGIC:
+    for magic, kind, way_out in _MAGIC:
         if magic.match(start):
-            raise StructureError(f"{what}; nothing was imported: {way_out}")
+            raise StructureError(f"{kind}; nothing was imported: {way_out}")
     head = start[:_LOOKED_AT]
     controls = _CONTROLS.difference(map(ord, marks))
     if sum(byte in controls for byte in head) * 20 > len(head):
-        raise StructureError(f"no text but binary data; nothing was imported: {_EXPORT}")
+        raise StructureError(f"binary data instead of text; nothing was imported: {_EXPORT}")
 
 
 def encoding_of(start: bytes) -> tuple[str, bytes]:
-    """Return the encoding that the first bytes of a file show, and the byte-order mark among them: UTF-8 if none does."""
+    """Return the encoding that the first bytes of a file show, or UTF-8, and their byte-order mark, which may be empty."""
     for mark, encoding in _MARKS:
         if start.startswith(mark):
             return encoding, mark
-    for size in (_LOOKED_AT, _HEADER):  # the header is ASCII even where the records are Chinese
+    for size in (_LOOKED_AT, _HEADER):  # the header may be ASCII even if the records are Chinese
         head = start[: min(len(start), size) // 2 * 2]
         even, odd = head[::2].count(0), head[1::2].count(0)
-        if (even + odd) * 20 >= len(head) > 0:  # ASCII in UTF-16 has a NUL in every other byte, all at one side
+        if (even + odd) * 20 >= len(head) > 0:  # ASCII as UTF-16 has NULs, at odd or at even positions only
             if odd >= 50 * even and _ends_lines(head, b"\n\x00"):
                 return "utf-16-le", b""
             if even >= 50 * odd and _ends_lines(head, b"\x00\n"):
@@ -81,12 +83,12 @@ def encoding_of(start: bytes) -> tuple[str, bytes]:
 
 
 def _ends_lines(head: bytes, end: bytes) -> bool:
-    """Whether line feeds are two bytes, as in UTF-16: NULs in a text of single bytes stand beside them by chance."""
+    """Return whether most line feeds have two bytes, as in UTF-16; stray NULs in other texts rarely stand beside them."""
     return head.count(end) * 2 >= head.count(b"\n")
 
 
 def describe_text(text: str) -> str | None:
-    """Return what a text is that is neither JSON lines nor CSV; None where its start does not show that."""
+    """Return a description of a text that is neither JSON lines nor CSV; None if its start does not show that."""
     start = text[:_LOOKED_AT].lstrip("\ufeff\x1e \t\r\n").lower()
     if re.match(r"<!doctype html|<html|<head|<body", start):
         return "an HTML page"
@@ -96,29 +98,29 @@ def describe_text(text: str) -> str | None:
 
 
 def chosen_encoding(start: bytes, wanted: str) -> tuple[str, bytes]:
-    """Return the encoding of a file, and its byte-order mark: `wanted`, where nothing else is beyond doubt.
+    """Return the encoding of a file and its byte-order mark: `wanted`, unless the bytes clearly show another encoding.
 
     Args:
         start: the first bytes.
-        wanted: the mapping's encoding; empty where it names none.
+        wanted: the mapping's encoding; empty if it names none.
 
     Raises:
-        StructureError: the text is UTF-8, and the mapping says otherwise, so that each accent would become two characters.
+        StructureError: the text is UTF-8 but the mapping names another encoding, which would garble every accent.
     """
-    found, mark = encoding_of(start)
+    detected, mark = encoding_of(start)
     if not wanted or mark:
-        return found, mark
-    if wanted in ("utf-16", "utf-32"):  # in which order of bytes is not said
-        return found if found.startswith(wanted) else f"{wanted}-le", b""
+        return detected, mark
+    if wanted in ("utf-16", "utf-32"):  # the byte order is not given
+        return detected if detected.startswith(wanted) else f"{wanted}-le", b""
     if not wanted.startswith("utf") and _is_utf_8(start, _FEW if _is_single_byte(wanted) else _MANY):
         raise StructureError(
-            f"its text is UTF-8, though the mapping's `encoding` is {wanted}; nothing was imported: leave `encoding` out"
+            f"its text is UTF-8, but the mapping's `encoding` is {wanted}; nothing was imported: leave `encoding` out"
         )
     return "utf-8" if wanted == "utf-8-sig" else wanted, b""
 
 
 def _is_utf_8(start: bytes, least: int) -> bool:
-    """Whether the text is UTF-8 beyond doubt: it has `least` characters beyond ASCII, and all are right."""
+    """Return whether the text is clearly UTF-8: it decodes, and has at least `least` non-ASCII characters."""
     if start.isascii():
         return False
     try:
@@ -132,16 +134,16 @@ def _is_single_byte(encoding: str) -> bool:
     return len(bytes(range(256)).decode(encoding, errors="replace")) == 256
 
 
-def not_in(encoding: str, raw: bytes) -> str:
-    """Return why `raw` is no text in `encoding`, and which other encoding would read it."""
-    said = f"not {encoding.upper()}"
+def describe_undecodable(encoding: str, raw: bytes) -> str:
+    """Describe `raw`, which is not text in `encoding`, and suggest cp1252 if that would read it."""
+    problem = f"not {encoding.upper()}"
     try:
         text = raw.decode("cp1252")
     except UnicodeDecodeError:
-        return said
+        return problem
     letters = [character for character in text if character.isalpha()]
     foreign = sum(not character.isascii() for character in letters)
-    # What is UTF-8 but for a few bytes, or of another script, would become nonsense.
+    # As cp1252, text in another script, or damaged UTF-8, would turn into nonsense.
     if encoding == "cp1252" or 3 * foreign > len(letters) or _UTF_8_CHARACTER.search(raw):
-        return said
-    return f"{said}; cp1252 would read it"
+        return problem
+    return f"{problem}; cp1252 would read it"

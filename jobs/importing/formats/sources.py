@@ -1,4 +1,4 @@
-"""Open a file of an export: unpacked within bounds, with the start that tells its format."""
+"""Open a file of an export, unpacked within bounds, with a sample of its start."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from jobs.importing.formats.noticed import StructureError
 from jobs.importing.formats.sniffing import chosen_encoding, refuse_binary
 from schemas.mapping import Mapping
 
-# What fits Spark: thirty such lines in a row pass validate with its default heap of 2 GB, in batches of 64 MiB
-# (`jobs.spark.sessions`); eight lines of 62 MB end its JVM. Texts of products are shorter by a factor of a thousand.
-MAX_LINE: Final = 8 * 2**20  # bytes of a line, as the shop wrote it and as the raw catalog has it
-LINE_START: Final = 1000  # bytes kept of a longer one
-SAMPLE: Final = 2 * 2**20  # bytes that are looked at before a file is read
-_FREE: Final = 2**30  # unpacked bytes before the ratio counts
+# Chosen to fit Spark's default heap of 2 GB. Thirty such lines in a row pass validate in batches of 64 MiB
+# (`jobs.spark.sessions`); eight lines of 62 MB crash its JVM. Product texts are a thousand times shorter.
+MAX_LINE: Final = 8 * 2**20  # bytes of a line, both in the export and in the raw catalog
+LINE_START: Final = 1000  # bytes kept of a longer line
+SAMPLE: Final = 2 * 2**20  # bytes that are examined before a file is read
+_FREE: Final = 2**30  # unpacked bytes below which the ratio is not checked
 _CHUNK: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What a packed file of an export may come to, unpacked."""
+    """Bounds on the unpacked size of a packed file."""
 
-    total: int = 64 * 2**30  # bytes
-    ratio: int = 200  # to the packed bytes, from a gigabyte on
+    total: int = 64 * 2**30  # unpacked bytes
+    ratio: int = 200  # unpacked to packed bytes; checked above a gigabyte
 
     def check(self, path: Path, packed: int, unpacked: int) -> None:
-        """Raise JobError where so many packed bytes of the file at `path` come to too many unpacked ones."""
+        """Raise JobError if `packed` bytes of the file at `path` unpack to too many bytes."""
         if unpacked > self.total or (unpacked > _FREE and unpacked > self.ratio * max(packed, 1)):
             raise JobError(
                 f"{path}: {packed:,} packed bytes unpack to more than {unpacked - 1:,}; nothing was imported: if the "
@@ -45,25 +45,29 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file of records, and what its start tells."""
+    """A file of records, with the properties that its start shows."""
 
     path: Path
     bounds: Bounds
-    packed: bool  # with gzip
+    packed: bool  # True for gzip
     encoding: str
-    mark: bytes  # its byte-order mark
-    sample: str  # the start as text, bytes that are none as surrogates
-    whole: bool  # the sample is all of the file
+    mark: bytes  # byte-order mark; may be empty
+    sample: str  # start of the file; undecodable bytes are surrogates in UTF-8, otherwise replacement characters
+    whole: bool  # True if the sample is the entire file
 
     @contextlib.contextmanager
     def open(self, progress: bool = False) -> Iterator[BinaryIO]:
-        """Open the file behind its byte-order mark. Raises JobError where the packed data is damaged or too much."""
+        """Open the file, positioned after its byte-order mark.
+
+        Raises:
+            JobError: the packed data is damaged or unpacks to too many bytes.
+        """
         with (
             self.path.open("rb") as raw,
             tqdm(
                 total=self.path.stat().st_size, desc=self.path.name, unit="B", unit_scale=True, disable=not progress
             ) as bar,
-            _translated(self.path),
+            _translate_gzip_errors(self.path),
         ):
             file = io.BufferedReader(_Unpacked(raw, self.path, self.packed, self.bounds, bar), _CHUNK)
             file.read(len(self.mark))
@@ -71,9 +75,9 @@ class Source:
 
 
 def open_source(path: Path, mapping: Mapping, bounds: Bounds) -> Source:
-    """Return the file at `path` with its encoding. Raises JobError where it is damaged, or holds no text."""
+    """Return the file at `path` with its encoding and sample. Raises JobError if it is damaged or is not text."""
     try:
-        with path.open("rb") as raw, _translated(path):
+        with path.open("rb") as raw, _translate_gzip_errors(path):
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             start = io.BufferedReader(_Unpacked(raw, path, packed, bounds), _CHUNK).read(SAMPLE + 1)
@@ -93,15 +97,15 @@ def open_source(path: Path, mapping: Mapping, bounds: Bounds) -> Source:
 
 
 def unreadable(path: Path, error: OSError) -> str:
-    """Return what to tell of a file that the disk, or its owner, does not let us read."""
+    """Return the error text for a file that cannot be read because of its disk or its permissions."""
     return (
-        f"{path} could not be read ({error.strerror or error}); nothing was imported: see that its disk or mount works and that "
-        "this user may read it, then import again"
+        f"{path} could not be read ({error.strerror or error}); nothing was imported: check that its disk or mount works and "
+        "that this user may read it, then import again"
     )
 
 
 @contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def _translate_gzip_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -111,7 +115,7 @@ def _translated(path: Path) -> Iterator[None]:
 
 
 class _Unpacked(io.RawIOBase):
-    """The bytes of a file, unpacked where they are packed, within bounds."""
+    """Stream of a file's bytes, unpacked within bounds if they are packed."""
 
     def __init__(self, raw: BinaryIO, path: Path, packed: bool, bounds: Bounds, bar: tqdm[Any] | None = None) -> None:
         self._raw, self._path, self._bounds, self._bar, self._bytes = raw, path, bounds, bar, 0

@@ -1,1 +1,1 @@
-"""Pictures of an export: find them by name, bring them into the lake once."""
+"""Pictures of an export: find them by name and copy each one into the lake once."""

@@ -1,7 +1,7 @@
-"""Match the name that a record gives for its picture with the names that an export has, though it is written otherwise.
+"""Match a record's picture name with the names in an export, despite differences in spelling.
 
-Two names are *the same* where they differ in case, in how a letter is composed, in blanks, slashes, ``./``, entities, ``%20``
-or a query. They are *alike* where, besides, one has another picture ending or lacks folders in front of the other.
+Two names are the *same* if they differ only in case, Unicode composition, blanks, slashes, ``./``, entities, ``%20`` or a
+query string. They are *similar* if, in addition, one has another picture extension or lacks leading folders of the other.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import numpy as np
 
 ENDINGS: Final = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"})
 
-_DEEP: Final = 8  # folders by which a name in a deeper one is found
-_AMBIGUOUS: Final = 4  # names that are looked at: two that are the same in two places, and more than one is ambiguous
-_LONGEST: Final = 4096  # characters; a longer text is no name
-_COMPARED: Final = 5_000  # names that are looked at for those most like another
+_DEEP: Final = 8  # trailing folders of a name that the index has keys for
+_AMBIGUOUS: Final = 4  # names per key that are examined: enough to see that a name is ambiguous
+_LONGEST: Final = 4096  # characters; a longer text is not a name
+_COMPARED: Final = 5_000  # names that are searched for those nearest to another
 _WORD: Final = re.compile(r"[^\W_]+")
-_CLOSE: Final = 50  # names that are compared whole
-_SHOWN: Final = 200  # characters of a name
+_CLOSE: Final = 50  # names that are compared in full
+_SHOWN: Final = 200  # characters of a name in a message
 _DRIVE: Final = re.compile(r"\s*[A-Za-z]:(?![^/\\]*:)")
 _WEB: Final = re.compile(r"\s*(?:[A-Za-z][A-Za-z0-9+.-]+:|//[^/]+\.[^/]+/)")
 _INVISIBLE: Final = re.compile(
@@ -36,7 +36,7 @@ _INVISIBLE: Final = re.compile(
 )
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{,200}(/[A-Za-z0-9_-][A-Za-z0-9_.-]{,200})*")
 _BLANKS_AND_ENDING: Final = re.compile(r" +(?=\.\w{1,5}$)")
-# Taken as a path, such a name could lead out of a folder: a scheme, a drive, from the root, a step up.
+# As a path, such a name could leave its folder: it has a scheme, a drive, a leading slash or a step up.
 _UNSAFE: Final = re.compile(r"^/|^[A-Za-z][A-Za-z0-9+.-]*:|(^|/)\.\.(/|$)|[\x00-\x1f\x7f\\\ud800-\udfff]")
 _ENDING: Final = re.compile(r"\.([A-Za-z0-9]{1,5})$")
 _QUERY: Final = re.compile(rf"\.(?:{'|'.join(sorted(ENDINGS))})(?=[?#])", re.IGNORECASE)
@@ -45,41 +45,44 @@ _AROUND: Final = " \t\r\n\u00a0\"'[]"
 
 
 class PictureName(NamedTuple):
-    """A picture's name, folded: names that are the same are equal."""
+    """A picture's name in normal form: two names that are the same compare equal."""
 
     folders: tuple[str, ...]
     stem: str
-    ending: str  # a picture's; "" where the name has another one or none, which is then of the stem
+    ending: str  # one of ENDINGS, or ""; any other extension stays in the stem
 
-    def alike(self, other: PictureName) -> bool:
-        """Whether it could be `other`, written with another ending, or with folders in front that the other lacks."""
+    def is_similar(self, other: PictureName) -> bool:
+        """Return whether the names match except for their extension and for leading folders that one of them lacks."""
         if self.stem != other.stem or not (self.folders or other.folders or self.ending != other.ending):
             return self == other
         fewer = min(len(self.folders), len(other.folders))
         return not fewer or self.folders[-fewer:] == other.folders[-fewer:]
 
-    def loses(self, other: PictureName) -> bool:
-        """Whether something of this name is not in `other`, so that another name could mean `other` too."""
+    def is_lossy(self, other: PictureName) -> bool:
+        """Return whether this name has another extension than `other`, or more folders.
+
+        In that case a different name could match `other` too.
+        """
         return self.ending != other.ending or len(self.folders) > len(other.folders)
 
 
 def is_unsafe(name: str) -> bool:
-    """Whether `name` could lead out of a folder if it were taken as a path: it never is, wherever it leads."""
+    """Return whether `name`, used as a path, could leave its folder. Such a name is never used as a path."""
     return _UNSAFE.search(name) is not None
 
 
 def is_url(name: str) -> bool:
-    """Whether `name` names a place on a server, or in another scheme than a path."""
+    """Return whether `name` is a URL of any scheme, or an address such as ``//host.example/1.jpg``."""
     return _WEB.match(name) is not None
 
 
 def leads_out(name: str) -> bool:
-    """Whether `name`, or what it decodes to, goes up and out of the export."""
+    """Return whether `name`, or a decoded form of it, leads out of the export, or is a ``file:`` URL."""
     return any(_steps(reading) is None for reading in readings(name)) or name.strip().lower().startswith("file:")
 
 
 def fold(name: str) -> PictureName | None:
-    """Return `name` folded; None where it leads out of the export or is no name."""
+    """Return `name` in normal form; None if it leads out of the export or is not a name."""
     steps = name.lower().split("/") if _PLAIN.fullmatch(name) else _steps(name)
     if not steps:
         return None
@@ -91,7 +94,10 @@ def fold(name: str) -> PictureName | None:
 
 
 def _steps(name: str) -> list[str] | None:
-    """Return the steps of a path, folded; none of them goes up. None where the path leads out, or is far too long."""
+    """Return the normalised steps of a path, with ``..`` resolved.
+
+    Returns None if the path leads out of the export, and no steps if it is far too long.
+    """
     if len(name) > _LONGEST:
         return []
     if not name.isascii():
@@ -112,22 +118,29 @@ def _steps(name: str) -> list[str] | None:
 
 
 def readings(name: str) -> Iterator[str]:
-    """Yield `name`, and what it says once entities, a query, percent signs and plus signs are read, each if it differs."""
+    """Yield `name` and its decoded forms.
+
+    The decodings are applied one after the other: entities, the query string, percent signs, plus signs. A form that equals
+    the one before is left out.
+    """
     seen = name[: _LONGEST + 1]
     yield seen
-    for read in (html.unescape, _without_query, unquote, lambda text: text.replace("+", " ")):
-        if (found := read(seen)) != seen:
-            yield found
-        seen = found
+    for decode in (html.unescape, _without_query, unquote, lambda text: text.replace("+", " ")):
+        if (decoded := decode(seen)) != seen:
+            yield decoded
+        seen = decoded
 
 
 def _without_query(name: str) -> str:
-    found = _QUERY.search(name)
-    return name[: found.end()] if found else name
+    match = _QUERY.search(name)
+    return name[: match.end()] if match else name
 
 
 def first_of_list(name: str) -> str | None:
-    """Return the first of several pictures that a cell names, a JSON list or with ``, ; |`` between; None for no list."""
+    """Return the first picture name of a list; None if `name` is not a list.
+
+    A list is JSON, or names separated by commas, semicolons, bars or line ends.
+    """
     if name.lstrip().startswith("["):
         try:
             listed = json.loads(name)
@@ -142,44 +155,45 @@ def first_of_list(name: str) -> str | None:
 
 
 def _is_picture(name: str) -> bool:
-    found = _ENDING.search(_without_query(name))
-    return found is not None and found.group(1).lower() in ENDINGS
+    match = _ENDING.search(_without_query(name))
+    return match is not None and match.group(1).lower() in ENDINGS
 
 
 class NameIndex:
-    """Finds names by what they mean, in the time of a few look-ups, however many share a name such as ``front.jpg``.
+    """Index of picture names that finds the same and similar names.
 
-    Beside the names themselves it takes 16 bytes for each, and for each of its folders.
+    A search takes a few look-ups, even if many pictures are called ``front.jpg``. A name has three keys and one more for
+    each of its folders, up to eight. Each key takes 16 bytes.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
-        keys, places = array("q"), array("q")
-        for place, name in enumerate(names):
+        keys, indexes = array("q"), array("q")
+        for index, name in enumerate(names):
             if (path := fold(name)) is not None:
-                found = [hash(path), _key(path.folders, path.stem, whole=True)]
+                own = [hash(path), _key(path.folders, path.stem, whole=True)]
                 for start in range(max(0, len(path.folders) - _DEEP), len(path.folders) + 1):
-                    found.append(_key(path.folders[start:], path.stem, whole=False))
-                keys.extend(found)
-                places.extend([place] * len(found))
+                    own.append(_key(path.folders[start:], path.stem, whole=False))
+                keys.extend(own)
+                indexes.extend([index] * len(own))
         unsorted = np.frombuffer(keys, np.int64) if keys else np.empty(0, np.int64)
         order = np.argsort(unsorted, kind="stable")
-        self._keys, self._places = unsorted[order], np.array(places, np.int64)[order]
+        self._keys, self._indexes = unsorted[order], np.array(indexes, np.int64)[order]
 
-    def same(self, path: PictureName) -> list[int]:
-        """Return the places of names that are the same as `path`, a few at most."""
-        return [place for place in self._with_key(hash(path)) if fold(self._names[place]) == path]
+    def find_same(self, path: PictureName) -> list[int]:
+        """Return the indexes of a few names that are the same as `path`."""
+        return [index for index in self._with_key(hash(path)) if fold(self._names[index]) == path]
 
-    def alike(self, path: PictureName) -> list[int]:
-        """Return the places of names that are alike, a few at most."""
+    def find_similar(self, path: PictureName) -> list[int]:
+        """Return the indexes of a few names that are similar to `path`."""
         keys = [_key(path.folders, path.stem, whole=False)]
         keys += [_key(path.folders[start:], path.stem, whole=True) for start in range(1, len(path.folders) + 1)]
-        found = dict.fromkeys(place for key in keys for place in self._with_key(key))
-        return [place for place in found if (other := fold(self._names[place])) and path.alike(other)]
+        candidates = dict.fromkeys(index for key in keys for index in self._with_key(key))
+        return [index for index in candidates if (other := fold(self._names[index])) and path.is_similar(other)]
 
     def _with_key(self, key: int) -> list[int]:
         start, end = (int(np.searchsorted(self._keys, key, side)) for side in ("left", "right"))
-        return [int(place) for place in self._places[start : min(end, start + _AMBIGUOUS)]]
+        return [int(index) for index in self._indexes[start : min(end, start + _AMBIGUOUS)]]
 
 
 def _key(folders: tuple[str, ...], stem: str, *, whole: bool) -> int:
@@ -187,23 +201,23 @@ def _key(folders: tuple[str, ...], stem: str, *, whole: bool) -> int:
 
 
 def nearest(name: str, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the three of `names` that are most like `name`, the most like first. Of very many not all are compared."""
+    """Return the three of `names` that are nearest to `name`, the nearest first. Among very many names, compare only some."""
     own = name.rsplit("/", 1)[-1].lower()
     word = max(_WORD.findall(own.rpartition(".")[0] or own), key=len, default="")
-    having = (other for other in names if word and word in other.lower())
-    some = dict.fromkeys((*itertools.islice(having, _COMPARED), *names[:: 1 + len(names) // _COMPARED]))
+    with_word = (other for other in names if word and word in other.lower())
+    some = dict.fromkeys((*itertools.islice(with_word, _COMPARED), *names[:: 1 + len(names) // _COMPARED]))
 
-    def ends_alike(other: str) -> int:
+    def common_ends(other: str) -> int:
         base = other.rsplit("/", 1)[-1].lower()
-        return _in_common(base, own) + _in_common(base[::-1], own[::-1])
+        return _common_prefix(base, own) + _common_prefix(base[::-1], own[::-1])
 
-    def alike(other: str) -> tuple[float, int]:
-        return difflib.SequenceMatcher(None, name[-_SHOWN:], other).ratio(), ends_alike(other)
+    def similarity(other: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(None, name[-_SHOWN:], other).ratio(), common_ends(other)
 
-    few = (other[-_SHOWN:] for other in heapq.nlargest(_CLOSE, some, key=ends_alike))
-    return tuple(sorted(few, key=alike, reverse=True)[:3])
+    few = (other[-_SHOWN:] for other in heapq.nlargest(_CLOSE, some, key=common_ends))
+    return tuple(sorted(few, key=similarity, reverse=True)[:3])
 
 
-def _in_common(one: str, other: str) -> int:
-    """Return how many characters two texts begin alike with."""
+def _common_prefix(one: str, other: str) -> int:
+    """Return the length of the longest common prefix of two texts."""
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

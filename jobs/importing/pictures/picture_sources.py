@@ -1,4 +1,4 @@
-"""Read pictures by their names from an export's folders and zips. Nothing outside the export is reached."""
+"""Read pictures by name from the folders and zips of an export. Nothing outside the export is read."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ from jobs.importing.formats.sources import Bounds
 from jobs.importing.pictures.picture_names import fold
 from schemas.mapping import Mapping
 
-# Of bzip2 and LZMA zipfile unpacks whatever some packed bytes hold: gigabytes, of a few thousand.
+# Not bzip2 or LZMA: zipfile does not bound their output, and a few thousand packed bytes can unpack to gigabytes.
 _UNPACKED: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED: Final = 0x1
 _UTF_8: Final = 0x800
 _ZIPS: Final = (".zip", ".rar", ".7z", ".tar", ".tgz", ".gz")
-_SEEN: Final = 20_000  # names that are looked at for what an export holds instead of pictures
+_SEEN: Final = 20_000  # names of a source that are searched for archives
 
 
 class Source(Protocol):
-    """A place of the export that holds pictures."""
+    """A folder or zip of the export that holds pictures."""
 
-    place: Path
+    path: Path
 
     def read(self, name: str) -> bytes | None:
-        """Return the picture of exactly this name, which must not lead out of the place; None where there is none.
+        """Return the picture with exactly this name; None if it does not exist. The name must be safe as a path.
 
         Raises:
             PictureError: it cannot be used; `status` is link, too_large or broken.
-            OSError: not the picture but its disk is at fault.
+            OSError: the disk failed; the picture is not at fault.
         """
 
     def names(self) -> Iterator[tuple[str, str]]:
-        """Yield the name of each picture as `read` takes it, and as people read it."""
+        """Yield each picture's name twice: in the form that `read` takes, and in readable form."""
 
 
 def open_sources(folder: Path, mapping: Mapping, bounds: Bounds, stack: contextlib.ExitStack) -> list[Source]:
     """Return the export's zips and folders of pictures.
 
     Args:
-        folder: of the export.
-        mapping: which names the places in it.
-        bounds: on what the members that are read of a zip come to together.
+        folder: folder of the export.
+        mapping: names the zips and folders.
+        bounds: bounds on the total unpacked size of the members that are read from a zip.
         stack: keeps the zips open.
 
     Raises:
-        JobError: there is none, a zip is broken, or one is a link that leaves the export.
+        JobError: no zip or folder exists, a zip is broken, or one is a link that leaves the export.
     """
     sources: list[Source] = []
-    for path in find_places(folder, mapping):
+    for path in find_picture_paths(folder, mapping):
         _check_link(path, folder)
         if path.is_dir():
             sources.append(FolderSource(path, folder))
@@ -64,7 +64,7 @@ def open_sources(folder: Path, mapping: Mapping, bounds: Bounds, stack: contextl
                 sources.append(ZipSource(path, stack.enter_context(zipfile.ZipFile(path)), bounds))
             except (zipfile.BadZipFile, OSError, ValueError) as error:
                 raise JobError(
-                    f"{path}: {_kind(path) or f'not a zip, or a truncated one ({error})'}; nothing was imported: "
+                    f"{path}: {_archive_kind(path) or f'not a zip, or a truncated one ({error})'}; nothing was imported: "
                     "copy it again, or pack the pictures as a zip"
                 ) from error
     if not sources:
@@ -73,67 +73,67 @@ def open_sources(folder: Path, mapping: Mapping, bounds: Bounds, stack: contextl
     return sources
 
 
-def find_places(folder: Path, mapping: Mapping) -> list[Path]:
-    """Return the places of pictures that the mapping names and the export has, in order.
+def find_picture_paths(folder: Path, mapping: Mapping) -> list[Path]:
+    """Return the folders and zips of pictures that the mapping names and the export has, in the mapping's order.
 
-    A name may be a pattern (``pictures*.zip``). One that the export does not have is found where one alone differs in case
-    or composition.
+    A name may be a pattern (``pictures*.zip``). If the export lacks a name, the one entry that differs only in case or
+    Unicode composition is used instead.
 
     Raises:
-        JobError: a pattern is none.
+        JobError: a pattern is invalid.
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for name in mapping.pictures:
         if (folder / name).exists():
-            found[folder / name] = None
+            paths[folder / name] = None
         elif any(mark in name for mark in "*?["):
             try:
-                found |= dict.fromkeys(sorted(folder.glob(name)))
+                paths |= dict.fromkeys(sorted(folder.glob(name)))
             except (NotImplementedError, ValueError, IndexError) as error:
                 raise JobError(
-                    f"{name!r} of the mapping's `pictures` is no pattern within the export: {error}"
+                    f"{name!r} of the mapping's `pictures` is not a pattern within the export: {error}"
                 ) from error
         else:
             same = [path for path in folder.iterdir() if fold(path.name) == fold(name)]
-            found |= dict.fromkeys(same if len(same) == 1 else ())
-    return list(found)
+            paths |= dict.fromkeys(same if len(same) == 1 else ())
+    return list(paths)
 
 
-def others(folder: Path, sources: Sequence[Source]) -> list[str]:
-    """Return the names of up to five folders and archives of the export that are none of `sources` and may hold pictures."""
-    taken = {source.place.resolve() for source in sources}
-    found = []
+def find_unused(folder: Path, sources: Sequence[Source]) -> list[str]:
+    """Return the names of up to five folders and archives of the export that may hold pictures and are not in `sources`."""
+    used = {source.path.resolve() for source in sources}
+    unused = []
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             archive = entry.name.lower().endswith(_ZIPS[:-1]) and entry.is_file()
-            if (archive or entry.is_dir()) and Path(entry.path).resolve() not in taken:
-                found.append(entry.name)
-    return found[:5]
+            if (archive or entry.is_dir()) and Path(entry.path).resolve() not in used:
+                unused.append(entry.name)
+    return unused[:5]
 
 
-def archives_in(source: Source) -> list[str]:
-    """Return up to three archives that are in `source` among, or in place of, its pictures."""
-    found = []
+def find_archives(source: Source) -> list[str]:
+    """Return the names of up to three archives inside `source`."""
+    archives = []
     for seen, (_, name) in enumerate(source.names()):
         if name.lower().endswith(_ZIPS):
-            found.append(name)
-        if len(found) == 3 or seen == _SEEN:
+            archives.append(name)
+        if len(archives) == 3 or seen == _SEEN:
             break
-    return found
+    return archives
 
 
 def _check_link(path: Path, folder: Path) -> None:
-    """Raise JobError where `path`, which the mapping places in `folder`, is a link to somewhere else."""
+    """Raise JobError if `path`, which the mapping locates in `folder`, is a link that leaves the export."""
     export, real = os.path.realpath(folder), os.path.realpath(path)
     named = os.path.normpath(os.path.join(export, os.path.relpath(path, folder)))  # noqa: PTH118
     if named.startswith(f"{export}{os.sep}") and not f"{real}{os.sep}".startswith(f"{export}{os.sep}"):
         raise JobError(
             f"{path} is a link that leaves the export, to {real}; it is not followed and nothing was imported: copy the "
-            "pictures into the export, or name their own place in the mapping under `pictures`"
+            "pictures into the export, or name their real location in the mapping under `pictures`"
         )
 
 
-def _kind(path: Path) -> str | None:
+def _archive_kind(path: Path) -> str | None:
     with path.open("rb") as file:
         start = file.read(6)
     if start.startswith(b"Rar!"):
@@ -144,16 +144,16 @@ def _kind(path: Path) -> str | None:
 
 
 class ZipSource:
-    """A zip. Members are read where they lie, by their names; none is unpacked onto a disk.
+    """A zip of pictures, whose members are read by name and never unpacked to disk.
 
-    The members of a small zip may be one and the same place in it: what they unpack to together is bounded.
+    Many members can share the same packed bytes of a small zip, so their total unpacked size is bounded.
     """
 
-    def __init__(self, place: Path, archive: zipfile.ZipFile, bounds: Bounds) -> None:
-        self.place = place
+    def __init__(self, path: Path, archive: zipfile.ZipFile, bounds: Bounds) -> None:
+        self.path = path
         self._archive = archive
         self._bounds = bounds
-        self._size = place.stat().st_size
+        self._size = path.stat().st_size
         self._seen: set[str] = set()
         self._unpacked = 0  # bytes of the members seen
 
@@ -173,12 +173,12 @@ class ZipSource:
         self._count(member)
         try:
             with self._archive.open(member) as file:
-                return file.read(member.file_size)  # without a size, all that is packed would be in memory at once
+                return file.read(member.file_size)  # the size bounds memory even if the zip understates it
         except OSError as error:
-            if error.errno != errno.EINVAL:  # the zip names a place that no file has
+            if error.errno != errno.EINVAL:  # EINVAL: the zip names an impossible offset
                 raise OSError(error.errno, error.strerror, self._archive.filename) from error
             raise PictureError("broken", str(error)) from error
-        # A wrong checksum, a damaged stream: on hostile bytes zipfile raises nearly anything.
+        # A wrong checksum or a damaged stream: zipfile can raise almost any exception on hostile bytes.
         except Exception as error:
             raise PictureError("broken", f"{type(error).__name__}: {error}"[:300]) from error
 
@@ -186,7 +186,7 @@ class ZipSource:
         if member.filename not in self._seen:
             self._seen.add(member.filename)
             self._unpacked += member.file_size
-            self._bounds.check(self.place, self._size, self._unpacked)
+            self._bounds.check(self.path, self._size, self._unpacked)
 
     def names(self) -> Iterator[tuple[str, str]]:
         for name, member in self._archive.NameToInfo.items():
@@ -195,7 +195,7 @@ class ZipSource:
 
 
 def _as_utf_8(name: str) -> str:
-    """Return the name of a member that does not say that it is in UTF-8, though many packers write it so."""
+    """Decode a member's name as UTF-8 if possible: many packers write UTF-8 without setting the flag for it."""
     try:
         return name.encode("cp437").decode()
     except UnicodeError:
@@ -203,21 +203,21 @@ def _as_utf_8(name: str) -> str:
 
 
 class FolderSource:
-    """A folder. Links are followed within the export alone."""
+    """A folder of pictures. Links are followed only within the export."""
 
-    def __init__(self, place: Path, export: Path) -> None:
-        self.place = place
-        self._prefix = str(place)
-        self._roots = [place, export]
+    def __init__(self, path: Path, export: Path) -> None:
+        self.path = path
+        self._prefix = str(path)
+        self._roots = [path, export]
 
     def read(self, name: str) -> bytes | None:
-        # A zip of the folder `images` holds `images/1.jpg`, and so may the mapping name it.
-        names = dict.fromkeys((name, name.removeprefix(f"{self.place.name}/")))
-        found = next((path for each in names if os.path.lexists(path := f"{self._prefix}/{each}")), None)
-        if found is None:
+        # The mapping may name pictures as a zip of the folder would: `images/1.jpg` in the folder `images`.
+        names = dict.fromkeys((name, name.removeprefix(f"{self.path.name}/")))
+        path = next((path for each in names if os.path.lexists(path := f"{self._prefix}/{each}")), None)
+        if path is None:
             return None
         try:
-            return fetch_file(found, self._roots)
+            return fetch_file(path, self._roots)
         except PictureError as error:
             if error.status == "empty":
                 return b""
@@ -234,7 +234,7 @@ class FolderSource:
 
 
 def _as_text(name: str) -> str:
-    """Return the name of a file as text where it is not in UTF-8."""
+    """Return the name of a file as text, decoded as cp1252 if it is not UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Bring an export's pictures into the lake, each once, under the hash of its content."""
+"""Store an export's pictures in the lake, each one once, under the hash of its content."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from cma_clip_core.content.pictures import PictureError
 from jobs.errors import JobError, TransientError
 from jobs.importing.pictures import picture_names
 from jobs.importing.pictures.picture_names import PictureName
-from jobs.importing.pictures.picture_sources import Source, archives_in, others
-from jobs.lake import storage
+from jobs.importing.pictures.picture_sources import Source, find_archives, find_unused
+from jobs.lake import s3_preflight, storage
 from jobs.lake.layout import MISSING, Lake
 from jobs.lake.storage import AnyPath
 from schemas.documents import LostPicture
@@ -30,67 +30,65 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE: Final = 32  # requests to S3
-
-
+_AT_ONCE: Final = 32  # concurrent requests to S3
 _EXTENSION: Final = re.compile(r"\.([A-Za-z0-9]{1,5})$")
 _UNUSUAL: Final = re.compile(r"[^A-Za-z0-9._/-]|\.\.")
 _WARNED: Final = 5  # pictures of each status that the log names
-_SHOWN: Final = 200  # characters of a name
+_SHOWN: Final = 200  # characters of a name in a message
 
 
 @dataclass(slots=True)
 class PictureStore:
-    """Pictures by the hash of their content: ``<two digits>/<SHA-1>.<ending>``.
+    """Store of pictures by the hash of their content: ``<two digits>/<SHA-1>.<extension>``.
 
-    A name is looked for as it is. Only the first that is not found makes an index of the export's names, by which it and
-    the later ones are found where they are written otherwise and mean one picture alone.
+    Each name is first looked up exactly as written. The first name that does not exist triggers an index of all names in the
+    export. From then on, a name that is spelled differently is matched through the index if it matches only one picture.
     """
 
     writer: PictureWriter
     sources: Sequence[Source]
     counts: Counter[str] = field(default_factory=Counter)
     _index: _AllNames | None = None
-    _otherwise: int = 0  # pictures that were found though their names are written otherwise
+    _variants: int = 0  # pictures that were found under a different spelling
     _claims: dict[int, PictureName] = field(
         default_factory=dict
-    )  # by place in the index: the name that lost something to be it
-    _contested: set[int] = field(default_factory=set)  # places that two such names mean
+    )  # position in the index -> the lossy name matched to it
+    _contested: set[int] = field(default_factory=set)  # positions that two different lossy names match
     _contested_before: int = 0
-    _lost: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # by status: names and why, the first few
+    _lost: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # status -> the first few names and details
 
     def add(self, name: str) -> tuple[str, str | None]:
-        """Copy the picture `name` into the store, if it is not there yet.
+        """Copy the picture `name` into the store if it is not there yet.
 
         Returns:
-            its path relative to the store, and its hash; for a picture that cannot be had, a path that is not there, for
-            preprocess to report. A name that leads out of the export is neither read nor written.
+            The picture's path relative to the store, and its hash. If the picture is unavailable: a path that does not exist,
+            which preprocess reports, and None. A name that leads out of the export is neither read nor written.
 
         Raises:
-            JobError: the export could not be read, by a fault of its disk or mount.
+            JobError: the export could not be read because of its disk or mount.
         """
         try:
-            found = None if picture_names.is_unsafe(name) else self._exactly(name)
-            data, found_as = (found, name) if found is not None else self._written_otherwise(name)
+            exact = None if picture_names.is_unsafe(name) else self._read_exact(name)
+            data, export_name = (exact, name) if exact is not None else self._read_variant(name)
         except PictureError as error:
-            self._lose(name, error)
-            return _no_picture(name), None
-        except OSError as error:  # of the disk or the network: no word on the picture
+            self._record_loss(name, error)
+            return _missing_path(name), None
+        except OSError as error:  # the disk or the network failed; this says nothing about the picture
             raise JobError(
-                f"picture {name[:_SHOWN]!r} could not be read ({error}); nothing was imported: see that its disk or mount "
+                f"picture {name[:_SHOWN]!r} could not be read ({error}); nothing was imported: check that its disk or mount "
                 "works, and import again"
             ) from error
         digest = hashlib.sha1(data, usedforsecurity=False).hexdigest()
-        ending = _EXTENSION.search(found_as)
+        ending = _EXTENSION.search(export_name)
         path = f"{digest[:2]}/{digest}.{ending.group(1).lower() if ending else 'img'}"
         self.writer.add(path, data)
         return path, digest
 
-    def settled(self) -> bool:
-        """Whether the pictures of the records are what they are; if not, add all once more.
+    def settle(self) -> bool:
+        """Return whether every picture of the records is final. If not, reset the store; the caller must add all again.
 
-        Two names that differ, such as ``men/1.jpg`` and ``women/1.jpg``, may both be like one picture, ``1.jpg``. Which of
-        them means it is not known: once more, neither is given it.
+        Two different names, such as ``men/1.jpg`` and ``women/1.jpg``, may both match one picture, ``1.jpg``. It is unknown
+        which of them means it, so on the next pass neither gets it.
         """
         if len(self._contested) == self._contested_before:
             return True
@@ -99,35 +97,35 @@ class PictureStore:
         self._claims.clear()
         self._lost.clear()
         self.counts.clear()
-        self._otherwise = 0
+        self._variants = 0
         return False
 
     def finish(self, export: Path) -> tuple[LostPicture, ...]:
-        """Wait until all pictures are written, log what became of them, and return a few that could not be had.
+        """Wait until all pictures are written, log their counts, and return a few unavailable ones as examples.
 
         Raises:
-            JobError: all that there are, are links that leave the export.
+            JobError: some pictures are links that leave the export, and no other picture was stored.
         """
         self.writer.finish()
         log.info("import-catalog: pictures %s", dict(self.counts))
-        if self._otherwise:
+        if self._variants:
             log.info(
-                "import-catalog: %s pictures were found by names that are written otherwise", f"{self._otherwise:,}"
+                "import-catalog: %s pictures were found under a different spelling of their name", f"{self._variants:,}"
             )
         lost = sum(n for status, n in self.counts.items() if status not in ("added", "known"))
         if not lost:
             return ()
         if links := self.counts["link"]:
-            words = (
+            message = (
                 f"{links:,} pictures are links, such as {self._lost['link'][0][0]!r}: {self._lost['link'][0][1]}. Links that "
                 "leave the export are not followed: put the pictures themselves into it"
             )
             if not self.counts["added"] + self.counts["known"]:
-                raise JobError(f"{export}: {words}. Nothing was imported")
-            log.warning("import-catalog: %s", words)
+                raise JobError(f"{export}: {message}. Nothing was imported")
+            log.warning("import-catalog: %s", message)
         examples = self._examples()
         log.warning(
-            "import-catalog: %s of %s pictures could not be had (%s)%s. %s",
+            "import-catalog: %s of %s pictures could not be imported (%s)%s. %s",
             f"{lost:,}",
             f"{self.counts.total():,}",
             ", ".join(f"{n:,} {status}" for status, n in self.counts.most_common() if status not in ("added", "known")),
@@ -136,55 +134,69 @@ class PictureStore:
         )
         return examples
 
-    def _exactly(self, name: str) -> bytes | None:
+    def _read_exact(self, name: str) -> bytes | None:
         return next((data for source in self.sources if (data := source.read(name)) is not None), None)
 
-    def _written_otherwise(self, name: str) -> tuple[bytes, str]:
-        """Return the picture that `name` means, and its name in the export. Raises PictureError where there is none."""
+    def _read_variant(self, name: str) -> tuple[bytes, str]:
+        """Return the picture that `name` means, or the first one if it is a list, with its name in the export.
+
+        Raises:
+            PictureError: no picture matches, or it cannot be used.
+        """
         try:
-            return self._meant(name)
+            return self._read_match(name)
         except PictureError as error:
             first = picture_names.first_of_list(name) if error.status in ("missing", "url") else None
             if first is None:
                 raise
-            if not picture_names.is_unsafe(first) and (data := self._exactly(first)) is not None:
+            if not picture_names.is_unsafe(first) and (data := self._read_exact(first)) is not None:
                 return data, first
-            return self._meant(first)
+            return self._read_match(first)
 
-    def _meant(self, name: str) -> tuple[bytes, str]:
+    def _read_match(self, name: str) -> tuple[bytes, str]:
         if picture_names.leads_out(name):
             raise PictureError("forbidden", "the name leads out of the export")
         if picture_names.is_url(name):
-            raise PictureError("url", "an address; pictures are taken from the export alone, none is downloaded")
+            raise PictureError("url", "a URL; pictures come only from the export and are never downloaded")
         self._index = self._index or _AllNames(self.sources)
         folded = [path for reading in picture_names.readings(name) if (path := picture_names.fold(reading)) is not None]
         for path in folded:
-            if same := self._index.same(path):
-                return self._only(same)
+            if same := self._index.find_same(path):
+                return self._read_only_match(same)
         for path in folded:
-            if alike := self._index.alike(path):
-                return self._only(alike, path)
-        raise PictureError("missing", "no picture has this name, or one like it")
+            if similar := self._index.find_similar(path):
+                return self._read_only_match(similar, path)
+        raise PictureError("missing", "no picture has this name or a similar one")
 
-    def _only(self, places: list[int], lossy: PictureName | None = None) -> tuple[bytes, str]:
+    def _read_only_match(self, positions: list[int], wanted: PictureName | None = None) -> tuple[bytes, str]:
+        """Return the picture at the only one of `positions`, with its name in the export.
+
+        Args:
+            positions: positions in the index, at least one.
+            wanted: the name that is similar to the picture's; None if they are the same.
+
+        Raises:
+            PictureError: several pictures match, another record's name matches the picture too, or it cannot be used.
+        """
         assert self._index is not None
-        names = [self._index.name(place) for place in places]
-        if len(places) > 1:
-            raise PictureError("ambiguous", f"{names[0]!r} and {names[1]!r} are both like it")
-        if lossy is not None and lossy.loses(self._index.folded(places[0])):
-            claimed = self._claims.setdefault(places[0], lossy)
-            if claimed != lossy:
-                self._contested.add(places[0])
-            if places[0] in self._contested:
-                raise PictureError("ambiguous", f"{names[0]!r} is like it and like another record's picture")
-        source, name = self._index.where(places[0])
+        names = [self._index.name(position) for position in positions]
+        position = positions[0]
+        if len(positions) > 1:
+            raise PictureError("ambiguous", f"{names[0]!r} and {names[1]!r} are both similar to it")
+        if wanted is not None and wanted.is_lossy(self._index.folded(position)):
+            claimed = self._claims.setdefault(position, wanted)
+            if claimed != wanted:
+                self._contested.add(position)
+            if position in self._contested:
+                raise PictureError("ambiguous", f"{names[0]!r} is similar to it and to another record's picture name")
+        source, name = self._index.locate(position)
         data = source.read(name)
-        if data is None:  # a link to nothing, or removed meanwhile
+        if data is None:  # a dangling link, or removed in the meantime
             raise PictureError("missing", f"{names[0]!r} is gone")
-        self._otherwise += 1
+        self._variants += 1
         return data, name
 
-    def _lose(self, name: str, error: PictureError) -> None:
+    def _record_loss(self, name: str, error: PictureError) -> None:
         status = error.status
         self.counts[status] += 1
         some = self._lost.setdefault(status, [])
@@ -194,12 +206,14 @@ class PictureStore:
             log.warning("import-catalog: picture %r: %s", name[:_SHOWN], error)
 
     def _examples(self) -> tuple[LostPicture, ...]:
-        """Return three lost pictures, of the most frequent statuses."""
+        """Return up to three unavailable pictures, those with the most frequent statuses first."""
         statuses = sorted(self._lost, key=lambda status: -self.counts[status])
-        found = [(status, *each) for status in statuses for each in self._lost[status]][:3]
+        examples = [(status, *each) for status in statuses for each in self._lost[status]][:3]
         return tuple(
-            LostPicture(name=name, why=f"{status}: {why}", nearest=self._nearest(name) if status == "missing" else ())
-            for status, name, why in found
+            LostPicture(
+                name=name, why=f"{status}: {detail}", nearest=self._nearest(name) if status == "missing" else ()
+            )
+            for status, name, detail in examples
         )
 
     def _nearest(self, name: str) -> tuple[str, ...]:
@@ -207,36 +221,36 @@ class PictureStore:
         return picture_names.nearest(name, self._index.readable)
 
     def _remedy(self, export: Path) -> str:
-        """Return what a person can do about pictures that could not be had."""
-        words = []
+        """Return advice on what to do about the unavailable pictures."""
+        hints = []
         if self.counts["url"]:
-            words.append("Addresses are not downloaded: put the pictures into the export")
+            hints.append("URLs are not downloaded: put the pictures into the export")
         if self.counts["missing"]:
-            places = ", ".join(source.place.name for source in self.sources)
-            words.append(f"They were looked for in {places}")
-            if inner := [name for source in self.sources for name in archives_in(source)][:3]:
-                words.append(f"It holds archives, which are not opened: {', '.join(map(repr, inner))}; unpack them")
-            if other := others(export, self.sources):
-                words.append(
-                    f"The export also has {', '.join(map(repr, other))}; where pictures are in it, name it in the mapping under `pictures`"
+            searched = ", ".join(source.path.name for source in self.sources)
+            hints.append(f"Pictures were looked for in {searched}")
+            if inner := [name for source in self.sources for name in find_archives(source)][:3]:
+                hints.append(f"It holds archives, which are not opened: {', '.join(map(repr, inner))}; unpack them")
+            if unused := find_unused(export, self.sources):
+                hints.append(
+                    f"The export also has {', '.join(map(repr, unused))}; if it holds pictures, name it in the mapping under `pictures`"
                 )
-        return "; ".join(words) + "." if words else ""
+        return "; ".join(hints) + "." if hints else ""
 
 
-def _no_picture(name: str) -> str:
-    """Return a path that is not there, by which a record still says what it named."""
+def _missing_path(name: str) -> str:
+    """Return a path that does not exist but still shows the name that the record gave."""
     steps = [step for step in _UNUSUAL.sub("_", name).split("/") if step not in ("", ".")]
     return f"{MISSING}/{'/'.join(steps)[-_SHOWN:].lstrip('./') or '_'}"
 
 
 class _AllNames:
-    """The names of all sources, listed once."""
+    """Index of the picture names of all sources. A position counts through the sources in order."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
         self._names: list[str] = []
         self.readable: list[str] = []
-        self._starts: list[int] = []  # of each source
+        self._starts: list[int] = []  # the first position of each source
         for source in sources:
             self._starts.append(len(self._names))
             for name, readable in source.names():
@@ -244,53 +258,54 @@ class _AllNames:
                 self.readable.append(readable)
         self._index = picture_names.NameIndex(self.readable)
 
-    def same(self, path: PictureName) -> list[int]:
-        """Return the places of the names that are the same as `path` in the first source that has any."""
-        return self._of_first_source(self._index.same(path))
+    def find_same(self, path: PictureName) -> list[int]:
+        """Return the positions of the names that are the same as `path`, in the first source that has any."""
+        return self._in_first_source(self._index.find_same(path))
 
-    def alike(self, path: PictureName) -> list[int]:
-        """Return the places of the names that are alike in any source; of the same name in several, that in the first."""
-        places = {self.folded(place): place for place in reversed(self._index.alike(path))}
-        return list(places.values())
+    def find_similar(self, path: PictureName) -> list[int]:
+        """Return the positions of similar names in all sources; of a name that several sources have, only the first."""
+        positions = {self.folded(position): position for position in reversed(self._index.find_similar(path))}
+        return list(positions.values())
 
-    def name(self, place: int) -> str:
-        return self.readable[place][:_SHOWN]
+    def name(self, position: int) -> str:
+        return self.readable[position][:_SHOWN]
 
-    def folded(self, place: int) -> PictureName:
-        path = picture_names.fold(self.readable[place])
+    def folded(self, position: int) -> PictureName:
+        path = picture_names.fold(self.readable[position])
         assert path is not None
         return path
 
-    def where(self, place: int) -> tuple[Source, str]:
-        return self._sources[self._source(place)], self._names[place]
+    def locate(self, position: int) -> tuple[Source, str]:
+        return self._sources[self._source_of(position)], self._names[position]
 
-    def _source(self, place: int) -> int:
-        return bisect.bisect_right(self._starts, place) - 1
+    def _source_of(self, position: int) -> int:
+        return bisect.bisect_right(self._starts, position) - 1
 
-    def _of_first_source(self, places: list[int]) -> list[int]:
-        first = min(map(self._source, places), default=0)
-        return [place for place in places if self._source(place) == first]
+    def _in_first_source(self, positions: list[int]) -> list[int]:
+        first = min(map(self._source_of, positions), default=0)
+        return [position for position in positions if self._source_of(position) == first]
 
 
 class PictureWriter(Protocol):
-    """Writes pictures that are not there yet, and counts those that were ("known") and those that were not ("added").
+    """Writer of pictures that do not exist yet.
 
-    One is there where its whole content is: one that was cut short or damaged since is written again.
+    It counts existing pictures as "known" and new ones as "added". A picture exists only if its content is complete: a
+    truncated or damaged one is written again.
     """
 
     def add(self, path: str, data: bytes) -> None:
-        """Write a picture, now or before `finish` returns."""
+        """Write a picture, at the latest before `finish` returns."""
 
     def finish(self) -> None:
-        """Return when all are written, for good. Raises OSError where one could not be."""
+        """Wait until all pictures are durably written. Raises OSError if one could not be written."""
 
 
 def picture_writer(lake: Lake, day: AnyPath, counts: Counter[str], stack: contextlib.ExitStack) -> PictureWriter:
-    """Return what writes pictures into the lake, while `stack` is open."""
+    """Return a writer of pictures into the lake, usable while `stack` is open."""
     if not storage.on_disk(lake.pictures):
         return stack.enter_context(PicturesToS3(lake.pictures, counts))
     scratch = lake.pictures / f".{day.name}"
-    storage.remove_folder(scratch)  # of a killed import
+    storage.remove_folder(scratch)  # left by a killed import
     stack.callback(storage.remove_folder, scratch)
     scratch.mkdir(parents=True)
     return PicturesToDisk(lake.pictures, scratch, counts)
@@ -298,15 +313,18 @@ def picture_writer(lake: Lake, day: AnyPath, counts: Counter[str], stack: contex
 
 @dataclass(frozen=True, slots=True)
 class PicturesToDisk:
-    """Writes whole, by rename; without `storage.whole_file`, whose fsync for each picture takes minutes."""
+    """Writer to a disk, by rename, so that a picture is complete or absent.
+
+    It does not use `storage.whole_file`, whose fsync per picture would take minutes in total.
+    """
 
     folder: Path
-    scratch: Path  # on the same disk, for pictures that are being written
+    scratch: Path  # for pictures that are being written; on the same disk as `folder`
     counts: Counter[str]
 
     def add(self, path: str, data: bytes) -> None:
         target = self.folder / path
-        # The bytes are at hand, so that to compare them costs no more than to read them, and less than a hash.
+        # The bytes are already in memory, so comparing them costs only the read, and less than a hash.
         known = storage.size(target) == len(data) and target.read_bytes() == data
         self.counts["known" if known else "added"] += 1
         if known:
@@ -317,13 +335,15 @@ class PicturesToDisk:
         temporary.replace(target)
 
     def finish(self) -> None:
-        os.sync()  # all at once
+        os.sync()  # one flush for all pictures
 
 
 class PicturesToS3:
-    """Asks and writes many at a time: each is a request or two that mostly waits.
+    """Writer to S3 that handles many pictures concurrently, because each takes one or two requests that mostly wait.
 
-    Raises JobError where the server does not let us in, TransientError where it, or the network to it, fails.
+    Raises, from `add` and `finish`:
+        JobError: the server denies access.
+        TransientError: the server, or the network to it, fails.
     """
 
     def __init__(self, folder: UPath, counts: Counter[str]) -> None:
@@ -338,7 +358,7 @@ class PicturesToS3:
         self._pool.shutdown(cancel_futures=True)
 
     def add(self, path: str, data: bytes) -> None:
-        if len(self._running) >= 2 * _AT_ONCE:  # so that few are held in memory
+        if len(self._running) >= 2 * _AT_ONCE:  # bounds the pictures in memory
             self._collect(FIRST_COMPLETED)
         self._running.add(self._pool.submit(self._write, f"{self._folder}/{path}", data))
 
@@ -346,29 +366,28 @@ class PicturesToS3:
         self._collect(ALL_COMPLETED)
 
     def _write(self, path: str, data: bytes) -> str:
-        from cma_clip_core.content import s3_objects
-        from jobs.lake import s3_preflight
+        from cma_clip_core.content import s3_objects  # loads obstore, which a lake on a disk does not need
 
         try:
-            if self._is_there(path, data):
+            if self._exists(path, data):
                 return "known"
             s3_objects.write(self._fs, path, data)
         except s3_objects.ObjectError as error:
-            why = s3_preflight.explain(error, f"s3://{path}")
-            raise why or TransientError(
+            explained = s3_preflight.explain(error, f"s3://{path}")
+            raise explained or TransientError(
                 f"{error}; nothing was imported: import again when its server can be reached"
             ) from error
         return "added"
 
-    def _is_there(self, path: str, data: bytes) -> bool:
+    def _exists(self, path: str, data: bytes) -> bool:
         from cma_clip_core.content import s3_objects
 
-        found = s3_objects.head(self._fs, path)
-        if found is None or found.size != len(data):
+        stored = s3_objects.head(self._fs, path)
+        if stored is None or stored.size != len(data):
             return False
-        if found.etag == hashlib.md5(data, usedforsecurity=False).hexdigest():
+        if stored.etag == hashlib.md5(data, usedforsecurity=False).hexdigest():
             return True
-        # Of objects that the server encrypts, the ETag is no MD5.
+        # The ETag of an object that the server encrypts is not an MD5.
         return s3_objects.read(self._fs, path, len(data)) == data
 
     def _collect(self, until: str) -> None:

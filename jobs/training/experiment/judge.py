@@ -50,7 +50,7 @@ def judge(
     from cma_clip_core.model.methods import LABELS
 
     fields = setting.readings[end].fields
-    wanted, selection = setting.attributes, setting.base.selection
+    wanted, selection = setting.attributes, setting.problem.config.selection
     thresholds, tests = {}, {}
     for trial, f in found.items():
         validation = f.said(f"validation{end}", setting.compared)

@@ -10,12 +10,12 @@ from cma_clip_core.model_documents import Difference, MethodMetrics
 from schemas.loading import Strict
 
 if TYPE_CHECKING:
-    from cma_clip_core.inputs.perturbations import What
+    from cma_clip_core.inputs.perturbations import Perturbation
 
 # Of the products whose text or picture is swapped, as in the paper, or of the names left out.
 SHARES = (0.0, 0.2, 0.5, 1.0)
 NOISY = ("late-concatenation", "sa-without-ma", "ma-without-sa", "cma-clip")  # the methods that this is tried on
-NOISES: dict[What, str] = {"text": "texts swapped", "image": "pictures swapped", "names": "names left out"}
+NOISES: dict[Perturbation, str] = {"text": "texts swapped", "image": "pictures swapped", "names": "names left out"}
 WHOLE = "cma-clip"
 UNTRAINED = ("raw-clip", "tf-idf")  # no model of ours: none to be kept, and the same with every seed
 

@@ -86,8 +86,9 @@ def experiment(
     """
     from cma_clip_core.catalog.examples import read_index
     from cma_clip_core.evaluation.learnable import find_unlearnable
+    from cma_clip_core.inputs.compute import Compute
     from cma_clip_core.inputs.devices import resolve_device
-    from cma_clip_core.model.class_layout import ClassLayout
+    from cma_clip_core.inputs.learning_problem import LearningProblem
     from cma_clip_core.model.methods import LABELS
     from cma_clip_core.model.tower_files import check as check_towers
 
@@ -124,14 +125,13 @@ def experiment(
         parts = [_LAYOUT, *learnt_from, base.model_dump(mode="json"), taxonomy.fingerprint, *begins]
         name = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
         folder = lake.work / "experiments" / f"ds={ds}" / f"experiment={name}"
-        not_learnt = find_unlearnable(index, ClassLayout(taxonomy), base.selection.least_labels)
+        problem = LearningProblem.build(base, taxonomy, index)
+        not_learnt = find_unlearnable(index, problem.layout, base.selection.least_labels)
         wanted = tuple(name for name in attributes or taxonomy.names if name not in not_learnt)
         if not wanted:
             raise JobError(f"nothing to compare: {'; '.join(f'{name}: {why}' for name, why in not_learnt.items())}")
-        setting = Setting(
-            base, taxonomy, index, resolve_device(settings.device), folder, wanted, not_learnt, settings.progress, lake,
-            labelled, tuple(keep), seeds,
-        )  # fmt: skip
+        compute = Compute(resolve_device(settings.device), progress=settings.progress)
+        setting = Setting(problem, compute, lake, labelled, folder, wanted, not_learnt, tuple(keep), seeds)
         log.info("experiment: %s: %d products", folder, len(index.row))
         if start is not None:
             checked_origin(lake, start, labelled)

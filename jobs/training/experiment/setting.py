@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cma_clip_core import registry
-from cma_clip_core.config import ModelConfig, TextConfig
+from cma_clip_core.config import TextConfig
 from jobs.lake import storage
 from jobs.lake.layout import Lake
 from jobs.lake.storage import AnyPath
@@ -16,13 +16,12 @@ from jobs.training.dataset import LabelledSet
 from jobs.training.experiment.results import NOISES, NOISY, SHARES, UNTRAINED, Kept, MethodRun
 
 if TYPE_CHECKING:
-    import torch
-
-    from cma_clip_core.catalog.examples import ExampleIndex
     from cma_clip_core.catalog.splits import Side
     from cma_clip_core.evaluation.predictions import Predictions
-    from cma_clip_core.inputs.perturbations import What
-    from schemas.taxonomy import Attribute, Taxonomy
+    from cma_clip_core.inputs.compute import Compute
+    from cma_clip_core.inputs.learning_problem import LearningProblem
+    from cma_clip_core.inputs.perturbations import Perturbation
+    from schemas.taxonomy import Attribute
 
 JUDGED: tuple[Side, ...] = ("validation", "test")
 
@@ -43,16 +42,13 @@ class Trial(NamedTuple):
 class Setting:
     """What all methods of an experiment share."""
 
-    base: ModelConfig
-    taxonomy: Taxonomy
-    index: ExampleIndex
-    device: torch.device
-    folder: Path
-    attributes: tuple[str, ...]
-    not_learnt: dict[str, str]
-    progress: bool
+    problem: LearningProblem  # with the base configuration, which each method changes
+    compute: Compute
     lake: Lake
     labelled: LabelledSet
+    folder: Path  # the experiment's work folder
+    attributes: tuple[str, ...]  # that are compared; all are trained
+    not_learnt: dict[str, str]  # attribute: why
     keep: tuple[str, ...]  # methods that are to be kept as model versions, of the first seed
     seeds: int
 
@@ -68,12 +64,12 @@ class Setting:
     @property
     def compared(self) -> list[Attribute]:
         """The attributes that are compared."""
-        return [self.taxonomy[name] for name in self.attributes]
+        return [self.problem.taxonomy[name] for name in self.attributes]
 
     @property
     def readings(self) -> dict[str, TextConfig]:
         """What the methods are judged on, by the end of its name: all text, and titles alone if trained with both."""
-        text, training = self.base.text, self.base.training
+        text, training = self.problem.config.text, self.problem.config.training
         found = {"": text}
         if training.title_only and "text" not in training.freeze and "title" in text.fields and len(text.fields) > 1:
             found["-title"] = text.model_copy(update={"fields": ("title",)})
@@ -104,7 +100,7 @@ def noisy_name(what: str, share: float) -> str:
     return f"test-{what}-{100 * share:.0f}"
 
 
-def noises(method: str) -> list[tuple[What, float]]:
+def noises(method: str) -> list[tuple[Perturbation, float]]:
     """Return what is changed, and in which share, to see how much a method suffers."""
     return [(what, share) for what in NOISES for share in SHARES if share and method in NOISY]
 
@@ -126,7 +122,7 @@ def read_outcome(setting: Setting, trial: Trial) -> MethodOutcome | None:
     if run is None:
         return None
     if trial.method not in UNTRAINED:
-        run = run.model_copy(update={"seed": setting.base.training.seed + trial.more})
+        run = run.model_copy(update={"seed": setting.problem.config.training.seed + trial.more})
     return MethodOutcome(run, folder)
 
 

@@ -7,12 +7,13 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cma_clip_core import registry
-from cma_clip_core.config import ModelConfig, TextConfig
+from cma_clip_core.config import TextConfig
 from cma_clip_core.model_documents import ExperimentOrigin
 from cma_clip_core.training.tensorboard import LOGS
 from jobs.lake import storage
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
     from cma_clip_core.catalog.splits import Side
     from cma_clip_core.evaluation.predictions import Predictions
+    from cma_clip_core.inputs.learning_problem import LearningProblem
     from cma_clip_core.inputs.perturbations import Noise
     from cma_clip_core.training.loop import Fitted
 
@@ -47,11 +49,11 @@ log = logging.getLogger(__name__)
 
 
 def default_processes(setting: Setting, missing: int) -> int:
-    if setting.device.type == "cpu":
+    if setting.compute.device.type == "cpu":
         return process_pool.default_processes(missing)
     from cma_clip_core.model.methods import build_model
 
-    parameters = sum(p.numel() for p in build_model(setting.base, setting.taxonomy).parameters())
+    parameters = sum(p.numel() for p in build_model(setting.problem.config, setting.problem.taxonomy).parameters())
     return process_pool.default_processes_on_gpu(missing, parameters)
 
 
@@ -93,44 +95,40 @@ def make_towers(setting: Setting) -> Path | None:
     below = setting.folder / "towers"
     if (found := own_towers(below)) is not None:
         return found
-    if setting.base.backbone.pretrained is not None:
+    if setting.problem.config.backbone.pretrained is not None:
         return None
     work = setting.folder / "unfinished" / "towers"
-    backbone, metrics = pretrain(
-        setting.base, setting.taxonomy, setting.index, setting.device, folder=work, progress=setting.progress
-    )
+    backbone, metrics = pretrain(setting.problem, setting.compute, folder=work)
     metrics = of_set(metrics, setting.lake, setting.labelled)
-    name = tower_files.save(backbone, setting.base, metrics, below, datetime.now(UTC))
+    name = tower_files.save(backbone, setting.problem.config, metrics, below, datetime.now(UTC))
     workdir.finish(work, setting.folder / LOGS / "towers")
     return below / name
 
 
-def _configure(setting: Setting, trial: Trial, towers: Path | None) -> ModelConfig:
+def _problem_of(setting: Setting, trial: Trial, towers: Path | None) -> LearningProblem:
+    """Return the learning problem with the configuration of a method, its seed and its towers."""
     from cma_clip_core.model.methods import configure
 
-    config = configure(setting.base, trial.method)
+    config = configure(setting.problem.config, trial.method)
     training = config.training.model_copy(update={"seed": config.training.seed + trial.more})
-    return with_towers(config.model_copy(update={"training": training}), towers)
+    return replace(setting.problem, config=with_towers(config.model_copy(update={"training": training}), towers))
 
 
 def run_method(setting: Setting, trial: Trial, towers: Path | None) -> None:
     """Train a method, evaluate it, and keep what it says."""
     from cma_clip_core.evaluation.evaluate import evaluate
     from cma_clip_core.inputs.perturbations import Noise
-    from cma_clip_core.model.class_layout import ClassLayout
-    from cma_clip_core.model.tokenizer import Tokenizer
     from cma_clip_core.training.fit import fit
 
-    config = _configure(setting, trial, towers)
+    problem = _problem_of(setting, trial, towers)
     work = setting.folder / "unfinished" / trial.name
-    model, fitted = fit(config, setting.taxonomy, setting.index, setting.device, folder=work, progress=setting.progress)
+    model, fitted = fit(problem, setting.compute, folder=work)
     if trial.name in setting.keep:
         _keep_model(setting, trial, model, fitted, towers)
-    layout, tokenizer = ClassLayout(setting.taxonomy), Tokenizer(config)
 
-    def said(side: Side, text: TextConfig, noise: Noise | None = None) -> dict[str, Predictions]:
-        reading = config.model_copy(update={"text": text})
-        return evaluate(model, setting.index, side, reading, layout, tokenizer, setting.device, noise=noise)
+    def predict(side: Side, text: TextConfig, noise: Noise | None = None) -> dict[str, Predictions]:
+        reading = replace(problem, config=problem.config.model_copy(update={"text": text}))
+        return evaluate(model, reading, side, setting.compute.device, noise=noise)
 
     seconds = sum(epoch.seconds for epoch in fitted.epochs)
     examples = sum(epoch.examples for epoch in fitted.epochs)
@@ -141,9 +139,11 @@ def run_method(setting: Setting, trial: Trial, towers: Path | None) -> None:
     sides = {"validation": fitted.validation}
     for end, text in setting.readings.items():
         if end:
-            sides[f"validation{end}"] = said("validation", text)
-        sides[f"test{end}"] = said("test", text)
-    sides |= {noisy_name(*key): said("test", setting.base.text, Noise(*key)) for key in noises(trial.method)}
+            sides[f"validation{end}"] = predict("validation", text)
+        sides[f"test{end}"] = predict("test", text)
+    sides |= {
+        noisy_name(*key): predict("test", setting.problem.config.text, Noise(*key)) for key in noises(trial.method)
+    }
     keep_predictions(setting, trial, run, sides)
     workdir.finish(work, setting.folder / LOGS / trial.name)
 
@@ -163,8 +163,8 @@ def _keep_model(setting: Setting, trial: Trial, model: nn.Module, fitted: Fitted
         # How long it took is in a version, so that each that is made has another name: one that is there is taken.
         version = next(iter(registry.list_versions(below)), None)
         if version is None:
-            config = _configure(setting, trial, towers)
-            trained = conclude(model, fitted, config, setting.taxonomy, setting.index, setting.device)
+            problem = _problem_of(setting, trial, towers)
+            trained = conclude(model, fitted, problem, setting.compute)
             origin = ExperimentOrigin(
                 folder=lake.relative(setting.found_at),
                 products=setting.labelled.manifest.products,
@@ -172,13 +172,11 @@ def _keep_model(setting: Setting, trial: Trial, model: nn.Module, fitted: Fitted
             )
             version = save_version(
                 trained,
-                config,
-                setting.taxonomy,
-                towers,
+                problem,
                 lake,
                 setting.labelled,
-                setting.index,
                 below,
+                towers,
                 towers=None if towers is None else origin_of(lake, towers, setting.labelled),
                 origin=origin,
             )
@@ -192,18 +190,18 @@ def _keep_model(setting: Setting, trial: Trial, model: nn.Module, fitted: Fitted
 
 def run_baseline(setting: Setting, trial: Trial) -> None:
     from cma_clip_core.evaluation.tfidf_baseline import fit_text_baseline
-    from cma_clip_core.model.class_layout import ClassLayout
 
+    problem = setting.problem
     sides, seconds = {}, 0.0
     for end, text in setting.readings.items():
         start = time.perf_counter()
         baseline = fit_text_baseline(
-            setting.index, ClassLayout(setting.taxonomy), text, not_learnt=setting.not_learnt, progress=setting.progress
+            problem.index, problem.layout, text, not_learnt=setting.not_learnt, progress=setting.compute.progress
         )
         seconds = seconds or time.perf_counter() - start  # of all text
         for side in JUDGED:
-            sides[f"{side}{end}"] = baseline.predict(setting.index, side)
+            sides[f"{side}{end}"] = baseline.predict(problem.index, side)
     run = MethodRun(
-        method=trial.method, seconds=seconds, examples_per_second=setting.index.count("train") / seconds, best_epoch=0
+        method=trial.method, seconds=seconds, examples_per_second=problem.index.count("train") / seconds, best_epoch=0
     )
     keep_predictions(setting, trial, run, sides)

@@ -86,10 +86,9 @@ def test_training_and_tagging_see_the_same(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([example], schema=drawn.examples(1).schema)
     folder = drawn.write(tmp_path, table)
     plain = drawn.config(text_dropout=0.0, image_dropout=0.0)
-    layout, tokenizer = ClassLayout(drawn.taxonomy()), Tokenizer(plain)
     index = drawn.index(folder)
     index.side[:] = SIDES.index("train")
-    (batch,) = TrainingBatches(index, plain, layout, tokenizer)(1)
+    (batch,) = TrainingBatches(drawn.problem(plain, index))(1)
     trained = batch.inputs
 
     seen = []
@@ -126,11 +125,11 @@ def test_a_title_can_be_the_only_text_that_is_read() -> None:
 
 
 def test_a_share_of_the_products_is_trained_on_titles_alone(tmp_path: Path) -> None:
-    index, layout = drawn.index(drawn.write(tmp_path, drawn.examples(300))), ClassLayout(drawn.taxonomy())
+    index = drawn.index(drawn.write(tmp_path, drawn.examples(300)))
 
     def lengths(share: float) -> list[int]:
         config = drawn.config(title_only=share)
-        batches = TrainingBatches(index, config, layout, Tokenizer(config))(1)
+        batches = TrainingBatches(drawn.problem(config, index))(1)
         return [int(n) for batch in batches for n in batch.inputs.lengths]
 
     none, half, every = (sum(lengths(share)) for share in (0.0, 0.5, 1.0))
@@ -140,14 +139,14 @@ def test_a_share_of_the_products_is_trained_on_titles_alone(tmp_path: Path) -> N
 
 def test_a_share_of_the_labels_is_not_named(tmp_path: Path) -> None:
     """Of products with a picture alone: of the others nothing else could answer."""
-    index, layout = drawn.index(drawn.write(tmp_path, drawn.examples(300))), ClassLayout(drawn.taxonomy())
-    spoken, tokenizer = SpokenFinder(drawn.taxonomy()), Tokenizer(drawn.config())
+    index = drawn.index(drawn.write(tmp_path, drawn.examples(300)))
+    spoken = SpokenFinder(drawn.taxonomy())
 
     def named(share: float) -> tuple[float, float]:
         """The share of the labels that texts name: of products with a picture, and without."""
         config = drawn.config(name_dropout=share, text_dropout=0.0, image_dropout=0.0)
         count = np.zeros((2, 2))
-        for batch in TrainingBatches(index, config, layout, tokenizer)(1):
+        for batch in TrainingBatches(drawn.problem(config, index))(1):
             targets = batch.labels.targets.numpy() > 0
             found = spoken.find([(open_clip.decode(ids), "", "") for ids in batch.inputs.ids], targets) > 0
             for side, rows in enumerate((batch.inputs.image_present.numpy(), ~batch.inputs.image_present.numpy())):

@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 
 from cma_clip_core.arrays import Pixels
 from cma_clip_core.catalog.families import FamilyFinder
-from cma_clip_core.catalog.near_pictures import NearPictures, near_same, thumbnails
-from cma_clip_core.catalog.near_texts import COLOURS, NearTexts, telling_words
+from cma_clip_core.catalog.near_pictures import NearPictures, near_duplicate, thumbnails
+from cma_clip_core.catalog.near_texts import COLOURS, NearTexts, compared_words
 
 SIZE = (80, 64)
 WORDS = [
@@ -197,8 +197,8 @@ def test_texts(one: tuple[str, str, str], other: tuple[str, str, str], together:
 
 
 def test_only_the_words_that_tell_are_compared() -> None:
-    assert telling_words("Blue Shirt", "A navy-blue shirt of fine Cotton!") == ["a", "shirt", "of", "fine", "cotton"]
-    assert telling_words("Blue Shirt", "Style Note") == ["shirt"]
+    assert compared_words("Blue Shirt", "A navy-blue shirt of fine Cotton!") == ["a", "shirt", "of", "fine", "cotton"]
+    assert compared_words("Blue Shirt", "Style Note") == ["shirt"]
 
 
 def test_many_near_same_texts_of_a_brand_are_one_group() -> None:
@@ -240,9 +240,9 @@ def test_a_small_thing_on_a_large_ground_must_be_the_same_thing() -> None:
     other = one.copy()
     other[0, 8:10, 7:9] = 120
     assert np.abs(one.astype(int) - other).mean() <= 3
-    assert not near_same(one, other)[0]
+    assert not near_duplicate(one, other)[0]
     other[0, 8:10, 7:9] = 70
-    assert near_same(one, other)[0]
+    assert near_duplicate(one, other)[0]
 
 
 @pytest.mark.parametrize(("height", "width"), [(80, 64), (32, 24), (224, 224), (20, 16), (8, 9)])

@@ -424,8 +424,8 @@ def test_what_is_remembered_is_bounded() -> None:
     for shade in range(20):
         recent.get(saved(Image.new("RGB", (96, 128), (shade, 0, 0))), SAME)
     assert recent._bytes <= 200_000
-    assert 4 <= len(recent._found) <= 6
-    assert recent._bytes == sum(pictures._size(found) for found in recent._found.values())
+    assert 4 <= len(recent._outcomes) <= 6
+    assert recent._bytes == sum(pictures._cached_size(outcome) for outcome in recent._outcomes.values())
 
 
 # --- pictures that every viewer shows, though their files are faulty

@@ -12,8 +12,6 @@ import pytest
 from cma_clip_core.catalog.examples import ExampleIndex, read_pixels, stream_shuffled
 from cma_clip_core.catalog.splits import SIDES
 from cma_clip_core.inputs.prefetch import prefetch
-from cma_clip_core.model.class_layout import ClassLayout
-from cma_clip_core.model.tokenizer import Tokenizer
 from cma_clip_core.training.objectives import TrainingBatches
 from tests.cma_clip_core import drawn
 
@@ -40,8 +38,7 @@ def write(folder: Path, files: int) -> ExampleIndex:
 def peaks(index: ExampleIndex) -> tuple[int, int]:
     """The most memory that Arrow and Python held at once, in bytes, while an epoch's batches were made."""
     config = drawn.config(shuffle_buffer=BUFFER)
-    layout = ClassLayout(drawn.taxonomy())
-    batches = TrainingBatches(index, config, layout, Tokenizer(config))
+    batches = TrainingBatches(drawn.problem(config, index))
     before = pa.default_memory_pool()
     pool = pa.proxy_memory_pool(before)  # counts its own peak
     pa.set_memory_pool(pool)

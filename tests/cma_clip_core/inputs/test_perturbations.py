@@ -13,10 +13,8 @@ import torch
 from cma_clip_core.catalog.examples import Rows, stream_side
 from cma_clip_core.evaluation.evaluate import evaluate
 from cma_clip_core.evaluation.predictions import Predictions
-from cma_clip_core.inputs.perturbations import Noise, What, left_out, swap, swap_all
-from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.inputs.perturbations import Noise, Perturbation, draw_omitted_labels, swap, swap_all
 from cma_clip_core.model.cma_clip import CmaClip
-from cma_clip_core.model.tokenizer import Tokenizer
 from tests.cma_clip_core import drawn
 
 BATCH = drawn.batch(400)
@@ -119,9 +117,9 @@ def test_evaluation_swaps_across_small_files(tmp_path: Path) -> None:
     index = drawn.index(tmp_path, selection=config.selection)
     sizes = [b.num_rows for b, _ in stream_side(index, "test")]
     assert 1 in sizes
-    model, layout, tokenizer = CmaClip(config, taxonomy), ClassLayout(taxonomy), Tokenizer(config)
+    model = CmaClip(config, taxonomy)
     clean, noisy = (
-        evaluate(model, index, "test", config, layout, tokenizer, torch.device("cpu"), noise=noise)["colour"]
+        evaluate(model, drawn.problem(config, index), "test", torch.device("cpu"), noise=noise)["colour"]
         for noise in (None, Noise("text", 1.0))
     )
     assert sorted(clean.products) == sorted(noisy.products)
@@ -134,7 +132,7 @@ def test_a_share_of_the_labels_has_its_name_left_out() -> None:
     targets = np.random.default_rng(0).random((400, 9)) < 0.3
 
     def chosen(share: float, seed: int = 0, start: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-        return left_out(IDS[start:], targets[start:], Noise("names", share, seed))
+        return draw_omitted_labels(IDS[start:], targets[start:], Noise("names", share, seed))
 
     some, more = chosen(0.2), chosen(0.5)
     assert 0.15 < some.sum() / targets.sum() < 0.25
@@ -151,10 +149,10 @@ def test_evaluation_leaves_out_names_where_there_are_some(tmp_path: Path) -> Non
     torch.manual_seed(0)
     config, taxonomy = drawn.config(), drawn.taxonomy()
     index = drawn.index(drawn.write(tmp_path, drawn.examples(200)), selection=config.selection)
-    model, layout, tokenizer = CmaClip(config, taxonomy), ClassLayout(taxonomy), Tokenizer(config)
+    model = CmaClip(config, taxonomy)
 
     def types(noise: Noise | None) -> Predictions:
-        found = evaluate(model, index, "train", config, layout, tokenizer, torch.device("cpu"), noise=noise)
+        found = evaluate(model, drawn.problem(config, index), "train", torch.device("cpu"), noise=noise)
         return found["article_type"].take(np.argsort(found["article_type"].products))
 
     clean, noisy = types(None), types(Noise("names", 1.0))
@@ -172,11 +170,11 @@ def test_evaluation_shows_the_noise_to_the_model_and_not_to_the_labels(tmp_path:
     torch.manual_seed(0)
     config, taxonomy = drawn.config(), drawn.taxonomy()
     index = drawn.index(drawn.write(tmp_path, drawn.examples(200)), selection=config.selection)
-    model, layout, tokenizer = CmaClip(config, taxonomy), ClassLayout(taxonomy), Tokenizer(config)
+    model = CmaClip(config, taxonomy)
 
-    def pattern(modality: What, share: float) -> Predictions:
+    def pattern(modality: Perturbation, share: float) -> Predictions:
         noise, cpu = Noise(modality, share), torch.device("cpu")
-        found = evaluate(model, index, "train", config, layout, tokenizer, cpu, noise=noise)["pattern"]
+        found = evaluate(model, drawn.problem(config, index), "train", cpu, noise=noise)["pattern"]
         return found.take(np.argsort(found.products))
 
     clean, texts, images = pattern("text", 0.0), pattern("text", 1.0), pattern("image", 1.0)

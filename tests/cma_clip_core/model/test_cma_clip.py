@@ -354,7 +354,7 @@ def test_a_local_checkpoint_is_loaded_in_training_and_never_in_loading(tmp_path:
     [
         ("ViT-Z-99", "open_clip knows no"),
         ("roberta-ViT-B-32", "'roberta-ViT-B-32' has a Hugging Face text tower"),
-        ("hf-hub:a/b", "names a place"),
+        ("hf-hub:a/b", "is an address"),
         ("ViT-B-16-SigLIP", "'ViT-B-16-SigLIP' reads its texts with a Hugging Face tokenizer"),
         ("ViT-B-16-SigLIP2", "Hugging Face tokenizer"),
         ("ViT-L-14-CLIPA", r"Hugging Face tokenizer \(bert-base-uncased\)"),

@@ -54,20 +54,30 @@ null_values: ["", NA]
 
 
 class Shop:
-    """A shop's export, and the lake it is imported into."""
+    """A shop's export, its mapping and the lake that it is imported into."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mapping: str = MAPPING) -> None:
         self.export = folder / "export"
         (self.export / "pics").mkdir(parents=True)
         self.mapping = folder / "mapping.yaml"
-        self.mapping.write_text(MAPPING)
+        self.mapping.write_text(mapping)
+        self._original_mapping = mapping
         self.settings = Settings(root=folder / "lake", progress=False)
         self.lake = Lake(self.settings.root)
+
+    def set_mapping(self, **values: Any) -> None:
+        """Write the original mapping, which must be a YAML object in braces, with `values` added."""
+        added = "".join(f", {name}: {json.dumps(value)}" for name, value in values.items())
+        self.mapping.write_text(f"{self._original_mapping[:-1]}{added}}}")
+
+    def put(self, name: str, data: str | bytes) -> None:
+        """Write a file of the export."""
+        (self.export / name).write_bytes(data if isinstance(data, bytes) else data.encode())
 
     def write(self, *rows: Any, name: str = "items.jsonl") -> None:
         lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
         data = b"\n".join(lines) + b"\n"
-        (self.export / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+        self.put(name, gzip.compress(data) if name.endswith(".gz") else data)
 
     def run(self) -> RawManifest:
         return import_catalog(self.settings, self.export, DS, str(self.mapping))
@@ -201,7 +211,7 @@ def test_many_rows_make_many_parts_always_the_same(shop: Shop, monkeypatch: pyte
 
 
 def fashion(shop: Shop) -> list[dict[str, Any]]:
-    """Import the export by the mapping that ships."""
+    """Import the export with the shipped mapping."""
     (shop.export / "images").mkdir()
     (shop.export / "images" / "15970.jpg").write_bytes(JPEG)
     import_catalog(shop.settings, shop.export, DS, "fashion-products")
@@ -427,7 +437,7 @@ def test_a_member_larger_than_it_says_takes_no_memory(shop: Shop) -> None:
 
 
 def test_a_small_zip_may_not_unpack_to_a_disk_full_of_pictures(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its members are few bytes each, or the same bytes for all. One that many records name counts once."""
+    """The members of the zip are a few bytes each, or share their bytes. A member that many records name counts once."""
     monkeypatch.setattr(sources, "_FREE", 2**20)
     zipped(shop, **{f"{i}.jpg": bytes(2**20) + bytes([i]) for i in range(5)})
     shop.write(*({"id": i, "name": "x", "photo": "0.jpg"} for i in range(9)))
@@ -460,14 +470,14 @@ def test_a_damaged_member_costs_only_its_picture(shop: Shop) -> None:
         assert [json.loads(line)["image_version"] for line in shop.lines()] == [None, digest(JPEG)]
 
 
-@pytest.mark.parametrize("place", [2**30, 2**63 - 1, 2**64 - 1])
-def test_a_member_outside_its_zip_costs_only_its_picture(shop: Shop, place: int) -> None:
+@pytest.mark.parametrize("offset", [2**30, 2**63 - 1, 2**64 - 1])
+def test_a_member_outside_its_zip_costs_only_its_picture(shop: Shop, offset: int) -> None:
     zipped(shop, **{"a.jpg": JPEG})
     opened = zipfile.ZipFile.__init__
 
     def moved(archive: zipfile.ZipFile, *arguments: Any) -> None:
         opened(archive, *arguments)
-        archive.getinfo("a.jpg").header_offset = place
+        archive.getinfo("a.jpg").header_offset = offset
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zipfile.ZipFile, "__init__", moved)
@@ -550,7 +560,7 @@ def test_a_damaged_zip_and_absent_pictures_are_named(shop: Shop) -> None:
 def test_a_pattern_of_pictures_that_is_none_within_the_export_is_refused(shop: Shop, pattern: str) -> None:
     shop.mapping.write_text(MAPPING.replace("[pics, pics.zip]", json.dumps([pattern])))
     shop.write({"id": 1, "name": "x", "photo": "a.jpg"})
-    fails(shop, "no pattern within the export|no pictures; looked for")
+    fails(shop, "not a pattern within the export|no pictures; looked for")
 
 
 # --- replacing a day
@@ -580,7 +590,7 @@ def test_a_failed_import_leaves_the_day_as_it_was(shop: Shop) -> None:
 def test_a_failed_import_keeps_the_records_of_a_day_whose_manifest_is_lost(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, manifest: bytes | None
 ) -> None:
-    """A person can put the manifest back; what the import failed of is what is told, not the manifest."""
+    """A person can restore the manifest. The error is the one that the import failed with, not the lost manifest."""
     shop.write({"id": "old", "name": "x", "photo": None})
     shop.run()
     path = shop.lake.raw_manifest(DS)
@@ -609,7 +619,7 @@ def test_two_imports_of_a_day_at_once(shop: Shop) -> None:
 
 
 def import_killed_at(step: int, shop: Shop) -> int:
-    """Import in a process of its own that is killed at the `step`-th change of the disk; return its exit status."""
+    """Import in a separate process that is killed at the `step`-th change of the disk; return its exit status."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,4 +1,4 @@
-"""Pictures that are found though their names are written otherwise: `make test TESTS=tests/jobs/importing/test_picture_names.py`."""
+"""Pictures whose names are spelled differently in the records: `make test TESTS=tests/jobs/importing/test_picture_names.py`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ DECOMPOSED = unicodedata.normalize("NFD", "café.jpg")
 
 
 def packed(shop: Shop, *names: str, zip_name: str = "pics.zip") -> None:
-    """Write a zip of pictures that all differ: each has its own name as its content."""
+    """Write a zip of different pictures: the content of each is its name."""
     with zipfile.ZipFile(shop.export / zip_name, "w") as archive:
         for name in names:
             archive.writestr(name, name)
 
 
 def found(shop: Shop, *asked: str) -> list[str | None]:
-    """Import records that ask for these pictures; return the content of each, None where it could not be had."""
+    """Import records that name these pictures; return the content of each, None if it is unavailable."""
     shop.write(*({"id": str(i), "name": "x", "photo": name} for i, name in enumerate(asked)))
     manifest = shop.run()
     assert sum(manifest.pictures.values()) == len(asked)
@@ -132,7 +132,7 @@ def test_the_exact_name_always_comes_first(shop: Shop) -> None:
 
 
 def test_two_names_that_would_share_a_picture_for_what_they_lose_get_none(shop: Shop) -> None:
-    """Which of the folders the one `1.jpg` is from is not known, and not whether it is that of the first record."""
+    """The folder that `1.jpg` comes from is unknown, so neither record gets it, not even the first."""
     packed(shop, "1.jpg", "2.jpg", "3.webp", "4.jpg")
     asked = ["men/1.jpg", "men/2.jpg", "women/1.jpg", "3.jpg", "3.png", "MEN/2.JPG", "4.jpg", "4.JPG"]
     assert found(shop, *asked) == [None, "2.jpg", None, None, None, "2.jpg", "4.jpg", "4.jpg"]
@@ -140,7 +140,7 @@ def test_two_names_that_would_share_a_picture_for_what_they_lose_get_none(shop: 
     assert manifest is not None
     assert manifest.pictures["ambiguous"] == 4
     assert manifest.missing_pictures[0].name == "men/1.jpg"
-    assert "like another record's picture" in manifest.missing_pictures[0].why
+    assert "to another record's picture name" in manifest.missing_pictures[0].why
 
 
 def test_names_in_a_zip_that_are_not_marked_as_utf_8(shop: Shop) -> None:
@@ -196,12 +196,12 @@ def test_the_import_says_which_pictures_are_missing_and_which_are_nearest(
     assert len(first.nearest) == 3
     assert "shirts/blue-shirt-17.jpg" in first.nearest
     assert second.why.startswith("url: ")
-    assert "2 of 3 pictures could not be had (1 missing, 1 url)" in caplog.text
+    assert "2 of 3 pictures could not be imported (1 missing, 1 url)" in caplog.text
     assert "nearest: " in caplog.text
     assert "not downloaded" in caplog.text
     assert "archives, which are not opened: 'inner.zip'" in caplog.text
     assert "also has 'pics2.zip'" in caplog.text
-    assert "1 pictures were found by names that are written otherwise" in caplog.text
+    assert "1 pictures were found under a different spelling of their name" in caplog.text
 
 
 @pytest.mark.spark
@@ -215,7 +215,7 @@ def test_a_day_whose_pictures_are_missing_stops_and_shows_the_nearest_names(shop
     with pytest.raises(CriticalDataError) as error:
         validate(settings, "2026-11-20")
     assert "30 of 30 rows" in str(error.value)
-    assert "Import asked for blue_shirt_0.jpg (missing: no picture has this name, or one like it" in str(error.value)
+    assert "Import asked for blue_shirt_0.jpg (missing: no picture has this name or a similar one" in str(error.value)
     assert "the export has shirts/blue-shirt-0.jpg, " in str(error.value)
 
 
@@ -246,10 +246,10 @@ def test_many_names_that_share_their_last_part_take_no_longer() -> None:
     for i in range(0, 20_000, 20):
         path = fold(f"C:\\shop\\Products\\{i}\\FRONT.jpeg")
         assert path is not None
-        assert index.alike(path) == [i]
+        assert index.find_similar(path) == [i]
         other = fold("front.png")
         assert other is not None
-        assert len(index.alike(other)) > 1
+        assert len(index.find_similar(other)) > 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Pictures on a real S3 server: read by preprocess, written by import, through a network that fails."""
+"""Pictures on a real S3 server behind a failing network: reads by preprocess and writes by import."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from cma_clip_core.content import pictures, s3_objects
-from cma_clip_core.content.pictures import PictureError, fetch_all, why_not_all
+from cma_clip_core.content.pictures import PictureError, check_all, fetch_all
 from jobs.errors import JobError, TransientError
 from jobs.importing.pictures.picture_store import PicturesToS3
 from jobs.lake import s3_files
@@ -57,8 +57,8 @@ def test_each_uri_gets_its_picture_or_why_there_is_none(
     many = 40  # several rounds
     assert statuses(fetch_all(uris * many, [on_s3, tmp_path])) == wanted * many
     assert statuses(fetch_all(uris[7:8], [on_s3, other])) == [jpeg("blue")]
-    # Asked, and not read, they are the same.
-    looked = statuses(why_not_all(uris * many, [on_s3, tmp_path]))  # type: ignore[arg-type]
+    # Checking the pictures without reading them gives the same statuses.
+    looked = statuses(check_all(uris * many, [on_s3, tmp_path]))  # type: ignore[arg-type]
     assert looked == [each if isinstance(each, str) else None for each in wanted * many]
     assert list(fetch_all([], [on_s3])) == []
 
@@ -84,9 +84,9 @@ def once_each(fault: s3.Fault) -> Callable[[str, str], s3.Fault | None]:
 
 @pytest.mark.parametrize("fault", ["503", "lost"])
 def test_a_read_that_fails_is_sent_again(stored: list[str], faulty: tuple[Any, s3.Proxy], fault: s3.Fault) -> None:
-    place, proxy = faulty
+    root, proxy = faulty
     proxy.fault = once_each(fault)
-    assert list(fetch_all(stored, [place])) == [name.encode() for name in stored]
+    assert list(fetch_all(stored, [root])) == [name.encode() for name in stored]
     assert len(proxy.seen) == 2 * len(stored)  # one request for a picture, and one more
 
 
@@ -94,10 +94,10 @@ def test_a_read_that_fails_is_sent_again(stored: list[str], faulty: tuple[Any, s
 def test_what_the_server_refuses_is_not_the_pictures_fault(
     stored: list[str], faulty: tuple[Any, s3.Proxy], fault: s3.Fault, code: str
 ) -> None:
-    place, proxy = faulty
+    root, proxy = faulty
     proxy.fault = lambda *_: fault
     with pytest.raises(OSError, match=rf"s3://lake/\S+/0\.jpg: {code}: so it is$") as error:
-        list(fetch_all(stored, [place]))
+        list(fetch_all(stored, [root]))
     assert s3_files.code(error.value) == code
     assert all(value not in str(error.value) for value in (s3.TOKEN, *s3.KEYS.values()))
 
@@ -105,7 +105,7 @@ def test_what_the_server_refuses_is_not_the_pictures_fault(
 def test_a_read_that_nobody_waits_for_ends(
     stored: list[str], faulty: tuple[Any, s3.Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, proxy = faulty
+    root, proxy = faulty
     ended = threading.Event()
 
     class Pool(ThreadPoolExecutor):
@@ -119,15 +119,15 @@ def test_a_read_that_nobody_waits_for_ends(
 
     monkeypatch.setattr(pictures, "ThreadPoolExecutor", Pool)
     proxy.fault = held
-    found = fetch_all(stored, [place])
+    found = fetch_all(stored, [root])
     assert next(found) == b"0.jpg"
     found.close()  # type: ignore[attr-defined]
     assert len(proxy.seen) <= 33  # those that were under way, of 64 that were asked for
 
 
 def test_one_picture_of_neighbours_is_read_once(stored: list[str], faulty: tuple[Any, s3.Proxy]) -> None:
-    place, proxy = faulty
-    assert list(fetch_all([stored[0]] * 20 + [stored[1]], [place])) == [b"0.jpg"] * 20 + [b"1.jpg"]
+    root, proxy = faulty
+    assert list(fetch_all([stored[0]] * 20 + [stored[1]], [root])) == [b"0.jpg"] * 20 + [b"1.jpg"]
     assert len(proxy.seen) == 2
 
 
@@ -156,9 +156,9 @@ def test_a_child_of_a_process_that_read_pictures_is_told(on_s3: Any, monkeypatch
         s3_objects.head(on_s3.fs, f"{on_s3.path}/0.jpg")
 
 
-def write(place: AnyPath, number: int) -> Counter[str]:
+def write(root: AnyPath, number: int) -> Counter[str]:
     counts = Counter[str]()
-    with PicturesToS3(Lake(place).pictures, counts) as writer:  # type: ignore[arg-type]
+    with PicturesToS3(Lake(root).pictures, counts) as writer:  # type: ignore[arg-type]
         for name in itertools.islice(itertools.count(), number):
             writer.add(f"{name % 10}/{name}.jpg", str(name).encode())
         writer.finish()
@@ -167,43 +167,43 @@ def write(place: AnyPath, number: int) -> Counter[str]:
 
 @pytest.mark.parametrize("fault", ["503", "lost"])
 def test_pictures_are_written_once(faulty: tuple[Any, s3.Proxy], fault: s3.Fault) -> None:
-    place, proxy = faulty
+    root, proxy = faulty
     proxy.fault = once_each(fault)
-    assert write(place, 90) == {"added": 90}
+    assert write(root, 90) == {"added": 90}
     assert Counter(method for method, _ in proxy.seen) == {"HEAD": 180, "PUT": 180}
     proxy.seen.clear()
     proxy.fault = lambda *_: None
-    assert write(place, 100) == {"known": 90, "added": 10}
+    assert write(root, 100) == {"known": 90, "added": 10}
     assert Counter(method for method, _ in proxy.seen if method == "PUT") == {"PUT": 10}
-    assert [*fetch_all(["9/89.jpg", "9/99.jpg"], [Lake(place).pictures])] == [b"89", b"99"]
+    assert [*fetch_all(["9/89.jpg", "9/99.jpg"], [Lake(root).pictures])] == [b"89", b"99"]
 
 
 def test_a_picture_that_was_damaged_in_the_lake_is_written_again(faulty: tuple[Any, s3.Proxy]) -> None:
-    place, proxy = faulty
-    assert write(place, 20) == {"added": 20}
-    folder = Lake(place).pictures
+    root, proxy = faulty
+    assert write(root, 20) == {"added": 20}
+    folder = Lake(root).pictures
     s3_objects.write(folder.fs, f"{folder.path}/3/13.jpg", b"1?")  # of the same size
     s3_objects.write(folder.fs, f"{folder.path}/4/14.jpg", b"1")
     proxy.seen.clear()
-    assert write(place, 20) == {"known": 18, "added": 2}
+    assert write(root, 20) == {"known": 18, "added": 2}
     assert Counter(method for method, _ in proxy.seen) == {"HEAD": 20, "GET": 1, "PUT": 2}
     assert [*fetch_all(["3/13.jpg", "4/14.jpg"], [folder])] == [b"13", b"14"]
 
 
 @pytest.mark.parametrize("refused", ["HEAD", "PUT"])
 def test_a_picture_that_may_not_be_written_stops_the_import(faulty: tuple[Any, s3.Proxy], refused: str) -> None:
-    place, proxy = faulty
+    root, proxy = faulty
     proxy.fault = lambda method, _: "403" if method == refused else None
     with pytest.raises(JobError, match=r"s3://lake/\S+\.jpg: no permission; let these credentials") as error:
-        write(place, 90)
+        write(root, 90)
     assert not isinstance(error.value, TransientError)
 
 
 def test_a_server_that_fails_for_long_is_told_to_be_tried_again(
     faulty: tuple[Any, s3.Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, proxy = faulty
+    root, proxy = faulty
     monkeypatch.setattr(s3_objects, "_RETRIES", s3_objects._RETRIES | {"max_retries": 1})
     proxy.fault = lambda method, _: "503" if method == "PUT" else None
     with pytest.raises(TransientError, match=r"s3://lake/\S+\.jpg: SlowDown: .*nothing was imported: import again"):
-        write(place, 90)
+        write(root, 90)

@@ -1,4 +1,4 @@
-"""Which days there are, and what forms offer: `pytest tests/jobs/lake/test_export_days.py`"""
+"""Days with an export, and the choices in forms: `pytest tests/jobs/lake/test_export_days.py`"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is live: which changes of the lake make a plan stale, and that a swap killed at any write is finished by the next.
+"""Publication: changes of the lake that make a plan stale, and swaps that are killed at any write and finished by the next.
 
 Run with ``make test TESTS=tests/jobs/lake/test_publication.py``.
 """
@@ -34,7 +34,7 @@ def run(ds: str, n: int = 0) -> str:
 
 
 def wrote(lake: Lake, run_id: str, writes: dict[str, str | None], *, backfill: bool = False) -> RunManifest:
-    """Leave the manifest of a run that writes the days of `writes`, each with its run before."""
+    """Write the manifest of a run that writes the days of `writes`, which name each day's previous run."""
     path = lake.run(run_id) / "colour" / "part-00000.parquet"
     file = PublishedFile(path=lake.relative(path), table="colour", rows=1, bytes=1, sha256="")
     manifest = RunManifest(
@@ -51,14 +51,14 @@ def entry(run_id: str) -> HistoryDay:
 
 
 def index_of(lake: Lake, *runs: str) -> HistoryIndex:
-    """Return the index after the nights of `runs`, and leave their manifests."""
+    """Write the manifests of the nights `runs`, and return the index after them."""
     for run_id in runs:
         wrote(lake, run_id, {run_id[:10]: None})
     return HistoryIndex(live=runs[-1], days={run_id[:10]: entry(run_id) for run_id in runs})
 
 
 def backfilled(lake: Lake, index: HistoryIndex, run_id: str) -> HistoryIndex:
-    """Return the index after the backfill `run_id`, and leave its manifest."""
+    """Write the manifest of the backfill `run_id`, and return the index after it."""
     manifest = wrote(lake, run_id, publication.base(lake, index, run_id[:10]).days, backfill=True)
     return index.model_copy(update={"days": index.days | manifest.history})
 
@@ -123,17 +123,17 @@ def test_what_makes_a_plan_stale(lake: Lake, ds: str, change: Change, stale: boo
 
 
 def forget(lake: Lake) -> None:
-    """Begin again, as if nothing was ever published."""
+    """Reset the lake to the state before any publication."""
     shutil.rmtree(lake.history, ignore_errors=True)
     lake.current.unlink(missing_ok=True)
 
 
 class _Killed(BaseException):
-    """Stands for a process that dies."""
+    """Stands for the death of the process."""
 
 
 def killed_before_write(n: int, patch: pytest.MonkeyPatch, action: Callable[[], Any]) -> bool:
-    """Run `action` and let it die before its write number `n`, from 0; return whether it did."""
+    """Run `action`, let it die before its write number `n`, counted from 0, and return whether it died."""
     write, count = storage.write_bytes, iter(range(1000))
 
     def dying(path: Path, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The operations that need care, on a disk and on a real S3 server: the same tests."""
+"""Storage operations: the same tests on a disk and on a real S3 server."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ WRITERS, SWAPS = 16, 12
 
 
 @pytest.fixture(params=["disk", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> AnyPath:
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> AnyPath:
     if request.param == "disk":
         return tmp_path
     found: AnyPath = request.getfixturevalue("on_s3")
     return found
 
 
-def test_a_file_appears_whole_or_not_at_all(place: AnyPath) -> None:
-    path = place / "a" / "b.txt"
+def test_a_file_appears_whole_or_not_at_all(root: AnyPath) -> None:
+    path = root / "a" / "b.txt"
     with storage.whole_file(path) as temporary:
         temporary.write_bytes(b"one")
         assert storage.read_bytes(path) is None
@@ -51,12 +51,12 @@ def test_a_file_appears_whole_or_not_at_all(place: AnyPath) -> None:
         fail()
     assert storage.read_bytes(path) == b"one"
     assert not kept[0].exists()
-    assert [found.name for found in storage.children(place / "a")] == ["b.txt"]
+    assert [found.name for found in storage.children(root / "a")] == ["b.txt"]
 
 
-def test_a_large_file_is_sent_whole(place: AnyPath) -> None:
+def test_a_large_file_is_sent_whole(root: AnyPath) -> None:
     data = os.urandom(2**20) * 120  # more than one part
-    path = place / "large.bin"
+    path = root / "large.bin"
     with storage.whole_file(path) as temporary:
         temporary.write_bytes(data)
     assert storage.read_bytes(path) == data
@@ -65,15 +65,15 @@ def test_a_large_file_is_sent_whole(place: AnyPath) -> None:
     assert storage.sha256(path) == hashlib.sha256(data).hexdigest()
 
 
-def test_create_only_once(place: AnyPath) -> None:
-    storage.compare_and_swap(place / "x", None, b"first")
+def test_create_only_once(root: AnyPath) -> None:
+    storage.compare_and_swap(root / "x", None, b"first")
     with pytest.raises(SwapLostError):
-        storage.compare_and_swap(place / "x", None, b"second")
-    assert storage.read_bytes(place / "x") == b"first"
+        storage.compare_and_swap(root / "x", None, b"second")
+    assert storage.read_bytes(root / "x") == b"first"
 
 
-def test_swap_only_what_was_expected(place: AnyPath) -> None:
-    path = place / "x"
+def test_swap_only_what_was_expected(root: AnyPath) -> None:
+    path = root / "x"
     with pytest.raises(SwapLostError):
         storage.compare_and_swap(path, b"nothing there", b"new")
     assert storage.read_bytes(path) is None
@@ -85,15 +85,15 @@ def test_swap_only_what_was_expected(place: AnyPath) -> None:
 
 
 def _count(path: str, writer: int) -> None:
-    place = s3_files.s3_path(path) if path.startswith("s3://") else Path(path)
+    root = s3_files.s3_path(path) if path.startswith("s3://") else Path(path)
     lost = 0
     for swap in range(SWAPS):
         while True:
-            before = storage.read_bytes(place)
+            before = storage.read_bytes(root)
             after = json.dumps([*json.loads(before or b"[]"), [writer, swap]]).encode()
             try:
-                storage.compare_and_swap(place, before, after)
-            except SwapLostError:  # all that lost would meet again at once
+                storage.compare_and_swap(root, before, after)
+            except SwapLostError:  # otherwise all losers would try again at the same time
                 lost += 1
                 time.sleep(random.uniform(0, min(0.25, 0.01 * lost)))
             else:
@@ -101,9 +101,9 @@ def _count(path: str, writer: int) -> None:
                 break
 
 
-def test_of_swaps_at_once_none_is_lost(place: AnyPath) -> None:
-    """16 writers, 12 swaps each, of one file."""
-    path = place / "counted"
+def test_no_concurrent_swap_is_lost(root: AnyPath) -> None:
+    """16 writers swap one file 12 times each."""
+    path = root / "counted"
     context = multiprocessing.get_context("spawn")
     groups = [context.Process(target=_count_many, args=(str(path), n)) for n in range(2)]
     for process in groups:
@@ -113,12 +113,12 @@ def test_of_swaps_at_once_none_is_lost(place: AnyPath) -> None:
         assert process.exitcode == 0
     found = json.loads(storage.read_bytes(path) or b"[]")
     assert sorted(found) == [[writer, swap] for writer in range(WRITERS) for swap in range(SWAPS)]
-    for writer in range(WRITERS):  # each sees its own
+    for writer in range(WRITERS):  # each thread sees its own writes
         assert [swap for by, swap in found if by == writer] == list(range(SWAPS))
 
 
 def _count_many(path: str, group: int) -> None:
-    """A process with half of the writers, a thread each."""
+    """A process with half of the writers, each in a thread."""
     failed: list[BaseException] = []
 
     def work(writer: int) -> None:
@@ -137,22 +137,22 @@ def _count_many(path: str, group: int) -> None:
         raise failed[0]
 
 
-def test_lists_what_is_there(place: AnyPath) -> None:
-    assert storage.children(place / "none") == []
+def test_lists_what_is_there(root: AnyPath) -> None:
+    assert storage.children(root / "none") == []
     for name in ("ds=1/a.txt", "ds=2/run=x/b.txt", "ds=2/run=y/b.txt", "other.txt", "ds=1.txt"):
-        storage.write_bytes(place / name, b"")
-    assert [path.name for path in storage.children(place)] == ["ds=1", "ds=1.txt", "ds=2", "other.txt"]
-    assert [path.name for path in storage.children(place, "ds=1")] == ["ds=1", "ds=1.txt"]
-    assert [path.name for path in storage.children(place / "ds=2", "run=")] == ["run=x", "run=y"]
-    assert storage.exists(place / "ds=2")
-    assert storage.exists(place / "ds=2" / "run=x" / "b.txt")
-    assert not storage.exists(place / "ds")
+        storage.write_bytes(root / name, b"")
+    assert [path.name for path in storage.children(root)] == ["ds=1", "ds=1.txt", "ds=2", "other.txt"]
+    assert [path.name for path in storage.children(root, "ds=1")] == ["ds=1", "ds=1.txt"]
+    assert [path.name for path in storage.children(root / "ds=2", "run=")] == ["run=x", "run=y"]
+    assert storage.exists(root / "ds=2")
+    assert storage.exists(root / "ds=2" / "run=x" / "b.txt")
+    assert not storage.exists(root / "ds")
     every = ["ds=1.txt", "ds=1/a.txt", "ds=2/run=x/b.txt", "ds=2/run=y/b.txt", "other.txt"]
-    assert storage.files_below(place) == every
-    assert storage.files_below(place, "ds=2") == every[2:]
-    assert storage.files_below(place, "p") == storage.files_below(place / "none") == []
-    storage.remove_folder(place / "ds=2")
-    assert [path.name for path in storage.children(place)] == ["ds=1", "ds=1.txt", "other.txt"]
+    assert storage.files_below(root) == every
+    assert storage.files_below(root, "ds=2") == every[2:]
+    assert storage.files_below(root, "p") == storage.files_below(root / "none") == []
+    storage.remove_folder(root / "ds=2")
+    assert [path.name for path in storage.children(root)] == ["ds=1", "ds=1.txt", "other.txt"]
 
 
 def test_more_than_a_page_of_objects(on_s3: AnyPath) -> None:
@@ -167,14 +167,14 @@ def test_more_than_a_page_of_objects(on_s3: AnyPath) -> None:
 # --- locks
 
 
-def test_a_lock_is_waited_for(place: AnyPath) -> None:
+def test_a_lock_is_waited_for(root: AnyPath) -> None:
     order: list[str] = []
 
     def second() -> None:
-        with storage.locked(place / "x"):
+        with storage.locked(root / "x"):
             order.append("second")
 
-    with storage.locked(place / "x"):
+    with storage.locked(root / "x"):
         waiting = threading.Thread(target=second)
         waiting.start()
         waiting.join(1.5)
@@ -183,21 +183,21 @@ def test_a_lock_is_waited_for(place: AnyPath) -> None:
     assert order == ["first", "second"]
 
 
-def test_who_shares_a_lock_does_not_wait_and_who_wants_it_alone_does(place: AnyPath) -> None:
+def test_sharers_of_a_lock_do_not_wait_but_an_exclusive_holder_does(root: AnyPath) -> None:
     order: list[str] = []
 
     def alone() -> None:
-        with storage.locked(place / "x"):
+        with storage.locked(root / "x"):
             order.append("alone")
 
-    with storage.locked(place / "x", shared=True), storage.locked(place / "x", shared=True):
+    with storage.locked(root / "x", shared=True), storage.locked(root / "x", shared=True):
         waiting = threading.Thread(target=alone)
         waiting.start()
         waiting.join(1.5)
         order.append("shared")
     waiting.join(20)
     assert order == ["shared", "alone"]
-    with storage.locked(place / "x", shared=True):
+    with storage.locked(root / "x", shared=True):
         pass
 
 
@@ -205,46 +205,46 @@ HOLDS = """
 import sys, time
 from pathlib import Path
 from jobs.lake import s3_files, storage
-place = s3_files.s3_path(sys.argv[1]) if sys.argv[1].startswith("s3://") else Path(sys.argv[1])
-with storage.locked(place / "x", shared=sys.argv[2] == "shared"):
+root = s3_files.s3_path(sys.argv[1]) if sys.argv[1].startswith("s3://") else Path(sys.argv[1])
+with storage.locked(root / "x", shared=sys.argv[2] == "shared"):
     print("held", flush=True)
     time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("how", ["alone", "shared"])
-def test_a_lock_of_a_process_that_died_is_free(place: AnyPath, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+def test_a_lock_of_a_process_that_died_is_free(root: AnyPath, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)
-    command = [sys.executable, "-c", HOLDS, str(place), how]
+    command = [sys.executable, "-c", HOLDS, str(root), how]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         if how == "alone":
-            with storage.unless_busy(place / "x") as free:
+            with storage.unless_busy(root / "x") as free:
                 assert not free
         holder.send_signal(signal.SIGKILL)
     start = time.monotonic()
-    with storage.locked(place / "x"):
-        assert time.monotonic() - start < 25  # by the lease of 3 s that was set, not by one of 30
+    with storage.locked(root / "x"):
+        assert time.monotonic() - start < 25  # with the lease of 3 s that was set, not of 30 s
 
 
-def test_a_lock_that_is_busy_says_so(place: AnyPath, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_busy_says_so(root: AnyPath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "LEASE_SECONDS", 6.0)
-    with storage.locked(place / "x"):
-        with pytest.raises(JobError, match="x: in use"), storage.locked(place / "x", busy="in use"):
+    with storage.locked(root / "x"):
+        with pytest.raises(JobError, match="x: in use"), storage.locked(root / "x", busy="in use"):
             pass
-        with storage.unless_busy(place / "x") as free:
+        with storage.unless_busy(root / "x") as free:
             assert not free
-    with storage.locked(place / "x", busy="in use"):
+    with storage.locked(root / "x", busy="in use"):
         pass
-    with storage.unless_busy(place / "x") as free:
+    with storage.unless_busy(root / "x") as free:
         assert free
-    with storage.unless_busy(place / "never used") as free:
+    with storage.unless_busy(root / "never used") as free:
         assert free
 
 
-def test_who_lost_its_lease_is_told(on_s3: AnyPath, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another one has taken over a lock whose holder slept."""
+def test_a_holder_that_lost_its_lease_gets_an_error(on_s3: AnyPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process has taken over the lock of a suspended holder."""
     monkeypatch.setattr(leases, "LEASE_SECONDS", 3.0)
     lost = threading.Event()
     path: Any = on_s3 / ".x.lock"
@@ -262,41 +262,41 @@ def test_who_lost_its_lease_is_told(on_s3: AnyPath, monkeypatch: pytest.MonkeyPa
 
 
 def first_times(n: int, fault: s3.Fault, method: str = "PUT") -> Any:
-    """A fault of the first `n` requests of a method."""
+    """A fault that the first `n` requests of a method meet."""
     left = iter(range(n))
     return lambda asked, _: fault if asked == method and next(left, None) is not None else None
 
 
 @pytest.mark.parametrize("fault", ["503", "slow", "cut", "lost"])
 def test_a_write_is_sent_again(faulty: tuple[AnyPath, s3.Proxy], fault: s3.Fault) -> None:
-    place, proxy = faulty
+    root, proxy = faulty
     proxy.fault = first_times(2, fault)
-    storage.write_bytes(place / "x", b"one")
-    assert storage.read_bytes(place / "x") == b"one"
+    storage.write_bytes(root / "x", b"one")
+    assert storage.read_bytes(root / "x") == b"one"
 
 
 @pytest.mark.parametrize("fault", ["503", "lost"])
 def test_a_swap_whose_answer_was_lost_is_not_taken_for_another_s(
     faulty: tuple[AnyPath, s3.Proxy], fault: s3.Fault
 ) -> None:
-    place, proxy = faulty
-    storage.compare_and_swap(place / "x", None, b"zero")
+    root, proxy = faulty
+    storage.compare_and_swap(root / "x", None, b"zero")
     proxy.fault = first_times(1, fault)
-    storage.compare_and_swap(place / "x", b"zero", b"one")
+    storage.compare_and_swap(root / "x", b"zero", b"one")
     proxy.fault = first_times(1, fault)
-    storage.compare_and_swap(place / "y", None, b"one")
+    storage.compare_and_swap(root / "y", None, b"one")
     proxy.fault = first_times(1, fault)
     with pytest.raises(SwapLostError):
-        storage.compare_and_swap(place / "y", None, b"two")
-    assert storage.read_bytes(place / "y") == b"one"
+        storage.compare_and_swap(root / "y", None, b"two")
+    assert storage.read_bytes(root / "y") == b"one"
 
 
 @pytest.mark.parametrize("fault", ["503", "cut"])
 def test_a_read_is_sent_again(faulty: tuple[AnyPath, s3.Proxy], fault: s3.Fault) -> None:
-    place, proxy = faulty
-    storage.write_bytes(place / "x", b"one")
+    root, proxy = faulty
+    storage.write_bytes(root / "x", b"one")
     proxy.fault = first_times(2, fault, "GET")
-    assert storage.read_bytes(place / "x") == b"one"
+    assert storage.read_bytes(root / "x") == b"one"
 
 
 UPLOADS = """
@@ -313,9 +313,9 @@ print("sent", flush=True)
 
 @pytest.mark.long
 def test_a_killed_upload_leaves_nothing(faulty: tuple[AnyPath, s3.Proxy]) -> None:
-    place, proxy = faulty
+    root, proxy = faulty
     proxy.fault = lambda method, _: "slow" if method in ("PUT", "POST") else None
-    command = [sys.executable, "-c", UPLOADS, str(place)]
+    command = [sys.executable, "-c", UPLOADS, str(root)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sending:
         assert sending.stdout is not None
         assert sending.stdout.readline() == "written\n"
@@ -323,11 +323,11 @@ def test_a_killed_upload_leaves_nothing(faulty: tuple[AnyPath, s3.Proxy]) -> Non
         while not any(method in ("PUT", "POST") for method, _ in proxy.seen) and time.monotonic() < deadline:
             time.sleep(0.02)
         sending.send_signal(signal.SIGKILL)
-    assert storage.read_bytes(place / "large.bin") is None
-    assert storage.children(place) == []
+    assert storage.read_bytes(root / "large.bin") is None
+    assert storage.children(root) == []
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "sent"
-    assert len(storage.read_bytes(place / "large.bin") or b"") == 120 * 2**20
+    assert len(storage.read_bytes(root / "large.bin") or b"") == 120 * 2**20
 
 
 # --- documents
@@ -347,7 +347,7 @@ def test_a_document_with_any_bit_flipped_or_its_end_lost_is_refused_with_the_way
     whole = path.read_bytes()
     assert storage.read_document(path, Paper) == PAPER
     assert json.loads(whole)["name"] == "first"  # it stays a JSON document that a person can read
-    prefix = whole.index(b"sha256:")  # what is before it are a few bytes of JSON's own
+    prefix = whole.index(b"sha256:")  # only a few bytes of JSON syntax come before it
     damaged = [whole[:n] for n in (0, 1, len(whole) // 2, len(whole) - 3)]
     damaged += [
         whole[:n] + bytes([whole[n] ^ (1 << bit)]) + whole[n + 1 :]
@@ -385,7 +385,7 @@ def test_a_document_that_is_made_again_anyway_is_told_and_left_out(
 def test_a_file_its_name_and_the_folders_made_for_it_are_synced_in_that_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced: list[tuple[str, bool]] = []  # what was synced, and whether the file had its name by then
+    synced: list[tuple[str, bool]] = []  # the synced paths, and whether the file had its final name by then
     path, sync = tmp_path / "a" / "b" / "c.txt", os.fsync
 
     def told(descriptor: int) -> None:
@@ -400,16 +400,16 @@ def test_a_file_its_name_and_the_folders_made_for_it_are_synced_in_that_order(
     assert (was_there, folder, is_there) == (False, str(path.parent), True)
     synced.clear()
     storage.write_bytes(path, b"y")
-    assert len(synced) == 2  # the folders are there by now
+    assert len(synced) == 2  # the folders exist by now
 
 
-# --- a holder that slept
+# --- a suspended holder
 
 
-def test_who_slept_and_lost_its_lease_removes_and_finishes_nothing_of_who_took_over(
+def test_a_suspended_holder_that_lost_its_lease_removes_and_finishes_nothing(
     on_s3: AnyPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The holder's renewals stop, as where its machine sleeps; another one takes over, and the first wakes up at work."""
+    """The holder stops renewing, like a suspended machine. Another process takes over, and the first resumes its work."""
     monkeypatch.setattr(leases, "LEASE_SECONDS", 600.0)  # it does not renew while the test lasts
     work, lock = on_s3 / "work", on_s3 / ".work.lock"
     for n in range(3):
@@ -426,19 +426,19 @@ def test_who_slept_and_lost_its_lease_removes_and_finishes_nothing_of_who_took_o
     with pytest.raises(leases.LeaseLostError):
         wakes_up()
     assert [path.name for path in storage.children(work)] == ["part-0", "part-1", "part-2"]
-    storage.remove_folder(work)  # who holds no lock asks none
+    storage.remove_folder(work)  # a process without a lock checks none
     assert storage.children(work) == []
 
 
 def test_a_lease_is_looked_at_before_each_request_that_removes(
     faulty: tuple[AnyPath, s3.Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, proxy = faulty
+    root, proxy = faulty
     monkeypatch.setattr(s3_files, "MOST_REMOVED", 2)
     for n in range(5):
-        storage.write_bytes(place / "work" / f"part-{n}", b"")
-    with storage.locked(place / "work"):
+        storage.write_bytes(root / "work" / f"part-{n}", b"")
+    with storage.locked(root / "work"):
         proxy.seen.clear()
-        storage.remove_folder(place / "work")
+        storage.remove_folder(root / "work")
         asked = [method for method, path in proxy.seen if method == "POST" or ".work.lock" in path]
     assert [method for method in asked if method != "PUT"] == ["GET", "POST"] * 3

@@ -1,4 +1,4 @@
-"""What is published is compared with what was written before anything is built on it, and is written again where it can be.
+"""Published files are verified before anything is built on them, and are written again if possible.
 
 Run with ``make test TESTS=tests/jobs/lake/test_verified_files.py``.
 """
@@ -54,13 +54,15 @@ def test_changes_that_are_damaged_are_told_with_the_run_that_writes_them_again(t
         history.files_until(lake, index, "products", day(2))
     assert len(history.files_until(lake, index, "attributes", day(2))) == 2
     os.truncate(path, 0)
-    with pytest.raises(JobError, match=rf"0 files are there, and 1 were written; .*publish --run {run_id}"):
+    with pytest.raises(
+        JobError, match=rf"0 files of the changes of .* exist, 1 were written; .*publish --run {run_id}"
+    ):
         history.files_until(lake, index, "products", day(2))
 
 
 @pytest.mark.spark
 def test_labels_are_read_by_the_taxonomy_that_was_planned_with(lake: Lake, settings: Settings) -> None:
-    """One flipped bit of a value is another value, in a file that is a taxonomy all the same."""
+    """One flipped bit changes a value, but the file is still a valid taxonomy."""
     shutil.rmtree(lake.all_examples)
     validate(settings, DAY1)
     made = plan(settings, DAY1, prepare=True)
@@ -138,7 +140,7 @@ def test_a_run_that_was_rolled_back_and_damaged_is_written_again_when_its_day_is
 
 @pytest.mark.spark
 def test_rows_that_are_lost_from_the_tables_before_do_not_add_up(first_night: tuple[Lake, Settings]) -> None:
-    """A table that lost rows, with a manifest that says so of all but the number of rows."""
+    """A table lost rows; the manifest has its new size and SHA-256, but the old number of rows."""
     lake, settings = first_night
     run_id = lake.current_run() or ""
     second_day(lake)

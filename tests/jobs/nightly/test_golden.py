@@ -1,6 +1,6 @@
-"""Golden: a shop's record as preprocess makes an example of it, and as the model reads that, to the token and the pixel.
+"""Golden test of a record's example and of the model's input from it, to the token and the pixel.
 
-What is fixed here is what trained models were taught: a change of it needs new models. `make test TESTS=tests/jobs/nightly/test_golden.py`.
+Trained models rely on these values, so a change needs new models. `make test TESTS=tests/jobs/nightly/test_golden.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TOKENS = [49406, 10912, 261, 1320, 736, 2523, 269, 7050, 537, 13283, 49407]
 
 
 def picture() -> tuple[np.ndarray[Any, np.dtype[np.uint8]], bytes]:
-    """Return pixels of the model's own size, and a picture file of them that loses nothing."""
+    """Return pixels in the model's picture size, and a lossless picture file of them."""
     pixels = np.arange(32 * 24 * 3, dtype=np.uint32).reshape(32, 24, 3) * 7 % 256
     file = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
@@ -65,7 +65,7 @@ def test_a_record_to_the_token_and_the_pixel(tmp_path: Path) -> None:
     assert prepared.texts == [TOKENS]
     np.testing.assert_array_equal(prepared.pixels[0], pixels)
 
-    # The library, given the raw record, says what the pipeline says of the example.
+    # The library predicts from the raw record the same as the pipeline from the example.
     torch.manual_seed(0)
     engine = Engine(CmaClip(config, drawn.taxonomy()), config, drawn.taxonomy(), {}, torch.device("cpu"))
     (predicted,) = engine.predict(

@@ -1,6 +1,6 @@
-"""Which taxonomy a night goes by, and what names its run: `pytest tests/jobs/nightly/test_plan.py`.
+"""The taxonomy of a night, and the id of its run: `pytest tests/jobs/nightly/test_plan.py`.
 
-What is planned: tests/jobs/runs/test_whole_night.py.
+The content of plans is tested in tests/jobs/runs/test_whole_night.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jobs.errors import JobError
 from jobs.lake import storage
 from jobs.lake.layout import Lake
 from jobs.models import champion_pointer
-from jobs.nightly.missing_pictures import PictureLooker
+from jobs.nightly.missing_pictures import MissingPictureFinder
 from jobs.nightly.plan import _inputs, plan
 from jobs.settings import Settings
 from schemas.documents import HistoryIndex, Plan, Validation
@@ -37,7 +37,7 @@ DAY = "2026-11-20"
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A lake with a validated day and a champion, which was trained on the drawn taxonomy."""
+    """A lake with a validated day and a champion that was trained on the generated taxonomy."""
     settings = Settings(root=tmp_path / "lake")
     lake = Lake(settings.root)
     torch.manual_seed(0)
@@ -95,7 +95,7 @@ def test_a_named_taxonomy_that_is_not_the_champions_is_refused_with_the_differen
 
 
 def test_the_champions_own_taxonomy_holds_where_none_or_the_same_one_is_named(root: Path, tmp_path: Path) -> None:
-    assert planned_with(Settings(root=root)) == drawn.taxonomy()  # the default, `sample`, is no word of the user's
+    assert planned_with(Settings(root=root)) == drawn.taxonomy()  # the user did not set the default, `sample`
     assert planned_with(Settings(root=root, taxonomy=taxonomy_file(tmp_path))) == drawn.taxonomy()
     for_people = taxonomy_file(tmp_path, label="Muster")
     assert planned_with(Settings(root=root, taxonomy=for_people)) == drawn.taxonomy()
@@ -138,7 +138,7 @@ def test_a_share_is_for_ordinary_nights_alone(root: Path) -> None:
 def test_runs_are_other_ones_only_where_something_else_is_asked_for(root: Path) -> None:
     version = champion_pointer.champion(Settings(root=root))
     ordinary = dataclasses.replace(inputs(root, share=1.0), model_version="20261120-0123abcd")
-    assert ordinary.run_id == "2026-11-20-ba1c9a7e"  # as before there were shares and chosen attributes
+    assert ordinary.run_id == "2026-11-20-ba1c9a7e"  # the id from before shares and chosen attributes existed
     ids = {
         inputs(root, share=share, **asked).run_id
         for share, asked in [
@@ -149,7 +149,7 @@ def test_runs_are_other_ones_only_where_something_else_is_asked_for(root: Path) 
     assert len(ids) == 7
     same = [{"attributes": ("pattern", "colour")}, {"attributes": ("colour", "pattern", "colour"), "model": version}]
     assert {inputs(root, **asked).run_id for asked in same} <= ids
-    # All of the model's attributes are none in particular.
+    # Naming all attributes of the model is the same as naming none.
     assert inputs(root, share=1.0, attributes=drawn.taxonomy().names).run_id == inputs(root, share=1.0).run_id
 
 
@@ -186,5 +186,5 @@ def test_pictures_that_cannot_be_had_are_found_without_reading_any(
 
     monkeypatch.setattr("os.open", read)
     batch = pa.RecordBatch.from_pydict({"product_id": list(pictures), "picture": list(pictures)})
-    (found,) = PictureLooker([root])(iter([batch]))
+    (found,) = MissingPictureFinder([root])(iter([batch]))
     assert found["product_id"].to_pylist() == [uri for uri, lacks in pictures.items() if lacks]

@@ -1,5 +1,6 @@
-"""Plan and preprocess: every kind of picture and text ends as an example that says what is wrong; labels in the
-taxonomy's words; only what is needed is made.
+"""Plan and preprocess: every kind of picture and text gives an example with its status, and labels use the taxonomy's words.
+
+Only the examples that are needed are made.
 
 Run with ``make test TESTS=tests/jobs/nightly/test_preprocess.py``.
 """
@@ -40,7 +41,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.usefixtures("spark_session")]
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, spark_session: Any) -> tuple[Lake, Plan]:  # noqa: ARG001
-    """A day of every kind of bad record among good ones, preprocessed."""
+    """A preprocessed day with every kind of bad record among good ones."""
     lake = Lake(tmp_path_factory.mktemp("prepared") / "lake")
     settings = settings_for(lake.root, shard_rows=100)
     write_pictures(lake.pictures)
@@ -122,7 +123,7 @@ def test_texts_are_clean(prepared: tuple[Lake, Plan]) -> None:
 
 @pytest.mark.long
 def test_examples_are_in_large_row_groups(tmp_path: Path) -> None:
-    """What a training draws follows from them. Published tables have small ones: `test_published_tables.py`."""
+    """The row groups determine the samples of a training. Published tables have small ones: `test_published_tables.py`."""
     side = 512
     config = (BUILT_IN / "tiny.yaml").read_text().replace("height: 32, width: 24", f"height: {side}, width: {side}")
     (tmp_path / "large.yaml").write_text(config)
@@ -208,7 +209,7 @@ def test_a_root_without_pictures_makes_none_missing(tmp_path: Path, monkeypatch:
 
 
 def test_a_root_that_lacks_most_pictures_stops_before_anything_is_tagged(tmp_path: Path) -> None:
-    """A bucket or a mount with other files than it should have is no empty one."""
+    """A bucket or mount with the wrong files is not empty, so the check of empty roots does not find it."""
     root = tmp_path / "mount"
     root.mkdir()
     (root / "other.png").write_bytes(pictures_of("picture_1x1"))
@@ -224,7 +225,7 @@ def test_a_root_that_lacks_most_pictures_stops_before_anything_is_tagged(tmp_pat
     ):
         preprocess(settings, run_id)
     assert lake.read_examples_manifest(run_id) is None
-    (root / "0.png").write_bytes(pictures_of("picture_1x1"))  # so few may be missing
+    (root / "0.png").write_bytes(pictures_of("picture_1x1"))  # so few may always be missing
     assert preprocess(settings, run_id) == 451
 
 
@@ -279,12 +280,12 @@ def test_a_picture_that_is_not_what_was_imported_is_no_picture_of_the_shop(tmp_p
             JobError, match=rf"{digest}\.jpg: .* picture that was imported.*import the export of the day again"
         ):
             made(digest)
-    made(None)  # a shop's own name, which only looks like one of ours
+    made(None)  # the shop's own name, which only looks like an imported one
     empty = hashlib.sha1(b"").hexdigest()
     uri = f"{empty[:2]}/{empty}.jpg"
     (tmp_path / uri).parent.mkdir(exist_ok=True)
     (tmp_path / uri).write_bytes(b"")
-    assert made(empty)[0].column("image_status").to_pylist() == ["empty"]  # as the shop has it
+    assert made(empty)[0].column("image_status").to_pylist() == ["empty"]  # as the shop delivered it
 
 
 def test_unknown_run_is_told(settings: Settings) -> None:

@@ -51,7 +51,7 @@ def test_small_shards_share_a_task_that_is_worth_its_start() -> None:
 
 
 def test_shards_that_a_plan_left_out_are_in_no_group() -> None:
-    """A shard without rows is not in the plan; a range over it names its neighbours."""
+    """A shard without rows is not in the plan. A range across it selects its neighbours."""
     made = [shard for shard in shards(1, 1, 0, 1) if shard.rows]
     (group,) = groups(made, 1)
     assert group == "0-3"

@@ -1,4 +1,4 @@
-"""`pytest tests/jobs/nightly/test_tag.py`"""
+"""Tagging of shards: `pytest tests/jobs/nightly/test_tag.py`"""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ THRESHOLDS = {
 
 @dataclass
 class Night:
-    """A planned night: two shards of fresh examples and one whose examples are from the day before."""
+    """A planned night with two shards of fresh examples and one of examples from the day before."""
 
     settings: Settings
     lake: Lake
@@ -59,7 +59,7 @@ class Night:
 
 @pytest.fixture(scope="module")
 def trained() -> Trained:
-    """A model as training would leave it, with random weights: what it says does not matter here."""
+    """A model version with random weights, because its predictions do not matter here."""
     torch.manual_seed(0)
     metrics = Metrics(
         train_examples=0, validation_examples=0, test_examples=0, families=0, best_epoch=1, epochs=(), seconds=0.0,
@@ -77,7 +77,7 @@ def night(tmp_path: Path, trained: Trained) -> Night:
     other = table.set_column(1, table.schema.field(1), pa.array(["older"] * 100))
     drawn.write(lake.root / NEW / "shard=0", table.slice(0, 40))
     drawn.write(lake.root / NEW / "shard=1", table.slice(40, 30))
-    # The old folder holds more than is asked for, and older states of today's products.
+    # The old folder holds more products than the shard wants, and older states of today's products.
     drawn.write(lake.root / OLD, pa.concat_tables([table.slice(70), other.slice(0, 40)]))
     plan_rows(lake, 0, table.slice(0, 40), None)
     plan_rows(lake, 1, table.slice(40, 30), None)
@@ -203,7 +203,7 @@ def test_no_folder_of_examples(night: Night) -> None:
 
 def test_a_half_copied_plan(night: Night) -> None:
     plan_rows(night.lake, 1, drawn.examples(100).slice(40, 29), None)
-    with pytest.raises(JobError, match="29 rows of 29 products where the plan says 30"):
+    with pytest.raises(JobError, match="29 rows of 29 products, but the plan has 30"):
         tag(night.settings, RUN, "1")
 
 
@@ -245,7 +245,7 @@ def test_a_full_disk_says_so_and_nothing_half_written_stays(night: Night) -> Non
     within = small_disk.command(folder, 8 << 10, step)
     environment = os.environ | {"TAGGING_ROOT": str(night.lake.root), "TAGGING_DEVICE": "cpu"}
     found = subprocess.run(within, capture_output=True, text=True, check=False, env=environment)
-    assert found.returncode == 1, found.stderr  # not 2: Airflow tries again
+    assert found.returncode == 1, found.stderr  # not 2, so that Airflow retries
     assert f"error: {night.file(0)}: no room for it in {folder}: " in found.stderr
     assert "Traceback" not in found.stderr
     assert found.stdout == ""

@@ -1,4 +1,4 @@
-"""The forms in which shops write labels. ``make test TESTS=tests/jobs/records/test_label_forms.py``."""
+"""Forms in which shops write labels. ``make test TESTS=tests/jobs/records/test_label_forms.py``."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ from tests.jobs.importing.test_import_catalog import Shop, fails
         ([{"id": 4, "type": "hue", "value": "Teal"}], {"hue": ["Teal"]}),
         ([{"attribute": {"id": 4, "name": "hue"}, "values": [{"name": "Teal"}]}], {"hue": ["Teal"]}),
         ([{"name": 4, "value": "Teal"}], {"4": ["Teal"]}),
-        # What is no pair belongs to the value before it.
+        # A part that is not a pair belongs to the value before it.
         ("hue: Teal, Sand, size: 38", {"hue": ["Teal, Sand"], "size": ["38"]}),
         ("hue: Teal; Sand; size: 38", {"hue": ["Teal; Sand"], "size": ["38"]}),
         ("hue=Teal|Sand,size=38", {"hue": ["Teal|Sand"], "size": ["38"]}),
         ("hue=Teal,stuff=Wool, Silk,size=38|39", {"hue": ["Teal"], "stuff": ["Wool, Silk"], "size": ["38|39"]}),
         ("open: at 10:30, see https://shop.example: teal", {"open": ["at 10:30, see https://shop.example: teal"]}),
-        # Other marks, and what is around pairs.
+        # Other marks, and text around the pairs.
         ('"hue"=>"Teal, light", "size"=>"38"', {"hue": ["Teal, light"], "size": ["38"]}),
         ("hue: Teal\tsize: 38", {"hue": ["Teal"], "size": ["38"]}),
         ("hue=Teal&size=38", {"hue": ["Teal"], "size": ["38"]}),
@@ -78,14 +78,14 @@ def test_the_usual_forms_are_read(found: Any, labels: dict[str, list[str]]) -> N
         ("https://shop.example/teal", {"": "https://shop.example/teal"}),
         (5, {"": 5}),
         ({"hue": {"en": "Teal", "de": "Petrol"}}, {"hue": {"en": "Teal", "de": "Petrol"}}),
-        # Which of the two is the value? The name of a swatch, or the number of one that is called so.
+        # Ambiguous: "Teal" may be the value, or the name of a swatch whose value follows.
         ({"hue": [{"name": "Teal", "value": "#088"}]}, {"hue": [{"name": "Teal", "value": "#088"}]}),
         ([{"name": "hue", "content": "Teal"}], {"hue": {"name": "hue", "content": "Teal"}}),
         ({"hue": float("inf")}, {"hue": float("inf")}),
         ({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 1}}}),
         ({"size": {"h": 3, "v": 4}}, {"size": {"h": 3, "v": 4}}),
         ([{"name": None, "value": "Teal"}], {"": {"name": None, "value": "Teal"}}),
-        # Neither JSON that is cut off nor PHP's form is a text of pairs.
+        # Neither truncated JSON nor PHP's form is a text of pairs.
         ('[{"name": "hue", "value": "Teal"}', {"": '[{"name": "hue", "value": "Teal"}'}),
         ('{"hue": ["Teal", "size": 38}', {"": '{"hue": ["Teal", "size": 38}'}),
         ('a:1:{s:3:"hue";s:4:"Teal";}', {"": 'a:1:{s:3:"hue";s:4:"Teal";}'}),
@@ -150,12 +150,12 @@ def test_a_long_text_is_read_in_linear_time() -> None:
         ({"kind": "{see below}"}, {"kind": "{see below}"}),
         ({"kind": 38.0, "facts": [{"name": "hue", "options": ["Teal|Sand", "NA", None]}]}, {"kind": "38", "hue": ["Teal", "Sand"]}),
         ({"facts": "hue: Teal; sole: Rubber"}, {"hue": "Teal", "sole": "Rubber"}),
-        # What a column and the object say of one name is both said.
+        # The values of a column and of an object are joined if they have the same name.
         ({"kind": "Hat", "facts": {"kind": "Cap"}}, {"kind": ["Hat", "Cap"]}),
         ({"kind": "Hat", "facts": {"kind": "Hat", "none": None}}, {"kind": "Hat"}),
         ({"kind": "Hat", "facts": {"kind": {"en": "Cap"}}}, {"kind": "Hat"}),
         ({"facts": [{"hue": "Teal"}, 5]}, {"hue": "Teal", "facts": [{"hue": "Teal"}, 5]}),
-        # An attribute without a value is no value that is called so.
+        # The name of an attribute without a value is not read as a value.
         ({"facts": [{"name": "hue"}]}, {"hue": {"unread": {"name": "hue"}}}),
         ({"facts": [{"name": "hue", "content": "Teal"}]}, {"hue": {"unread": {"name": "hue", "content": "Teal"}}}),
     ],
@@ -184,7 +184,7 @@ def test_a_column_of_texts_is_none_of_label_objects(tmp_path: Path) -> None:
         {"id": str(i), "name": "Hat", "photo": None, "facts": "Teal" if i < 6 else {"hue": "Teal"}} for i in range(10)
     ]
     shop.write(*rows)
-    fails(shop, r"6 of 10 values of 'facts' are no objects of labels, such as '\"Teal\"'.*under `labels`")
+    fails(shop, r"6 of 10 values of 'facts' are not label objects, such as '\"Teal\"'.*under `labels`")
     shop.write(*rows[2:])
     assert shop.run().notes == {"labels that cannot be read": 4}
 

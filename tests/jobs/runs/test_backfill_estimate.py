@@ -1,4 +1,4 @@
-"""What a backfill would do and cost. Run with ``make test TESTS=tests/jobs/runs/test_backfill_estimate.py``."""
+"""The estimate of a backfill. Run with ``make test TESTS=tests/jobs/runs/test_backfill_estimate.py``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOW = datetime(2026, 11, 21, 2, tzinfo=UTC)
 
 
 def published(lake: Lake) -> dict[Path, int]:
-    """Return the files that only later steps than `plan` may write, locks aside, with when they were written."""
+    """Return the files that only steps after `plan` may write, except locks, with their times."""
     folders = ("predictions", "attribute_tables", "attribute_history", "examples")
     files = [path for name in folders for path in (lake.root / name).rglob("[!.]*") if path.is_file()]
     return {path: path.stat().st_mtime_ns for path in files}
@@ -37,7 +37,7 @@ def test_counts_of_each_day_and_nothing_published(
 ) -> None:
     lake, settings = first_night
     second_day(lake)
-    write_raw(lake, DAY4, [])  # an export of no products is not to be trusted
+    write_raw(lake, DAY4, [])  # an export without products breaks a critical rule
     before = published(lake)
     caplog.set_level("INFO", "jobs.runs.backfill_estimate")
     root = ["--root", str(lake.root)]
@@ -62,13 +62,13 @@ def test_counts_of_each_day_and_nothing_published(
     )
     assert [first[name] for name in counts] == [0, 0, 100, 0, 0, 0, 0, 0, 0, 100]
     assert [second[name] for name in counts] == [2, 3, 92, 0, 0, 2, 3, 0, 5, 97]
-    # All that is to be done to the first day was measured, but no finished run had anything to preprocess.
+    # Every step that the first day needs was measured, but no finished run had anything to preprocess.
     assert 0 < first["seconds"] < 60
     assert second["seconds"] is None
     assert third == {"ds": DAY3, "why_not": "missing: there is no export"}
     assert fourth == {"ds": DAY4, "why_not": "refused: it breaks critical rules"}
     assert f"|{DAY2}|2|3|92|0|2|3|0|5|97|unknown|" in caplog.text.replace(" ", "")
-    # A backfill finds the plan again.
+    # A backfill reuses the plan.
     assert plan(settings, DAY1, retag=True) == lake.read_plan(first["run_id"])
 
 
@@ -81,7 +81,7 @@ def test_a_range_that_is_none(tmp_path: Path) -> None:
 
 
 def measured(lake: Lake, ds: str, name: str, rows: int, seconds: float, **details: str) -> None:
-    """Leave what a step of a finished run cost."""
+    """Write the metrics of a step of a finished run."""
     folder = lake.reports(f"{ds}-0123abcd")
     step = name.split("-")[0]
     metrics = StepMetrics(
@@ -92,7 +92,7 @@ def measured(lake: Lake, ds: str, name: str, rows: int, seconds: float, **detail
 
 
 def made(**counts: int) -> Plan:
-    """Return a plan of 1,000 products, 300 of them in two shards."""
+    """Return a plan of 1,000 products, with 300 of them in two shards."""
     validation = Validation(
         ds=DAY1, version="v", passed=True, failures=(), raw=1000, unparsable=0, quarantined=0, superseded=0, valid=1000,
         reasons={}, valid_path="", quarantine_path="", data_docs_path="", created_at=NOW,
@@ -112,7 +112,7 @@ def test_seconds_are_those_of_the_last_runs(tmp_path: Path) -> None:
     measured(lake, DAY1, "plan", 1000, 4.0)
     measured(lake, DAY1, "tag-00000", 100, 20.0, model_version="another")
     measured(lake, DAY1, "publish", 100, 7.0)
-    # One run cannot tell what part of publishing grows with the products: it counts as it is.
+    # One run does not show how publishing grows with the products, so its time counts as it is.
     assert cost(made(), rates(lake, "mine")) == pytest.approx(4 + 300 * 0.2 + 7)
     measured(lake, DAY2, "plan", 2000, 5.0)  # 3 s and one for each 1,000
     measured(lake, DAY2, "tag-00000", 100, 10.0, model_version="mine")

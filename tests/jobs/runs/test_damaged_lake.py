@@ -1,6 +1,6 @@
-"""One file of the lake is damaged, and the night goes on: it says which file and what to do, or the tables are right.
+"""A night on a lake with one damaged file: it fails with an error that names the file and the remedy, or gives right tables.
 
-Never a traceback, never a wrong row. ``make test-damage`` tries every kind of file in every way.
+There must never be a traceback or a wrong row. ``make test-damage`` tries every kind of file in every way.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.jobs.runs.test_whole_night import steps_to
 
 pytestmark = pytest.mark.spark
 
-# By what the lake's table in docs/architecture.md calls them. `{ds}` and `{run}` are the newest night's, `{first}` is the first.
+# By what the table in docs/lake.md calls them. `{ds}` and `{run}` are the newest night's, `{first}` is the first.
 KINDS = {
     "raw records": "catalog/raw/ds={ds}/part-00000.jsonl.gz",
     "raw manifest": "catalog/raw/ds={ds}/_manifest.json",
@@ -96,7 +96,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @dataclass(frozen=True)
 class Damaged:
-    """A lake of two nights, and one that is tagged; each case starts with a copy of it in the same place."""
+    """A lake with two finished nights and a tagged one. Each case starts with a copy of it in the same folder."""
 
     root: Path
     copies: Path
@@ -119,7 +119,7 @@ SCENARIOS = {"same night": DAY3, "next night": DAY4, "backfill": DAY2, "taken up
 
 
 def values(settings: Settings) -> dict[str, Any]:
-    """Return the tables that are live, and those of each day, as readers see them; confidences and times vary with the run."""
+    """Return the live tables and those of each day, without confidences and times, which vary from run to run."""
     lake = Lake(settings.root)
     with duckdb.connect() as connection:
         columns = "product_id, attribute, value, source, catalog_value, model_value, ds"

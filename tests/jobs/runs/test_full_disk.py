@@ -1,4 +1,4 @@
-"""A real disk that is full, or read-only, under each step: one sentence that names the file and the way out, no traceback.
+"""Each step on a real disk that is full or read-only: one sentence that names the file and the remedy, no traceback.
 
 Run with ``make test TESTS=tests/jobs/runs/test_full_disk.py``.
 """
@@ -44,7 +44,7 @@ def say(words: str) -> str:
 def test_each_step_on_a_bad_disk_says_so_and_goes_on_when_it_is_mended(
     trained: Lake, tmp_path: Path, fault: str
 ) -> None:
-    """The lake and TMPDIR are on the disk. After each refusal the fault is mended and the step ends well."""
+    """The lake and TMPDIR are on the disk. After each failure, the fault is repaired and the step succeeds."""
     catalog, disk = tmp_path / "catalog", tmp_path / "disk"
     generate(catalog, products=60, seed=5, dirty=False)
     disk.mkdir()

@@ -1,4 +1,4 @@
-"""Tables may grow a column: a lake whose files lack one goes on. `make test TESTS=tests/jobs/runs/test_grown_tables.py`."""
+"""New columns of tables: a lake with files that lack one still works. `make test TESTS=tests/jobs/runs/test_grown_tables.py`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def without(lake: Lake, file: PublishedFile) -> PublishedFile:
 
 @pytest.fixture
 def old(night_of_day1: Night) -> Lake:
-    """A lake with one night, by a version that had a column less."""
+    """A lake with one night of a version that had one column less."""
     lake = night_of_day1.after("report")
     manifest = lake.read_manifest(night_of_day1.run_id)
     assert manifest is not None
@@ -52,7 +52,7 @@ def columns(lake: Lake) -> set[str]:
 
 
 def weights(lake: Lake, ds: str) -> set[tuple[str, bool]]:
-    """Return, of the tables as they were on `ds`, the days of their rows, and whether a row has the young column."""
+    """Return the days of the rows in the tables of `ds`, and whether any row has the new column."""
     with duckdb.connect() as connection:
         found = as_of(connection, settings_for(lake.root), ds)
         assert set(found.columns) >= set(ATTRIBUTES.names)

@@ -1,4 +1,4 @@
-"""Products that another model tags again: the chosen attributes alone, or a share of the products each night.
+"""Products that another model tags again: only the chosen attributes, or a share of the products each night.
 
 Run with ``make test TESTS=tests/jobs/runs/test_retag.py``.
 """
@@ -73,7 +73,7 @@ def live_states(lake: Lake) -> dict[str, dict[str, Any]]:
 
 
 def other_model(lake: Lake) -> str:
-    """Save a model that says other things than the champion, and accepts more, and return its version."""
+    """Save a model that predicts other values than the champion and accepts more, and return its version."""
     folder = lake.models / str(champion_pointer.champion(settings_for(lake.root)))
     model, taxonomy = registry.load_model(folder), registry.read_taxonomy(folder)
     torch.manual_seed(1)
@@ -89,7 +89,7 @@ def other_model(lake: Lake) -> str:
 
 
 def said(lake: Lake, made: Plan) -> Rows:
-    """Return what a run's predictions say of each product and attribute, in the columns `SAYS`."""
+    """Return the predictions of a run by product and attribute, in the columns `SAYS`."""
     taxonomy = registry.read_taxonomy(lake.models / str(made.model_version))
     found: Rows = {}
     files = [lake.prediction_file(made.run_id, shard.id) for shard in made.shards]
@@ -114,7 +114,7 @@ def said(lake: Lake, made: Plan) -> Rows:
 
 
 def check_replaced(lake: Lake, made: Plan, before: Rows, after: Rows, whole: set[str], removed: set[str]) -> None:
-    """Check that a run with chosen attributes replaced all rows of the products `whole`, and theirs of the others."""
+    """Check that a run replaced all rows of the products `whole`, and only the chosen attributes of the others."""
 
     says = said(lake, made)
     tagged = {product for product, _ in says}
@@ -147,7 +147,7 @@ def test_a_night_and_then_a_backfill_of_one_attribute(first_night: tuple[Lake, S
     check_replaced(lake, made, first, second, whole, removed)
     assert as_of(settings, DAY2) == second
     assert as_of(settings, DAY1) == first
-    # Of products that did not change the state stays: a later night sees that their other attributes are not this model's.
+    # The state of unchanged products stays, so that a later night sees that their other attributes are of another model.
     rest = states.keys() - whole - removed
     assert {product: states_then[product] for product in rest} == {product: states[product] for product in rest}
     assert {states_then[product]["model_version"] for product in whole} == {other}
@@ -155,7 +155,7 @@ def test_a_night_and_then_a_backfill_of_one_attribute(first_night: tuple[Lake, S
     later = plan(settings, DAY2, model=other)
     assert (later.model_changed, later.unchanged, later.attributes) == (92, 5, ())
 
-    # The day before is done once more, with records of its own, for an attribute that not all products have.
+    # The previous day is run again, with records of its own, for an attribute that not all products have.
     pointer = lake.current.read_bytes()
     records = read_raw(lake, DAY1)
     changed, gone = records[20], records.pop(30)
@@ -178,7 +178,7 @@ def test_a_night_and_then_a_backfill_of_one_attribute(first_night: tuple[Lake, S
 
 
 def planned(lake: Lake, made: Plan) -> dict[str, str]:
-    """Return the products of a plan, each with its reason."""
+    """Return the reason of each product in a plan."""
     files = [lake.plan_file(made.run_id, shard.id) for shard in made.shards]
     rows = [row for file in files for row in pq.read_table(file, partitioning=None).to_pylist()]
     return {row["product_id"]: row["reason"] for row in rows}

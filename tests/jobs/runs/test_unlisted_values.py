@@ -1,4 +1,4 @@
-"""What the shop said is never overwritten: a value outside the taxonomy from the export to the published tables.
+"""Values outside the taxonomy, from the export to the published tables: the shop's own words are never overwritten.
 
 Run with ``make test TESTS=tests/jobs/runs/test_unlisted_values.py``.
 """
@@ -27,7 +27,7 @@ from jobs.models import champion_pointer
 from jobs.nightly.attribute_rows import attributes
 from jobs.nightly.publish import check_predictions
 from jobs.nightly.reuse_predictions import take_known
-from jobs.nightly.shards import finished, wanted_of
+from jobs.nightly.shards import is_finished, wanted_products
 from jobs.runs.prepare_examples import prepare
 from jobs.runs.whole_night import night
 from jobs.settings import Settings
@@ -56,12 +56,12 @@ MAPPING = {
     "records": ["drinks.jsonl"], "product_id": "id", "title": "name", "labels": ["category", "tags"], "label_objects": ["facts"],
     "list_separator": "|",
 }  # fmt: skip
-# Packages that the taxonomy does not list, or that say two things: the shop's own words.
+# Packages in the shop's own words: unlisted in the taxonomy, or with two meanings.
 BOXES = ("bag in box", "Hanapakkaus", "PET\u00ad bottle ", "Can|Bottle")
 
 
 def drink(number: int) -> dict[str, Any]:
-    """Return a record; of six drinks three have a listed package, two an unlisted one, and one has none."""
+    """Return a record. Three of six drinks have a listed package, two an unlisted one, and one has none."""
     kind, package = (
         ("Wine", "Beer", "Cider")[number % 3],
         ("Bottle", "", "CAN", "glass\u00a0bottle", "", "Bottle")[number % 6],
@@ -81,7 +81,7 @@ def drink(number: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def drinks(tmp_path_factory: pytest.TempPathFactory, spark_session: Any) -> Settings:  # noqa: ARG001
-    """A lake with the examples of a list of drinks. Read it, or work on another run of its day."""
+    """A lake with the examples of a list of drinks. Only read it, or work on another run of its day."""
     folder = tmp_path_factory.mktemp("drinks")
     (folder / "export").mkdir()
     (folder / "export" / "drinks.jsonl").write_text("".join(json.dumps(drink(n)) + "\n" for n in range(240)))
@@ -134,7 +134,7 @@ def test_a_taxonomy_that_lists_nothing_of_the_catalog_is_told_with_its_words(tmp
 
 
 def accept_all(settings: Settings) -> str:
-    """Train a model, let it accept all that it says, and make it the champion."""
+    """Train a model that accepts all its predictions, and make it the champion."""
     lake = Lake(settings.root)
     folder = lake.models / train(settings, DAY1)
     model, taxonomy = registry.load_model(folder), registry.read_taxonomy(folder)
@@ -169,13 +169,13 @@ def test_no_product_that_has_a_value_is_filled(drinks: Settings) -> None:
         else:
             assert row["source"] == "catalog"
             assert row["value"] in ("Glass bottle", "Can")
-    # Several values stand side by side, each with its own source; none of the model's is filled in.
+    # Several values are kept, each with its own source. No value of the model is filled in.
     notes = [row for row in rows if row["attribute"] == "notes"]
     oaks = {(row["value"], row["source"]) for row in notes if row["product_id"] == "d000" and row["value"]}
     assert oaks == {("Dry", "catalog"), ("Hint of plum", "catalog_unlisted")}
     assert not [row for row in notes if row["source"] == "model"]
     assert not [row for row in rows if row["attribute"] == "vegan" and row["source"] == "catalog_unlisted"]
-    # The page tells gaps from what is not listed: 40 packages and 120 vegans.
+    # The page distinguishes gaps from unlisted values: 40 packages and 120 vegans.
     text = page.read_text()
     assert "160 of 160 gaps filled" in text
     assert "33.3% not listed" in text
@@ -195,20 +195,20 @@ def test_predictions_of_a_version_that_kept_no_unlisted_values_are_made_again(dr
     path = lake.prediction_file(run, shard.id)
     kept = path.read_bytes()
     other: Plan = made.model_copy(update={"run_id": f"{DAY1}-ffffffff"})
-    wanted = wanted_of(lake, made, shard)
+    wanted = wanted_products(lake, made, shard)
     n = sum(map(len, wanted.values()))
-    assert sum(batch.num_rows for batch in take_known(lake, other, wanted_of(lake, made, shard))) == n
+    assert sum(batch.num_rows for batch in take_known(lake, other, wanted_products(lake, made, shard))) == n
     try:
         table = pq.read_table(path, partitioning=None)
         pq.write_table(table.drop_columns(["unlisted"]), path)
-        assert not finished(path, made, shard)
+        assert not is_finished(path, made, shard)
         assert not list(take_known(lake, other, wanted))
         with pytest.raises(JobError, match=r"without unlisted, of an older version.*jobs tag --run .* --shard 0"):
             check_predictions(lake, made)
         assert check_predictions(lake, made, whole=False).total() == made.to_tag  # its tables are made
     finally:
         path.write_bytes(kept)
-    assert finished(path, made, shard)
+    assert is_finished(path, made, shard)
 
 
 def row_of(
@@ -234,10 +234,10 @@ CAN, FRUITY, DRY = ("package", "Can", True), ("notes", "Fruity", True), ("notes"
     [
         (row_of({}, {"package": ["Keg"]}, CAN), [("Keg", "catalog_unlisted", "Keg", "Can", False)], NOTHING),
         (row_of({}, {}, CAN, FRUITY), [("Can", "model", None, "Can", False)], [("Fruity", "model", None, "Fruity", False)]),
-        # A file of an older version: nothing is known of unlisted values.
+        # A file of an older version has no unlisted values.
         (row_of({}, None, CAN), [("Can", "model", None, "Can", False)], NOTHING),
         (row_of({"package": ["Glass bottle"]}, {}, CAN), [("Glass bottle", "catalog", "Glass bottle", "Can", True)], NOTHING),
-        # An example of an older version, which took the first of two words, or kept both.
+        # An example of an older version has the first of two words, or both.
         (row_of({}, {"package": ["Keg", "Tin"]}, CAN), [("Keg|Tin", "catalog_unlisted", "Keg|Tin", "Can", False)], NOTHING),
         (
             row_of({"notes": ["Dry"]}, {"notes": ["Oak", "Plum"]}, FRUITY, DRY),

@@ -1,4 +1,4 @@
-"""Nights in one process: what changes from day to day, and that a run killed anywhere gives the same tables.
+"""Nights in one process: changes from day to day, and the same tables after a kill at any write.
 
 Run with ``make test TESTS=tests/jobs/runs/test_whole_night.py``.
 """
@@ -38,7 +38,7 @@ VOLATILE = ("run_id", "tagged_at")
 
 
 def rows(paths: list[str]) -> list[tuple[Any, ...]]:
-    """Return the rows of attribute files, without what differs from run to run, in one order."""
+    """Return the sorted rows of attribute files, without the columns that differ from run to run."""
     with duckdb.connect() as connection:
         return connection.execute(
             f"select * exclude ({', '.join(VOLATILE)}) from read_parquet($1, hive_partitioning = false) order by all",
@@ -57,10 +57,10 @@ def as_of(settings: Settings, ds: str) -> list[tuple[Any, ...]]:
         return connection.sql(f"select * exclude ({', '.join(VOLATILE)}) from found order by all").fetchall()
 
 
-def steps_to(step: str, settings: Settings, ds: str, **asked: Any) -> str:
-    """Run a night up to, and with, `step`; return its run id. What is asked of it is as `plan` takes it."""
+def steps_to(step: str, settings: Settings, ds: str, **options: Any) -> str:
+    """Run a night up to and including `step`, with the options of `plan`, and return its run id."""
     validate(settings, ds)
-    run_id = plan(settings, ds, **asked).run_id
+    run_id = plan(settings, ds, **options).run_id
     for name, job in (("preprocess", preprocess), ("tag", tag), ("publish", publish)):
         job(settings, run_id)
         if name == step:
@@ -69,15 +69,18 @@ def steps_to(step: str, settings: Settings, ds: str, **asked: Any) -> str:
 
 
 def second_day(lake: Lake) -> dict[str, list[str]]:
-    """Write the raw catalog of DAY2: of DAY1's products some changed, some new, some removed, one with nothing to tag, and
-    two that are no records: half a line, in the shop's own names, and a CSV row of a wrong length."""
+    """Write the raw catalog of DAY2.
+
+    Compared with DAY1, some products are changed, new or removed, and one has nothing to tag. Two lines are not records: half
+    a line with the shop's own field names, and a CSV row of a wrong length.
+    """
     records = read_raw(lake, DAY1)
     ids = [r["product_id"] for r in records]
     changed, removed, broken = records[0:3], records[3:5], records[5]
     for record in changed:
         record["title"] = f"{record['title'] or ''} now with a hood"
     broken |= {"title": None, "description": None, "image_uri": None}
-    records[10]["price"] = "a lot"  # which costs the price alone
+    records[10]["price"] = "a lot"  # only the price is lost
     new = [records[6] | {"product_id": "brand-new-1"}, records[7] | {"product_id": "brand-new-2", "image_uri": None}]
     unreadable = [b'{"id":"%s","name":"Shi' % ids[8].encode(), json.dumps([ids[9], "Shirt"]).encode()]
     write_raw(lake, DAY2, [*records[0:3], *records[5:8], *unreadable, *records[10:], *new])
@@ -118,7 +121,7 @@ def test_two_nights(first_night: tuple[Lake, Settings]) -> None:
     day = {row[0]: row[-1] for row in after}
     assert {day[p] for p in (*expected["changed"], *expected["new"])} == {DAY2}
     assert {day[p] for p in expected["held"]} == {DAY1}
-    # History knows both days.
+    # The history has both days.
     assert as_of(settings, DAY1) == before
     assert as_of(settings, DAY2) == after
 
@@ -128,7 +131,7 @@ def test_two_nights(first_night: tuple[Lake, Settings]) -> None:
     "name", ["white space", "per%20cent", "hash#", "quo'te", 'quo"te', "ümlaut", "ds=1", "a;b&c$d+e~"]
 )
 def test_a_lake_in_a_folder_of_an_odd_name(trained: Lake, tmp_path: Path, name: str) -> None:
-    """What a folder may not be called, `Settings` says; these work, to the last query."""
+    """`Settings` refuses forbidden names; these names work, to the last query."""
     copy_trained(trained, tmp_path / name / "lake")
     settings = settings_for(tmp_path / name / "lake")
     ledger, page = whole_night.night(settings, DAY1)
@@ -161,7 +164,7 @@ def test_new_model_tags_all_products_with_the_examples_there_are(first_night: tu
     assert not lake.examples(run_id).exists()
     tag(settings, run_id)
     publish(settings, run_id)
-    assert live(lake) == before  # the same model says the same
+    assert live(lake) == before  # the same model predicts the same
 
 
 def test_new_champion_tags_all_products_with_the_examples_there_are(first_night: tuple[Lake, Settings]) -> None:
@@ -182,7 +185,7 @@ def test_new_champion_tags_all_products_with_the_examples_there_are(first_night:
 
 
 def states(lake: Lake) -> dict[str, tuple[str, str, str]]:
-    """Return what the live run says of each product: modality, image_status, source_hash."""
+    """Return the state of each product in the live run: modality, image_status, source_hash."""
     manifest = lake.read_manifest(lake.read_history_index().live or "")
     assert manifest is not None
     paths = [str(lake.root / file.path) for file in manifest.files if file.table == PRODUCTS]
@@ -202,10 +205,10 @@ def test_a_product_tagged_with_its_picture_is_held_while_the_picture_is_missing(
     ids = [r["product_id"] for r in records]
     assert all(before_states[product][:2] == ("both", "ok") for product in ids[:6])
     gone = {"image_uri": "missing/somewhere.jpg", "image_version": None}
-    changed = [r | gone for r in records[:4]]  # the picture alone
+    changed = [r | gone for r in records[:4]]  # only the picture
     changed[3]["title"] = "A title that is new, too"
     changed[2]["image_uri"] = "../outside.jpg"  # which `validate` refuses
-    removed = records[4] | {"image_uri": None, "image_version": None}  # the shop names no picture any more
+    removed = records[4] | {"image_uri": None, "image_version": None}  # the shop no longer names a picture
     new = records[5] | {"product_id": "brand-new", **gone}
     write_raw(lake, DAY2, [*changed, removed, *records[5:], new])
     ledger, page = whole_night.night(settings, DAY2)
@@ -221,7 +224,7 @@ def test_a_product_tagged_with_its_picture_is_held_while_the_picture_is_missing(
     assert {p: after[p] for p in ids if p not in touched} == {p: before_states[p] for p in ids if p not in touched}
     assert {after[product][0] for product in touched} == {"text"}
 
-    # The night that has the pictures again goes on from there.
+    # The next night has the pictures again, and tags the held product.
     records[3]["title"] = "A title that is new, too"
     write_raw(lake, DAY3, [*records[:4], removed, *records[5:], new])
     ledger, _ = whole_night.night(settings, DAY3)
@@ -230,7 +233,7 @@ def test_a_product_tagged_with_its_picture_is_held_while_the_picture_is_missing(
 
 
 @pytest.mark.long
-def test_a_picture_that_left_its_root_holds_only_what_must_be_made_anew(
+def test_a_picture_that_left_its_root_holds_only_products_that_need_a_new_example(
     first_night: tuple[Lake, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake, settings = first_night
@@ -239,16 +242,16 @@ def test_a_picture_that_left_its_root_holds_only_what_must_be_made_anew(
     for record in records[:3]:
         (lake.pictures / record["image_uri"]).unlink()
     (lake.pictures / records[3]["image_uri"]).write_bytes(b"")
-    # What another model shall see is in the examples that there are: no picture is looked for.
+    # Another model uses the existing examples, so no picture is looked for.
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.nightly.plan.PictureLooker", None)
+        patch.setattr("jobs.nightly.plan.MissingPictureFinder", None)
         assert plan(settings, DAY1, retag=True).held_pictures == 0
     records[0]["title"] = "A title that is new"
     write_raw(lake, DAY2, records)
     ledger, _ = whole_night.night(settings, DAY2)
     assert (ledger.held_pictures, ledger.changed, ledger.unchanged) == (1, 0, 99)
     assert live(lake) == before
-    # Without the examples all would have to be made anew.
+    # Without the examples, all must be made again.
     for path in lake.all_examples.glob("ds=*/run=*/_manifest.json"):
         path.unlink()
     made = plan(settings, DAY2, retag=True)
@@ -281,7 +284,7 @@ def test_a_night_that_would_remove_much_stops_until_a_person_lets_it(first_night
     assert lake.current.read_bytes() == pointer
     with pytest.raises(RemovalsError):
         plan(settings, DAY2)  # as often as it is tried
-    # It is the same run, whether it is let through or the share is another.
+    # The run is the same with permission and with another share.
     looser = settings.model_copy(update={"max_removed_share": 0.21})
     made = plan(looser, DAY2)
     assert f"run={made.run_id}" == folder.name
@@ -306,7 +309,7 @@ def test_a_night_may_remove_a_few_whatever_their_share(first_night: tuple[Lake, 
 
 
 def test_products_with_nothing_usable_are_published_untaggable(lake: Lake, settings: Settings) -> None:
-    """A text that stands for none, and a picture that cannot be used: both are valid, and the model has nothing to see."""
+    """A placeholder text and an unusable picture: both records are valid, but the model has no input."""
     (lake.pictures / "broken.jpg").write_bytes(b"no picture")
     nothing = [
         {"product_id": "placeholder", "title": "N/A", "attributes": {"kind": "Dress"}},
@@ -339,7 +342,7 @@ def test_products_with_nothing_usable_are_published_untaggable(lake: Lake, setti
 def test_a_picture_that_was_missing_is_read_again_when_its_product_is_tagged_again(
     lake: Lake, settings: Settings
 ) -> None:
-    """It is the shop's own name: what import has copied under its content is never merely missing."""
+    """The picture has the shop's own name. A picture that import named by its content is never just missing."""
     shutil.rmtree(lake.root / "examples")
     records = read_raw(lake, DAY1)
     imported = next(r["image_uri"] for r in records if r["image_uri"])
@@ -371,11 +374,11 @@ def test_plan_is_frozen(settings: Settings) -> None:
 
 
 class _Killed(BaseException):
-    """Stands for a process that dies: nothing in the jobs catches it."""
+    """Stands for the death of the process: nothing in the jobs catches it."""
 
 
 def killed_before_write(n: int, patch: pytest.MonkeyPatch, step: Callable[[], object]) -> bool:
-    """Run `step` and let it die before its write number `n`, from 0; return whether it did."""
+    """Run `step`, let it die before its write number `n`, counted from 0, and return whether it died."""
     write, count = storage.write_bytes, iter(range(1000))
 
     def dying(path: Path, data: bytes) -> None:
@@ -414,7 +417,7 @@ def test_plan_killed_before_any_write_and_started_again(
 
 
 def values(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Return what rows say: without confidences, which vary in the last bit with the batch, and the day tagged."""
+    """Return rows without the tagging day and confidences, whose last bit varies with the batch."""
     return [row[:6] for row in found]
 
 
@@ -422,8 +425,10 @@ def values(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 def test_publish_killed_before_any_write(
     first_night: tuple[Lake, Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Kill publish before each of its writes. Its own second start ends as if nothing had happened; so does the next
-    day's night without one, and then the day's own."""
+    """Kill publish before each of its writes, then start it again: the tables are as if nothing had happened.
+
+    The same holds if the night of the next day comes first, and the day itself is started again after it.
+    """
     lake, settings = first_night
     second_day(lake)
     write_raw(lake, DAY3, raw_lines(lake, DAY2)[1:])
@@ -451,8 +456,8 @@ def test_publish_killed_before_any_write(
         assert publish(settings, run_id).differences() == []
         assert live(lake) == as_of(settings, DAY2) == second, n
         n += 1
-    assert n == 6  # manifest, the index that is left, the index, the pointer, the ledger, the step's cost
-    # In the middle of the swap: what the next night finds.
+    assert n == 6  # the manifest, the left index, the index, the pointer, the ledger, the step's metrics
+    # The next night finds a swap that was killed in the middle.
     shutil.rmtree(lake.root)
     (tmp_path / "killed-3").rename(lake.root)
     steps_to("publish", settings, DAY3)
@@ -472,7 +477,7 @@ def test_publish_killed_before_any_write(
 def test_runs_planned_at_once_are_published_one_after_the_other(
     first_night: tuple[Lake, Settings], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Two days planned on the same night: the one that comes second is planned anew, and the model sees nothing twice."""
+    """Two days have the same base: the second one is planned again, and the model sees no product twice."""
     lake, settings = first_night
     expected = second_day(lake)
     write_raw(lake, DAY3, raw_lines(lake, DAY2)[1:])
@@ -492,18 +497,18 @@ def test_runs_planned_at_once_are_published_one_after_the_other(
     assert ledger.backfill
     assert ledger.differences() == []
     assert (ledger.new, ledger.changed, ledger.removed) == (2, 3, 2)
-    assert "5 of 5 products are known from another run of the day" in caplog.text
+    assert "5 of 5 predictions are reused from other runs of the day" in caplog.text
     assert live(lake) == as_of(settings, DAY3) == newest
     assert products_of(as_of(settings, DAY2)) == before - set(expected["removed"]) | set(expected["new"])
     assert list(lake.read_history_index().days) == [DAY1, DAY2, DAY3]
-    assert publish_in_turn(settings, ledger.run_id) == ledger  # done again, nothing is
-    with pytest.raises(AssertionError, match="the model was loaded"):  # what a person asks for is looked at again
+    assert publish_in_turn(settings, ledger.run_id) == ledger  # a second start does nothing
+    with pytest.raises(AssertionError, match="the model was loaded"):  # a person wants new predictions
         steps_to("tag", settings, DAY3, retag=True)
 
 
 @pytest.mark.long
 def test_step_started_twice_at_once_works_once(lake: Lake, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step may outlive the Airflow task that started it, and meet the task's retry."""
+    """A step may outlive the Airflow task that started it, and run at the same time as the task's retry."""
     records = read_raw(lake, DAY1)
     records[0]["title"] = "Something to preprocess"
     write_raw(lake, DAY1, records)

@@ -1,4 +1,4 @@
-"""What is measured of a step. `make test TESTS=tests/jobs/runtime/test_step_metrics.py`."""
+"""Measurements of a step. `make test TESTS=tests/jobs/runtime/test_step_metrics.py`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_peak_memory_is_that_of_all_processes_and_of_this_step_alone(
     monkeypatch.setattr(peak_memory, "_SECONDS", 0.05)
     before = peak_memory.PeakMemory()
     before.look()
-    own = before.bytes  # with a JVM that other tests may have left
+    own = before.bytes  # including a JVM that other tests may have left
     grandchild = "import time; held = b'x' * 300_000_000; time.sleep(0.5)"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
     with measure("large", tmp_path):

@@ -1,4 +1,4 @@
-"""The Spark session: a JVM that dies ends in an error that says what to do, not in a traceback of sockets.
+"""The Spark session: the death of its JVM gives an error with a remedy, not a traceback of sockets.
 
 Run with ``make test TESTS=tests/jobs/spark/test_sessions.py``.
 """
@@ -33,7 +33,7 @@ def test_dead_jvm_is_told_and_the_step_is_tried_again(tmp_path: Path) -> None:
         kill_jvm_at_work(psutil.Process(step.pid))
         _, log = step.communicate(timeout=300)
     assert re.match(r"error: Spark's JVM ended .*TAGGING_SPARK_MEMORY", log.splitlines()[-1])
-    assert step.returncode == 1  # Airflow tries again; 2 would be final
+    assert step.returncode == 1  # Airflow retries; 2 would be final
 
 
 def kill_jvm_at_work(step: psutil.Process) -> None:
@@ -41,7 +41,7 @@ def kill_jvm_at_work(step: psutil.Process) -> None:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         for process in step.children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # of those that start the JVM
+            with contextlib.suppress(psutil.NoSuchProcess):  # the tests that start the JVM
                 if "jobs.nightly.spark_worker_daemon" in process.cmdline():
                     process.parent().kill()
                     return

@@ -1,4 +1,4 @@
-"""A standalone Spark cluster of two workers on this machine: the night there is the night in one process."""
+"""A standalone Spark cluster of two workers on this machine: a night gives the same tables as in one process."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ SPARK_CLASS = Path(pyspark.__file__).parent / "bin" / "spark-class"
 
 @pytest.fixture(scope="module")
 def master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a cluster of two workers with a core each."""
+    """The address of a cluster of two workers with one core each."""
     folder, port, web = tmp_path_factory.mktemp("cluster"), free_port(), free_port()
     environment = os.environ | {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_NO_DAEMONIZE": "1"}
-    environment.pop("PYTHONPATH", None)  # executors have what is sent to them
+    environment.pop("PYTHONPATH", None)  # executors only have the modules that are sent to them
     address = f"spark://127.0.0.1:{port}"
     with ExitStack() as stack:
 
@@ -100,18 +100,18 @@ def step(lake: Lake, *arguments: str, master: str = "local[2]") -> subprocess.Co
 
 
 def examples(lake: Lake, run_id: str) -> list[dict[str, Any]]:
-    """The examples of a run, file by file."""
+    """Return the examples of a run by file."""
     files = parquet_files(lake.examples(run_id))
     return [{"file": lake.relative(file)} | row for file in files for row in pq.read_table(str(file)).to_pylist()]
 
 
 def test_an_executor_that_is_killed_in_preprocess_changes_nothing(lake: Lake, master: str) -> None:
-    """Its tasks are done again by the other one."""
+    """The other worker repeats the tasks of the one that died."""
     import json
     import shutil
 
     step(lake, "validate", "--ds", DAY1, master=master)
-    shutil.rmtree(lake.all_examples)  # of the training: the plan makes all anew
+    shutil.rmtree(lake.all_examples)  # the examples of the training, so that the plan makes all again
     run_id = json.loads(step(lake, "plan", "--ds", DAY1, master=master).stdout.splitlines()[-1])["run_id"]
     killed: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Steps forked from a process with their libraries loaded: they are what `python -m jobs` is, and end when they should."""
+"""Steps forked from a process with their libraries loaded: they behave like `python -m jobs`, and end when they should."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_step_says_and_returns_what_it_does_by_itself(
 
 @pytest.mark.long
 def test_a_night_by_forked_steps(step_server_address: Path, lake: Lake, first_night: tuple[Lake, Settings]) -> None:
-    """Spark's JVM, its Python workers and torch do in forks what they do elsewhere."""
+    """Spark's JVM, its Python workers and torch work in forks as elsewhere."""
     variables = settings_for(lake.root).variables() | {"TAGGING_ROOT": str(lake.root)}
 
     def step(*arguments: str) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def decisions(lake: Lake) -> list[tuple[Any, ...]]:
 
 
 def test_ended_as_airflow_ends_it(step_server_address: Path, tmp_path: Path) -> None:
-    """Its session is its own, and the answer tells of the signal."""
+    """The step has its own session, and the answer reports the signal."""
     step = started_sample(step_server_address, tmp_path)
     assert os.getsid(step.pid) == step.pid
     assert " -m jobs sample-catalog " in " ".join(psutil.Process(step.pid).cmdline())
@@ -110,14 +110,15 @@ def test_a_caller_that_is_gone_takes_its_step_along(step_server_address: Path, t
     gone(step)
 
 
-def test_a_server_that_ends_takes_its_steps_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [subprocess.Popen.terminate, subprocess.Popen.kill], ids=["terminated", "killed"])
+def test_a_server_that_ends_takes_its_steps_along(end: Any, tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="steps-") as folder:
         address = Path(folder) / "socket"
         process = step_client.launch(address, Path(folder) / "log", os.environ)
         while not address.exists():
             time.sleep(0.05)
         step = started_sample(address, tmp_path)
-        process.terminate()
+        end(process)
         process.wait(30)
         assert step.wait(10) < 0
         gone(psutil.Process(step.pid) if psutil.pid_exists(step.pid) else None)
@@ -157,7 +158,7 @@ def test_what_is_no_request_is_answered_with_an_error_and_the_server_lives_on(
 
 
 def test_why_a_step_was_not_started_is_told_to_who_asked_for_it(step_server_address: Path) -> None:
-    with pytest.raises(OSError, match="did not start the step: arguments are a list of texts"):
+    with pytest.raises(OSError, match="did not start the step: arguments must be a list of texts"):
         step_client.start(step_server_address, ["a\0b"], os.environ, REPOSITORY)
 
 
@@ -175,7 +176,7 @@ def test_who_asks_without_pipes_or_hangs_up_does_no_harm(step_server_address: Pa
 def test_a_step_that_could_not_begin_is_no_process_to_end(
     step_server_address: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], cwd: str
 ) -> None:
-    """Its exit status, 1, was taken for its process: the caller then ended process group 1, the machine's or the container's."""
+    """The exit status 1 must not be read as a process id: the caller would end process group 1 of the machine or container."""
     monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("a process was ended"))
     with pytest.raises(OSError, match="did not start the step"):
         step_client.start(step_server_address, ["--help"], environment, Path(cwd))

@@ -145,9 +145,9 @@ def test_a_killed_training_blocks_no_other_and_goes_on_when_it_is_started_again(
     with caplog.at_level(logging.INFO):
         step(one, DAY)
         assert f"unfinished: {left} is of another training (configuration tiny, labelled set" in caplog.text
-        assert "training goes on in epoch 2" not in caplog.text
+        assert "training resumes in epoch 2" not in caplog.text
         step(two, DAY)
-    assert "training goes on in epoch 2" in caplog.text
+    assert "training resumes in epoch 2" in caplog.text
     assert not list(above.glob(".unfinished-*"))
 
 
@@ -433,7 +433,7 @@ def test_a_modality_that_no_product_has_is_done_without(tmp_path: Path, missing:
     results = storage.read_document(folder / "results.json", Results)
     assert results is not None
     what = {"image": "a picture", "text": "a text"}[missing]
-    why = f"no training product has {what}, and nothing else is seen: there is nothing to learn from; it is left out"
+    why = f"no training product has {what}, and the model reads nothing else: there is nothing to learn from; it is left out"
     assert results.left_out.pop("pretraining").endswith("all methods begin from scratch")
     assert results.left_out == {LABELS[method]: why for method in alone}
     assert f"{LABELS[alone[0]]}: {why}" in (folder / "results.md").read_text()
@@ -526,7 +526,7 @@ def test_methods_are_kept_as_model_versions_the_same_after_a_kill(
         assert re.search(
             rf"on a sample of its families: {products} of its 39\d products\. It compared colour, pattern;", card
         )
-        assert "begun with the pretrained `experiments/ds=2026-11-20/" in card
+        assert "started from the pretrained `experiments/ds=2026-11-20/" in card
         verdict = judge(settings, version)
         assert verdict is not None
         assert verdict.judged

@@ -25,7 +25,7 @@ from jobs.lake import storage
 from jobs.lake.layout import Lake
 from jobs.models.champion_pointer import champion, promote
 from jobs.models.list_models import list_models
-from jobs.runtime.data_parallel import together
+from jobs.runtime.data_parallel import run_together
 from jobs.settings import Settings
 from jobs.training import workdir
 from jobs.training.train import train
@@ -200,7 +200,7 @@ def test_two_processes_train_one_version(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     lake = Lake(settings.root)
     add_examples(lake, RUN, drawn.examples(150))
-    version = together(2, "cpu", train, settings, "2026-11-20")
+    version = run_together(2, "cpu", train, settings, "2026-11-20")
     assert registry.list_versions(lake.models) == [champion(settings)] == [version]
     assert not list(lake.models.glob(".unfinished*"))
     (step,) = lake.root.glob("reports/ds=2026-11-20/*/steps/train.json")
@@ -234,16 +234,16 @@ def test_logs_that_cannot_be_kept_end_nothing(tmp_path: Path, caplog: pytest.Log
 @pytest.mark.long
 def test_what_one_process_finds_wrong_is_told_as_by_one_alone() -> None:
     with pytest.raises(ContractError, match="no such taxonomy"):
-        together(2, "cpu", members.refuse_first, "no such taxonomy")
+        run_together(2, "cpu", members.refuse_first, "no such taxonomy")
 
 
 @pytest.mark.long
 def test_a_process_that_is_killed_ends_the_others_and_is_told(tmp_path: Path) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(
-        TransientError, match=r"process 1 of the 2 .* was killed by signal 9, most likely for want of memory"
+        TransientError, match=r"process 1 of the 2 .* was killed by signal 9, most likely because memory ran out"
     ):
-        together(2, "cpu", members.kill_the_second, tmp_path)
+        run_together(2, "cpu", members.kill_the_second, tmp_path)
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
     assert signal.getsignal(signal.SIGTERM) is handler
 
@@ -251,22 +251,22 @@ def test_a_process_that_is_killed_ends_the_others_and_is_told(tmp_path: Path) ->
 @pytest.mark.long
 def test_a_bug_is_no_reason_to_start_again() -> None:
     with pytest.raises(RuntimeError, match=r"process \d of the 2 .* its traceback is above"):
-        together(2, "cpu", members.fail)
+        run_together(2, "cpu", members.fail)
 
 
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(JobError, match="--processes 4: there are 1 GPUs"):
-        together(4, "auto", os.getpid)
-    assert together(None, "auto", os.getpid) == os.getpid()
+        run_together(4, "auto", os.getpid)
+    assert run_together(None, "auto", os.getpid) == os.getpid()
 
 
 @pytest.mark.long
 def test_a_training_that_is_told_to_end_ends_all_its_processes(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from jobs.runtime.data_parallel import together; from tests.jobs import members\n"
-        f"if __name__ == '__main__': together(2, 'cpu', members.wait, Path({str(tmp_path)!r}))"
+        "from pathlib import Path; from jobs.runtime.data_parallel import run_together; from tests.jobs import members\n"
+        f"if __name__ == '__main__': run_together(2, 'cpu', members.wait, Path({str(tmp_path)!r}))"
     )
     script = tmp_path / "script.py"
     script.write_text(code)
@@ -282,6 +282,6 @@ def test_a_training_that_is_told_to_end_ends_all_its_processes(tmp_path: Path) -
 
 
 def test_one_process_is_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert together(1, "cpu", os.getpid) == together(None, "cpu", os.getpid) == os.getpid()
+    assert run_together(1, "cpu", os.getpid) == run_together(None, "cpu", os.getpid) == os.getpid()
     monkeypatch.setenv("RANK", "0")  # what torchrun sets
-    assert together(2, "cpu", os.getpid) == os.getpid()
+    assert run_together(2, "cpu", os.getpid) == os.getpid()

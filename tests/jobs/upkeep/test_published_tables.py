@@ -1,5 +1,4 @@
-"""Published tables: each engine's line reads them; a reader in the middle of a swap sees one whole version; rollback;
-backfill.
+"""Published tables: a line for each engine, readers during a swap, rollback and backfill.
 
 Run with ``make test TESTS=tests/jobs/upkeep/test_published_tables.py``.
 """
@@ -54,7 +53,7 @@ def published(trained: Lake, tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
 @pytest.fixture
 def two_nights(published: Lake) -> Any:
-    """The same lake, with its pointer and history put back after the test. Paths in the pointer are absolute."""
+    """The same lake, with its pointer and history restored after the test. Paths in the pointer are absolute."""
     kept = {path: path.read_bytes() for path in (published.current, published.history_index)}
     yield published
     for path, data in kept.items():
@@ -204,7 +203,7 @@ def test_rollback_to_damaged_files_is_refused(two_nights: Lake) -> None:
 
 
 def test_rollback_to_a_file_that_one_bit_is_wrong_in_is_refused(two_nights: Lake) -> None:
-    """Rows and size are as they were: the digest alone tells."""
+    """Rows and size are unchanged, so only the digest shows the damage."""
     first = published_tables.runs(two_nights)[0]
     path = two_nights.root / first.files[0].path
     kept = path.read_bytes()
@@ -219,9 +218,9 @@ def test_rollback_to_a_file_that_one_bit_is_wrong_in_is_refused(two_nights: Lake
 
 @pytest.mark.parametrize("quiet", [pytest.param(False, marks=pytest.mark.long), True])
 def test_backfill_changes_history_alone(two_nights: Lake, quiet: bool) -> None:
-    """A day between two that are done: its own products appear as of that day, later days stay to the row."""
+    """Backfill a day between two finished days: its own products appear as of that day, and later days keep every row."""
     settings = settings_for(two_nights.root)
-    # Night of DAY4 = DAY2 with one more change, or with none; then DAY3, which lies between, is done late.
+    # The night of DAY4 is DAY2 with one more change or none. DAY3, which lies between them, is done afterwards.
     records, unreadable = split_raw(two_nights, DAY2)
     if not quiet:
         records[8]["title"] = "Green dress of another kind"
@@ -249,7 +248,7 @@ def test_backfill_changes_history_alone(two_nights: Lake, quiet: bool) -> None:
     again, _ = whole_night.night(settings, DAY3)
     assert (again.new, again.changed, again.removed) == (0, 0, 0)
     assert as_of(settings, DAY3) == then
-    # Neither a rollback to what is live nor one back and forth loses it.
+    # Neither a rollback to the live run nor one back and forth loses it.
     index, run_id = two_nights.read_history_index(), two_nights.current_run() or ""
     for back in (run_id, published_tables.runs(two_nights)[0].run_id, run_id):
         published_tables.rollback(settings, back)
@@ -367,7 +366,7 @@ def read(lake: Lake, files: list[PublishedFile]) -> list[dict[str, Any]]:
 
 
 def check_ranges(lake: Lake, files: list[PublishedFile], most: int) -> None:
-    """Check that a table's files are sorted, do not overlap and have at most so many rows."""
+    """Check that a table's files are sorted, do not overlap and have at most the given number of rows."""
     last = ""
     for file in files:
         ids = pq.read_table(lake.root / file.path, columns=["product_id"])["product_id"].to_pylist()
@@ -379,7 +378,7 @@ def check_ranges(lake: Lake, files: list[PublishedFile], most: int) -> None:
 
 @pytest.mark.long
 def test_large_tables_are_cut_by_ranges_of_product_id(night_of_day1: Night, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attributes, state and history: the same rows as in one file. Killed before it is done, publish writes the same again."""
+    """Attributes, state and history have the same rows as in one file. A killed publish writes the same again."""
     lake, run_id = night_of_day1.after("report"), night_of_day1.run_id
     settings = settings_for(lake.root)
     whole = {table: read(lake, files) for table, files in by_table(lake, run_id).items()}
@@ -427,7 +426,7 @@ def test_nights_go_on_from_tables_in_one_file_and_in_several(
     second = live(lake)
     assert as_of(settings, DAY1) == first
     assert as_of(settings, DAY2) == second
-    # The day once more, on what it has done, and the next one.
+    # The same day again, from its own result, and the next day.
     again = steps_to("publish", settings, DAY2, retag=True)
     assert len(by_table(lake, again)["products"]) > 1
     assert as_of(settings, DAY1) == first
@@ -442,7 +441,7 @@ def test_nights_go_on_from_tables_in_one_file_and_in_several(
     assert products_of(live(lake)) == products_of(second)
     # One of several files of changes is gone.
     (lake.root / by_table(lake, again)["attributes"][1].path).unlink()
-    with pytest.raises(JobError, match=rf"of the changes of {DAY2} \d+ files are there, and \d+ were written"):
+    with pytest.raises(JobError, match=rf"\d+ files of the changes of {DAY2} exist, \d+ were written"):
         as_of(settings, DAY2)
 
 
@@ -454,7 +453,7 @@ ROW = {
 
 
 def drawn(session: Any, rows: int, attributes: int = 1) -> Any:
-    """Return so many rows of ATTRIBUTES, of each product one for each attribute."""
+    """Return the given number of rows of ATTRIBUTES, one for each product and attribute."""
     from pyspark.sql import functions as F
 
     return session.range(rows).select(

@@ -1,4 +1,4 @@
-"""What the lake no longer needs goes, and nothing that it needs: whatever is killed, started again, or at work meanwhile.
+"""Maintenance removes only what the lake no longer needs, despite kills, restarts and steps that run at the same time.
 
 Run with ``make test TESTS=tests/jobs/upkeep/test_remove_expired.py``.
 """
@@ -39,34 +39,34 @@ DAY5 = "2026-11-24"
 
 
 def age(root: Path, days: float) -> None:
-    """Let what is at and below `root` have been written so many days ago."""
+    """Set the write time of everything at and below `root` to the given number of days ago."""
     then = time.time() - 86_400 * days
     for path in (root, *root.rglob("*")):
         os.utime(path, (then, then), follow_symlinks=False)
 
 
 def all_rows(settings: Settings, ds: str) -> pa.Table:
-    """Return the tables as they were on a day, to the last bit."""
+    """Return the complete tables as of a day."""
     with duckdb.connect() as connection:
         found = published_tables.as_of(connection, settings, ds)
         return connection.sql("from found order by all").to_arrow_table() if found.columns else None
 
 
 def files(lake: Lake, zones: tuple[str, ...] = (".",)) -> set[str]:
-    """Return the files in the lake, or in some of its folders, but for locks."""
-    found = (path for zone in zones for path in (lake.root / zone).rglob("*"))
-    return {lake.relative(path) for path in found if path.is_file() and path.suffix != ".lock"}
+    """Return the files in the lake, or in some of its folders, except locks."""
+    paths = (path for zone in zones for path in (lake.root / zone).rglob("*"))
+    return {lake.relative(path) for path in paths if path.is_file() and path.suffix != ".lock"}
 
 
 @dataclass(frozen=True)
 class Weeks:
-    """A lake with several days, the last time it was written two days ago, and the runs of it."""
+    """A lake with several days, last written two days ago, and its runs."""
 
     night: Night
     runs: dict[str, str]  # by day; "again" is the second backfill, "prepared" the run that made the first examples
 
     def restored(self, zones: tuple[str, ...] = (".",)) -> tuple[Lake, Settings]:
-        """Put the lake, or some of its folders, back to what it was."""
+        """Restore the lake, or some of its folders."""
         for zone in zones:
             source, target = self.night.copies / "weeks" / zone, self.night.root / zone
             shutil.rmtree(target, ignore_errors=True)
@@ -77,9 +77,10 @@ class Weeks:
 
 @pytest.fixture(scope="module")
 def weeks(night_of_day1: Night) -> Weeks:
-    """Nights of DAY1, DAY2 and DAY4, a backfill of DAY3, done twice, a new model that tags all on DAY5, and a rollback to DAY4.
+    """A lake with several nights, a backfill and a rollback.
 
-    What DAY2 made examples of is changed again, or gone, on DAY4.
+    It has the nights of DAY1, DAY2 and DAY4, two backfills of DAY3, a new model that tags everything on DAY5, and a rollback
+    to DAY4. The products that DAY2 made examples of are changed again, or gone, on DAY4.
     """
     lake = night_of_day1.after("report")
     settings, runs = settings_for(lake.root), {DAY1: night_of_day1.run_id}
@@ -127,7 +128,7 @@ def test_what_is_left_is_a_whole_lake(weeks: Weeks, capsys: pytest.CaptureFixtur
     }  # fmt: skip
     assert set(maintenance(settings, days=0, keep=1, delete=True).expired.values()) == {0}
 
-    # Every day, the live tables and the run that one can go back to are what they were.
+    # Every day, the live tables and the run available for a rollback are unchanged.
     assert {day: all_rows(settings, day) for day in days} == before
     assert (live(lake), lake.read_history_index()) == (now, index)
     assert index.days[DAY4].run_id == runs["again"]  # a backfill that has expired is looked through
@@ -142,13 +143,13 @@ def test_what_is_left_is_a_whole_lake(weeks: Weeks, capsys: pytest.CaptureFixtur
     with pytest.raises(JobError, match=rf"{runs[DAY2]} has expired"):
         published_tables.rollback(settings, runs[DAY2])
 
-    # What was finished is finished; a run that was replaced cannot come back.
+    # Finished days stay finished; a replaced run cannot come back.
     for ds in (DAY1, DAY2):
         assert publish.publish(settings, runs[ds]) == lake.read_ledger(runs[ds])
     with pytest.raises(JobError, match=f"{runs[DAY3]} has expired"):
         publish.publish(settings, runs[DAY3])
 
-    # The model's set, and all that it is made of, is there; so `prepare` has nothing to do, as a run of its own.
+    # The model's labelled set and all its examples still exist, so `prepare` has nothing to do.
     assert dataset(settings, DAY1) == labelled
     assert all(lake.root.joinpath(folder).is_dir() for folder in labelled.manifest.inputs.examples)
     assert prepare(settings, DAY1) == 0
@@ -156,7 +157,7 @@ def test_what_is_left_is_a_whole_lake(weeks: Weeks, capsys: pytest.CaptureFixtur
     assert len(prepared) == 1
     assert runs["prepared"] not in prepared
 
-    # The next night uses the examples of what stayed as it was, and makes those of what changed.
+    # The next night reuses the examples of unchanged products and makes those of changed ones.
     records, unreadable = split_raw(lake, DAY4)
     records[20]["title"] = "Something else"
     write_raw(lake, DAY5, [*records, *unreadable])
@@ -166,7 +167,7 @@ def test_what_is_left_is_a_whole_lake(weeks: Weeks, capsys: pytest.CaptureFixtur
     assert ledger.model_changed == ledger.valid - 1
     assert live(lake) == as_of(settings, DAY5)
 
-    # A day whose examples are gone is done anew by the new model: they are made again.
+    # The new model tags a day again whose examples are gone, so they are made again.
     ledger, _ = whole_night.night(settings, DAY2)
     made = lake.read_plan(ledger.run_id)
     assert (made.model_changed, made.to_preprocess) == (ledger.valid, 5)
@@ -175,19 +176,19 @@ def test_what_is_left_is_a_whole_lake(weeks: Weeks, capsys: pytest.CaptureFixtur
 
 
 def values_of(found: pa.Table) -> list[tuple[Any, ...]]:
-    """Return what `values` returns of rows that were read whole."""
+    """Return the same as `values`, for rows that were read completely."""
     names = ("product_id", "attribute", "value", "source", "catalog_value", "model_value")
     return sorted(zip(*(found[name].to_pylist() for name in names), strict=True), key=repr)
 
 
 class _Killed(BaseException):
-    """Stands for a process that dies."""
+    """Stand-in for the death of a process."""
 
 
 def killed_at(n: int, patch: pytest.MonkeyPatch, step: Callable[[], object]) -> bool:
-    """Run `step` and let it die at its change number `n` of the lake, from 0; return whether it did.
+    """Run `step` and let it die at its `n`-th change of the lake, counted from 0; return whether it died.
 
-    It dies before a document is written and before anything is renamed, and in the middle of a removal.
+    It dies before a document is written, before a rename, or in the middle of a removal.
     """
     count = itertools.count()
 
@@ -213,7 +214,7 @@ def killed_at(n: int, patch: pytest.MonkeyPatch, step: Callable[[], object]) -> 
 
 
 def check_whole(lake: Lake) -> None:
-    """Check that what looks whole is."""
+    """Check that everything that looks complete is complete."""
     index = lake.read_history_index()
     for found in (index, *(storage.read_document(p, HistoryIndex) for p in lake.history.glob("left/*.json"))):
         assert found is not None

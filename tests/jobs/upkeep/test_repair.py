@@ -1,4 +1,4 @@
-"""The history's index, the pointer for readers and the champion, lost and made again from what the runs have left.
+"""Repair of the history index, the pointer for readers and the champion file from what the runs left.
 
 Run with ``make test TESTS=tests/jobs/upkeep/test_repair.py``.
 """
@@ -41,7 +41,7 @@ def day(n: int) -> str:
 
 @dataclass
 class Shop:
-    """A lake whose nights are published by the real swap; their tables and changes are a row each."""
+    """A lake whose nights are published by the real swap; each table and each day's changes have one row."""
 
     lake: Lake
     numbers: Any = field(default_factory=itertools.count)
@@ -58,7 +58,7 @@ class Shop:
         )
 
     def night(self, ds: str, *, quiet: bool = False) -> str:
-        """Publish a run of `ds` made from what is live; a backfill where a later day is done. Return its id."""
+        """Publish a run of `ds` made from the live run, as a backfill if a later day is done. Return its id."""
         lake = self.lake
         run_id, base = f"{ds}-{next(self.numbers):08x}", publication.base(lake, lake.read_history_index(), ds)
         plan = Plan.model_construct(
@@ -96,7 +96,7 @@ class Shop:
         storage.write_document(self.lake.reports(plan.run_id) / "ledger.json", ledger)
 
     def again(self, run_id: str) -> bool:
-        """Publish a run once more that a rollback took out; return whether it still fits."""
+        """Publish again a run that a rollback removed; return whether it still fits."""
         manifest = self.lake.read_manifest(run_id)
         index = self.lake.read_history_index()
         if manifest is None or history.own_run(self.lake, index, run_id[:10]) == run_id:
@@ -111,7 +111,7 @@ class Shop:
         return True
 
     def expire(self, run_id: str) -> None:
-        """Take a run out as `maintenance` does: its tables and its left index go, its changes and its ledger stay."""
+        """Expire a run as `maintenance` does: remove its tables and left index, and keep its changes and ledger."""
         record = self.lake.read_manifest(run_id)
         storage.write_document(
             self.lake.expired(run_id),
@@ -203,7 +203,7 @@ def test_the_index_of_any_course_of_nights_backfills_rollbacks_and_expiries_is_f
 
 def test_an_index_that_was_never_there_is_no_error(shop: Shop) -> None:
     assert shop.lake.read_history_index() == HistoryIndex()
-    # A first night that was killed before its swap has left a manifest.
+    # A first night that was killed before its swap left a manifest.
     path = shop.lake.run("2026-11-01-00000009") / "manifest.json"
     path.parent.mkdir(parents=True)
     path.write_text("{}")
@@ -239,7 +239,7 @@ def test_with_the_pointer_lost_too_it_says_what_it_is_not_sure_of(shop: Shop) ->
     lake.current.unlink()
     found = repair_tables(settings, write=True)
     assert not found.sure
-    assert "a rollback after the newest publication cannot be seen" in "\n".join(found.lines)
+    assert "a rollback after the newest publication cannot be detected" in "\n".join(found.lines)
     assert lake.read_history_index() == expected
     assert lake.current_run() == expected.live
 
@@ -284,7 +284,7 @@ def test_a_damaged_champion_is_told_and_named_again_by_the_live_tables(
     accepted = Verdict(challenger=versions[2], champion=versions[1], products=1, differences={MEAN: same}, worse=())
     storage.write_document(lake.models_reports / "v.json", accepted)
     found = repair_champion(settings, write=False)
-    assert any(f"the champion is to be {versions[1]}: the live run" in line for line in found.lines)
+    assert any(f"the champion should be {versions[1]}: the live run" in line for line in found.lines)
     assert any(f"not sure: {versions[2]} was accepted" in line for line in found.lines)
     assert lake.champion.read_bytes() == damage
     repair_champion(settings, write=True)

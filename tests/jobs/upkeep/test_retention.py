@@ -1,6 +1,6 @@
-"""What expires and what stays, run by run and kind by kind, in lakes of a few small files.
+"""Retention of each kind of folder, in lakes of a few small files.
 
-Run with ``make test TESTS=tests/jobs/upkeep/test_retention.py``. `test_maintenance.py` has a lake of real nights.
+Run with ``make test TESTS=tests/jobs/upkeep/test_retention.py``. `test_remove_expired.py` has a lake of real nights.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
 
 
 def age(path: Path, days: float) -> None:
-    """Let what is at and below `path` have been written so many days ago."""
+    """Set the write time of everything at and below `path` to the given number of days ago."""
     then = time.time() - 86_400 * days
     for each in (path, *path.rglob("*")):
         os.utime(each, (then, then), follow_symlinks=False)
@@ -74,7 +74,7 @@ def validation(ds: str, version: str) -> Validation:
 
 
 def plan(lake: Lake, run_id: str, examples: Iterable[Path] = (), version: str = CURRENT) -> Path:
-    """Leave a run's plan, and what it predicts."""
+    """Write a run's plan and predictions."""
     ds, paths = run_id[:10], tuple(f"{lake.relative(folder)}/shard=0" for folder in examples)
     made = Plan(
         run_id=run_id, ds=ds, base_run=None, backfill=False, prepare_only=False, model_version="m",
@@ -89,7 +89,7 @@ def plan(lake: Lake, run_id: str, examples: Iterable[Path] = (), version: str = 
 
 
 def examples(lake: Lake, run_id: str) -> Path:
-    """Leave a run's examples."""
+    """Write a run's examples."""
     folder = lake.examples(run_id)
     storage.write_bytes(folder / "shard=0" / "part-00000.parquet", b"pixels")
     manifest = ExamplesManifest(
@@ -101,7 +101,7 @@ def examples(lake: Lake, run_id: str) -> Path:
 
 
 def finish(lake: Lake, run_id: str, *, report: bool = True) -> None:
-    """Leave a run's ledger and report."""
+    """Write a run's ledger and report."""
     counts = {name: 0 for name, field in Ledger.model_fields.items() if field.annotation is int}
     ledger = Ledger(run_id=run_id, ds=run_id[:10], model_version="m", backfill=False, created_at=NOW, **counts)
     storage.write_document(lake.reports(run_id) / "ledger.json", ledger)
@@ -110,7 +110,7 @@ def finish(lake: Lake, run_id: str, *, report: bool = True) -> None:
 
 
 def night(lake: Lake, run_id: str, named: Iterable[Path] = (), *, done: bool = True) -> None:
-    """Leave a run that is published, whose products have the examples `named`."""
+    """Write a published run whose products have the examples `named`."""
     ds, plan_of = run_id[:10], plan(lake, run_id)
     assert plan_of.is_dir()
     products = lake.run(run_id) / PRODUCTS / "part-00000.parquet"
@@ -138,7 +138,7 @@ def night(lake: Lake, run_id: str, named: Iterable[Path] = (), *, done: bool = T
 
 
 def labelled(lake: Lake, set_id: str, named: Iterable[Path]) -> Path:
-    """Leave a labelled set."""
+    """Write a labelled set."""
     folder = lake.labelled(DAY1, set_id)
     inputs = LabelledInputs(
         examples=tuple(map(lake.relative, named)), taxonomy_fingerprint="t", picture_height=1, picture_width=1,
@@ -153,7 +153,7 @@ def labelled(lake: Lake, set_id: str, named: Iterable[Path]) -> Path:
 
 
 def model(lake: Lake, labelled_set: str) -> None:
-    """Leave what a model version says of what it was trained on."""
+    """Write the record of a model version's training set."""
     storage.write_bytes(
         lake.models / "20261120-0123abcd" / "metrics.json", json.dumps({"labelled_set": labelled_set}).encode()
     )
@@ -211,7 +211,7 @@ def test_runs_of_the_first_version_left_no_index(lake: Lake) -> None:
 
 
 def test_what_a_run_one_can_go_back_to_needs_stays(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs that were rolled back: their changes stay for the run whose left index names them."""
+    """The changes of rolled-back runs stay for the run whose left index names them."""
     monkeypatch.setattr("jobs.nightly.publish.audit", lambda *_, **__: None)
     with_nights(lake)
     index = lake.read_history_index()
@@ -224,7 +224,7 @@ def test_what_a_run_one_can_go_back_to_needs_stays(lake: Lake, monkeypatch: pyte
         published_tables.rollback(settings_for(lake.root), run(DAY4))
     published_tables.rollback(settings_for(lake.root), run(DAY5))
     assert lake.read_history_index() == index
-    # Back again for good: what was done anew since is all that a kept index names.
+    # After the final rollback, the kept indexes name only what was done again since.
     published_tables.rollback(settings_for(lake.root), run(DAY2))
     night(lake, run(DAY3, 1))
     age(lake.root, 40)
@@ -258,11 +258,11 @@ def test_a_plan_that_was_found_again_is_at_work_again(lake: Lake) -> None:
     assert lake.plan(run(DAY1)).exists()
 
 
-@pytest.mark.parametrize("place", ["plan", "examples", "run"])
-def test_a_run_that_a_step_is_at_work_on_stays(lake: Lake, place: str) -> None:
+@pytest.mark.parametrize("folder", ["plan", "examples", "run"])
+def test_a_run_that_a_step_is_at_work_on_stays(lake: Lake, folder: str) -> None:
     with_nights(lake)
     examples(lake, run(DAY1))
-    with storage.locked(getattr(lake, place)(run(DAY1))):
+    with storage.locked(getattr(lake, folder)(run(DAY1))):
         age(lake.root, 40)
         sweep(lake)
         assert runs_in(lake.run("-").parent) == {DAY1, DAY5}
@@ -314,13 +314,13 @@ def test_examples_stay_as_long_as_something_names_them_that_stays(lake: Lake, na
     if "training" in named_by:
         storage.write_bytes(lake.models / ".unfinished-0" / "about.json", b'{"labelled_set": "0123abcd"}')
     age(lake.root, 40)
-    for place, what in (
+    for path, kind in (
         (lake.plan(run(DAY4)), "plan"),
         (lake.models, "training"),
         (lake.root / "labelled", "set in use"),
     ):
-        if named_by == what:
-            age(place, 1)
+        if named_by == kind:
+            age(path, 1)
     sweep(lake)
     assert folder.exists() == (named_by not in ("nothing", "old set", "old training"))
     assert not other.exists()
@@ -406,9 +406,9 @@ def test_what_killed_steps_and_trainings_leave(lake: Lake) -> None:
 def test_what_lies_behind_a_link_is_left_alone(lake: Lake, tmp_path: Path) -> None:
     with_nights(lake)
     moved = {lake.predictions("-").parent: "predictions", lake.run(run(DAY1)): "run"}
-    for place, name in moved.items():
-        place.rename(tmp_path / name)
-        place.symlink_to(tmp_path / name)
+    for path, name in moved.items():
+        path.rename(tmp_path / name)
+        path.symlink_to(tmp_path / name)
     age(lake.root, 40)
     there = sorted(path for name in moved.values() for path in (tmp_path / name).rglob("*"))
     found = sweep(lake)
@@ -446,7 +446,7 @@ def test_changes_that_are_gone_are_no_empty_day(lake: Lake) -> None:
     assert len(history.files_until(lake, index, "products", DAY5)) == 5
     storage.remove_folder(lake.history_run(DAY2, run(DAY2)))
     assert len(history.files_until(lake, index, "products", DAY1)) == 1
-    with pytest.raises(JobError, match=f"of the changes of {DAY2} 0 files are there, and 1 were written"):
+    with pytest.raises(JobError, match=f"0 files of the changes of {DAY2} exist, 1 were written"):
         history.files_until(lake, index, "products", DAY5)
 
 
@@ -458,7 +458,7 @@ def test_another_maintenance_is_refused(lake: Lake) -> None:
 def test_a_folder_that_is_no_lake_is_left_alone(tmp_path: Path) -> None:
     storage.write_bytes(tmp_path / "scratch" / "mine", b"x")
     age(tmp_path, 40)
-    with pytest.raises(JobError, match="is no lake"):
+    with pytest.raises(JobError, match="is not a lake"):
         sweep(Lake(tmp_path))
     assert (tmp_path / "scratch" / "mine").exists()
 

@@ -118,7 +118,7 @@ def test_labels_keep_their_words_and_forms_that_are_not_known_are_told_by_name(
     assert dict(found["labels"]) == {"colour": ["Blue"], "details": ["Pocket", "Logo"], "neck": ["5"]}
     assert dict(found["mistyped_labels"]) == {"<b>fit": '{"en":"Slim"}'}
     assert result.unread_labels == {"<b>fit": 1}
-    assert "1 labels of '<b>fit' are of no known form" in caplog.text
+    assert "1 labels of '<b>fit' have an unknown form" in caplog.text
     page = (lake.root / result.data_docs_path).read_text()
     assert "Labels that cannot be read" in page
     assert "<b>fit" not in page
@@ -339,8 +339,7 @@ def test_suite_and_filter_count_the_same_rows_for_every_rule(lake: Lake, spark_s
     judged = parsed.withColumn("reasons", row_rules.reasons(rules, roots))
     frame = duplicate_ids.settle(judged, tmp_path / "doubled", doubled=True).cache()
     outcomes = {
-        outcome.rule.name: outcome
-        for outcome in batch_rules.check(frame, rules, roots, [], tmp_path / "rules", ds=DAY1)
+        outcome.rule.name: outcome for outcome in batch_rules.check(frame, rules, roots, [], ds=DAY1, doubled=True)
     }
     marked = duplicate_ids.mark(frame, rules).cache()
     from pyspark.sql import functions as F
