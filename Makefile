@@ -85,10 +85,11 @@ compose-night: .env ## Run a night in the containers and wait for it
 s3-server: $(STAMP) ## Install the S3 server for tests of a lake on S3 (needs Go); without it they are skipped
 	GOBIN=$(abspath $(VENV))/bin go install -ldflags='-s -w' github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
-lint: $(STAMP) ## Check style, format and types
+lint: $(STAMP) ## Check style, format, types and prose
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python .ci/check_prose.py
 
 format: $(STAMP) ## Fix style and format
 	$(VENV)/bin/ruff check --fix .
