@@ -1,10 +1,10 @@
-"""What Airflow adds to a night: the same day by `python -m jobs night` and by the DAG under a real scheduler, in turns.
+"""Overhead of Airflow: the same day by `python -m jobs night` and by the DAG under a real scheduler, in turns.
 
-    PYTHONPATH=. python benchmarks/airflow_overhead.py LAKE --shards 10           # LAKE has a champion; asked: at most 60 s
-    PYTHONPATH=. python benchmarks/airflow_overhead.py LAKE --shards 500 --only-dag   # all are scheduled
+    PYTHONPATH=. python benchmarks/airflow_overhead.py LAKE --shards 10           # LAKE has a champion; limit: 60 s
+    PYTHONPATH=. python benchmarks/airflow_overhead.py LAKE --shards 500 --only-dag   # all shards are scheduled
 
-A drawn catalog of --products is cut into so many shards. The lake's models are used; everything else is written to a
-temporary folder and removed. Each turn is a lake of its own.
+A random catalog of --products is cut into --shards shards. The lake's models are used. Everything else is written to a
+temporary folder and removed. Each turn has its own lake.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DAY, DAG = "2026-11-20", "nightly_tagging"
 PORT = 8123
 
 
-def made(scratch: Path, name: str, models: Path, catalog: Path) -> Lake:
+def make_lake(scratch: Path, name: str, models: Path, catalog: Path) -> Lake:
     """Return a lake with a model and the day's raw catalog."""
     lake = Lake(scratch / name)
     shutil.copytree(models, lake.models)
@@ -40,7 +40,7 @@ def made(scratch: Path, name: str, models: Path, catalog: Path) -> Lake:
 
 
 def by_night(lake: Lake, environment: Mapping[str, str]) -> float:
-    """Return the seconds of `python -m jobs night`, all in."""
+    """Return the seconds of `python -m jobs night`, including its start."""
     start = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "jobs", "night", "--ds", DAY],
@@ -51,14 +51,14 @@ def by_night(lake: Lake, environment: Mapping[str, str]) -> float:
 
 @contextmanager
 def airflow(folder: Path, lake: Lake, environment: Mapping[str, str], slots: int | None) -> Iterator[AirflowApi]:
-    """A real Airflow: scheduler, API server, DAG processor, triggerer."""
+    """Run a real Airflow: scheduler, API server, DAG processor, triggerer."""
     command = [sys.executable, "-m", "jobs", "airflow", "--folder", str(folder), "--port", str(PORT)]
     command += ["--gpu-slots", str(slots)] if slots else []
     log = folder / "start.log"
     folder.mkdir(parents=True)
-    asked = {"TAGGING_ROOT": str(lake.root), "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True"}
+    settings = {"TAGGING_ROOT": str(lake.root), "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True"}
     with log.open("w") as output:
-        process = subprocess.Popen(command, env=dict(environment) | asked, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env=dict(environment) | settings, stdout=output, stderr=subprocess.STDOUT)
     try:
         while "Ctrl-C" not in log.read_text():
             if process.poll() is not None:
@@ -76,8 +76,8 @@ def airflow(folder: Path, lake: Lake, environment: Mapping[str, str], slots: int
 def by_dag(api: AirflowApi) -> tuple[float, list[dict[str, Any]]]:
     """Return the seconds of the DAG's run from its trigger to its end, and its tasks.
 
-    Before, the scheduled night, begun as the DAG is switched on, has come to wait for its export: Airflow has been running
-    for a while when a night begins.
+    Switching the DAG on starts the scheduled night. The measured run is triggered once that night waits for its export,
+    because Airflow normally has been running for a while when a night starts.
     """
     api.switch_on(DAG)
     waiting = f"/dags/{DAG}/dagRuns/~/taskInstances?task_ids=wait_for_export&state=deferred"
@@ -93,8 +93,8 @@ def by_dag(api: AirflowApi) -> tuple[float, list[dict[str, Any]]]:
     return seconds, tasks
 
 
-def told(tasks: list[dict[str, Any]]) -> str:
-    """Return the seconds of each task; of the shards their number, their sum and the longest."""
+def describe(tasks: list[dict[str, Any]]) -> str:
+    """Return the seconds of each task, and the number, the sum and the longest of the shards."""
     shards = [float(t["duration"]) for t in tasks if t["task_id"] == "tag"]
     parts = [f"{t['task_id']} {float(t['duration'] or 0):.1f}" for t in tasks if t["task_id"] != "tag"]
     return ", ".join([*parts, f"{len(shards)} shards {sum(shards):.1f}, longest {max(shards):.1f}"])
@@ -104,12 +104,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lake", type=Path, help="a lake with a champion trained on the drawn catalog")
     parser.add_argument("--shards", type=int, default=10)
-    parser.add_argument("--products", type=int, help="default: 1,000, or ten a shard, so that none is empty")
+    parser.add_argument("--products", type=int, help="default: 1,000, or ten per shard, so that none is empty")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument(
-        "--gpu-slots", type=int, help="shards that are tagged at once; default: as `make airflow` has it"
-    )
-    parser.add_argument("--only-dag", action="store_true", help="leave `jobs night` out, one round")
+    parser.add_argument("--gpu-slots", type=int, help="shards that are tagged at once; default: as in `make airflow`")
+    parser.add_argument("--only-dag", action="store_true", help="one round, without `jobs night`")
     options = parser.parse_args()
     options.products = options.products or max(1000, 10 * options.shards)
     with tempfile.TemporaryDirectory() as folder:
@@ -125,17 +123,19 @@ def main() -> None:
         for turn in range(1 if options.only_dag else options.rounds):
             if not options.only_dag:
                 nights.append(
-                    by_night(made(scratch, f"night-{turn}", options.lake / "models", scratch / "catalog"), environment)
+                    by_night(
+                        make_lake(scratch, f"night-{turn}", options.lake / "models", scratch / "catalog"), environment
+                    )
                 )
                 print(f"jobs night: {nights[-1]:.1f} s", flush=True)
-            lake = made(scratch, f"dag-{turn}", options.lake / "models", scratch / "catalog")
+            lake = make_lake(scratch, f"dag-{turn}", options.lake / "models", scratch / "catalog")
             with airflow(scratch / f"airflow-{turn}", lake, environment, options.gpu_slots) as api:
                 seconds, tasks = by_dag(api)
             runs.append(seconds)
-            print(f"the DAG: {seconds:.1f} s; {told(tasks)}", flush=True)
+            print(f"the DAG: {seconds:.1f} s; {describe(tasks)}", flush=True)
         if nights:
             print(
-                f"\nAirflow adds {min(runs) - min(nights):.1f} s to {min(nights):.1f} s (best of {len(runs)}); asked: 60"
+                f"\nAirflow adds {min(runs) - min(nights):.1f} s to {min(nights):.1f} s (best of {len(runs)}); limit: 60"
             )
 
 

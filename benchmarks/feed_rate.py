@@ -1,9 +1,9 @@
-"""How much of a training step's time is lost waiting for its batch, where the step keeps the interpreter as busy as feeding a GPU does.
+"""Time that training steps lose waiting for their batches, with steps that keep the interpreter as busy as feeding a GPU.
 
     PYTHONPATH=. python benchmarks/feed_rate.py LAKE SET --taxonomy fashion --model-config fashion --step-ms 37
 
-It needs no GPU: a loop of so many milliseconds stands for the step. Batches are made by a process of its own and by a thread, in
-turns. SET is a labelled set's folder (`python -m jobs dataset` prints it).
+It needs no GPU: a busy loop of --step-ms milliseconds stands for the step. A process and a thread make the batches, in turns.
+SET is the folder of a labelled set (`python -m jobs dataset` prints it).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from cma_clip_core.inputs.batches import Batch
 
 
 def main() -> None:
-    """Measure, and print the share of the time that was spent in steps, and the longest wait."""
+    """Measure, and print the share of the time spent in steps, and the longest wait."""
     parser = options(__doc__)
-    parser.add_argument("--batch-size", type=int, help="the configuration's where left out")
-    parser.add_argument("--step-ms", type=float, default=37.0, help="how long a step takes")
-    parser.add_argument("--batches", type=int, default=400, help="in a turn")
+    parser.add_argument("--batch-size", type=int, help="default: that of the configuration")
+    parser.add_argument("--step-ms", type=float, default=37.0, help="duration of a step")
+    parser.add_argument("--batches", type=int, default=400, help="batches per turn")
     parser.add_argument("--turns", type=int, default=2)
     chosen = parser.parse_args()
     config = load_config(chosen.model_config)
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def waits(batches: Generator[Batch | None], count: int, step: float) -> tuple[float, float]:
-    """Return how long so many steps waited for their batches, in all and at most, in seconds; the first batch apart."""
+    """Return the total and the longest wait of `count` steps for their batches, in seconds, without the first batch."""
     next(batches)
     spent = longest = 0.0
     for _ in range(count):

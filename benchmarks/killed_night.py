@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python benchmarks/killed_night.py LAKE --ds 2026-11-20
 
-LAKE has the day's raw catalog, a champion, and the night of that day published by that champion. A copy of its raw
-catalog, pictures and models is made; the night of the copy is killed (SIGKILL to the whole process group) shortly after
-each step's start, and once more between a tag shard's start and its end.
+LAKE has the day's raw catalog, a champion, and the night of that day published with that champion. A copy is made of its raw
+catalog, pictures and models. The night of the copy is killed at a random moment after the start of each step, each time by
+SIGKILL to the whole process group.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ import duckdb
 from jobs.lake.layout import Lake
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STEPS = {  # and the latest moment it is killed at, in seconds after its start
+STEPS = {  # step: latest moment of the kill, in seconds after its start
     "validate": 3.0, "plan": 2.0, "preprocess": 3.0, "tag-00000": 3.0, "tag-00001": 3.0, "publish": 3.0, "report": 0.3
 }  # fmt: skip
 
 
 def killed_at(step: str, delay: float, command: list[str], environment: dict[str, str]) -> bool:
-    """Start the night and kill it `delay` seconds after `step` has started; False where it ended before."""
+    """Start the night, kill it `delay` seconds after the start of `step`, and return True; return False if it ended before."""
     process = subprocess.Popen(
         command,
         cwd=REPOSITORY,
@@ -55,8 +55,8 @@ def killed_at(step: str, delay: float, command: list[str], environment: dict[str
     return False
 
 
-def rows(lake: Lake, path: Path) -> None:
-    """Write the live table, without what differs from run to run, in one order, as CSV."""
+def export_rows(lake: Lake, path: Path) -> None:
+    """Write the live table as sorted CSV, without the columns that differ from run to run."""
     with duckdb.connect() as connection:
         connection.execute(
             f"copy (select * exclude (run_id, tagged_at) from read_parquet($1, hive_partitioning = false) order by all) to '{path}'",
@@ -75,9 +75,9 @@ def main() -> None:
         whole, lake = Lake(options.lake.resolve()), Lake(Path(folder) / "lake")
         live = whole.read_manifest(whole.current_run() or "none")
         if live is None or live.ds != options.ds:
-            there = "nothing" if live is None else f"the night of {live.ds}"
+            published = "nothing" if live is None else f"the night of {live.ds}"
             sys.exit(
-                f"{options.lake}: {there} is live, not that of {options.ds}: `python -m jobs tables rollback` to it"
+                f"{options.lake}: {published} is live, not that of {options.ds}: `python -m jobs tables rollback` to it"
             )
         shutil.copytree(whole.raw(options.ds), lake.raw(options.ds))
         shutil.copytree(whole.models, lake.models)
@@ -86,13 +86,13 @@ def main() -> None:
         command = [sys.executable, "-m", "jobs", "night", "--ds", options.ds]
         for step, latest in STEPS.items():
             delay = delays.uniform(0.05, latest)
-            what = "killed" if killed_at(step, delay, command, environment) else "ended before it could be killed"
-            print(f"{step}: {what} {delay:.1f} s after its start", flush=True)
+            outcome = "killed" if killed_at(step, delay, command, environment) else "ended before it could be killed"
+            print(f"{step}: {outcome} {delay:.1f} s after its start", flush=True)
         subprocess.run(command, cwd=REPOSITORY, env=environment, check=True, stdout=subprocess.DEVNULL)
         tables = []
-        for name, of in (("undisturbed", whole), ("killed", lake)):
+        for name, source in (("undisturbed", whole), ("killed", lake)):
             path = Path(folder) / f"{name}.csv"
-            rows(of, path)
+            export_rows(source, path)
             tables.append(path.read_bytes())
         undisturbed, killed = (table.splitlines()[1:] for table in tables)
         other = Counter(undisturbed) - Counter(killed)

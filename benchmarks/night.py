@@ -1,9 +1,9 @@
-"""What a night costs: a full one, one with 1 % changed, one with nothing changed; time by step, memory by process.
+"""Cost of a night: a full one, one with 1 % changed, one with nothing changed; time by step, memory by process.
 
     PYTHONPATH=. python benchmarks/night.py LAKE CATALOG --mapping fashion-products     # LAKE has a champion; see docs/results.md
-    PYTHONPATH=. python benchmarks/night.py LAKE CATALOG --times 10                     # ids renamed: is memory flat?
+    PYTHONPATH=. python benchmarks/night.py LAKE CATALOG --times 10                     # the catalog ten times: is memory flat?
 
-The lake's models are used; everything else is written to a temporary folder and removed.
+The lake's models are used. Everything else is written to a temporary folder and removed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DAYS = ("2026-11-20", "2026-11-21", "2026-11-22")
 
 
 def multiply(lake: Lake, ds: str, times: int) -> None:
-    """Give the day's records `times` over, with ids renamed; pictures are shared."""
+    """Repeat the day's records `times` times with other ids; pictures are shared."""
 
     def change(records: Iterable[Record]) -> Iterator[Record]:
         for n in range(times):
@@ -40,12 +40,12 @@ def steps(lake: Lake, run_id: str, ds: str) -> dict[str, float]:
     """Return the seconds of each step of a run."""
     plan = lake.read_plan(run_id)
     folders = [lake.root / "reports" / f"ds={ds}" / f"validation-{plan.validation.version}", lake.reports(run_id)]
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for folder in folders:
         for path in sorted((folder / "steps").glob("*.json")):
             metrics = json.loads(path.read_text())
-            found[metrics["step"]] = found.get(metrics["step"], 0.0) + metrics["seconds"]
-    return found
+            seconds[metrics["step"]] = seconds.get(metrics["step"], 0.0) + metrics["seconds"]
+    return seconds
 
 
 def main() -> None:
@@ -54,8 +54,10 @@ def main() -> None:
     parser.add_argument("catalog", type=Path)
     parser.add_argument("--mapping", default="fashion-products")
     parser.add_argument("--times", type=int, default=1)
-    parser.add_argument("--nights", type=int, default=3, choices=(1, 2, 3), help="how many of the three nights")
-    parser.add_argument("--scratch", type=Path, default=None, help="where the temporary folder is made")
+    parser.add_argument(
+        "--nights", type=int, default=3, choices=(1, 2, 3), help="number of nights to run, of the three"
+    )
+    parser.add_argument("--scratch", type=Path, default=None, help="parent of the temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         scratch = Path(folder)
@@ -70,9 +72,7 @@ def main() -> None:
             catalog = catalogs.get(ds, catalogs[DAYS[1]])
             command = ["jobs", "import-catalog", str(catalog), "--ds", ds, "--mapping", options.mapping]
             imported = watch(command, environment)
-            print(
-                f"{name}: import of the catalog, once over: {imported.seconds:.1f} s; {imported.memory()}", flush=True
-            )
+            print(f"{name}: one import of the catalog: {imported.seconds:.1f} s; {imported.memory()}", flush=True)
             if options.times > 1:
                 multiply(lake, ds, options.times)
             cost = watch(["jobs", "night", "--ds", ds], environment)
@@ -82,14 +82,14 @@ def main() -> None:
                 f"{name}: {cost.seconds:.1f} s, {result['products']:,} products, {result['rows']:,} rows; {cost.memory()}",
                 flush=True,
             )
-        steps_seen = list(dict.fromkeys(step for _, by_step in costs.values() for step in by_step))
+        all_steps = list(dict.fromkeys(step for _, by_step in costs.values() for step in by_step))
         print(
-            f"\n| night | all in | ratio | {' | '.join(steps_seen)} | start and stop |\n|---|---|---|{'---|' * len(steps_seen)}---|"
+            f"\n| night | all in | ratio | {' | '.join(all_steps)} | start and stop |\n|---|---|---|{'---|' * len(all_steps)}---|"
         )
         full = costs["full"][0].seconds
         for name, (cost, by_step) in costs.items():
             rest = cost.seconds - sum(by_step.values())
-            cells = " | ".join(f"{by_step.get(step, 0.0):.1f}" for step in steps_seen)
+            cells = " | ".join(f"{by_step.get(step, 0.0):.1f}" for step in all_steps)
             print(f"| {name} | {cost.seconds:.1f} | {cost.seconds / full:.2f} | {cells} | {rest:.1f} |")
 
 

@@ -1,10 +1,10 @@
-"""Preprocess against a bare Pillow loop that decodes and resizes the same pictures on as many processes.
+"""Rate of preprocess, compared with a bare Pillow loop that decodes and resizes the same pictures on as many processes.
 
     PYTHONPATH=. python benchmarks/preprocess_rate.py CATALOG                          # at the size of the fashion model
     PYTHONPATH=. python benchmarks/preprocess_rate.py CATALOG --pictures LARGER.zip --height 224 --width 224 --products 10000
 
-Both read the pictures from a folder; preprocess also reads the records, cleans texts, maps labels, and writes Parquet. In
-turn, side by side.
+Both read the pictures from a folder. Preprocess also reads the records, cleans texts, maps labels and writes Parquet. The two
+take turns.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def main() -> None:
     parser.add_argument("catalog", type=Path, help="a shop's export: records and pictures")
     parser.add_argument("--mapping", default="fashion-products")
     parser.add_argument("--taxonomy", default="fashion")
-    parser.add_argument("--pictures", type=Path, help="zip of other pictures, given to the products in turn")
-    parser.add_argument("--products", type=int, help="that many of the catalog's products; all of them, if not given")
+    parser.add_argument("--pictures", type=Path, help="zip of other pictures, assigned to the products in turn")
+    parser.add_argument("--products", type=int, help="use only this many products of the catalog; default: all")
     parser.add_argument("--height", type=int, default=80)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--processes", type=int, default=2)
@@ -78,9 +78,9 @@ def main() -> None:
 
         def change(records: Iterable[Record]) -> Iterator[Record]:
             for n, record in enumerate(itertools.islice(records, options.products)):
-                found = record | ({"image_uri": others[n % len(others)]} if others else {})
-                jobs.append((str(lake.pictures / found["image_uri"]), options.height, options.width))
-                yield found
+                changed = record | ({"image_uri": others[n % len(others)]} if others else {})
+                jobs.append((str(lake.pictures / changed["image_uri"]), options.height, options.width))
+                yield changed
 
         rows = rewrite(lake, DS, change)
         ratios = []
@@ -96,7 +96,7 @@ def main() -> None:
                 sum(pool.imap_unordered(bare, jobs, chunksize=256))
                 loop = rows / (time.perf_counter() - start)
                 if n == 0:
-                    continue  # to be warm: workers are forked, files are in the page cache
+                    continue  # warm-up: workers are forked, files get into the page cache
                 ratios.append(ours / loop)
                 print(f"preprocess {ours:,.0f}/s, bare loop {loop:,.0f}/s, ratio {ours / loop:.2f}", flush=True)
         print(f"median ratio {statistics.median(ratios):.2f} on {rows:,} pictures to {options.height}x{options.width}")

@@ -1,4 +1,4 @@
-"""A day's raw catalog, rewritten: for catalogs larger than there are, or with other pictures."""
+"""Rewriting of a day's raw catalog, to make it larger or give it other pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 
 def rewrite(lake: Lake, ds: str, change: Callable[[Iterable[Record]], Iterator[Record]]) -> int:
-    """Replace the records of a day by what `change` makes of them; return how many there are now."""
+    """Replace the records of a day with the output of `change`; return the new number of records."""
     manifest = lake.read_raw_manifest(ds)
     assert manifest is not None
     folder = Path(str(lake.raw(ds)))
@@ -37,7 +37,7 @@ def rewrite(lake: Lake, ds: str, change: Callable[[Iterable[Record]], Iterator[R
 
 
 class _Records:
-    """The records in a folder, read anew each time they are asked for."""
+    """The records in a folder, read again by each iteration."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

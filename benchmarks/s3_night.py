@@ -1,9 +1,9 @@
-"""A night on S3 beside one on a disk: the same catalog and model in turns, and the requests that a night makes.
+"""A night on S3 compared with one on a disk: the same catalog and model in turns, and the requests that a night makes.
 
-    PYTHONPATH=. python benchmarks/s3_night.py LAKE CATALOG --mapping fashion-products     # LAKE has a champion; asked: at most 1.3
+    PYTHONPATH=. python benchmarks/s3_night.py LAKE CATALOG --mapping fashion-products     # LAKE has a champion; limit: 1.3
 
-The S3 server (versitygw, `make s3-server`) runs on this machine, on the same disk and cores. --nights says how many nights
-with 1 % changed follow the full one: requests must not grow with history.
+The S3 server (versitygw, `make s3-server`) runs on this machine, on the same disk and cores. After the full night, --nights
+nights with 1 % changed follow. Requests must not grow with the history.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FIRST = date(2026, 11, 1)
 
 
 def step(root: AnyPath, environment: Mapping[str, str], *arguments: str) -> tuple[float, dict[str, object]]:
-    """Run a step in a process of its own; return its seconds, all in, and its result."""
+    """Run a step in its own process; return its seconds, including the start, and its result."""
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "jobs", *arguments], capture_output=True, text=True, check=False,
@@ -45,10 +45,10 @@ def step(root: AnyPath, environment: Mapping[str, str], *arguments: str) -> tupl
 
 
 def requests(log: Path) -> Counter[str]:
-    """Return the requests in the server's log, by what they do, and empty it."""
-    found = Counter[str](re.findall(r" s3_(\w+) ", log.read_text()))
+    """Count the requests in the server's log by operation, and empty the log."""
+    counts = Counter[str](re.findall(r" s3_(\w+) ", log.read_text()))
     os.truncate(log, 0)
-    return found
+    return counts
 
 
 def main() -> None:
@@ -57,13 +57,13 @@ def main() -> None:
     parser.add_argument("catalog", type=Path)
     parser.add_argument("--mapping", default="fashion-products")
     parser.add_argument("--nights", type=int, default=1)
-    parser.add_argument("--scratch", type=Path, default=None, help="where the temporary folder is made")
+    parser.add_argument("--scratch", type=Path, default=None, help="parent of the temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         scratch, log = Path(folder), Path(folder) / "requests.log"
         with s3.server(scratch / "s3", log=log) as address:
             os.environ.update(s3.KEYS, AWS_ENDPOINT_URL=address)
-            places: dict[str, AnyPath] = {
+            roots: dict[str, AnyPath] = {
                 "disk": scratch / "lake", "S3": s3_files.s3_path(f"s3://{s3.BUCKET}/lake"),
             }  # fmt: skip
             catalogs = [options.catalog, scratch / "next"]
@@ -72,13 +72,13 @@ def main() -> None:
                 ds = (FIRST + timedelta(days=night)).isoformat()
                 catalog = catalogs[night % 2]
                 seconds: dict[str, float] = {}
-                for name, place in places.items():
-                    bring = ("import-catalog", str(catalog), "--ds", ds, "--mapping", options.mapping)
-                    imported, _ = step(place, os.environ, *bring)
+                for name, root in roots.items():
+                    arguments = ("import-catalog", str(catalog), "--ds", ds, "--mapping", options.mapping)
+                    imported, _ = step(root, os.environ, *arguments)
                     if night == 0:
-                        copy_models(options.lake, Lake(place))
+                        copy_models(options.lake, Lake(root))
                     requests(log)
-                    seconds[name], result = step(place, os.environ, "night", "--ds", ds)
+                    seconds[name], result = step(root, os.environ, "night", "--ds", ds)
                     print(
                         f"{ds} on {name}: import {imported:.1f} s, night {seconds[name]:.1f} s, {result['products']} products",
                         flush=True,
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def copy_models(source: Path, target: Lake) -> None:
-    """Bring the models into a lake."""
+    """Copy the models into a lake."""
     if storage.on_disk(target.root):
         shutil.copytree(source / "models", target.root / "models")
     else:

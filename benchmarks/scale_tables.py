@@ -1,10 +1,10 @@
-"""Plan and publish millions of products that have no pictures, and look one up: seconds, bytes and peak memory.
+"""Seconds, bytes and peak memory to plan and publish millions of products without pictures, and to look products up.
 
     PYTHONPATH=. python benchmarks/scale_tables.py LAKE --products 10000000     # LAKE has a champion
 
-Two nights: the first publishes all products, of the second one in a hundred changed. What a real night puts between the two
-steps is made here: valid records, and predictions for what the plan says is to be tagged, drawn at random. Steps run as a
-night runs them, `python -m jobs plan` and `publish`; peak memory is that of all their processes together.
+The first of two nights publishes all products; on the second one in a hundred has changed. Random data replaces the other
+steps of a night: valid records, and predictions for the products that the plan tags. `python -m jobs plan` and `publish` run
+as in a night. Peak memory is that of all their processes together.
 """
 
 from __future__ import annotations
@@ -41,20 +41,22 @@ from schemas.tables import PREDICTIONS, VALID
 from schemas.taxonomy import Taxonomy
 
 FIRST = date(2026, 11, 1)
-AT_ONCE = 250_000  # rows of a file of records
+ROWS_PER_FILE = 250_000  # in a file of records
 NOW = datetime(2026, 11, 1, 3, tzinfo=UTC)
 
 
 def main() -> None:
-    """Run both nights and the lookups, and print what each took."""
+    """Run both nights and the lookups, and print their costs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lake", type=Path, help="a lake with a champion")
     parser.add_argument("--products", type=int, default=10_000_000)
     parser.add_argument("--nights", type=int, choices=(1, 2), default=2)
-    parser.add_argument("--changed", type=float, default=0.01, help="share of the products, on the second night")
-    parser.add_argument("--attributes", type=int, default=4, help="that apply to each product")
+    parser.add_argument(
+        "--changed", type=float, default=0.01, help="share of the products that change on the second night"
+    )
+    parser.add_argument("--attributes", type=int, default=4, help="attributes of each product")
     parser.add_argument("--lookups", type=int, default=200)
-    parser.add_argument("--scratch", type=Path, default=None, help="where the temporary folder is made")
+    parser.add_argument("--scratch", type=Path, default=None, help="parent of the temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         settings = Settings(root=folder)
@@ -72,14 +74,14 @@ def main() -> None:
             for name in ("plan", "publish"):
                 report(lake, plan.run_id, name)
             print(f"  {sizes(Path(folder))}", flush=True)
-            if night + 1 < options.nights:  # room for the next: published, and not looked at again
-                for gone in (lake.valid(ds), lake.predictions(plan.run_id)):
-                    storage.remove_folder(gone)
+            if night + 1 < options.nights:  # make room for the next night: these are published and not read again
+                for folder_to_remove in (lake.valid(ds), lake.predictions(plan.run_id)):
+                    storage.remove_folder(folder_to_remove)
         look_up(lake, options.products, attributes[0], options.lookups)
 
 
 def step(root: str, *arguments: str) -> dict[str, object]:
-    """Run a step in a process of its own and return its result."""
+    """Run a step in its own process and return its result."""
     done = subprocess.run(
         [sys.executable, "-m", "jobs", *arguments], stdout=subprocess.PIPE, text=True, check=False,
         env=os.environ | {"TAGGING_ROOT": root, "TAGGING_PROGRESS": "false"},
@@ -91,9 +93,9 @@ def step(root: str, *arguments: str) -> dict[str, object]:
 
 
 def ids_and_hashes(first: int, count: int, changed: float) -> tuple[pa.Array, pa.Array]:
-    """Return the ids of products, and hashes of their records, of which a share is another than on the first night."""
+    """Return the ids of products and the hashes of their records; a share of the hashes differs from the first night."""
     numbers = np.arange(first, first + count, dtype=np.uint64)
-    mixed = numbers * np.uint64(0x9E3779B97F4A7C15)  # as scattered as a real hash
+    mixed = numbers * np.uint64(0x9E3779B97F4A7C15)  # as uniform as a real hash
     mixed ^= mixed >> np.uint64(31)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     other = (mixed >> np.uint64(40)) < np.uint64(int(changed * 2**24))
@@ -102,12 +104,12 @@ def ids_and_hashes(first: int, count: int, changed: float) -> tuple[pa.Array, pa
 
 
 def write_records(lake: Lake, ds: str, products: int, changed: float) -> None:
-    """Write the day's valid records, and the document that names them."""
+    """Write the day's valid records and their validation document."""
     valid, quarantine = lake.valid(ds) / "drawn", lake.quarantine(ds) / "drawn"
     for folder in (valid, quarantine):
         Path(str(folder)).mkdir(parents=True)
-    for first in tqdm(range(0, products, AT_ONCE), desc=f"records of {ds}", unit_scale=AT_ONCE):
-        count = min(AT_ONCE, products - first)
+    for first in tqdm(range(0, products, ROWS_PER_FILE), desc=f"records of {ds}", unit_scale=ROWS_PER_FILE):
+        count = min(ROWS_PER_FILE, products - first)
         ids, hashes = ids_and_hashes(first, count, changed)
         columns = {
             "product_id": ids,
@@ -117,7 +119,7 @@ def write_records(lake: Lake, ds: str, products: int, changed: float) -> None:
         }
         arrays = [columns[f.name] if f.name in columns else pa.nulls(count, f.type) for f in VALID]
         table = pa.Table.from_arrays(arrays, schema=VALID)
-        pq.write_table(table, Path(str(valid)) / f"part-{first // AT_ONCE:05d}.parquet", compression="zstd")
+        pq.write_table(table, Path(str(valid)) / f"part-{first // ROWS_PER_FILE:05d}.parquet", compression="zstd")
     document = Validation(
         ds=ds, version=f"drawn-{changed}", passed=True, failures=(), raw=products, unparsable=0, quarantined=0,
         superseded=0, valid=products, reasons={}, valid_path=lake.relative(valid),
@@ -127,20 +129,20 @@ def write_records(lake: Lake, ds: str, products: int, changed: float) -> None:
 
 
 def write_predictions(lake: Lake, plan: Plan, taxonomy: Taxonomy, attributes: list[str]) -> None:
-    """Write what tagging gives for each shard of the plan."""
+    """Write random predictions for each shard of the plan."""
     for shard in tqdm(plan.shards, desc=f"predictions of {plan.ds}", unit="shard"):
         planned = pq.read_table(lake.plan_file(plan.run_id, shard.id), partitioning=None)
         rng = np.random.default_rng(shard.id)
         schema = PREDICTIONS.with_metadata({**(PREDICTIONS.metadata or {}), **metadata(plan, shard)})
-        table = pa.Table.from_batches(drawn(planned, taxonomy, attributes, rng), PREDICTIONS)
+        table = pa.Table.from_batches(draw_predictions(planned, taxonomy, attributes, rng), PREDICTIONS)
         with storage.whole_file(lake.prediction_file(plan.run_id, shard.id)) as path:
             pq.write_table(table.replace_schema_metadata(schema.metadata), path, compression="zstd")
 
 
-def drawn(
+def draw_predictions(
     planned: pa.Table, taxonomy: Taxonomy, attributes: list[str], rng: np.random.Generator
 ) -> Iterator[pa.RecordBatch]:
-    """Yield predictions for the products of a shard: for each attribute one value."""
+    """Yield random predictions for the products of a shard, one value per attribute."""
     rows, each = planned.num_rows, len(attributes)
     ends = pa.array(np.arange(0, rows * each + 1, each, dtype=np.int32))
     struct = PREDICTIONS.field("predictions").type.value_type
@@ -167,7 +169,7 @@ def drawn(
 
 
 def report(lake: Lake, run_id: str, name: str) -> None:
-    """Print what a step took."""
+    """Print the cost of a step."""
     took = json.loads((lake.reports(run_id) / "steps" / f"{name}.json").read_text())
     print(
         f"{run_id[:10]} {name}: {took['seconds']:.1f} s, {took['rows']:,} rows, peak {took['peak_rss_bytes'] / 1e6:,.0f} MB",
@@ -176,16 +178,16 @@ def report(lake: Lake, run_id: str, name: str) -> None:
 
 
 def sizes(root: Path) -> str:
-    """Return how many files and bytes each part of the lake has."""
-    found = []
+    """Return the number of files and their bytes for each part of the lake."""
+    parts = []
     for part in sorted(path for path in root.iterdir() if path.is_dir()):
         files = [path.stat().st_size for path in part.rglob("*") if path.is_file()]
-        found.append(f"{part.name} {len(files)} files, {sum(files) / 1e9:.2f} GB")
-    return "; ".join(found)
+        parts.append(f"{part.name} {len(files)} files, {sum(files) / 1e9:.2f} GB")
+    return "; ".join(parts)
 
 
 def look_up(lake: Lake, products: int, attribute: str, times: int) -> None:
-    """Look single products up in one attribute's table, as an analyst does, and print how long that takes."""
+    """Look up single products in the published tables, as an analyst does, and print the latencies."""
     manifest = lake.read_manifest(lake.current_run() or "")
     assert manifest is not None
     files = [str(lake.root / file.path) for file in manifest.files if file.table == attribute]
@@ -193,8 +195,8 @@ def look_up(lake: Lake, products: int, attribute: str, times: int) -> None:
     states = [str(lake.root / file.path) for file in manifest.files if file.table == PRODUCTS]
     rng = np.random.default_rng(0)
     with duckdb.connect() as connection:
-        for what, looked_in in ((f"its {attribute}", files), ("all its attributes", every), ("its state", states)):
-            query = f"select * from read_parquet({looked_in!r}, hive_partitioning = false) where product_id = ?"
+        for subject, searched in ((f"its {attribute}", files), ("all its attributes", every), ("its state", states)):
+            query = f"select * from read_parquet({searched!r}, hive_partitioning = false) where product_id = ?"
             taken = []
             for number in rng.integers(0, products, times):
                 start = time.perf_counter()
@@ -203,7 +205,7 @@ def look_up(lake: Lake, products: int, attribute: str, times: int) -> None:
                 assert rows
             cuts = statistics.quantiles(taken, n=100)
             print(
-                f"DuckDB, one product, {what}, {len(looked_in)} files: median {statistics.median(taken):.1f} ms, "
+                f"DuckDB, one product, {subject}, {len(searched)} files: median {statistics.median(taken):.1f} ms, "
                 f"99 % under {cuts[98]:.1f} ms, first {taken[0]:.1f} ms"
             )
 

@@ -1,10 +1,10 @@
-"""How fast a model tags, and what the pipeline around it costs.
+"""Tagging rate of a model, compared with the rate of its forward pass alone.
 
     PYTHONPATH=. python benchmarks/tag_rate.py --model lake/models/20261123-1f3a09bc --examples lake/examples/ds=2026-11-20
 
-Measures the model's own forward rate on inputs that lie ready in memory, then tagging from Parquet to Parquet, and
-prints both as one line of JSON, with the machine and where the time went. Both run on the same examples, after one
-round that is not counted; the best of some rounds is taken, since other work on the machine can only slow it.
+It measures the forward pass on inputs in memory, and then tagging from Parquet to Parquet. It prints both as one line of
+JSON, with the machine and the time of each phase. Both run on the same examples, after one warm-up round. The best round
+counts, because other work on the machine can only slow it down.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
         rows = copy_examples(example_files([arguments.examples]), source, arguments.products)
         forward = min(forward_seconds(engine, source) for _ in range(arguments.rounds + 1))
         rounds = [tag_seconds(engine, source, Path(folder) / "out.parquet") for _ in range(arguments.rounds + 1)]
-    seconds, timings = min(rounds, key=lambda found: found[0])
+    seconds, timings = min(rounds, key=lambda measured: measured[0])
     result = {
         "products": rows,
         "forward_per_second": round(rows / forward, 1),
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def copy_examples(files: list[Path], target: Path, products: int) -> int:
-    """Copy the first examples into one file and return how many there are."""
+    """Copy the first `products` examples into one file and return their number."""
     rows = 0
     with pq.ParquetWriter(target, pq.read_schema(files[0]), compression="lz4") as writer:
         for batch in read_examples(files):
@@ -73,7 +73,7 @@ def copy_examples(files: list[Path], target: Path, products: int) -> int:
 
 @torch.inference_mode()
 def forward_seconds(engine: Engine, source: Path) -> float:
-    """Return how long the model alone takes on examples that are tokenised and in memory."""
+    """Return the seconds of the model alone on tokenised examples in memory."""
     inputs = []
     for batch in read_examples([source]):
         prepared = prepare(batch, engine.config, engine.tokenizer)
@@ -82,12 +82,12 @@ def forward_seconds(engine: Engine, source: Path) -> float:
     for part in inputs:
         with precision(engine.device):
             output = engine.model(*part.to(engine.device))
-        output.logits.cpu()  # waits for a GPU to be done
+        output.logits.cpu()  # waits for a GPU
     return time.perf_counter() - start
 
 
 def tag_seconds(engine: Engine, source: Path, target: Path) -> tuple[float, Timings]:
-    """Return how long tagging takes, from the example file to the prediction file, and where the time went."""
+    """Return the seconds of tagging, from the example file to the prediction file, in total and by phase."""
     timings = Timings()
     start = time.perf_counter()
     with pq.ParquetWriter(target, PREDICTIONS, compression="zstd") as writer:

@@ -1,10 +1,10 @@
-"""Several tag workers, a core each, against one: the same shards, side by side in one run.
+"""Rate of several tag workers, with one core each, compared with one worker on the same shards.
 
     PYTHONPATH=. python benchmarks/tag_workers.py LAKE --ds 2026-11-20     # LAKE has a champion, and that day is validated
 
-The day is planned with every product to be tagged again, and nothing is published. A worker takes the next shard that is
-left, each in a process of its own as Airflow's workers do, pinned to its core. What is counted is the time until the last
-shard is a file, the starts of the processes with it.
+The plan of the day tags every product again, and nothing is published. A worker takes the next remaining shard and tags it in
+a new process pinned to its core, as Airflow's workers do. The measured time runs until the last shard is written, and includes
+the start of the processes.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ STEP = (sys.executable, "-m", "jobs", "--no-progress")
 
 
 def main() -> None:
-    """Plan, tag with one worker and with several in turns, and print products a second."""
+    """Plan, tag with one worker and with several in turns, and print products per second."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lake", type=Path)
     parser.add_argument("--ds", required=True)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--shard-rows", type=int, default=4000)
-    parser.add_argument("--shards", type=int, default=None, help="how many of the plan's; all where left out")
+    parser.add_argument("--shards", type=int, default=None, help="tag only this many shards of the plan; default: all")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     environment = os.environ | {
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def tag(shards: list[int], run_id: str, workers: int, environment: dict[str, str]) -> float:
-    """Tag the shards by so many workers and return the seconds until all are done."""
+    """Tag the shards with `workers` workers and return the seconds until all are done."""
     left: queue.SimpleQueue[int] = queue.SimpleQueue()
     for shard in shards:
         left.put(shard)

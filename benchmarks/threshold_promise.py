@@ -1,10 +1,18 @@
-"""Which rule for thresholds keeps its promise of precision? A simulation: `PYTHONPATH=. python benchmarks/threshold_promise.py`.
+"""Simulation of threshold rules, to see which of them keep the promised precision.
 
-Drawn attributes of many kinds: a product's chance of being right is a logistic function of a normal number, with a ceiling
-(labels themselves are wrong). Validation products are drawn, a threshold is chosen on them, and it is held against the
-true precision and against a test side of twice the size. Five questions: which rule, what families do, from how many
-predictions on a value should have its own threshold, and whether a temperature, or the weight of what the picture alone
-says, chosen on the same products does harm. Prints Markdown; some ten minutes on one core.
+    PYTHONPATH=. python benchmarks/threshold_promise.py
+
+Attributes of many kinds are drawn. A product's chance of being right is a logistic function of a normal number, with a ceiling
+because some labels are wrong. A threshold is chosen on drawn validation products. It is judged by the true precision, and by
+the precision on a test side of twice the size. There are five questions:
+
+- Which rule is best?
+- How do families affect it?
+- How many predictions should a value have to get its own threshold?
+- Does it do harm to fit a temperature on the same products?
+- Does it do harm to choose the weight of the picture evidence on the same products?
+
+It prints Markdown, and takes about ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -45,16 +53,18 @@ class Products:
 
 @dataclass(slots=True)
 class Kind:
-    """A kind of attribute. `lie` multiplies the logits: above 1 the model is surer than it should be."""
+    """A kind of attribute. `lie` multiplies the logits: above 1, the model is too confident."""
 
     mean: float
     spread: float
     ceiling: float
     lie: float = 1.0
-    in_families: float = 0.0  # spread of what the products of a family share and confidence does not show
-    family_size: float = 1.0  # mean; geometric
+    in_families: float = 0.0  # spread of an effect that a family shares and confidence does not show
+    family_size: float = 1.0  # mean of a geometric distribution
     values: int = 1  # of falling frequency (Zipf)
-    value_spread: float = 0.0  # of what the products of a value share and confidence does not show; the third is bad
+    value_spread: float = (
+        0.0  # spread of an effect that a value's products share and confidence does not show; the third is bad
+    )
 
     def draw(self, n: int, rng: np.random.Generator, offsets: Doubles | None = None) -> Products:
         sizes = rng.geometric(1 / self.family_size, n)
@@ -64,7 +74,7 @@ class Kind:
         frequency = 1 / np.arange(1, self.values + 1)
         value = rng.choice(self.values, n, p=frequency / frequency.sum())
         hidden = self.in_families * rng.normal(size=n)[family] + (0 if offsets is None else offsets[value])
-        # A logistic function averaged over a normal number is about a flatter one: confidence stays calibrated.
+        # The mean of a logistic function over a normal number is about a flatter logistic one, so confidence is calibrated.
         flat = np.sqrt(1 + np.pi / 8 * self.in_families**2)
         confidence = self.ceiling * expit(self.lie * z / flat)
         return Products(confidence, rng.random(n) < self.ceiling * expit(z + hidden), family, value)
@@ -82,26 +92,26 @@ KINDS = {
 Rule = Callable[[Products, float], float | None]
 
 
-def _ranked(found: Products) -> tuple[Doubles, Doubles, Doubles]:
-    order = np.argsort(-found.confidence)
-    return found.confidence[order], np.cumsum(found.right[order]) + 0.0, np.arange(1, len(order) + 1) + 0.0
+def _ranked(products: Products) -> tuple[Doubles, Doubles, Doubles]:
+    order = np.argsort(-products.confidence)
+    return products.confidence[order], np.cumsum(products.right[order]) + 0.0, np.arange(1, len(order) + 1) + 0.0
 
 
-def lowest_reaching(found: Products, target: float) -> float | None:
-    """The target reached on validation, without any bound, by 20 products or more."""
-    confidence, right, number = _ranked(found)
+def lowest_reaching(products: Products, target: float) -> float | None:
+    """Return the lowest threshold that reaches the target on 20 or more validation products, without any bound."""
+    confidence, right, number = _ranked(products)
     reached = np.flatnonzero((right / number >= target) & (number >= 20))
     return float(confidence[reached[-1]]) if len(reached) else None
 
 
-def lowest_passing(found: Products, target: float) -> float | None:
-    confidence, right, number = _ranked(found)
+def lowest_passing(products: Products, target: float) -> float | None:
+    confidence, right, number = _ranked(products)
     passed = np.flatnonzero(lower_bound_reaches(right, number, target, LEVEL))
     return float(confidence[passed[-1]]) if len(passed) else None
 
 
 def _grid(target: float, n: int, errors: int, growth: float) -> Integers:
-    """Numbers accepted, growing, from the least that passes with some errors."""
+    """Return growing numbers of accepted products, from the smallest that passes with `errors` errors."""
     counts = np.arange(1, 500) + 0.0
     passing = lower_bound_reaches(np.maximum(counts - errors, 0), counts, target, LEVEL)
     least = int(counts[np.flatnonzero(passing)[0]])
@@ -109,36 +119,36 @@ def _grid(target: float, n: int, errors: int, growth: float) -> Integers:
     return np.unique((least * growth ** np.arange(steps)).astype(np.int64))
 
 
-def bonferroni(found: Products, target: float) -> float | None:
-    confidence, right, number = _ranked(found)
-    at = _grid(target, len(number), 0, 1.25) - 1
-    level = 1 - (1 - LEVEL) / max(len(at), 1)
-    passed = at[lower_bound_reaches(right[at], number[at], target, level)]
+def bonferroni(products: Products, target: float) -> float | None:
+    confidence, right, number = _ranked(products)
+    tested = _grid(target, len(number), 0, 1.25) - 1
+    level = 1 - (1 - LEVEL) / max(len(tested), 1)
+    passed = tested[lower_bound_reaches(right[tested], number[tested], target, level)]
     return float(confidence[passed[-1]]) if len(passed) else None
 
 
 def from_the_top(errors: int) -> Rule:
-    def rule(found: Products, target: float) -> float | None:
-        confidence, right, number = _ranked(found)
-        at = _grid(target, len(number), errors, 1.1) - 1
-        if not len(at):
+    def rule(products: Products, target: float) -> float | None:
+        confidence, right, number = _ranked(products)
+        tested = _grid(target, len(number), errors, 1.1) - 1
+        if not len(tested):
             return None
-        passed = lower_bound_reaches(right[at], number[at], target, LEVEL)
-        passes = len(at) if passed.all() else int(np.argmin(passed))
-        return float(confidence[at[passes - 1]]) if passes else None
+        passed = lower_bound_reaches(right[tested], number[tested], target, LEVEL)
+        passes = len(tested) if passed.all() else int(np.argmin(passed))
+        return float(confidence[tested[passes - 1]]) if passes else None
 
     return rule
 
 
-def ours(found: Products, target: float) -> float | None:
-    correlation = correlation_within(found.right - found.confidence, found.family)
+def ours(products: Products, target: float) -> float | None:
+    correlation = correlation_within(products.right - products.confidence, products.family)
     return promised_threshold(
-        found.confidence.astype(np.float32), found.right, found.family, target, LEVEL, correlation
+        products.confidence.astype(np.float32), products.right, products.family, target, LEVEL, correlation
     )  # fmt: skip
 
 
-def ours_without_families(found: Products, target: float) -> float | None:
-    return promised_threshold(found.confidence.astype(np.float32), found.right, found.family, target, LEVEL)
+def ours_without_families(products: Products, target: float) -> float | None:
+    return promised_threshold(products.confidence.astype(np.float32), products.right, products.family, target, LEVEL)
 
 
 RULES: dict[str, Rule] = {
@@ -147,29 +157,29 @@ RULES: dict[str, Rule] = {
     "sequence from the top": from_the_top(0),
     "sequence from the top, two errors": from_the_top(2),
     "Bonferroni, counts growing by a quarter": bonferroni,
-    "sequence from the surest (ours)": ours,
+    "sequence from the likeliest pass (ours)": ours,
 }
 
 
 def judge(kind: Kind, n: int, target: float, rules: dict[str, Rule], repeats: int, seed: int) -> dict[str, Doubles]:
-    """Return for each rule: promise kept in truth, kept on a test side, recall, nothing accepted: means of repeats."""
+    """Return the means over repeats for each rule: promise kept in truth, kept on a test side, recall, nothing accepted."""
     rng = np.random.default_rng(seed)
     truth = kind.draw(20 * POPULATION, rng)
     confidence, right, number = _ranked(truth)
-    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in rules}
+    results: dict[str, list[tuple[float, ...]]] = {name: [] for name in rules}
     for _ in range(repeats):
         validation, test = kind.draw(n, rng), kind.draw(2 * n, rng)
         for name, rule in rules.items():
             threshold = rule(validation, target)
             if threshold is None:
-                found[name].append((1, 1, 0, 1))
+                results[name].append((1, 1, 0, 1))
                 continue
             threshold -= 1e-6  # single precision rounds up
-            at = int(np.searchsorted(-confidence, -threshold, side="right")) - 1
+            last = int(np.searchsorted(-confidence, -threshold, side="right")) - 1
             accepted = test.confidence >= threshold
             kept = not accepted.any() or test.right[accepted].mean() >= target
-            found[name].append((right[at] / number[at] >= target, kept, right[at] / len(number), 0))
-    return {name: np.mean(rows, axis=0) for name, rows in found.items()}
+            results[name].append((right[last] / number[last] >= target, kept, right[last] / len(number), 0))
+    return {name: np.mean(rows, axis=0) for name, rows in results.items()}
 
 
 def table(title: str, columns: tuple[str, ...], rows: Iterator[tuple[str, Doubles]]) -> None:
@@ -249,8 +259,8 @@ def study_temperature(repeats: int) -> None:
         for n in SIZES:
             for fitted in (False, True):
                 rng = np.random.default_rng(4)
-                found = [_judge_temperature(attribute, n, fitted, rng) for _ in range(repeats)]
-                yield f"{n} products, {'fitted' if fitted else 'none'}", np.mean(found, axis=0)
+                results = [_judge_temperature(attribute, n, fitted, rng) for _ in range(repeats)]
+                yield f"{n} products, {'fitted' if fitted else 'none'}", np.mean(results, axis=0)
 
     title = f"A temperature fitted on the same products, models 0.7 to 2 times as sure as right, {repeats} repeats"
     table(title, ("kept, %", "recall", "nothing accepted"), rows())
@@ -261,9 +271,9 @@ def _judge_temperature(attribute: Attribute, n: int, fitted: bool, rng: np.rando
     validation, truth = (_predictions(attribute, kind.draw(m, rng)) for m in (n, POPULATION))
     temperature = fit_temperature(validation) if fitted else 1.0
     chosen = choose_threshold(validation, temperature, SelectionConfig())
-    found = candidates(truth, temperature)
-    accepted = found.accepted(chosen.limits(attribute))
-    right = found.right[accepted].sum()
+    proposed = candidates(truth, temperature)
+    accepted = proposed.accepted(chosen.limits(attribute))
+    right = proposed.right[accepted].sum()
     return right >= attribute.target_precision * accepted.sum(), right / POPULATION, not accepted.any()
 
 
@@ -274,15 +284,15 @@ def study_picture(repeats: int) -> None:
         for n in (LEAST_PRODUCTS, 1000, 3000):
             for chosen in (False, True):
                 rng = np.random.default_rng(5)
-                found = [_judge_picture(attribute, n, chosen, rng) for _ in range(repeats)]
-                yield f"{n} products, {'chosen' if chosen else 'none'}", np.mean(found, axis=0)
+                results = [_judge_picture(attribute, n, chosen, rng) for _ in range(repeats)]
+                yield f"{n} products, {'chosen' if chosen else 'none'}", np.mean(results, axis=0)
 
-    title = f"The weight of the picture alone and a temperature, both chosen on the same products, {repeats} repeats"
+    title = f"The weight of the picture evidence and a temperature, both chosen on the same products, {repeats} repeats"
     table(title, ("kept, %", "recall", "nothing accepted", "weight, %"), rows())
 
 
 def _judge_picture(attribute: Attribute, n: int, chosen: bool, rng: np.random.Generator) -> tuple[float, ...]:
-    """Two answers that share some of their noise, each more or less sure than it should be; one of 20 texts errs."""
+    """Judge two miscalibrated answers that share some of their noise; one in 20 texts is wrong."""
     # How far the right value stands out, in standard deviations.
     fused, alone = rng.uniform(2.5, 4.5), rng.uniform(1, 3)
     lies, shared = rng.uniform(0.7, 2, 2), np.sqrt(rng.uniform(0, 1))
@@ -296,7 +306,7 @@ def _judge_picture(attribute: Attribute, n: int, chosen: bool, rng: np.random.Ge
         own[rows, right] += alone
         targets = np.zeros((m, VALUES), dtype=np.bool_)
         targets[rows, right] = True
-        # Logits of normal classes of unit variance are so many standard deviations times the value.
+        # The logits of normal classes with unit variance are the values times this distance.
         one, other = (
             Predictions(
                 attribute, rows.astype(object), rows, (lie * s * x).astype(np.float32), targets,
@@ -310,23 +320,23 @@ def _judge_picture(attribute: Attribute, n: int, chosen: bool, rng: np.random.Ge
     weight = choose_weight(*validation) if chosen else 0.0
     temperature = fit_temperature(pool(*validation, weight))
     threshold = choose_threshold(pool(*validation, weight), temperature, SelectionConfig())
-    found = candidates(pool(*truth, weight), temperature)
-    accepted = found.accepted(threshold.limits(attribute))
-    right = found.right[accepted].sum()
+    proposed = candidates(pool(*truth, weight), temperature)
+    accepted = proposed.accepted(threshold.limits(attribute))
+    right = proposed.right[accepted].sum()
     kept = right >= attribute.target_precision * accepted.sum()
-    return kept, right / len(found.right), not accepted.any(), weight
+    return kept, right / len(proposed.right), not accepted.any(), weight
 
 
-def _predictions(attribute: Attribute, found: Products) -> Predictions:
-    """Predictions whose best value has the drawn confidence, and is right where the drawn product is."""
-    n, rows = len(found.value), np.arange(len(found.value))
-    top = np.clip(found.confidence, 0.3, 1 - 1e-6)  # less and it would not be the best
+def _predictions(attribute: Attribute, products: Products) -> Predictions:
+    """Return predictions whose best value has the drawn confidence, and is right if the drawn product is."""
+    n, rows = len(products.value), np.arange(len(products.value))
+    top = np.clip(products.confidence, 0.3, 1 - 1e-6)  # with less it would not be the best
     logits = np.repeat(np.log((1 - top) / (VALUES - 1))[:, None], VALUES, axis=1)
-    logits[rows, found.value] = np.log(top)
+    logits[rows, products.value] = np.log(top)
     targets = np.zeros((n, VALUES), dtype=np.bool_)
-    targets[rows, np.where(found.right, found.value, (found.value + 1) % VALUES)] = True
+    targets[rows, np.where(products.right, products.value, (products.value + 1) % VALUES)] = True
     return Predictions(
-        attribute, rows.astype(object), found.family, logits.astype(np.float32), targets,
+        attribute, rows.astype(object), products.family, logits.astype(np.float32), targets,
         np.zeros((n, VALUES), np.uint8), np.full((n, 2), 0.5, np.float32),
     )  # fmt: skip
 

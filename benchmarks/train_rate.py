@@ -1,9 +1,9 @@
-"""Training from the examples on disk against the same steps on batches in memory, and its share of the matrix peak.
+"""Training rate from examples on disk, compared with the same steps on batches in memory and with the matrix peak.
 
     PYTHONPATH=. python benchmarks/train_rate.py LAKE SET --taxonomy fashion --model-config fashion
 
-SET is a labelled set's folder (`python -m jobs dataset` prints it). Both sides take the same optimizer steps on the same
-products, in turns: what differs is that one reads, decodes, tokenises, augments and batches them, and the other has them.
+SET is the folder of a labelled set (`python -m jobs dataset` prints it). Both sides take the same optimizer steps on the same
+products, in turns. One side reads, decodes, tokenises, augments and batches them, and the other has them in memory.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from cma_clip_core.catalog.examples import read_index
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.inputs.batches import Batch
+from cma_clip_core.inputs.compute import Compute
 from cma_clip_core.inputs.devices import resolve_device
-from cma_clip_core.model.class_layout import ClassLayout
+from cma_clip_core.inputs.learning_problem import LearningProblem
 from cma_clip_core.model.methods import build_model
-from cma_clip_core.model.tokenizer import Tokenizer
 from cma_clip_core.training.loop import Loop
 from cma_clip_core.training.objectives import MultiTask
 from jobs.lake.layout import LABELLED_TABLE
 from schemas.taxonomy import load_taxonomy
 
-WARM_UP = 16  # steps: a GPU loads each kernel when it is first asked for
+WARM_UP = 16  # steps: a GPU loads each kernel at its first use
 
 
 def main() -> None:
@@ -37,7 +37,10 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--batches", type=int, default=64, help="in a turn; a whole shuffle buffer, so that none is prepared in vain"
+        "--batches",
+        type=int,
+        default=64,
+        help="batches per turn; those of a whole shuffle buffer, so that none is prepared in vain",
     )
     parser.add_argument("--turns", type=int, default=4)
     chosen = parser.parse_args()
@@ -77,7 +80,7 @@ def main() -> None:
 
 
 def options(doc: str | None) -> argparse.ArgumentParser:
-    """Return what a benchmark of training takes."""
+    """Return the parser of the common options of training benchmarks."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lake", type=Path)
     parser.add_argument("set", type=Path, help="a labelled set's folder")
@@ -87,18 +90,17 @@ def options(doc: str | None) -> argparse.ArgumentParser:
 
 
 def loop_of(config: ModelConfig, chosen: argparse.Namespace, device: torch.device, apart: bool | None = None) -> Loop:
-    """Return a training of that labelled set that has not begun; `apart` as of `Loop`."""
+    """Return a new training on the labelled set; `apart` is that of `Loop`."""
     taxonomy = load_taxonomy(chosen.taxonomy)
-    layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
-    index = read_index(chosen.set / LABELLED_TABLE, chosen.lake)
-    objective = MultiTask(build_model(config, taxonomy).to(device), index, config, layout, tokenizer, device)
-    return Loop(objective, config.training, device, progress=False, apart=apart)
+    problem = LearningProblem.build(config, taxonomy, read_index(chosen.set / LABELLED_TABLE, chosen.lake))
+    objective = MultiTask(build_model(config, taxonomy).to(device), problem, device)
+    return Loop(objective, config.training, Compute(device, progress=False), apart=apart)
 
 
 def from_disk(loop: Loop, count: int) -> Iterator[Batch]:
-    """Return so many batches as training gets them."""
+    """Return `count` batches, made as in training."""
     stream = (batch for batch in loop.stream() if batch is not None)
-    if loop.apart:  # as it is once it runs: the next buffer is prepared while this one is trained on
+    if loop.apart:  # reach the steady state, in which the next buffer is prepared while this one is trained on
         for batch in itertools.islice(stream, -(-loop.config.shuffle_buffer // loop.config.batch_size)):
             loop.step(batch)
     return itertools.islice(stream, count)

@@ -1,10 +1,11 @@
-"""Whether thresholds keep a precision of 90 % where a share of the products has unlisted values: drawn confidences.
+"""Simulation of thresholds for a precision of 90 % when a share of the products has unlisted values.
 
     python -m benchmarks.unlisted_promise
 
-An attribute of three values; the model's confidences of listed values are honest, those of unlisted ones lower, and always
-wrong. *Before*: thresholds are chosen on validation products with a listed value alone; *after*: on all of them. Both are
-judged on a test side with the unlisted values in it. 60 draws of 3,000 and 6,000 products.
+The attribute has three values. The model's confidences are calibrated for products with listed values. For products with
+unlisted values they are lower, and always wrong. *Before* means that thresholds are chosen only on validation products with a
+listed value, and *after* on all of them. Both are judged on a test side that includes unlisted values. There are 60 draws of
+3,000 validation and 6,000 test products.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def draw(rng: np.random.Generator, n: int, share: float) -> Predictions:
 
 
 def main() -> None:
-    """Measure."""
+    """Simulate, and print a line for each share of unlisted values."""
     for share in (0.01, 0.05, 0.1, 0.2):
         kept: dict[str, list[bool]] = {"before": [], "after": []}
         coverage: dict[str, list[float]] = {"before": [], "after": []}
@@ -46,14 +47,14 @@ def main() -> None:
             rng = np.random.default_rng(seed)
             validation, test = draw(rng, VALIDATION, share), draw(rng, TEST, share)
             for name, seen in (("before", validation.with_target()), ("after", validation)):
-                found = judge(test, choose_threshold(seen, 1.0, SelectionConfig()), [])
-                coverage[name].append(found.coverage or 0.0)
-                if found.precision is not None:
-                    kept[name].append(found.precision >= ATTRIBUTE.target_precision)
-        said = (
+                metrics = judge(test, choose_threshold(seen, 1.0, SelectionConfig()), [])
+                coverage[name].append(metrics.coverage or 0.0)
+                if metrics.precision is not None:
+                    kept[name].append(metrics.precision >= ATTRIBUTE.target_precision)
+        summary = (
             f"{n}: kept in {np.mean(kept[n]):.0%} of {len(kept[n])}, coverage {np.mean(coverage[n]):.3f}" for n in kept
         )
-        print(f"{share:.0%} unlisted; {'; '.join(said)}", flush=True)
+        print(f"{share:.0%} unlisted; {'; '.join(summary)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What values outside the taxonomy do to the promised precision, by TF-IDF on the examples of a labelled set.
+"""Effect of values outside the taxonomy on the promised precision, measured with TF-IDF on a labelled set.
 
     python -m benchmarks.unlisted_values LAKE labelled/ds=D/set=S [--taxonomy fashion] [--products 10000]
 
-Thresholds are chosen on validation twice: *before*, on products with a listed value alone; *after*, with every answer for an
-unlisted value counted as wrong. Both are judged on the test side with the unlisted values in it. That is done for the catalog
-as it is, and once more with every tenth value of each attribute (by frequency) taken out of the taxonomy, whose labels are then
-unlisted. Nothing is written but examples without pictures, in a temporary folder.
+Thresholds are chosen on validation twice: *before*, only on products with a listed value; *after*, with every answer for an
+unlisted value counted as wrong. Both are judged on the test side, which includes unlisted values. This is done for the catalog
+as it is. It is done again with every tenth value of each attribute (by frequency) removed from the taxonomy, so that its labels
+are unlisted. Only examples without pictures are written, to a temporary folder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from schemas.tables import EXAMPLES
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
 EVERY = 10
-C = (10.0,)  # inverse regularisation: the one that the baseline keeps of most attributes
+C = (10.0,)  # inverse regularisation: the one that the baseline chooses for most attributes
 
 
 def held_out(taxonomy: Taxonomy, index: ExampleIndex) -> dict[str, set[str]]:
@@ -44,11 +44,11 @@ def held_out(taxonomy: Taxonomy, index: ExampleIndex) -> dict[str, set[str]]:
     for path in index.files:
         for labels in pq.read_table(path, columns=["labels"], partitioning=None)["labels"].to_pylist():
             counts.update((name, value) for name, values in labels for value in values)
-    found = {}
+    values = {}
     for attribute in taxonomy.attributes:
         ranked = sorted(attribute.value_names, key=lambda value: -counts[attribute.name, value])
-        found[attribute.name] = set(ranked[EVERY // 2 - 1 :: EVERY]) if len(ranked) > EVERY // 2 else set()
-    return found
+        values[attribute.name] = set(ranked[EVERY // 2 - 1 :: EVERY]) if len(ranked) > EVERY // 2 else set()
+    return values
 
 
 def without(taxonomy: Taxonomy, values: Mapping[str, set[str]]) -> Taxonomy:
@@ -64,7 +64,7 @@ def without(taxonomy: Taxonomy, values: Mapping[str, set[str]]) -> Taxonomy:
 
 
 def copied(index: ExampleIndex, values: Mapping[str, set[str]], folder: Path) -> ExampleIndex:
-    """Write the examples of `index` to `folder`, row by row, without pictures, and with labels of `values` as unlisted ones."""
+    """Copy the examples of `index` to `folder` in order, without pictures, and with labels of `values` as unlisted ones."""
     files = []
     for number, path in enumerate(index.files):
         table = pq.read_table(path, columns=[n for n in EXAMPLES.names if n != "image"], partitioning=None)
@@ -84,14 +84,16 @@ def copied(index: ExampleIndex, values: Mapping[str, set[str]], folder: Path) ->
     return replace(index, files=files)
 
 
-def chosen(found: Mapping[str, Predictions], selection: SelectionConfig, *, listed: bool) -> dict[str, Threshold]:
-    """Return the thresholds of validation predictions; `listed`: of the products with a listed value alone, as before."""
-    seen = {name: p.with_target() if listed else p for name, p in found.items()}
+def choose_all(
+    predictions: Mapping[str, Predictions], selection: SelectionConfig, *, listed: bool
+) -> dict[str, Threshold]:
+    """Return the thresholds from predictions on validation; with `listed`, only from products with a listed value."""
+    seen = {name: p.with_target() if listed else p for name, p in predictions.items()}
     return {name: choose_threshold(p, fit_temperature(p), selection) for name, p in seen.items()}
 
 
 def words(name: str, metrics: Mapping[str, AttributeMetrics]) -> str:
-    """Return one line: coverage and the promise."""
+    """Return a line with the coverage, the recall and the kept promises."""
     kept: Promise = promise_kept(metrics)
     return (
         f"{name:8} coverage {mean_of(metrics, 'coverage'):.3f}, recall {mean_of(metrics, 'recall'):.3f}; {kept.words()}"
@@ -99,7 +101,7 @@ def words(name: str, metrics: Mapping[str, AttributeMetrics]) -> str:
 
 
 def run(title: str, index: ExampleIndex, taxonomy: Taxonomy, config_name: str) -> None:
-    """Fit, choose and judge, and print the numbers."""
+    """Fit the baseline, choose thresholds, judge them, and print the metrics."""
     config, layout = load_config(config_name), ClassLayout(taxonomy)
     not_learnt = find_unlearnable(index, layout, config.selection.least_labels)
     fitted = fit_text_baseline(
@@ -108,40 +110,40 @@ def run(title: str, index: ExampleIndex, taxonomy: Taxonomy, config_name: str) -
     validation, test = ({n: p for n, p in fitted.predict(index, side).items() if n not in not_learnt} for side in ("validation", "test"))  # type: ignore[arg-type]  # fmt: skip
     metrics = {}
     for name, listed in (("before", True), ("after", False)):
-        thresholds = chosen(validation, config.selection, listed=listed)
+        thresholds = choose_all(validation, config.selection, listed=listed)
         metrics[name] = judge_all(test, thresholds, config.text.fields)
-    print(f"\n{title}\n  " + "\n  ".join(words(name, found) for name, found in metrics.items()))
+    print(f"\n{title}\n  " + "\n  ".join(words(name, judged) for name, judged in metrics.items()))
     print("  attribute         unlisted of test   precision before -> after    coverage before -> after", flush=True)
     for name, one in metrics["before"].items():
         other = metrics["after"][name]
         share = one.n_unlisted / max(one.n + one.n_unlisted, 1)
-        said = [
+        cells = [
             f"{x:.3f}" if x is not None else "    -"
             for x in (one.precision, other.precision, one.coverage, other.coverage)
         ]
         print(
-            f"  {name:16} {one.n_unlisted:6} {share:7.1%}       {said[0]} -> {said[1]}            {said[2]} -> {said[3]}"
+            f"  {name:16} {one.n_unlisted:6} {share:7.1%}       {cells[0]} -> {cells[1]}            {cells[2]} -> {cells[3]}"
         )
 
 
 def main() -> None:
-    """Measure."""
+    """Measure both taxonomies, and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("lake", type=Path)
     parser.add_argument("labelled", help="the labelled set, relative to the lake")
     parser.add_argument("--taxonomy", default="fashion")
     parser.add_argument("--config", default="fashion")
-    parser.add_argument("--products", type=int, help="whole families of about so many products; by default all")
+    parser.add_argument("--products", type=int, help="use whole families with about this many products; default: all")
     options = parser.parse_args()
     taxonomy = load_taxonomy(options.taxonomy)
     index = read_index(options.lake / options.labelled / "products.parquet", options.lake)
     index = index if options.products is None else index.sample(options.products)
     none: dict[str, set[str]] = {name: set() for name in taxonomy.names}
     tenth = held_out(taxonomy, index)
-    for title, values in (("the catalog as it is", none), ("every tenth value taken out of the taxonomy", tenth)):
+    for title, values in (("the catalog as it is", none), ("every tenth value removed from the taxonomy", tenth)):
         with tempfile.TemporaryDirectory() as folder:
             run(title, copied(index, values, Path(folder)), without(taxonomy, values), options.config)
-    print("\ntaken out: " + "; ".join(f"{name}: {', '.join(sorted(found))}" for name, found in tenth.items() if found))
+    print("\nremoved: " + "; ".join(f"{name}: {', '.join(sorted(values))}" for name, values in tenth.items() if values))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run a command and watch what it costs: wall time, and the largest memory of each of its processes."""
+"""Run a command and measure its wall time and the peak memory of each of its processes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @dataclass(slots=True)
 class Cost:
-    """What a command cost."""
+    """The cost of a command."""
 
     seconds: float = 0.0
     returncode: int = 0
-    peak_bytes: dict[str, int] = field(default_factory=dict)  # by kind of process: the largest resident memory of one
+    peak_bytes: dict[str, int] = field(default_factory=dict)  # peak resident memory of one process, by kind
     output: str = ""
 
     def memory(self) -> str:
-        """Return the peaks in words."""
+        """Return the peak memory by kind of process, in words."""
         return ", ".join(f"{kind} {peak / 2**20:,.0f} MB" for kind, peak in sorted(self.peak_bytes.items()))
 
 

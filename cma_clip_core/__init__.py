@@ -1,6 +1,6 @@
-"""CMA-CLIP: the model, its training, its registry and the engine that tags by it.
+"""CMA-CLIP: the model, its training, its registry and the tagging engine.
 
-Importing this package loads no torch, so that Spark workers can use `pictures` and `text`. The library's entry is
+Importing this package loads no torch, so that Spark workers can use its `content` modules. The library's entry point is
 `load`: ``cma_clip_core.load("models/20261120-1f3a09bc").tag([{"title": "Blue shirt", "image": "shirt.jpg"}])``.
 """
 
@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-# Before torch is loaded, which reads them once. Its threads wait for each other after each of a model's many small steps. By
-# default they spin long, and on a machine that has other work for its cores too (a scheduler, Spark) that is 5 to 8 times
-# slower; where they sleep at once, a small model trains half as fast. So they spin a fraction of a millisecond, then sleep.
+# Torch reads these once, when it is loaded. Its threads wait for each other after each of a model's many small steps.
+# By default they spin for long: 5 to 8 times slower on a machine whose cores have other work too (a scheduler, Spark).
+# If they sleep at once, a small model trains half as fast. So they spin a fraction of a millisecond, then sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 

@@ -1,4 +1,4 @@
-"""Types of numpy arrays. Shapes stand where an array is named."""
+"""Aliases for types of numpy arrays. Shapes are documented where an array is used."""
 
 import numpy as np
 import numpy.typing as npt

@@ -1,4 +1,4 @@
-"""Bulk inference: example batches in, prediction batches (schema PREDICTIONS) out.
+"""Bulk inference: example batches (schema EXAMPLES) in, prediction batches (schema PREDICTIONS) out.
 
 Letters of shapes: B products, K attributes, C classes of all attributes, M modalities (0 text, 1 image).
 """
@@ -32,20 +32,20 @@ from cma_clip_core.model_documents import Threshold
 from schemas.tables import PREDICTIONS
 from schemas.taxonomy import Taxonomy
 
-Part = tuple[npt.NDArray[np.int64], Inputs]  # which products of a batch, and what the model sees of them
+Part = tuple[npt.NDArray[np.int64], Inputs]  # row numbers of some products of a batch, and their model inputs
 Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
 class Timings:
-    """Where the time of bulk inference went. Reading and preparing run beside the rest, in a thread each."""
+    """Seconds spent in each phase of bulk inference. Reading and preparing run in threads beside the rest."""
 
     rows: int = 0
-    read: float = 0.0  # seconds, reading example files
-    prepare: float = 0.0  # seconds, tokenising and laying out pixels
-    wait: float = 0.0  # seconds the forward pass stood still for want of input
-    forward: float = 0.0  # seconds in the model
-    assemble: float = 0.0  # seconds turning scores into rows
+    read: float = 0.0  # reading example files
+    prepare: float = 0.0  # tokenising and laying out pixels
+    wait: float = 0.0  # the forward pass waiting for input
+    forward: float = 0.0  # in the model
+    assemble: float = 0.0  # converting scores into rows
 
     def as_dict(self) -> dict[str, float | int]:
         """Return the numbers by name, rounded."""
@@ -76,17 +76,17 @@ class Engine:
     def predict(
         self, examples: Iterable[pa.RecordBatch], tagged_at: datetime, timings: Timings | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Yield the predictions for `examples` (schema EXAMPLES), a batch for a batch, rows in the same order.
+        """Yield the predictions for `examples` (schema EXAMPLES), one batch per batch, rows in the same order.
 
-        Within a batch of examples, texts of like length go through the model together. Nothing is random: the same
-        batches give the same bytes on the same machine. What else is in a batch changes a score by rounding alone.
+        Within a batch of examples, texts of similar length go through the model together. Nothing is random: the same
+        batches give the same bytes on the same machine. The other products of a batch change a score only by rounding.
 
         Raises:
             DataError: a picture is not of the model's size.
             DeviceError: not even one example fits into the device's memory.
         """
         timings = timings if timings is not None else Timings()
-        # A thread each: a GPU would wait for what is read and prepared one after the other.
+        # One thread reads and another prepares: a GPU would wait if both were done in sequence.
         inputs = prefetch(self._prepared(prefetch(_timed(examples, timings), 1), timings))
         while (item := _timed_next(inputs, timings, "wait")) is not None:
             batch, seen, parts = item
@@ -103,21 +103,21 @@ class Engine:
         for batch in examples:
             start = time.perf_counter()
             prepared = prepare(batch, self.config, self.tokenizer)
-            parts = [(at, prepared.inputs(at, self.tokenizer)) for at in prepared.by_length(self.batch_size)]
+            parts = [(rows, prepared.inputs(rows, self.tokenizer)) for rows in prepared.by_length(self.batch_size)]
             seen = np.stack([prepared.text_present, prepared.image_present], axis=1)
             timings.prepare += time.perf_counter() - start
             yield batch, seen, parts
 
     @torch.inference_mode()
-    def _forward(self, rows: int, parts: list[Part], timings: Timings) -> tuple[Floats, Floats]:
-        """Return probabilities [B, C] and lambdas [B, K, M] of all parts, in the order of the examples."""
+    def _forward(self, count: int, parts: list[Part], timings: Timings) -> tuple[Floats, Floats]:
+        """Return probabilities [B, C] and lambdas [B, K, M] of all parts, in the order of the `count` examples."""
         start = time.perf_counter()
-        probabilities = np.zeros((rows, self.layout.classes), dtype=np.float32)
-        lambdas = np.zeros((rows, len(self.layout.attributes), 2), dtype=np.float32)
-        for at, inputs in parts:
-            logits, lambdas_of = self._halving.run(self._run, inputs)
-            probabilities[at] = self.layout.probabilities(logits.numpy(), self._temperature)
-            lambdas[at] = lambdas_of.numpy()
+        probabilities = np.zeros((count, self.layout.classes), dtype=np.float32)
+        lambdas = np.zeros((count, len(self.layout.attributes), 2), dtype=np.float32)
+        for rows, inputs in parts:
+            logits, part_lambdas = self._halving.run(self._run, inputs)
+            probabilities[rows] = self.layout.probabilities(logits.numpy(), self._temperature)
+            lambdas[rows] = part_lambdas.numpy()
         timings.forward += time.perf_counter() - start
         return probabilities, lambdas
 
@@ -141,14 +141,14 @@ def _timed_next(source: Iterator[Item], timings: Timings, name: str) -> Item | N
 
 
 class _RowBuilder:
-    """Turns scores into rows of PREDICTIONS, column by column."""
+    """A converter from scores to rows of PREDICTIONS, column by column."""
 
     def __init__(self, taxonomy: Taxonomy, layout: ClassLayout, thresholds: Mapping[str, Threshold]) -> None:
         self.taxonomy, self.layout = taxonomy, layout
         types = taxonomy[taxonomy.article_type]
         self.type_slice = layout.slices[layout.position[types.name]]
         self.type_index = types.index
-        # Row i: which attributes apply to article type i; the last row: to an unknown one.
+        # Row i: the attributes that apply to article type i; the last row: those that apply to an unknown one.
         self.applies = np.array(
             [
                 [a.name in taxonomy.applicable(article_type) for a in layout.attributes]
@@ -170,10 +170,10 @@ class _RowBuilder:
 
         Args:
             batch: [B] examples.
-            seen: [B, M], which modalities the model saw.
+            seen: [B, M], the modalities that the model saw.
             probabilities: [B, C].
             lambdas: [B, K, M].
-            tagged_at: when.
+            tagged_at: the time of tagging.
         """
         any_seen: Bools = np.asarray(seen.any(axis=1))
         applicable = self._applicable(batch, probabilities, any_seen)
@@ -211,7 +211,7 @@ class _RowBuilder:
         return pa.RecordBatch.from_arrays([columns[f.name] for f in PREDICTIONS], schema=PREDICTIONS)
 
     def _best(self, probabilities: Floats) -> Bools:
-        """Return where each attribute's best value is, [B, C]; of equals the first."""
+        """Return the best value of each attribute [B, C] bool; the first one among equals."""
         best = np.zeros(probabilities.shape, dtype=np.bool_)
         rows = np.arange(len(probabilities))
         for part in self.layout.slices:
@@ -219,25 +219,28 @@ class _RowBuilder:
         return best
 
     def _applicable(self, batch: pa.RecordBatch, probabilities: Floats, any_seen: Bools) -> Bools:
-        """Return which attributes apply to each product [B, K].
+        """Return the attributes that apply to each product [B, K] bool.
 
-        That follows from the catalog's article type; where it gives none, from the model's best; where nothing was seen,
-        those apply that apply to all. The same apply where the catalog's article type is not listed, since the model's
-        would take its place, and what the catalog gives of other attributes is then kept too.
+        | catalog's article type | model saw something | attributes that apply |
+        |---|---|---|
+        | listed | any | those of this article type |
+        | unlisted | any | those that apply to all products, and those that the catalog gives a value of |
+        | none | yes | those of the article type that the model considers best |
+        | none | no | those that apply to all products |
         """
         unknown = len(self.type_index)
-        found = np.where(any_seen, probabilities[:, self.type_slice].argmax(axis=1), unknown)
+        type_rows = np.where(any_seen, probabilities[:, self.type_slice].argmax(axis=1), unknown)
         columns = [batch.column(name) for name in ("labels", "unknown_labels")]
         name = pa.scalar(self.taxonomy.article_type)
         types = (pc.map_lookup(column, query_key=name, occurrence="first").to_pylist() for column in columns)
         unlisted = []
         for row, (listed, others) in enumerate(zip(*types, strict=True)):
             if listed:
-                found[row] = self.type_index.get(listed[0], found[row])
+                type_rows[row] = self.type_index.get(listed[0], type_rows[row])
             elif others:
-                found[row] = unknown
+                type_rows[row] = unknown
                 unlisted.append(row)
-        applicable: Bools = self.applies[found]
+        applicable: Bools = self.applies[type_rows]
         for row in unlisted:
             given = {attribute for column in columns for attribute, values in column[row].as_py() if values}
             applicable[row] |= [attribute in given for attribute in self.layout.position]
@@ -250,5 +253,5 @@ def _lists(chosen: Bools, values: pa.Array, name: str) -> pa.Array:
 
 
 def _as_type(column: pa.Array, wanted: pa.DataType) -> pa.Array:
-    """Return a map column under the names its contract gives to nested fields: writers differ in these."""
+    """Return a map column with the nested field names of its schema, because writers differ in these names."""
     return column if column.type.equals(wanted) else column.cast(wanted)

@@ -1,8 +1,8 @@
-"""Errors that a user can act on; the message says what, where, and what to do."""
+"""Errors that a user can act on. Each message names the problem, its location and the remedy."""
 
 
 class CoreError(Exception):
-    """The model, its configuration or its data is not what it must be."""
+    """The model, its configuration or its data is invalid."""
 
 
 class ModelError(CoreError):
@@ -14,11 +14,11 @@ class DataError(CoreError):
 
 
 class NothingToLearnError(DataError):
-    """What a method learns from is nowhere in the examples: other methods may still learn."""
+    """The examples lack the input that this method learns from; other methods may still learn."""
 
 
 class DeviceError(CoreError):
-    """The device that was asked for is not there."""
+    """The requested device does not exist, or its memory is too small."""
 
 
 class CheckpointError(CoreError):
@@ -26,8 +26,8 @@ class CheckpointError(CoreError):
 
 
 class CheckpointWriteError(CheckpointError):
-    """A training checkpoint cannot be written, such as on a full disk; nothing else need be wrong."""
+    """A training checkpoint cannot be written, for example because the disk is full. Nothing else need be wrong."""
 
 
 class DivergedError(CoreError):
-    """Training gave a loss that is no number."""
+    """The loss or the gradient became infinite or NaN in training."""

@@ -1,35 +1,37 @@
-"""The JSON documents that say what a model's confidences are worth. Loads neither torch nor scipy.
+"""JSON documents of a model's thresholds, metrics and origin. Loads neither torch nor scipy.
 
 Letters of shapes: C values of one attribute.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from schemas.loading import Strict
 from schemas.taxonomy import Attribute
 
 
 class Threshold(Strict):
-    """From which confidence an attribute's values are accepted, and what that did on the validation products.
+    """The lowest accepted confidence of an attribute's values, and its effect on the validation products.
 
-    A value that was predicted often on validation has a threshold of its own; `threshold` is that of all others. None
-    anywhere: no threshold keeps the promise, so nothing is accepted.
+    A value that was predicted often on validation has its own threshold; `threshold` applies to all others. A threshold of
+    None means that no threshold keeps the promised precision, so nothing is accepted.
     """
 
     threshold: float | None
     values: dict[str, float | None] = Field(default_factory=dict, description="values with a threshold of their own")
-    temperature: float = Field(default=1.0, gt=0, description="logits are divided by it: confidences are calibrated")
+    temperature: float = Field(default=1.0, gt=0, description="logits are divided by it to calibrate confidences")
     target_precision: float
     precision: float | None  # of all accepted candidates
     accepted: int
     candidates: int
 
     def limits(self, attribute: Attribute) -> npt.NDArray[np.float32]:
-        """Return the least confidence [C] at which each value is accepted; infinite where never."""
+        """Return the lowest confidence [C] at which each value is accepted; infinite if it never is."""
         chosen = (self.values.get(name, self.threshold) for name in attribute.value_names)
         return np.array([np.inf if t is None else t for t in chosen], dtype=np.float32)
 
@@ -39,64 +41,68 @@ class Threshold(Strict):
         return tuple(name for name, limit in zip(attribute.value_names, limits, strict=True) if np.isinf(limit))
 
     def lowest(self) -> float | None:
-        """Return the lowest confidence at which any value is accepted; None where nothing is."""
+        """Return the lowest confidence at which any value is accepted; None if nothing is."""
         return min((t for t in (self.threshold, *self.values.values()) if t is not None), default=None)
 
 
+# A version's or an experiment's thresholds, by attribute.
+THRESHOLDS_DOCUMENT: Final[TypeAdapter[dict[str, Threshold]]] = TypeAdapter(dict[str, Threshold])
+
+
 class Interval(Strict):
-    """From where to where: of a 95 % bootstrap interval, but where something else is said."""
+    """Lower and upper bound (95 % bootstrap interval unless stated otherwise)."""
 
     low: float
     high: float
 
 
 class Difference(Strict):
-    """One method less another, of the same products."""
+    """The score of one method minus that of another, on the same products."""
 
-    mean: float  # as measured; of several seeds, their mean
-    interval: Interval  # by the same bootstrap draws of both
+    mean: float  # as measured; with several seeds, their mean
+    interval: Interval  # from the same bootstrap draws for both
     below_zero: float  # share of the draws
 
 
 class AttributeMetrics(Strict):
-    """One attribute on one side of the split. Confidences are calibrated probabilities.
+    """Metrics of one attribute on one side of the split. Confidences are calibrated probabilities.
 
-    A candidate is the best value of a product, or of a multi-valued attribute each (product, value). None: there is
-    nothing to count. Definitions: `cma_clip_core.evaluation.metrics`.
+    A candidate is the best value of a product; for a multi-valued attribute, each pair of a product and a value. A metric
+    is None if there is nothing to count. `cma_clip_core.evaluation.metrics` defines them.
     """
 
     n: int  # products with a listed value
-    n_unlisted: int = 0  # products of unlisted values alone: wrong wherever they are accepted, and no positives
-    n_silent: int  # of these, with a label that no text the model reads names
+    n_unlisted: int = 0  # products with unlisted values only: any accepted value is wrong, and they are no positives
+    n_silent: int  # products among `n` with a label that no text the model reads names
     accuracy: float | None  # share of the products whose best value is right
     macro_f1: float | None  # mean over the values that occur
     average_precision: float | None  # area under the precision-recall curve of the candidates
-    calibration_error: float | None  # expected, of the best value's confidence, 15 bins of equal mass
+    calibration_error: float | None  # expected error of the best value's confidence, in 15 bins of equal mass
     target_precision: float
-    recall_at_target: float | None  # at the lowest threshold, on these products, that reaches the target
-    recall_at_90: float | None  # the paper's: the same at 90 % precision
+    recall_at_target: float | None  # at the lowest threshold that reaches the target on these products
+    recall_at_90: float | None  # the paper's metric: the same at 90 % precision
     recall_at_90_interval: Interval | None = None
-    silent_recall_at_target: float | None  # the same two on the silent labels alone
-    silent_recall_at_90: float | None
+    silent_recall_at_target: float | None  # recall on the silent labels alone
+    silent_recall_at_90: float | None  # recall on the silent labels alone
     silent_recall_at_90_interval: Interval | None = None
-    coverage: float | None  # at the thresholds that ship: accepted right and wrong, over all values given
-    precision: float | None  # at the thresholds that ship; what is accepted for an unlisted value is wrong
-    recall: float | None  # at the thresholds that ship
+    coverage: float | None  # at the shipped thresholds: accepted values, right or wrong, over all values given
+    precision: float | None  # at the shipped thresholds; a value accepted where the catalog's is unlisted is wrong
+    recall: float | None  # at the shipped thresholds
     text_weight: float  # mean over the products
     image_weight: float  # mean over the products
 
 
 class ValueMetrics(Strict):
-    """One value of an attribute on one side of the split: whatever is predicted, accepted or not."""
+    """Metrics of one value of an attribute on one side of the split, over all predictions, accepted or not."""
 
-    support: int  # products that have it
+    support: int  # products that have the value
     predicted: int  # products that it is predicted for
     precision: float | None  # None: it is never predicted
     recall: float | None  # None: no product has it
 
 
 class Confusion(Strict):
-    """A true value that was missed where a wrong one was predicted."""
+    """A true value that was missed, and the wrong value predicted instead."""
 
     true: str
     predicted: str
@@ -104,24 +110,24 @@ class Confusion(Strict):
 
 
 class ValuesMetrics(Strict):
-    """One attribute, value by value. Definitions: `cma_clip_core.evaluation.metrics.judge_values`."""
+    """Metrics of one attribute, value by value, as `cma_clip_core.evaluation.metrics.judge_values` defines them."""
 
-    values: dict[str, ValueMetrics]  # of the taxonomy, in its order
-    confusions: tuple[Confusion, ...]  # the commonest, most products first
+    values: dict[str, ValueMetrics]  # in the order of the taxonomy
+    confusions: tuple[Confusion, ...]  # the most common ones, most products first
 
 
 class Promise(Strict):
-    """Whether the precision that was promised on validation is there on the side that is judged, by attribute.
+    """The attributes that keep or break, on the judged side, the precision that was promised on validation.
 
-    A side of few products may miss the target by chance, and reach it by chance.
+    On a side with few products an attribute may miss or reach the target by chance.
     """
 
-    kept: tuple[str, ...]  # the precision of what is accepted reaches the target
-    broken: dict[str, float]  # it does not: this precision
-    nothing: tuple[str, ...]  # nothing is accepted, so nothing is promised
+    kept: tuple[str, ...]  # attributes whose accepted values reach the target precision
+    broken: dict[str, float]  # attributes that do not, with their precision
+    nothing: tuple[str, ...]  # attributes that accept nothing, and so promise nothing
 
     def words(self) -> str:
-        """Return it in one line, such as "kept by 2 of 3 attributes; broken: fit (0.871); nothing is accepted: neck"."""
+        """Return one line, such as "kept by 2 of 3 attributes; broken: fit (0.871); nothing is accepted: neck"."""
         parts = [f"kept by {len(self.kept)} of {len(self.kept) + len(self.broken)} attributes"]
         if self.broken:
             parts.append(f"broken: {', '.join(f'{name} ({value:.3f})' for name, value in self.broken.items())}")
@@ -131,45 +137,43 @@ class Promise(Strict):
 
 
 class LabelCount(Strict):
-    """How many labels an attribute has on a side of the split; a product of a multi-valued one may have several."""
+    """The number of labels of an attribute on a side of the split; a multi-valued one may have several per product."""
 
     labels: int
-    silent: int  # that no text field names
+    silent: int  # labels that no text field names
 
 
 class TowersOrigin(Strict):
-    """The pretrained towers that a model began with, and which of the products that it is judged on they saw.
+    """The pretrained towers that a model started from, and how many of its held-out products they were trained on.
 
-    Sides move from day to day: a pair of the test side may have been on the training side of another labelled set.
+    Sides change from day to day: a pair of the test side may have been on the training side of another labelled set.
     """
 
     name: str
-    labelled_set: str  # its folder in the lake; empty: of towers from before it was recorded
-    same_set: bool  # the one that the model is trained on: what is held out was held out then, too
-    seen: (
-        dict[str, int] | None
-    )  # by side, validation and test: products that were on their training side; None: cannot be told
+    labelled_set: str  # its folder in the lake; empty for towers from before it was recorded
+    same_set: bool  # whether it is the model's own labelled set, so that the same products were held out
+    # by side (validation, test): products that were on the towers' training side; None: unknown
+    seen: dict[str, int] | None
 
     def words(self) -> str:
-        """Return it in one sentence, as the model card and the log say it."""
+        """Return one sentence for the model card and the log."""
         if self.same_set:
             return f"Its towers `{self.name}` were pretrained on the training side of the same labelled set."
         if self.seen is not None:
             return (
-                f"Its towers were pretrained on up to {self.seen['test']:,} of the test products and {self.seen['validation']:,} of the "
-                f"validation products, those on the training side then: `{self.name}`, of the labelled set "
-                f"`{self.labelled_set}`."
+                f"Its towers `{self.name}` were pretrained on the labelled set `{self.labelled_set}`, whose training side "
+                f"holds {self.seen['test']:,} of the test products and {self.seen['validation']:,} of the validation products."
             )
         why = (
             f"the labelled set `{self.labelled_set}` is not in this lake"
             if self.labelled_set
             else "their labelled set is not recorded"
         )
-        return f"Which of these products its towers `{self.name}` were pretrained on cannot be told: {why}."
+        return f"It is unknown which of these products its towers `{self.name}` were pretrained on: {why}."
 
 
 class MethodMetrics(Strict):
-    """One method on one side of the split."""
+    """Metrics of one method on one side of the split."""
 
     method: str
     attributes: dict[str, AttributeMetrics]
@@ -177,50 +181,50 @@ class MethodMetrics(Strict):
     mean_recall_at_90_interval: Interval | None = None
     mean_silent_recall_at_90: float | None  # over the attributes that have silent labels
     mean_silent_recall_at_90_interval: Interval | None = None
-    promise: Promise | None = None  # of the thresholds that ship; None: of a release that did not count
+    promise: Promise | None = None  # at the shipped thresholds; None: from a release that did not record it
 
 
 class Epoch(Strict):
     """One pass over the training examples."""
 
     loss: float
-    validation: float  # the objective's own measure, higher is better
+    validation: float  # the objective's own score; higher is better
     seconds: float
     examples: int
 
 
 class ExperimentOrigin(Strict):
-    """The experiment that a model comes from."""
+    """The experiment that trained a model."""
 
     folder: str  # in the lake
-    products: int  # of the labelled set; the model may have seen a sample of them
+    products: int  # in the labelled set; the model may have seen a sample of them
     compared: tuple[str, ...]  # the attributes that the experiment compared; all were trained
 
 
 class Metrics(Strict):
-    """All that is known of a trained model: goes into its folder as metrics.json."""
+    """Everything that is recorded about a trained model, written as metrics.json."""
 
     labelled_set: str = ""  # its folder in the lake
     catalog_day: str = ""  # newest day whose products are in it
     labels: dict[str, dict[str, LabelCount]] = Field(default_factory=dict)  # by attribute and side
-    experiment: ExperimentOrigin | None = None  # None: it was trained by itself
-    towers: TowersOrigin | None = None  # None: not begun with towers of the lake
+    experiment: ExperimentOrigin | None = None  # None: the `train` step trained it
+    towers: TowersOrigin | None = None  # None: training did not start from towers of the lake
     train_examples: int
     validation_examples: int
     test_examples: int
     families: int
-    best_epoch: int  # the one kept, counted from 1 (cma_clip_core.training.loop)
+    best_epoch: int  # the epoch whose weights are kept, counted from 1 (cma_clip_core.training.loop)
     epochs: tuple[Epoch, ...]
-    seconds: float  # of training, however often it was killed and went on, and of judging
+    seconds: float  # of training, including the time before a resume, and of evaluation
     device: str
     validation: dict[str, AttributeMetrics]
     test: dict[str, AttributeMetrics]
     test_values: dict[str, ValuesMetrics] = Field(
-        default_factory=dict, description="by attribute, on test; empty: of a version from before they were counted"
+        default_factory=dict, description="by attribute, on test; empty for a version from before they were recorded"
     )
-    not_learnt: dict[str, str] = Field(default_factory=dict, description="attribute: why; they count in no mean")
+    not_learnt: dict[str, str] = Field(default_factory=dict, description="attribute: reason; no mean includes it")
     promise: Promise | None = None  # on test
     picture_evidence: dict[str, float] = Field(
         default_factory=dict,
-        description="attribute: weight of what the picture alone says (cma_clip_core.evaluation.picture_evidence)",
+        description="attribute: weight of the image-only logits (cma_clip_core.evaluation.picture_evidence)",
     )

@@ -1,18 +1,20 @@
-"""Model versions on disk: a folder each, self-contained, written whole and never changed.
+"""Model versions on disk. Each is a self-contained folder that is written atomically and never changed.
 
-    model.safetensors   the weights
-    config.json         the configuration, enough to rebuild the architecture without a download
-    taxonomy.yaml       the attributes and values it predicts
-    thresholds.json     for each attribute, its temperature, and from which confidence on a value is accepted
-    metrics.json        how it was trained and how good it is
-    *.svg               precision and recall, calibration, modality weights, drawn
-    MODEL_CARD.md       the metrics for people; it cannot name the version, which is named after its hash too
-    SHA256SUMS          the hashes of all these, as `sha256sum -c` reads them; the version is named after its own hash
+| file | content |
+|---|---|
+| model.safetensors | the weights |
+| config.json | the configuration, from which the architecture can be rebuilt without a download |
+| taxonomy.yaml | the attributes and values that the model predicts |
+| thresholds.json | the temperature and the thresholds of each attribute |
+| metrics.json | the record of the training, and the metrics |
+| *.svg | plots of precision and recall, calibration and modality weights |
+| MODEL_CARD.md | the model card; it cannot name the version, whose name depends on the card's hash |
+| SHA256SUMS | the hashes of all these files, in the format of `sha256sum -c`; its own hash is in the version's name |
 
-A file that is listed and differs is refused. One that is not listed is refused where it is read, but for the card of a version
-from before cards were listed. What nothing reads is left alone.
+A listed file with another hash is refused. An unlisted file is refused when it is read, except the card of a version from
+before cards were listed. Other files are ignored.
 
-Nothing in a folder is ever run: weights are safetensors, the rest JSON and YAML. Reading the documents loads no torch.
+Nothing in a folder is ever executed: weights are safetensors, the rest is JSON and YAML. Reading the documents loads no torch.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.content.paths import AnyPath, names, sync_folder
 from cma_clip_core.errors import ModelError
-from cma_clip_core.model_documents import Threshold
+from cma_clip_core.model_documents import THRESHOLDS_DOCUMENT, Threshold
 from cma_clip_core.versions import TAXONOMY as TAXONOMY
 from cma_clip_core.versions import is_version
 from cma_clip_core.versions import list_versions as list_versions
@@ -48,17 +50,16 @@ THRESHOLDS, METRICS, CARD, SUMS = "thresholds.json", "metrics.json", "MODEL_CARD
 PRECISION_RECALL, CALIBRATION, MODALITY_WEIGHTS = "precision_recall.svg", "calibration.svg", "modality_weights.svg"
 
 _WAY_OUT: Final = "Put it back from a copy, or train the model again"
-_THRESHOLDS: TypeAdapter[dict[str, Threshold]] = TypeAdapter(dict[str, Threshold])
 Document = TypeVar("Document", bound=BaseModel)
 
 
 def read_config(folder: AnyPath) -> ModelConfig:
-    """Return a version's configuration. Raises ModelError where it is missing, broken or changed."""
+    """Return a version's configuration. Raises ModelError if it is missing, broken or changed."""
     return read_json(folder / CONFIG, ModelConfig)
 
 
 def read_taxonomy(folder: AnyPath) -> Taxonomy:
-    """Return a version's taxonomy. Raises ModelError where it is missing, broken or changed."""
+    """Return a version's taxonomy. Raises ModelError if it is missing, broken or changed."""
     path = folder / TAXONOMY
     try:
         return parse_yaml(_read(path).decode(), Taxonomy, str(path))
@@ -67,12 +68,12 @@ def read_taxonomy(folder: AnyPath) -> Taxonomy:
 
 
 def read_thresholds(folder: AnyPath) -> dict[str, Threshold]:
-    """Return a version's thresholds by attribute. Raises ModelError where they are missing, broken or changed."""
-    return _parse(folder / THRESHOLDS, _THRESHOLDS)
+    """Return a version's thresholds by attribute. Raises ModelError if they are missing, broken or changed."""
+    return _parse(folder / THRESHOLDS, THRESHOLDS_DOCUMENT)
 
 
 def read_card(folder: AnyPath) -> str:
-    """Return a version's model card, in Markdown. Raises ModelError where it is missing, broken or changed."""
+    """Return a version's model card, in Markdown. Raises ModelError if it is missing, broken or changed."""
     path = folder / CARD
     try:
         return _read(path).decode()
@@ -81,7 +82,7 @@ def read_card(folder: AnyPath) -> str:
 
 
 def read_json(path: AnyPath, model: type[Document]) -> Document:
-    """Return one of a version's JSON documents. Raises ModelError where it is missing, broken or changed."""
+    """Return one of a version's JSON documents. Raises ModelError if it is missing, broken or changed."""
     return _parse(path, TypeAdapter(model))
 
 
@@ -97,25 +98,25 @@ def _parse(path: AnyPath, adapter: TypeAdapter[_Parsed]) -> _Parsed:
 
 
 def check(folder: AnyPath) -> None:
-    """Raise ModelError where a version is not what was saved: a file is missing, or was changed. Reads all of it."""
+    """Raise ModelError if a file of a version is missing or was changed since it was saved. Reads every file."""
     for name in _files(folder):
         with _open(folder / name) as file:
             _compare(folder / name, _digest(file))
 
 
-def check_there(folder: AnyPath) -> None:
-    """Raise ModelError where a file of a version is missing. Reads none but the list of hashes: weights may be far away."""
+def check_complete(folder: AnyPath) -> None:
+    """Raise ModelError if a file of a version is missing. Reads only SHA256SUMS, because weights may be far away."""
     try:
-        there = set(names(folder))
+        present = set(names(folder))
     except OSError as error:
         raise ModelError(f"{folder}: cannot be read: {error.strerror}") from error
     for name in _files(folder):
-        if name not in there:
+        if name not in present:
             raise ModelError(f"{folder / name}: there is no such file; is {folder} a model version? {_WAY_OUT}")
 
 
 def _files(folder: AnyPath) -> tuple[str, ...]:
-    """Return the names of a version's files: those that all have, and those that its list names. Raises ModelError."""
+    """Return the names of the files that every version has, and of those that SHA256SUMS lists. Raises ModelError."""
     return tuple(dict.fromkeys((WEIGHTS, CONFIG, TAXONOMY, THRESHOLDS, METRICS, *_sums(folder))))
 
 
@@ -136,22 +137,22 @@ def _read(path: AnyPath) -> bytes:
 
 
 def _compare(path: AnyPath, digest: str) -> None:
-    """Raise ModelError where a file is not what was saved, by its hash."""
+    """Raise ModelError if the hash of a file is not the one that was saved."""
     folder, sums = path.parent, _sums(path.parent)
     if sums:
         if path.name == CARD and CARD not in sums:
-            return  # of a version from before it was listed; the line cannot have been taken out: the version is named after the list
+            return  # a version from before cards were listed; nobody removed the line, for the version's name is the list's hash
         if digest != sums.get(path.name):
             raise ModelError(f"{path}: its hash is not that in {SUMS}: the file was changed. {_WAY_OUT}")
     elif path.name == WEIGHTS and is_version(folder.name) and not folder.name.endswith(digest[:8]):
-        # A version from before there was a list was named after its weights alone.
+        # The name of a version from before SHA256SUMS existed has the hash of its weights.
         raise ModelError(
             f"{path}: its hash is {digest[:8]}, not that of version {folder.name}: the file was changed. {_WAY_OUT}"
         )
 
 
 def _sums(folder: AnyPath) -> dict[str, str]:
-    """Return the hashes that a version was saved with, by file; empty where there is no list. Raises ModelError."""
+    """Return the hashes that a version was saved with, by file; empty if it has no SHA256SUMS. Raises ModelError."""
     path = folder / SUMS
     try:
         data = path.read_bytes()
@@ -165,13 +166,13 @@ def _sums(folder: AnyPath) -> dict[str, str]:
             f"{path}: its hash is {digest[:8]}, not that of version {folder.name}: the file was changed. {_WAY_OUT}"
         )
     lines = (line.partition("  ") for line in data.decode(errors="replace").splitlines())
-    return {name: found for found, _, name in lines}
+    return {name: hexdigest for hexdigest, _, name in lines}
 
 
 def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path, made_at: datetime) -> str:
     """Write a new version into the folder `models` and return its name.
 
-    A version appears whole or not at all. The same files on the same day are the same version, which is kept as it is.
+    A version appears complete or not at all. The same files on the same day are the same version, which is not rewritten.
     """
     from safetensors.torch import save_file
 
@@ -186,7 +187,7 @@ def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path
         (temporary / TAXONOMY).write_text(
             yaml.safe_dump(taxonomy.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
-        (temporary / THRESHOLDS).write_bytes(_THRESHOLDS.dump_json(trained.thresholds, indent=1) + b"\n")
+        (temporary / THRESHOLDS).write_bytes(THRESHOLDS_DOCUMENT.dump_json(trained.thresholds, indent=1) + b"\n")
         (temporary / METRICS).write_text(trained.metrics.model_dump_json(indent=1) + "\n")
         _draw(trained, taxonomy, temporary)
         drawn = tuple(path.name for path in sorted(temporary.glob("*.svg")))
@@ -196,7 +197,7 @@ def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path
         (temporary / SUMS).write_text(sums)
         version = f"{made_at:%Y%m%d}-{_sha256(temporary / SUMS)[:8]}"
         for path in temporary.iterdir():
-            path.chmod(0o644)  # safetensors writes for its owner alone
+            path.chmod(0o644)  # safetensors creates files that only their owner can read
             with path.open("rb") as written:
                 os.fsync(written.fileno())
         temporary.chmod(0o755)
@@ -210,7 +211,7 @@ def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path
 
 
 def _draw(trained: Trained, taxonomy: Taxonomy, folder: Path) -> None:
-    """Draw what the model does on the test side, where it is known."""
+    """Draw the plots of the test side, if its predictions are known."""
     from cma_clip_core.model_card import plots
 
     if not trained.test:
@@ -234,10 +235,10 @@ def _digest(file: IO[bytes]) -> str:
 
 
 def load_model(folder: Path) -> nn.Module:
-    """Return a version's model, on the CPU, ready to predict. Nothing is downloaded, and no code in the folder is run.
+    """Return a version's model on the CPU, ready to predict. Downloads nothing and runs no code from the folder.
 
     Raises:
-        ModelError: the folder is no model version, one of its files is not what was saved, or the weights do not fit.
+        ModelError: the folder is not a model version, one of its files was changed, or the weights do not fit.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -254,7 +255,7 @@ def load_model(folder: Path) -> nn.Module:
     except SafetensorError as error:
         raise ModelError(f"{path}: not a safetensors file: {error}") from error
     model = build_model(config, taxonomy)
-    # A version from before the picture's own word was heard (cma_clip_core.evaluation.picture_evidence): 0, it is not.
+    # Versions from before picture evidence existed (cma_clip_core.evaluation.picture_evidence) lack this buffer: 0.
     state |= {name: value for name, value in model.named_buffers() if name == "picture_evidence" and name not in state}
     try:
         model.load_state_dict(state)

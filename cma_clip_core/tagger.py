@@ -1,4 +1,4 @@
-"""A saved model as a library: tag a few products from Python, by the same code as the nightly pipeline."""
+"""Tagging of a few products from Python with a saved model, by the same code as the nightly pipeline."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def load_engine(folder: str | Path, device: str = "auto", batch_size: int = 256)
     """Return the engine of a saved model version.
 
     Raises:
-        ModelError: the folder is no model version, or its files are broken.
-        DeviceError: cuda was asked for and is absent.
+        ModelError: the folder is not a model version, or its files are broken.
+        DeviceError: cuda was requested and is absent.
     """
     folder = Path(folder)
     resolved = resolve_device(device)
@@ -51,26 +51,28 @@ def load(folder: str | Path, device: str = "auto") -> Tagger:
 
 
 class Tagger:
-    """Predicts the attributes of products given as Python objects."""
+    """A saved model that predicts the attributes of products given as Python objects."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
     def tag(self, products: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return for each product what the model says.
+        """Return the predictions for each product.
 
         Args:
-            products: each with any of title, brand, description (text), image (path, bytes of a picture file, or a PIL
-                image), and labels (attribute name to a known value, or several, by name or alias: a known article type
-                decides what applies). What is None, '' or one of pandas' missing values is absent.
+            products: mappings with any of these fields. A field that is None, '' or one of pandas' missing values is absent.
+                title, brand, description: text.
+                image: a path, the bytes of a picture file, or a PIL image.
+                labels: attribute name to one or more known values, by name or alias. A known article type decides which
+                    attributes apply.
 
         Returns:
             for each product: modality (both, text, image or none), image_status (ok, absent, or why it is unusable),
             and predictions: a list of attribute, value, confidence, accepted, text_weight, image_weight.
 
         Raises:
-            DataError: a product has a field of another name, or of another type, or a label that the taxonomy does not
-                know; names the product by its place, from 0.
+            DataError: a product has an unknown field, a field of the wrong type, or a label that the taxonomy does not
+                list. The message gives the product's position, counted from 0.
         """
         if not products:
             return []
@@ -98,7 +100,7 @@ class Tagger:
         }
 
     def _labels(self, name: str, given: Any) -> dict[str, list[str]]:
-        """Return a product's labels in the taxonomy's words, as `preprocess` does; what it would only report is an error."""
+        """Return a product's labels in the taxonomy's words, as `preprocess` does, but raise where it would only report."""
         if _is_missing(given):
             return {}
         if not isinstance(given, Mapping):
@@ -106,7 +108,7 @@ class Tagger:
                 f"product {name}: its labels are {_kind(given)}, not a mapping of attribute names to values"
             )
         taxonomy = self.engine.taxonomy
-        found: dict[str, list[str]] = {}
+        labels: dict[str, list[str]] = {}
         for attribute, values in given.items():
             if attribute not in taxonomy.names:
                 raise DataError(
@@ -121,8 +123,8 @@ class Tagger:
                     "or alias"
                 )
             if attribute in known:  # other attributes may be read from the same field
-                found[attribute] = known[attribute]
-        return found
+                labels[attribute] = known[attribute]
+        return labels
 
     def _pixels(self, name: str, image: Any) -> tuple[bytes | None, ImageStatus, str | None]:
         picture = self.engine.config.picture
@@ -135,7 +137,7 @@ class Tagger:
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether `value` stands for nothing given: None, or what pandas has in an empty cell (NaN, NA, NaT)."""
+    """Return whether `value` is missing: None, or what pandas puts in an empty cell (NaN, NA, NaT)."""
     return pandas.api.types.is_scalar(value) and bool(pandas.isna(value))
 
 
@@ -144,7 +146,7 @@ def _kind(value: Any) -> str:
 
 
 def _text(name: str, field: str, value: Any) -> str | None:
-    """Return a product's text; None where there is none. Raises DataError where it is of another type."""
+    """Return a product's text, or None if it has none. Raises DataError if it is of another type."""
     if _is_missing(value):
         return None
     if not isinstance(value, str):
@@ -153,7 +155,7 @@ def _text(name: str, field: str, value: Any) -> str | None:
 
 
 def _words(name: str, attribute: str, values: Any) -> list[str]:
-    """Return the values that a label has. Raises DataError where they are neither a text nor several."""
+    """Return the values of a label. Raises DataError if they are neither a text nor a list of texts."""
     if _is_missing(values):
         return []
     several = [values] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
@@ -165,10 +167,10 @@ def _words(name: str, attribute: str, values: Any) -> list[str]:
 
 
 def _content(name: str, image: Any) -> bytes:
-    """Return the picture file that `image` is, or is the path of.
+    """Return the bytes of the picture file that `image` holds or is the path of.
 
     Raises:
-        PictureError: missing (nothing can be read at this path), or broken (Pillow cannot give the image).
+        PictureError: missing (nothing can be read at this path), or broken (Pillow cannot decode the image).
         DataError: it is of another type.
     """
     if isinstance(image, bytes):
@@ -176,7 +178,7 @@ def _content(name: str, image: Any) -> bytes:
     if isinstance(image, Image):
         try:
             return _as_file(image)
-        except Exception as error:  # one that is opened and not yet decoded raises as `decode` does: nearly anything
+        except Exception as error:  # an image that is not yet decoded raises nearly anything, as `decode` does
             raise PictureError("broken", f"{type(error).__name__}: {error}") from error
     if not isinstance(image, str | os.PathLike):
         raise DataError(
@@ -190,7 +192,7 @@ def _content(name: str, image: Any) -> bytes:
 
 
 def _as_file(image: Image) -> bytes:
-    """Return a PIL image as a PNG file: lossless, so that there is one way in, a picture file."""
+    """Return a PIL image as a PNG file. PNG is lossless, so every image can take the one path of picture files."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode not in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"):
         upright = upright.convert("RGB")  # PNG has no CMYK

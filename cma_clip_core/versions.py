@@ -1,4 +1,4 @@
-"""The names of the model versions in a folder. Loads nothing: forms ask it."""
+"""Names of the model versions in a folder. Loads no heavy library: Airflow's forms import it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TAXONOMY: Final = "taxonomy.yaml"  # in a version's folder: the attributes and v
 
 
 def is_version(name: str) -> bool:
-    """Whether `name` could name a model version: the day it was made and eight hex digits of the hash of its hashes."""
+    """Return whether `name` is of the form of a version: its day, and eight hex digits of the hash of SHA256SUMS."""
     return re.fullmatch(r"\d{8}-[0-9a-f]{8}", name) is not None
 
 

@@ -1,12 +1,12 @@
-"""Tags past days of the catalog again: which days, which attributes, by which model.
+"""Tag past days of the catalog again. A form asks for the days, the attributes and the model.
 
-Fill in the form and trigger. The nights run one after the other, oldest first, as runs of *nightly_tagging*, which this
-run waits for; their links are on the tasks of `night`. A day older than the published one changes the history alone.
+Fill in the form and trigger the DAG. It starts one run of *nightly_tagging* per day, oldest first, and waits for each of
+them. The tasks of `night` link to these runs. A day older than the published one changes only the history.
 
-* **Dry run** (on by default) shows the plan and its cost in the log of `estimate` and publishes nothing.
-* **A day that failed** does not stop the others: what they publish is right without it. Put its cause right and clear its
-  task here: its night runs again; days that are done are found done.
-* **Without choices**: Airflow's own *Backfill* of *nightly_tagging* does the same for a range of days.
+* **Dry run** (on by default): the log of `estimate` shows the plan and its cost. Nothing is published.
+* **If a day fails**, the other days still run; their tables are correct without it. Fix the cause and clear the failed task
+  here: its night runs again. Finished days are skipped.
+* **If you need none of the choices**, Airflow's own *Backfill* of *nightly_tagging* does the same for a range of days.
 """
 
 from __future__ import annotations
@@ -27,38 +27,42 @@ from schemas.step_results import EstimateResult
 
 @dag(
     dag_id="backfill_tagging",
-    description="Tags past days again: days, attributes and model are chosen in a form.",
+    description="Tags past days again. Choose days, attributes and model in a form.",
     doc_md=__doc__,
     schedule=None,
     max_active_runs=1,
     tags=["catalog", "tagging"],
     params={
-        "first_day": Param(type="string", format="date", title="First day"),
-        "last_day": Param(type="string", format="date", title="Last day"),
+        "first_day": Param(type="string", format="date", title="First day", description="Oldest day to tag again."),
+        "last_day": Param(
+            type="string", format="date", title="Last day", description="Newest day to tag again; it is included."
+        ),
         **night_params(),
         "dry_run": Param(
             True,
             type="boolean",
             title="Dry run",
-            description="Show the plan and its cost; publish nothing. Switch it off to run the nights.",
+            description="Only show the plan and its cost. Switch this off to run the nights.",
         ),
     },
     **DAG_DEFAULTS,
 )
 def backfill_tagging() -> None:
-    @task(doc_md="Looks at the form: the days must be a range, and have exports. Its result is one night a day.")
+    @task(
+        doc_md="Checks the form and returns one night per day with an export. Fails on a wrong range, or if no day has an export."
+    )
     def check_form(params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-        asked = params or {}
+        form = params or {}
         with job_errors_fail_the_task():
-            there, missing = export_days.exported(
-                Lake(Settings().root), asked["first_day"], asked["last_day"], min(export_days.MOST, MAX_MAP_LENGTH)
+            days, missing = export_days.exported(
+                Lake(Settings().root), form["first_day"], form["last_day"], min(export_days.MOST, MAX_MAP_LENGTH)
             )
         if missing:
-            print(f"no export, left out: {', '.join(missing)}")
-        chosen = {name: asked[name] for name in ("attributes", "model", "retag", "allow_removals")}
-        return [{"conf": {"ds": day} | chosen, "note": f"backfill of {day}"} for day in there]
+            print(f"days without an export, left out: {', '.join(missing)}")
+        chosen = {name: form[name] for name in ("attributes", "model", "retag", "allow_removals")}
+        return [{"conf": {"ds": day} | chosen, "note": f"backfill of {day}"} for day in days]
 
-    @task.branch(doc_md="To the estimate, or to the nights.")
+    @task.branch(doc_md="Continues with the estimate if this is a dry run, otherwise with the nights.")
     def branch(params: dict[str, Any] | None = None) -> str:
         return "estimate" if (params or {})["dry_run"] else "night"
 
@@ -72,7 +76,7 @@ def backfill_tagging() -> None:
             "--last={{ params.last_day }}",
             *NIGHT_ARGUMENTS,
         ],
-        doc_md="What the backfill would do and cost, day by day. Nothing is published.",
+        doc_md="Prints what the backfill would do and cost, day by day. Publishes nothing.",
     )
     night = TriggerDagRunOperator.partial(
         task_id="night",
@@ -81,11 +85,11 @@ def backfill_tagging() -> None:
         deferrable=True,
         poke_interval=10,
         fail_when_dag_is_paused=True,
-        max_active_tis_per_dagrun=1,  # one after the other, oldest first: each day is compared with the one before
+        max_active_tis_per_dagrun=1,  # oldest first, one at a time: each day is compared with the day before
         execution_timeout=timedelta(days=2),
         retries=1,
         map_index_template="{{ task.conf.ds }}",
-        doc_md="A night of *nightly_tagging*, waited for without a worker.",
+        doc_md="Triggers a run of *nightly_tagging* and waits for it without occupying a worker.",
     ).expand_kwargs(checked)
 
     checked >> branch() >> [estimate, night]

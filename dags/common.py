@@ -1,4 +1,4 @@
-"""Shared defaults of the DAGs: retries, failure alerts, the logical day, the form of a night, error translation."""
+"""Shared parts of the DAGs: retries, failure alerts, the logical day, the form of a night, error translation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jobs.settings import Settings
 
 @contextlib.contextmanager
 def job_errors_fail_the_task() -> Iterator[None]:
-    """Turn an error that a user must act on into one that Airflow does not retry: a retry would fail again."""
+    """Turn a `JobError` into an error that Airflow does not retry: a retry would fail again."""
     try:
         yield
     except JobError as error:
@@ -27,7 +27,7 @@ def job_errors_fail_the_task() -> Iterator[None]:
 
 
 def partition_day(ds: str | None, interval_start: datetime | None) -> str:
-    """Return the day of a run: `ds` where given, otherwise the day on which its data interval starts.
+    """Return the day of a run: `ds` if given, otherwise the day on which its data interval starts.
 
     Raises:
         AirflowFailException: both are missing, or `ds` is not a day.
@@ -40,7 +40,7 @@ def partition_day(ds: str | None, interval_start: datetime | None) -> str:
         assert interval_start is not None
         return interval_start.astimezone(UTC).date().isoformat()
     try:
-        # fromisoformat also reads 20261120 and 2026-W47-5: a partition has one spelling
+        # fromisoformat also accepts 20261120 and 2026-W47-5, but a partition has one spelling.
         if datetime.fromisoformat(ds).date().isoformat() != ds:
             raise ValueError
     except ValueError:
@@ -49,18 +49,18 @@ def partition_day(ds: str | None, interval_start: datetime | None) -> str:
 
 
 def alert(context: Context) -> None:
-    """Send an alert about a task that failed for good: its step, its rows, its report."""
+    """Send an alert about a task whose retries are used up, with its step, row counts and report."""
     task: Any = context["task"]
     ti: Any = context["ti"]
     name = ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]"
     if shard := getattr(task, "shard", None):
         name += f" (shard {shard})"
     arguments = [str(argument) for argument in getattr(task, "arguments", ())]
-    if not arguments:  # a task that runs no step: its day is that of the run
+    if not arguments:  # the task runs no step, so use the day of the run
         with contextlib.suppress(Exception):
             arguments = ["--ds", ti.xcom_pull(task_ids="resolve_day")]
     settings = Settings()
-    subject, text = alerts.of_failure(
+    subject, text = alerts.failure_alert(
         settings,
         dag=ti.dag_id,
         task=name,
@@ -95,21 +95,21 @@ def night_params() -> dict[str, Param]:
             type="string",
             enum=[CHAMPION, *form_options.model_versions(settings)],
             title="Model version",
-            description="This version tags again every product that another version tagged.",
+            description="Products that another version tagged are tagged again by this one.",
         ),
         "retag": Param(
-            False, type="boolean", title="Tag every product again", description="Include products that did not change."
+            False, type="boolean", title="Tag every product again", description="Also tag products that did not change."
         ),
         "allow_removals": Param(
             False,
             type="boolean",
             title="Allow removals",
-            description="Continue even if the night removes more products than its limit.",
+            description="Continue even if the night removes more products than TAGGING_MAX_REMOVED_SHARE allows.",
         ),
     }
 
 
-# The form's values as arguments of a step; empty ones are left out.
+# The form's values as arguments of a step. Empty arguments are left out.
 NIGHT_ARGUMENTS = (
     "{{ '--retag' if params.retag else '--no-retag' }}",
     f"{{{{ '' if params.model == '{CHAMPION}' else '--model=' ~ params.model }}}}",
@@ -127,7 +127,7 @@ TASK_DEFAULTS: dict[str, Any] = {
     "on_failure_callback": alert,
 }
 
-# Every DAG starts this year, does not catch up, and gives its tasks the defaults above.
+# Every DAG starts in 2026, does not catch up, and gives its tasks the defaults above.
 DAG_DEFAULTS: dict[str, Any] = {
     "start_date": datetime(2026, 1, 1, tzinfo=UTC),
     "catchup": False,

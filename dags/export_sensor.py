@@ -1,4 +1,4 @@
-"""The sensor that waits for a day's complete export, on a disk or on S3, without holding a worker. No DAG of its own."""
+"""A sensor that waits for a day's complete export, on disk or on S3, without occupying a worker. This file has no DAG."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from jobs.settings import Settings
 
 
 class ExportSensor(FileSensor):
-    """Waits for the manifest of a day's raw catalog, which `import-catalog` writes last.
+    """A sensor for the manifest of a day's raw catalog, which `import-catalog` writes last.
 
-    Deferred: the triggerer looks for the file, and no worker waits.
+    It is deferred: the triggerer looks for the file, so no worker waits.
     """
 
     def __init__(self, *, day: Any, **kwargs: Any) -> None:
@@ -27,22 +27,22 @@ class ExportSensor(FileSensor):
         super().__init__(filepath=path, fs_conn_id=CONNECTION, deferrable=True, mode="reschedule", **kwargs)
 
     def execute(self, context: Context) -> None:
-        """Defer until the manifest is there."""
+        """Defer until the manifest exists."""
         root = Settings().root
         if storage.on_disk(root):
             super().execute(context)
             return
-        # Only here: Airflow has the folder of the plugins on the path where tasks run.
+        # Imported here because only the processes that run tasks have the plugins on their path.
         from export_trigger import ExportTrigger
 
-        place = root / self.filepath
-        self.log.info("Looking for %s", place)
-        if not storage.exists(place):
-            trigger = ExportTrigger(str(place), self.poke_interval)
+        path = root / self.filepath
+        self.log.info("Looking for %s", path)
+        if not storage.exists(path):
+            trigger = ExportTrigger(str(path), self.poke_interval)
             self.defer(trigger=trigger, timeout=timedelta(seconds=self.timeout), method_name="execute_complete")
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Any) -> Any:
-        """As FileSensor's; where the time is up, say what is missing and what to do."""
+        """Resume as FileSensor does. On a timeout, raise an error that names the missing file and the remedy."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowSensorTimeout:

@@ -1,4 +1,4 @@
-"""The operator that runs a job's command, and the link to the page that it wrote. No DAG of its own."""
+"""The operator that runs a step of the command line, and the link to the page that the step wrote. This file has no DAG."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from jobs.startup import step_client
 from schemas.step_results import StepResult
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-WRONG_INPUT = 2  # exit code of a step whose input or settings are wrong: to try again would change nothing
-GRACE_SECONDS = 3  # Airflow's supervisor ends the task, and with it `on_kill`, by force after five
-MOST_LINES = 20  # of an error, in the exception and the alert; the log has all
-NOISE = "WARNING: Using incubator modules"  # Java says so whenever Spark starts it
+WRONG_INPUT = 2  # exit code of a step with wrong input or settings: a retry would not help
+GRACE_SECONDS = 3  # Airflow's supervisor kills the task, including `on_kill`, after five seconds
+MOST_LINES = 20  # lines of an error in the exception and the alert; the log has all of them
+NOISE = "WARNING: Using incubator modules"  # printed by Java whenever Spark starts it
 
 
 class ReportLink(BaseOperatorLink):
-    """The button *Report* of a task: the page that its step wrote, served by the plugin in `dags/plugins`."""
+    """The button *Report* of a task. It opens the page that the step wrote, which the plugin in `dags/plugins` serves."""
 
     name = "Report"
 
-    def get_link(self, operator: Any, *, ti_key: Any) -> str:  # noqa: ARG002 - the interface's
-        """Return the page's address; empty where the step wrote none."""
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:  # noqa: ARG002 - part of the interface
+        """Return the page's address, or "" if the step wrote none."""
         result: StepResult | None = getattr(operator, "result", None)
         page = result.html_page() if result is not None else ""
         start = f"{Settings().root}/"
@@ -42,10 +42,10 @@ class ReportLink(BaseOperatorLink):
 
 
 class JobOperator(BaseOperator):
-    """Run one step of the command line in its own process group and return the JSON that it prints.
+    """An operator that runs one step of the command line in its own process group and returns the JSON that it prints.
 
-    The step is started from an argument list, so nothing in it can be read as shell. Its log, standard error, goes to
-    the task's log; its result is the last line of standard output.
+    The step is started from an argument list, so no argument can be interpreted by a shell. Its standard error goes to the
+    task's log. Its result is the last line of its standard output.
     """
 
     template_fields: Sequence[str] = ("arguments", "shard")
@@ -55,16 +55,16 @@ class JobOperator(BaseOperator):
         super().__init__(**kwargs)
         self.arguments = arguments
         self.prints = prints
-        self.shard = shard  # of a mapped task: one, or several as the command line takes them
+        self.shard = shard  # for a mapped task: the value of --shard, such as "7" or "0-2"
         self.result: StepResult | None = None
         self._process: subprocess.Popen[str] | step_client.Step | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Run the step. An empty argument is left out.
+        """Run the step. Empty arguments are left out.
 
         Raises:
-            AirflowFailException: its input or settings are wrong; it is not tried again.
-            AirflowException: anything else; it is.
+            AirflowFailException: the input or the settings are wrong; Airflow does not retry.
+            AirflowException: the step failed for another reason; Airflow retries.
         """
         arguments = [text for argument in self.arguments if (text := str(argument))]
         if self.shard is not None:
@@ -76,17 +76,17 @@ class JobOperator(BaseOperator):
         output: list[str] = []
         reader = threading.Thread(target=output.extend, args=(process.stdout,), daemon=True)
         reader.start()
-        said: list[str] = []  # since the last line that began with "error:"; a step's last word
+        last_error: list[str] = []  # lines since the last one that begins with "error:"
         for line in process.stderr:
             if not line.strip() or line.startswith(NOISE):
                 continue
-            if line.startswith("error:") or not (said and said[0].startswith("error:")):
-                said.clear()
-            said.append(line.rstrip())
+            if line.startswith("error:") or not (last_error and last_error[0].startswith("error:")):
+                last_error.clear()
+            last_error.append(line.rstrip())
             self.log.info("%s", line.rstrip())
         code = process.wait()
         reader.join()
-        why = "\n".join(said[:MOST_LINES])
+        why = "\n".join(last_error[:MOST_LINES])
         if code == WRONG_INPUT:
             raise AirflowFailException(why)
         if code != 0:
@@ -98,10 +98,10 @@ class JobOperator(BaseOperator):
         return result
 
     def field(self, name: str) -> XComArg:
-        """Return a field of the step's result, for the tasks that follow.
+        """Return a field of the step's result, for use by later tasks.
 
         Raises:
-            KeyError: the step prints no such field; the DAG is not loaded then.
+            KeyError: the result has no such field. This happens when the DAG is loaded.
         """
         if name not in self.prints.model_fields:
             raise KeyError(
@@ -115,7 +115,11 @@ class JobOperator(BaseOperator):
             try:
                 return step_client.start(Path(address), arguments, environment, REPOSITORY)
             except OSError as error:
-                self.log.warning("%s: no step server there (%s); its libraries are loaded anew", address, error)
+                self.log.warning(
+                    "%s: no step server answers (%s); the step starts without it and loads its libraries itself",
+                    address,
+                    error,
+                )
         return subprocess.Popen(
             [sys.executable, "-m", "jobs", *arguments],
             cwd=REPOSITORY,
@@ -129,7 +133,7 @@ class JobOperator(BaseOperator):
         )
 
     def on_kill(self) -> None:
-        """End the step and all that it started (Spark's JVM, data loaders), by force where it does not end in time."""
+        """End the step and all processes that it started (Spark's JVM, data loaders); kill them if they do not end in time."""
         process = self._process
         if process is None or process.returncode is not None:
             return

@@ -1,8 +1,13 @@
-"""Expires what the lake no longer needs: old runs, plans, predictions and examples.
+"""Remove what the lake no longer needs: old runs, plans, predictions and examples.
 
-Every Sunday at 12:00 UTC, as a **dry run**: the log of `maintenance` says what would go. Trigger it with `delete`, or
-set TAGGING_MAINTENANCE_DELETE=true, to let it go. Never removed: what is published, what any past day is read from,
-what an example or a labelled set still needs, what is being read.
+The DAG runs every Sunday at 12:00 UTC as a **dry run**: the log of `maintenance` lists what it would remove. To remove it,
+trigger the DAG with `delete`, or set TAGGING_MAINTENANCE_DELETE=true.
+
+It never removes:
+
+* the published tables and the history of past days
+* examples that a plan, a table or a labelled set still needs
+* runs that a step is working on
 """
 
 from __future__ import annotations
@@ -18,21 +23,25 @@ from schemas.step_results import MaintenanceResult
 
 @dag(
     dag_id="maintenance",
-    description="Expires what the lake no longer needs; a dry run unless it is told to delete.",
+    description="Removes what the lake no longer needs. A dry run unless `delete` is on.",
     doc_md=__doc__,
     schedule=CronDataIntervalTimetable("0 12 * * 0", timezone="UTC"),
     max_active_runs=1,
     tags=["catalog", "lake"],
     params={
-        "days": Param(30, type="integer", minimum=0, title="Least age, in days", description="Younger things stay."),
+        "days": Param(30, type="integer", minimum=0, title="Minimum age in days", description="Younger data is kept."),
         "keep": Param(
-            7, type="integer", minimum=1, title="Runs to keep", description="The newest ones, whatever their age."
+            7,
+            type="integer",
+            minimum=1,
+            title="Runs to keep",
+            description="Number of newest published runs to keep besides the live one, whatever their age.",
         ),
         "delete": Param(
             os.environ.get("TAGGING_MAINTENANCE_DELETE", "").lower() == "true",
             type="boolean",
             title="Delete",
-            description="Off: a dry run, which only says what would go.",
+            description="Remove the data. If this is off, the run only lists what it would remove.",
         ),
     },
     **DAG_DEFAULTS,
@@ -47,7 +56,7 @@ def maintenance() -> None:
             "--keep={{ params.keep }}",
             "{{ '--delete' if params.delete else '' }}",
         ],
-        doc_md="Lists what has expired, by kind, with its bytes; removes it where it is told to.",
+        doc_md="Lists expired data by kind and size, and removes it if `delete` is on.",
     )
 
 

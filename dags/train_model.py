@@ -1,12 +1,13 @@
-"""Trains a model on the newest labelled set, judges it against the champion, and promotes it if it is no worse.
+"""Train a model on the newest labelled set, judge it against the champion, and promote it if it is no worse.
 
-Every Sunday at 06:00 UTC, or by hand. The new version is always kept; the verdict is the result of `judge`. After a
-promotion the nights tag again what the new model must, at most the share TAGGING_MAX_RETAG_SHARE of the catalog a night.
+The DAG runs every Sunday at 06:00 UTC, or when you trigger it. The new version is always kept. The verdict is the result
+of `judge`. After a promotion, the following nights tag every product again, at most the share TAGGING_MAX_RETAG_SHARE of
+the catalog per night.
 
-* **Ask a person**: trigger it with `approval`: the run then waits in `approve` for a yes or no, which anybody who may
-  edit the DAG gives on the task's page (*Required Actions*).
-* **Better towers**, where the configuration names no pretrained weights: trigger it with `pretrain`.
-* **A training that failed or was stopped**: clear `train`; it goes on from its last checkpoint.
+* **To decide yourself**, trigger the DAG with `approval`. The run then waits in `approve` for a yes or no. Anybody who may
+  edit the DAG can answer on the task's page (*Required Actions*).
+* **For better towers**, if the configuration names no pretrained weights, trigger the DAG with `pretrain`.
+* **If a training failed or was stopped**, clear `train`. It continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from schemas.step_results import ChampionResult, DatasetResult, JudgeResult, Pre
 
 @dag(
     dag_id="train_model",
-    description="Trains a model on the newest labelled set, judges it, promotes it if it is no worse.",
+    description="Trains a model on the newest labelled set, judges it, and promotes it if it is no worse.",
     doc_md=__doc__,
     schedule=CronDataIntervalTimetable("0 6 * * 0", timezone="UTC"),
     max_active_runs=1,
@@ -38,33 +39,34 @@ from schemas.step_results import ChampionResult, DatasetResult, JudgeResult, Pre
             None,
             type=["null", "string"],
             format="date",
-            title="Newest day of the catalog to learn from",
-            description="Leave empty for the newest day that has an export.",
+            title="Newest day of the catalog to train on",
+            description="Leave this empty to use the newest day that has an export.",
         ),
         "pretrain": Param(
             False,
             type="boolean",
             title="Pretrain the towers first",
-            description="On the pairs of picture and text of the same labelled set; towers of it that are there are used again. "
-            "Not where the configuration names pretrained weights.",
+            description="Train both towers on the labelled set's own image-text pairs. Existing towers of this set are used "
+            "again. Not possible if the configuration names pretrained weights.",
         ),
         "approval": Param(
             False,
             type="boolean",
             title="Ask before promoting",
-            description="A person says yes or no on the page of the task `approve`.",
+            description="Wait for a person to answer yes or no on the page of the task `approve`.",
         ),
     },
     **DAG_DEFAULTS,
 )
 def train_model() -> None:
-    @task(doc_md="Settles the day once: `ds` where it is given, else the newest day that has an export.")
+    @task(doc_md="Returns the newest day up to `ds` that has an export; without `ds`, the newest one of all.")
     def resolve_day(params: dict[str, Any] | None = None) -> str:
         with job_errors_fail_the_task():
             return export_days.newest(Lake(Settings().root), (params or {}).get("ds"))
 
     @task.branch(
-        doc_md="Keeps a model that is worse or cannot be judged, asks a person where that is wished, promotes it else."
+        doc_md="Continues with `keep` if the model was not accepted, otherwise with `approve` if `approval` is on, or else "
+        "with `promote`."
     )
     def decide(accepted: bool, params: dict[str, Any] | None = None) -> str:
         if not accepted:
@@ -77,13 +79,13 @@ def train_model() -> None:
         prints=PrepareResult,
         arguments=["prepare", "--ds", day],
         execution_timeout=timedelta(hours=6),
-        doc_md="Makes the day's examples where they are not there: validate, plan and preprocess without a night.",
+        doc_md="Makes the day's missing examples: validate, plan and preprocess, without a night.",
     )
     dataset = JobOperator(
         task_id="dataset",
         prints=DatasetResult,
         arguments=["dataset", "--ds", day],
-        doc_md="Makes the labelled set and the page that shows it, behind the button *Report*.",
+        doc_md="Makes the labelled set and a page about it, which the button *Report* opens.",
     )
     train = JobOperator(
         task_id="train",
@@ -93,7 +95,7 @@ def train_model() -> None:
         pool="gpu",
         queue="gpu",
         execution_timeout=timedelta(days=2),
-        doc_md="Trains, chooses thresholds, writes a model version. Killed, it goes on from its last checkpoint.",
+        doc_md="Trains the model, chooses thresholds and writes a model version. A retry continues from the last checkpoint.",
     )
     version = train.field("model_version")
     judge = JobOperator(
@@ -103,27 +105,28 @@ def train_model() -> None:
         multiple_outputs=True,
         pool="gpu",
         queue="gpu",
-        doc_md="Compares it with the champion on products that neither learnt from, beyond noise.",
+        doc_md="Compares the new version with the champion on products that neither was trained on. Differences within noise do not count.",
     )
     decided = decide(judge.field("accepted"))
     keep = EmptyOperator(
-        task_id="keep", doc_md="The new version stays a challenger: `verdict` of `judge`, tab *XCom*, says why."
+        task_id="keep",
+        doc_md="The new version stays a challenger. `verdict` in the result (*XCom*) of `judge` gives the reason.",
     )
     approve = ApprovalOperator(
         task_id="approve",
         subject="Make model {{ ti.xcom_pull(task_ids='train', key='model_version') }} the champion?",
-        body="{{ ti.xcom_pull(task_ids='judge', key='page') }}\n\nThe next nights tag every product again.",
+        body="{{ ti.xcom_pull(task_ids='judge', key='page') }}\n\nIf you approve, the next nights tag every product again.",
         defaults=ApprovalOperator.REJECT,
         response_timeout=timedelta(days=3),
         execution_timeout=None,
-        doc_md="Waits three days for a person; no answer is a no.",
+        doc_md="Waits up to three days for a person's answer. No answer counts as no.",
     )
     promote = JobOperator(
         task_id="promote",
         prints=ChampionResult,
         arguments=["models", "promote", version],
         trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
-        doc_md="Makes it the champion, unless the champion changed meanwhile and it is worse than that one.",
+        doc_md="Makes the new version the champion. If the champion changed in the meantime, it must be no worse than that one.",
     )
 
     day >> prepare >> dataset >> train >> judge

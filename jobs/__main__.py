@@ -1,4 +1,4 @@
-"""``python -m jobs``: the command line of every step."""
+"""``python -m jobs``: command line of all steps."""
 
 if __name__ == "__main__":
     from jobs.startup.fast_exit import FastExit

@@ -1,4 +1,4 @@
-"""Errors that a user can act on. The command line prints their message alone, without a traceback."""
+"""Errors that a user can act on. The command line prints only their message, without a traceback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class JobError(Exception):
 
 
 class TransientError(JobError):
-    """A failure that may pass without a change of input or settings. The exit code is 1, and Airflow retries the task."""
+    """A failure that may pass without a change of input or settings. The exit code is 1, and Airflow retries."""
 
 
 class CriticalDataError(JobError):

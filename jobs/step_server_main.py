@@ -1,4 +1,4 @@
-"""``python -m jobs.step_server_main SOCKET``: the step server (`jobs.startup.step_server`) with this command line."""
+"""``python -m jobs.step_server_main SOCKET``: a step server (`jobs.startup.step_server`) for our command line."""
 
 from jobs.startup.fast_exit import FastExit
 
@@ -11,12 +11,12 @@ from pathlib import Path  # noqa: E402
 from jobs.startup.step_server import serve  # noqa: E402
 
 
-def _main() -> Callable[[], object]:
-    """Import the command line in each fork, so that a step gets this project's modules as they are when it starts."""
+def _load_main() -> Callable[[], object]:
+    """Import and return the command line. Each fork does this, so every step runs the present code."""
     from jobs.cli import main
 
     return main
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), fast_exit, _main)
+    serve(Path(sys.argv[1]), fast_exit, _load_main)

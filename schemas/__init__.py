@@ -1,1 +1,1 @@
-"""The contracts every other package builds on: tables, taxonomy, rules, column mapping. Imports nothing of ours."""
+"""Contracts of all other packages: tables, taxonomy, rules, column mapping. Imports no other package of ours."""

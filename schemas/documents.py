@@ -1,4 +1,4 @@
-"""The JSON documents of the lake: what one step tells the next beside its tables. Paths are relative to the lake."""
+"""JSON documents of the lake, which steps pass to each other in addition to tables. Paths are relative to the lake."""
 
 from __future__ import annotations
 
@@ -17,109 +17,107 @@ class RawFile(Strict):
 
     name: str
     bytes: int
-    rows: int = Field(description="lines in the file, blank ones left out")
+    rows: int = Field(description="lines of the file, without blank ones")
     sha256: str
 
 
 class LostPicture(Strict):
-    """A picture that a record names and the import could not have."""
+    """A picture that a record names and the import could not get."""
 
-    name: str = Field(description="as the record gives it, its start alone where it is long")
-    why: str = Field(description="its status in `RawManifest.pictures`, and what was found")
-    nearest: tuple[str, ...] = Field(
-        default=(), description="the names most like it that the export has, three at most"
-    )
+    name: str = Field(description="as the record gives it; only the start of a long name")
+    why: str = Field(description="its status in `RawManifest.pictures`, and details")
+    nearest: tuple[str, ...] = Field(default=(), description="the most similar names in the export, at most three")
 
     def in_words(self) -> str:
-        """Return what a person needs to find it."""
+        """Return the text that a person needs to find the picture."""
         nearest = f" (nearest: {', '.join(map(repr, self.nearest))})" if self.nearest else ""
         return f"{self.name!r}: {self.why}{nearest}"
 
 
 class RawManifest(Strict):
-    """``catalog/raw/ds=D/_manifest.json``, written last: a day without it is not complete."""
+    """``catalog/raw/ds=D/_manifest.json``, written last: a day without it is incomplete."""
 
     ds: Day
     source: str = Field(description="the folder it was imported from")
     files: tuple[RawFile, ...]
     rows: int
     notes: dict[str, int] = Field(
-        default_factory=dict, description="what import read in another way than written, or left out, counted"
+        default_factory=dict, description="counts of values that import converted or left out, by kind"
     )
-    unreadable: dict[str, int] = Field(default_factory=dict, description="lines that are no records, by the reason")
+    unreadable: dict[str, int] = Field(default_factory=dict, description="lines that are not records, by reason")
     pictures: dict[str, int] = Field(
         default_factory=dict,
-        description="pictures that records name by what became of them: added | known (in the lake already) | missing | "
-        "ambiguous (several names are like it) | url | forbidden (its name leads out of the export) | link (a symbolic link "
-        "that is not followed) | empty | too_large | broken; none where pictures are not imported",
+        description="pictures that records name, by status: added | known (already in the lake) | missing | ambiguous "
+        "(several names are similar) | url | forbidden (the name leads out of the export) | link (a symbolic link, which is "
+        "not followed) | empty | too_large | broken; empty if pictures are not imported",
     )
     missing_pictures: tuple[LostPicture, ...] = Field(
-        default=(), description="three at most of those that are neither added nor known"
+        default=(), description="at most three of the pictures that are neither added nor known"
     )
     created_at: datetime
 
     @property
     def pictures_named(self) -> int:
-        """How many pictures records name."""
+        """The number of pictures that records name."""
         return sum(self.pictures.values())
 
     @property
     def lost_pictures(self) -> int:
-        """How many pictures that records name could not be had."""
+        """The number of named pictures that import could not get."""
         return sum(n for status, n in self.pictures.items() if status not in ("added", "known"))
 
 
 class StoredFile(Strict):
-    """A file as it was written: whoever builds on it sees whether it still is that."""
+    """A file as it was written, so that later steps can verify it."""
 
     path: str
     rows: int
     bytes: int
-    sha256: str = Field(description="'': it was not taken")
+    sha256: str = Field(description="'': not computed")
 
 
 class Validation(Strict):
-    """``catalog/valid/ds=D/current.json``: names the day's valid and quarantined records. Swapped whole."""
+    """``catalog/valid/ds=D/current.json``: the day's valid and quarantined records. Replaced atomically."""
 
     ds: Day
     version: str = Field(description="fingerprint of the raw files, the rules and the picture roots")
     passed: bool = Field(description="False: a critical rule failed; nothing may be published from this day")
-    failures: tuple[str, ...] = Field(description="each failed critical rule, with what was seen")
+    failures: tuple[str, ...] = Field(description="each failed critical rule, with the observed value")
     raw: int
     unparsable: int
     quarantined: int
     superseded: int
     valid: int
-    reasons: dict[str, int] = Field(description="rows by the rule that failed; a row may fail several")
-    line_errors: dict[str, int] = Field(default_factory=dict, description="unparsable lines by why they are no record")
+    reasons: dict[str, int] = Field(description="rows by failed rule; a row may fail several")
+    line_errors: dict[str, int] = Field(default_factory=dict, description="unparsable lines by reason")
     notes: dict[str, int] = Field(
         default_factory=dict,
-        description="valid rows that lost a field, by the rule that took it; a row may lose several",
+        description="valid rows with a cleared field, by the rule that cleared it; a row may lose several",
     )
     unread_labels: dict[str, int] = Field(
-        default_factory=dict, description="valid rows with a label of a form that is not known, by the label's name"
+        default_factory=dict, description="valid rows with a label of unknown form, by the label's name"
     )
     pictures_named: int | None = Field(
-        default=None, description="records that name a picture; None: the rules did not ask"
+        default=None, description="records that name a picture; None: no rule needed the count"
     )
     pictures_missing: int | None = Field(
-        default=None, description="of these, records whose picture import could not find; None: the rules did not ask"
+        default=None, description="those of them whose picture import could not find; None: no rule needed the count"
     )
     valid_path: str
     quarantine_path: str
     data_docs_path: str
     files: tuple[StoredFile, ...] = Field(
-        default=(), description="those of both folders; none where an earlier version wrote them"
+        default=(), description="files of both folders; empty if an earlier version wrote the document"
     )
     created_at: datetime
 
 
 class Shard(Strict):
-    """A part of a run's work, tagged by one task into one file."""
+    """A part of a run's work, which one task tags into one file."""
 
     id: int
     rows: int
-    example_paths: tuple[str, ...] = Field(description="folders that hold the shard's examples")
+    example_paths: tuple[str, ...] = Field(description="folders with the shard's examples")
 
 
 class Plan(Strict):
@@ -128,27 +126,25 @@ class Plan(Strict):
     run_id: str
     ds: Day
     base_run: str | None = Field(
-        description="the run whose tables the catalog was compared with: the live one; of a backfill, the one that made "
-        "the tables what they were on that day; None: there were none"
+        description="the run whose tables the catalog was compared with: the live one, or in a backfill the one that wrote "
+        "the tables as of that day; None: there were no tables"
     )
     history_base: dict[Day, str | None] = Field(
-        default_factory=dict, description="the days of history that the run writes, each with its run at planning"
+        default_factory=dict, description="the days of history that the run writes, each with its run at planning time"
     )
     backfill: bool = Field(description="True: a later day is published, so this run changes history only")
-    prepare_only: bool = Field(description="True: makes examples to train on; nothing is tagged or published")
+    prepare_only: bool = Field(description="True: the run makes examples for training; nothing is tagged or published")
     model_version: str | None
-    retag: bool = Field(default=False, description="True: a person asked for every product to be tagged again")
-    model_given: bool = Field(default=False, description="True: a person asked for this model version")
-    replaces: str | None = Field(
-        default=None, description="the run of the same day whose plan went stale, and which this one takes the place of"
-    )
+    retag: bool = Field(default=False, description="True: a person requested that every product be tagged again")
+    model_given: bool = Field(default=False, description="True: a person requested this model version")
+    replaces: str | None = Field(default=None, description="the run of the same day whose stale plan this one replaces")
     attributes: tuple[str, ...] = Field(
         default=(),
-        description="where given: of products that did not change only the rows of these attributes are replaced, and "
-        "their other rows and their state stay",
+        description="if given: unchanged products get new rows for these attributes only; their other rows and their state "
+        "stay",
     )
     taxonomy_path: str = Field(
-        description="the taxonomy labels are read by: the model's, or for training the settings'"
+        description="the taxonomy that labels are read with: the model's, or for training that of the settings"
     )
     taxonomy_fingerprint: str
     picture_height: int = Field(description="pixels")
@@ -160,28 +156,26 @@ class Plan(Strict):
     model_changed: int
     unchanged: int
     waiting: int = Field(
-        default=0, description="of the unchanged: left to later nights, though an older model tagged them"
+        default=0, description="unchanged products left to later nights, although an older model tagged them"
     )
     removed: int
-    held: int = Field(
-        description="published products kept as they are because today's record is, or may be, quarantined"
-    )
+    held: int = Field(description="published products kept unchanged because today's record is, or may be, quarantined")
     held_pictures: int = Field(
         default=0,
-        description="valid products kept as they are published, with their picture, because it is not there today",
+        description="valid products whose published rows, made with their picture, are kept because it is missing today",
     )
     removals_allowed: bool = Field(
-        default=False, description="True: a person let it remove more products than a night may by itself"
+        default=False, description="True: a person allowed more removals than a night may make by itself"
     )
     to_preprocess: int
     files: tuple[StoredFile, ...] = Field(
-        default=(), description="products to tag and products removed; none where an earlier version wrote them"
+        default=(), description="files of products to tag and to remove; empty if an earlier version wrote the plan"
     )
     created_at: datetime
 
     @property
     def example_spec(self) -> str:
-        """What an example depends on beside its record: two equal specs, one example serves both."""
+        """The picture size and taxonomy that an example depends on; plans with equal specs can share examples."""
         return f"{self.picture_height}x{self.picture_width}-{self.taxonomy_fingerprint}"
 
     @property
@@ -191,13 +185,13 @@ class Plan(Strict):
 
 
 def picture_size(example_spec: str) -> tuple[int, int]:
-    """Return the height and the width, in pixels, that an `example_spec` names."""
+    """Return the height and width, in pixels, of an `example_spec`."""
     height, width = example_spec.partition("-")[0].split("x")
     return int(height), int(width)
 
 
 class ExamplesManifest(Strict):
-    """``examples/ds=D/run=R/_manifest.json``: a folder of examples, complete; written last."""
+    """``examples/ds=D/run=R/_manifest.json``: a complete folder of examples; written last."""
 
     run_id: str
     ds: Day
@@ -206,32 +200,34 @@ class ExamplesManifest(Strict):
     taxonomy_fingerprint: str
     rows: int
     image_statuses: dict[str, int] = Field(description="examples by image_status")
-    files: tuple[StoredFile, ...] = Field(default=(), description="none where an earlier version wrote them")
+    files: tuple[StoredFile, ...] = Field(default=(), description="empty if an earlier version wrote the manifest")
     created_at: datetime
 
 
 class LabelledInputs(Strict):
-    """All that a labelled set follows from: its id is a hash of this."""
+    """Everything that determines a labelled set, whose id is a hash of this document."""
 
-    examples: tuple[str, ...] = Field(description="folders of examples, newest first; the first of a product counts")
+    examples: tuple[str, ...] = Field(
+        description="folders of examples, newest first; the first example of a product counts"
+    )
     taxonomy_fingerprint: str
     picture_height: int = Field(description="pixels")
     picture_width: int = Field(description="pixels")
-    validation_share: float = Field(description="of product families")
-    test_share: float = Field(description="of product families")
+    validation_share: float = Field(description="share of product families")
+    test_share: float = Field(description="share of product families")
     rules: int = Field(description="version of the rules that link products to families and mark labels as spoken")
 
 
 class GivenValues(Strict):
-    """What the catalog gives of an attribute, by products that it applies to."""
+    """Counts of the products that an attribute applies to, by the kind of value that the catalog gives."""
 
     listed: int = Field(description="products with a value that the taxonomy lists")
-    unlisted: int = Field(description="products with values alone that it does not list: no labels, and no gaps")
+    unlisted: int = Field(description="products with only unlisted values, which are neither labels nor gaps")
     gaps: int = Field(description="products without any value")
 
 
 class LabelledManifest(Strict):
-    """``labelled/ds=D/set=S/manifest.json``: a labelled set, complete; written last."""
+    """``labelled/ds=D/set=S/manifest.json``: a complete labelled set; written last."""
 
     set_id: str
     ds: Day
@@ -240,19 +236,19 @@ class LabelledManifest(Strict):
     products: int = Field(description="rows of products.parquet")
     superseded: int = Field(description="examples of products that have a newer one")
     unlabelled: int = Field(
-        description="examples without any value that counts; on the training side, those without a label"
+        description="examples without any value that counts; on the training side, examples without a label"
     )
-    empty: int = Field(description="labelled examples with neither text nor picture: nothing to learn from")
+    empty: int = Field(description="labelled examples with neither text nor picture, which teach nothing")
     sides: dict[str, int] = Field(description="products by side")
     families: int
     largest_family: int = Field(description="products")
     labels: int
     silent: int = Field(description="labels that no text field names")
     not_applicable: dict[str, int] = Field(
-        description="products by attribute whose label does not count, since it does not apply to their article type"
+        description="products by attribute whose label does not count, because it does not apply to their article type"
     )
     given: dict[str, GivenValues] = Field(
-        default_factory=dict, description="by attribute, of all products; empty: not counted, by older versions"
+        default_factory=dict, description="by attribute, over all products; empty: an older version did not count them"
     )
     created_at: datetime
 
@@ -264,93 +260,95 @@ class PublishedFile(StoredFile):
 
 
 class RowCounts(Strict):
-    """The rows of one attribute in the tables, before a run and after it: before - replaced - removed + fresh = after."""
+    """Rows of one attribute in the tables, before and after a run: before - replaced - removed + fresh = after."""
 
     before: int
-    replaced: int = Field(description="of products that the run tagged")
-    removed: int = Field(description="of products that are not in the catalog any more")
-    fresh: int = Field(description="that the run made, as they were counted where the day's changes were written")
-    after: int = Field(description="by the files' footers")
+    replaced: int = Field(description="rows of products that the run tagged")
+    removed: int = Field(description="rows of products that are no longer in the catalog")
+    fresh: int = Field(description="rows that the run made, counted when the day's changes were written")
+    after: int = Field(description="rows according to the files' footers")
 
     def difference(self) -> str | None:
-        """Return what does not hold, in words, or None."""
-        found = self.before - self.replaced - self.removed + self.fresh
-        if self.after == found:
+        """Return the failed equation in words, or None if it holds."""
+        expected = self.before - self.replaced - self.removed + self.fresh
+        if self.after == expected:
             return None
         return (
             f"{self.after} rows != before {self.before} - replaced {self.replaced} - removed {self.removed} + "
-            f"fresh {self.fresh} = {found}"
+            f"fresh {self.fresh} = {expected}"
         )
 
 
 class HistoryDay(Strict):
-    """One day's changes, as one run left them."""
+    """One day's changes, as written by one run."""
 
     run_id: str
-    path: str = Field(description="folder of the changes; '' where the day changed nothing")
+    path: str = Field(description="folder of the changes; '' if the day changed nothing")
     rows: int
     files: dict[str, int] = Field(
-        default_factory=dict, description="how many there are of each table; one, where it is not told"
+        default_factory=dict, description="number of files by table; a table that is not listed has one"
     )
 
 
 class HistoryIndex(Strict):
-    """``attribute_history/index.json``: the live run and, for each day done, where its changes are. Swapped whole."""
+    """``attribute_history/index.json``: the live run, and the changes of each finished day. Replaced atomically."""
 
     live: str | None = Field(default=None, description="the live run; None: nothing is published")
     days: dict[Day, HistoryDay] = Field(default_factory=dict)
 
 
 class RunManifest(Strict):
-    """``attribute_tables/runs/R/manifest.json``: what a run wrote, written last. A backfill has no `files`."""
+    """``attribute_tables/runs/R/manifest.json``: the output of a run, written last. A backfill has no `files`."""
 
     run_id: str
     ds: Day
-    parent: str | None = Field(description="the run whose tables this one was made from")
+    parent: str | None = Field(description="the run whose tables this run started from")
     model_version: str
     taxonomy_fingerprint: str
-    raw_version: str = Field(description="the validation of the day's raw catalog that this run is made from")
+    raw_version: str = Field(description="the validation of the day's raw catalog that this run used")
     files: tuple[PublishedFile, ...]
     rows: int = Field(description="rows of all attributes")
     products: int
-    history: dict[Day, HistoryDay] = Field(description="the days of history this run writes")
+    history: dict[Day, HistoryDay] = Field(description="the days of history that this run writes")
     history_files: tuple[PublishedFile, ...]
-    history_base: dict[Day, str | None] = Field(description="the run of each of those days before this one")
+    history_base: dict[Day, str | None] = Field(description="the previous run of each of those days")
     attribute_rows: dict[str, RowCounts] = Field(
-        default_factory=dict, description="by attribute; none of a backfill, or where an earlier version wrote it"
+        default_factory=dict,
+        description="by attribute; empty for a backfill, or if an earlier version wrote the manifest",
     )
     created_at: datetime
 
 
 class Expired(Strict):
-    """``expired/R.json``: a run that `maintenance` took out of the lake; written before anything of it is removed.
+    """``expired/R.json``: a run that `maintenance` removed from the lake; written before any of its files is deleted.
 
-    Its id is never given again, since the history may still hold its changes, and products may still have its examples.
+    The run's id is never reused, since the history may still hold its changes, and products may still use its examples.
     """
 
     run_id: str
     ds: Day
     manifest: RunManifest | None = Field(
-        description="what it wrote: the tables are gone, the changes stay as long as the history names them; None: nothing"
+        description="the run's output: its tables are deleted, its changes stay as long as the history references them; None: "
+        "it wrote nothing"
     )
     expired_at: datetime
 
 
 class StepMetrics(Strict):
-    """``reports/ds=D/run=R/steps/<step>.json``: what a step cost."""
+    """``reports/ds=D/run=R/steps/<step>.json``: the cost of a step."""
 
     step: str
     seconds: float
-    rows: int = Field(description="rows the step worked on")
+    rows: int = Field(description="rows that the step processed")
     peak_rss_bytes: int = Field(
-        description="largest resident memory of the step's processes together, Spark's JVM and workers too"
+        description="peak resident memory of all the step's processes, including Spark's JVM and workers"
     )
     started_at: datetime
     details: dict[str, float | int | str] = Field(default_factory=dict)
 
 
 class Ledger(Strict):
-    """``reports/ds=D/run=R/ledger.json``: every row accounted for; written last, so it marks the run as finished."""
+    """``reports/ds=D/run=R/ledger.json``: an account of every row; written last, so it marks the run as finished."""
 
     run_id: str
     ds: Day
@@ -363,7 +361,7 @@ class Ledger(Strict):
     valid: int
     unchanged: int
     waiting: int = Field(
-        default=0, description="of the unchanged: left to later nights, though an older model tagged them"
+        default=0, description="unchanged products left to later nights, although an older model tagged them"
     )
     tagged_both: int
     tagged_text: int
@@ -374,18 +372,16 @@ class Ledger(Strict):
     model_changed: int
     removed: int
     held: int
-    held_pictures: int = Field(
-        default=0, description="of the valid: kept as they were since their picture is not there"
-    )
+    held_pictures: int = Field(default=0, description="valid products kept unchanged because their picture is missing")
     published_products: int
     published_rows: int
     attribute_rows: dict[str, RowCounts] = Field(
-        default_factory=dict, description="by attribute; none where no table was written, or by an earlier version"
+        default_factory=dict, description="by attribute; empty if no table was written, or an earlier version wrote it"
     )
     created_at: datetime
 
     def lines(self) -> list[str]:
-        """Return the ledger in words, an equation a line."""
+        """Return the ledger in words, one equation on each line."""
         return [
             f"{self.raw:,} raw lines = {self.unparsable:,} unparsable + {self.quarantined:,} quarantined + "
             f"{self.superseded:,} superseded + {self.valid:,} valid",
@@ -398,25 +394,25 @@ class Ledger(Strict):
         ]
 
     def differences(self) -> list[str]:
-        """Return each equation that does not hold, in words; an empty list means the ledger adds up."""
-        seen = self.unparsable + self.quarantined + self.superseded + self.valid
+        """Return each failed equation in words. An empty list means that the ledger adds up."""
+        lines = self.unparsable + self.quarantined + self.superseded + self.valid
         tagged = self.tagged_both + self.tagged_text + self.tagged_image + self.untaggable
-        found = []
-        if self.raw != seen:
-            found.append(f"raw lines {self.raw} != unparsable + quarantined + superseded + valid = {seen}")
+        failed = []
+        if self.raw != lines:
+            failed.append(f"raw lines {self.raw} != unparsable + quarantined + superseded + valid = {lines}")
         if self.valid != self.unchanged + tagged + self.held_pictures:
-            found.append(
+            failed.append(
                 f"valid {self.valid} != unchanged {self.unchanged} + tagged and untaggable {tagged} + held for their pictures "
                 f"{self.held_pictures}"
             )
         if self.new + self.changed + self.model_changed != tagged:
-            found.append(f"planned {self.new + self.changed + self.model_changed} != tagged and untaggable {tagged}")
+            failed.append(f"planned {self.new + self.changed + self.model_changed} != tagged and untaggable {tagged}")
         if not self.backfill and self.published_products != self.valid + self.held:
-            found.append(f"published products {self.published_products} != valid {self.valid} + held {self.held}")
+            failed.append(f"published products {self.published_products} != valid {self.valid} + held {self.held}")
         for name, counts in self.attribute_rows.items():
             if (difference := counts.difference()) is not None:
-                found.append(f"{name}: {difference}")
+                failed.append(f"{name}: {difference}")
         rows = sum(counts.after for counts in self.attribute_rows.values())
         if self.attribute_rows and self.published_rows != rows:
-            found.append(f"published rows {self.published_rows} != {rows}, the sum of the attributes")
-        return found
+            failed.append(f"published rows {self.published_rows} != {rows}, the sum of the attributes")
+        return failed

@@ -1,4 +1,4 @@
-"""Read a YAML file into a pydantic model, with an error that names the file, the place and the reason."""
+"""Reader of YAML files into pydantic models, with errors that name the file, the location and the reason."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class ContractError(ValueError):
-    """A contract file (taxonomy, rules, mapping) is wrong; the message says where and why."""
+    """A wrong contract file (taxonomy, rules, mapping); the message says where and why."""
 
 
 class Strict(BaseModel):
-    """Base of every contract: unknown keys are errors, so that a typing mistake is never ignored; immutable."""
+    """Immutable base of every contract. Unknown keys are errors, so that no typing mistake is ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def yaml_location(document: Any, location: tuple[int | str, ...]) -> str:
-    """Return `location` as people write it, with the names of list items: ``attributes[3 'neck'].values[2]``."""
+    """Return `location` in readable form, with the names of list items: ``attributes[3 'neck'].values[2]``."""
     text, node = "", document
     for step in location:
         if isinstance(step, int):
@@ -39,7 +39,7 @@ def load_yaml(path: str | Path, model: type[Model]) -> Model:
     """Return the YAML file at `path` as a `model`.
 
     Raises:
-        ContractError: the file is missing, is no YAML, or breaks the contract; every broken place is listed.
+        ContractError: the file is missing, is not YAML, or violates the contract; the message lists every violation.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -49,7 +49,7 @@ def load_yaml(path: str | Path, model: type[Model]) -> Model:
 
 
 def parse_yaml(text: str, model: type[Model], name: str) -> Model:
-    """Return YAML `text` as a `model`; `name` stands for it in errors. Raises ContractError."""
+    """Return the YAML `text` as a `model`. Raises ContractError, which calls the text `name`."""
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -63,16 +63,17 @@ def parse_yaml(text: str, model: type[Model], name: str) -> Model:
         raise ContractError("\n".join([f"{name}: not a valid {model.__name__}:", *lines])) from error
 
 
-def load_shipped(name: str | Path, model: type[Model], folder: Path, what: str) -> Model:
+def load_shipped(name: str | Path, model: type[Model], folder: Path, kind: str) -> Model:
     """Return the shipped file `name` of `folder`, or the YAML file at the path `name`, as a `model`.
 
     Raises:
-        ContractError: there is neither, or it is wrong; the message says what `what` there is, or where it is wrong.
+        ContractError: neither file exists, or it is wrong. The message lists the shipped files, or says where it is
+            wrong.
     """
     shipped = folder / f"{name}.yaml"
     if "/" not in str(name) and shipped.exists():
         return load_yaml(shipped, model)
     if not Path(name).exists():
         names = sorted(path.stem for path in folder.glob("*.yaml"))
-        raise ContractError(f"{name}: no such {what}; the shipped ones are {names}")
+        raise ContractError(f"{name}: no such {kind}; the shipped ones are {names}")
     return load_yaml(name, model)

@@ -1,4 +1,4 @@
-"""The column mapping: how a shop's own export becomes our records. Another shop changes this YAML, never code."""
+"""The column mapping, which turns a shop's own export into our records. Another shop changes this YAML, never code."""
 
 from __future__ import annotations
 
@@ -18,25 +18,31 @@ BUILT_IN = Path(__file__).parent / "mappings"
 
 
 class Mapping(Strict):
-    """Where each field of a record is found in the shop's export, by the shop's own column names.
+    """Mapping of each field of a record to the shop's own column names.
 
-    A name reaches into nested objects by dots (``media.front.url``).
+    A name with dots reaches into nested objects (``media.front.url``).
     """
 
-    records: tuple[str, ...] = Field(description="file names or globs, tried in order: the first that exists is read")
+    records: tuple[str, ...] = Field(
+        description="file names or globs, tried in order; the first one that exists is read"
+    )
     format: Literal["auto", "jsonl", "csv"] = Field(default="auto", description="auto: by each file's content")
     encoding: str = Field(
-        default="", description="of the records, such as cp1252; empty: UTF-8, or UTF-16 by its content"
+        default="",
+        description="encoding of the records, such as cp1252; empty: UTF-8, or UTF-16 if the content shows it",
     )
     delimiter: str = Field(
-        default="", description="of CSV; empty: that under which the header has the mapping's columns"
+        default="", description="delimiter of CSV; empty: the one that splits the header into the mapping's columns"
     )
-    quote: str = Field(default="", description='of CSV; none: quotes are mere characters; empty: ", or none by content')
+    quote: str = Field(
+        default="",
+        description='quote of CSV; none: quotes are ordinary characters; empty: ", or none if the content shows it',
+    )
     escape: str = Field(
-        default="", description="what comes before a quote within a CSV cell; empty: the quote, doubled"
+        default="", description="character before a quote within a CSV cell; empty: the quote is doubled"
     )
     decimal: Literal["", ".", ","] = Field(
-        default="", description="what separates decimals in prices; empty: what a file's prices show"
+        default="", description="decimal separator of prices; empty: the one that a file's prices show"
     )
     multiline: Literal["check", "allow"] = Field(
         default="check", description="check: a CSV cell of several lines that look like records is an error"
@@ -51,21 +57,21 @@ class Mapping(Strict):
         default="", description="path in the zip or folder, e.g. images/{id}.jpg; columns in braces"
     )
     product_id: str
-    title: tuple[str, ...] = Field(default=(), description="columns, the first that a record gives is taken")
+    title: tuple[str, ...] = Field(default=(), description="columns; the first one that a record gives is used")
     brand: str = ""
     description: tuple[str, ...] = Field(default=(), description="columns joined by a blank line")
     price: str = ""
     image_uri: str = Field(default="", description="column with the picture's URI, where pictures are not imported")
     image_version: str = ""
     updated_at: str = Field(default="", description="ISO 8601, RFC 2822, or seconds or milliseconds since 1970")
-    updated_at_format: str = Field(default="", description='as strptime has it, such as "%d/%m/%Y %H:%M"')
+    updated_at_format: str = Field(default="", description='format of strptime, such as "%d/%m/%Y %H:%M"')
     labels: tuple[str, ...] = Field(default=(), description="columns that hold labels")
     label_objects: tuple[str, ...] = Field(default=(), description="columns that hold objects of labels")
     list_separator: str = Field(default="", description="splits a label into several values; empty: never")
     optional: tuple[str, ...] = Field(
-        default=(), description="columns that an export may lack; to lack any other named here is an error"
+        default=(), description="columns that an export may lack; any other missing column is an error"
     )
-    null_values: tuple[str, ...] = Field(default=("",), description="texts that mean: nothing given")
+    null_values: tuple[str, ...] = Field(default=("",), description='texts that mean "nothing given"')
 
     @field_validator("title", "description", "records", "pictures", mode="before")
     @classmethod
@@ -90,7 +96,7 @@ class Mapping(Strict):
             with io.TextIOWrapper(text, encoding=value, errors="surrogateescape") as file:
                 file.read()
         except (LookupError, UnicodeError) as error:
-            raise ValueError(f"{value!r} is no encoding; such as utf-8, cp1252 or utf-16") from error
+            raise ValueError(f"{value!r} is not an encoding; examples are utf-8, cp1252 and utf-16") from error
         return codecs.lookup(value).name
 
     @field_validator("updated_at_format")
@@ -100,9 +106,9 @@ class Mapping(Strict):
         try:
             read = datetime.strptime(time.strftime(value), value)
         except ValueError as error:
-            raise ValueError(f"{value!r} is no format of times: {error}") from error
+            raise ValueError(f"{value!r} is not a time format: {error}") from error
         if value and read.date() != time.date():
-            raise ValueError(f"{value!r} does not say the day and the year, so times in it have no order")
+            raise ValueError(f"{value!r} lacks the day or the year, so its times have no order")
         return value
 
     @model_validator(mode="after")
@@ -117,7 +123,7 @@ class Mapping(Strict):
     @model_validator(mode="after")
     def _pictures_by_record(self) -> Mapping:
         if self.pictures and self.image_uri:
-            raise ValueError("`pictures` are imported, and `image_uri` names those that are not: give one of them")
+            raise ValueError("`pictures` are imported, `image_uri` names pictures that are not: give one of the two")
         if bool(self.pictures) != bool(self.picture_name):
             raise ValueError("`pictures` and `picture_name` belong together: give both or neither")
         outside = re.sub(r"\{[^{}]+\}", "", self.picture_name)
@@ -129,7 +135,7 @@ class Mapping(Strict):
 
     @property
     def quote_character(self) -> str | None:
-        """What encloses a CSV cell; None where nothing does."""
+        """The character that encloses a CSV cell; None if there is none."""
         return None if self.quote == "none" else self.quote or '"'
 
     @functools.cached_property
@@ -139,7 +145,7 @@ class Mapping(Strict):
 
     @functools.cached_property
     def columns(self) -> tuple[str, ...]:
-        """Every column that is named, in order, each once."""
+        """All columns that the mapping names, in order and without repetition."""
         single = (
             self.product_id,
             self.group_by,

@@ -1,12 +1,13 @@
-"""The rule table: each data-quality rule said once.
+"""The rule table, the only definition of each data-quality rule.
 
-`field_rules`, `row_rules` and `batch_rules` of `jobs.validation` build from it what parses, splits and gates a day's
-records.
+From it, `field_rules`, `row_rules` and `batch_rules` of `jobs.validation` build the parser, the split and the checks
+of a day's records.
 
-A row rule is about the lines that are records; only the one on `line_error` is about all lines, so that a line that is
-no record is counted by that rule alone. What a row that breaks a rule loses, `on_fail` says: the field, with a note on
-the row, or its place among the valid records. If more than `max_failed_share` of the rows a rule is about break it, the
-batch itself is not to be trusted and the night stops.
+* A row rule applies to the lines that are records. Only the rule on `line_error` applies to all lines, so that it alone
+  counts the lines that are not records.
+* `on_fail` says what happens to a row that breaks a rule. Either the field is cleared, with a note on the row, or the
+  whole row is quarantined.
+* If more than `max_failed_share` of a rule's rows break it, the batch cannot be trusted and the night stops.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from schemas.taxonomy import Name, Text
 
 BUILT_IN = Path(__file__).parent / "rules"
 
-# Columns of a parsed line, besides those of the record (schemas/tables.py: RECORD).
+# Columns of a parsed line, in addition to those of the record (schemas/tables.py: RECORD).
 LINE_ERROR: Final = "line_error"
 CONTENT: Final = "content"
 SEVERAL_ROWS: Final = "several_rows"
-# What a record may lose and still be a product.
+# Fields that a record may lose and still be a product.
 CLEARED: Final = (
     "title",
     "brand",
@@ -42,56 +43,59 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Column = Annotated[Name, Field(description=f"one of {', '.join(COLUMNS)}")]
 OnFail = Annotated[
     Literal["quarantine", "clear"],
-    Field(description="clear: the record loses this field alone, and a note on its row says why"),
+    Field(description="clear: the record loses only this field, and a note on its row says why"),
 ]
 
 
 class _RowRule(Strict):
-    name: Name = Field(description="the reason written beside a quarantined record, or in the note on a cleared field")
+    name: Name = Field(description="the reason recorded with a quarantined record, or in the note on a cleared field")
     column: Column
     why: Text = Field(description="for people: what is wrong with such a record, and what to do")
     max_failed_share: Share = Field(
-        description="a larger share of failing rows stops the night: of all records where the rule may clear the field or asks "
-        "whether it is given or readable, and else of those that have a value"
+        description="a larger share of failing rows stops the night; it is a share of all records if the rule may clear the "
+        "field, or checks whether it is given or readable, and otherwise of the records with a value"
     )
 
 
 class IsNull(_RowRule):
-    """The column must be null."""
+    """Rule that the column must be null."""
 
     check: Literal["is_null"]
 
 
 class NotNull(_RowRule):
-    """The record must give the column. A value that was given and then cleared counts: its own rule counts it."""
+    """Rule that the record must give the column. A value that another rule cleared counts as given."""
 
     check: Literal["not_null"]
 
 
 class Matches(_RowRule):
-    r"""The column, where not null, must match the regular expression (Java's syntax, found anywhere unless anchored;
-    ``\z`` is the end, while ``$`` lets a line end follow)."""
+    r"""Rule that the column, if not null, must match a regular expression.
+
+    The syntax is Java's. Unless anchored, the expression may match anywhere. ``\z`` is the end, while ``$`` also
+    matches before a final line end.
+    """
 
     check: Literal["matches"]
     pattern: Text
 
 
 class Readable(_RowRule):
-    """The column, where given, must be of the record's type, or of one that is read as it without a doubt."""
+    """Rule that the column, if given, must have the record's type, or one that converts to it unambiguously."""
 
     check: Literal["readable"]
     on_fail: OnFail = "quarantine"
 
 
 class WithinRoots(_RowRule):
-    """The column, where not null, must be a path or URI that cannot leave the picture roots."""
+    """Rule that the column, if not null, must be a path or URI that cannot leave the picture roots."""
 
     check: Literal["within_roots"]
     on_fail: OnFail = "quarantine"
 
 
 class MaxLength(_RowRule):
-    """The column, where not null, must have at most `characters` characters."""
+    """Rule that the column, if not null, must have at most `characters` characters."""
 
     check: Literal["max_length"]
     characters: int = Field(ge=1)
@@ -99,7 +103,7 @@ class MaxLength(_RowRule):
 
 
 class Between(_RowRule):
-    """The column, where not null, must be from `minimum` to `maximum`, both allowed."""
+    """Rule that the column, if not null, must be from `minimum` to `maximum`, inclusive."""
 
     check: Literal["between"]
     minimum: float
@@ -113,19 +117,19 @@ RowRule = Annotated[
 
 
 class RowCount(Strict):
-    """The batch must have a plausible number of rows: at least `minimum`, and near the mean of the last days."""
+    """Rule that the batch must have at least `minimum` rows, and a number near the mean of the last days."""
 
     check: Literal["row_count"]
     name: Name
     why: Text
     minimum: int = Field(ge=1)
-    last_days: int = Field(default=7, ge=1, description="validated days before this one that the mean is taken over")
-    minimum_ratio: float = Field(default=0.5, gt=0, le=1, description="of the last days' mean")
-    maximum_ratio: float = Field(default=2.0, ge=1, description="of the last days' mean")
+    last_days: int = Field(default=7, ge=1, description="validated days before this one that form the mean")
+    minimum_ratio: float = Field(default=0.5, gt=0, le=1, description="relative to the mean of the last days")
+    maximum_ratio: float = Field(default=2.0, ge=1, description="relative to the mean of the last days")
 
 
 class NullShare(Strict):
-    """At most `maximum` of the records may lack the column. A value that was cleared counts as given."""
+    """Rule that at most the share `maximum` of the records may lack the column. A cleared value counts as given."""
 
     check: Literal["null_share"]
     name: Name
@@ -135,9 +139,9 @@ class NullShare(Strict):
 
 
 class Unique(Strict):
-    """At most `max_failed_share` of the records may share their value of the column with another one.
+    """Rule that at most `max_failed_share` of the records may share their value of the column with another record.
 
-    Rows that `several_rows` is about are left out: another rule counts them.
+    Rows with `several_rows` are left out, because another rule counts them.
     """
 
     check: Literal["unique"]
@@ -148,33 +152,35 @@ class Unique(Strict):
 
 
 class PicturesNamed(Strict):
-    """Records must name pictures as often as on the last days. A catalog that never named any passes."""
+    """Rule that records must name pictures as often as on the last days. A catalog that never named any passes."""
 
     check: Literal["pictures_named"]
     name: Name
     why: Text
-    last_days: int = Field(default=7, ge=1, description="validated days before this one that the mean is taken over")
+    last_days: int = Field(default=7, ge=1, description="validated days before this one that form the mean")
     minimum_ratio: float = Field(
-        default=0.5, gt=0, le=1, description="of the mean share of records that named a picture"
+        default=0.5, gt=0, le=1, description="relative to the mean share of records that named a picture"
     )
 
 
 class PicturesFound(Strict):
-    """Import must have found the pictures that records name."""
+    """Rule that import must have found the pictures that records name."""
 
     check: Literal["pictures_found"]
     name: Name
     why: Text
-    maximum_missing: Share = Field(description="of the records that name a picture, on any day")
-    last_days: int = Field(default=7, ge=1, description="validated days before this one that the mean is taken over")
-    maximum_rise: Share = Field(default=0.1, description="above the mean missing share of the last days, where known")
+    maximum_missing: Share = Field(description="share of the records that name a picture, on any day")
+    last_days: int = Field(default=7, ge=1, description="validated days before this one that form the mean")
+    maximum_rise: Share = Field(
+        default=0.1, description="increase over the mean missing share of the last days, if known"
+    )
 
 
 BatchRule = Annotated[RowCount | NullShare | Unique | PicturesNamed | PicturesFound, Field(discriminator="check")]
 
 
 def clears(rule: RowRule | BatchRule) -> bool:
-    """Whether a record that breaks `rule` loses the field alone."""
+    """Return whether a record that breaks `rule` loses only the field."""
     return isinstance(rule, Readable | WithinRoots | MaxLength | Between) and rule.on_fail == "clear"
 
 
@@ -189,7 +195,7 @@ class RuleTable(Strict):
         names = [r.name for r in (*self.row_rules, *self.batch_rules)]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
-            raise ValueError(f"rule names must differ; there are several {twice}")
+            raise ValueError(f"rule names must differ; these occur more than once: {twice}")
         return self
 
     @model_validator(mode="after")
@@ -198,18 +204,18 @@ class RuleTable(Strict):
             column = None if isinstance(rule, RowCount | PicturesNamed | PicturesFound) else rule.column
             if column == "wrong_types":
                 raise ValueError(
-                    f"rule {rule.name!r}: the column wrong_types is gone; write a rule of the check `readable` for each "
-                    "field, as the shipped table does (schemas/rules/default.yaml)"
+                    f"rule {rule.name!r}: the column wrong_types no longer exists; write a rule with the check `readable` "
+                    "for each field, as the shipped table does (schemas/rules/default.yaml)"
                 )
             if column == "attributes" and not isinstance(rule, Readable):
-                raise ValueError(f"rule {rule.name!r}: attributes can only be checked to be `readable`")
+                raise ValueError(f"rule {rule.name!r}: attributes allow only the check `readable`")
             if column is not None and column not in COLUMNS:
                 raise ValueError(f"rule {rule.name!r}: no column {column!r}; the columns are {', '.join(COLUMNS)}")
         for row_rule in self.row_rules:
             if clears(row_rule) and row_rule.column not in CLEARED:
                 raise ValueError(
-                    f"rule {row_rule.name!r}: a record without {row_rule.column} is no product, so it cannot be cleared; "
-                    f"what can be: {', '.join(CLEARED)}"
+                    f"rule {row_rule.name!r}: a record without {row_rule.column} is not a product, so it cannot be cleared; "
+                    f"fields that can be: {', '.join(CLEARED)}"
                 )
         return self
 

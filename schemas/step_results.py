@@ -1,4 +1,4 @@
-"""What each step prints as its result, a JSON line: Airflow hands it to the tasks that follow, by the names below."""
+"""Results of the steps, each printed as one JSON line, which Airflow passes to the following tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StepResult(Strict):
     """Base of all results."""
 
     def html_page(self) -> str:
-        """Return the path of the page that the step wrote; empty where it wrote none."""
+        """Return the path of the page that the step wrote; empty if it wrote none."""
         return ""
 
 
@@ -33,10 +33,10 @@ class ValidateResult(StepResult):
     valid: int
     quarantined: int
     unparsable: int
-    report: str = Field(description="the page of the rules")
+    report: str = Field(description="path of the rules' page")
 
     def html_page(self) -> str:
-        """Return the page of the rules."""
+        """Return the path of the rules' page."""
         return self.report
 
 
@@ -45,8 +45,8 @@ class PlanResult(StepResult):
 
     ds: str
     run_id: str
-    shards: tuple[str, ...] = Field(description="shards in groups, each as `tag --shard` takes it")
-    to_preprocess: int = Field(description="products whose examples are still to be made")
+    shards: tuple[str, ...] = Field(description="groups of shards, each in the form of `tag --shard`")
+    to_preprocess: int = Field(description="products that still need an example")
 
 
 class PreprocessResult(StepResult):
@@ -73,20 +73,20 @@ class DatasetResult(StepResult):
     page: str
 
     def html_page(self) -> str:
-        """Return the page of the labelled set."""
+        """Return the path of the labelled set's page."""
         return self.page
 
 
 class PretrainResult(StepResult):
     """Result of ``pretrain``."""
 
-    towers: str = Field(description="name of the towers in the lake")
+    towers: str = Field(description="the towers' name in the lake")
 
 
 class ExperimentResult(StepResult):
     """Result of ``experiment``."""
 
-    results: str = Field(description="the page in Markdown")
+    results: str = Field(description="path of the Markdown page")
 
 
 class TrainResult(StepResult):
@@ -98,10 +98,10 @@ class TrainResult(StepResult):
 class SuspectsResult(StepResult):
     """Result of ``suspects``."""
 
-    suspects: str = Field(description="the page")
+    suspects: str = Field(description="path of the page")
 
     def html_page(self) -> str:
-        """Return the page of suspected labels."""
+        """Return the path of the page of suspected labels."""
         return self.suspects
 
 
@@ -115,10 +115,10 @@ class TagResult(StepResult):
 class PublishResult(StepResult):
     """Result of ``publish``."""
 
-    run_id: str = Field(description="the run that was published: another one where the day was planned anew")
+    run_id: str = Field(description="the published run: a new one if the day was planned again")
     products: int
     rows: int
-    manifest: str | None = Field(description="none where nothing changed")
+    manifest: str | None = Field(description="path of the run's manifest; null if nothing changed")
     ledger: Ledger
 
 
@@ -129,7 +129,7 @@ class ReportResult(StepResult):
     report: str
 
     def html_page(self) -> str:
-        """Return the night's page."""
+        """Return the path of the night's page."""
         return self.report
 
 
@@ -142,7 +142,7 @@ class NightResult(StepResult):
     report: str
 
     def html_page(self) -> str:
-        """Return the night's page."""
+        """Return the path of the night's page."""
         return self.report
 
 
@@ -151,9 +151,9 @@ class EstimateResult(StepResult):
 
     first: str
     last: str
-    days: tuple[dict[str, Any], ...] = Field(description="of each day its counts and seconds, or why it is left out")
-    products: int = Field(description="that would be tagged")
-    seconds: float | None = Field(description="none where no past run tells a rate")
+    days: tuple[dict[str, Any], ...] = Field(description="counts and seconds of each day, or the reason to skip it")
+    products: int = Field(description="products that would be tagged")
+    seconds: float | None = Field(description="null if no past run gives a rate")
 
 
 class RollbackResult(StepResult):
@@ -174,7 +174,7 @@ class MaintenanceResult(StepResult):
     """Result of ``maintenance``."""
 
     deleted: bool
-    expired: dict[str, int] = Field(description="what is no longer needed, counted by kind")
+    expired: dict[str, int] = Field(description="counts of expired items, by kind")
     bytes: int
 
 
@@ -184,7 +184,7 @@ class JudgeResult(StepResult):
     model_version: str
     accepted: bool
     verdict: str = Field(description="in words")
-    page: str = Field(description="the same in Markdown")
+    page: str = Field(description="the verdict in Markdown")
 
 
 class ChampionResult(StepResult):

@@ -1,8 +1,8 @@
-"""Every table of the lake, defined once, as an Arrow schema.
+"""Arrow schemas of all tables of the lake, their only definition.
 
-A field carries its meaning under the metadata key ``comment`` and, where it has one, its unit under ``unit``; Spark's
-fields carry both, and ``DESCRIBE`` shows the comment. `spark_schema` derives the Spark schema by PySpark's own converter,
-so there is no second definition to keep in step.
+A field has its meaning under the metadata key ``comment`` and its unit, if any, under ``unit``. Spark's fields have
+both, and ``DESCRIBE`` shows the comment. `spark_schema` derives the Spark schema with PySpark's own converter, so
+there is no second definition to keep in sync.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
-# Why a picture cannot be used; import alone knows the last three.
+# Reasons why a picture cannot be used. Only import gives the last three.
 PictureFault = Literal["missing", "empty", "forbidden", "too_large", "broken", "ambiguous", "url", "link"]
 ImageStatus = Literal["ok", "absent"] | PictureFault
-Modality = Literal["both", "text", "image", "none"]  # what the model saw; none: the product is untaggable
+Modality = Literal["both", "text", "image", "none"]  # the model's input; none: the product is untaggable
 MODALITIES: Final[tuple[Modality, ...]] = get_args(Modality)
-# Why a product is in a plan, or is not tagged.
+# Reasons why a product is in a plan, or is not tagged.
 PlanReason = Literal["new", "changed", "model_changed", "unchanged", "waiting", "removed", "held", "held_pictures"]
 
 LABELS: Final = pa.map_(pa.string(), pa.list_(pa.string()))
@@ -38,13 +38,16 @@ def _schema(description: str, *fields: pa.Field) -> pa.Schema:
 
 _PRODUCT_ID = _field("product_id", pa.string(), "the shop's id of the product", null=False)
 _SOURCE_HASH = _field(
-    "source_hash", pa.string(), "hash of all that a prediction depends on: texts, picture identity, labels", null=False
+    "source_hash",
+    pa.string(),
+    "hash of everything that a prediction depends on: texts, picture identity, labels",
+    null=False,
 )
 _RUN = _field("run_id", pa.string(), "the run that wrote this row", null=False)
-_DS = _field("ds", pa.string(), "day of the catalog this row was made from", unit="YYYY-MM-DD", null=False)
+_DS = _field("ds", pa.string(), "day of the catalog that this row was made from", unit="YYYY-MM-DD", null=False)
 
 RECORD: Final = _schema(
-    "A product as the shop gives it: one JSON object a line in catalog/raw",
+    "A product as the shop gives it: one JSON object on each line of catalog/raw",
     _PRODUCT_ID,
     _field("title", pa.string(), "short name of the product"),
     _field("brand", pa.string(), "maker or label of the product"),
@@ -55,61 +58,61 @@ RECORD: Final = _schema(
     _field(
         "updated_at",
         pa.string(),
-        "when the shop last changed the record; of two with one id the later wins",
+        "when the shop last changed the record; of two records with one id, the later wins",
         unit="ISO 8601",
     ),
     _field("attributes", LABELS, "the catalog's own labels by source field name, in the shop's words"),
 )
 
 VALID: Final = _schema(
-    "Records that pass every row rule, one for a product_id",
+    "Records that pass every row rule, one for each product_id",
     *[f for f in RECORD if f.name != "attributes"],
     _field("labels", LABELS, "the catalog's own labels by source field name, in the shop's words"),
     _field(
-        "mistyped_labels", pa.map_(pa.string(), pa.string()), "labels that are no text: field name to the JSON found"
+        "mistyped_labels", pa.map_(pa.string(), pa.string()), "labels that are not text: field name to the JSON value"
     ),
     _field(
         "notes",
         NOTES,
-        "fields that the record lost, or that hold less than the shop gave: field name to the rule, a colon, and what was found",
+        "fields that were cleared, or that hold less than the shop gave: field name to the rule, a colon, and details",
     ),
     _SOURCE_HASH,
     _DS,
 )
 
 QUARANTINE: Final = _schema(
-    "Records that are not in `valid`, each with why, and its raw text",
+    "Records that are not in `valid`, each with the reasons and its raw text",
     _field("kind", pa.string(), "unparsable | quarantined | superseded (a newer record has this id)", null=False),
     _field("reasons", pa.list_(pa.string()), "names of the rules that failed", null=False),
-    _field("product_id", pa.string(), "the record's id where one could be read"),
-    _field("notes", NOTES, "as in `valid`; under `line` why the line is no record, and where the shop wrote it"),
+    _field("product_id", pa.string(), "the record's id, if one could be read"),
+    _field("notes", NOTES, "as in `valid`; under `line`, why the line is not a record, and where the shop wrote it"),
     _field("raw", pa.binary(), "the raw line, byte for byte", null=False),
-    _field("source_file", pa.string(), "the raw file the line is from", null=False),
+    _field("source_file", pa.string(), "the raw file that contains the line", null=False),
     _DS,
 )
 
 PLAN: Final = _schema(
-    "What a run must do: one row for each product to tag",
+    "The work of a run: one row for each product to tag",
     _PRODUCT_ID,
     _field("reason", pa.string(), "new | changed | model_changed", null=False),
-    _field("shard", pa.int32(), "the shard this product is tagged in", null=False),
+    _field("shard", pa.int32(), "the shard that this product is tagged in", null=False),
     _field(
         "example_path",
         pa.string(),
-        "folder, relative to the lake, of an example that can be used again; null: make one",
+        "folder, relative to the lake, of an example that can be reused; null: make a new one",
     ),
     _SOURCE_HASH,
 )
 
-REMOVED: Final = _schema("Products a run takes out of the tables", _PRODUCT_ID)
+REMOVED: Final = _schema("Products that a run removes from the tables", _PRODUCT_ID)
 
 EXAMPLES: Final = _schema(
     "Model inputs, made once for each new or changed product",
     _PRODUCT_ID,
     _SOURCE_HASH,
-    _field("title", pa.string(), "clean title, '' where absent", null=False),
-    _field("brand", pa.string(), "clean brand, '' where absent", null=False),
-    _field("description", pa.string(), "clean description, '' where absent", null=False),
+    _field("title", pa.string(), "clean title, '' if absent", null=False),
+    _field("brand", pa.string(), "clean brand, '' if absent", null=False),
+    _field("description", pa.string(), "clean description, '' if absent", null=False),
     _field(
         "image",
         pa.binary(),
@@ -121,13 +124,13 @@ EXAMPLES: Final = _schema(
         "ok, or why there is no picture: absent | missing | empty | forbidden | too_large | broken",
         null=False,
     ),
-    _field("image_detail", pa.string(), "the decoder's own words where the picture is not ok"),
+    _field("image_detail", pa.string(), "the decoder's own words if the picture is not ok"),
     _field("labels", LABELS, "the catalog's labels, in the taxonomy's words, by attribute name", null=False),
     _field(
         "unknown_labels",
         LABELS,
-        "the catalog's labels outside the taxonomy, in the shop's words, by attribute name; several words of a single-valued "
-        "attribute are one label, joined by |",
+        "the catalog's labels outside the taxonomy, in the shop's words, by attribute name; several words for a single-valued "
+        "attribute form one label, joined by |",
         null=False,
     ),
 )
@@ -146,25 +149,29 @@ _LABEL = pa.struct(
 )
 
 LABELLED: Final = _schema(
-    "A labelled set: the products to train and judge models on, one row for each",
+    "A labelled set: one row for each product that models are trained or judged on",
     _PRODUCT_ID,
     _SOURCE_HASH,
-    _field("example_file", pa.string(), "Parquet file, relative to the lake, that holds its example", null=False),
+    _field(
+        "example_file", pa.string(), "Parquet file, relative to the lake, that holds the product's example", null=False
+    ),
     _field("example_row", pa.int64(), "row of that file, counted from 0", null=False),
-    _field("family", pa.int64(), "number of its product family: products that are near-same share it", null=False),
+    _field("family", pa.int64(), "number of the product's family, which near-duplicates share", null=False),
     _field("side", pa.string(), "side of the split: train | validation | test", null=False),
     _field("article_type", pa.string(), "the catalog's article type; null: it gives none"),
-    _field("labels", pa.list_(_LABEL), "the catalog's labels of attributes that apply", null=False),
+    _field("labels", pa.list_(_LABEL), "the catalog's labels of applicable attributes", null=False),
 )
 
 SUSPECTS: Final = _schema(
-    "Catalog labels that are probably wrong, one row for each, by models that never saw them; the surest first",
+    "Catalog labels that are probably wrong according to models that never saw them: one row for each, the surest first",
     _PRODUCT_ID,
     _field("attribute", pa.string(), "attribute name", null=False),
-    _field("catalog_value", pa.string(), "the catalog's value; null: a value is missing, of a multi-valued attribute"),
-    _field("model_value", pa.string(), "the model's; null: nothing in its stead, of a multi-valued attribute"),
+    _field("catalog_value", pa.string(), "the catalog's value; null: a multi-valued attribute lacks a value"),
+    _field("model_value", pa.string(), "the model's value; null: a multi-valued attribute has a value too many"),
     _field("confidence", pa.float32(), "calibrated probability that the model is right", unit="0 to 1", null=False),
-    _field("label_confidence", pa.float32(), "calibrated probability that the catalog is", unit="0 to 1", null=False),
+    _field(
+        "label_confidence", pa.float32(), "calibrated probability that the catalog is right", unit="0 to 1", null=False
+    ),
 )
 
 _PREDICTION = pa.struct(
@@ -179,66 +186,66 @@ _PREDICTION = pa.struct(
 )
 
 PREDICTIONS: Final = _schema(
-    "What the model says: one row for each product of a shard",
+    "The model's predictions: one row for each product of a shard",
     _PRODUCT_ID,
     _SOURCE_HASH,
-    _field("modality", pa.string(), f"what the model saw: {' | '.join(MODALITIES)} (untaggable)", null=False),
+    _field("modality", pa.string(), f"the model's input: {' | '.join(MODALITIES)} (untaggable)", null=False),
     _field("image_status", pa.string(), "as in the example", null=False),
     _field("labels", LABELS, "the catalog's labels, in the taxonomy's words, as in the example", null=False),
     _field(
         "unlisted",
         LABELS,
-        "the catalog's labels outside the taxonomy, in the shop's words, as in the example; null: not recorded, by versions "
-        "that did not keep them",
+        "the catalog's labels outside the taxonomy, in the shop's words, as in the example; null: an older version did not "
+        "record them",
     ),
     _field("applicable", pa.list_(pa.string()), "attributes that apply to this product", null=False),
     _field(
         "predictions",
         pa.list_(_PREDICTION),
-        "of applicable attributes: the best value, and for a multi-valued one each likely value",
+        "the best value of each applicable attribute, or each likely value if it is multi-valued",
         null=False,
     ),
     _field("tagged_at", TIMESTAMP, "when the model saw the product", null=False),
 )
 
 ATTRIBUTES: Final = _schema(
-    "The attribute table: one row for a product, an attribute that applies to it and, where multi-valued, a value",
+    "The attribute table: one row for each product and applicable attribute, and for each value of a multi-valued one",
     _PRODUCT_ID,
     _field("attribute", pa.string(), "attribute name", null=False),
     _field(
         "value",
         pa.string(),
-        "what to use: the catalog's own value, listed in the taxonomy or not; where it gives none, the model's if accepted; "
-        "otherwise null",
+        "the value to use: the catalog's own value, listed in the taxonomy or not; if it gives none, the model's value if "
+        "accepted; otherwise null",
     ),
     _field(
         "source",
         pa.string(),
-        "where `value` is from: catalog | catalog_unlisted (the shop's own word, which the taxonomy does not list) | model; "
-        "null where there is none",
+        "the source of `value`: catalog | catalog_unlisted (the shop's own word, which the taxonomy does not list) | model; "
+        "null if `value` is null",
     ),
     _field(
         "catalog_value",
         pa.string(),
-        "the catalog's own value: in the taxonomy's words where it is listed, otherwise in the shop's, as given; several words "
-        "of a single-valued attribute are joined by |",
+        "the catalog's own value: in the taxonomy's words if listed, otherwise in the shop's words, as given; several words "
+        "for a single-valued attribute are joined by |",
     ),
-    _field("model_value", pa.string(), "the model's best value; null where the model saw neither text nor picture"),
+    _field("model_value", pa.string(), "the model's best value; null if the model saw neither text nor picture"),
     _field("confidence", pa.float32(), "the model's probability of model_value", unit="0 to 1"),
     _field("accepted", pa.bool_(), "confidence reaches the threshold of the promised precision", null=False),
     _field(
         "conflict",
         pa.bool_(),
-        "an accepted model value differs from the catalog's listed ones: a suspected wrong label, unless the model was "
-        "trained on that very label; the step `suspects` asks models that were not. Never where the catalog gives unlisted "
-        "values alone: no model knows them",
+        "an accepted model value differs from the catalog's listed values: a suspected wrong label, unless the model was "
+        "trained on that very label; the step `suspects` uses models that were not. Never true if the catalog gives only "
+        "unlisted values, because no model knows them",
         null=False,
     ),
     _field("text_weight", pa.float32(), "modality-wise attention on the text", unit="0 to 1"),
     _field(
         "image_weight",
         pa.float32(),
-        "modality-wise attention on the picture; what the picture alone adds to an answer (model card) is not in it",
+        "modality-wise attention on the picture; excludes the picture evidence that is added to an answer (model card)",
         unit="0 to 1",
     ),
     _field("model_version", pa.string(), "the model that made model_value", null=False),
@@ -249,14 +256,14 @@ ATTRIBUTES: Final = _schema(
 )
 
 PRODUCTS: Final = _schema(
-    "The state of each published product: what a later plan compares with",
+    "The state of each published product, with which a later plan compares",
     _PRODUCT_ID,
     _SOURCE_HASH,
     _field("model_version", pa.string(), "the model that tagged it", null=False),
-    _field("modality", pa.string(), f"what the model saw: {' | '.join(MODALITIES)} (untaggable)", null=False),
+    _field("modality", pa.string(), f"the model's input: {' | '.join(MODALITIES)} (untaggable)", null=False),
     _field("image_status", pa.string(), "as in the example", null=False),
     _field("example_path", pa.string(), "folder of its example, relative to the lake", null=False),
-    _field("example_spec", pa.string(), "picture size and taxonomy its example was made for", null=False),
+    _field("example_spec", pa.string(), "picture size and taxonomy that its example was made for", null=False),
     _DS,
     _RUN,
     _field("tagged_at", TIMESTAMP, "when the model saw the product", null=False),
@@ -264,14 +271,17 @@ PRODUCTS: Final = _schema(
 
 _CHANGE = (
     _field("change", pa.string(), "upsert | remove", null=False),
-    _field("change_ds", pa.string(), "the day this change belongs to", unit="YYYY-MM-DD", null=False),
+    _field("change_ds", pa.string(), "the day that this change belongs to", unit="YYYY-MM-DD", null=False),
 )
 
 
 def history_of(table: pa.Schema, key: tuple[str, ...]) -> pa.Schema:
-    """Return the history schema of `table`: its columns, null but for `key` on removal, and the change's kind and day."""
+    """Return the history schema of `table`: its columns plus the kind and day of the change.
+
+    In the row of a removal, all of the table's columns except `key` are null.
+    """
     fields = [f.with_nullable(f.nullable or f.name not in key) for f in table]
-    return pa.schema([*fields, *_CHANGE], metadata={"description": "What changed on each day"})
+    return pa.schema([*fields, *_CHANGE], metadata={"description": "The changes of each day"})
 
 
 ATTRIBUTE_HISTORY: Final = history_of(ATTRIBUTES, ("product_id", "attribute"))
@@ -295,10 +305,12 @@ TABLES: Final[dict[str, pa.Schema]] = {
 
 
 def spark_schema(table: pa.Schema) -> StructType:
-    """Return the Spark schema of `table`, comments and all, by PySpark's own Arrow conversion."""
+    """Return the Spark schema of `table`, including comments, by PySpark's own Arrow conversion."""
     from pyspark.sql.pandas.types import from_arrow_schema
     from pyspark.sql.types import StructField, StructType
 
     converted = from_arrow_schema(table)
-    said = {f.name: {"comment": ""} | {k.decode(): v.decode() for k, v in (f.metadata or {}).items()} for f in table}
-    return StructType([StructField(f.name, f.dataType, f.nullable, said[f.name]) for f in converted.fields])
+    metadata = {
+        f.name: {"comment": ""} | {k.decode(): v.decode() for k, v in (f.metadata or {}).items()} for f in table
+    }
+    return StructType([StructField(f.name, f.dataType, f.nullable, metadata[f.name]) for f in converted.fields])

@@ -289,9 +289,9 @@ def stream_side(
 def stream_shuffled(index: ExampleIndex, side: Side, buffer: int, rng: np.random.Generator) -> Iterator[pa.RecordBatch]:
     """Yield the examples of a side in random order, in batches of about `buffer` examples.
 
-    The column `position` holds each example's position in the index. Row groups of all files are read in random order into
-    a buffer, which is shuffled when full. So memory does not grow with the number of examples. The order depends on `rng`
-    alone.
+    The column `position` holds each example's position in the index. Row groups of all files are read in random order
+    into a buffer, which is shuffled when full. So memory does not grow with the number of examples. The order depends
+    on `rng` alone.
     """
     groups: list[tuple[int, int, int]] = []  # file, row group, its first row
     for number, path in enumerate(index.files):
@@ -348,7 +348,8 @@ def _rows_of(
 def join(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
     """Return one or more batches of one schema as one batch, with pictures as large_binary.
 
-    The 32-bit offsets of binary overflow at 2 GiB: 3,566 pictures of 448 x 448 pixels. The cast converts only the offsets.
+    The 32-bit offsets of binary overflow at 2 GiB: 3,566 pictures of 448 x 448 pixels. The cast converts only the
+    offsets.
     """
     return pa.concat_batches([_with_wide_offsets(batch) for batch in batches])
 

@@ -29,8 +29,9 @@ RULES: Final = 2
 class FamilyFinder:
     """Collector of products, in any order, that then assigns each to its family.
 
-    Memory: 24 bytes a product, plus what `NearTexts` and `NearPictures` keep of distinct texts and pictures. The peak on
-    a real catalog (texts of 100 words, nearly all pictures distinct) was 7 kB a product, while groups were computed.
+    Memory: 24 bytes a product, plus what `NearTexts` and `NearPictures` keep of distinct texts and pictures. The peak
+    on a real catalog (texts of 100 words, nearly all pictures distinct) was 7 kB a product, while groups were
+    computed.
     """
 
     def __init__(self) -> None:
@@ -62,8 +63,8 @@ class FamilyFinder:
     def families(self, *, progress: bool = False) -> Integers:
         """Return the family [N] of each product, in the order they were added.
 
-        A family's number is the smallest digest of its products' ids. It depends neither on the order of the products nor
-        on their batches.
+        A family's number is the smallest digest of its products' ids. It depends neither on the order of the products
+        nor on their batches.
         """
         if not self._digests:
             return np.zeros(0, dtype=np.int64)

@@ -1,7 +1,7 @@
 """Labels that a product's text names, and texts with those names removed.
 
-A label is *spoken* if the text contains all words of its value's name or of one of its aliases, in any order, singular or
-plural. A text search finds such a label without any model. Otherwise the label is *silent*: only a picture, or an
+A label is *spoken* if the text contains all words of its value's name or of one of its aliases, in any order, singular
+or plural. A text search finds such a label without any model. Otherwise the label is *silent*: only a picture, or an
 understanding of the text, can give it.
 """
 
@@ -56,7 +56,8 @@ class SpokenFinder:
             targets: [n, C], True at the values a product has; C classes of all attributes, in the taxonomy's order.
 
         Returns:
-            [n, C] uint8: the bit mask of `field_bits`; 0 where no field names the value, or the product lacks the value.
+            [n, C] uint8: the bit mask of `field_bits`; 0 where no field names the value, or the product lacks the
+            value.
         """
         bits = np.zeros(targets.shape, dtype=np.uint8)
         for row, fields in enumerate(texts):

@@ -55,8 +55,8 @@ def scan_examples(
     keeps of it.
 
     Raises:
-        DataError: a folder is missing, a file is broken, a picture does not have the size `picture`, or a label is not in
-            the taxonomy.
+        DataError: a folder is missing, a file is broken, a picture does not have the size `picture`, or a label is not
+            in the taxonomy.
     """
     files = [path for folder in folders for path in example_files([folder])]
     finder, reader, chooser, counter = FamilyFinder(), LabelReader(taxonomy), _Chooser(), GivenCounter(taxonomy)

@@ -1,7 +1,7 @@
 """The catalog's labels as arrays, with the only definition of what counts as a label. Loads no torch.
 
-A value that the taxonomy does not list is not a label, because nothing can be learnt from it. It is not a gap either: the
-product has a value, and any value of the model is wrong.
+A value that the taxonomy does not list is not a label, because nothing can be learnt from it. It is not a gap either:
+the product has a value, and any value of the model is wrong.
 
 Letters of shapes: n products, K attributes, C classes of all attributes, in the taxonomy's order.
 """

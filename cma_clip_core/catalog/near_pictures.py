@@ -52,7 +52,7 @@ def thumbnails(pixels: Pixels) -> Pixels:
 
 @functools.cache
 def _overlaps(size: int, parts: int) -> npt.NDArray[np.float64]:
-    """Return the overlap [parts, size] of each part with each pixel, in units of 1/parts pixel. Rows add up to `size`."""
+    """Return the overlap [parts, size] of parts with pixels, in units of 1/parts pixel. Rows add up to `size`."""
     part, pixel = np.arange(parts)[:, None] * size, np.arange(size)[None, :] * parts
     overlaps: npt.NDArray[np.float64] = (
         np.minimum(part + size, pixel + parts) - np.maximum(part, pixel)
@@ -108,7 +108,9 @@ class NearPictures:
         return numbers
 
     def groups(self, *, progress: bool = False) -> Integers:
-        """Return the group of each distinct picture, by its number. Near-duplicates share a group, directly or through others.
+        """Return the group of each distinct picture, by its number.
+
+        Near-duplicates share a group, directly or through others.
 
         No near-duplicate pair is missed. The difference of two block means never exceeds the mean difference in the
         block, so the tree's radius on 5 x 4 block means includes all of them.

@@ -90,7 +90,10 @@ class NearTexts:
         return numbers
 
     def groups(self, *, progress: bool = False) -> Integers:
-        """Return the group of each distinct text, by its number. Near-duplicates share a group, directly or through others."""
+        """Return the group of each distinct text, by its number.
+
+        Near-duplicates share a group, directly or through others.
+        """
         groups = np.arange(len(self._shingles), dtype=np.int64)
         if not len(groups):
             return groups

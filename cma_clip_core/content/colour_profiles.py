@@ -11,8 +11,8 @@ from PIL import Image, ImageCms
 
 MAX_BYTES: Final = 3 * 2**20  # size limit of a profile; those of printing presses have two megabytes
 
-# ICC.1's multiProcessElementsType: any number of steps of a few bytes each, which may even share their bytes. A profile of
-# 17 kB took ten seconds. Cameras and editors write matrices and tables instead.
+# ICC.1's multiProcessElementsType: any number of steps of a few bytes each, which may even share their bytes. A
+# profile of 17 kB took ten seconds. Cameras and editors write matrices and tables instead.
 _PROGRAM: Final = b"mpet"
 _SPACES: Final = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}  # Pillow's mode to the profile's name of its colour space
 _SAME: Final = 2  # levels of 255; different profiles called sRGB differ by this much

@@ -1,11 +1,12 @@
 """Extraction of the visible text from a shop's HTML. Pure functions; no torch, because Spark's workers import this.
 
-lxml (libxml2) reads the HTML: its tokenizer is HTML5's, it is widely maintained, and it can emit tokens without building a
-tree. A tree is unsafe for untrusted texts, because HTML5's rules for unclosed elements can make its size quadratic.
+lxml (libxml2) reads the HTML: its tokenizer is HTML5's, it is widely maintained, and it can emit tokens without
+building a tree. A tree is unsafe for untrusted texts, because HTML5's rules for unclosed elements can make its size
+quadratic.
 
-No parser can decide which ``<`` begins a tag and which one belongs to the text ("size <38", "Tee <Red>"), since HTML
-accepts any word in angle brackets as an element. This module decides before parsing: a tag has a name that HTML defines, or
-is closed later.
+No parser can decide whether a ``<`` begins a tag or belongs to the text ("size <38", "Tee <Red>"). HTML
+accepts any word in angle brackets as an element. This module decides before parsing: a tag has a name that HTML
+defines, or is closed later.
 
 Every pattern runs in linear time: repetitions are possessive, and stop where the next match may begin.
 """
@@ -49,7 +50,7 @@ _WORDS: Final = _names(
     "frame header image input label legend link main map mark marquee math menu meter object option output path picture",
     "progress ruby search section select slot small source style summary table template time title track video",
 )
-_LETTERS: Final = frozenset("abiqsu")  # element names that may be sizes or grades if in upper case; in lower case, tags
+_LETTERS: Final = frozenset("abiqsu")  # one-letter names: in upper case they may be sizes, in lower case they are tags
 _NO_TEXT: Final = _names(
     "applet audio canvas datalist iframe noembed noframes noscript script style svg template video xml"
 )

@@ -1,8 +1,8 @@
 """Bounds on the memory and time that decoding a picture may cost, checked before it is decoded.
 
-Time is bounded by the amount of work, not by a clock. A thread cannot stop a decoder written in C, and a signal reaches
-only Python's main thread, which is not always the one that decodes. Work is the number of pixels, multiplied by the scans
-of a JPEG. A file of few bytes may not cause much work, because it would cost an attacker nothing.
+Time is bounded by the amount of work, not by a clock. A thread cannot stop a decoder written in C, and a signal
+reaches only Python's main thread, which is not always the one that decodes. Work is the number of pixels, multiplied
+by the scans of a JPEG. A file of few bytes may not cause much work, because it would cost an attacker nothing.
 """
 
 from __future__ import annotations

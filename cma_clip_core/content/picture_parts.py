@@ -1,7 +1,7 @@
 """Bounds on the parts of a picture file (segments, chunks, blocks, tags, items), counted before a decoder opens it.
 
-Before a decoder knows the pixels, it creates an object for each part, or searches all parts for each one. A photograph has
-dozens of parts, but a few megabytes can hold millions. This module decodes none of them.
+Before a decoder knows the pixels, it creates an object for each part, or searches all parts for each one. A photograph
+has dozens of parts, but a few megabytes can hold millions. This module decodes none of them.
 """
 
 from __future__ import annotations

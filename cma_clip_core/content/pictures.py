@@ -1,7 +1,7 @@
 """Product pictures: from a URI in the catalog to pixels at model size. No torch, because Spark's workers import this.
 
-Pictures are untrusted files, so every bound is checked before the work that it bounds. Each failure has one of the statuses
-of the examples table: missing | empty | forbidden | too_large | broken.
+Pictures are untrusted files, so every bound is checked before the work that it bounds. Each failure has one of the
+statuses of the examples table: missing | empty | forbidden | too_large | broken.
 """
 
 from __future__ import annotations
@@ -204,8 +204,8 @@ def fetch_all(uris: Sequence[str | None], roots: Sequence[AnyPath]) -> Iterator[
 def check_all(uris: Sequence[str | None], roots: Sequence[AnyPath]) -> Iterator[PictureError | None]:
     """Yield the error that `fetch_all` would give for each URI; None if the picture exists, or for a missing URI.
 
-    Nothing is read or decoded: a file costs one look at its size, an object one request. Arguments and errors are those of
-    `fetch_all`.
+    Nothing is read or decoded: a file costs one look at its size, an object one request. Arguments and errors are
+    those of `fetch_all`.
     """
     for result in _get_all(uris, roots, _check, _check_object):
         yield result if isinstance(result, PictureError) else None
@@ -286,7 +286,11 @@ def _get_objects(
 
 
 def _object_path(uri: str, roots: Sequence[AnyPath]) -> str | None:
-    """Return ``bucket/key`` of a URI in an object store; None if it names a file. Raises PictureError (missing, forbidden)."""
+    """Return ``bucket/key`` of a URI in an object store; None if it names a file.
+
+    Raises:
+        PictureError: missing (no URI), or forbidden (such as a key outside of `roots`).
+    """
     if not uri.strip():
         raise PictureError("missing", "no URI")
     if uri.startswith("s3://"):
@@ -336,7 +340,7 @@ def _resolve(uri: str, roots: Sequence[Path]) -> str:
 
 
 def _inside(real: str, roots: Sequence[Path]) -> str:
-    """Return `real`, a path without symlinks and ``..``. Raises PictureError (forbidden) if it is outside of `roots`."""
+    """Return `real`, a path without symlinks and ``..``. Raises PictureError (forbidden) outside of `roots`."""
     for root in roots:
         if real.startswith(os.path.join(_real_folder(str(root)), "")):  # noqa: PTH118
             return real
@@ -367,13 +371,16 @@ def _too_large(size: int, max_bytes: int) -> PictureError:
 
 
 def decode(data: bytes, spec: PictureSpec, out: Pixels | None = None) -> Pixels:
-    """Return the picture in `data` at the size of `spec`: uint8 (height, width, 3), RGB, row by row; in `out`, if given.
+    """Return the picture in `data` at the size of `spec`: uint8 (height, width, 3), RGB, row by row.
 
     * The whole picture is kept: it is scaled to fit with its aspect ratio, and centred on white.
-    * EXIF orientation and ICC profiles are applied. Transparency becomes white, and 16-bit channels are scaled to 8 bits.
+    * EXIF orientation and ICC profiles are applied. Transparency becomes white, and 16-bit channels are scaled to 8
+      bits.
     * An animation gives its first frame that shows anything.
     * A faulty file that every viewer shows is repaired (`picture_files.repair`).
     * The same bytes always give the same pixels. Memory and time are bounded (`picture_cost`).
+
+    The result is written to `out`, if given.
 
     Raises:
         PictureError: empty, too_large (bytes, pixels or memory according to the header, before anything is decoded), or
@@ -430,7 +437,7 @@ def _cached_size(outcome: _Outcome) -> int:
 
 
 def _decode_file(data: bytes, spec: PictureSpec) -> Pixels:
-    """Return the pixels of `data` scaled to fit `spec`, after a repair if necessary. Raises PictureError as `decode` does."""
+    """Return the pixels of `data`, repaired if necessary, scaled to fit `spec`. Raises PictureError as `decode` does."""
     data = picture_files.without_lead(data)
     try:
         return _decode(data, spec)
@@ -465,10 +472,10 @@ def _broken(data: bytes, error: Exception) -> PictureError:
 
 
 def _decode_thumbnail(data: bytes, spec: PictureSpec) -> Pixels | None:
-    """Return the pixels of a plain JPEG that already has the model's size; None if Pillow must decode or refuse the file.
+    """Return the pixels of a plain JPEG that has the model's size; None if Pillow must decode or refuse it.
 
-    The pixels are the same as Pillow's, which uses the same decoder (libjpeg-turbo). Creating Pillow's image object would
-    take longer than decoding such a small picture.
+    The pixels are the same as Pillow's, which uses the same decoder (libjpeg-turbo). Creating Pillow's image object
+    would take longer than decoding such a small picture.
     """
     if not data.startswith(picture_files.JPEG) or any(mark in data for mark in _JPEG_MARKS):
         return None
@@ -491,7 +498,8 @@ def _decode(data: bytes, spec: PictureSpec) -> Pixels:
 
     Raises:
         PictureError: too_large.
-        Exception: on hostile bytes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error, zlib.error.
+        Exception: on hostile bytes Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error,
+            zlib.error.
     """
     if (reason := picture_cost.webp_refusal(data) or picture_parts.refusal(data)) is not None:
         raise PictureError("too_large", reason)
@@ -499,8 +507,8 @@ def _decode(data: bytes, spec: PictureSpec) -> Pixels:
         with _opened(data) as picture:
             size = picture.size
             if picture.format in ("JPEG", "MPO"):
-                # The decoder skips the frequencies that `_scaled` would discard. The longer side of `spec` bounds both sides,
-                # since the picture is not turned yet.
+                # The decoder skips the frequencies that `_scaled` would discard. The longer side of `spec` bounds both
+                # sides, since the picture is not turned yet.
                 side = int(max(spec.height, spec.width) * _REDUCING_GAP)
                 picture.draft(None, (side, side))
             if (reason := picture_cost.refusal(picture, size, data)) is not None:
@@ -633,7 +641,7 @@ def _opaque(picture: Image.Image, white: float | None, keeps_cmyk: bool) -> tupl
 
 
 def _white_level(picture: Image.Image, rows: int) -> float:
-    """Return the value of white: by the mode's bit depth if known, otherwise the lowest usual one not below the maximum.
+    """Return the value of white: by the mode's bit depth if known, otherwise the lowest usual one that fits all pixels.
 
     Args:
         picture: a picture of integers or floats.

@@ -1,7 +1,7 @@
 """Cleaning of product texts for the model. Pure functions; no torch, because Spark's workers import this.
 
-Each step runs in linear time on a bounded text. Markup is removed before the text is cut to the model's length, so that a
-style sheet before a description does not displace it.
+Each step runs in linear time on a bounded text. Markup is removed before the text is cut to the model's length, so
+that a style sheet before a description does not displace it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _AMPERSANDS: Final = re.compile(r"&(?:(?:amp|#0{0,5}38|#x0{0,5}26);)+", re.IGNOR
 _REFERENCE: Final = re.compile(r"&(?:#[0-9]{1,8}+;?|#[xX][0-9A-Fa-f]{1,8}+;?|([A-Za-z][A-Za-z0-9]{1,31}+)(;?)(?!=))")
 _HUGE_REFERENCE: Final = re.compile(r"&#[xX]?[0-9A-Fa-f]{9,}+;?")  # beyond all characters
 _BEFORE_A_DIGIT: Final = re.compile(r"([A-Za-z]+)([0-9].*)")
-# Escapes that a program wrote for white space. A backslash before a word ("with \navy print") is not an escape: an escaped
-# line end follows a word. Nor is one before a colour ("black\navy"), since the rest would not be a word.
+# Escapes that a program wrote for white space. A backslash before a word ("with \navy print") is not an escape: an
+# escaped line end follows a word. Nor is one before a colour ("black\navy"), since the rest would not be a word.
 _ESCAPED_BLANKS: Final = re.compile(
     r"(?!\\(?:n(?:avy|atural|ude|ickel)|r(?:ed|ose|ust|uby|aspberry|oyal)|t(?:eal|aupe|urquoise|erracotta))\b)(?:"
     r"(?<=\S)(?<!\\)(?:\\[nrt])+|(?:\\[nrt]){2,}|(?:\\[nrt])+(?![a-z]))"

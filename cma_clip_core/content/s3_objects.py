@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import obstore
+from fsspec.asyn import sync
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
@@ -35,7 +36,8 @@ _RETRIES: Final[RetryConfig] = {
     "retry_timeout": timedelta(seconds=60),
     "backoff": {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=10), "base": 2},
 }
-# Validity reported for credentials; obstore renews them five minutes earlier. A role's credentials last at least this long.
+# Validity reported for credentials; obstore renews them five minutes earlier. A role's credentials last at least this
+# long.
 _KEYS: Final = timedelta(minutes=14)
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _WORDS: Final = re.compile(r"<(Code|Message)>([^<]*)</")
@@ -137,7 +139,6 @@ def _store(fs: S3FileSystem, bucket: str, *, writes: bool) -> S3Store:
 @lru_cache(maxsize=16)
 def _made(fs: S3FileSystem, bucket: str, writes: bool) -> S3Store:
     """Return a new client of a bucket."""
-    from fsspec.asyn import sync
 
     async def keys() -> ReadOnlyCredentials:
         credentials = await fs.session.get_credentials()

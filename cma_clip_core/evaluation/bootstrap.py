@@ -1,11 +1,11 @@
-"""How much of a recall, or of the difference of two methods, is chance: a bootstrap over product families.
+"""Bootstrap intervals over product families, for recalls and for differences of two methods.
 
-Whole families are drawn with replacement, since products of one are not independent: the cluster bootstrap (Davison and
-Hinkley 1997, "Bootstrap Methods and their Application"; Field and Welsh 2007, "Bootstrapping Clustered
-Data"). Intervals are percentiles; what stands before them is what was measured, no mean of draws. All methods and
-attributes see the same draws, so that differences are paired.
+Whole families are drawn with replacement, because products of one family are not independent. This is the cluster
+bootstrap (Davison and Hinkley 1997, "Bootstrap Methods and their Application"; Field and Welsh 2007, "Bootstrapping
+Clustered Data"). Intervals are percentiles. Point estimates are the measured values, not means of draws. All methods and attributes
+see the same draws, so that differences are paired.
 
-A draw is a weight for each family: confidences are sorted once, and a draw costs a weighted cumulative sum.
+A draw is a weight for each family. Confidences are sorted once, and each draw costs a weighted cumulative sum.
 
 Letters of shapes: F families, K attributes, D draws, m candidates.
 """
@@ -26,27 +26,27 @@ from cma_clip_core.evaluation.recall_at_precision import ends_of_equals
 from cma_clip_core.model_documents import Difference, Interval, MethodMetrics, Threshold
 
 DRAWS: Final = 1000
-_EXACT = 1e-6  # a sum of weights times a target with few decimals is either 0 or farther from it than this
+_EXACT = 1e-6  # tolerance: weights times a target with few decimals sum to 0, or to more than this
 
 
 class Drawn(NamedTuple):
-    """A recall of the products as they are, and in each draw."""
+    """A recall as measured, and its value in each draw."""
 
     measured: float
     draws: Doubles  # [D]
 
     @classmethod
     def pool(cls, several: Sequence[Drawn]) -> Drawn:
-        """Return the mean of several that were measured, and the draws of all."""
+        """Return the mean of the measured recalls, and the draws of all of them."""
         return cls(float(np.mean([one.measured for one in several])), np.concatenate([one.draws for one in several]))
 
 
 @dataclass(slots=True)
 class RecallDraws:
-    """One method's recall at 90 % precision in each draw; no number where a draw has nothing to be found.
+    """One method's recall at 90 % precision in each draw; NaN in a draw without positives.
 
-    The first column is the recall of the products as they are: what is measured. The mean of the draws is another, since
-    recall at a precision is no mean over products.
+    The first column is the measured recall, on the products as they are. The mean of the draws differs from it, because
+    recall at a precision is not a mean over products.
     """
 
     attributes: tuple[str, ...]
@@ -54,11 +54,11 @@ class RecallDraws:
     silent: Doubles  # [K, 1 + D], on the silent labels alone
 
     def of(self, attribute: str) -> Drawn:
-        """Return those of one attribute."""
+        """Return the recall of one attribute."""
         return _drawn(self.all[self.attributes.index(attribute)])
 
     def silent_of(self, attribute: str) -> Drawn:
-        """Return those of one attribute, on the silent labels alone."""
+        """Return the recall of one attribute, on the silent labels alone."""
         return _drawn(self.silent[self.attributes.index(attribute)])
 
     def mean_all(self) -> Drawn:
@@ -71,37 +71,37 @@ class RecallDraws:
 
 
 class RankedCandidates:
-    """Candidates sorted once, to be weighted often."""
+    """Candidates that are sorted once and weighted many times."""
 
-    def __init__(self, found: Candidates, families: Integers, target: float) -> None:
+    def __init__(self, unsorted: Candidates, families: Integers, target: float) -> None:
         """Sort the candidates.
 
         Args:
-            found: the candidates.
-            families: [F] all families there are, rising.
+            unsorted: the candidates.
+            families: [F] all families, rising.
             target: precision, 0 to 1.
         """
-        order = np.argsort(-found.confidence, kind="stable")
-        right = found.right[order]
-        # Beyond the last right candidate recall stands still and precision falls, but for its equals.
-        ranked = found.confidence[order]
+        order = np.argsort(-unsorted.confidence, kind="stable")
+        right = unsorted.right[order]
+        # Below the last right candidate and those of equal confidence, recall stays the same and precision falls.
+        ranked = unsorted.confidence[order]
         end = int(np.searchsorted(-ranked, -ranked[right.nonzero()[0][-1]], side="right")) if right.any() else 0
         self._right = right[:end].astype(np.float64)
         self._gain = self._right - target
-        self._family = np.searchsorted(families, found.family[order[:end]])
+        self._family = np.searchsorted(families, unsorted.family[order[:end]])
         ends = ends_of_equals(ranked[:end])
         self._ends = ends if len(ends) < end else None
         self._positives = np.bincount(
-            np.searchsorted(families, found.positive_family), minlength=len(families)
+            np.searchsorted(families, unsorted.positive_family), minlength=len(families)
         ).astype(np.float64)  # fmt: skip
 
     def recall(self, weights: Doubles) -> float:
-        """Return the recall at the lowest threshold that reaches the target, families counted `weights` [F] times."""
+        """Return the recall at the lowest threshold that reaches the target; each family counts `weights` [F] times."""
         positives = float(self._positives @ weights)
         if not positives:
             return float("nan")
         weight = weights[self._family]
-        above = np.cumsum(weight * self._gain)  # right less target times accepted: not negative where it is reached
+        above = np.cumsum(weight * self._gain)  # right - target * accepted: not negative where the target is reached
         reached = (above if self._ends is None else above[self._ends]) >= -_EXACT
         if not reached.any():
             return 0.0
@@ -122,28 +122,28 @@ def draw_recalls(
     """Return each method's recalls at 90 % precision in the same draws.
 
     Args:
-        methods: predictions by attribute, by method: all of the same products.
-        thresholds: of each method, whose temperatures are applied.
-        text_fields: a label that they name is not silent; the same for all methods, so that they are comparable.
-        draws: how many.
-        seed: of the draws.
-        silent: False: recalls of the silent labels are not asked for, and are no numbers.
+        methods: predictions by method and attribute, all of the same products.
+        thresholds: by method and attribute; only their temperatures are used.
+        text_fields: a label that they name is not silent; the same for all methods, so that these are comparable.
+        draws: number of draws.
+        seed: seed of the draws.
+        silent: False: leave out the recalls of the silent labels, which are then NaN.
 
     Raises:
-        ValueError: the methods are not of the same attributes and products.
+        ValueError: the methods differ in their attributes or products.
     """
     attributes = _same_attributes(methods)
-    families = np.unique(np.concatenate([p.families for found in methods.values() for p in found.values()]))
+    families = np.unique(np.concatenate([p.families for sides in methods.values() for p in sides.values()]))
     ranked = {
         method: [
             [
                 RankedCandidates(candidates(p, temperature, silent_in), families, PAPER_PRECISION)
                 for name in attributes
-                for p, temperature in [(found[name], thresholds[method][name].temperature)]
+                for p, temperature in [(predictions[name], thresholds[method][name].temperature)]
             ]
             for silent_in in ((None, text_fields) if silent else (None,))
         ]
-        for method, found in methods.items()
+        for method, predictions in methods.items()
     }
     recalls = {method: np.full((2, len(attributes), 1 + draws), np.nan) for method in methods}
     rng = np.random.default_rng(seed)
@@ -152,7 +152,7 @@ def draw_recalls(
         weights = np.bincount(chosen, minlength=len(families)).astype(np.float64)
         for method, sides in ranked.items():
             recalls[method][: len(sides), :, draw] = [[one.recall(weights) for one in side] for side in sides]
-    return {method: RecallDraws(attributes, found[0], found[1]) for method, found in recalls.items()}
+    return {method: RecallDraws(attributes, on_all, on_silent) for method, (on_all, on_silent) in recalls.items()}
 
 
 def judge_with_intervals(
@@ -161,7 +161,7 @@ def judge_with_intervals(
     thresholds: Mapping[str, Threshold],
     text_fields: Sequence[str],
 ) -> MethodMetrics:
-    """Return all metrics of one method, with intervals. Arguments as of `cma_clip_core.evaluation.metrics.judge`."""
+    """Return all metrics of one method, with intervals. The arguments are those of `judge_all`, with the method's name."""
     metrics = method_metrics(method, judge_all(predictions, thresholds, text_fields))
     drawn = draw_recalls({method: predictions}, {method: thresholds}, text_fields)
     return with_intervals(metrics, drawn[method])
@@ -186,25 +186,25 @@ def with_intervals(metrics: MethodMetrics, draws: RecallDraws) -> MethodMetrics:
 
 
 def difference(first: Drawn, second: Drawn) -> Difference | None:
-    """Return first less second, as measured, and its interval by the same draws; None where no draw has both.
+    """Return first minus second, as measured, and its interval from the same draws; None if no draw has both.
 
     Raises:
-        ValueError: they are not of the same number of draws.
+        ValueError: the numbers of draws differ.
     """
     if first.draws.shape != second.draws.shape:
         raise ValueError(
             f"{len(first.draws)} and {len(second.draws)} draws cannot be paired; draw both methods in one call"
         )
     differences = first.draws - second.draws
-    found = interval(differences)
-    if found is None:
+    middle = interval(differences)
+    if middle is None:
         return None
     known = differences[~np.isnan(differences)]
-    return Difference(mean=first.measured - second.measured, interval=found, below_zero=float((known < 0).mean()))
+    return Difference(mean=first.measured - second.measured, interval=middle, below_zero=float((known < 0).mean()))
 
 
 def interval(draws: Doubles) -> Interval | None:
-    """Return the middle 95 % of draws [D], those without a number aside; None where none has one."""
+    """Return the middle 95 % of the draws [D] that are numbers; None if none is."""
     known = draws[~np.isnan(draws)]
     if not len(known):
         return None
@@ -213,12 +213,12 @@ def interval(draws: Doubles) -> Interval | None:
 
 
 def _drawn(recalls: Doubles) -> Drawn:
-    """Return what was measured and what was drawn of a row [1 + D]."""
+    """Return the measured recall and the draws of a row [1 + D]."""
     return Drawn(float(recalls[0]), recalls[1:])
 
 
 def _mean(recalls: Doubles) -> Doubles:
-    """Return the mean over the attributes [1 + D] of recalls [K, 1 + D], those without a number left out."""
+    """Return the mean over the attributes [1 + D] of the recalls [K, 1 + D] that are numbers."""
     known = ~np.isnan(recalls)
     count = known.sum(axis=0)
     means: Doubles = np.where(count > 0, np.where(known, recalls, 0).sum(axis=0) / np.maximum(count, 1), np.nan)
@@ -228,10 +228,10 @@ def _mean(recalls: Doubles) -> Doubles:
 def _same_attributes(methods: Mapping[str, Mapping[str, Predictions]]) -> tuple[str, ...]:
     first_name, first = next(iter(methods.items()))
     products = {name: set(p.products.tolist()) for name, p in first.items()}
-    for method, found in methods.items():
-        if found.keys() != first.keys():
+    for method, predictions in methods.items():
+        if predictions.keys() != first.keys():
             raise ValueError(f"{method} has other attributes than {first_name}")
-        for name, p in found.items():
+        for name, p in predictions.items():
             if set(p.products.tolist()) != products[name]:
                 raise ValueError(f"{name}: {method} was judged on other products than {first_name}")
     return tuple(first)

@@ -1,4 +1,4 @@
-"""Temperatures: confidences that mean what they say of products whose value is listed; others have no target to fit to.
+"""Temperature scaling, which calibrates confidences on products with a listed value; others have no target to fit to.
 
 Letters of shapes: n products with a value, C values of one attribute.
 """
@@ -13,12 +13,15 @@ from scipy.special import log_expit, log_softmax
 
 from cma_clip_core.evaluation.predictions import Predictions
 
-LEAST_LABELS: Final = 20  # with fewer, a temperature is more chance than calibration
-RANGE: Final = (0.05, 20.0)  # a model that is never wrong would ask for a temperature of zero
+LEAST_LABELS: Final = 20  # with fewer, a fitted temperature is mostly chance
+RANGE: Final = (0.05, 20.0)  # the best temperature of a model that is never wrong would be zero
 
 
 def log_loss(predictions: Predictions, temperature: float) -> float:
-    """Return the mean negative log likelihood of the labels: over products, or of a multi-valued attribute over pairs."""
+    """Return the mean negative log likelihood of the labels.
+
+    The mean is over products; for a multi-valued attribute, over pairs of a product and a value.
+    """
     predictions = predictions.with_target()
     scaled = predictions.logits.astype(np.float64) / temperature
     targets = predictions.targets
@@ -28,16 +31,16 @@ def log_loss(predictions: Predictions, temperature: float) -> float:
 
 
 def fit_temperature(predictions: Predictions) -> float:
-    """Return the temperature of an attribute, in `RANGE`; 1 where there are fewer than `LEAST_LABELS` products.
+    """Return the temperature of an attribute, in `RANGE`; 1 if there are fewer than `LEAST_LABELS` products.
 
-    It is that of least negative log likelihood (Guo et al. 2017, "On Calibration of Modern Neural Networks", section
-    4.2), on validation products. The likelihood is convex in 1 / T, so that it has one minimum in log T.
+    The temperature minimises the negative log likelihood on validation products (Guo et al. 2017, "On Calibration of
+    Modern Neural Networks", section 4.2). This is convex in 1 / T, so it has one minimum in log T.
     """
     predictions = predictions.with_target()
     if len(predictions) < LEAST_LABELS:
         return 1.0
     low, high = np.log(RANGE)
-    found = minimize_scalar(
+    minimum = minimize_scalar(
         lambda log_t: log_loss(predictions, float(np.exp(log_t))), bounds=(low, high), method="bounded"
     )
-    return float(np.exp(found.x))
+    return float(np.exp(minimum.x))

@@ -1,6 +1,7 @@
-"""What a method proposes for an attribute, ranked by confidence and right or wrong: what all thresholds are about.
+"""Candidates: the values that a method proposes for an attribute, each with its confidence, and right or wrong.
 
-A product whose value is not listed is a candidate that is wrong, and no positive.
+All thresholds and recalls are computed from candidates. A product with an unlisted value gives a wrong candidate, and is not
+a positive.
 
 Letters of shapes: n products with a value, C values of one attribute, m candidates.
 """
@@ -18,28 +19,28 @@ from cma_clip_core.evaluation.predictions import LIKELY, Predictions
 
 @dataclass(slots=True)
 class Candidates:
-    """A candidate is the best value of a product, or of a multi-valued attribute each (product, value)."""
+    """The best value of each product; for a multi-valued attribute, every pair of a product and a value."""
 
     confidence: Floats  # [m], calibrated
     right: Bools  # [m]
     value: Integers  # [m], class of the attribute
     product: Integers  # [m], row of the predictions
-    family: Integers  # [m], the product's
-    positives: int  # right values there are: products, or of a multi-valued attribute all true (product, value) pairs
-    positive_family: Integers  # [positives], the family of each of them
+    family: Integers  # [m], family of the product
+    positives: int  # products with a listed value; for a multi-valued attribute, true pairs of a product and a value
+    positive_family: Integers  # [positives], the family of each positive
     multi_valued: bool
-    unlisted: int = 0  # products whose value is none of the listed ones
+    unlisted: int = 0  # products with unlisted values only
 
     def __len__(self) -> int:
         return len(self.confidence)
 
     def accepted(self, limits: Floats) -> Bools:
-        """Return which candidates [m] reach the least confidence of their value; `limits` [C] as `Threshold.limits` gives it."""
+        """Return which candidates [m] reach the limit of their value; `limits` [C] are those of `Threshold.limits`."""
         return np.asarray(self.confidence >= limits[self.value])
 
     @property
     def predicted(self) -> Bools:
-        """Which candidates [m] the method predicts: all best values, and of several those that are likely."""
+        """The predicted candidates [m] bool: all best values, or the likely values of a multi-valued attribute."""
         return np.asarray(self.confidence >= LIKELY) if self.multi_valued else np.ones(len(self), np.bool_)
 
 
@@ -49,20 +50,21 @@ def candidates(
     """Return the candidates of an attribute.
 
     Args:
-        predictions: of the products that have a value of it.
-        temperature: the attribute's (cma_clip_core.evaluation.calibration).
-        silent_in: text fields; given, only products with a listed label that none of them names count. Of a multi-valued
-            attribute the pairs that are true and named are left out too: they are neither found nor missed.
+        predictions: predictions for the products that have a value.
+        temperature: the attribute's temperature (cma_clip_core.evaluation.calibration).
+        silent_in: text fields. If given, only products count that have a listed label which none of these fields names. For
+            a multi-valued attribute, true pairs that a field names are left out too.
     """
     if silent_in is not None:
         silent = predictions.silent(silent_in)
         keep = np.asarray(silent.any(axis=1))
-        found = candidates(predictions.take(keep), temperature)
+        silent_ones = candidates(predictions.take(keep), temperature)
         if not predictions.attribute.multi_valued:
-            return found
+            return silent_ones
         kept = ~(predictions.targets & ~silent)[keep].ravel()
         return Candidates(
-            found.confidence[kept], found.right[kept], found.value[kept], found.product[kept], found.family[kept],
+            silent_ones.confidence[kept], silent_ones.right[kept], silent_ones.value[kept], silent_ones.product[kept],
+            silent_ones.family[kept],
             int(silent.sum()), np.repeat(predictions.families[keep], silent[keep].sum(axis=1)), True,
         )  # fmt: skip
     n, c = predictions.logits.shape

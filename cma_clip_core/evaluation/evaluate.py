@@ -1,4 +1,4 @@
-"""What a trained model says on one side of the split."""
+"""Predictions of a trained model on one side of the split."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from cma_clip_core.catalog.examples import ExampleIndex, Rows, stream_side
+from cma_clip_core.catalog.examples import Rows, stream_side
 from cma_clip_core.catalog.label_mentions import TEXT_FIELDS, SpokenFinder
 from cma_clip_core.catalog.splits import Side
-from cma_clip_core.config import ModelConfig
 from cma_clip_core.evaluation.predictions import Predictions
 from cma_clip_core.inputs.batches import Inputs, LabelEncoder, prepare, without_names
 from cma_clip_core.inputs.devices import precision
 from cma_clip_core.inputs.frozen_towers import FrozenTowers
+from cma_clip_core.inputs.learning_problem import LearningProblem
 from cma_clip_core.inputs.oom_halving import Halving
 from cma_clip_core.inputs.perturbations import Noise, draw_omitted_labels, swap_all
 from cma_clip_core.inputs.prefetch import prefetch
 from cma_clip_core.model.class_layout import ClassLayout
 from cma_clip_core.model.cma_clip import Output
-from cma_clip_core.model.tokenizer import Tokenizer
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -34,45 +33,47 @@ BATCH: Final = 256  # products in a forward pass
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
-    index: ExampleIndex,
+    problem: LearningProblem,
     side: Side,
-    config: ModelConfig,
-    layout: ClassLayout,
-    tokenizer: Tokenizer,
     device: torch.device,
+    *,
     batch_size: int = BATCH,
     noise: Noise | None = None,
     frozen: FrozenTowers | None = None,
 ) -> dict[str, Predictions]:
-    """Return what the model says of the products of a side that have a value, by attribute name.
+    """Return the model's predictions for the products of a side that have a value, by attribute name.
 
-    With `noise` it is shown some products with the text or the picture of others, or with texts that leave out some names;
-    which labels are named is still told by their own text. With `frozen`, frozen towers are not run again. Where
-    `batch_size` products do not fit into memory, half as many go through at a time.
+    Args:
+        model: the trained model, on `device`.
+        problem: the configuration, the classes and the examples.
+        side: the side of the split.
+        device: the device that the model runs on.
+        batch_size: products in a forward pass; halved for as long as they do not fit into memory.
+        noise: show the model other products' texts or pictures, or texts without some names. The products' own texts still
+            decide which labels are silent.
+        frozen: cached outputs of frozen towers; None: run the towers.
 
     Raises:
-        DeviceError: not even one product fits.
+        DeviceError: not even one product fits into memory.
     """
-    batches = _batches(index, side, config, layout, tokenizer, batch_size, noise, frozen)
-    return split_attributes(layout, _run(model, batches, device, batch_size))
+    batches = _batches(problem, side, batch_size, noise, frozen)
+    return split_attributes(problem.layout, _run(model, batches, device, batch_size))
 
 
 @torch.inference_mode()
 def evaluate_with_picture_alone(
     model: nn.Module,
-    index: ExampleIndex,
+    problem: LearningProblem,
     side: Side,
-    config: ModelConfig,
-    layout: ClassLayout,
-    tokenizer: Tokenizer,
     device: torch.device,
+    *,
     frozen: FrozenTowers | None = None,
 ) -> tuple[dict[str, Predictions], dict[str, Predictions]]:
-    """Return what `evaluate` does, and of the same products in the same order what the picture's own head says.
+    """Return the predictions of `evaluate`, and those of the image-only head for the same products in the same order.
 
-    Where there is no picture, or no such head, its logits are 0. Arguments and errors as of `evaluate`.
+    The head's logits are 0 where there is no picture or no such head. Arguments and errors are those of `evaluate`.
     """
-    batches = _batches(index, side, config, layout, tokenizer, BATCH, None, frozen)
+    layout, batches = problem.layout, _batches(problem, side, BATCH, None, frozen)
     parts = _run(model, batches, device, BATCH)
     return split_attributes(layout, parts), split_attributes(layout, [{**c, "logits": c["picture"]} for c in parts])
 
@@ -80,7 +81,7 @@ def evaluate_with_picture_alone(
 def _run(
     model: nn.Module, batches: Iterator[tuple[Inputs, Columns]], device: torch.device, batch_size: int
 ) -> list[Columns]:
-    """Return the columns of all batches, with `logits`, `lambdas`, and `picture`, the logits of its own head or zeros."""
+    """Return the columns of all batches, with `logits`, `lambdas` and `picture`: the logits of the image-only head, or 0."""
     parts: list[Columns] = []
     halving = Halving(device, batch_size)
     model.eval()
@@ -90,25 +91,25 @@ def _run(
             output: Output = model(*inputs)
         picture = torch.zeros_like(output.logits)
         if "image" in output.alone:
-            alone, there = output.alone["image"]
-            picture = alone * there[:, None]
+            alone, present = output.alone["image"]
+            picture = alone * present[:, None]
         return output.logits, output.lambdas, picture
 
     for inputs, columns in prefetch(batches):
-        found = (column.numpy() for column in halving.run(forward, inputs))
-        parts.append(columns | dict(zip(("logits", "lambdas", "picture"), found, strict=True)))
+        outputs = (column.numpy() for column in halving.run(forward, inputs))
+        parts.append(columns | dict(zip(("logits", "lambdas", "picture"), outputs, strict=True)))
     return parts
 
 
 def split_attributes(layout: ClassLayout, parts: list[Columns]) -> dict[str, Predictions]:
-    """Return predictions by attribute, each of the products that have a value of it, from batches of all classes.
+    """Return the predictions by attribute, each for the products that have a value, from batches of all classes.
 
     Args:
         layout: the classes.
         parts: arrays by name: products [B], families [B], given [B, K], and logits, targets, named [B, C], and
             lambdas [B, K, M].
     """
-    found = {}
+    predictions = {}
     for k, (attribute, part) in enumerate(zip(layout.attributes, layout.slices, strict=True)):
         rows = [columns["given"][:, k] for columns in parts]
 
@@ -116,17 +117,17 @@ def split_attributes(layout: ClassLayout, parts: list[Columns]) -> dict[str, Pre
             return np.concatenate([c[name][(row, *rest)] for c, row in zip(parts, rows, strict=True)])
 
         if parts:
-            found[attribute.name] = Predictions(
+            predictions[attribute.name] = Predictions(
                 attribute, gather("products"), gather("families"), gather("logits", part), gather("targets", part),
                 gather("named", part), gather("lambdas", k),
             )  # fmt: skip
         else:
-            found[attribute.name] = Predictions.empty(attribute)
-    return found
+            predictions[attribute.name] = Predictions.empty(attribute)
+    return predictions
 
 
 def label_columns(examples: pa.RecordBatch, families: Rows, encoder: LabelEncoder, spoken: SpokenFinder) -> Columns:
-    """Return what `split_attributes` needs of some examples besides the predictions."""
+    """Return the columns of `split_attributes` that come from the examples and not from a model."""
     labels = encoder.rows(examples)
     targets = labels.targets
     texts = list(zip(*(examples.column(field).to_pylist() for field in TEXT_FIELDS), strict=True))
@@ -141,33 +142,27 @@ def label_columns(examples: pa.RecordBatch, families: Rows, encoder: LabelEncode
 
 
 def _batches(
-    index: ExampleIndex,
-    side: Side,
-    config: ModelConfig,
-    layout: ClassLayout,
-    tokenizer: Tokenizer,
-    batch_size: int,
-    noise: Noise | None,
-    frozen: FrozenTowers | None,
+    problem: LearningProblem, side: Side, batch_size: int, noise: Noise | None, frozen: FrozenTowers | None
 ) -> Iterator[tuple[Inputs, Columns]]:
-    encoder, spoken = LabelEncoder(layout), SpokenFinder(layout.taxonomy)
-    stream, positions, at = stream_side(index, side), index.positions(side), 0
+    index, tokenizer = problem.index, problem.tokenizer
+    encoder, spoken = LabelEncoder(problem.layout), SpokenFinder(problem.taxonomy)
+    stream, positions, start = stream_side(index, side), index.positions(side), 0
     for examples, shown, families in _shown(stream, noise, encoder, spoken):
-        prepared = prepare(shown, config, tokenizer)
+        prepared = prepare(shown, problem.config, tokenizer)
         columns = label_columns(examples, families, encoder, spoken)
-        here = positions[at : at + len(prepared)]
-        at += len(prepared)
+        batch_positions = positions[start : start + len(prepared)]
+        start += len(prepared)
         for rows in prepared.by_length(batch_size):
             inputs = prepared.inputs(rows, tokenizer)
             if frozen is not None:
-                inputs = frozen.add_to(inputs, here[rows])
+                inputs = frozen.add_to(inputs, batch_positions[rows])
             yield inputs, {name: column[rows] for name, column in columns.items()}
 
 
 def _shown(
     stream: Iterator[tuple[pa.RecordBatch, Rows]], noise: Noise | None, encoder: LabelEncoder, spoken: SpokenFinder
 ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch, Rows]]:
-    """Yield examples, what the model is shown of them, and their families."""
+    """Yield examples, the changed examples that the model is shown, and their families."""
     if noise is None:
         yield from ((examples, examples, families) for examples, families in stream)
     elif noise.perturbation == "names":

@@ -1,8 +1,8 @@
-"""Suspected wrong labels: what a model that never saw a product's label, nor its family's, holds against it.
+"""Detection of wrong labels, by models that never saw a product's label nor those of its family.
 
-Products are dealt into folds by family; each fold is judged by a model trained on the others (out-of-fold predictions).
-Which disagreements are more than the model's own errors is told by confident learning (Northcutt et al., "Confident
-Learning: Estimating Uncertainty in Dataset Labels", JAIR 2021), by cleanlab.
+Families are dealt into folds, and each fold is judged by a model trained on the others (out-of-fold predictions).
+Confident learning separates wrong labels from the model's own errors (Northcutt et al., "Confident Learning: Estimating
+Uncertainty in Dataset Labels", JAIR 2021; implemented by cleanlab).
 
 Letters of shapes: n labelled products, C values of one attribute.
 """
@@ -21,10 +21,9 @@ from cma_clip_core.catalog.hashing import family_fraction
 from cma_clip_core.catalog.splits import SIDES
 from cma_clip_core.evaluation.predictions import Predictions
 
-VALIDATION_SHARE = (
-    0.1  # of the families outside of a fold: which epoch is kept, and how much the picture counts, is decided on them
-)
-LEAST_LABELS = 50  # of an attribute; with fewer, nothing can be said of its noise
+# Share of the families outside a fold that choose the epoch and the weight of the picture evidence.
+VALIDATION_SHARE = 0.1
+LEAST_LABELS = 50  # fewest labels of an attribute whose noise can be estimated
 
 
 def fold_index(index: ExampleIndex, fold: int, folds: int) -> ExampleIndex:
@@ -45,19 +44,19 @@ class Suspect:
 
     product: str
     attribute: str
-    catalog_value: str | None  # None: a value that is missing, of a multi-valued attribute
-    model_value: str | None  # None: nothing in its stead, of a multi-valued attribute
-    confidence: float  # the out-of-fold model's, in its value, or that the catalog's does not hold
-    label_confidence: float  # the out-of-fold model's, in what the catalog says
+    catalog_value: str | None  # None: a value of a multi-valued attribute is missing
+    model_value: str | None  # None: a value of a multi-valued attribute is wrong, and no other one replaces it
+    confidence: float  # of the out-of-fold model, in its value, or that the catalog's value is wrong
+    label_confidence: float  # of the out-of-fold model, in the catalog's label
 
 
 def find_suspects(predictions: Predictions, temperature: float) -> list[Suspect]:
     """Return the suspected wrong labels of an attribute, the most certain first.
 
     Args:
-        predictions: out of fold, of all products that have a value; one that is not listed is never suspected, since no
-            model knows it.
-        temperature: that makes their probabilities honest.
+        predictions: out-of-fold predictions of all products that have a value. An unlisted value is never suspected,
+            because no model knows it.
+        temperature: the temperature that calibrates them.
     """
     predictions = predictions.with_target()
     if len(predictions) < LEAST_LABELS:
@@ -81,8 +80,8 @@ def _single(predictions: Predictions, probabilities: Floats) -> list[Suspect]:
 
 
 def _several(predictions: Predictions, probabilities: Floats) -> list[Suspect]:
-    """Each value for itself: one that is given and should not be, or the reverse."""
-    attribute, found = predictions.attribute, []
+    """Return the suspects of a multi-valued attribute, value by value: given but wrong, or missing."""
+    attribute, listed = predictions.attribute, []
     for c, value in enumerate(attribute.value_names):
         given, p = predictions.targets[:, c], probabilities[:, c].astype(np.float64)
         for row in np.flatnonzero(_issues(given.astype(np.int64), np.stack([1 - p, p], axis=1))):
@@ -90,12 +89,12 @@ def _several(predictions: Predictions, probabilities: Floats) -> list[Suspect]:
             if right < 0.5:
                 catalog, model = (value, None) if given[row] else (None, value)
                 product = predictions.products[row]
-                found.append(Suspect(product, attribute.name, catalog, model, float(1 - right), float(right)))
-    return found
+                listed.append(Suspect(product, attribute.name, catalog, model, float(1 - right), float(right)))
+    return listed
 
 
 def _issues(labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
-    """Return which labels confident learning finds wrong [n]."""
+    """Return the labels that confident learning considers wrong [n] bool."""
     seen = np.unique(labels)
     if len(seen) < 2:
         return np.zeros(len(labels), dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""Which attributes can be learnt: one rule for training, the baselines, all means, and suspected labels.
+"""The rule that decides whether an attribute can be learnt, for training, the baseline, means and label errors.
 
 Letters of shapes: C classes of all attributes.
 """
@@ -14,12 +14,12 @@ from cma_clip_core.model.class_layout import ClassLayout
 
 
 def find_unlearnable(index: ExampleIndex, layout: ClassLayout, least_labels: int) -> dict[str, str]:
-    """Return the attributes that cannot be learnt from the training side, and why, as `unlearnable`."""
+    """Return the attributes that cannot be learnt from the training side, each with the reason, as `unlearnable` does."""
     return unlearnable(count_labels(index, layout), layout, least_labels)
 
 
 def count_labels(index: ExampleIndex, layout: ClassLayout) -> npt.NDArray[np.float64]:
-    """Return how many training products have each value [C]."""
+    """Return the number of training products that have each value [C]."""
     encoder = LabelEncoder(layout)
     counts = np.zeros(layout.classes)
     for examples, _ in stream_side(index, "train", columns=("labels",)):
@@ -28,19 +28,19 @@ def count_labels(index: ExampleIndex, layout: ClassLayout) -> npt.NDArray[np.flo
 
 
 def unlearnable(counts: npt.NDArray[np.float64], layout: ClassLayout, least_labels: int) -> dict[str, str]:
-    """Return the attributes that cannot be learnt, and why: too few labels, or all of one value.
+    """Return the attributes that cannot be learnt, each with the reason: too few labels, or all of one value.
 
     Args:
         counts: training products of each value [C].
         layout: the classes.
-        least_labels: that an attribute must have.
+        least_labels: the fewest labels that an attribute can be learnt from.
     """
-    found = {}
+    reasons = {}
     for attribute, part in zip(layout.attributes, layout.slices, strict=True):
         labels, values = int(counts[part].sum()), int((counts[part] > 0).sum())
         if labels < least_labels:
-            found[attribute.name] = f"it has {labels} training labels, and {least_labels} are the least to learn from"
+            reasons[attribute.name] = f"it has {labels} training labels, and {least_labels} are the least to learn from"
         elif values < 2:
             only = attribute.value_names[int(counts[part].argmax())]
-            found[attribute.name] = f"all of its {labels} training labels are {only!r}"
-    return found
+            reasons[attribute.name] = f"all of its {labels} training labels are {only!r}"
+    return reasons

@@ -1,9 +1,9 @@
-"""How much an attribute's answer listens to what the picture alone says, beside what both modalities together say.
+"""Per-attribute weight of the image-only logits that are added to the fused logits.
 
-A text that names a value is nearly always right, so the fused answer learns to follow it, and is as sure where the text
-errs. What the image tower's own head says (`CmaClip.alone`) knows no text: where it disagrees, confidence should fall. Both
-are pooled by a weighted sum of logits, a logarithmic opinion pool (Genest and Zidek 1986, "Combining Probability
-Distributions", Statistical Science 1); the weight of each attribute is chosen on validation.
+A text that names a value is nearly always right, so the fused answer learns to follow it, and is just as confident where
+the text errs. The image-only head (`CmaClip.alone`) does not see the text: where it disagrees, confidence should fall. The
+two are pooled by a weighted sum of logits, a logarithmic opinion pool (Genest and Zidek 1986, "Combining Probability
+Distributions", Statistical Science 1). The weight of each attribute is chosen on validation.
 
 Letters of shapes: n products with a value, C values of one attribute.
 """
@@ -25,8 +25,8 @@ from cma_clip_core.model.class_layout import ClassLayout
 from cma_clip_core.model.cma_clip import CmaClip
 
 WEIGHTS: Final = tuple(eighths / 8 for eighths in range(9))
-COST: Final = 0.0025  # of recall at the target precision, on validation
-LEAST_PRODUCTS: Final = round(1 / COST)  # with fewer, one product more or less would decide
+COST: Final = 0.0025  # largest loss of recall at the target precision, on validation
+LEAST_PRODUCTS: Final = round(1 / COST)  # with fewer, a single product would decide
 
 
 def pool(fused: Predictions, alone: Predictions, weight: float) -> Predictions:
@@ -35,17 +35,17 @@ def pool(fused: Predictions, alone: Predictions, weight: float) -> Predictions:
 
 
 def choose_weight(fused: Predictions, alone: Predictions) -> float:
-    """Return the largest of `WEIGHTS` whose recall at the target precision is within `COST` of the best one's.
+    """Return the largest of `WEIGHTS` whose recall at the target precision is within `COST` of the best recall.
 
-    Not the best one itself: most labels are named by the text, and of those the fused answer knows all there is to know.
-    What the picture adds shows where the text is silent, at products too few to be seen in the mean.
+    It is not the best weight itself. The text names most labels, and for these the fused answer is as good as it can be. The
+    picture helps where the text is silent, on too few products to show in the mean.
 
     Args:
-        fused: of the validation products that have a value of an attribute; logits of both modalities together [n, C].
-        alone: of the same products in the same order; logits of the picture alone, zeros where there is none [n, C].
+        fused: predictions for the validation products that have a value, with the fused logits [n, C].
+        alone: for the same products in the same order, with the image-only logits [n, C], zeros without a picture.
 
     Returns:
-        The weight; 0 where fewer than `LEAST_PRODUCTS` have a listed value, or the target is not reached with any.
+        The weight; 0 if fewer than `LEAST_PRODUCTS` have a listed value, or if no weight reaches the target.
     """
     if fused.has_target.sum() < LEAST_PRODUCTS:
         return 0.0
@@ -65,14 +65,14 @@ def weigh_picture(
     alone: Mapping[str, Predictions],
     not_learnt: Collection[str] = (),
 ) -> dict[str, Predictions]:
-    """Set what each attribute of the model takes of the picture alone; return what the model then says.
+    """Set the weight of the image-only logits for each attribute of the model; return its predictions with these weights.
 
     Args:
-        model: as it was trained; one without a head of the picture's own is left as it is.
+        model: the trained model; one without an image-only head is not changed.
         layout: its classes.
-        fused: what it says of the validation side, by attribute.
-        alone: what its picture's head says of the same products.
-        not_learnt: attributes of which it knows nothing.
+        fused: its predictions on the validation side, by attribute.
+        alone: the predictions of its image-only head for the same products.
+        not_learnt: attributes that it did not learn.
     """
     if not isinstance(model, CmaClip) or model.picture_evidence is None:
         return dict(fused)
@@ -83,7 +83,7 @@ def weigh_picture(
 
 
 def weights_of(model: nn.Module, layout: ClassLayout) -> dict[str, float]:
-    """Return what each attribute of a model takes of the picture alone; of a model without such a head nothing."""
+    """Return the weight of the image-only logits by attribute; empty for a model without an image-only head."""
     if not isinstance(model, CmaClip) or model.picture_evidence is None:
         return {}
     chosen = model.picture_evidence

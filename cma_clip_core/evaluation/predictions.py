@@ -1,8 +1,8 @@
-"""What a method says of the products that have a value of one attribute: all metrics and thresholds are made from it.
+"""Predictions of a method for the products that have a value of one attribute; all metrics and thresholds derive from them.
 
-A product whose value the taxonomy does not list is among them, without a target: whatever a method says of it is wrong
-where precision is measured, since that is promised of the catalog as it is. It is no positive of a recall, and it is left
-out of what needs a target: accuracy, F1, calibration.
+They include products whose value the taxonomy does not list, without a target. Precision counts any answer for such a
+product as wrong, because it is promised for the catalog as it is. Such a product is not a positive of a recall, and
+metrics that need a target leave it out: accuracy, F1 and calibration.
 
 Letters of shapes: n products with a value, C values of the attribute.
 """
@@ -24,26 +24,25 @@ from schemas.taxonomy import Attribute
 Names = npt.NDArray[np.object_]
 
 
-LIKELY = 0.5  # a value of a multi-valued attribute is predicted from this probability on, or where it is the best
+LIKELY = 0.5  # a value of a multi-valued attribute is predicted at this probability or more, or if it is the best
 
 
 @dataclass(slots=True)
 class Predictions:
-    """One method, one attribute, one side of the split. Rows are products, in no promised order."""
+    """Predictions of one method for one attribute on one side of the split. Rows are products, in no defined order."""
 
     attribute: Attribute
     products: Names  # [n] str, product ids
-    families: npt.NDArray[np.int64]  # [n], product families: what a bootstrap draws
-    logits: Floats  # [n, C]; their softmax, of a multi-valued attribute their sigmoid, is the uncalibrated probability
-    targets: Bools  # [n, C], True at the listed values a product has; a product of unlisted values alone has none
-    named: npt.NDArray[
-        np.uint8
-    ]  # [n, C], bits of the text fields that name a true value (cma_clip_core.catalog.label_mentions)
+    families: npt.NDArray[np.int64]  # [n], product families, the units of the bootstrap
+    logits: Floats  # [n, C]; uncalibrated probabilities are their softmax, or sigmoid for a multi-valued attribute
+    targets: Bools  # [n, C], True at the listed values of a product; all False if it has unlisted values only
+    # [n, C], bits of the text fields that name a true value (cma_clip_core.catalog.label_mentions)
+    named: npt.NDArray[np.uint8]
     lambdas: Floats  # [n, 2], modality-wise attention on text and picture
 
     @classmethod
     def empty(cls, attribute: Attribute) -> Predictions:
-        """Return the predictions of no products."""
+        """Return predictions without any product."""
         c = len(attribute.values)
         return cls(
             attribute, np.zeros(0, object), np.zeros(0, np.int64), np.zeros((0, c), np.float32),
@@ -59,7 +58,7 @@ class Predictions:
 
     @property
     def has_target(self) -> Bools:
-        """Which products [n] have a listed value."""
+        """The products [n] bool that have a listed value."""
         return np.asarray(self.targets.any(axis=1))
 
     def with_target(self) -> Predictions:
@@ -68,7 +67,7 @@ class Predictions:
         return self if listed.all() else self.take(listed)
 
     def silent(self, text_fields: Sequence[str]) -> Bools:
-        """Return which true values [n, C] none of `text_fields` names."""
+        """Return the true values [n, C] bool that none of `text_fields` names."""
         silent: Bools = self.targets & ((self.named & np.uint8(field_bits(text_fields))) == 0)
         return silent
 
@@ -77,7 +76,7 @@ class Predictions:
         return Predictions(self.attribute, *(getattr(self, f.name)[rows] for f in fields(self)[1:]))
 
     def to_bytes(self) -> bytes:
-        """Return the predictions, the attribute aside, as an NPZ file."""
+        """Return the predictions, without the attribute, as an NPZ file."""
         buffer = io.BytesIO()
         columns = {f.name: getattr(self, f.name) for f in fields(self)[1:]}
         columns["products"] = columns["products"].astype(np.str_)
@@ -86,14 +85,14 @@ class Predictions:
 
     @classmethod
     def from_bytes(cls, attribute: Attribute, data: bytes) -> Predictions:
-        """Return what `to_bytes` gave. No code in it is run."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as columns:
-            found = {name: columns[name] for name in columns.files}
-        found["products"] = found["products"].astype(object)
-        return cls(attribute, **found)
+        """Read the output of `to_bytes`. No code in it is run."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            columns = {name: file[name] for name in file.files}
+        columns["products"] = columns["products"].astype(object)
+        return cls(attribute, **columns)
 
 
 def join(parts: Sequence[Predictions]) -> Predictions:
-    """Return predictions of one attribute, of different products, as one."""
+    """Return the predictions of several sets of products for one attribute as one object."""
     columns = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Predictions)[1:]}
     return Predictions(parts[0].attribute, **columns)

@@ -1,8 +1,9 @@
-"""Recall at a precision, after the fact: on the products that are judged. Pure functions on numpy.
+"""Recall at a precision, with the threshold chosen on the judged products themselves. Pure functions on numpy.
 
-The definition is the paper's (arXiv 2112.03562, "recall at 90% precision"): of all thresholds at which the precision of
-what is at or above them reaches the target, the lowest. It need not be the first one found from the top: precision may
-fall below the target and come back. Thresholds that ship are chosen otherwise: `cma_clip_core.evaluation.choose_thresholds`.
+The definition is the paper's (arXiv 2112.03562, "recall at 90% precision"). The threshold is the lowest one at which the
+precision of the candidates at or above it reaches the target. From the top, it need not be the first such threshold:
+precision may fall below the target and rise again. `cma_clip_core.evaluation.choose_thresholds` chooses the thresholds
+that ship, by another rule.
 
 Letters of shapes: m candidates (cma_clip_core.evaluation.candidates).
 """
@@ -18,19 +19,19 @@ Confidences = npt.NDArray[np.float32]
 
 
 def ends_of_equals(ranked: Confidences) -> Integers:
-    """Return the places in `ranked` [m] that can be thresholds: of each run of equals the last.
+    """Return the indices into `ranked` [m] that can be thresholds: the last of each run of equal confidences.
 
-    A threshold accepts all of equal confidence or none.
+    A threshold accepts all candidates of equal confidence, or none.
     """
     return np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)[: len(ranked)])
 
 
 def lowest_threshold(confidence: Confidences, right: Bools, target: float) -> float | None:
-    """Return the lowest threshold at which precision is at least `target`, or None where there is none.
+    """Return the lowest threshold at which precision is at least `target`, or None if there is none.
 
     Args:
-        confidence: [m], of each candidate.
-        right: [m], whether it is right.
+        confidence: [m], the confidence of each candidate.
+        right: [m], whether each candidate is right.
         target: precision, 0 to 1.
     """
     order = np.argsort(-confidence, kind="stable")
@@ -41,9 +42,9 @@ def lowest_threshold(confidence: Confidences, right: Bools, target: float) -> fl
 
 
 def recall_at_precision(confidence: Confidences, right: Bools, positives: int, target: float) -> float | None:
-    """Return the share of all `positives` that are right at or above the lowest threshold reaching `target`.
+    """Return the share of all `positives` that are right at or above the lowest threshold that reaches `target`.
 
-    0 where no threshold reaches it; None where there are no positives.
+    It is 0 if no threshold reaches the target, and None if there are no positives.
     """
     if not positives:
         return None

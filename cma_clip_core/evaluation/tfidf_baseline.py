@@ -1,7 +1,7 @@
-"""The baseline any sceptic asks for: TF-IDF of the text and a logistic regression for each attribute (scikit-learn).
+"""The text baseline: TF-IDF of the text and a logistic regression for each attribute (scikit-learn).
 
-It reads the same fields as the models it is compared with, and all of their words, however many. How strongly each
-attribute's regression is held back is chosen on validation, as a model's epoch is.
+It reads the same fields as the models it is compared with, and all of their words, however many. The regularisation of
+each attribute's regression is chosen on validation, as a model's epoch is.
 """
 
 from __future__ import annotations
@@ -33,25 +33,26 @@ from cma_clip_core.model.tokenizer import compose
 
 log = logging.getLogger(__name__)
 
-UNSEEN = -30.0  # logit of a value that no training product has: a probability of nothing
-INVERSE_REGULARISATIONS: Final = (1.0, 10.0)  # C: scikit-learn's own, and what texts that name the value want
-ALWAYS = 30.0  # of one of several values that all of them have: a probability of one
+UNSEEN = -30.0  # logit of a value that no training product has: a probability of zero
+INVERSE_REGULARISATIONS: Final = (1.0, 10.0)  # C: scikit-learn's default, and one that suits texts that name the value
+ALWAYS = 30.0  # logit of a value of a multi-valued attribute that all products have: a probability of one
 
-# Of all classes of one value; or of each of several, None where all have it. None: one class alone was seen.
+# Single-valued: one regression over all classes; None if only one class was seen. Multi-valued: one regression per value;
+# None for a value that all products have.
 _Model: TypeAlias = LogisticRegression | list[LogisticRegression | None] | None
 
 
 @dataclass(slots=True)
 class TextBaseline:
-    """A fitted vocabulary and, for each attribute, the classes seen in training and their linear model."""
+    """A fitted vocabulary and, for each attribute, its linear model and the classes seen in training."""
 
     layout: ClassLayout
     text: TextConfig
     vectorizer: TfidfVectorizer
-    models: dict[str, tuple[npt.NDArray[np.int64], _Model]]  # attribute: classes seen, and what was fitted
+    models: dict[str, tuple[npt.NDArray[np.int64], _Model]]  # attribute: classes seen in training, fitted model
 
     def predict(self, index: ExampleIndex, side: Side) -> dict[str, Predictions]:
-        """Return what the baseline says of the labelled products of a side, by attribute name."""
+        """Return the baseline's predictions for the labelled products of a side, by attribute name."""
         texts, columns = _read(index, side, self.layout, self.text)
         features = self.vectorizer.transform(texts)
         logits = np.full((len(texts), self.layout.classes), UNSEEN, dtype=np.float32)
@@ -67,24 +68,24 @@ def fit_text_baseline(
     index: ExampleIndex, layout: ClassLayout, text: TextConfig, *, not_learnt: Collection[str] = (),
     inverse_regularisations: Sequence[float] = INVERSE_REGULARISATIONS, progress: bool = True,
 ) -> TextBaseline:  # fmt: skip
-    """Fit the baseline on the training side; each attribute keeps the C most accurate on validation.
+    """Fit the baseline on the training side; each attribute keeps the C that is most accurate on validation.
 
     Args:
         index: the labelled products.
         layout: the classes.
-        text: which fields are read, in which order.
-        not_learnt: attributes that are left out (cma_clip_core.evaluation.learnable): of all their values it says that none is.
-        inverse_regularisations: C of the logistic regressions, rising.
+        text: the text fields that are read, in order.
+        not_learnt: attributes to leave out (cma_clip_core.evaluation.learnable); all their values get a probability of zero.
+        inverse_regularisations: values of C to try, rising.
         progress: show a progress bar.
 
     Raises:
-        NothingToLearnError: there is no text, or no word that two products have.
+        NothingToLearnError: there is no text, or no word that two products share.
     """
     texts, columns = _read(index, "train", layout, text)
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, dtype=np.float32)
     try:
         features = vectorizer.fit_transform(texts)
-    except ValueError as error:  # scikit-learn's word for an empty vocabulary
+    except ValueError as error:  # scikit-learn raises it for an empty vocabulary
         raise NothingToLearnError(
             f"no two training products have a word in common in {', '.join(text.fields)}: there is no text to learn from"
         ) from error
@@ -100,16 +101,16 @@ def fit_text_baseline(
         seen = np.flatnonzero(targets.any(axis=0))
         if not len(seen):
             continue
-        there = np.flatnonzero(judged["labelled"][:, k])
-        right = judged["targets"][there, part][:, seen]
+        judged_rows = np.flatnonzero(judged["labelled"][:, k])
+        right = judged["targets"][judged_rows, part][:, seen]
         best: _Model = None
         most = -1
-        for c in inverse_regularisations if len(there) else inverse_regularisations[:1]:
+        for c in inverse_regularisations if len(judged_rows) else inverse_regularisations[:1]:
             model = _fit(features[rows], targets[:, seen], attribute.multi_valued, c)
             hits = 0
-            if len(there):
-                found = _logits(seen, model, held_back[there]).argmax(axis=1)
-                hits = int(right[np.arange(len(there)), found].sum())
+            if len(judged_rows):
+                chosen = _logits(seen, model, held_back[judged_rows]).argmax(axis=1)
+                hits = int(right[np.arange(len(judged_rows)), chosen].sum())
             if hits > most:
                 best, most = model, hits
         models[attribute.name] = seen, best
@@ -117,9 +118,9 @@ def fit_text_baseline(
 
 
 def _fit(features: Any, targets: npt.NDArray[np.bool_], multi_valued: bool, inverse_regularisation: float) -> _Model:
-    """Fit an attribute's regressions on features [n, words] and targets [n, C] of the classes that were seen."""
+    """Fit an attribute's regressions on features [n, words] and targets [n, C] of the classes seen in training."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # what is left to gain after so many steps is rounding
+        warnings.simplefilter("ignore", ConvergenceWarning)  # after this many steps more would change only rounding
         regression = LogisticRegression(C=inverse_regularisation, max_iter=300)
         if multi_valued:
             return [None if one.all() else clone(regression).fit(features, one) for one in targets.T]
@@ -127,11 +128,11 @@ def _fit(features: Any, targets: npt.NDArray[np.bool_], multi_valued: bool, inve
 
 
 def _logits(classes: npt.NDArray[np.int64], model: _Model, features: Any) -> npt.NDArray[np.float64]:
-    """Return what an attribute's model says of features [n, words]: logits of the classes that were seen [n, C]."""
+    """Return an attribute's logits [n, C] for features [n, words], for the classes seen in training."""
     if isinstance(model, list):
         rows = features.shape[0]
-        said = [np.full(rows, ALWAYS) if one is None else one.decision_function(features) for one in model]
-        return np.stack(said, axis=1)
+        scores = [np.full(rows, ALWAYS) if one is None else one.decision_function(features) for one in model]
+        return np.stack(scores, axis=1)
     if model is None:
         return np.zeros((features.shape[0], len(classes)))
     logits: npt.NDArray[np.float64] = model.predict_log_proba(features)

@@ -21,7 +21,8 @@ from torch import Tensor, distributed, nn
 
 T = TypeVar("T")
 
-# The other processes wait while the first one validates or runs frozen towers. The launcher notices a dead process itself.
+# The other processes wait while the first one validates or runs frozen towers. The launcher notices a dead process
+# itself.
 _TIMEOUT: Final = timedelta(days=7)
 
 

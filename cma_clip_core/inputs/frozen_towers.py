@@ -1,8 +1,8 @@
 """Cached outputs of frozen towers: computed once, kept in a file beside the checkpoint, and read in every epoch.
 
-A tower that is not trained gives the same sequence for the same text or picture each time. The file is mapped into memory,
-so the system holds as much of it as it has room for. It stores float32, as the towers give it, so the losses equal those
-of a training without the cache.
+A tower that is not trained gives the same sequence for the same text or picture each time. The file is mapped into
+memory, so the system holds as much of it as it has room for. It stores float32, as the towers give it, so the losses
+equal those of a training without the cache.
 
 Letters of shapes: B batch, N tokens or patches, D width of a tower.
 """
@@ -27,12 +27,12 @@ from cma_clip_core.catalog.splits import SIDES, Side
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.inputs.batches import Inputs, prepare
 from cma_clip_core.inputs.checkpoints import fingerprint
+from cma_clip_core.inputs.compute import Compute
 from cma_clip_core.inputs.devices import precision
-from cma_clip_core.inputs.distributed import World
+from cma_clip_core.inputs.learning_problem import LearningProblem
 from cma_clip_core.inputs.oom_halving import Halving
 from cma_clip_core.inputs.prefetch import prefetch
 from cma_clip_core.model.backbone import Backbone, Sequence
-from cma_clip_core.model.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -91,17 +91,8 @@ class FrozenTowers:
         return replace(inputs, text=sequences.get("text"), image=sequences.get("image"))
 
 
-def run_frozen(
-    model: nn.Module,
-    index: ExampleIndex,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    device: torch.device,
-    folder: Path,
-    world: World,
-    progress: bool,
-) -> FrozenTowers | None:
-    """Return the outputs of CMA-CLIP's frozen towers for all products, from the cache if it exists; None if none is frozen.
+def run_frozen(model: nn.Module, problem: LearningProblem, compute: Compute, folder: Path) -> FrozenTowers | None:
+    """Return the outputs of CMA-CLIP's frozen towers for all products, cached if possible; None if none is frozen.
 
     The first process runs the towers while the others wait. All processes that see its folder read the same file. On a
     machine that does not see the folder, the first local process writes its own file.
@@ -113,6 +104,7 @@ def run_frozen(
         DeviceError: not even one product fits into the device's memory.
         DataError: an example file cannot be read.
     """
+    config, index, world = problem.config, problem.index, compute.world
     towers = frozen_towers(config)
     if not towers or config.method != "cma_clip":
         return None
@@ -129,7 +121,7 @@ def run_frozen(
         for path in folder.glob("*frozen-*"):  # files of other weights, or truncated ones
             path.unlink()
         try:
-            _run(backbone, paths, slots, index, config, tokenizer, device, progress)
+            _run(backbone, paths, slots, problem, compute)
         except OSError as error:
             for path in folder.glob("*frozen-*"):
                 path.unlink()
@@ -158,22 +150,14 @@ def _key(backbone: Backbone, name: Tower, index: ExampleIndex, config: ModelConf
 
 
 @torch.inference_mode()
-def _run(
-    backbone: Backbone,
-    paths: dict[Tower, Path],
-    slots: Rows,
-    index: ExampleIndex,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    device: torch.device,
-    progress: bool,
-) -> None:
+def _run(backbone: Backbone, paths: dict[Tower, Path], slots: Rows, problem: LearningProblem, compute: Compute) -> None:
     """Write the files, each of which appears whole. Raises OSError if they cannot be written."""
+    config, index, tokenizer = problem.config, problem.index, problem.tokenizer
     files: dict[Tower, npt.NDArray[Any]] = {}
-    halving = Halving(device, BATCH)
+    halving = Halving(compute.device, BATCH)
 
     def forward(inputs: Inputs) -> tuple[Tensor, ...]:
-        with precision(device):
+        with precision(compute.device):
             sequence = (
                 backbone.encode_text(inputs.ids, inputs.lengths)
                 if name == "text"
@@ -195,7 +179,7 @@ def _run(
 
     new = {name: path.with_name(f".{path.name}.new") for name, path in paths.items()}
     total = sum(index.count(side) for side in _SIDES)
-    with tqdm(total=total, desc="frozen towers", unit="ex", disable=not progress) as bar:
+    with tqdm(total=total, desc="frozen towers", unit="ex", disable=not compute.progress) as bar:
         for rows, inputs in prefetch(parts()):
             for name in paths:
                 shown = torch.ones_like(inputs.text_present) if name == "text" else inputs.image_present

@@ -13,8 +13,8 @@ import pyarrow as pa
 def release() -> None:
     """Return the freed memory that Arrow and the C library still hold to the system.
 
-    Tensors whose shapes vary from batch to batch fragment the heap. Over hours of training it grows to several times the
-    memory in use.
+    Tensors whose shapes vary from batch to batch fragment the heap. Over hours of training it grows to several times
+    the memory in use.
     """
     pa.default_memory_pool().release_unused()
     trim = _malloc_trim()

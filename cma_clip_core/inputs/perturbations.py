@@ -40,7 +40,9 @@ class Noise:
 
 
 def draw_omitted_labels(products: Sequence[str], targets: npt.NDArray[np.bool_], noise: Noise) -> npt.NDArray[np.bool_]:
-    """Return the labels [B, C] whose names are left out of the texts. The choice depends on product, value and seed alone.
+    """Return the labels [B, C] whose names are left out of the texts.
+
+    The choice depends on product, value and seed alone.
 
     Args:
         products: [B] ids.
@@ -58,9 +60,10 @@ def swap_all(
 ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch, Rows]]:
     """Yield the examples of a stream, their perturbed versions (`swap`), and their families, a batch at a time.
 
-    A batch of the stream may hold only a few products, siblings among them. Batches are therefore joined until there are
-    `least` products to swap among; the last batches, if smaller, join the group before them. Memory holds at most twice
-    `least` products and one batch. A stream of one product is unchanged, because there is no other product to swap with.
+    A batch of the stream may hold only a few products, siblings among them. Batches are therefore joined until there
+    are `least` products to swap among; the last batches, if smaller, join the group before them. Memory holds at most
+    twice `least` products and one batch. A stream of one product is unchanged, because there is no other product to
+    swap with.
     """
     ready: _Group = ([], [])  # held back until the next group is large enough
     rest: _Group = ([], [])
@@ -87,8 +90,8 @@ def swap(examples: pa.RecordBatch, noise: Noise) -> pa.RecordBatch:
     """Return examples of which a share has the texts, or the picture or its absence, of another product of the batch.
 
     A hash of product id and seed chooses the products, whatever the batch. Each gets the texts or picture of the next
-    product in the order of that hash: never its own, and rarely a sibling's, although siblings are neighbours in a file.
-    A batch of one is unchanged.
+    product in the order of that hash: never its own, and rarely a sibling's, although siblings are neighbours in a
+    file. A batch of one is unchanged.
     """
     fractions = np.array(
         [_fraction(product, noise.seed) for product in examples.column("product_id").to_pylist()], dtype=np.float64

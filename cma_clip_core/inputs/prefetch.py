@@ -64,7 +64,9 @@ def prefetch(items: Iterable[Item], depth: int = 2) -> Generator[Item]:
 
 
 def in_process(make: Callable[[], Iterator[Item]], depth: int = 2) -> Generator[Item]:
-    """Yield the items of `make()`, which a separate process prepares in advance: `depth` of them here, three more in transit.
+    """Yield the items of `make()`, which a separate process prepares in advance.
+
+    `depth` items wait here, and three more are in transit.
 
     `make` is pickled and sent to that process. An error there is raised here. Closing the iterator ends the process. It
     also ends when this process does.
@@ -78,8 +80,8 @@ def in_process(make: Callable[[], Iterator[Item]], depth: int = 2) -> Generator[
         generator=torch.Generator(),  # otherwise the loader would draw from this process's random numbers
     )
     sent = iter(loader)
-    # A thread receives the items early. A finished item cannot be fetched while the other interpreter is busy, which may
-    # take half a second when it copies a buffer's pictures.
+    # A thread receives the items early. A finished item cannot be fetched while the other interpreter is busy, which
+    # may take half a second when it copies a buffer's pictures.
     received = prefetch((pickle.loads(item) for item in sent), depth)
     try:
         for item in received:
@@ -94,8 +96,8 @@ def in_process(make: Callable[[], Iterator[Item]], depth: int = 2) -> Generator[
 class _ByValue(pickle.Pickler):
     """Pickler that sends tensors as bytes.
 
-    Torch itself sends tensors in shared memory. The receiver must then ask the sender for each of them, and wait for the
-    sender's busy interpreter: five milliseconds a batch.
+    Torch itself sends tensors in shared memory. The receiver must then ask the sender for each of them, and wait for
+    the sender's busy interpreter: five milliseconds a batch.
     """
 
     def reducer_override(self, value: Any) -> Any:

@@ -3,8 +3,8 @@
 Letters of shapes: B batch, N tokens of a sequence, Q queries, W width, K attributes, M modalities (0 text, 1 image).
 
 Sources: CMA-CLIP, arXiv 2112.03562, "sequence-wise attention" and "modality-wise attention"; keyless attention: Long
-et al., "Multimodal Keyless Attention Fusion for Video Classification", AAAI 2018. Depth, heads, the pre-norm form, the
-dropout and all masking are our choice: the paper is silent on them.
+et al., "Multimodal Keyless Attention Fusion for Video Classification", AAAI 2018. The paper does not specify the depth,
+the heads, the norm's position, the dropout or the masking; these are our choice.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ class AttentionBlock(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None, queries: Tensor | None = None) -> Tensor:
-        """Return the block's output at every token, or only at some.
+        """Return the block's output at every token, or at some of them.
 
         Args:
             x: [B, N, W].
-            mask: [B, N] bool, False where a token must not be attended to; None: all are.
-            queries: [Q] indices of the tokens wanted; None: all. What is returned at a token does not depend on which
-                others are wanted, so that the last block need not compute what nobody reads.
+            mask: [B, N] bool, False where a token must not be attended to; None: all tokens are attended to.
+            queries: [Q] indices of the output tokens; None: all. The output at a token does not depend on the other
+                queries, so the last block can skip the tokens that nobody reads.
 
         Returns:
-            [B, Q, W], with Q = N where `queries` is None.
+            [B, Q, W], with Q = N if `queries` is None.
         """
         normed = self.norm_attention(x)
         if queries is None:
-            wanted, residual = normed, x
+            selected, residual = normed, x
         else:
-            wanted, residual = normed.index_select(1, queries), x.index_select(1, queries)
-        q = self._split(self.query(wanted))
+            selected, residual = normed.index_select(1, queries), x.index_select(1, queries)
+        q = self._split(self.query(selected))
         k, v = (self._split(part) for part in self.key_value(normed).chunk(2, dim=-1))
-        # No dropout on the attention weights: on a CPU that gives up the fused kernel, and training is a quarter slower.
+        # No dropout on the attention weights: on a CPU it rules out the fused kernel and makes training a quarter slower.
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
         y = residual + self.drop(self.out(mixed.transpose(1, 2).flatten(2)))
         return y + self.drop(self.mlp(self.norm_mlp(y)))  # type: ignore[no-any-return]
@@ -65,7 +65,7 @@ class AttentionBlock(nn.Module):
 
 
 class SequenceAttention(nn.Module):
-    """SA: a transformer encoder over both sequences, so that every patch attends to every text token and the reverse."""
+    """SA: a transformer encoder over both sequences, in which every patch attends to every text token and vice versa."""
 
     def __init__(self, width: int, layers: int, heads: int, mlp_ratio: float, dropout: float) -> None:
         super().__init__()
@@ -73,16 +73,16 @@ class SequenceAttention(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, mask: Tensor | None, queries: Tensor | None = None) -> Tensor:
-        """[B, N, W] and [B, N] bool -> [B, N, W], or at `queries` [Q] alone [B, Q, W]."""
+        """[B, N, W] and [B, N] bool -> [B, N, W], or [B, Q, W] at the tokens of `queries` [Q]."""
         for block in self.blocks[:-1]:
             x = block(x, mask)
         return self.norm(self.blocks[-1](x, mask, queries))  # type: ignore[no-any-return]
 
 
 class ModalityMixer(nn.Module):
-    """Makes one vector for each attribute of T'_cls and I'_cls."""
+    """A module that combines T'_cls and I'_cls into one vector for each attribute."""
 
-    width: int  # of a mixture
+    width: int  # width of a mixture
 
     def __init__(self, attributes: int, width: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class ModalityMixer(nn.Module):
 
         Args:
             h: [B, M, W], T'_cls and I'_cls.
-            present: [B, M] bool. An absent modality has a weight of exactly 0 and no part in the mixture.
+            present: [B, M] bool. An absent modality has a weight of exactly 0 and does not enter the mixture.
 
         Returns:
             mixtures [B, K, `width`] and lambdas [B, K, M].
@@ -102,15 +102,15 @@ class ModalityMixer(nn.Module):
 
 
 class ModalityAttention(ModalityMixer):
-    """MA of all attributes: keyless attention, one learned vector w_k for each attribute.
+    """MA for all attributes: keyless attention with one learned vector w_k per attribute.
 
     e_m = w_k . h_m;  (lambda_text, lambda_image) = softmax(e_text, e_image);  output = sum of lambda_m h_m.
     """
 
     def __init__(self, attributes: int, width: int) -> None:
         super().__init__(attributes, width)
-        # [K, W]: row k is w_k. Zeros, so that both modalities count alike until there is a reason (our choice): a random
-        # start favours one for each attribute, and what is favoured learns, and stays so.
+        # [K, W]: row k is w_k. It starts at zero, so that both modalities weigh the same at first (our choice). A random
+        # start favours one modality for each attribute; the favoured one learns faster and stays favoured.
         self.weight = nn.Parameter(torch.zeros(attributes, width))
 
     def forward(self, h: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +118,7 @@ class ModalityAttention(ModalityMixer):
 
         Args:
             h: [B, M, W], T'_cls and I'_cls.
-            present: [B, M] bool. An absent modality gets a weight of exactly 0 and the other exactly 1; where both are
+            present: [B, M] bool. An absent modality gets a weight of exactly 0, and the other one exactly 1. If both are
                 absent, both get 0.
 
         Returns:
@@ -136,16 +136,16 @@ class ModalityConcatenation(ModalityMixer):
         super().__init__(attributes, 2 * width)
 
     def forward(self, h: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """As in `ModalityAttention`, but the mixtures are [B, K, 2 W], zeros for an absent modality.
+        """Return mixtures [B, K, 2 W], with zeros for an absent modality, and lambdas [B, K, M].
 
-        The weights say only which modalities were there: an equal share for each.
+        The arguments are those of `ModalityAttention`. The modalities that are present share the weight equally.
         """
         energies = h.new_zeros(h.shape[0], self.attributes, h.shape[1])
         both = (h * present[:, :, None]).flatten(1)
         return both[:, None].expand(-1, self.attributes, -1), masked_softmax(energies, present[:, None, :])
 
 
-# By the name that `fusion.modality_mixing` has in a configuration.
+# The mixers by their names in the configuration's `fusion.modality_mixing`.
 MODALITY_MIXERS: Final[Mapping[str, type[ModalityMixer]]] = {
     "attention": ModalityAttention,
     "concatenation": ModalityConcatenation,
@@ -164,7 +164,7 @@ def make_mixer(name: str, attributes: int, width: int) -> ModalityMixer:
 
 
 def masked_softmax(energies: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last axis where `mask` is True, exactly 0 elsewhere; all 0 where nothing is True."""
-    # A finite floor, not -inf: a row without any True would be NaN, and its gradient too.
+    """Return the softmax over the last axis where `mask` is True, and exactly 0 elsewhere, even if nothing is True."""
+    # A finite floor, not -inf: a row without any True would be NaN, and so would its gradient.
     weights = torch.softmax(energies.masked_fill(~mask, torch.finfo(energies.dtype).min), dim=-1)
     return weights * mask

@@ -1,9 +1,9 @@
-"""The CLIP towers as sequence encoders: both give all of their output tokens, not only the pooled vector.
+"""The CLIP towers as sequence encoders, which return all of their output tokens and not only the pooled vector.
 
 Letters of shapes: B batch, T text tokens, P patches, N tokens of either, D width of a tower, H x W pixels.
 
-Any open_clip architecture works whose towers have a token sequence: ViTs, and by their last feature map the ResNets and
-timm models. A text tower of Hugging Face `transformers` does not: it cannot be rebuilt without a download.
+Any open_clip architecture works whose towers give a token sequence: ViTs, and ResNets and timm models by their last
+feature map. A text tower of Hugging Face `transformers` does not work: it cannot be rebuilt without a download.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Sequence(NamedTuple):
 
 
 class TextSequence(nn.Module):
-    """A text tower of open_clip; T_cls is the output its pooling takes (CLIP: the end-of-text token)."""
+    """A text tower of open_clip. T_cls is the output that its pooling selects (CLIP: the end-of-text token)."""
 
     def __init__(self, tower: Any) -> None:
         super().__init__()
@@ -57,13 +57,13 @@ class TextSequence(nn.Module):
         return getattr(self.tower, "text_projection", None)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Sequence:
-        """Encode `ids` [B, T] of which the first `lengths` [B] are real, the end-of-text token being the last of them."""
+        """Encode `ids` [B, T]: the first `lengths` [B] of each row are real tokens, and the last of these ends the text."""
         tower, seen = self.tower, ids.shape[1]
         if isinstance(tower, TextTransformer):
             x, mask = tower._embeds(ids)
             if mask is not None and mask.shape[-1] > x.shape[1]:
                 mask = mask[: x.shape[1], : x.shape[1]]
-        else:  # open_clip.CLIP carries its text tower's parts itself
+        else:  # the unpacked text tower of open_clip.CLIP
             x = tower.token_embedding(ids) + tower.positional_embedding[:seen]
             mask = None if tower.attn_mask is None else tower.attn_mask[:seen, :seen]
         x = tower.ln_final(tower.transformer(x, attn_mask=mask))
@@ -72,15 +72,15 @@ class TextSequence(nn.Module):
         if self.appends_cls:  # CoCa: a class token after the text
             return Sequence(x[:, -1], x[:, :-1], real)
         if self.pool in ("argmax", "eos"):
-            at = lengths - 1
+            pooled = lengths - 1
         else:
-            at = torch.zeros_like(lengths) if self.pool == "first" else torch.full_like(lengths, seen - 1)
-        cls = x.gather(1, at[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
-        return Sequence(cls, x, real & (position != at[:, None]))
+            pooled = torch.zeros_like(lengths) if self.pool == "first" else torch.full_like(lengths, seen - 1)
+        cls = x.gather(1, pooled[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
+        return Sequence(cls, x, real & (position != pooled[:, None]))
 
 
 class ImageSequence(nn.Module):
-    """A VisionTransformer of open_clip; I_cls is its pooled token (CLIP: the class token)."""
+    """A VisionTransformer of open_clip. I_cls is its pooled token (CLIP: the class token)."""
 
     def __init__(self, tower: VisionTransformer) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class ImageSequence(nn.Module):
 
 
 class FeatureMapSequence(nn.Module):
-    """Any other image tower: I_1..I_m is its last feature map, I_cls the pooled vector. Our choice: the paper has a ViT."""
+    """Any other image tower. I_1..I_m is its last feature map and I_cls the pooled vector (our choice: the paper has a ViT)."""
 
     projection: None = None  # the pooled vector is projected already
 
@@ -128,12 +128,12 @@ class FeatureMapSequence(nn.Module):
 
     @staticmethod
     def _run(tower: Any, pixels: Tensor) -> Sequence:
-        found = tower.forward_intermediates(pixels, indices=1, output_fmt="NCHW")
-        return Sequence(found["image_features"], found["image_intermediates"][-1].flatten(2).transpose(1, 2), None)
+        output = tower.forward_intermediates(pixels, indices=1, output_fmt="NCHW")
+        return Sequence(output["image_features"], output["image_intermediates"][-1].flatten(2).transpose(1, 2), None)
 
 
 class Backbone(nn.Module):
-    """Both towers, and the normalisation of pixels that the image tower was made for."""
+    """Both towers, and the pixel normalisation that the image tower expects."""
 
     mean: Tensor
     std: Tensor
@@ -150,7 +150,7 @@ class Backbone(nn.Module):
             self.image = FeatureMapSequence(clip.visual, config.picture.height, config.picture.width)
         mean = getattr(clip.visual, "image_mean", None) or open_clip.OPENAI_DATASET_MEAN
         std = getattr(clip.visual, "image_std", None) or open_clip.OPENAI_DATASET_STD
-        # In the weights file, so that a saved model normalises as it was trained to.
+        # Buffers, so that the weights file holds the normalisation that the model was trained with.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
         scale = getattr(clip, "logit_scale", None)
@@ -160,7 +160,7 @@ class Backbone(nn.Module):
             tower_files.load(self, folder, config)
 
     def train_projections(self, wanted: bool) -> None:
-        """Let CLIP's projections of the pooled vectors and its temperature be trained, or not: CMA-CLIP has none."""
+        """Make CLIP's projections of the pooled vectors and its temperature trainable, or freeze them: CMA-CLIP uses neither."""
         self.logit_scale.requires_grad_(wanted)
         for part in (self.text.projection, self.image.projection):
             for parameter in (
@@ -169,11 +169,11 @@ class Backbone(nn.Module):
                 parameter.requires_grad_(wanted)
 
     def text_features(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Return CLIP's text vectors [B, E], of length 1, of texts as in `encode_text`."""
+        """Return CLIP's text vectors [B, E], of length 1, for the arguments of `encode_text`."""
         return _project(self.text(ids, lengths).cls, self.text.projection)
 
     def image_features(self, pixels: Tensor) -> Tensor:
-        """Return CLIP's picture vectors [B, E], of length 1, of pictures as in `encode_image`."""
+        """Return CLIP's picture vectors [B, E], of length 1, for the arguments of `encode_image`."""
         return _project(self.encode_image(pixels).cls, self.image.projection)
 
     def encode_text(self, ids: Tensor, lengths: Tensor) -> Sequence:
@@ -195,7 +195,7 @@ def _project(cls: Tensor, projection: nn.Parameter | nn.Module | None) -> Tensor
 
 
 class _TextParts(nn.Module):
-    """open_clip.CLIP's own text tower, apart from its image tower: the parts the class keeps unpacked."""
+    """The text tower of open_clip.CLIP, which keeps its parts as attributes of the whole model."""
 
 
 def _text_parts(clip: Any) -> nn.Module:
@@ -214,7 +214,7 @@ def _create(config: ModelConfig, *, pretrained: bool) -> Any:
         return _create_custom(backbone, size, config.text.context_length)
     assert backbone.architecture is not None
     check_architecture(backbone.architecture)
-    # A folder of our own towers is loaded over what is built here.
+    # The weights of a folder of pretrained towers are loaded later, over those that are created here.
     weights = backbone.pretrained if pretrained and _towers_folder(backbone) is None else None
     if weights is not None and ("/" in weights or "." in weights) and not Path(weights).is_file():
         raise ModelError(f"backbone.pretrained: no such checkpoint file, nor a folder of towers: {weights}")
@@ -223,15 +223,15 @@ def _create(config: ModelConfig, *, pretrained: bool) -> Any:
             backbone.architecture,
             pretrained=weights,
             pretrained_text=False,
-            # open_clip's ResNets know square pictures alone, and only as one number.
+            # open_clip's ResNets accept only square pictures, given as one number.
             force_image_size=size[0] if size[0] == size[1] else size,
             force_context_length=config.text.context_length,
             force_patch_dropout=backbone.patch_dropout,
         )
     except (pickle.UnpicklingError, EOFError, SafetensorError) as error:
-        # open_clip reads tensors and plain values alone; torch's own words advise to switch that off.
+        # open_clip loads only tensors and plain values; torch's own message advises to switch that protection off.
         raise ModelError(
-            f"backbone.pretrained: {weights}: broken, or not a file of weights alone ({type(error).__name__}); nothing in it "
+            f"backbone.pretrained: {weights}: broken, or not a file of weights alone ({type(error).__name__}); no code in it "
             "was run"
         ) from error
     except (RuntimeError, AssertionError, ValueError, TypeError, OSError) as error:
@@ -242,11 +242,11 @@ def _create(config: ModelConfig, *, pretrained: bool) -> Any:
 
 
 def _towers_folder(backbone: BackboneConfig) -> Path | None:
-    """Return the folder of `python -m jobs pretrain` that the towers begin with; None: a tag, a file, or nothing."""
+    """Return the folder of `python -m jobs pretrain` that the towers start from; None for a tag, a file, or nothing."""
     if backbone.pretrained is None:
         return None
     folder = Path(backbone.pretrained)
-    # A tag has no slash; a folder of the same name may lie where the program was started.
+    # A tag has no slash, but a folder of the same name may exist in the current directory.
     return folder if backbone.custom is not None or ("/" in backbone.pretrained and folder.is_dir()) else None
 
 
@@ -282,18 +282,18 @@ def _create_custom(backbone: BackboneConfig, size: tuple[int, int], context_leng
 
 
 def text_settings(architecture: str) -> dict[str, Any]:
-    """Return open_clip's settings of an architecture's text tower. Raises ModelError where there is no such name."""
-    found = open_clip.get_model_config(architecture)
-    if found is None:
+    """Return open_clip's settings of an architecture's text tower. Raises ModelError for an unknown name."""
+    settings = open_clip.get_model_config(architecture)
+    if settings is None:
         raise ModelError(f"backbone.architecture: open_clip knows no {architecture!r}; see open_clip.list_models()")
-    return dict(found["text_cfg"])
+    return dict(settings["text_cfg"])
 
 
 def check_architecture(architecture: str) -> None:
-    """Raise ModelError where `architecture` cannot be rebuilt from its name alone, or is unknown."""
+    """Raise ModelError if `architecture` is unknown, or cannot be rebuilt from its name alone."""
     if ":" in architecture:
         raise ModelError(
-            f"backbone.architecture: {architecture!r} names a place; give an open_clip name, and the weights' file as "
+            f"backbone.architecture: {architecture!r} is an address; give an open_clip name, and the file of the weights as "
             "`pretrained`, so that a saved model can be rebuilt without it"
         )
     settings = text_settings(architecture)
@@ -305,6 +305,6 @@ def check_architecture(architecture: str) -> None:
     if "hf_tokenizer_name" in settings:
         raise ModelError(
             f"backbone.architecture: {architecture!r} reads its texts with a Hugging Face tokenizer "
-            f"({settings['hf_tokenizer_name']}), which cannot be had without a download; choose an architecture with CLIP's "
+            f"({settings['hf_tokenizer_name']}), which needs a download; choose an architecture with CLIP's "
             "own tokenizer, such as ViT-B-32"
         )

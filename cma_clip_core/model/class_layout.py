@@ -1,4 +1,4 @@
-"""How the classes of all attributes lie side by side in the model's output.
+"""Layout of the classes of all attributes in the model's output, and the multi-task loss over them.
 
 Letters of shapes: B batch, K attributes, C classes of all attributes.
 """
@@ -17,21 +17,24 @@ from cma_clip_core.arrays import Floats
 from cma_clip_core.model.confidence import probabilities
 from schemas.taxonomy import Taxonomy
 
-_FLOOR: Final = -1e30  # the logit of a value that is not there: finite, so that nothing times it is nothing
+_FLOOR: Final = -1e30  # the logit of padding: finite, so that zero times it is zero
 
 
 class _Grid(NamedTuple):
-    """Where the values of single-valued attributes are, one attribute a row, so that all are normalised at once."""
+    """The classes of single-valued attributes, one attribute per row, so that all are normalised at once.
 
-    columns: Tensor  # [S, V] int64: the class of each value; C where an attribute has no more
-    values: Tensor  # [S, 1] float32, how many each has
-    single: Tensor  # [S] int64, which attributes these are
+    Letters of shapes: S single-valued attributes, V most values of one, M classes of multi-valued attributes.
+    """
+
+    columns: Tensor  # [S, V] int64: the class of each value; C as padding
+    values: Tensor  # [S, 1] float32, the number of values of each attribute
+    single: Tensor  # [S] int64, the indices of the single-valued attributes
     multi: Tensor  # [M] int64, the classes of multi-valued attributes
-    attribute_of_multi: Tensor  # [M] int64, the attribute of each
+    attribute_of_multi: Tensor  # [M] int64, the attribute of each of these classes
 
 
 class ClassLayout:
-    """Attribute by attribute, in the taxonomy's order; within each, its values in class order."""
+    """The classes of a taxonomy: its attributes in order, and within each attribute its values in class order."""
 
     def __init__(self, taxonomy: Taxonomy) -> None:
         self.taxonomy, self.attributes = taxonomy, taxonomy.attributes
@@ -43,14 +46,14 @@ class ClassLayout:
         self._grids: dict[torch.device, _Grid] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_grids": {}}  # tensors of a device are not for another process
+        return self.__dict__ | {"_grids": {}}  # tensors on a device cannot be sent to another process
 
     def probabilities(self, logits: Floats, temperature: Floats | None = None) -> Floats:
         """Return each value's probability [B, C].
 
         Args:
             logits: [B, C].
-            temperature: [C], that of a value's attribute; None: 1.
+            temperature: [C], the temperature of each value's attribute; None: 1.
         """
         divisors = np.ones(self.classes, np.float32) if temperature is None else temperature
         return np.concatenate(
@@ -64,37 +67,37 @@ class ClassLayout:
     def loss(
         self, logits: Tensor, targets: Tensor, labelled: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
     ) -> Tensor:
-        """Return the multi-task loss: the sum over all labels. A missing label adds nothing.
+        """Return the multi-task loss, which is the sum over all labels. A missing label adds nothing.
 
-        Single-valued attributes: cross entropy over the values. Multi-valued: binary cross entropy, summed over the
-        values. That each label counts the same is our choice; the paper only says that a record may carry labels of
-        some tasks.
+        The loss of a single-valued attribute is the cross entropy over its values. That of a multi-valued one is the binary
+        cross entropy, summed over its values. Every label has the same weight (our choice); the paper says only that a
+        record may have labels for some of the tasks.
 
         Args:
             logits: [B, C].
             targets: [B, C], 1 at the values a product has.
             labelled: [B, K] bool.
             smoothing: label smoothing of single-valued attributes.
-            weights: [C], of the values' labels; None: all alike.
+            weights: [C], the weight of each value's labels; None: all 1.
         """
-        # All attributes at once, and nothing that asks a GPU for a number: one attribute after the other, most of a small
-        # model's step would be spent here.
+        # All attributes at once, and without waiting for a number from the GPU. A loop over the attributes would take most
+        # of a small model's step.
         logits, grid = logits.float(), self._grid(logits.device)
         total = logits.new_zeros(())
         if len(grid.single):
-            found = F.pad(logits, (0, 1), value=_FLOOR)[:, grid.columns].log_softmax(dim=2)  # [B, S, V]
+            log_p = F.pad(logits, (0, 1), value=_FLOOR)[:, grid.columns].log_softmax(dim=2)  # [B, S, V]
             wanted = F.pad(targets, (0, 1))[:, grid.columns]
             shares = wanted
             if smoothing:
                 shares = (wanted * (1 - smoothing) + smoothing / grid.values) * (grid.columns < self.classes)
-            losses = -(shares * found).sum(dim=2)  # [B, S]
+            losses = -(shares * log_p).sum(dim=2)  # [B, S]
             if weights is not None:
                 losses = losses * (wanted * F.pad(weights, (0, 1))[grid.columns]).sum(dim=2)
             total = total + (losses * labelled[:, grid.single]).sum()
         if len(grid.multi):
             wanted = targets[:, grid.multi]
             losses = F.binary_cross_entropy_with_logits(logits[:, grid.multi], wanted, reduction="none")
-            if weights is not None:  # of the values that hold; those that do not stay as they are
+            if weights is not None:  # only values that a product has are weighted
                 losses = losses * torch.where(wanted > 0, weights[grid.multi], 1.0)
             total = total + (losses * labelled[:, grid.attribute_of_multi]).sum()
         return total

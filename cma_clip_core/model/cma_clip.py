@@ -3,9 +3,12 @@
 Letters of shapes: B batch, T text tokens, P patches, W width, K attributes, C classes of all attributes, M modalities
 (0 text, 1 image), H x W pixels.
 
-Source: "CMA-CLIP: Cross-Modality Attention CLIP for Image-Text Classification", arXiv 2112.03562. Ours to choose, the
-paper being silent: the projections to one width, a learned embedding for each kind of token (the towers' outputs
-already carry positions, so no others are added), the MLPs' form, dropout, and how an absent modality is masked out.
+Source: "CMA-CLIP: Cross-Modality Attention CLIP for Image-Text Classification", arXiv 2112.03562. The paper does not
+specify the following, which is our choice:
+- the projections to one width;
+- a learned embedding for each kind of token (none for positions: the towers' outputs already carry them);
+- the form of the MLPs, and the dropout;
+- the masking of an absent modality.
 """
 
 from __future__ import annotations
@@ -22,27 +25,28 @@ from schemas.taxonomy import Taxonomy
 
 
 class Output(NamedTuple):
-    """What the model says."""
+    """The output of a forward pass."""
 
-    logits: Tensor  # [B, C]: attribute by attribute, in the taxonomy's order, a class for each of its values
-    lambdas: Tensor  # [B, K, M]: MA's weights; 0 for an absent modality, so both 0 where nothing was seen
-    alone: dict[str, tuple[Tensor, Tensor]]  # by modality: its own tower's logits [B, C], and where it is there [B]
+    logits: Tensor  # [B, C]: one class per value, attribute by attribute in the taxonomy's order
+    lambdas: Tensor  # [B, K, M]: MA's weights; 0 for an absent modality, so both are 0 if nothing was seen
+    # by modality: logits [B, C] of its tower alone, and where it is present [B]
+    alone: dict[str, tuple[Tensor, Tensor]]
 
 
 class _Heads(nn.ModuleDict):
-    """A module for each attribute, whose name may be that of one of torch's methods: `type`, `values`, `half`."""
+    """One module per attribute, even if its name is that of a method of torch: `type`, `values`, `half`."""
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Register the attribute's module, which torch refuses under such a name: it is never asked for by `self.<name>`."""
+        """Register a module under a name that torch would refuse. Nothing reads it as `self.<name>`."""
         self._modules[name] = module  # type: ignore[assignment]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set what torch sets of itself, `training`, which it would take for the module of an attribute of that name."""
+        """Set a plain attribute, such as `training`, which torch would take for the module of that name."""
         object.__setattr__(self, name, value)
 
 
 class CmaClip(nn.Module):
-    """The model of one taxonomy."""
+    """CMA-CLIP for one taxonomy."""
 
     def __init__(self, config: ModelConfig, taxonomy: Taxonomy, *, pretrained: bool = False) -> None:
         """Build the model; with `pretrained` False, no weights are read or downloaded. Raises ModelError."""
@@ -53,7 +57,7 @@ class CmaClip(nn.Module):
         text, image = self.backbone.text, self.backbone.image
         self.text_projection = nn.Linear(text.width, fusion.width)
         self.image_projection = nn.Linear(image.width, fusion.width)
-        # A feature-map tower's pooled vector has another width than its tokens.
+        # The pooled vector of a feature-map tower differs in width from its tokens.
         self.image_cls_projection = None if image.cls_width == image.width else nn.Linear(image.cls_width, fusion.width)
         self.kind = nn.Parameter(torch.empty(4, fusion.width))  # T_cls, T_i, I_cls, I_i
         nn.init.normal_(self.kind, std=0.02)
@@ -76,17 +80,17 @@ class CmaClip(nn.Module):
                 for a in attributes
             }
         )
-        # Not in the paper: in training each tower is asked alone, too. Else whichever learns faster, the text, leaves the
-        # other little to gain, and little is what that one learns (Wang et al., "What Makes Training Multi-modal
-        # Classification Networks Hard?", CVPR 2020: there too a loss for each modality).
-        asks = config.training.alone_loss > 0 and self.sees_text and self.sees_image
+        # Not in the paper: each tower also has a head and a loss of its own in training. Otherwise the text tower, which
+        # learns faster, leaves the image tower little to gain, so that it learns little. See Wang et al., "What Makes
+        # Training Multi-modal Classification Networks Hard?", CVPR 2020, which also has a loss for each modality.
+        has_heads = config.training.alone_loss > 0 and self.sees_text and self.sees_image
         classes = sum(len(a.values) for a in attributes)
         self.alone = nn.ModuleDict(
-            {"text": nn.Linear(text.width, classes), "image": nn.Linear(image.cls_width, classes)} if asks else {}
+            {"text": nn.Linear(text.width, classes), "image": nn.Linear(image.cls_width, classes)} if has_heads else {}
         )
-        # Nor this: chosen after training, 0 until then (cma_clip_core.evaluation.picture_evidence).
+        # Not in the paper either: chosen after training, 0 until then (cma_clip_core.evaluation.picture_evidence).
         self.picture_evidence: Tensor | None
-        self.register_buffer("picture_evidence", torch.zeros(classes) if asks else None)
+        self.register_buffer("picture_evidence", torch.zeros(classes) if has_heads else None)
 
     def forward(
         self,
@@ -101,13 +105,13 @@ class CmaClip(nn.Module):
         """Classify a batch.
 
         Args:
-            ids: [B, T] int64, token ids; what follows a text's end is never looked at.
-            lengths: [B] int64, tokens of each text, start and end tokens included.
-            text_present: [B] bool; False: the text is empty and is masked out of SA and MA.
-            pixels: [B, H, W, 3] uint8, RGB; whatever stands there where there is no picture is never looked at.
-            image_present: [B] bool; False: there is no picture, and it is masked out of SA and MA.
-            text: what the text tower gave for these texts before; None: it is run.
-            image: what the image tower gave for these pictures before, zeros where there is none; None: it is run.
+            ids: [B, T] int64, token ids; those after the end of a text are ignored.
+            lengths: [B] int64, tokens of each text, including the start and end tokens.
+            text_present: [B] bool; False: the text is empty, and SA and MA mask it out.
+            pixels: [B, H, W, 3] uint8, RGB; ignored where there is no picture.
+            image_present: [B] bool; False: there is no picture, and SA and MA mask it out.
+            text: the cached output of the text tower for these texts; None: run the tower.
+            image: the cached output of the image tower, zeros where there is no picture; None: run the tower.
         """
         text_present = text_present & self.sees_text
         image_present = image_present & self.sees_image
@@ -115,8 +119,8 @@ class CmaClip(nn.Module):
         mixtures, lambdas = self.modality_attention(h, torch.stack([text_present, image_present], dim=1))
         logits = torch.cat([head(mixtures[:, k]) for k, head in enumerate(self.heads.values())], dim=1)
         if not self.training and self.picture_evidence is not None and "image" in alone:
-            picture, there = alone["image"]
-            logits = logits + self.picture_evidence * picture * there[:, None]
+            picture, present = alone["image"]
+            logits = logits + self.picture_evidence * picture * present[:, None]
         return Output(logits, lambdas, alone)
 
     def _cls(
@@ -129,7 +133,7 @@ class CmaClip(nn.Module):
         text: Sequence | None = None,
         image: Sequence | None = None,
     ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Return T'_cls and I'_cls, [B, M, W], zeros for a modality that is nowhere in the batch; and `Output.alone`."""
+        """Return T'_cls and I'_cls [B, M, W], zeros for a modality that no product of the batch has; and `Output.alone`."""
         rows = len(ids)
         has_text, has_image = bool(text_present.any()), bool(image_present.any())
         parts: list[Tensor] = []
@@ -154,38 +158,38 @@ class CmaClip(nn.Module):
         if not parts:
             return self.kind.new_zeros(rows, 2, self.kind.shape[1]), alone
         x, mask = self.norm(torch.cat(parts, dim=1)), torch.cat(masks, dim=1)
-        at = torch.tensor([0] * has_text + [image_at] * has_image, device=x.device)
+        queries = torch.tensor([0] * has_text + [image_at] * has_image, device=x.device)
         h: Tensor
         if self.sequence_attention is None:
-            h = x.index_select(1, at)
+            h = x.index_select(1, queries)
         else:
-            # A row with nothing to attend to would be NaN: let it see everything, since MA gives it no weight.
+            # A row with nothing to attend to would be NaN. It may see everything, because MA gives it no weight.
             mask = mask | ~mask.any(dim=1, keepdim=True)
-            h = self.sequence_attention(x, None if bool(mask.all()) else mask, at)
+            h = self.sequence_attention(x, None if bool(mask.all()) else mask, queries)
         if not (has_text and has_image):
             zeros = torch.zeros_like(h)
             h = torch.cat([h, zeros] if has_text else [zeros, h], dim=1)
         return h, alone
 
     def _encode_images(self, pixels: Tensor, present: Tensor) -> Sequence:
-        """Run the image tower on the pictures that are there; the rest of the sequence is zeros, which SA masks out."""
+        """Run the image tower on the existing pictures; the other rows are zeros, which SA masks out."""
         if bool(present.all()):
             return self.backbone.encode_image(pixels)
         rows = present.nonzero().squeeze(1)
-        found = self.backbone.encode_image(pixels.index_select(0, rows))
-        cls = found.cls.new_zeros(len(pixels), found.cls.shape[1]).index_copy(0, rows, found.cls)
-        tokens = found.tokens.new_zeros(len(pixels), *found.tokens.shape[1:]).index_copy(0, rows, found.tokens)
+        encoded = self.backbone.encode_image(pixels.index_select(0, rows))
+        cls = encoded.cls.new_zeros(len(pixels), encoded.cls.shape[1]).index_copy(0, rows, encoded.cls)
+        tokens = encoded.tokens.new_zeros(len(pixels), *encoded.tokens.shape[1:]).index_copy(0, rows, encoded.tokens)
         return Sequence(cls, tokens, None)
 
 
 def _trimmed(text: Sequence, longest: int) -> Sequence:
-    """Return a text sequence without the padding beyond the longest text, which nobody attends to."""
-    # Contiguous: what is not is added up in another order.
+    """Return a text sequence without the padding beyond the longest text, which is never attended to."""
+    # Contiguous, because other memory layouts are summed in another order.
     tokens = text.tokens[:, :longest].contiguous()
     return Sequence(text.cls, tokens, None if text.mask is None else text.mask[:, :longest])
 
 
 def _masks(sequence: Sequence, present: Tensor) -> list[Tensor]:
-    """Return which of cls and tokens may be attended to: [B, 1] and [B, N] bool."""
+    """Return the masks of cls and of the tokens, [B, 1] and [B, N] bool, True where attention is allowed."""
     tokens = present[:, None].expand(-1, sequence.tokens.shape[1])
     return [present[:, None], tokens if sequence.mask is None else tokens & sequence.mask]

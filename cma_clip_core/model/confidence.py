@@ -1,4 +1,4 @@
-"""Scores become confidences here alone: evaluation, thresholds and tagging all call this. Loads no torch."""
+"""Conversion of logits to confidences, shared by evaluation, threshold selection and tagging. Loads no torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from cma_clip_core.arrays import Floats
 
 
 def probabilities(logits: Floats, multi_valued: bool, temperature: float = 1.0) -> Floats:
-    """Return each value's probability: softmax where one value holds, sigmoid where several may.
+    """Return each value's probability: the softmax for a single-valued attribute, the sigmoid for a multi-valued one.
 
     Args:
         logits: [n, C] of one attribute.
-        multi_valued: whether several values may hold.
-        temperature: what the logits are divided by (cma_clip_core.evaluation.calibration).
+        multi_valued: whether a product may have several values.
+        temperature: divides the logits (cma_clip_core.evaluation.calibration).
     """
     scaled = logits / np.float32(temperature)
     if multi_valued:

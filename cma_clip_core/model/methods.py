@@ -1,4 +1,4 @@
-"""The methods that are compared: each a configuration made from one base, so that they differ in one thing alone."""
+"""The compared methods, each a change of one base configuration, so that they differ only in that change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cma_clip_core.model.clip_classifier import ClipClassifier
 from cma_clip_core.model.cma_clip import CmaClip
 from schemas.taxonomy import Taxonomy
 
-# What each method changes of the configuration, by section.
+# The changes of each method to the configuration, by section.
 METHODS: Final[dict[str, dict[str, Any]]] = {
     "raw-clip": {"method": "clip", "training": {"epochs": 0}},
     "fine-tuned-clip": {"method": "clip"},
@@ -41,7 +41,7 @@ LABELS: Final[dict[str, str]] = {
 
 
 def configure(base: ModelConfig, method: str) -> ModelConfig:
-    """Return the configuration of a method, made from a base configuration of CMA-CLIP.
+    """Return the configuration of a method, derived from a base configuration of CMA-CLIP.
 
     Raises:
         KeyError: there is no such method.
@@ -53,13 +53,13 @@ def configure(base: ModelConfig, method: str) -> ModelConfig:
         document["name"] = f"{base.name}-{method}"
     modalities = document["fusion"]["modalities"]
     if len(modalities) == 1 or document["method"] == "clip":
-        # Nothing else would be seen: what drops one modality so that the other is learnt from has no place.
+        # The model sees one modality alone, so dropping it would leave nothing.
         document["training"] |= {"text_dropout": 0.0, "image_dropout": 0.0}
     return ModelConfig.model_validate(document)
 
 
 def build_model(config: ModelConfig, taxonomy: Taxonomy, *, pretrained: bool = False) -> nn.Module:
-    """Return the model of a configuration; with `pretrained` False, no weights are read or downloaded.
+    """Build the model of a configuration; with `pretrained` False, no weights are read or downloaded.
 
     Raises:
         ModelError: it cannot be built, or its pretrained weights cannot be read.

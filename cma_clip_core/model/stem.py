@@ -1,13 +1,16 @@
-"""A stem of convolutions: how our own image tower turns pixels into patch tokens, where it has no pretrained weights.
+"""A convolution stem, which turns pixels into patch tokens in a custom image tower without pretrained weights.
 
-Sources: Xiao et al., "Early Convolutions Help Transformers See Better", NeurIPS 2021: 3 x 3 convolutions of stride 2 in
-the place of the one convolution of a patch's size learn from fewer pictures at less cost. Brock et al., "Characterizing
-signal propagation to close the performance gap in unnormalized ResNets", ICLR 2021: weights are standardised (timm's
-`ScaledStdConv2d`), activations are not. Widths, and where the residual convolutions are, are our choice.
+Sources:
+- Xiao et al., "Early Convolutions Help Transformers See Better", NeurIPS 2021. 3 x 3 convolutions of stride 2 replace one
+  convolution with the size of a patch. They learn from fewer pictures at less cost.
+- Brock et al., "Characterizing signal propagation to close the performance gap in unnormalized ResNets", ICLR 2021.
+  Weights are standardised (timm's `ScaledStdConv2d`), activations are not.
 
-Activations are not normalised for two reasons. Statistics of a batch would make a product depend on who is beside it:
-neither micro-batches nor several processes would then take the step of the whole batch. Statistics of a picture would
-take its colour away, which is what a shop asks for first.
+The widths and the positions of the residual convolutions are our choice.
+
+Activations are not normalised, for two reasons. With batch statistics a product's output would depend on the rest of its
+batch, so that neither micro-batches nor several processes would take the step of the whole batch. Statistics of a single
+picture would remove its colour, the attribute that shops need most.
 
 Letters of shapes: B batch, W width, C channels, H x W' pixels.
 """
@@ -21,7 +24,7 @@ from timm.layers import ScaledStdConv2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-GELU_GAIN = 1.7015043497085571  # brings GELU of a standard normal back to variance 1 (Brock et al. 2021, appendix D)
+GELU_GAIN = 1.7015043497085571  # restores variance 1 after GELU of a standard normal (Brock et al. 2021, appendix D)
 
 
 class _Activation(nn.Module):
@@ -30,7 +33,7 @@ class _Activation(nn.Module):
 
 
 class _Residual(nn.Module):
-    """[B, C, H, W'] -> the same shape: the input and a learned share of a convolution of it."""
+    """A residual layer on [B, C, H, W']: the input plus a learned share of its convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -42,15 +45,15 @@ class _Residual(nn.Module):
 
 
 class ConvolutionStem(nn.Module):
-    """[B, 3, H, W'] -> [B, W, H / patch, W' / patch], for a patch that is a power of two."""
+    """A stem of 3 x 3 convolutions: [B, 3, H, W'] -> [B, W, H / patch, W' / patch]."""
 
     def __init__(self, patch_size: int, width: int, first: int) -> None:
         """Build the stem.
 
         Args:
             patch_size: pixels, a power of two.
-            width: channels at the end.
-            first: channels of the first convolution; each further one has twice as many.
+            width: output channels.
+            first: channels of the first convolution; each further one doubles them.
         """
         super().__init__()
         halvings = int(math.log2(patch_size))
@@ -59,7 +62,7 @@ class ConvolutionStem(nn.Module):
         for halving in range(halvings):
             layers += [_Activation()] if halving else []
             layers += [ScaledStdConv2d(inputs, channels, 3, stride=2, padding=1)]
-            # The first maps are large and say little, and the last is the tokens.
+            # None on the first map, which is large and says little, and none on the last, which is the tokens.
             layers += [_Residual(channels)] if 0 < halving < halvings - 1 else []
             inputs, channels = channels, 2 * channels
         self.layers = nn.Sequential(*layers)
@@ -67,7 +70,7 @@ class ConvolutionStem(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return the patches of `pixels`."""
-        # Channels last: on a CPU the faster layout.
+        """Return the patch tokens of `pixels`."""
+        # Channels last is the faster layout on a CPU.
         x = self.layers(pixels.contiguous(memory_format=torch.channels_last))
         return self.out(x)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Text to tokens: the same composition and tokenisation in training, evaluation and tagging.
+"""Composition and tokenisation of texts, shared by training, evaluation and tagging.
 
 Letters of shapes: B batch, T tokens of the longest text of the batch.
 """
@@ -18,14 +18,14 @@ from cma_clip_core.model.backbone import check_architecture, text_settings
 
 Ids = npt.NDArray[np.int64]
 
-_CHARACTERS: Final = 8  # of a text that are looked at first, for each token there is room for: mostly enough
-_MOST_WORDS: Final = 200_000  # that are remembered: a catalog's ids and typing errors never end
+_CHARACTERS: Final = 8  # characters read at first for each token of the context; mostly enough
+_MOST_WORDS: Final = 200_000  # words that are cached: a catalog's ids and typing errors never end
 
 
 def compose(title: str, brand: str, description: str, config: TextConfig) -> str:
-    """Return the text the model reads, '' where there is none: the configured fields, in their order.
+    """Return the text that the model reads, made of the configured fields in their order; '' if all are empty.
 
-    A brand that the title already names is left out, since tokens are scarce (our choice).
+    A brand that the title already names is left out, because tokens are scarce (our choice).
     """
     texts = {"title": title, "brand": brand, "description": description}
     if "title" in config.fields and brand and brand.casefold() in title.casefold():
@@ -34,7 +34,7 @@ def compose(title: str, brand: str, description: str, config: TextConfig) -> str
 
 
 class _Words(dict[str, tuple[int, ...]]):
-    """The token ids of each word there was."""
+    """A cache of the token ids of each word."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -42,17 +42,21 @@ class _Words(dict[str, tuple[int, ...]]):
     def __missing__(self, word: str) -> tuple[int, ...]:
         tokenizer = self._tokenizer
         token = "".join(tokenizer.byte_encoder[b] for b in word.encode())
-        found = tuple(tokenizer.encoder[part] for part in tokenizer.bpe(token).split(" "))
+        ids = tuple(tokenizer.encoder[part] for part in tokenizer.bpe(token).split(" "))
         if len(self) < _MOST_WORDS:
-            self[word] = found
-        return found
+            self[word] = ids
+        return ids
 
 
 class Tokenizer:
-    """open_clip's tokenizer of an architecture, giving each text at its true length."""
+    """The tokenizer of an open_clip architecture, which returns each text at its true length."""
 
     def __init__(self, config: ModelConfig, *, whole: bool = False) -> None:
-        """Make the tokenizer of `config`'s text tower; `whole`: texts are padded to the context, not to the longest.
+        """Create the tokenizer of the text tower.
+
+        Args:
+            config: names the architecture and the context length.
+            whole: pad texts to the context length, not to the longest text of the batch.
 
         Raises:
             ModelError: there is no such architecture, or it cannot be rebuilt from its name alone.
@@ -66,8 +70,8 @@ class Tokenizer:
             check_architecture(architecture)
             settings = text_settings(architecture)
             self._tokenizer = open_clip.get_tokenizer(architecture, context_length=self.context_length)
-        # In a causal tower nothing that follows the end-of-text token can change it, so padding beyond the batch's
-        # longest text is wasted work. Other towers were trained with all of it.
+        # In a causal tower nothing after the end-of-text token can change it, so padding beyond the longest text of the
+        # batch is wasted work. Other towers were trained with the whole padding.
         self.trims = not (whole or settings.get("no_causal_mask") or settings.get("embed_cls"))
         self.pad_id = int(settings.get("pad_id", 0))
         tokenizer = self._tokenizer
@@ -75,23 +79,23 @@ class Tokenizer:
         self._words = _Words(tokenizer)
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of `text`, start and end tokens included, at most `context_length` of them."""
+        """Return the token ids of `text`, including the start and end tokens, at most `context_length` of them."""
         if not self._is_simple:
             row = self._tokenizer([text], context_length=self.context_length)[0].tolist()
             while len(row) > 1 and row[-1] == self.pad_id:
                 row.pop()
             return [int(i) for i in row]
-        # SimpleTokenizer's own steps, but word by word with a memory, and no further than the context reaches: a
-        # description of thousands of characters costs what its first words cost. A test holds that the ids are its own.
-        # The loops are the interpreter's own: this is most of what it takes to prepare a product.
+        # The steps of SimpleTokenizer, but word by word with a cache, and no further than the context reaches. So a
+        # description of thousands of characters costs no more than its first words. A test checks that the ids are equal.
+        # `chain` and `map` keep the loop in C: tokenising is most of the work of preparing a product.
         tokenizer, room = self._tokenizer, self.context_length - 2
         if not (text.isascii() and text.isprintable() and "&" not in text):
-            text = tokenizer.clean_fn(text)  # repairs encoding and HTML, which plain ASCII without '&' has no need of
+            text = tokenizer.clean_fn(text)  # repairs encoding and HTML; plain ASCII without '&' needs neither
         else:
             text = text.lower()
         reach = _CHARACTERS * room
         while True:
-            end = len(text) if reach >= len(text) else max(text.rfind(" ", 0, reach), 0)  # no word has a space in it
+            end = len(text) if reach >= len(text) else max(text.rfind(" ", 0, reach), 0)  # never inside a word
             words = tokenizer.pat.findall(text, 0, end)[:room]
             ids = list(itertools.chain.from_iterable(map(self._words.__getitem__, words)))
             if len(ids) >= room or end == len(text):

@@ -1,8 +1,8 @@
-"""Pretrained towers of our own: a folder with the weights of both CLIP towers and the configuration they fit.
+"""Folders of pretrained towers: the weights of both CLIP towers and the configuration that they fit.
 
 towers.safetensors  the weights of `Backbone`
 config.json         the configuration they were trained with
-metrics.json        on which labelled set and how they were trained, and how well picture and text find each other
+metrics.json        their labelled set, the course of their training, and how well pictures and texts retrieve each other
 """
 
 from __future__ import annotations
@@ -31,29 +31,28 @@ WEIGHTS, CONFIG, METRICS = "towers.safetensors", "config.json", "metrics.json"
 
 
 class TowersMetrics(Strict):
-    """How the towers were pretrained."""
+    """The record of a pretraining."""
 
-    labelled_set: str = ""  # its folder in the lake; empty: in none, or from before it was recorded
+    labelled_set: str = ""  # its folder in the lake; empty: not in a lake, or from before it was recorded
     catalog_day: str = ""  # newest day whose products are in it
     made_at: datetime | None = None  # when they were saved
     train_examples: int
     best_epoch: int
-    epochs: tuple[
-        Epoch, ...
-    ]  # `validation`: share of texts whose nearest of 256 pictures, or of fewer on a small side, is their own
-    seconds: float  # of training, however often it was killed and went on
+    # `validation`: share of texts whose nearest picture is their own, among 256 pictures (fewer on a small side)
+    epochs: tuple[Epoch, ...]
+    seconds: float  # of training, including the time before a resume
     device: str
 
 
 def save(backbone: nn.Module, config: ModelConfig, metrics: TowersMetrics, folder: Path, made_at: datetime) -> str:
-    """Write pretrained towers into a new folder below `folder`, whole or not at all, and return its name."""
+    """Write pretrained towers into a new folder below `folder`, atomically, and return its name."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".new-"))
     try:
         state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
         save_file(state, temporary / WEIGHTS)
         (temporary / CONFIG).write_text(config.model_dump_json(indent=1) + "\n")
-        # The same weights of another configuration or labelled set are other towers: what is asked for is found by these.
+        # Towers are looked up by configuration and labelled set, so the same weights with others of these are other towers.
         hashed = hashlib.sha256(metrics.labelled_set.encode())
         for part in (CONFIG, WEIGHTS):
             hashed.update((temporary / part).read_bytes())
@@ -75,7 +74,7 @@ def save(backbone: nn.Module, config: ModelConfig, metrics: TowersMetrics, folde
 
 
 def read_metrics(folder: Path) -> TowersMetrics:
-    """Return how a folder's towers were pretrained. Raises ModelError where it cannot be read or is broken."""
+    """Return the metrics of a folder's towers. Raises ModelError if they cannot be read or are broken."""
     try:
         return TowersMetrics.model_validate_json((folder / METRICS).read_bytes())
     except OSError as error:
@@ -85,7 +84,7 @@ def read_metrics(folder: Path) -> TowersMetrics:
 
 
 def load(backbone: nn.Module, folder: Path, config: ModelConfig) -> None:
-    """Load a folder's weights into both towers. Raises ModelError as `check`."""
+    """Load a folder's weights into both towers. Raises ModelError as `check` does."""
     _check_fits(folder, config)
     with _readable(folder):
         state = load_file(folder / WEIGHTS)
@@ -93,10 +92,10 @@ def load(backbone: nn.Module, folder: Path, config: ModelConfig) -> None:
 
 
 def check(folder: Path, config: ModelConfig) -> str:
-    """Return sixteen hex digits of the weights in a folder, by which towers are the same wherever they lie.
+    """Return sixteen hex digits of the hash of a folder's weights, which identify towers wherever they are stored.
 
     Raises:
-        ModelError: the folder holds no towers, they are broken, or they were trained with other sizes: names these.
+        ModelError: the folder holds no towers, they are broken, or they were trained with other sizes, which it names.
     """
     _check_fits(folder, config)
     with _readable(folder), (folder / WEIGHTS).open("rb") as file:
@@ -112,7 +111,7 @@ def _check_fits(folder: Path, config: ModelConfig) -> None:
 
 @contextlib.contextmanager
 def _readable(folder: Path) -> Iterator[None]:
-    """Turn what goes wrong when towers are read into a ModelError."""
+    """Convert errors of reading towers into a ModelError."""
     try:
         yield
     except OSError as error:
@@ -125,7 +124,7 @@ def _readable(folder: Path) -> Iterator[None]:
 
 
 def differences(trained: ModelConfig, wanted: ModelConfig) -> list[str]:
-    """Return what keeps towers trained with one configuration from another one, in words."""
+    """Return, in words, the settings by which towers of one configuration do not fit another."""
 
     def shape(config: ModelConfig) -> dict[str, Any]:
         return {

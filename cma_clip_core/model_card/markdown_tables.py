@@ -1,4 +1,4 @@
-"""Metrics as Markdown tables, for people."""
+"""Markdown tables of metrics."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _MEAN_SILENT: Final = "mean, silent"
 
 
 def comparison(methods: Sequence[MethodMetrics]) -> str:
-    """Return methods by attributes: recall at 90 % precision, in %, with 95 % intervals where they were drawn.
+    """Return a table of methods by attributes: recall at 90 % precision, in %, with 95 % intervals if they exist.
 
-    The last columns are the means over the attributes, of all labels and of those that no text names. In bold: the best
-    of a column.
+    The last columns are the means over the attributes, for all labels and for the silent ones. The best of each column is
+    bold.
     """
     columns = {
         name: [(value, _range(interval)) for value, interval in (_recall(method, name) for method in methods)]
@@ -27,18 +27,18 @@ def comparison(methods: Sequence[MethodMetrics]) -> str:
 
 
 def over_seeds(methods: Sequence[Sequence[MethodMetrics]]) -> str:
-    """Return methods by attributes, as `comparison`: each the mean over its seeds, in brackets the least and the greatest.
+    """Return the table of `comparison` with the mean over each method's seeds, and the lowest and highest in brackets.
 
     Args:
-        methods: of each its metrics with one seed or several.
+        methods: the metrics of each method, with one or several seeds.
     """
     columns: dict[str, list[tuple[float | None, str]]] = {}
     for name in _columns([trial for trials in methods for trial in trials]):
         columns[name] = []
         for trials in methods:
-            found = [value for value, _ in (_recall(trial, name) for trial in trials) if value is not None]
-            spread = Interval(low=min(found), high=max(found)) if len(found) > 1 else None
-            columns[name].append((fmean(found) if found else None, _range(spread)))
+            recalls = [value for value, _ in (_recall(trial, name) for trial in trials) if value is not None]
+            spread = Interval(low=min(recalls), high=max(recalls)) if len(recalls) > 1 else None
+            columns[name].append((fmean(recalls) if recalls else None, _range(spread)))
     cells = _best_in_bold(columns)
     return markdown(
         ["method", "seeds", *columns],
@@ -51,28 +51,28 @@ def _columns(methods: Sequence[MethodMetrics]) -> list[str]:
 
 
 def _recall(method: MethodMetrics, column: str) -> tuple[float | None, Interval | None]:
-    """Return what a comparison says of a method in a column, and its interval."""
+    """Return the recall of a method in a column of a comparison, and its interval."""
     if column == _MEAN:
         return method.mean_recall_at_90, method.mean_recall_at_90_interval
     if column == _MEAN_SILENT:
         return method.mean_silent_recall_at_90, method.mean_silent_recall_at_90_interval
-    found = method.attributes.get(column)
-    return (found.recall_at_90, found.recall_at_90_interval) if found else (None, None)
+    metrics = method.attributes.get(column)
+    return (metrics.recall_at_90, metrics.recall_at_90_interval) if metrics else (None, None)
 
 
 def _best_in_bold(columns: Mapping[str, Sequence[tuple[float | None, str]]]) -> list[list[str]]:
-    """Return the rows of columns of shares, each with the words behind it, as text in percent."""
+    """Return the rows of a table of columns, each share as a percentage followed by its text, the best in bold."""
     rows: list[list[str]] = [[] for _ in next(iter(columns.values()))]
     for column in columns.values():
         best = max((value for value, _ in column if value is not None), default=None)
-        for row, (value, behind) in zip(rows, column, strict=True):
+        for row, (value, suffix) in zip(rows, column, strict=True):
             bold = "**" if len(column) > 1 and value is not None and value == best else ""
-            row.append(f"{bold}{percent(value)}{bold}{behind}")
+            row.append(f"{bold}{percent(value)}{bold}{suffix}")
     return rows
 
 
 def one_model(metrics: Mapping[str, AttributeMetrics]) -> str:
-    """Return how good one model is, attribute by attribute, whatever is accepted."""
+    """Return a table of one model's metrics by attribute, independent of its thresholds."""
     header = [
         "attribute", "n", "silent", "accuracy", "macro F1", "average precision", "recall at 90 %", "of the silent",
         "target", "recall at target", "calibration error", "text", "image",
@@ -93,7 +93,7 @@ def one_model(metrics: Mapping[str, AttributeMetrics]) -> str:
 
 
 def shipped(metrics: Mapping[str, AttributeMetrics], thresholds: Mapping[str, Threshold]) -> str:
-    """Return what the thresholds that ship do."""
+    """Return a table of the thresholds that ship, and of their precision, recall and coverage."""
     header = [
         "attribute", "target", "threshold", "values with their own", "temperature", "precision", "recall", "coverage",
     ]  # fmt: skip
@@ -110,7 +110,7 @@ def shipped(metrics: Mapping[str, AttributeMetrics], thresholds: Mapping[str, Th
 
 
 def own_thresholds(thresholds: Mapping[str, Threshold]) -> str:
-    """Return the values that have a threshold of their own; empty where none has."""
+    """Return a table of the values that have their own threshold; empty if none has."""
     rows = [[name, value, number(limit)] for name, t in thresholds.items() for value, limit in t.values.items()]
     return markdown(["attribute", "value", "threshold"], rows) if rows else ""
 

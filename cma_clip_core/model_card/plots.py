@@ -1,4 +1,4 @@
-"""Plots for people: precision and recall, calibration, robustness, modality weights. SVG or PNG by the file's name.
+"""Plots of precision and recall, calibration, robustness and modality weights, as SVG or PNG by the file's suffix.
 
 matplotlib is imported where it is used, and draws without a screen. Every function returns the file that it wrote.
 """
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Okabe and Ito's colours: told apart by the colour-blind too.
+# The colours of Okabe and Ito, which colour-blind people can distinguish.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 CYCLE: Final = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 GREY: Final = "#8A8F98"
 _COLUMNS = 4
-_POINTS = 600  # of a curve: more cannot be seen
+_POINTS = 600  # points of a curve: more are not visible
 _STYLE: Final[dict[Any, Any]] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -56,22 +56,22 @@ _STYLE: Final[dict[Any, Any]] = {
 def precision_recall(
     path: Path, predictions: Mapping[str, Predictions], thresholds: Mapping[str, Threshold]
 ) -> Path:  # fmt: skip
-    """Draw precision against recall of each attribute, with its target and what the thresholds that ship give."""
+    """Draw precision against recall of each attribute, with its target and the point of the shipped thresholds."""
     with _figure(path, len(predictions), 2.3) as (figure, axes):
         for ax, (name, p) in zip(axes, predictions.items(), strict=True):
             chosen = thresholds[name]
-            found = candidates(p, chosen.temperature)
+            every = candidates(p, chosen.temperature)
             ax.set(title=p.attribute.label, xlim=(0, 1.02), ylim=(0, 1.03))
             ax.axhline(p.attribute.target_precision, color=GREY, linestyle="--", linewidth=1)
-            if not found.positives:
-                _nothing(ax)
+            if not every.positives:
+                _mark_empty(ax)
                 continue
-            recall, precision = curve(found)
+            recall, precision = curve(every)
             ax.plot(recall, precision, color=BLUE, linewidth=1.6)
-            accepted = found.accepted(chosen.limits(p.attribute))
+            accepted = every.accepted(chosen.limits(p.attribute))
             if accepted.any():
-                right = found.right[accepted].sum()
-                ax.plot(right / found.positives, right / accepted.sum(), "o", color=RED, markersize=6, zorder=3)
+                right = every.right[accepted].sum()
+                ax.plot(right / every.positives, right / accepted.sum(), "o", color=RED, markersize=6, zorder=3)
             else:
                 ax.text(0.5, 0.06, "nothing accepted", ha="center", color=RED)
         _labels(figure, axes, "recall", "precision")
@@ -79,23 +79,23 @@ def precision_recall(
     return path
 
 
-def curve(found: Candidates) -> tuple[Doubles, Doubles]:
-    """Return recall and precision at thresholds from high to low, thinned for drawing; [points] each."""
-    order = np.argsort(-found.confidence, kind="stable")
-    ends = ends_of_equals(found.confidence[order])
+def curve(every: Candidates) -> tuple[Doubles, Doubles]:
+    """Return recall and precision [points] of candidates at thresholds from high to low, thinned out for drawing."""
+    order = np.argsort(-every.confidence, kind="stable")
+    ends = ends_of_equals(every.confidence[order])
     ends = ends[np.unique(np.linspace(0, len(ends) - 1, _POINTS).round().astype(np.int64))]
-    right = np.cumsum(found.right[order])[ends]
-    return right / found.positives, right / (ends + 1)
+    right = np.cumsum(every.right[order])[ends]
+    return right / every.positives, right / (ends + 1)
 
 
 def calibration(path: Path, predictions: Mapping[str, Predictions], thresholds: Mapping[str, Threshold]) -> Path:
-    """Draw the reliability diagram of each attribute's best values, before and after its temperature."""
+    """Draw the reliability diagram of each attribute's best values, before and after temperature scaling."""
     with _figure(path, len(predictions), 2.3) as (figure, axes):
         for ax, (name, p) in zip(axes, predictions.items(), strict=True):
             ax.set(title=p.attribute.label, xlim=(0, 1.02), ylim=(0, 1.02))
             p = p.with_target()
             if not len(p):
-                _nothing(ax)
+                _mark_empty(ax)
                 continue
             ax.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
             errors = []
@@ -114,12 +114,12 @@ def calibration(path: Path, predictions: Mapping[str, Predictions], thresholds: 
 def robustness(
     path: Path, shares: Sequence[float], recalls: Mapping[str, Mapping[str, Sequence[float]]]
 ) -> Path:  # fmt: skip
-    """Draw how recall falls where products get the text or the picture of another, or texts that say less.
+    """Draw the recall against the share of products with another's text or picture, or of labels without their name.
 
     Args:
         path: the file.
-        shares: of the products, or labels, that are changed, 0 to 1.
-        recalls: what is changed ("texts swapped") to method to its mean recall at 90 % precision at each share.
+        shares: the shares of the products, or of the labels, that are changed, 0 to 1.
+        recalls: by change ("texts swapped") and method, the mean recall at 90 % precision at each share.
     """
     with _figure(path, len(recalls), 3.2, columns=3) as (figure, axes):
         methods = list(dict.fromkeys(method for lines in recalls.values() for method in lines))
@@ -136,27 +136,27 @@ def robustness(
 
 
 def modality_weights(path: Path, metrics: Mapping[str, AttributeMetrics], labels: Mapping[str, str]) -> Path:
-    """Draw each attribute's mean attention on text and picture, the most visual one on top.
+    """Draw each attribute's mean attention on text and picture, with the most visual attribute at the top.
 
     Args:
         path: the file.
         metrics: by attribute name.
-        labels: the attributes' names for people.
+        labels: the display names of the attributes.
     """
     order = sorted((name for name, m in metrics.items() if m.n), key=lambda name: metrics[name].image_weight)
     height = 0.9 + 0.27 * max(len(order), 1)
     with _figure(path, 1, height, columns=1, width=6.0) as (figure, (ax,)):
-        at = np.arange(len(order))
+        rows = np.arange(len(order))
         image = np.array([metrics[name].image_weight for name in order])
         text = np.array([metrics[name].text_weight for name in order])
-        ax.barh(at, image, color=BLUE, height=0.72)
-        ax.barh(at, text, left=image, color=ORANGE, height=0.72)
+        ax.barh(rows, image, color=BLUE, height=0.72)
+        ax.barh(rows, text, left=image, color=ORANGE, height=0.72)
         for y, weight, other in zip(range(len(order)), image, text, strict=True):
             ends = ((0.01, weight, "left", "white"), (weight + other - 0.01, other, "right", "#222222"))
             for x, value, ha, colour in ends:
                 if value >= 0.08:
                     ax.text(x, y, f"{100 * value:.0f} %", va="center", ha=ha, color=colour, fontsize=8)
-        ax.set_yticks(at, [labels.get(name, name) for name in order])
+        ax.set_yticks(rows, [labels.get(name, name) for name in order])
         ax.set(xlim=(0, 1), xticks=[])
         ax.grid(visible=False)
         ax.spines[["left", "bottom"]].set_visible(False)
@@ -169,7 +169,7 @@ def modality_weights(path: Path, metrics: Mapping[str, AttributeMetrics], labels
 def _figure(
     path: Path, panels: int, height: float, columns: int = _COLUMNS, width: float | None = None
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Yield a figure of some panels, `height` inches each, and write it to `path`. It belongs to no global state."""
+    """Yield a figure of some panels, `height` inches each, and write it to `path`. Uses no global state of pyplot."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -179,14 +179,14 @@ def _figure(
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width or 2.6 * height / 2.3 * columns, height * rows + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
-        # Axes are labelled once for all panels, which is quicker to read, and to draw: most of the time goes into texts.
+        # Axes are labelled once for all panels. That is easier to read and faster to draw: texts take most of the time.
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel().tolist()
         for unused, above in zip(grid[panels:], grid[panels - columns :], strict=False):
             unused.set_visible(False)
             above.tick_params(labelbottom=True)
         yield figure, grid[:panels]
         path.parent.mkdir(parents=True, exist_ok=True)
-        # An SVG's date would make every run another file.
+        # With its date, an SVG would differ from run to run.
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
@@ -209,5 +209,5 @@ def _legend(figure: Figure, entries: Sequence[tuple[str, str, str]]) -> None:
     figure.legend(handles, [name for name, *_ in entries], loc="outside upper left", ncols=len(entries))
 
 
-def _nothing(ax: Axes) -> None:
+def _mark_empty(ax: Axes) -> None:
     ax.text(0.5, 0.5, "no labels", ha="center", color=GREY)

@@ -1,4 +1,4 @@
-"""The model card: what a model is, what it was trained on, how good it is, and where not to trust it."""
+"""The model card: a model's architecture, training data, quality, thresholds and limits, in Markdown."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def model_card(
     made_at: datetime,
     plots: Sequence[str] = (),
 ) -> str:
-    """Return the model card as Markdown; `plots` are files beside it.
+    """Return the model card as Markdown; `plots` are the names of files beside it.
 
-    It says the day it was made, not the minute: the same model saved twice on a day is the same version.
+    The card gives the day but not the time, so that the same model saved twice on a day is the same version.
     """
     settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     counted = learnt(metrics)
@@ -35,16 +35,16 @@ def model_card(
 
 {_method(config)} for the taxonomy `{taxonomy.name}` ({taxonomy.fingerprint}): {len(taxonomy.attributes)}
 attributes from a product's {_inputs(config)}. Backbone: {_towers(config)}.
-Made on {made_at:%Y-%m-%d} (UTC) with the configuration `{config.name}`. Its version is the name of its folder: the day, and the
-hash of the hashes of its files, of which this is one.
+Made on {made_at:%Y-%m-%d} (UTC) with the configuration `{config.name}`. Its version is the name of its folder: the day, and a
+hash over all files of the folder.
 
 ## Data
 
-{_source(metrics)}The catalog's own labels; a missing label teaches nothing. Split by product family, so that one product in
-several colours is on one side: {metrics.train_examples:,} products to train on, {metrics.validation_examples:,} to
-validate, {metrics.test_examples:,} to test, of {metrics.families:,} families. Trained {len(metrics.epochs)} epochs in
-{metrics.seconds:,.0f} s on {metrics.device}; epoch {metrics.best_epoch} is the one kept: the
-last one, or an earlier one that was better on validation by more than a standard error, or before training stopped early.
+{_source(metrics)}The labels are the catalog's own; a missing label is not trained on. The split is by product family, so that one
+product in several colours is on one side: {metrics.train_examples:,} products to train on, {metrics.validation_examples:,} to
+validate, {metrics.test_examples:,} to test, from {metrics.families:,} families. The model was trained for {len(metrics.epochs)} epochs in
+{metrics.seconds:,.0f} s on {metrics.device}. The weights are those of epoch {metrics.best_epoch}. The last epoch is kept unless
+an earlier one was better on validation by more than a standard error, or training stopped early.
 {_labels(taxonomy, metrics)}
 ## Test
 
@@ -54,12 +54,13 @@ Mean recall at 90 % precision: {mean_of(counted, "recall_at_90"):.3f}, on the si
 {mean_of(counted, "silent_recall_at_90"):.3f}; mean recall at the target precision:
 {mean_of(counted, "recall_at_target"):.3f}; mean accuracy: {mean_of(counted, "accuracy"):.3f}.
 
-*Recall at 90 %* (in %) and *at target* are the paper's number, at the lowest threshold on the test products themselves
-whose precision reaches it; the range in brackets holds 95 % of {DRAWS:,} bootstrap draws of product families. *Silent*
-labels are those that none of the texts the model reads names. *Average precision* is the area under the
-precision-recall curve of the best value's confidence, *calibration error* the mean gap between that confidence and the
-share that is right. *Text* and *image* are the mean modality-wise attention. Of an attribute with several values,
-(product, value) pairs count, but for accuracy and calibration error.
+- *Recall at 90 %* (in %) and *recall at target* are the paper's metric. The threshold is the lowest one on the test products
+  themselves whose precision reaches 90 % or the target. The brackets hold 95 % of {DRAWS:,} bootstrap draws of product families.
+- *Silent* labels are labels that no text the model reads names.
+- *Average precision* is the area under the precision-recall curve of the best value's confidence.
+- *Calibration error* is the mean gap between that confidence and the share that is right.
+- *Text* and *image* are the mean modality-wise attention.
+- For a multi-valued attribute, pairs of a product and a value are counted, except for accuracy and calibration error.
 {_picture_evidence(metrics)}{_values(metrics)}{_pictures(plots)}
 ## Thresholds
 
@@ -67,15 +68,14 @@ share that is right. *Text* and *image* are the mean modality-wise attention. Of
 
 {shipped(metrics.test, thresholds)}
 
-*Threshold* is that of all values without one of their own. Thresholds were chosen on validation so that with
-{100 * config.selection.promise_confidence:.0f} % confidence the precision on new products reaches the target: the
-one-sided Clopper-Pearson lower bound of the precision does, products of a family counted for less, and thresholds were
-tested in a sequence that the confidences alone fix (fixed-sequence testing), so that none passes as the luckiest of many
-(`cma_clip_core/evaluation/choose_thresholds.py`). A value predicted for {config.selection.value_predictions} validation
-products or more has its own. *Precision*, *recall* and *coverage* are what they do on test. Confidences are calibrated:
-logits are divided by the *temperature*.{_unlisted(metrics)}
+*Threshold* applies to all values without their own threshold. A value predicted for {config.selection.value_predictions} or more
+validation products has its own. Thresholds were chosen on validation so that the precision on new products reaches the target
+with {100 * config.selection.promise_confidence:.0f} % confidence (`cma_clip_core/evaluation/choose_thresholds.py`). The one-sided
+Clopper-Pearson lower bound of the precision must reach it, with a correction for products of one family. Thresholds were tested
+in a sequence that the confidences alone fix (fixed-sequence testing), so that none passes as the luckiest of many. *Precision*,
+*recall* and *coverage* are measured on test. Confidences are calibrated: logits are divided by the *temperature*.{_unlisted(metrics)}
 
-{own_thresholds(thresholds) or "No value has a threshold of its own."}
+{own_thresholds(thresholds) or "No value has its own threshold."}
 
 {_never(config, taxonomy, thresholds, metrics)}
 
@@ -87,19 +87,19 @@ logits are divided by the *temperature*.{_unlisted(metrics)}
 
 ## Limits
 
-- A threshold's precision is promised for products like those it was chosen on: a new season, brand or photographer may
-  break it, and the catalog's own mistakes count as right answers.
+- The promised precision holds for products like those that the thresholds were chosen on. A new season, brand or photographer
+  may break it.
 - Confidences are calibrated attribute by attribute, not for each value, brand or kind of product.
-- The labels are the catalog's, so its mistakes are learnt, and taken for the truth in all numbers above.
-- It knows the values of its taxonomy alone, and products like those of its catalog.
+- The labels are the catalog's. The model learns its mistakes, and all numbers above count them as right answers.
+- The model knows only the values of its taxonomy, and products like those of its catalog.
 
 ## Not to be used
 
 - Where a wrong value does harm: safety, allergens, age limits, legal or customs declarations of material or origin.
-- To overwrite a catalog's own values unseen: a conflict is a suspicion, for a person to look at.
-- For other catalogs, languages or taxonomies without a new training, and for pictures that are no product pictures.
-- To say anything of people in the pictures, or to sort, rank or target them.
-- With confidences read as certainty, or below the thresholds as if they were above.
+- To overwrite a catalog's own values without review: a conflict is a suspicion, which a person should check.
+- For other catalogs, languages or taxonomies without new training, or for pictures that do not show a product.
+- To describe people in the pictures, or to sort, rank or target them.
+- With confidences taken as certainty, or with values below their threshold taken as accepted.
 
 ## Configuration
 
@@ -109,7 +109,7 @@ logits are divided by the *temperature*.{_unlisted(metrics)}
 
 
 def _method(config: ModelConfig) -> str:
-    """Return what the model is: an ablation is not called by the whole method's name alone."""
+    """Return the name of the method; that of an ablation says what it lacks."""
     if config.method == "clip":
         return "CLIP as a classifier (the picture against a prompt for each value)"
     fusion = config.fusion
@@ -135,29 +135,29 @@ def _inputs(config: ModelConfig) -> str:
 
 
 def _towers(config: ModelConfig) -> str:
-    """Return which towers the model has, what they began with, and whether they were trained on."""
+    """Return the architecture of the towers, their initial weights, and whether they were trained."""
     backbone, training = config.backbone, config.training
-    kind = "towers of our own size" if backbone.architecture is None else f"open_clip {backbone.architecture}"
-    began = f"begun with the pretrained `{backbone.pretrained}`" if backbone.pretrained else "begun with random weights"
+    kind = "custom towers" if backbone.architecture is None else f"open_clip {backbone.architecture}"
+    start = (
+        f"started from the pretrained `{backbone.pretrained}`" if backbone.pretrained else "started from random weights"
+    )
     if not training.epochs:
-        return f"{kind}, {began}, nothing of it trained here"
+        return f"{kind}, {start}, not trained here"
     if training.freeze:
-        return f"{kind}, {began}; {' and '.join(training.freeze)} tower left as it was"
-    return f"{kind}, {began}{'' if backbone.pretrained else ' and trained from scratch'}"
+        return f"{kind}, {start}; frozen: {' and '.join(training.freeze)} tower"
+    return f"{kind}, {start}{'' if backbone.pretrained else ' and trained from scratch'}"
 
 
 def _source(metrics: Metrics) -> str:
     if not metrics.labelled_set:
         return ""
-    from_set = (
-        f"Products of the catalog up to {metrics.catalog_day or '?'}: the labelled set `{metrics.labelled_set}`.\n"
-    )
+    from_set = f"The products are those of the catalog up to {metrics.catalog_day or '?'}: the labelled set `{metrics.labelled_set}`.\n"
     towers = f"{metrics.towers.words()}\n" if metrics.towers else ""
     return from_set + _experiment(metrics) + towers
 
 
 def _experiment(metrics: Metrics) -> str:
-    """Return what of its data and numbers an experiment decided."""
+    """Return a sentence on the experiment that trained the model; empty if none did."""
     origin = metrics.experiment
     if origin is None:
         return ""
@@ -166,25 +166,25 @@ def _experiment(metrics: Metrics) -> str:
         f", on a sample of its families: {seen:,} of its {origin.products:,} products" if seen < origin.products else ""
     )
     return (
-        f"Trained by the experiment `{origin.folder}`{sample}. It compared {', '.join(origin.compared)}; the model was trained on all\n"
-        "attributes, and the numbers below are of all.\n"
+        f"The experiment `{origin.folder}` trained the model{sample}. It compared {', '.join(origin.compared)}; the model was trained\n"
+        "on all attributes, and the numbers below cover all of them.\n"
     )
 
 
 def _unlisted(metrics: Metrics) -> str:
-    """Return how many test products have values outside the taxonomy, by attribute: wrong wherever they are answered."""
-    found = {name: m.n_unlisted for name, m in metrics.test.items() if m.n_unlisted}
-    if not found:
+    """Return a sentence with the number of test products that have an unlisted value, by attribute."""
+    unlisted = {name: m.n_unlisted for name, m in metrics.test.items() if m.n_unlisted}
+    if not unlisted:
         return ""
-    counts = ", ".join(f"{name} {n:,}" for name, n in found.items())
+    counts = ", ".join(f"{name} {n:,}" for name, n in unlisted.items())
     return (
-        " A product whose value the taxonomy does not list counts as a wrong answer where one is accepted, on validation and on "
-        f"test; test products of that kind: {counts}."
+        " If a product's value is not in the taxonomy, any accepted answer counts as wrong, on validation and on test; test "
+        f"products of that kind: {counts}."
     )
 
 
 def _labels(taxonomy: Taxonomy, metrics: Metrics) -> str:
-    """Return the labels of each attribute and side, and how many of them no text field names."""
+    """Return a table with the number of labels, and of silent ones, by attribute and side."""
     if not metrics.labels:
         return ""
     header = ["attribute", *(f"{side} labels{part}" for side in SIDES for part in ("", ", silent"))]
@@ -192,7 +192,7 @@ def _labels(taxonomy: Taxonomy, metrics: Metrics) -> str:
     for name in taxonomy.names:
         sides = [metrics.labels.get(name, {}).get(side) for side in SIDES]
         rows.append([name, *(f"{n:,}" for c in sides for n in ((c.labels, c.silent) if c else (0, 0)))])
-    return f"\n{markdown(header, rows)}\n\nA label is *silent* here where no text field of the product names it.\n"
+    return f"\n{markdown(header, rows)}\n\nA label is *silent* here if no text field of the product names it.\n"
 
 
 def _picture_evidence(metrics: Metrics) -> str:
@@ -200,36 +200,36 @@ def _picture_evidence(metrics: Metrics) -> str:
     if not taken:
         return ""
     return (
-        f"\nWhat the image tower says without the text is added to the logits: {taken} times. The weight is the largest that "
-        "costs no more than a quarter of a point of recall on validation, so that confidence falls where picture and text disagree\n"
+        f"\nThe image-only logits are added to the fused logits with these weights: {taken}. Each is the largest weight that costs\n"
+        "no more than a quarter of a point of recall on validation, so that confidence falls where picture and text disagree\n"
         "(`cma_clip_core/evaluation/picture_evidence.py`).\n"
     )
 
 
 def _values(metrics: Metrics) -> str:
-    """Return each attribute's values, folded up: there may be a hundred."""
+    """Return a table of the values of each attribute, collapsed because there may be a hundred."""
     parts = []
     for name in learnt(metrics):
-        if (found := metrics.test_values.get(name)) is None:
+        if (by_value := metrics.test_values.get(name)) is None:
             continue
         rows = [
             [value, f"{v.support:,}", f"{v.predicted:,}", number(v.precision), number(v.recall)]
-            for value, v in found.values.items()
+            for value, v in by_value.values.items()
             if v.support or v.predicted
         ]
         if not rows:
             continue
-        confused = "; ".join(f"{c.true} -> {c.predicted} ({c.count:,})" for c in found.confusions) or "nothing"
+        confused = "; ".join(f"{c.true} -> {c.predicted} ({c.count:,})" for c in by_value.confusions) or "nothing"
         parts.append(
-            f"\n<details><summary>{name}: {len(rows)} of {len(found.values)} values on test</summary>\n\n"
+            f"\n<details><summary>{name}: {len(rows)} of {len(by_value.values)} values on test</summary>\n\n"
             f"{markdown(['value', 'support', 'predicted', 'precision', 'recall'], rows)}\n\n"
             f"Most often confused (true -> predicted, test products): {confused}.\n\n</details>\n"
         )
     if not parts:
         return ""
     return (
-        "\nValue by value, of all that is predicted, accepted or not; *support* counts the test products that have the value, "
-        "and one without either is left out.\n" + "".join(parts)
+        "\nThe tables by value count all predictions, accepted or not. *Support* is the number of test products that have the "
+        "value. Values with neither support nor predictions are left out.\n" + "".join(parts)
     )
 
 
@@ -241,15 +241,15 @@ def _kept(metrics: Metrics) -> str:
     if metrics.promise is None:
         return ""
     return (
-        f"The promised precision is {metrics.promise.words()} (on the test products; a target may be missed, or reached, "
-        "by chance where few are accepted).\n"
+        f"The promised precision is {metrics.promise.words()} (on the test products; where few are accepted, a target may be "
+        "missed or reached by chance).\n"
     )
 
 
 def _never(
     config: ModelConfig, taxonomy: Taxonomy, thresholds: Mapping[str, Threshold], metrics: Metrics
 ) -> str:  # fmt: skip
-    """Return which attributes and values are never accepted, and why."""
+    """Return a list of the attributes and values that are never accepted, with the reasons."""
     lines = []
     for attribute in taxonomy.attributes:
         chosen = thresholds[attribute.name]

@@ -1,8 +1,10 @@
-"""The one training loop: of CMA-CLIP, of its ablations, of fine-tuned CLIP, and of the towers' pretraining.
+"""The training loop of CMA-CLIP, its ablations, fine-tuned CLIP, and the pretraining of towers.
 
-What is trained is an `Objective`. The loop gives it batches in a seeded order, accumulates gradients over micro-batches,
-sums them over processes, clips, steps, validates after each epoch, keeps the best weights or the last, and writes checkpoints
-from which a killed training goes on exactly as if it had not been killed.
+The loop trains an `Objective`:
+- It reads batches in a seeded order, accumulates gradients over micro-batches and sums them over processes.
+- It clips the gradients, takes a step, and validates after each epoch.
+- It keeps the best weights, or the last.
+- It writes checkpoints. A killed training resumes from them exactly as if it had not been killed.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from cma_clip_core.errors import CheckpointError, DeviceError, DivergedError
 from cma_clip_core.evaluation.predictions import Predictions
 from cma_clip_core.inputs.batches import Batch
 from cma_clip_core.inputs.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
+from cma_clip_core.inputs.compute import Compute
 from cma_clip_core.inputs.devices import precision
-from cma_clip_core.inputs.distributed import World
 from cma_clip_core.inputs.prefetch import in_process, prefetch
 from cma_clip_core.model_documents import Epoch
 from cma_clip_core.training.optimizer import make_optimizer, set_learning_rate
@@ -38,118 +40,119 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CHECKPOINT_SECONDS = 300.0
-AHEAD = 4  # batches that are made before they are asked for
-AHEAD_APART = 16  # by a process: it can be silent for as long as it takes to copy a buffer's pictures
+AHEAD = 4  # prefetched batches
+AHEAD_APART = 16  # prefetched by a process, which pauses while it copies the pictures of a buffer
 
 
 class Batches(Protocol):
-    """What is trained on. It may be sent to another process."""
+    """The batches of a training. They may be sent to another process."""
 
     def stream(self, epoch: int, first: int, last: int, *, ahead: bool) -> Iterator[Batch | None]:
-        """Yield the batches of the epochs (from 1) up to `last`, from number `first` (from 0) of `epoch` on: the same ones
-        every time; None after each epoch. `ahead`: what makes them may use one more thread and more memory.
+        """Yield the batches of several epochs, and None after each epoch. The same arguments give the same batches.
+
+        Args:
+            epoch: the first epoch, counted from 1.
+            first: the first batch of that epoch, counted from 0.
+            last: the last epoch.
+            ahead: allow one more thread and more memory for prefetching.
         """
         ...
 
 
 class Score(NamedTuple):
-    """How good a model is on the validation side."""
+    """The quality of a model on the validation side."""
 
     value: float  # higher is better
     error: float  # its standard error
 
 
 class Objective(Protocol):
-    """What is trained, and by which loss."""
+    """A model, its training batches and its loss."""
 
     model: nn.Module
     examples: int  # on the training side
-    # Whether the losses of a batch's parts sum up to that of the batch, however it is cut. False: the examples of a part
-    # are compared with each other, over all processes, so that other parts are another loss.
+    # Whether the losses of the parts of a batch sum to the loss of the batch, for any parts. False: the examples of a part
+    # are compared with each other, over all processes, so that other parts give another loss.
     exact_in_parts: bool
 
     @property
     def batches(self) -> Batches:
-        """What it is trained on."""
+        """The training batches."""
         ...
 
     def loss(self, part: Batch, whole: Batch) -> Tensor:
-        """Return what a part adds to the loss of the whole batch."""
+        """Return the contribution of a part to the loss of the whole batch."""
         ...
 
     def validate(self) -> Score:
-        """Return how good the model is on the validation side."""
+        """Return the score of the model on the validation side."""
         ...
 
 
 @dataclass(slots=True)
 class Fitted:
-    """What the loop gives: the weights of the epoch that is kept, and the course of the training."""
+    """The result of the loop: the weights of the kept epoch, and the course of the training."""
 
     weights: dict[str, Tensor]
-    best_epoch: int = 0  # the one kept, counted from 1; 0: the weights it began with
+    best_epoch: int = 0  # the kept epoch, counted from 1; 0: the initial weights
     best_score: float = -math.inf
     epochs: list[Epoch] = field(default_factory=list)
-    not_learnt: dict[str, str] = field(default_factory=dict)  # attribute: why
-    validation: dict[str, Predictions] = field(default_factory=dict)  # what the model says of the validation side
-    judging_seconds: float = 0.0  # what that took
+    not_learnt: dict[str, str] = field(default_factory=dict)  # attribute: reason
+    validation: dict[str, Predictions] = field(default_factory=dict)  # predictions on the validation side
+    judging_seconds: float = 0.0  # time to compute them
 
     @property
     def seconds(self) -> float:
-        """What the epochs took, those before a resume too."""
+        """The duration of all epochs, including those before a resume."""
         return sum(epoch.seconds for epoch in self.epochs)
 
 
 @dataclass(slots=True)
 class _Progress:
-    """Where training is: after `step` batches of epoch `epoch`."""
+    """The position of a training: after `step` batches of epoch `epoch`."""
 
     epoch: int = 1
     step: int = 0
     seen: int = 0  # examples of this epoch
-    loss_sum: float = 0.0  # over them
-    seconds: float = 0.0  # spent on this epoch, before the last resume too
+    loss_sum: float = 0.0  # over these examples
+    seconds: float = 0.0  # spent on this epoch, including the time before a resume
 
 
 class Loop:
-    """A training under way."""
+    """A training in progress."""
 
     def __init__(
         self,
         objective: Objective,
         config: TrainingConfig,
-        device: torch.device,
+        compute: Compute,
         *,
         folder: Path | None = None,
         fits: str = "",
-        world: World | None = None,
-        progress: bool = True,
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         apart: bool | None = None,
     ) -> None:
-        """Prepare a training, or the rest of one that was killed.
+        """Prepare a training, or resume one that was killed.
 
         Args:
-            objective: what is trained; its model is on `device`.
-            config: how.
-            device: where.
-            folder: for checkpoints and TensorBoard logs; None: neither is written. That of the first process alone is
-                read and written: the others need not see it.
-            fits: fingerprint of all that decides the course of the training; a checkpoint must have the same.
-            world: the processes that train together.
-            progress: show a progress bar.
+            objective: the model, its batches and its loss; the model is on the device of `compute`.
+            config: the training settings.
+            compute: the device, and the processes that train together.
+            folder: for checkpoints and TensorBoard logs; None: neither is written. Only the first process reads and writes
+                it; the others need no access.
+            fits: fingerprint of everything that decides the course of the training; a checkpoint must have the same.
             checkpoint_seconds: least time between checkpoints; one is written after each epoch in any case.
-            apart: whether a process of its own makes the batches, or a thread; None: a process for a GPU.
+            apart: make the batches in a process, not in a thread; None: in a process if the device is a GPU.
 
         Raises:
-            CheckpointError: the first process's `folder` holds a checkpoint that is broken or of another training; in all
-                processes alike.
+            CheckpointError: `folder` holds a checkpoint that is broken or belongs to another training. It is raised in all
+                processes.
         """
-        self.objective, self.config, self.device, self.folder, self.fits = objective, config, device, folder, fits
-        self.world = world or World()
-        self.show = progress and self.world.is_first
+        self.objective, self.config, self.folder, self.fits = objective, config, folder, fits
+        self.device, self.world = compute.device, compute.world
+        self.show = compute.progress and self.world.is_first
         self.checkpoint_seconds = checkpoint_seconds
-        self.apart = device.type == "cuda" if apart is None else apart
+        self.apart = self.device.type == "cuda" if apart is None else apart
         self.micro = config.micro_batch or config.batch_size
         self.optimizer = make_optimizer(objective.model, config)
         self.at = _Progress()
@@ -161,19 +164,19 @@ class Loop:
                 self._restore(state)
 
     def run(self) -> Fitted:
-        """Train to the end and return the best epoch, or the last one.
+        """Train to the end and return the result with the weights of the last epoch, or of the best one.
 
-        The last one is kept even where an earlier one is better on validation, by no more than a standard error (as the
-        one-standard-error rule has it: Breiman et al. 1984, "Classification and Regression Trees", 3.4.3). By then the
-        learning rate has come down to zero, and the best of several scores is the luckiest, too.
+        The last epoch is kept unless an earlier one is better on validation by more than a standard error (the
+        one-standard-error rule: Breiman et al. 1984, "Classification and Regression Trees", 3.4.3). In the last epoch the
+        learning rate has fallen to zero, and the best of several scores is partly luck.
 
         Raises:
-            DivergedError: a loss is no number; names the batch. The last checkpoint is from before it.
-            CheckpointError: a checkpoint cannot be written; the last good one is kept. In all processes alike.
+            DivergedError: the loss or the gradient is infinite or NaN; names the batch. The last checkpoint precedes it.
+            CheckpointError: a checkpoint cannot be written; the last good one is kept. It is raised in all processes.
             DeviceError: not even one example fits into the device's memory.
         """
         logs = None if self.folder is None or not self.world.is_first else self.folder / LOGS
-        # Points of steps after the checkpoint that training goes on from are taken back: they come again.
+        # Drop the points after the checkpoint: training repeats their steps.
         self.scalars = Scalars(logs, purge_step=self._seen() + 1)
         try:
             with closing(self.stream()) as stream:
@@ -184,7 +187,7 @@ class Loop:
         return self.fitted
 
     def stream(self) -> Generator[Batch | None]:
-        """Return the batches of all epochs that are left, made ahead; None after each epoch."""
+        """Prefetch the batches of all remaining epochs, and None after each epoch."""
         at, apart = self.at, self.apart
         make = partial(self.objective.batches.stream, at.epoch, at.step, self.config.epochs, ahead=apart)
         return in_process(make, AHEAD_APART) if apart else prefetch(make(), AHEAD)
@@ -193,7 +196,7 @@ class Loop:
         patience = self.config.patience
         stale = patience is not None and len(self.fitted.epochs) - self.fitted.best_epoch >= patience
         if stale:
-            log.info("no better since epoch %d: training stops early", self.fitted.best_epoch)
+            log.info("no improvement since epoch %d: training stops early", self.fitted.best_epoch)
         return stale
 
     def _epoch(self, stream: Iterator[Batch | None]) -> None:
@@ -241,7 +244,7 @@ class Loop:
             return self.objective.validate()
 
     def step(self, batch: Batch) -> float:
-        """Take one step on a batch and return its loss. Raises as `run`."""
+        """Take one step on a batch and return its loss. Raises the errors of `run`."""
         own = batch.rows(self.world.rows(len(batch)))
         while True:
             self.optimizer.zero_grad(set_to_none=True)
@@ -250,13 +253,13 @@ class Loop:
                 break
             except torch.OutOfMemoryError as error:
                 self._halve(len(own), error)
-            torch.cuda.empty_cache()  # outside of the handler, where the error still holds the tensors
+            torch.cuda.empty_cache()  # after the handler, in which the error still holds the tensors
         value = float(self.world.sum(loss))
         parameters = [p for p in self.objective.model.parameters() if p.requires_grad]
         try:
             self.world.sum_gradients(parameters)
             norm = nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
-        except torch.OutOfMemoryError as error:  # the sum has one more copy of all gradients
+        except torch.OutOfMemoryError as error:  # the sum needs one more copy of all gradients
             raise DeviceError(
                 f"{self.device}: the gradients' sum and norm do not fit into its memory beside the model; set a smaller "
                 "micro_batch, use a smaller model, or freeze a tower"
@@ -265,7 +268,7 @@ class Loop:
             raise DivergedError(self._diverged(batch, value, float(norm)))
         try:
             self.optimizer.step()
-        except torch.OutOfMemoryError as error:  # the first one makes the optimizer's own numbers, two a weight
+        except torch.OutOfMemoryError as error:  # the first step allocates the optimizer's state
             raise DeviceError(
                 f"{self.device}: the optimizer's state does not fit into its memory beside the model; use a smaller model, "
                 "or freeze a tower"
@@ -273,32 +276,32 @@ class Loop:
         return value
 
     def _halve(self, rows: int, error: torch.OutOfMemoryError) -> None:
-        """Take fewer of so many examples at a time from now on, and say what that changes."""
+        """Halve the micro-batch after `rows` examples did not fit, and log the effect."""
         exact = self.objective.exact_in_parts
         if not exact and self.world.size > 1:
-            # The others wait for this one's part of the comparison and would have to forget theirs.
+            # The other processes wait for this one's part of the comparison, and would have to discard theirs.
             raise DeviceError(
                 f"{self.device}: {self.micro} examples at a time do not fit into its memory; set a smaller micro_batch, "
-                "or batch_size: processes that compare their examples with each other cannot change it on the way"
+                "or batch_size: processes that compare their examples with each other cannot change it during training"
             ) from error
-        least = 1 if exact else 2  # one example alone cannot be told apart from others
+        least = 1 if exact else 2  # a contrastive loss needs two examples
         if min(self.micro, rows) <= least:
             few = "one example fits" if exact else "two examples fit"
             raise DeviceError(
                 f"{self.device}: not even {few} into its memory; use a smaller model, picture or text"
             ) from error
         self.micro = max(least, min(self.micro, rows) // 2)
-        what = (
+        effect = (
             "the batch stays the same"
             if exact
-            else "each is told apart from these alone, no longer from the whole batch: training takes another course, and "
-            "what it gives is not that of the batch size in the configuration"
+            else "each is compared with these alone, no longer with the whole batch: training takes another course, and its "
+            "result is not that of the configured batch size"
         )
-        log.warning("out of memory: %d examples at a time from now on; %s", self.micro, what)
+        log.warning("out of memory: %d examples at a time from now on; %s", self.micro, effect)
 
     def _accumulate(self, own: Batch, whole: Batch) -> Tensor:
         total = torch.zeros((), device=self.device)
-        # Where parts are compared over the processes, each takes as many of them, even if its last ones are empty.
+        # If parts are compared across processes, all processes need equally many parts, even if the last ones are empty.
         rows = len(own) if self.objective.exact_in_parts else -(-len(whole) // self.world.size)
         for first in range(0, rows, self.micro):
             part = own.rows(slice(first, first + self.micro)).to(self.device)
@@ -312,9 +315,11 @@ class Loop:
     def _diverged(self, batch: Batch, loss: float, norm: float) -> str:
         kept = ""
         if self.folder is not None:
-            there = self.world.broadcast(float((self.folder / CHECKPOINT).exists()))  # all diverge at once
+            exists = self.world.broadcast(float((self.folder / CHECKPOINT).exists()))  # all processes diverge together
             kept = (
-                f" The last good checkpoint is {self.folder / CHECKPOINT}." if there else " There is no checkpoint yet."
+                f" The last good checkpoint is {self.folder / CHECKPOINT}."
+                if exists
+                else " There is no checkpoint yet."
             )
         products = ", ".join(batch.products[:5]) + (", ..." if len(batch) > 5 else "")
         return (
@@ -327,15 +332,15 @@ class Loop:
         return {name: value.detach().cpu().clone() for name, value in self.objective.model.state_dict().items()}
 
     def _seen(self) -> int:
-        """Return how many examples were trained on, each as often as it was: where TensorBoard's points are."""
+        """Return the number of examples trained on, with repetitions: the x axis of TensorBoard."""
         return (self.at.epoch - 1) * self.objective.examples + self.at.seen
 
     def _is_time_to_save(self, seconds: float) -> bool:
-        """Whether a checkpoint is due, so many seconds after the last: the first process's clock says so for all."""
+        """Return whether a checkpoint is due `seconds` after the last one, by the first process's clock."""
         return self.folder is not None and bool(self.world.broadcast(float(seconds >= self.checkpoint_seconds)))
 
     def _save(self) -> None:
-        """Write a checkpoint: the first process does, with the random state of each."""
+        """Write a checkpoint in the first process, with the random state of every process."""
         if self.folder is None:
             return
         random = self.world.gather(torch.get_rng_state())
@@ -343,7 +348,7 @@ class Loop:
         self._first_alone(partial(self._write, self.folder / CHECKPOINT, random, random_cuda))
 
     def _write(self, path: Path, random: Tensor, random_cuda: Tensor | None) -> None:
-        self.scalars.flush()  # what is before the checkpoint does not come again
+        self.scalars.flush()  # a resumed training does not repeat the steps before the checkpoint
         at, fitted = self.at, self.fitted
         state = {
             "fits": self.fits,
@@ -360,19 +365,19 @@ class Loop:
         save_checkpoint(path, state)
 
     def _first_alone(self, do: Callable[[], T]) -> T | None:
-        """Return what the first process's disk gives; None in the others. What is wrong there is raised in all of them.
+        """Call `do` in the first process and return its result there; return None in the others.
 
-        They would wait for it else, and end without knowing why.
+        A CheckpointError is raised in all processes. Otherwise the others would wait, and end without a reason.
         """
-        found, error = None, None
+        result, error = None, None
         if self.world.is_first:
             try:
-                found = do()
+                result = do()
             except CheckpointError as raised:
                 error = raised
-        if (told := self.world.broadcast_object(error)) is not None:
-            raise error or told
-        return found
+        if (broadcast := self.world.broadcast_object(error)) is not None:
+            raise error or broadcast
+        return result
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.objective.model.load_state_dict(state["weights"])
@@ -383,14 +388,14 @@ class Loop:
         best_epoch, best_score = state["best"]
         self.fitted = Fitted(state["best_weights"], best_epoch, best_score, epochs)
         rank = self.world.rank
-        torch.set_rng_state(state["random"][rank].clone())  # torch reads from where the storage begins, not the view
+        torch.set_rng_state(state["random"][rank].clone())  # torch ignores the offset of a view
         if state["random_cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"][rank].clone())
-        log.info("training goes on in epoch %d, after %d examples of it", self.at.epoch, self.at.seen)
+        log.info("training resumes in epoch %d, after %d examples of it", self.at.epoch, self.at.seen)
 
 
 def train_mode(model: nn.Module) -> None:
-    """Put what is trained into training mode; a frozen part keeps its running statistics, and drops nothing out."""
+    """Put the trained parts of a model into training mode. Frozen parts keep their running statistics and have no dropout."""
     model.train()
     for part in model.modules():
         parameters = list(part.parameters())

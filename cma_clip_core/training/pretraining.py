@@ -1,7 +1,8 @@
-"""Pretraining of both towers on the catalog's own pairs of picture and text, where no pretrained weights can be had."""
+"""Pretraining of both towers on the catalog's own pairs of picture and text, for configurations without pretrained weights."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,46 +12,37 @@ from cma_clip_core.catalog.splits import Side
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.errors import ModelError, NothingToLearnError
 from cma_clip_core.inputs.checkpoints import fingerprint
+from cma_clip_core.inputs.compute import Compute
 from cma_clip_core.inputs.devices import move_to
-from cma_clip_core.inputs.distributed import World
+from cma_clip_core.inputs.learning_problem import LearningProblem
 from cma_clip_core.model.backbone import Backbone
-from cma_clip_core.model.class_layout import ClassLayout
-from cma_clip_core.model.tokenizer import Tokenizer, compose
+from cma_clip_core.model.tokenizer import compose
 from cma_clip_core.model.tower_files import TowersMetrics
 from cma_clip_core.training.fit import check_sides
 from cma_clip_core.training.loop import Loop
 from cma_clip_core.training.objectives import Contrastive
-from schemas.taxonomy import Taxonomy
 
-# Of labels, of one modality without the other, or of towers that stay: nothing that pairs are trained by.
+# Settings that have no effect in pretraining, because they concern labels, single modalities or frozen towers.
 WITHOUT_EFFECT = (
     "freeze", "class_balance", "label_smoothing", "alone_loss", "name_dropout", "text_dropout", "image_dropout",
 )  # fmt: skip
 
 
 def pretrain(
-    config: ModelConfig,
-    taxonomy: Taxonomy,
-    index: ExampleIndex,
-    device: torch.device,
-    *,
-    folder: Path | None = None,
-    world: World | None = None,
-    progress: bool = True,
+    problem: LearningProblem, compute: Compute, *, folder: Path | None = None
 ) -> tuple[Backbone, TowersMetrics]:
-    """Train both towers on the training side of `index`, by `config.pretraining`; labels are not looked at.
+    """Train both towers on the training side of `problem`, with the settings of `config.pretraining`, without labels.
 
-    Args: as `cma_clip_core.training.fit.fit`.
+    The arguments are those of `cma_clip_core.training.fit.fit`.
 
     Raises:
-        NothingToLearnError: a side has no two products with both a picture and a text.
-        ModelError: also where `config.pretraining` sets what has no effect there.
-        DataError, ModelError, DivergedError, CheckpointError, DeviceError: as `fit`.
+        NothingToLearnError: the training or validation side has no two products with both a picture and a text.
+        ModelError: the towers cannot be built, or `config.pretraining` has a setting without effect there.
+        DataError, DivergedError, CheckpointError, DeviceError: as `fit` raises them.
     """
+    config, index = problem.config, problem.index
     if idle := [name for name in WITHOUT_EFFECT if getattr(config.pretraining, name)]:
-        raise ModelError(
-            f"configuration {config.name!r}: {', '.join(idle)} has no effect in `pretraining`: leave it out"
-        )
+        raise ModelError(f"configuration {config.name!r}: {', '.join(idle)} has no effect in `pretraining`: remove it")
     check_sides(index)
     sides: tuple[Side, ...] = ("train", "validation")
     for side in sides:
@@ -58,31 +50,32 @@ def pretrain(
             raise NothingToLearnError(
                 f"no two products on the {side} side have both a picture and a text: there is nothing to pretrain on"
             )
-    world, config = world or World(), pretraining_config(config)
+    config = pretraining_config(config)
+    world, problem = compute.world, replace(problem, config=config)
     torch.manual_seed(config.training.seed)
-    backbone = move_to(Backbone(config, pretrained=True), device)
-    objective = Contrastive(backbone, index, config, ClassLayout(taxonomy), Tokenizer(config), device, world)
-    torch.manual_seed(config.training.seed + world.rank)  # each process drops out other patches
+    backbone = move_to(Backbone(config, pretrained=True), compute.device)
+    objective = Contrastive(backbone, problem, compute)
+    torch.manual_seed(config.training.seed + world.rank)  # so that each process drops out different patches
     fits = fingerprint("pretraining", config.model_dump(mode="json"), index.fingerprint, world.size)
-    fitted = Loop(objective, config.training, device, folder=folder, fits=fits, world=world, progress=progress).run()
+    fitted = Loop(objective, config.training, compute, folder=folder, fits=fits).run()
     objective.model.load_state_dict(fitted.weights)
     metrics = TowersMetrics(
         train_examples=index.count("train"),
         best_epoch=fitted.best_epoch,
         epochs=tuple(fitted.epochs),
         seconds=fitted.seconds,
-        device=str(device),
+        device=str(compute.device),
     )
     return backbone.eval(), metrics
 
 
 def pretraining_config(config: ModelConfig) -> ModelConfig:
-    """Return what decides the course of the pretraining: how the model is trained afterwards does not."""
+    """Return the configuration with its pretraining settings as training settings: the later training does not matter."""
     return config.model_copy(update={"training": config.pretraining})
 
 
 def _has_pairs(index: ExampleIndex, side: Side, config: ModelConfig) -> bool:
-    """Whether there are products to tell apart: two with a picture and a text that the model reads."""
+    """Return whether at least two products of a side have both a picture and a text that the model reads."""
     pairs = 0
     for examples, _ in stream_side(index, side, columns=("title", "brand", "description", "image_status")):
         fields = (examples.column(name).to_pylist() for name in ("title", "brand", "description", "image_status"))

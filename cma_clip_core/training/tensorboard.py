@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard that never end a training: where they cannot be written, that is said once and training goes on."""
+"""Scalar logs for TensorBoard. A failed write is logged once and never stops the training."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-LOGS: Final = "tensorboard"  # the folder of a training's logs, beside its checkpoints and after it
+LOGS: Final = "tensorboard"  # the folder of the logs, beside the checkpoints and later beside the finished model
 
 log = logging.getLogger(__name__)
 
 
 class Scalars:
-    """Writes the course of a training into a folder; into None nothing."""
+    """A log of scalars in a folder; with a folder of None it writes nothing."""
 
     def __init__(self, folder: Path | None, purge_step: int) -> None:
-        """Begin to write; points from `purge_step` on, of a training that is gone on with, are taken back."""
+        """Open the log; when a training resumes, drop the points from `purge_step` on."""
         self._writer: Any = None
         if folder is None:
             return
@@ -27,20 +27,20 @@ class Scalars:
             self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def add(self, values: dict[str, float], step: int) -> None:
-        """Add a point to each of `values`, by name."""
+        """Add one point to each of the named scalars."""
         if self._writer is not None:
             with self._ending_at_an_error():
                 for name, value in values.items():
                     self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """See to it that what was added is on disk."""
+        """Write all added points to disk."""
         if self._writer is not None:
             with self._ending_at_an_error():
                 self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining points and close the log."""
         if self._writer is not None:
             with self._ending_at_an_error():
                 self._writer.close()
@@ -51,5 +51,5 @@ class Scalars:
         try:
             yield
         except OSError as error:
-            log.warning("TensorBoard's logs end here, training goes on: %s", error)
+            log.warning("TensorBoard's logs end here; training continues: %s", error)
             self._writer = None

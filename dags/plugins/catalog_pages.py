@@ -1,10 +1,10 @@
-"""Airflow plugin: serves the pages that the jobs write (reports, labelled sets, suspects) to people who may see them.
+"""Airflow plugin: serves the pages that the jobs write (reports, labelled sets, suspects) to users with permission.
 
-The button *Report* of a task leads to them. Nothing else of the lake is served: no table, no document. The pages hold texts
-of the shop's catalog, so a browser runs nothing in them and lets them send nothing, whatever they hold.
+The button *Report* of a task opens them. The plugin serves nothing else of the lake, no tables and no documents. The pages
+contain texts of the shop's catalog, so headers forbid the browser to run scripts in them or to send anything.
 
-A report is for everyone who may see *nightly_tagging*. Labelled sets and suspects show many more of the shop's products:
-they are for those who may answer the approval of *train_model*.
+Everyone who may see *nightly_tagging* may see reports. Labelled sets and suspects show many more of the shop's products, so
+only users who may answer the approval of *train_model* may see them.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from jobs.lake import storage
 from jobs.lake.storage import AnyPath
 from jobs.settings import Settings
 
-OF_A_NIGHT: Final = ("reports",)  # folders of the lake
-OF_LABELS: Final = ("labelled", "suspects")
+REPORT_FOLDERS: Final = ("reports",)  # top folders of the lake
+LABEL_FOLDERS: Final = ("labelled", "suspects")
 TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -43,30 +43,35 @@ HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "private, no-store",
 }
-# What the jobs name folders and files: no dot at the start, no backslash, no escape, nothing that a path gives a meaning.
+# Names of folders and files as the jobs write them: no leading dot, no backslash, no escape, nothing special in a path.
 NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,199}")
-LONGEST: Final = 1000  # characters of a path
+MAX_PATH_LENGTH: Final = 1000  # characters
 
 log = logging.getLogger(__name__)
 app = FastAPI(title="Pages of the catalog tagger", openapi_url=None)
 
 
 @app.middleware("http")
-async def add_headers(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Put the headers on every answer, refusals included."""
-    response = await answer(request)
+async def add_headers(request: Request, respond: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Add the headers to every response, also to refusals."""
+    response = await respond(request)
     response.headers.update(HEADERS)
     return response
 
 
 @app.get("/{path:path}")
 def page(path: str, user: GetUserDep) -> Response:
-    """Return a page, or what a page shows; 403 where this person may not see it, 503 where the lake cannot be read, 404 for
-    everything else.
+    """Return a page or a file that a page shows.
+
+    Responds with 403 if this user may not see it, with 503 if the lake cannot be read, and with 404 for everything else.
     """
     names = path.split("/")
     media_type = TYPES.get(PurePosixPath(names[-1]).suffix)
-    if len(path) > LONGEST or names[0] not in (*OF_A_NIGHT, *OF_LABELS) or not all(map(NAME.fullmatch, names)):
+    if (
+        len(path) > MAX_PATH_LENGTH
+        or names[0] not in (*REPORT_FOLDERS, *LABEL_FOLDERS)
+        or not all(map(NAME.fullmatch, names))
+    ):
         raise HTTPException(404)
     if media_type is None:
         raise HTTPException(404)
@@ -74,7 +79,7 @@ def page(path: str, user: GetUserDep) -> Response:
         raise HTTPException(403)
     try:
         data = _read(Settings().root, path)
-    except (OSError, JobError) as error:  # an answer of ours, with our headers
+    except (OSError, JobError) as error:  # respond ourselves, so that our headers are added
         log.error("%s cannot be read: %s", path, error)
         raise HTTPException(503, "The lake cannot be read now.") from None
     if data is None:
@@ -84,7 +89,7 @@ def page(path: str, user: GetUserDep) -> Response:
 
 def _may_see(folder: str, user: Any) -> bool:
     manager = get_auth_manager()
-    if folder in OF_A_NIGHT:
+    if folder in REPORT_FOLDERS:
         return manager.is_authorized_dag(method="GET", details=DagDetails(id="nightly_tagging"), user=user)
     return manager.is_authorized_dag(
         method="PUT", access_entity=DagAccessEntity.HITL_DETAIL, details=DagDetails(id="train_model"), user=user
@@ -92,7 +97,7 @@ def _may_see(folder: str, user: Any) -> bool:
 
 
 def _read(root: AnyPath, path: str) -> bytes | None:
-    """Return the content of a file of the lake; None where it does not exist, is no file, or a link is on its way."""
+    """Return the content of a file in the lake, or None if it is no file or its path contains a link."""
     file = root / path
     if storage.on_disk(file) and (
         not file.is_file() or any(step.is_symlink() for step in (file, *file.parents) if step.is_relative_to(root))
@@ -102,7 +107,7 @@ def _read(root: AnyPath, path: str) -> bytes | None:
 
 
 class CatalogPages(AirflowPlugin):
-    """What Airflow's API server takes from here."""
+    """The plugin that Airflow's API server loads."""
 
     name = "catalog_pages"
     fastapi_apps = [{"app": app, "url_prefix": "/catalog", "name": "Pages of the catalog tagger"}]  # noqa: RUF012

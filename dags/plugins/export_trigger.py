@@ -1,4 +1,4 @@
-"""Airflow's triggerer looks for a day's export on S3. In the plugins, where the triggerer finds it."""
+"""Airflow plugin: a trigger that waits for a file on S3. Airflow's triggerer imports triggers from the plugins folder."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from jobs.lake import storage
 
 
 class ExportTrigger(BaseTrigger):
-    """Fires once there is a file at `place`, an ``s3://`` URI."""
+    """A trigger that fires when the file at an ``s3://`` URI exists."""
 
-    def __init__(self, place: str, poke_interval: float) -> None:
+    def __init__(self, path: str, poke_interval: float) -> None:
         super().__init__()
-        self.place, self.poke_interval = place, poke_interval
+        self.path, self.poke_interval = path, poke_interval
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return what it is made anew from."""
-        return "export_trigger.ExportTrigger", {"place": self.place, "poke_interval": self.poke_interval}
+        """Return the class and the arguments from which Airflow creates the trigger again."""
+        return "export_trigger.ExportTrigger", {"path": self.path, "poke_interval": self.poke_interval}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look, and look again."""
-        while not await asyncio.to_thread(storage.exists, storage.as_path(self.place)):
+        """Look for the file until it exists."""
+        while not await asyncio.to_thread(storage.exists, storage.as_path(self.path)):
             await asyncio.sleep(self.poke_interval)
         yield TriggerEvent(True)

@@ -1,1 +1,1 @@
-"""What docker-compose.yml runs: services prepared, S3 users made, a sample night."""
+"""Code for docker-compose.yml: prepares the services, creates the S3 users, runs a sample night."""

@@ -1,4 +1,4 @@
-"""What the services of docker-compose.yml need before they start; run again, it makes what is not there."""
+"""Preparation of the services in docker-compose.yml: creates whatever they need that does not exist yet."""
 
 from __future__ import annotations
 
@@ -19,25 +19,24 @@ from jobs.orchestration import local_airflow
 from jobs.runs.prepare_examples import prepare
 from jobs.runtime.step_metrics import set_up_logging
 from jobs.settings import Settings
-from jobs.training.train import train
 
 log = logging.getLogger(__name__)
 
-DAY: Final = "2026-11-20"  # of the sample catalog
+DAY: Final = "2026-11-20"  # day of the sample catalog
 PRODUCTS: Final = 1000
 _OLD_PASSWORDS: Final = Path("/airflow/shared/passwords.json")
-GPU_SLOTS: Final = 2  # tasks that tag or train at once: the workers on the queue `gpu`
+GPU_SLOTS: Final = 2  # tasks that tag or train at once: one per worker on the queue `gpu`
 
 
 def main() -> None:
-    """Make the bucket and its users, Airflow's database, pool, connection and roles, the sample catalog, and a model."""
+    """Create the bucket and its users, Airflow's database, pool, connection and roles, the sample catalog, and a model."""
     set_up_logging()
     settings = Settings(progress=False)
     lake = Lake(settings.root)
     if not storage.on_disk(settings.root):
         s3_users.main()
         s3_preflight.check(settings.root, create=True)
-    with contextlib.suppress(OSError):  # an earlier release kept the admin's password there, for everyone to read
+    with contextlib.suppress(OSError):  # earlier releases kept the admin's password in this file, readable for everyone
         _OLD_PASSWORDS.unlink()
     local_airflow.set_up(settings, dict(os.environ), GPU_SLOTS)
     if lake.read_raw_manifest(DAY) is None:
@@ -46,6 +45,8 @@ def main() -> None:
             import_catalog(settings, Path(folder), DAY, "sample")
     if champion(settings) is None:
         prepare(settings, DAY)
+        from jobs.training.train import train  # loads torch, which most starts do not need
+
         train(settings, DAY)
     log.info("init: done")
 

@@ -1,4 +1,4 @@
-"""Bucket and users of the S3 server in docker-compose.yml (versitygw), each user with the rights of its services alone."""
+"""Bucket and users of the S3 server in docker-compose.yml (versitygw). Each user gets only the rights its services need."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from collections.abc import Mapping
 from typing import Any, Final
 from xml.etree import ElementTree
 
+import botocore.session
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+from botocore.exceptions import ClientError
+
 from jobs.errors import JobError
 from jobs.lake import storage
+from jobs.settings import Settings
 
 _OBJECTS: Final = [
     "s3:GetObject",
@@ -21,8 +28,8 @@ _OBJECTS: Final = [
     "s3:ListMultipartUploadParts",
 ]
 _BUCKET: Final = ["s3:ListBucket", "s3:GetBucketLocation"]
-# What Spark's executors read and write; they decode strangers' pictures. What makes tables live, models, reports and the
-# raw catalog are not among what they write.
+# Folders that Spark's executors read and write. They decode untrusted pictures, so they must not write the raw catalog,
+# models, reports, or the files that make tables live.
 _READ_BY_SPARK: Final = (
     "catalog/", "plans/", "examples/", "predictions/", "attribute_tables/", "attribute_history/", "scratch/"
 )  # fmt: skip
@@ -34,7 +41,7 @@ USERS: Final = {"tagger": "S3_TAGGER_SECRET", "spark": "S3_SPARK_SECRET", "reade
 
 
 def policy(bucket: str, prefix: str) -> dict[str, Any]:
-    """Return the bucket's policy: what each of `USERS` may do in it, in the lake below `prefix`."""
+    """Return the bucket's policy: the rights of each of `USERS` in the bucket and in the lake below `prefix`."""
     everything = f"arn:aws:s3:::{bucket}/*"
 
     def lake(folders: tuple[str, ...]) -> list[str]:
@@ -57,20 +64,17 @@ def policy(bucket: str, prefix: str) -> dict[str, Any]:
 
 
 def set_up(endpoint: str, bucket: str, prefix: str, variables: Mapping[str, str]) -> None:
-    """Make the bucket, the users and their rights; done again, they are as they should be.
+    """Create or update the bucket, the users and their rights.
 
     Args:
-        endpoint: of the server.
-        bucket: the lake's.
-        prefix: of the lake in it.
-        variables: S3_ACCESS_KEY and S3_SECRET_KEY of the server's root, and each user's secret, as `USERS` names it.
+        endpoint: address of the server.
+        bucket: bucket of the lake.
+        prefix: prefix of the lake in the bucket.
+        variables: S3_ACCESS_KEY and S3_SECRET_KEY of the server's root, and each user's secret under the name in `USERS`.
 
     Raises:
         JobError: the server refuses.
     """
-    import botocore.session
-    from botocore.exceptions import ClientError
-
     root = variables["S3_ACCESS_KEY"], variables["S3_SECRET_KEY"]
     client = botocore.session.get_session().create_client(
         "s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id=root[0], aws_secret_access_key=root[1]
@@ -89,15 +93,15 @@ def set_up(endpoint: str, bucket: str, prefix: str, variables: Mapping[str, str]
 
 
 def _set_user(endpoint: str, root: tuple[str, str], user: str, secret: str) -> None:
-    """Make a user, or give the one that exists this secret and this role."""
+    """Create a user, or give an existing one this secret and role."""
     new = {"Access": user, "Secret": secret, "Role": "user", "UserID": "0", "GroupID": "0", "ProjectID": "0"}
-    refused = _ask(f"{endpoint}/create-user", root, _xml("Account", new))
-    if "XAdminUserExists" in refused:
-        refused = _ask(
+    refusal = _send(f"{endpoint}/create-user", root, _xml("Account", new))
+    if "XAdminUserExists" in refusal:
+        refusal = _send(
             f"{endpoint}/update-user?access={user}", root, _xml("MutableProps", {"Secret": secret, "Role": "user"})
         )
-    if refused:
-        raise JobError(f"{endpoint}: user {user} cannot be made: {refused[:500]}")
+    if refusal:
+        raise JobError(f"{endpoint}: user {user} cannot be made: {refusal[:500]}")
 
 
 def _xml(name: str, fields: Mapping[str, str]) -> bytes:
@@ -107,15 +111,11 @@ def _xml(name: str, fields: Mapping[str, str]) -> bytes:
     return ElementTree.tostring(element)
 
 
-def _ask(address: str, root: tuple[str, str], body: bytes) -> str:
-    """Send a request to versitygw's admin API, signed as it wants it; return why it refused, nothing where it did not."""
-    from botocore.auth import S3SigV4Auth
-    from botocore.awsrequest import AWSRequest
-    from botocore.credentials import Credentials
-
-    asked = AWSRequest(method="PATCH", url=address, data=body)
-    S3SigV4Auth(Credentials(*root), "s3", "us-east-1").add_auth(asked)
-    request = urllib.request.Request(address, data=body, headers=dict(asked.headers.items()), method="PATCH")
+def _send(address: str, root: tuple[str, str], body: bytes) -> str:
+    """Send a signed request to versitygw's admin API; return the reason of a refusal, or "" if it succeeded."""
+    signed = AWSRequest(method="PATCH", url=address, data=body)
+    S3SigV4Auth(Credentials(*root), "s3", "us-east-1").add_auth(signed)
+    request = urllib.request.Request(address, data=body, headers=dict(signed.headers.items()), method="PATCH")
     try:
         with urllib.request.urlopen(request, timeout=30):
             return ""
@@ -126,13 +126,11 @@ def _ask(address: str, root: tuple[str, str], body: bytes) -> str:
 
 
 def main() -> None:
-    """Set up the server of the environment (AWS_ENDPOINT_URL) for the lake of the settings.
+    """Set up the S3 server at AWS_ENDPOINT_URL for the lake in the settings.
 
     Raises:
         JobError: the lake is not on S3, or the server refuses.
     """
-    from jobs.settings import Settings
-
     root = Settings().root
     if storage.on_disk(root):
         raise JobError(f"{root}: the lake is not on S3")

@@ -1,4 +1,4 @@
-"""`make compose-night`: a night of the sample catalog in the containers of docker-compose.yml, all products tagged again."""
+"""`make compose-night`: runs a night of the sample catalog in the containers and tags every product again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ DAG: Final = "nightly_tagging"
 
 
 def main() -> None:
-    """Start the night, say what its tasks do, and end with 1 where it fails. The admin's password is read from standard input."""
+    """Start the night, print the states of its tasks, and exit with 1 if it fails.
+
+    Reads the admin's password from standard input.
+    """
     api = AirflowApi("http://api-server:8080", "admin", sys.stdin.readline().strip())
     try:
         api.wait_for(DAG)

@@ -1,1 +1,1 @@
-"""The tutorial: a drawn catalog, its next day, and two nights through Airflow."""
+"""The demo: a drawn catalog, its next day, and two nights through Airflow."""

@@ -1,4 +1,4 @@
-"""One of every kind of bad record and bad picture: `sample-catalog` plants them, and the tests are built on them."""
+"""One example of every kind of bad record and bad picture. `sample-catalog` plants them, and many tests use them."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ HUGE_TEXT: Final = 8_000_000  # characters
 class Dirty:
     """One kind of bad input, in the form of the raw catalog (schemas.tables.RECORD).
 
-    `records` are its lines: a dict, or bytes where it is no JSON object. A picture, where there is one, belongs at the
-    first record's `image_uri` under the picture root.
+    `records` holds its lines: a dict for a JSON object, bytes for anything else. If there is a picture, its path under the
+    picture root is the `image_uri` of the first record.
     """
 
     kind: str
     records: tuple[Record | bytes, ...]
-    outcome: Outcome  # what validate makes of its last line
-    rule: str = ""  # that quarantines the line, or takes a field of a valid one
+    outcome: Outcome  # of validation, for the last line
+    rule: str = ""  # rule that quarantines the line, or drops a field of a valid line
     picture: bytes | None = None
-    image_status: str = "absent"  # what preprocess says of the picture, where the record is valid
+    image_status: str = "absent"  # result of preprocess for the picture, if the record is valid
 
     @property
     def lines(self) -> tuple[bytes, ...]:
-        """Its lines in catalog/raw, without line ends."""
+        """The lines in catalog/raw, without line ends."""
         return tuple(r if isinstance(r, bytes) else json.dumps(r).encode() for r in self.records)
 
 
 def build() -> dict[str, Dirty]:
-    """Return every kind by its name. The large ones are made anew at each call: 8 MB of text."""
+    """Return all kinds by name. Each call builds the large ones again: 8 MB of text."""
     return {dirty.kind: dirty for dirty in (*_lines(), *_records(), *_uris(), *_texts(), *_labels(), *_pictures())}
 
 
@@ -165,7 +165,7 @@ def _pictures() -> list[Dirty]:
 
 
 def drawing() -> Image.Image:
-    """Return a small picture whose four corners differ, so that a turn or a flip of it shows."""
+    """Return a small picture with four different corners, so that rotations and flips are visible."""
     picture = Image.new("RGB", SIZE, "white")
     draw = ImageDraw.Draw(picture)
     draw.rectangle((24, 32, 72, 112), fill="blue")
@@ -187,7 +187,7 @@ def jpeg(picture: Image.Image, **options: Any) -> bytes:
 
 
 def png_16_bit() -> bytes:
-    """Return a grey PNG of 16 bits a pixel: a ramp from black to white, left to right."""
+    """Return a grey PNG with 16 bits per pixel: a ramp from black (left) to white (right)."""
     ramp = np.linspace(0, 65_535, SIZE[0]).astype(np.uint16)
     return _saved(Image.fromarray(np.tile(ramp, (SIZE[1], 1))), "PNG")
 
@@ -199,7 +199,7 @@ def animation() -> bytes:
 
 
 def transparent() -> Image.Image:
-    """Return the drawing on a transparent ground; what lies under the transparency is black."""
+    """Return the drawing on a transparent background; transparent pixels are black."""
     picture = drawing().convert("RGBA")
     pixels = np.array(picture)
     pixels[(pixels[..., :3] == 255).all(axis=-1)] = 0
@@ -207,7 +207,7 @@ def transparent() -> Image.Image:
 
 
 def rotated() -> bytes:
-    """Return the drawing as a camera held sideways stores it: turned by 90 degrees, with an EXIF orientation."""
+    """Return the drawing as a camera held sideways stores it: rotated by 90 degrees, with an EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return jpeg(drawing().transpose(Image.Transpose.ROTATE_90), exif=exif.tobytes(), subsampling=0)
@@ -215,7 +215,7 @@ def rotated() -> bytes:
 
 @functools.cache
 def bomb(side: int = 40_000) -> bytes:
-    """Return a valid black PNG of `side` x `side` pixels: about 200 kB that decode to 1.6 gigapixels."""
+    """Return a valid black PNG of `side` x `side` pixels. By default about 200 kB decode to 1.6 gigapixels."""
     pack = zlib.compressobj(9)
     rows = bytes(1 + side // 8) * 100
     packed = b"".join([*(pack.compress(rows) for _ in range(side // 100)), pack.flush()])

@@ -1,4 +1,4 @@
-"""Pictures of garments for the drawn catalog: what a product is, drawn, differently lit and placed each time."""
+"""Pictures of garments for the drawn catalog. Light and position differ from picture to picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Point: TypeAlias = tuple[float, float]  # in units of the picture's width and he
 Floats: TypeAlias = npt.NDArray[np.float32]
 
 WIDTH, HEIGHT = 96, 128  # pixels
-_FINE: Final = 2  # shapes are drawn this many times larger, then reduced: smooth edges
+_FINE: Final = 2  # shapes are drawn this many times larger and then reduced, for smooth edges
 
 COLOURS: Final[dict[str, tuple[int, int, int]]] = {
     "Black": (32, 32, 35), "White": (238, 238, 235), "Grey": (134, 135, 138), "Red": (198, 36, 46),
@@ -28,7 +28,7 @@ COLOURS: Final[dict[str, tuple[int, int, int]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """What a product truly is."""
+    """The true attributes of a product."""
 
     kind: str
     colour: str
@@ -39,7 +39,7 @@ class Design:
     details: tuple[str, ...]
 
     def values(self) -> dict[str, str | None]:
-        """The single-valued attributes but the kind, by name."""
+        """The single-valued attributes except the kind, by name."""
         names = ("colour", "pattern", "sleeve_length", "neck", "fabric")
         return {name: getattr(self, name) for name in names}
 
@@ -49,7 +49,7 @@ _Y, _X = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
 
 @dataclass(slots=True)
 class _Canvas:
-    """Points of the unit square, slightly moved, scaled and turned, onto a picture drawn `_FINE` times too large."""
+    """A map from the unit square, slightly shifted, scaled and rotated, to a mask drawn `_FINE` times too large."""
 
     angle: float
     scale: float
@@ -78,7 +78,7 @@ class _Canvas:
 
 
 def draw(design: Design, noise: np.random.Generator, choose: random.Random) -> bytes:
-    """Return a picture of `design` as a JPEG of 96 x 128 pixels, differently lit and placed each time."""
+    """Return a picture of `design` as a JPEG of 96 x 128 pixels, with random light and position."""
     canvas = _Canvas(
         angle=choose.uniform(-0.08, 0.08),
         scale=choose.uniform(0.88, 1.06),
@@ -86,7 +86,7 @@ def draw(design: Design, noise: np.random.Generator, choose: random.Random) -> b
     )
     _silhouette(canvas, design)
     cloth = _cloth(design, noise, choose)
-    # Folds and a side light: the cloth's colour is nowhere the plain one.
+    # Folds and a side light, so that no pixel has exactly the colour of the cloth.
     folds = _smooth(noise, 5, 4) * 0.10 + (_X / WIDTH - 0.5) * choose.uniform(-0.3, 0.3)
     cloth = cloth * (1 + folds[..., None])
     ground = np.array(choose.choice([(250, 250, 250), (226, 222, 215), (205, 214, 222), (180, 176, 170)]), np.float32)
@@ -105,7 +105,7 @@ def draw(design: Design, noise: np.random.Generator, choose: random.Random) -> b
 
 
 def _smooth(noise: np.random.Generator, rows: int, columns: int) -> Floats:
-    """Return noise that varies slowly over the picture: `rows` x `columns` random heights, interpolated."""
+    """Return noise that varies slowly over the picture: `rows` x `columns` random values, interpolated."""
     coarse = Image.fromarray(noise.standard_normal((rows, columns), dtype=np.float32))
     return np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
 

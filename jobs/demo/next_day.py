@@ -1,4 +1,4 @@
-"""Any catalog as it is a day later: some products changed, some new, some gone."""
+"""The next day of any catalog: some products changed, some are new, some are gone."""
 
 from __future__ import annotations
 
@@ -47,27 +47,30 @@ def next_day(
     new: float = 0.005,
     removed: float = 0.003,
 ) -> None:
-    """Write to `dst` the catalog in `src` as it is a day later, in the same layout. Streaming; `src` is only read.
+    """Write the catalog in `src`, as it might look a day later, to `dst` in the same layout. Streams; only reads `src`.
 
-    A changed product has another title, or the picture of another product. A new one is a copy of an old one with an id
-    and a title of its own. Zips of pictures are linked to, and what is new goes into the mapping's folder of loose
-    pictures, which is read first; where the mapping has none, the zip is copied and added to.
+    * A changed product gets another title, or the picture of another product.
+    * A new product is a copy of an old one with its own id and title.
+    * Zips of pictures are linked. New pictures go into the mapping's folder of loose pictures, which is read first. If the
+      mapping has no such folder, the zip is copied and new pictures are added to the copy.
 
     Args:
-        src: any export in the layout of `mapping`: the drawn catalog or a real one.
-        dst: folder to write; one that an earlier call wrote is replaced.
-        mapping: a shipped mapping's name, or the path of a YAML file.
+        src: an export in the layout of `mapping`: the drawn catalog or a real one.
+        dst: folder to write. The output of an earlier call is replaced.
+        mapping: name of a shipped mapping, or path of a YAML file.
         seed: the same seed gives the same next day.
-        changed: share of products, 0 to 1; so for `new` and `removed`.
+        changed: share of products to change, 0 to 1.
+        new: share of products to add, 0 to 1.
+        removed: share of products to remove, 0 to 1.
 
     Raises:
-        JobError: `src` holds no such export, or `dst` holds files that no call wrote.
+        JobError: `src` holds no such export, or `dst` holds files that no earlier call wrote.
     """
     layout = load_mapping(mapping)
     files, _ = find_records(src, layout)
     if dst.exists() and any(dst.iterdir()):
         if not (dst / _MARKER).exists():
-            raise JobError(f"{dst} has files that no next day is made of; name another folder")
+            raise JobError(f"{dst} has files that no earlier call wrote; name another folder")
         shutil.rmtree(dst)
     dst.mkdir(parents=True, exist_ok=True)
     (dst / _MARKER).touch()
@@ -97,7 +100,7 @@ def _packed_like(source: Source, raw: BinaryIO) -> contextlib.AbstractContextMan
 
 
 class _NextPictures:
-    """The next day's pictures: those of `src` by links, and new ones."""
+    """The next day's pictures: links to those of `src`, and new files."""
 
     def __init__(self, src: Path, dst: Path, layout: Mapping, stack: contextlib.ExitStack) -> None:
         self._sources = open_sources(src, layout, Bounds(), stack)
@@ -117,7 +120,7 @@ class _NextPictures:
                 self._zip = stack.enter_context(zipfile.ZipFile(dst / name, "a"))
 
     def read(self, name: str) -> bytes | None:
-        """Return the picture `name` of the day before; None where it cannot be had."""
+        """Return the picture `name` of the day before, or None if it cannot be read."""
         for source in () if is_unsafe(name) else self._sources:
             with contextlib.suppress(PictureError):
                 if (data := source.read(name)) is not None:
@@ -125,15 +128,15 @@ class _NextPictures:
         return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Make `data` the next day's picture `name`."""
+        """Write `data` as the next day's picture `name`."""
         if self._zip is not None:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a name that is there already: the later one is read
+                warnings.simplefilter("ignore")  # about a duplicate name: readers take the later file
                 self._zip.writestr(zipfile.ZipInfo(name, (2026, 11, 21, 0, 0, 0)), data)
             return
         path = self._loose / name.removeprefix(f"{self._loose.name}/")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # perhaps a hard link to the day before
+        path.unlink(missing_ok=True)  # it may be a hard link to the file of the day before
         path.write_bytes(data)
 
 
@@ -145,18 +148,18 @@ def _link_or_copy(src: str, dst: str) -> None:
 
 
 class _Editor:
-    """Rewrites records: leaves most as they are, to the byte."""
+    """An editor of records that leaves most of them unchanged, byte for byte."""
 
     def __init__(self, layout: Mapping, pictures: _NextPictures | None, choose: random.Random) -> None:
         self._layout = layout
         self._pictures = pictures
         self._choose = choose
         self._namer = Mapper(layout, None, Noticed())
-        self._other: bytes | None = None  # the picture of a product seen before
+        self._other: bytes | None = None  # the picture of an earlier product
         self.counts = {"changed": 0, "new": 0, "removed": 0}
 
     def rewrite(self, file: BinaryIO, source: Source, changed: float, new: float, removed: float) -> Iterator[bytes]:
-        """Yield the file's lines as they are a day later. Raises StructureError where it is not made of records."""
+        """Yield the file's lines for the next day. Raises StructureError if the file is not made of records."""
         if format_of(source, self._layout) == "csv":
             return self._rewrite_csv(file, source, changed, new, removed)
         return self._rewrite_json_lines(file, changed, new, removed)
@@ -170,7 +173,7 @@ class _Editor:
             if fate != "kept":
                 with contextlib.suppress(ValueError, RecursionError):
                     row = json.loads(line)
-            if not isinstance(row, dict):  # to be kept, or no record
+            if not isinstance(row, dict):  # kept, or not a record
                 yield line
                 continue
             if fate == "new":
@@ -187,7 +190,7 @@ class _Editor:
             if fate == "removed":
                 continue
             line = _encoded(row.text, source)
-            if fate == "kept" or row.cells is None or len(row.cells) != len(rows.header):  # to be kept, or no record
+            if fate == "kept" or row.cells is None or len(row.cells) != len(rows.header):  # kept, or not a record
                 yield line
                 continue
             if fate == "new":
@@ -264,5 +267,5 @@ def _set_column(row: dict[str, Json], column: str, value: Json) -> None:
         for step in path:
             node = node.setdefault(step, {})
             if not isinstance(node, dict):
-                return  # a dirty record: left as it is
+                return  # a dirty record: leave it unchanged
     node[column] = value

@@ -1,8 +1,13 @@
-"""A catalog to try the pipeline on: drawn garments with noisy texts and labels; `next_day` is the day after.
+"""A catalog for trying out the pipeline: drawn garments with noisy texts and labels. `next_day` writes the day after.
 
-What the drawn catalog is made to have: text that lacks or contradicts what the picture shows, and attributes that only
-one of the two tells (fabric is never visible, a pattern seldom named), so that neither alone suffices; labels that are
-missing or wrong; one design in several colours under one description; and one of every kind of dirty record.
+The drawn catalog has:
+
+* text that lacks or contradicts what the picture shows
+* attributes that only the text or only the picture reveals, so a model needs both: fabric is never visible, and a pattern
+  is seldom named
+* missing and wrong labels
+* designs in several colours with one description
+* one of every kind of dirty record
 """
 
 from __future__ import annotations
@@ -57,14 +62,14 @@ DETAILS: Final = {
 }  # fmt: skip
 TYPES: Final = {"T-shirt": 24, "Shirt": 18, "Dress": 14, "Trousers": 12, "Shoe": 10, "Sweater": 8, "Bag": 8, "Skirt": 6}
 
-# how often; the picture always shows the truth, except where a text is wrong
+# Frequencies. The picture always shows the true attributes.
 IN_TITLE: Final = {"colour": 0.5, "pattern": 0.25, "sleeve_length": 0.1, "neck": 0.15, "fabric": 0.2, "kind": 0.85}
 IN_TEXT: Final = {"colour": 0.0, "pattern": 0.2, "sleeve_length": 0.4, "neck": 0.4, "fabric": 0.75, "details": 0.5}
 WRONG_COLOUR_WORD: Final = 0.10
 LABEL_MISSING: Final = {"kind": 0.10, "fabric": 0.30}
 LABEL_MISSING_ELSE: Final = 0.40
 LABEL_WRONG: Final = 0.02
-FAMILY: Final = 0.25  # of the designs, sold in 2 to 4 colours
+FAMILY: Final = 0.25  # share of designs sold in 2 to 4 colours
 NO_PICTURE, NO_TEXT = 0.02, 0.02
 DIRTY_SHARE: Final = 0.02
 
@@ -73,7 +78,7 @@ _OPENINGS: Final = (
     "A piece that goes with everything.", "Made for long days.", "Our customers' favourite.", "Back by demand.",
     "Easy to wear, easy to keep.", "Part of the new collection.", "Cut for comfort.", "A classic, made anew.",
 )  # fmt: skip
-_CLOSINGS: Final = (  # colours of other things, so that a colour word alone proves nothing
+_CLOSINGS: Final = (  # colours of other things, so that a colour word is no proof
     "Wear it with blue jeans.", "Goes well with white trainers and a brown belt.", "Best with a black jacket.",
     "Model's statistics: height 178 cm, wears size M.", "Colours may differ slightly on your screen.", "Fits as expected.",
 )  # fmt: skip
@@ -92,10 +97,10 @@ def generate(folder: Path, products: int = 3000, seed: int = 7, *, dirty: bool =
     """Draw a catalog in the layout of the mapping `sample`: ``catalog.jsonl`` and ``pictures.zip``.
 
     Args:
-        folder: made where it is not there; the two files in it are replaced.
-        products: clean products; about 2 % dirty records come on top, at least one of each kind.
+        folder: folder to write; created if missing. The two files in it are replaced.
+        products: number of clean products. About 2 % dirty records come on top, at least one of each kind.
         seed: the same seed gives the same bytes.
-        dirty: False: clean products only.
+        dirty: also write dirty records.
     """
     choose = random.Random(seed)
     noise = np.random.default_rng(seed)
@@ -137,7 +142,7 @@ def _weighted(weights: dict[str, int], choose: random.Random) -> str:
 
 
 def _designs(choose: random.Random) -> Iterator[tuple[Design, str | None]]:
-    """Yield designs and their descriptions without end; those of a family differ in colour alone."""
+    """Yield designs and their descriptions without end. Designs of a family differ only in colour."""
     while True:
         kind = _weighted(TYPES, choose)
         possible = DETAILS[kind]
@@ -159,33 +164,35 @@ def _designs(choose: random.Random) -> Iterator[tuple[Design, str | None]]:
 def _description(design: Design, choose: random.Random) -> str | None:
     if choose.random() < 0.08:
         return choose.choice([None, "", "NA", "-"])
-    said = {name for name, share in IN_TEXT.items() if choose.random() < share}
+    mentioned = {name for name, share in IN_TEXT.items() if choose.random() < share}
     parts = [choose.choice(_OPENINGS)]
-    if "fabric" in said and design.fabric:
+    if "fabric" in mentioned and design.fabric:
         parts.append(
             choose.choice(["Made of soft {}.", "Pure {}, woven in Portugal.", "100% {}."]).format(design.fabric.lower())
         )
     shape = [
         value.lower()
         for name, value in (("sleeve_length", design.sleeve_length), ("neck", design.neck), ("pattern", design.pattern))
-        if value and name in said
+        if value and name in mentioned
     ]
     if shape:
         parts.append(f"{', '.join(shape).capitalize()}.")
-    if "details" in said and design.details:
+    if "details" in mentioned and design.details:
         parts.append(f"With {' and '.join(f'a {d.lower()}' if d != 'Buttons' else 'buttons' for d in design.details)}.")
     parts += choose.sample(_CLOSINGS, choose.randint(0, 2))
     return " ".join(parts)
 
 
 def _title(design: Design, maker: str, choose: random.Random) -> str:
-    said = {name for name, share in IN_TITLE.items() if choose.random() < share}
+    mentioned = {name for name, share in IN_TITLE.items() if choose.random() < share}
     colour = design.colour
     if choose.random() < WRONG_COLOUR_WORD:
         colour = choose.choice([name for name in COLOURS if name != colour])
     words = {"colour": colour, **{k: v for k, v in design.values().items() if k != "colour"}, "kind": design.kind}
-    named = [value for name, value in words.items() if value and name in said]
-    return " ".join([maker, *named, *([] if "kind" in said else [choose.choice(["Classic", "Model 7", "No. 12"])])])
+    named = [value for name, value in words.items() if value and name in mentioned]
+    return " ".join(
+        [maker, *named, *([] if "kind" in mentioned else [choose.choice(["Classic", "Model 7", "No. 12"])])]
+    )
 
 
 def _product(number: int, design: Design, text: str | None, choose: random.Random) -> tuple[dict[str, Json], bool]:
@@ -199,7 +206,7 @@ def _product(number: int, design: Design, text: str | None, choose: random.Rando
     labels = {name: _label(name, value, choose) for name, value in design.values().items()}
     facts: dict[str, Json] = {_FIELDS[name]: label for name, label in labels.items() if label is not None}
     if design.details and choose.random() >= LABEL_MISSING_ELSE:
-        # Two ways to write several values: shops have both.
+        # Shops write several values either as a list or as one text.
         facts["details"] = list(design.details) if choose.random() < 0.5 else "|".join(design.details)
     changed = datetime(2026, 11, 1) + timedelta(minutes=choose.randrange(18 * 24 * 60))
     return {
@@ -223,7 +230,7 @@ _FIELDS: Final = {attribute.name: attribute.field for attribute in _TAXONOMY.att
 
 
 def _label(name: str, truth: str | None, choose: random.Random) -> str | None:
-    """Return the catalog's label for `truth`: often missing, seldom wrong, at times in another word for it."""
+    """Return the catalog's label for `truth`: often missing, seldom wrong, sometimes an alias."""
     if truth is None or choose.random() < LABEL_MISSING.get(name, LABEL_MISSING_ELSE):
         return None
     attribute = _TAXONOMY["article_type" if name == "kind" else name]
@@ -234,7 +241,7 @@ def _label(name: str, truth: str | None, choose: random.Random) -> str | None:
 
 
 def _dirty_lines(dirty: Dirty, copy: int) -> Iterator[bytes]:
-    """Yield the lines of `dirty` in the shop's layout; the second and later copies with ids of their own."""
+    """Yield the lines of `dirty` in the shop's layout. The second and later copies get ids of their own."""
     for record in dirty.records:
         if isinstance(record, bytes):
             yield record

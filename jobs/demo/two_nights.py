@@ -1,7 +1,7 @@
-"""What ``make run`` does: a catalog, a model trained on it, two nights through Airflow, and a look at the result.
+"""The demo of ``make run``: takes a catalog, trains a model on it, runs two nights through Airflow, shows the result.
 
-Each step is its own process, as a user would start it, and its command line is shown. All that the demo makes lies in
-one folder, which a new run removes first: the same run always shows the same.
+Each step runs in its own process, as a user would start it, and its command line is shown. All output of the demo lies in
+one folder, which a new run removes first, so the same run always shows the same result.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import duckdb
 
 from cma_clip_core.content.paths import parquet_files
+from jobs.demo.next_day import next_day
 from jobs.errors import JobError
 from jobs.lake import duckdb_sql, storage
 from jobs.lake.layout import Lake
@@ -32,10 +33,10 @@ from schemas.documents import Ledger
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DAYS = ("2026-11-20", "2026-11-21")
-MARKER = ".demo"  # only a folder that has this file is ever removed
-TAIL = 40  # lines of the log shown where a command fails
+MARKER = ".demo"  # only a folder with this file is ever removed
+TAIL = 40  # lines of the log to show when a command fails
 
-# what is worth a reader's time: the jobs' own log lines and errors; all else goes to the log file alone
+# Only the jobs' own log lines and errors are shown. Everything else goes to the log file.
 _JOB_LINE = re.compile(r"(\d\d:\d\d:\d\d (INFO|WARNING|ERROR) |error: )")
 _TASK_LINE = re.compile(r"\[\w+ *\] (?P<text>.*?) +\[airflow\.task\.operators\.\S*JobOperator\]")
 _STATE_LINE = re.compile(r"Marking run .* (?P<state>successful|failed)")
@@ -46,27 +47,27 @@ SELECT attribute, count(DISTINCT product_id) AS products, count(catalog_value) A
 FROM read_parquet(getvariable('files')) GROUP BY attribute ORDER BY attribute;"""
 TEN_PRODUCTS = """\
 WITH tagged AS (
-    SELECT *, row_number() OVER (PARTITION BY product_id ORDER BY source = 'model' DESC, confidence DESC) AS place
+    SELECT *, row_number() OVER (PARTITION BY product_id ORDER BY source = 'model' DESC, confidence DESC) AS row_rank
     FROM read_parquet(getvariable('files')) WHERE value IS NOT NULL),
-valid AS (SELECT product_id, title FROM read_parquet({valid})),  -- a product that is held has no title there
+valid AS (SELECT product_id, title FROM read_parquet({valid})),  -- held products have no title here
 ten AS (
     SELECT product_id, title FROM tagged JOIN valid USING (product_id) GROUP BY product_id, title
     ORDER BY bool_or(source = 'model') DESC, md5(product_id) LIMIT 10)
 SELECT product_id, coalesce(nullif(title, ''), '(no title)'), attribute, value, source,
        CASE source WHEN 'model' THEN format('{{:.2f}}', confidence) END
 FROM tagged JOIN ten USING (product_id)
-WHERE place <= 3 ORDER BY product_id, attribute"""
+WHERE row_rank <= 3 ORDER BY product_id, attribute"""
 
 
 @dataclass(slots=True)
 class Console:
-    """Runs commands and shows what matters of their output; the whole of it goes to a log file."""
+    """A console that runs commands, shows the important lines of their output, and logs all of it to a file."""
 
     log: Path
     environment: dict[str, str]
 
     def run(self, *command: str) -> list[str]:
-        """Run ``python -m jobs ...`` or ``airflow ...`` and return its lines. Raises JobError where it fails."""
+        """Run ``python -m jobs ...`` or ``airflow ...`` and return its output lines. Raises JobError if it fails."""
         shown = shlex.join(command)
         print(f"\n$ {shown}", flush=True)
         start = time.perf_counter()
@@ -92,7 +93,7 @@ class Console:
                         print(f"  {text}", flush=True)
         if process.returncode != 0:
             print("\n".join(["", f"the last lines of {self.log}:", *lines[-TAIL:]]))
-            raise JobError(f"`{shown}` failed with exit code {process.returncode}; its whole log is in {self.log}")
+            raise JobError(f"`{shown}` failed with exit code {process.returncode}; {self.log} has its whole output")
         print(f"  {time.perf_counter() - start:.1f} s", flush=True)
         return lines
 
@@ -106,29 +107,29 @@ class Console:
 def _worth_showing(line: str) -> str | None:
     if _JOB_LINE.match(line):
         return line
-    if found := _TASK_LINE.search(line):
-        text = found["text"].strip()
+    if match := _TASK_LINE.search(line):
+        text = match["text"].strip()
         if text.startswith("python -m jobs"):
             return f"[task] {text}"
         return f"  {text}" if _JOB_LINE.match(text) else None
-    if found := _STATE_LINE.search(line):
-        return f"[run] {found['state']}"
+    if match := _STATE_LINE.search(line):
+        return f"[run] {match['state']}"
     return None
 
 
 def demo(settings: Settings, folder: Path, catalog: Path | None, mapping: str) -> None:
-    """Take a catalog through two days in `folder`: the drawn one, or the one at `catalog`, read by `mapping`.
+    """Run two days of a catalog in `folder`: the drawn catalog, or the export at `catalog` in the layout of `mapping`.
 
-    Settings that are given (``TAGGING_*`` or flags) hold, except for the lake, which is ``<folder>/lake``.
+    Settings from ``TAGGING_*`` variables or flags apply, except that the lake is always ``<folder>/lake``.
     """
     start = time.perf_counter()
     folder = folder.resolve()
     if catalog is not None and not catalog.is_dir():
-        raise JobError(f"{catalog}: there is no such folder; CATALOG names the folder of an export")
+        raise JobError(f"{catalog}: there is no such folder; CATALOG must name the folder of an export")
     _start_clean(folder)
     lake = Lake(folder / "lake")
     changes = _environment(settings, folder, real=catalog is not None)
-    # a caller's AIRFLOW__* could name another Airflow's database
+    # AIRFLOW* variables of the caller could name the database of another Airflow.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
     console = Console(folder / "demo.log", inherited | changes)
     print("\n".join(f"export {name}={shlex.quote(value)}" for name, value in changes.items()))
@@ -160,14 +161,14 @@ def demo(settings: Settings, folder: Path, catalog: Path | None, mapping: str) -
 def _start_clean(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not (folder / MARKER).exists():
-            raise JobError(f"{folder} has files that no demo made; name another folder with --folder")
+            raise JobError(f"{folder} has files that no demo wrote; name another folder with --folder")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).touch()
 
 
 def _environment(settings: Settings, folder: Path, *, real: bool) -> dict[str, str]:
-    """Return the variables that the demo's commands run with, beside those of the caller."""
+    """Return the variables of the demo's commands, to be added to those of the caller."""
     name = "fashion" if real else "sample"
     defaults: dict[str, Any] = {"taxonomy": name, "model_config_name": name, "progress": False}
     if not real:
@@ -183,18 +184,13 @@ def _night(console: Console, ds: str) -> None:
 
 
 def _draw_next_day(folder: Path, out: Path, mapping: str) -> None:
-    from jobs.demo.next_day import next_day
-
     print(f"\nThe second day: {folder} with 1% of its products changed, some new, some removed -> {out}", flush=True)
     next_day(folder, out, mapping=mapping, seed=7)
 
 
 def _ledger(lake: Lake, ds: str) -> Ledger:
-    found = [
-        lake.read_ledger(path.parent.name.removeprefix("run="))
-        for path in lake.root.glob(f"reports/ds={ds}/*/ledger.json")
-    ]
-    ledgers = [ledger for ledger in found if ledger is not None]
+    runs = [path.parent.name.removeprefix("run=") for path in lake.root.glob(f"reports/ds={ds}/*/ledger.json")]
+    ledgers = [ledger for run in runs if (ledger := lake.read_ledger(run)) is not None]
     if not ledgers:
         raise JobError(f"{lake.root}/reports/ds={ds}: the night left no ledger")
     return max(ledgers, key=lambda ledger: ledger.created_at)
@@ -212,8 +208,8 @@ def show(lake: Lake, ledgers: Sequence[Ledger]) -> None:
         connection.execute(files)
         print("\n== Ten products, with what the model added ==\n")
         valid = parquet_files(lake.root / lake.read_validation(ledgers[-1].ds).valid_path)
-        found = connection.execute(TEN_PRODUCTS.format(valid=duckdb_sql.listed(valid))).fetchall()
-        _print_table(("title", "attribute", "value", "source", "confidence"), _first_of_each(found))
+        rows_of_ten = connection.execute(TEN_PRODUCTS.format(valid=duckdb_sql.listed(valid))).fetchall()
+        _print_table(("title", "attribute", "value", "source", "confidence"), _first_of_each(rows_of_ten))
         print(f"\n== The tables, read with DuckDB ==\n\n{files}\n{BY_ATTRIBUTE}\n")
         counts = connection.execute(BY_ATTRIBUTE)
         _print_table([column[0] for column in counts.description or ()], counts.fetchall())
@@ -226,7 +222,7 @@ def show(lake: Lake, ledgers: Sequence[Ledger]) -> None:
 
 
 def _first_of_each(rows: Iterable[Sequence[object]]) -> list[Sequence[object]]:
-    """Drop the first column, the product's id, and blank a title below the first of its product."""
+    """Drop the first column, the product's id, and show each title only in the first row of its product."""
     shown: list[Sequence[object]] = []
     last: object = None
     for product_id, title, *rest in rows:

@@ -245,7 +245,7 @@ class Lake:
         expired = self.read_expired(run_id)
         if expired is not None:
             raise JobError(
-                f"{run_id} has expired: `maintenance` took it out of the lake on {expired.expired_at:%Y-%m-%d}; its day can be "
+                f"{run_id} has expired: `maintenance` removed it from the lake on {expired.expired_at:%Y-%m-%d}; its day can be "
                 f"run again: `python -m jobs night --ds {expired.ds}`"
             )
 
@@ -278,7 +278,11 @@ class Lake:
         return storage.find_document(path, ExamplesManifest, "its examples are made again where they are needed")
 
     def has_examples(self, path: str) -> bool:
-        """Return whether a run's example folder `path`, relative to the lake, exists and all its files have their full size."""
+        """Return whether a run's example folder exists and all its files have their full size.
+
+        Args:
+            path: the folder, relative to the lake.
+        """
         folder = self.root / path
         if not (storage.exists(folder.parent / "_manifest.json") and storage.exists(folder)):
             return False
@@ -334,7 +338,8 @@ class Lake:
         if storage.exists(self.current):
             return self.current
         left = storage.children(self.history / "left")
-        # A ledger is written after the index names the run. A run that was killed earlier has a manifest, but no ledger.
+        # A ledger is written after the index names the run. A run that was killed earlier has a manifest, but no
+        # ledger.
         runs = (path.name for path in storage.children(self.run("-").parent))
         ledgers = (self.reports(run) / "ledger.json" for run in runs if is_run(run))
         return next(itertools.chain(left, (ledger for ledger in ledgers if storage.exists(ledger))), None)
@@ -375,14 +380,14 @@ def _run_of(line: str) -> str:
 def replan(ds: str) -> str:
     """Return the remedy for a damaged file that `plan` wrote."""
     return (
-        f"plan the day again as it was planned, such as by `python -m jobs plan --ds {ds}`: the same inputs give the same "
-        "plan, and what is done stays"
+        f"plan the day again with the same options, e.g. `python -m jobs plan --ds {ds}`: the same inputs give the same "
+        "plan, and finished work stays"
     )
 
 
 def rewrite(run_id: str) -> str:
     """Return the remedy for a damaged file that `publish` wrote."""
     return (
-        f"`python -m jobs publish --run {run_id}` writes it again from what that night predicted; or put it back from a copy "
+        f"`python -m jobs publish --run {run_id}` writes it again from that night's predictions; or put it back from a copy "
         "of the lake"
     )

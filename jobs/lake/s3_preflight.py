@@ -50,7 +50,7 @@ def check(root: UPath, *, create: bool = False) -> None:
             return
         if any(entry.path.name != MARK for entry in s3_files.entries(quick)):
             raise JobError(
-                f"{root} holds something else: there is no {MARK} among it. Let TAGGING_ROOT name a prefix of its own, "
+                f"{root} holds other objects, but no {MARK}: it is not a lake. Set TAGGING_ROOT to a prefix of its own, "
                 "such as s3://bucket/catalog-lake"
             )
         if not create:
@@ -98,19 +98,19 @@ def explain(error: BaseException, where: str) -> JobError | None:
     is_botocore = isinstance(error, exceptions.BotoCoreError | ResponseParserError)
     error_code, cause = s3_files.code(error), error if is_botocore else error.__cause__
     if error_code == "NoSuchBucket":
-        return JobError(f"{where}: there is no such bucket; make it, or correct TAGGING_ROOT")
+        return JobError(f"{where}: there is no such bucket; create it, or correct TAGGING_ROOT")
     if error_code in _EXPIRED:
         return JobError(f"{where}: the credentials have expired; renew {_CREDENTIALS}")
     if error_code in _NOT_KNOWN:
         return JobError(f"{where}: the server does not know these credentials ({error_code}); correct {_CREDENTIALS}")
     if error_code in _DENIED:
         return JobError(
-            f"{where}: no permission; let these credentials list, read, write and delete there ({_CREDENTIALS})"
+            f"{where}: no permission; allow these credentials to list, read, write and delete there ({_CREDENTIALS})"
         )
     answered = isinstance(cause, exceptions.ClientError)
     # The codes of S3 are words; a bare number comes from another kind of server.
     if (answered and not error_code.strip("0123456789")) or isinstance(cause, ResponseParserError):
-        return JobError(f"{where}: what answers there is no S3 server; correct AWS_ENDPOINT_URL")
+        return JobError(f"{where}: the server there is not an S3 server; correct AWS_ENDPOINT_URL")
     if s3_files.status(error) in (401, 403):
         return JobError(f"{where}: the server does not know these credentials ({error_code}); correct {_CREDENTIALS}")
     if isinstance(cause, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
@@ -118,10 +118,12 @@ def explain(error: BaseException, where: str) -> JobError | None:
     if isinstance(
         cause, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError | exceptions.ConnectionError
     ):
-        return JobError(f"{where}: {cause}; correct AWS_ENDPOINT_URL, or see that its server runs and can be reached")
+        return JobError(
+            f"{where}: {cause}; correct AWS_ENDPOINT_URL, or make sure that its server runs and can be reached"
+        )
     if isinstance(cause, exceptions.ReadTimeoutError | exceptions.HTTPClientError):
         return TransientError(
-            f"{where}: the server does not answer in time: {cause}; try again, or see AWS_ENDPOINT_URL"
+            f"{where}: the server does not answer in time: {cause}; try again, or check AWS_ENDPOINT_URL"
         )
     if isinstance(cause, exceptions.BotoCoreError | exceptions.ClientError):
         return TransientError(f"{where}: {cause}")

@@ -42,8 +42,8 @@ ASIDE: Final = ".expired-"  # prefix of a name that is about to be removed
 _AT_ONCE: Final = 16  # concurrent requests, which mostly wait
 NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 MAKE_ROOM: Final = (
-    "make some, then run the step again: what is finished stays, and nothing half written does. "
-    "`python -m jobs maintenance` says what the lake no longer needs"
+    "make some, then run the step again: finished work stays, and nothing is left half written. "
+    "`python -m jobs maintenance` lists what the lake no longer needs"
 )
 RESTORE: Final = "put it back from a copy of the lake"  # the remedy for a file that cannot be made again
 _CHECKSUM: Final = re.compile(rb'\A\{\n "checksum": "sha256:([0-9a-f]{64})",\n')
@@ -75,7 +75,7 @@ def forbidden(name: str) -> str | None:
         return None
     return (
         f"{name!r}: {', '.join(map(repr, wrong))} cannot be in the name of this folder: Spark and DuckDB take it for a pattern or "
-        "for the end of the name; rename the folder, or give it a link with another name"
+        "for the end of the name; rename the folder, or link to it under another name"
     )
 
 
@@ -103,7 +103,9 @@ def own_folder(name: str) -> Path:
 
 
 def local_copy(folder: AnyPath, copy: Path) -> Path:
-    """Return `folder` itself if it is on a disk, and otherwise a local copy, which is made once. Its content must never change.
+    """Return `folder` itself if it is on a disk, and otherwise the local copy at `copy`.
+
+    The copy is made once, so the content of `folder` must never change.
 
     Raises:
         FileNotFoundError: the folder is empty or does not exist.
@@ -222,7 +224,7 @@ def settle_folder(folder: AnyPath) -> None:
 
 
 def write_bytes(path: AnyPath, data: bytes) -> None:
-    """Write `data` to `path`, replacing it whole."""
+    """Write `data` to `path` and replace the file as a whole."""
     if on_disk(path):
         with whole_file(path) as temporary:
             temporary.write_bytes(data)
@@ -242,7 +244,7 @@ def read_bytes(path: AnyPath) -> bytes | None:
 
 
 def write_document(path: AnyPath, document: BaseModel) -> None:
-    """Write `document` as JSON to `path`, replacing it whole.
+    """Write `document` as JSON to `path` and replace the file as a whole.
 
     Raises:
         LeaseLostError: another process has taken over a lock on S3 that this process holds; nothing was written.
@@ -440,7 +442,8 @@ def remove_folder(path: AnyPath) -> None:
     """Remove the folder at `path` and its content, if it exists.
 
     Raises:
-        LeaseLostError: another process has taken over a lock on S3 that this process holds; the rest of the folder stays.
+        LeaseLostError: another process has taken over a lock on S3 that this process holds; the rest of the folder
+            stays.
     """
     if on_disk(path):
         shutil.rmtree(path, ignore_errors=True)
@@ -541,7 +544,10 @@ def locked(path: AnyPath, *, busy: str | None = None, shared: bool = False) -> I
 
 @contextlib.contextmanager
 def unless_busy(path: AnyPath) -> Iterator[bool]:
-    """Yield whether no other process holds the lock of `path`; on a disk, hold it meanwhile. The lock file's time stays."""
+    """Yield whether no other process holds the lock of `path`. On a disk, hold it meanwhile.
+
+    The time of the lock file does not change.
+    """
     if not on_disk(path):
         lock = lock_file(path)
         assert not on_disk(lock)

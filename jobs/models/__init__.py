@@ -1,1 +1,1 @@
-"""Model versions: the champion, and the comparison that promotes a challenger."""
+"""Model versions: their list, the champion, and the comparison that promotes a challenger."""

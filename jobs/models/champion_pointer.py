@@ -1,6 +1,6 @@
-"""The champion: which model version the nights use. One small file, swapped whole; loads no torch.
+"""The champion pointer: one small file, swapped atomically, that names the model version for the nights. Loads no torch.
 
-Its first line is the champion, the next one the champion before it, and so on: going back takes no other file.
+The first line is the champion, the second line the previous champion, and so on. A rollback needs no other file.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from jobs.lake.layout import Lake
 from jobs.settings import Settings
 
 _REPAIR: Final = "`python -m jobs models repair` shows how it would be made again, and loses nothing"
-REMEMBERED = 100  # champions
+REMEMBERED = 100  # champions in the file
 
 
 @dataclass(frozen=True, slots=True)
 class Champions:
-    """The champion and those before it, as they were when they were read: what a swap is compared with."""
+    """The champion and the previous ones at the time of reading. A swap fails if the file has changed since."""
 
-    content: bytes | None  # of the file; None: there is none
+    content: bytes | None  # of the file; None: the file does not exist
 
     @property
     def versions(self) -> tuple[str, ...]:
-        """The champion, and after it those before it."""
+        """The champion and the previous ones, newest first."""
         return tuple((self.content or b"").decode().split())
 
     @property
     def live(self) -> str | None:
-        """The champion; None where no model was promoted yet."""
+        """The champion; None if no model was promoted yet."""
         return next(iter(self.versions), None)
 
 
 def champions(settings: Settings) -> Champions:
-    """Return the champions of this instant.
+    """Read the champion and the previous ones.
 
     Raises:
         JobError: the file that names them is damaged.
@@ -49,13 +49,13 @@ def champions(settings: Settings) -> Champions:
         words = content.decode(errors="replace").split()
         wrong = next((word for word in words if not is_version(word)), None)
         if wrong is not None or not words:
-            what = f"{wrong[:50]!r} in it is no model version" if wrong is not None else "it is empty"
-            raise JobError(f"{path}: damaged: {what}; {_REPAIR}")
+            fault = f"{wrong[:50]!r} in it is no model version" if wrong is not None else "it is empty"
+            raise JobError(f"{path}: damaged: {fault}; {_REPAIR}")
     return Champions(content)
 
 
 def champion(settings: Settings) -> str | None:
-    """Return the champion's version, or None where no model was promoted yet."""
+    """Return the champion's version, or None if no model was promoted yet."""
     return champions(settings).live
 
 
@@ -65,36 +65,36 @@ def promote(settings: Settings, version: str, seen: Champions | None = None) -> 
     Args:
         settings: names the lake.
         version: the new champion.
-        seen: the champions when it was judged, or found to need no judging; None: those of this instant.
+        seen: the champions that the version was judged against; None: read them now.
 
     Raises:
-        JobError: there is no such version, or one of its files is not what was saved.
-        SwapLostError: the champion is no longer the one that it was judged against; nothing was changed.
+        JobError: there is no such version, or one of its files was changed.
+        SwapLostError: the champion has changed since the version was judged; nothing was written.
     """
     lake = Lake(settings.root)
-    check_whole(lake, version)
+    check_files(lake, version)
     before = champions(settings) if seen is None else seen
     _swap(settings, version, before, (version, *(before.versions if before.live != version else before.versions[1:])))
 
 
 def rollback(settings: Settings) -> str:
-    """Make the champion before this one the champion again, and return it.
+    """Make the previous champion the champion again, and return it.
 
     Raises:
-        JobError: there is none before it, it is no longer there, or one of its files is not what was saved.
-        SwapLostError: someone else promoted a version in the same instant.
+        JobError: there is no previous champion, it no longer exists, or one of its files was changed.
+        SwapLostError: someone else promoted a version at the same time.
     """
     lake, before = Lake(settings.root), champions(settings)
     if len(before.versions) < 2:
         raise JobError(f"{lake.champion}: there is no champion before {before.live or 'the first one'}")
     version = before.versions[1]
-    check_whole(lake, version)
+    check_files(lake, version)
     _swap(settings, version, before, before.versions[1:])
     return version
 
 
-def check_whole(lake: Lake, version: str) -> None:
-    """Raise JobError where there is no such model version, or one of its files is not what was saved."""
+def check_files(lake: Lake, version: str) -> None:
+    """Raise JobError if there is no such model version, or one of its files was changed."""
     check_version(lake, version)
     try:
         registry.check(lake.models / version)
@@ -103,26 +103,26 @@ def check_whole(lake: Lake, version: str) -> None:
 
 
 def check_version(lake: Lake, version: str) -> None:
-    """Raise JobError where there is no such model version."""
+    """Raise JobError if there is no such model version."""
     versions = registry.list_versions(lake.models)
     if version not in versions:
         raise JobError(f"{version!r} is no model version in {lake.models}; there are {versions or 'none'}")
 
 
 def check_champion(lake: Lake, version: str) -> None:
-    """Raise JobError where the champion is not among the model versions."""
+    """Raise JobError if the champion is not among the model versions."""
     if version not in registry.list_versions(lake.models):
         raise JobError(f"{lake.champion}: it names {version}, and {lake.models} has no such version; {_REPAIR}")
 
 
 def never_promoted(lake: Lake) -> str:
-    """Return what is to be said of versions that there are where there is no champion; nothing where there are none."""
+    """Return advice for a lake that has versions but no champion; empty if it has no versions."""
     versions = registry.list_versions(lake.models)
     if not versions:
         return ""
     return (
-        f". There are versions, and {lake.champion} is missing: `python -m jobs models promote {versions[-1]}` makes one the "
-        f"champion; where there was one, {_REPAIR}"
+        f". There are versions, but {lake.champion} is missing: `python -m jobs models promote {versions[-1]}` makes one the "
+        f"champion; if there was a champion before, {_REPAIR}"
     )
 
 

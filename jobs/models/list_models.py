@@ -1,4 +1,4 @@
-"""List the model versions, and show one. Loads no torch and reads no weights: quick with a lake on S3 too."""
+"""List the model versions, or show one. Loads no torch and reads no weights, so it is fast even with a lake on S3."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def show_model(settings: Settings, version: str) -> None:
     """Print a version's name and model card.
 
     Raises:
-        JobError: there is no such version, or its card cannot be read or is not what was saved.
+        JobError: there is no such version, or its card cannot be read or was changed.
     """
     lake = Lake(settings.root)
     check_version(lake, version)
@@ -29,9 +29,9 @@ def show_model(settings: Settings, version: str) -> None:
 
 
 def list_models(settings: Settings) -> None:
-    """Print the model versions, oldest first, the champion marked; of a broken one the reason.
+    """Print the model versions, oldest first; mark the champion, and give the reason for a broken version.
 
-    Documents are read and compared with their hashes. Of all else, weights too, it is looked at only whether it is there.
+    Documents are read and compared with their hashes. Other files, including the weights, need only exist.
     """
     lake = Lake(settings.root)
     versions, live = registry.list_versions(lake.models), champion(settings)
@@ -41,7 +41,7 @@ def list_models(settings: Settings) -> None:
     print(f"  {'version':<18} {'configuration':<14} {'taxonomy':<12} {'recall at target':>16} {'accuracy':>9}")
     for version in versions:
         try:
-            shown = _in_short(lake.models / version)
+            shown = _summarise(lake.models / version)
         except CoreError as error:
             shown = f"broken: {' '.join(str(error).split())}"
         print(f"{'*' if version == live else ' '} {version:<18} {shown}")
@@ -49,8 +49,8 @@ def list_models(settings: Settings) -> None:
         print(f"the champion {live} is gone: `models promote` another one, or `models rollback`")
 
 
-def _in_short(folder: AnyPath) -> str:
-    registry.check_there(folder)
+def _summarise(folder: AnyPath) -> str:
+    registry.check_complete(folder)
     registry.read_thresholds(folder)
     config, taxonomy = registry.read_config(folder), registry.read_taxonomy(folder)
     test = learnt(registry.read_json(folder / registry.METRICS, Metrics))

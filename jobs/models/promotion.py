@@ -1,4 +1,4 @@
-"""Is a new model good enough to be the champion? Both are judged on the same test products, in the same bootstrap draws."""
+"""Promotion of a new model, which is judged against the champion on the same test products and bootstrap draws."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     from cma_clip_core.evaluation.predictions import Predictions
 
 
-NOISE = 0.05  # chance that a model that is no worse is refused, over all comparisons together (Bonferroni)
-# Test families with a label that an attribute needs to be compared. Fewer, all of them right, cannot show a precision of 90 %
-# (cma_clip_core.evaluation.choose_thresholds.fewest_right), so recall at it is luck. 29 families tell a loss of 17 points
-# from noise, 10 families one of 40.
+NOISE = 0.05  # chance to refuse a model that is no worse, over all comparisons together (Bonferroni)
+# Fewest test families with a label for an attribute to be compared. Fewer families cannot show a precision of 90 %, even if all
+# are right (cma_clip_core.evaluation.choose_thresholds.fewest_right), so that recall at this precision is luck. With 29
+# families a loss of 17 points is distinguishable from noise, with 10 families one of 40.
 LEAST_FAMILIES: Final = 29
 
 
 def judge(settings: Settings, version: str) -> Verdict | None:
-    """Judge a model version against the champion and keep the verdict; None: there is no other champion to compare with.
+    """Judge a model version against the champion and store the verdict; return None if there is no other champion.
 
     Raises:
-        JobError: there is no such version, it is broken, or the two cannot be compared; says why.
+        JobError: there is no such version, it is broken, or the two cannot be compared; gives the reason.
     """
     lake, champion = Lake(settings.root), champion_pointer.champion(settings)
-    champion_pointer.check_whole(lake, version)
+    champion_pointer.check_files(lake, version)
     return None if champion is None or champion == version else _judge(settings, lake, version, champion)
 
 
@@ -51,14 +51,14 @@ def _judge(settings: Settings, lake: Lake, version: str, champion: str) -> Verdi
     except (CoreError, ContractError, pa.ArrowException, OSError) as error:
         raise JobError(
             f"{version} cannot be compared with the champion {champion}: {error}; `models promote {version} --force` "
-            "promotes it all the same"
+            "promotes it without a comparison"
         ) from error
     storage.write_document(lake.models_reports / f"{version}-against-{champion}.json", verdict)
     return verdict
 
 
 def promote(settings: Settings, version: str, *, force: bool = False) -> Verdict | None:
-    """Make a model version the champion if it is no worse than the one there is; return the verdict, if there was one.
+    """Make a model version the champion if it is no worse than the current one; return the verdict, if there is one.
 
     Args:
         settings: names the lake and the device.
@@ -66,12 +66,12 @@ def promote(settings: Settings, version: str, *, force: bool = False) -> Verdict
         force: promote it without a comparison.
 
     Raises:
-        JobError: there is no such version, it is broken or worse, or the two cannot be compared; says why.
-        SwapLostError: someone else changed the champion since this began: what it was judged against is not it any more.
+        JobError: there is no such version, it is broken or worse, or the two cannot be compared; gives the reason.
+        SwapLostError: someone else changed the champion during the comparison.
     """
     lake, seen = Lake(settings.root), champion_pointer.champions(settings)
     champion = seen.live
-    champion_pointer.check_whole(lake, version)
+    champion_pointer.check_files(lake, version)
     if force or champion is None or champion == version:
         champion_pointer.promote(settings, version, seen)
         return None
@@ -81,7 +81,7 @@ def promote(settings: Settings, version: str, *, force: bool = False) -> Verdict
             "\n".join(
                 [
                     *verdict.lines(),
-                    f"it stays a challenger; `models promote {version} --force` promotes it all the same",
+                    f"it stays a challenger; `models promote {version} --force` promotes it anyway",
                 ]
             )
         )
@@ -90,15 +90,15 @@ def promote(settings: Settings, version: str, *, force: bool = False) -> Verdict
 
 
 def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
-    """Judge two model versions on the challenger's test products, but for the families that the champion learnt from.
+    """Judge two model versions on the challenger's test products, without families that the champion learnt from.
 
-    What a model has not learnt it says at random: an attribute that either has not learnt is neither compared nor part of
-    the mean. The challenger is worse at one that the champion tags, and that it has not learnt or can promise nothing of: there
-    would be no more tags of it, however well it ranks. By recall, one with fewer than `LEAST_FAMILIES` test families does not
-    decide, neither way.
+    - An attribute that either model has not learnt is neither compared nor part of the mean, because its answers are random.
+    - The challenger is worse at an attribute that the champion tags, if it has not learnt it or accepts none of its values.
+      Promoting it would end these tags, even if it ranks well.
+    - An attribute with fewer than `LEAST_FAMILIES` test families is not compared by recall.
 
     Raises:
-        JobError: their taxonomies, picture sizes or labelled sets do not let them be compared.
+        JobError: their taxonomies, picture sizes or labelled sets rule out a comparison.
         CoreError: a version is broken.
     """
     from cma_clip_core.evaluation.bootstrap import difference, draw_recalls
@@ -109,14 +109,14 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
     taxonomies = {name: registry.read_taxonomy(folder) for name, folder in folders.items()}
     if changes := taxonomies[champion].incomparable(taxonomies[challenger]):
         raise JobError(
-            f"{challenger} has another taxonomy than the champion {champion}: {'; '.join(changes)}; what differs cannot "
-            f"be compared: `models promote {challenger} --force` promotes it all the same"
+            f"{challenger} has another taxonomy than the champion {champion}: {'; '.join(changes)}; the two cannot be "
+            f"compared: `models promote {challenger} --force` promotes it without a comparison"
         )
     configs = {name: registry.read_config(folder) for name, folder in folders.items()}
     if configs[challenger].picture != configs[champion].picture:
         raise JobError(
             f"{challenger} sees pictures of another size than the champion {champion}: no examples fit both; "
-            f"`models promote {challenger} --force` promotes it all the same"
+            f"`models promote {challenger} --force` promotes it without a comparison"
         )
     metrics = {name: registry.read_json(folder / registry.METRICS, Metrics) for name, folder in folders.items()}
     sets = {name: known.labelled_set for name, known in metrics.items()}
@@ -133,47 +133,47 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
     ]
     if seen is None:
         doubts.append(f"the labelled set of {champion} is gone: it may have learnt from the products it is judged on")
-    found, thresholds = {}, {}
+    predictions, thresholds = {}, {}
     for name, folder in folders.items():
-        predictions = _predict(settings, lake.local_model(name), table, lake.root)
-        found[name] = {a: p if seen is None else p.take(~np.isin(p.families, seen)) for a, p in predictions.items()}
+        on_test = _predict(settings, lake.local_model(name), table, lake.root)
+        predictions[name] = {a: p if seen is None else p.take(~np.isin(p.families, seen)) for a, p in on_test.items()}
         thresholds[name] = registry.read_thresholds(folder)
     not_compared, lost = _not_learnt(metrics[challenger], metrics[champion], thresholds[champion])
     too_few = []
-    for name, p in found[challenger].items():
+    for name, p in predictions[challenger].items():
         if name not in not_compared and (families := len(np.unique(p.families[p.has_target]))) < LEAST_FAMILIES:
             too_few.append(name)
             not_compared[name] = f"{families} test families with a label, {LEAST_FAMILIES} are the least"
-    compared = [name for name in found[challenger] if name not in not_compared]
-    differences: dict[str, Difference | None] = dict.fromkeys((MEAN, *found[challenger]))
+    compared = [name for name in predictions[challenger] if name not in not_compared]
+    differences: dict[str, Difference | None] = dict.fromkeys((MEAN, *predictions[challenger]))
     if compared:
-        methods = {model: {name: p[name] for name in compared} for model, p in found.items()}
+        methods = {model: {name: p[name] for name in compared} for model, p in predictions.items()}
         draws = draw_recalls(methods, thresholds, configs[challenger].text.fields, silent=False)
         new, old = draws[challenger], draws[champion]
         differences[MEAN] = difference(new.mean_all(), old.mean_all())
         for name in new.attributes:
             differences[name] = difference(new.of(name), old.of(name))
-    there = {name: d for name, d in differences.items() if d is not None}
-    limit = 1 - NOISE / max(len(there), 1)
+    measured = {name: d for name, d in differences.items() if d is not None}
+    limit = 1 - NOISE / max(len(measured), 1)
     return Verdict(
         challenger=challenger,
         champion=champion,
-        products=len({q for p in found[challenger].values() for q in p.products}),
+        products=len({q for p in predictions[challenger].values() for q in p.products}),
         differences=differences,
         not_compared=not_compared,
         too_few=tuple(too_few),
-        worse=(*(name for name, d in there.items() if d.below_zero > limit), *lost),
+        worse=(*(name for name, d in measured.items() if d.below_zero > limit), *lost),
         doubts=tuple(doubts),
         coverage={
             name: (
-                coverage(found[champion][name], thresholds[champion][name]),
-                coverage(found[challenger][name], thresholds[challenger][name]),
+                coverage(predictions[champion][name], thresholds[champion][name]),
+                coverage(predictions[challenger][name], thresholds[challenger][name]),
             )
             for name in compared
         },
         silenced=tuple(
             name
-            for name in found[challenger]
+            for name in predictions[challenger]
             if name not in metrics[challenger].not_learnt | metrics[champion].not_learnt
             and thresholds[challenger][name].lowest() is None
             and thresholds[champion][name].lowest() is not None
@@ -184,50 +184,49 @@ def compare(settings: Settings, challenger: str, champion: str) -> Verdict:
 def _not_learnt(
     challenger: Metrics, champion: Metrics, thresholds: Mapping[str, Threshold]
 ) -> tuple[dict[str, str], list[str]]:
-    """Return the attributes that either has not learnt, with what is to be said of each, and those that would be lost.
+    """Return the attributes that either model has not learnt, with the reasons, and those whose tags would be lost.
 
     Args:
-        challenger: its metrics.
-        champion: its metrics.
-        thresholds: the champion's, by attribute. Of what it accepts nothing, nothing can be lost.
+        challenger: the metrics of the challenger.
+        champion: the metrics of the champion.
+        thresholds: the champion's thresholds by attribute. An attribute of which it accepts nothing has no tags to lose.
     """
-    said, lost = {}, []
+    reasons, lost = {}, []
     for name in champion.not_learnt | challenger.not_learnt:
         why = challenger.not_learnt.get(name)
         if why is None:
-            said[name] = "the champion has not learnt it"
+            reasons[name] = "the champion has not learnt it"
         elif name in champion.not_learnt:
-            said[name] = "neither has learnt it"
+            reasons[name] = "neither has learnt it"
         elif thresholds[name].lowest() is None:
-            said[name] = f"the challenger has not learnt it, as {why}; the champion has, but accepts nothing of it"
+            reasons[name] = f"the challenger has not learnt it, as {why}; the champion has, but accepts nothing of it"
         else:
-            said[name] = f"the challenger has not learnt it, as {why}; the champion has, and tags it"
+            reasons[name] = f"the challenger has not learnt it, as {why}; the champion has, and tags it"
             lost.append(name)
-    return said, lost
+    return reasons, lost
 
 
 def _predict(settings: Settings, folder: Path, table: AnyPath, root: AnyPath) -> dict[str, Predictions]:
     from cma_clip_core.catalog.examples import read_index
     from cma_clip_core.evaluation.evaluate import evaluate
     from cma_clip_core.inputs.devices import move_to, resolve_device
-    from cma_clip_core.model.class_layout import ClassLayout
-    from cma_clip_core.model.tokenizer import Tokenizer
+    from cma_clip_core.inputs.learning_problem import LearningProblem
 
     config, device = registry.read_config(folder), resolve_device(settings.device)
     model = move_to(registry.load_model(folder), device)
-    layout = ClassLayout(registry.read_taxonomy(folder))
-    return evaluate(model, read_index(table, root), "test", config, layout, Tokenizer(config), device)
+    problem = LearningProblem.build(config, registry.read_taxonomy(folder), read_index(table, root))
+    return evaluate(model, problem, "test", device)
 
 
 def _families_learnt_from(table: AnyPath, learnt: AnyPath) -> npt.NDArray[np.int64] | None:
-    """Return the families of a labelled set with a product that a model learnt from, or None where that is not known.
+    """Return the families of a labelled set that a model learnt from, or None if they are unknown.
 
-    Sides move from day to day: a product that is on the test side now may have a sibling that an older model was trained,
-    or its thresholds were chosen, on.
+    Sides change from day to day. A product that is on the test side now may have a sibling that an older model was trained
+    on, or that its thresholds were chosen on.
 
     Args:
-        table: the labelled set.
-        learnt: the products of the labelled set that the model was made with.
+        table: the table of the labelled set.
+        learnt: the table of the labelled set that the model was trained on.
     """
     if not storage.exists(learnt):
         return None
@@ -235,7 +234,7 @@ def _families_learnt_from(table: AnyPath, learnt: AnyPath) -> npt.NDArray[np.int
         rows = file.read(columns=["product_id", "side"])
     seen = rows.filter(pc.not_equal(rows["side"], "test"))["product_id"]
     with open_parquet(table) as file:
-        found = file.read(columns=["product_id", "family"])
-    known = pc.is_in(found["product_id"], value_set=seen.combine_chunks())
-    families: npt.NDArray[np.int64] = pc.unique(found["family"].filter(known)).to_numpy()
+        products = file.read(columns=["product_id", "family"])
+    known = pc.is_in(products["product_id"], value_set=seen.combine_chunks())
+    families: npt.NDArray[np.int64] = pc.unique(products["family"].filter(known)).to_numpy()
     return families

@@ -24,7 +24,7 @@ from jobs.errors import JobError, LedgerError
 from jobs.lake import history, parquet, publication, storage, table_files, verified_files
 from jobs.lake.layout import PRODUCTS, Lake, check_run
 from jobs.nightly import attribute_rows
-from jobs.nightly.replaced_rows import Touched
+from jobs.nightly.replaced_rows import Touched, count_replaced
 from jobs.nightly.shards import read_modalities
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
@@ -150,7 +150,7 @@ def _is_due(lake: Lake, index: HistoryIndex, plan: Plan) -> bool:
 
 
 def _enter(lake: Lake, index: HistoryIndex, plan: Plan, manifest: RunManifest | None) -> HistoryIndex:
-    """Return the index with the run entered. A day without changes is entered too, so that backfills keep it as it is."""
+    """Return the index with the run entered. A day without changes is entered too, so that backfills keep it."""
     if _is_entered(lake, index, plan):
         return index
     lake.check_not_expired(plan.run_id)  # holds from here on: no run expires while the index is locked
@@ -213,7 +213,7 @@ def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> R
         # The writes run in parallel, because each is a chain of small jobs that does not use all cores.
         with ThreadPoolExecutor() as pool:
             writes = [] if plan.backfill else _write_tables(lake, plan, taxonomy, frames, pool)
-            rows = None if plan.backfill else pool.submit(_count_gone, frames[0])
+            rows = None if plan.backfill else pool.submit(count_replaced, lake, plan, _base_files(lake, plan))
             days, history_files, fresh = _write_history(session, lake, plan, index, frames, pool)
             files = [file for write in writes for file in write.result()]
             counts = rows.result() if rows else {}
@@ -268,16 +268,6 @@ def _frames(
     )
 
 
-def _count_gone(table: _Frames) -> dict[tuple[str, bool], int]:
-    """Return the number of rows that leave the table, by attribute and by whether their product was removed."""
-    from pyspark.sql import functions as F
-
-    gone = table.touched.replaced(table.before.select("product_id", "attribute"))
-    removed = table.touched.removed.select("product_id", F.lit(True).alias("removed"))
-    found = gone.join(removed, "product_id", "left").groupBy("attribute", F.col("removed").isNotNull().alias("removed"))
-    return {(row["attribute"], row["removed"]): row["count"] for row in found.count().collect()}
-
-
 def _attribute_rows(
     lake: Lake,
     plan: Plan,
@@ -304,7 +294,7 @@ def _attribute_rows(
 
 
 def _base_files(lake: Lake, plan: Plan) -> tuple[PublishedFile, ...]:
-    """Return the files of the tables that a run is based on. Raises JobError if they are gone because of another publication."""
+    """Return the files of the tables that a run is based on. Raises JobError if they are gone."""
     return publication.manifest_of(lake, plan.base_run).files if plan.base_run else ()
 
 
@@ -313,8 +303,8 @@ def _write_tables(
 ) -> list[Future[list[PublishedFile]]]:
     """Start to write the whole tables, and return the futures of their files.
 
-    The tables are those of the taxonomy's attributes, of attributes of earlier models that products still have, and of the
-    products.
+    The tables are those of the taxonomy's attributes, of attributes of earlier models that products still have, and of
+    the products.
     """
     from pyspark.sql import functions as F
 
@@ -352,7 +342,7 @@ def _write_history(
     frames: Sequence[_Frames],
     pool: Executor,
 ) -> tuple[dict[str, HistoryDay], list[PublishedFile], Counter[str]]:
-    """Write the changes of this day. A backfill also writes those of the next day in the history, so that later days stay.
+    """Write the changes of this day and, in a backfill, of the next day in the history, so that later days stay.
 
     Returns:
         The days, their files, and the number of written rows that this run has made, by attribute.
@@ -460,9 +450,7 @@ def _check_keys(paths: Sequence[AnyPath]) -> None:
                     raise JobError(f"{path}: not sorted: {ids[at + 1].as_py()!r} comes after {ids[at].as_py()!r}")
                 counts = rows.group_by(keys, use_threads=False).aggregate([([], "count_all")])
                 for row in counts.filter(pc.field("count_all") > 1).slice(0, 1).to_pylist():
-                    raise JobError(
-                        f"{path}: product {row['product_id']!r} is there {row['count_all']} times with {row}"
-                    )
+                    raise JobError(f"{path}: product {row['product_id']!r} occurs {row['count_all']} times with {row}")
                 held = rows.filter(pc.equal(ids, ids[-1]))
 
 

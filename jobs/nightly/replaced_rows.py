@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from schemas.documents import Plan
+import duckdb
+
+from cma_clip_core.content.paths import parquet_files
+from jobs.lake import duckdb_sql
+from jobs.lake.layout import PRODUCTS, Lake
+from schemas import tables
+from schemas.documents import Plan, PublishedFile
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -17,7 +24,6 @@ class Touched:
 
     products: DataFrame  # product_id, and partly: True if only the rows of `attributes` are replaced
     attributes: tuple[str, ...]  # empty if all rows of every product are replaced
-    removed: DataFrame  # product_id of the products that the run removes, a subset of `products`
 
     @classmethod
     def by(cls, plan: Plan, planned: DataFrame, removed: DataFrame) -> Touched:
@@ -33,7 +39,7 @@ class Touched:
         partly = F.col("reason") == "model_changed" if plan.attributes else F.lit(False)
         tagged = planned.select("product_id", partly.alias("partly"))
         both = tagged.unionByName(removed.select("product_id", F.lit(False).alias("partly")))
-        return cls(both, plan.attributes, removed.select("product_id"))
+        return cls(both, plan.attributes)
 
     def whole(self) -> Touched:
         """Return only the products whose rows are all replaced."""
@@ -55,3 +61,37 @@ class Touched:
         same = F.col("rows.product_id") == F.col("touched.product_id")
         is_replaced = ~F.col("touched.partly") | F.col("rows.attribute").isin(*self.attributes)
         return rows.alias("rows").join(self.products.alias("touched"), same & is_replaced, how)
+
+
+def count_replaced(lake: Lake, plan: Plan, base: Sequence[PublishedFile]) -> dict[tuple[str, bool], int]:
+    """Return the number of rows that a run removes from the attribute tables, for the ledger.
+
+    DuckDB counts them independently of Spark, which writes the tables. If either loses a row, the ledger does not add
+    up.
+
+    Args:
+        lake: the lake of the run.
+        plan: the plan of the run.
+        base: the files of the tables that the run is based on.
+
+    Returns:
+        The counts by attribute and by whether the product was removed.
+    """
+    lake.work.mkdir(parents=True, exist_ok=True)
+    with duckdb.connect(config={"memory_limit": "512MB", "temp_directory": str(lake.work / "scratch")}) as db:
+        duckdb_sql.register_storage(db, lake.root)
+        partly = "reason = 'model_changed'" if plan.attributes else "false"
+        planned = duckdb_sql.scan(db, [lake.plan_file(plan.run_id, shard.id) for shard in plan.shards], tables.PLAN)
+        removed = duckdb_sql.scan(db, parquet_files(lake.removed(plan.run_id)), tables.REMOVED)
+        files = [lake.root / file.path for file in base if file.table != PRODUCTS]
+        rows = db.execute(
+            f"""with touched as (
+                    select product_id, {partly} as partly, false as removed from {planned}
+                    union all select product_id, false, true from {removed})
+                select attribute, removed, count(*)
+                from {duckdb_sql.scan(db, files, tables.ATTRIBUTES)} join touched using (product_id)
+                where not partly or list_contains($1, attribute)
+                group by all""",
+            [list(plan.attributes)],
+        ).fetchall()
+    return {(attribute, is_removed): number for attribute, is_removed, number in rows}

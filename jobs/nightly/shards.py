@@ -24,7 +24,7 @@ Wanted = dict[AnyPath, dict[str, str]]  # folder of examples -> product id -> so
 
 
 def groups(shards: Sequence[Shard], most: int | None = None, rows: int = 1) -> list[str]:
-    """Return the shards in groups of neighbours with similar numbers of rows, in the syntax of `choose`: ``7`` or ``0-2``.
+    """Return the shards in groups of neighbours with similar numbers of rows, as `choose` reads them (``7``, ``0-2``).
 
     The same shards and arguments always give the same groups, so that a cleared task gets its own shards again.
 
@@ -69,8 +69,8 @@ def choose(plan: Plan, selection: str) -> list[Shard]:
 def is_finished(path: AnyPath, plan: Plan, shard: Shard) -> bool:
     """Return whether the file at `path` holds the complete predictions of `shard`.
 
-    It must be readable, be of this run and model, and have all rows and columns. A file of an older version without unlisted
-    labels is not finished, because those values of the shop would be lost.
+    It must be readable, be of this run and model, and have all rows and columns. A file of an older version without
+    unlisted labels is not finished, because those values of the shop would be lost.
     """
     try:
         read_modalities(path, plan, shard)
@@ -104,7 +104,7 @@ def read_modalities(path: AnyPath, plan: Plan, shard: Shard, *, whole: bool = Tr
             raise ValueError(f"it is not of this run, model and number of rows: {', '.join(wrong)[:300]}")
         lacking = [name for name in PREDICTIONS.names if name not in file.schema_arrow.names]
         if whole and lacking:
-            raise ValueError(f"it is without {', '.join(lacking)}, of an older version")
+            raise ValueError(f"it lacks {', '.join(lacking)}, as files of an older version do")
         for batch in file.iter_batches():
             modalities.update(batch.column("modality").to_pylist())
     if modalities.total() != shard.rows:

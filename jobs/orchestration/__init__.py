@@ -1,1 +1,4 @@
-"""Airflow from our side: a local one, its API, its roles, its forms, and alerts. No module imports Airflow."""
+"""Our side of Airflow: a local Airflow, an API client, user roles, form options and alerts.
+
+Only `airflow_roles` imports Airflow, and only when it runs.
+"""

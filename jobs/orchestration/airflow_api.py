@@ -1,4 +1,4 @@
-"""As much of Airflow's API as is needed to start a run and wait for it. No Airflow is imported."""
+"""A client for the part of Airflow's API that starts a run and waits for it. Does not import Airflow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
-_NOT_YET: Final = (
+_STARTING_UP: Final = (  # answers of an Airflow that is still starting
     HTTPStatus.NOT_FOUND,
     *(status for status in HTTPStatus if status >= HTTPStatus.INTERNAL_SERVER_ERROR),
 )
@@ -20,7 +20,7 @@ _NOT_YET: Final = (
 
 @dataclass(slots=True)
 class AirflowApi:
-    """Airflow at an address, for a user of its; without one, where it asks for no login."""
+    """A client of the Airflow at an address. Leave the user empty if that Airflow needs no login."""
 
     url: str
     user: str = ""
@@ -28,11 +28,11 @@ class AirflowApi:
     _token: str = field(default="", repr=False)
 
     def call(self, path: str, method: str = "GET", body: object = None) -> dict[str, Any]:
-        """Return what ``/api/v2<path>`` answers. Raises HTTPError where it refuses."""
+        """Return the answer of ``/api/v2<path>``. Raises HTTPError if Airflow refuses."""
         if not self._token:
             login = {"username": self.user, "password": self.password}
-            found = self._call("/auth/token", "POST", login) if self.user else self._call("/auth/token", "GET", None)
-            self._token = found["access_token"]
+            answer = self._call("/auth/token", "POST", login) if self.user else self._call("/auth/token", "GET", None)
+            self._token = answer["access_token"]
         return self._call(f"/api/v2{path}", method, body)
 
     def _call(self, path: str, method: str, body: object) -> dict[str, Any]:
@@ -43,20 +43,20 @@ class AirflowApi:
         request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
         for left in reversed(range(10)):
             try:
-                with urllib.request.urlopen(request, timeout=60) as answer:
-                    found: dict[str, Any] = json.loads(answer.read() or b"{}")
-                    return found
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    answer: dict[str, Any] = json.loads(response.read() or b"{}")
+                    return answer
             except urllib.error.HTTPError as error:
-                if error.code != 503 or not left:  # SQLite is locked: to be asked again
+                if error.code != 503 or not left:  # 503: SQLite is locked, so try again
                     raise
                 time.sleep(1)
         raise AssertionError
 
     def wait_for(self, dag: str, seconds: float = 300, every: float = 2.0) -> None:
-        """Return when Airflow answers and knows a DAG, as it does a minute or so after it was started.
+        """Wait until Airflow answers and knows a DAG; both take about a minute after its start.
 
         Raises:
-            TimeoutError: it does not in so many seconds.
+            TimeoutError: it did not within `seconds`.
         """
         deadline = time.monotonic() + seconds
         while True:
@@ -64,7 +64,7 @@ class AirflowApi:
                 self.call(f"/dags/{dag}")
                 return
             except OSError as error:
-                if isinstance(error, urllib.error.HTTPError) and error.code not in _NOT_YET:
+                if isinstance(error, urllib.error.HTTPError) and error.code not in _STARTING_UP:
                     raise
                 if time.monotonic() > deadline:
                     why = f"does not answer, or knows no DAG {dag} ({error})"
@@ -72,7 +72,7 @@ class AirflowApi:
             time.sleep(every)
 
     def switch_on(self, dag: str) -> None:
-        """Let a DAG run."""
+        """Unpause a DAG."""
         self.call(f"/dags/{dag}", "PATCH", {"is_paused": False})
 
     def trigger(self, dag: str, conf: Mapping[str, object]) -> str:
@@ -84,14 +84,14 @@ class AirflowApi:
         return str(self.call(f"/dags/{dag}/dagRuns/{quote(run, safe='')}")["state"])
 
     def tasks(self, dag: str, run: str) -> list[dict[str, Any]]:
-        """Return the task instances of a run, all of them."""
-        path, found = f"/dags/{dag}/dagRuns/{quote(run, safe='')}/taskInstances", list[dict[str, Any]]()
-        while page := self.call(f"{path}?limit=100&offset={len(found)}")["task_instances"]:
-            found += page
-        return found
+        """Return all task instances of a run."""
+        path, tasks = f"/dags/{dag}/dagRuns/{quote(run, safe='')}/taskInstances", list[dict[str, Any]]()
+        while page := self.call(f"{path}?limit=100&offset={len(tasks)}")["task_instances"]:
+            tasks += page
+        return tasks
 
     def wait(self, dag: str, run: str, seconds: float = 3600, every: float = 1.0) -> str:
-        """Return the state in which a run ends. Raises TimeoutError where it does not in so many seconds."""
+        """Wait for the end of a run and return its state. Raises TimeoutError if it takes longer than `seconds`."""
         deadline = time.monotonic() + seconds
         while (state := self.state(dag, run)) not in ("success", "failed"):
             if time.monotonic() > deadline:

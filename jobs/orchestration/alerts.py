@@ -1,8 +1,11 @@
-"""What people are told when a night fails or is late: what happened, how many rows, where the report is.
+"""Alerts about a night that failed or is late: the event, the row counts, and the location of the report.
 
-An alert is always in the log; where they are set, it also goes to a webhook (TAGGING_ALERT_WEBHOOK: a JSON object with
-`text`, which Slack, Mattermost and Teams' workflows read) and by mail (TAGGING_ALERT_TO, by TAGGING_ALERT_SMTP). An alert
-that cannot be sent is an error in the log, never one of the night.
+Every alert is written to the log. It is also sent to the channels that are configured:
+
+* a webhook (TAGGING_ALERT_WEBHOOK) gets a JSON object with `text`, which Slack, Mattermost and Teams' workflows read
+* mail goes to TAGGING_ALERT_TO through the server TAGGING_ALERT_SMTP
+
+If an alert cannot be sent, the error is logged; the night does not fail because of it.
 """
 
 from __future__ import annotations
@@ -27,21 +30,21 @@ from schemas.documents import Plan, Validation
 
 log = logging.getLogger(__name__)
 
-TIMEOUT = 10  # seconds; an alert must not hold up the task that failed
+TIMEOUT = 10  # seconds; an alert must not delay the failed task for long
 
 
-def of_failure(
+def failure_alert(
     settings: Settings, *, dag: str, task: str, arguments: Sequence[str], error: str, log_url: str
 ) -> tuple[str, str]:
-    """Return subject and text of the alert that a task failed.
+    """Return the subject and text of the alert about a failed task.
 
     Args:
         settings: names the lake.
         dag: id of the DAG.
-        task: id of the task, of a mapped one with its index.
-        arguments: of the step's command line; they name its day or run.
-        error: what the step said last.
-        log_url: page of the task's log.
+        task: id of the task, with its index if the task is mapped.
+        arguments: command line of the step, which names its day or run.
+        error: the last message of the step.
+        log_url: address of the task's log.
     """
     run_id, ds = _option(arguments, "--run"), _option(arguments, "--ds")
     ds = ds or (run_id or "")[:10]
@@ -49,8 +52,8 @@ def of_failure(
     return f"{dag}{f', catalog of {ds}' if ds else ''}: {task} failed", "\n".join(lines)
 
 
-def of_late_night(settings: Settings, ds: str, minutes: int) -> tuple[str, str]:
-    """Return subject and text of the alert that the night of `ds` is not done `minutes` after the day's interval."""
+def late_alert(settings: Settings, ds: str, minutes: int) -> tuple[str, str]:
+    """Return the subject and text of the alert about a night that is not done `minutes` after its data interval."""
     lines = [
         f"It is not done {minutes} minutes after the end of its data interval.",
         *_rows(Lake(settings.root), ds, None),
@@ -59,23 +62,24 @@ def of_late_night(settings: Settings, ds: str, minutes: int) -> tuple[str, str]:
 
 
 def late(minutes: float, context: dict[str, Any]) -> None:
-    """Tell of a night that is not done in time: the callback of Airflow's deadline.
+    """Send an alert about a late night. Airflow calls this at the deadline.
+
+    Backfills send no alert, because their days are long past.
 
     Args:
-        minutes: since the end of its data interval.
-        context: Airflow's, of which its `dag_run` is read: the day asked for, else that of its data interval. A backfill's
-            days are long past: of those nothing is told.
+        minutes: minutes since the end of the data interval.
+        context: Airflow's context. The `dag_run` in it gives the day: `ds` if set, otherwise the start of the data interval.
     """
     run = context.get("dag_run") or {}
     if run.get("run_type") == "backfill":
         return
     ds = (run.get("conf") or {}).get("ds") or str(run.get("data_interval_start") or "")[:10]
     settings = Settings()
-    send(settings, *of_late_night(settings, ds, round(minutes)))
+    send(settings, *late_alert(settings, ds, round(minutes)))
 
 
 def send(settings: Settings, subject: str, text: str) -> None:
-    """Log an alert, and send it to whoever is configured. Raises nothing: what cannot be sent is logged."""
+    """Log an alert and send it to every configured channel. Failures to send are logged, not raised."""
     log.error("ALERT %s\n%s", subject, text)
     if (webhook := settings.alert_webhook) is not None:
         _try("webhook", lambda: _post(webhook.get_secret_value(), f"{subject}\n{text}"))
@@ -84,13 +88,13 @@ def send(settings: Settings, subject: str, text: str) -> None:
 
 
 def _rows(lake: Lake, ds: str, run_id: str | None) -> list[str]:
-    """Return what is known of the day's rows, and where to look."""
+    """Return the day's row counts, as far as they are known, and the pages to look at."""
     lines = []
     with contextlib.suppress(JobError, OSError):
         raw = lake.read_raw_manifest(ds)
         if raw is not None and raw.lost_pictures:
-            lines.append(f"Pictures: {raw.lost_pictures:,} of {raw.pictures_named:,} could not be had by the import.")
-    with contextlib.suppress(JobError, OSError):  # a broken document is the night's error, not the alert's
+            lines.append(f"Pictures: {raw.lost_pictures:,} of {raw.pictures_named:,} could not be read by the import.")
+    with contextlib.suppress(JobError, OSError):  # a damaged document must not stop the alert
         validation: Validation = lake.read_validation(ds)
         lines.append(
             f"Rows: {validation.raw:,} raw, {validation.unparsable:,} unparsable, {validation.quarantined:,} quarantined, "
@@ -104,7 +108,7 @@ def _rows(lake: Lake, ds: str, run_id: str | None) -> list[str]:
             lines.append(f"Run {run_id}: {plan.to_tag:,} products to tag in {len(plan.shards)} shards.")
             if plan.held_pictures:
                 lines.append(
-                    f"{plan.held_pictures:,} products are held: the pictures they were tagged with are not there."
+                    f"{plan.held_pictures:,} products are held: the pictures they were tagged with are missing."
                 )
             lines.append(f"Report: {lake.reports(run_id)}")
     try:
@@ -121,20 +125,22 @@ def _option(arguments: Sequence[str], name: str) -> str | None:
     return next((value for option, value in pairs if option == name), None)
 
 
-def _try(what: str, act: Callable[[], None]) -> None:
+def _try(channel: str, act: Callable[[], None]) -> None:
     try:
         act()
-    except Exception as error:  # a server's answer may be anything
-        # Its text may have the address in it, and that a secret.
-        log.error("the alert could not be sent by %s: %s", what, type(error).__name__)
+    except Exception as error:  # a server may answer anything
+        # Log only the type: the message may contain the address, which holds a secret.
+        log.error("the alert could not be sent by %s: %s", channel, type(error).__name__)
 
 
 def _post(url: str, text: str) -> None:
-    """Send a JSON object with `text`. A shop's words are in it: chats take ``<!channel>`` for everybody and ``<address|words>`` for
-    a link, so these marks are escaped as all of them ask for.
+    """Send a JSON object with `text`.
+
+    The text may contain words of the shop. Chats read ``<!channel>`` as a call to everybody and ``<address|words>`` as a
+    link, so `<`, `>` and `&` are escaped.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise ValueError("TAGGING_ALERT_WEBHOOK is no http or https address")
+        raise ValueError("TAGGING_ALERT_WEBHOOK is not an http or https address")
     request = urllib.request.Request(
         url,
         data=json.dumps({"text": html.escape(text, quote=False)}).encode(),
@@ -145,7 +151,7 @@ def _post(url: str, text: str) -> None:
 
 
 def _mail(settings: Settings, subject: str, text: str) -> None:
-    """Send a mail by ``smtp://user:password@host:587`` (STARTTLS where there is a user) or ``smtps://...``."""
+    """Send a mail through ``smtp://user:password@host:587`` (STARTTLS if a user is given) or ``smtps://...``."""
     if settings.alert_smtp is None:
         raise ValueError("TAGGING_ALERT_TO is set, but TAGGING_ALERT_SMTP is not")
     server = urlsplit(settings.alert_smtp.get_secret_value())

@@ -1,4 +1,4 @@
-"""What a form may offer: the attributes and the model versions there are. Loads nothing heavy: DAG files ask it."""
+"""Options of Airflow's forms: attributes and model versions. DAG files import this module, so it loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from schemas.taxonomy import load_taxonomy
 
 
 def attributes(settings: Settings) -> list[str]:
-    """Return the names of the champion's attributes, or of the settings' taxonomy where there is no champion yet.
+    """Return the names of the champion's attributes, or of the configured taxonomy if there is no champion yet.
 
-    A form must open whatever is broken in the lake: then it offers none.
+    Return no names if the champion or its taxonomy cannot be read: the form must open even then.
     """
     lake = Lake(settings.root)
     try:
@@ -29,7 +29,7 @@ def attributes(settings: Settings) -> list[str]:
 
 
 def model_versions(settings: Settings) -> list[str]:
-    """Return the model versions, newest first; none where the registry cannot be read."""
+    """Return the model versions, newest first; an empty list if the registry cannot be read."""
     try:
         return list(reversed(list_versions(Lake(settings.root).models)))
     except OSError:

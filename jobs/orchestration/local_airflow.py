@@ -1,4 +1,4 @@
-"""Airflow with the DAGs on one machine: pools and connections made, all its parts started, its address and login printed."""
+"""Airflow with the DAGs on one machine: sets up pool and connection, starts all parts, prints address and login."""
 
 from __future__ import annotations
 
@@ -25,30 +25,34 @@ from jobs.settings import Settings
 from jobs.startup import step_client
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
-AT_ONCE: Final = 2  # shards that are tagged side by side where there is no GPU, each with its share of the cores
-CONNECTION: Final = "catalog_lake"  # what the sensor looks for a day's export in
+CPU_SLOTS: Final = 2  # shards tagged in parallel without a GPU; they share the cores
+CONNECTION: Final = "catalog_lake"  # Airflow connection in which the sensor looks for a day's export
 START_SECONDS: Final = 300
 PASSWORDS: Final = "simple_auth_manager_passwords.json.generated"
 
 
 def gpus() -> int:
-    """Return how many NVIDIA GPUs this machine has; without loading torch, which takes seconds."""
+    """Return the number of NVIDIA GPUs of this machine, without loading torch, which takes seconds."""
     return len([node for node in Path("/dev").glob("nvidia[0-9]*") if node.name[6:].isdigit()])
 
 
 def slots(settings: Settings) -> int:
-    """Return how many shards are tagged at once: one a GPU; on a CPU a few, so that one works while another starts."""
+    """Return the number of shards to tag at once: one per GPU; on a CPU a few, so that one runs while another starts."""
     if settings.device == "cuda" or (settings.device == "auto" and gpus()):
         return max(1, gpus())
-    return process_pool.default_processes(AT_ONCE)
+    return process_pool.default_processes(CPU_SLOTS)
 
 
 def environment(settings: Settings, folder: Path, port: int, gpu_slots: int) -> dict[str, str]:
-    """Return the variables of an Airflow whose home is `folder`, for this lake, beside those of the caller.
+    """Return the environment variables of an Airflow for this lake, to be added to those of the caller.
 
-    Its tasks that tag or train at once, `gpu_slots`, share the cores.
+    Variables AIRFLOW*, TAGGING_* and OMP_* of the caller, and its flags, take precedence.
 
-    Whatever the caller sets, AIRFLOW__*, TAGGING_*, OMP_* or flags, holds.
+    Args:
+        settings: name the lake.
+        folder: home of the Airflow.
+        port: port of its pages and API.
+        gpu_slots: tasks that tag or train at once; they share the cores.
     """
     given = {name: value for name, value in os.environ.items() if name.startswith(("AIRFLOW", "TAGGING_", "OMP_"))}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -68,7 +72,7 @@ def environment(settings: Settings, folder: Path, port: int, gpu_slots: int) -> 
 
 
 def home(folder: Path) -> dict[str, str]:
-    """Return the variables of an Airflow whose home is `folder` and whose DAGs are ours alone."""
+    """Return the variables of an Airflow that has its home in `folder` and only the DAGs of this project."""
     return {
         "AIRFLOW_HOME": str(folder),
         "AIRFLOW__CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
@@ -77,7 +81,7 @@ def home(folder: Path) -> dict[str, str]:
 
 
 def connection(settings: Settings) -> dict[str, str]:
-    """Return the variable that is the connection to the lake, for an Airflow that is not set up in its database."""
+    """Return the variable that defines the connection to the lake, for an Airflow without this connection in its database."""
     return {f"AIRFLOW_CONN_{CONNECTION.upper()}": json.dumps(_connection(settings))}
 
 
@@ -86,24 +90,24 @@ def _connection(settings: Settings) -> dict[str, object]:
 
 
 def set_up(settings: Settings, variables: Mapping[str, str], gpu_slots: int | None = None) -> None:
-    """Make Airflow's database, the pool `gpu`, the connection to the lake and, with FAB, the roles; done again, all is as it should be.
+    """Create or update Airflow's database, the pool `gpu`, the connection to the lake and, with FAB, the roles.
 
     Args:
         settings: name the lake.
-        variables: of the Airflow that is set up.
-        gpu_slots: of the pool: tasks that tag or train at once, on all workers together; None: what this machine has.
+        variables: environment of the Airflow to set up.
+        gpu_slots: tasks that tag or train at once, over all workers; None: as many as `slots` gives for this machine.
 
     Raises:
         JobError: a command of Airflow failed; its output is in the message.
     """
     _airflow(variables, "db", "migrate")
-    held = str(slots(settings) if gpu_slots is None else gpu_slots)
-    _airflow(variables, "pools", "set", "gpu", held, "What tags and trains: as many slots as GPUs")
+    count = str(slots(settings) if gpu_slots is None else gpu_slots)
+    _airflow(variables, "pools", "set", "gpu", count, "Tasks that tag or train: one slot per GPU")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "connections.json"
         file.write_text(json.dumps({CONNECTION: _connection(settings)}))
         _airflow(variables, "connections", "import", str(file), "--overwrite")
-    if airflow_roles.used(variables):
+    if airflow_roles.uses_fab(variables):
         _python(variables, "jobs.orchestration.airflow_roles")
 
 
@@ -123,17 +127,17 @@ def _python(variables: Mapping[str, str], *arguments: str) -> None:
 def start(
     settings: Settings, folder: Path, port: int, gpu_slots: int | None = None, *, keep_loaded: bool = True
 ) -> None:
-    """Start Airflow and wait until it is stopped (Ctrl-C, SIGTERM); every process of it ends with this one.
+    """Start Airflow and wait until it is stopped (Ctrl-C, SIGTERM). All its processes end with this one.
 
     Args:
-        settings: of the lake and the steps.
-        folder: Airflow's home.
-        port: of its pages and API, on this machine alone.
-        gpu_slots: as `set_up` takes it.
-        keep_loaded: start a step server beside it, where the system has what that needs.
+        settings: settings of the lake and the steps.
+        folder: home of the Airflow.
+        port: port of its pages and API, open to this machine only.
+        gpu_slots: as in `set_up`.
+        keep_loaded: also start a step server, if the system supports it.
 
     Raises:
-        JobError: the port is taken, or Airflow ends or does not answer in time; its log is named.
+        JobError: the port is taken, or Airflow ends or does not answer in time; the message names its log.
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +154,7 @@ def start(
     with contextlib.ExitStack() as stack:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         if keep_loaded and step_client.supported():
-            # A socket's path must be short, and its folder this user's alone.
+            # The path of a socket must be short, and its folder must be private to this user.
             address = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="steps-"))) / "socket"
             variables[step_client.VARIABLE] = str(address)
             stack.callback(end, step_client.launch(address, folder / "steps.log", variables))
@@ -159,7 +163,7 @@ def start(
 
 def _run(variables: Mapping[str, str], folder: Path, port: int, log: Path) -> None:
     with log.open("a") as output:
-        # In a session of its own: told to end, it leaves its parts running, so the whole group is ended.
+        # A session of its own: Airflow leaves its parts running when it ends, so `end` stops the whole group.
         process = subprocess.Popen(
             [sys.executable, "-m", "airflow", "standalone"],
             env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
@@ -176,7 +180,7 @@ def _run(variables: Mapping[str, str], folder: Path, port: int, log: Path) -> No
 
 
 def end(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
-    """End all processes of a session: first in peace, after `grace` seconds by force."""
+    """End all processes of a session: with SIGTERM, then after `grace` seconds with SIGKILL."""
     for sent in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sent)
@@ -225,24 +229,24 @@ def _welcome(variables: Mapping[str, str], folder: Path, port: int, log: Path) -
             "",
             f"Airflow: http://127.0.0.1:{port}",
             "Login:",
-            *(login or ["  none is asked for"]),
+            *(login or ["  not needed"]),
             f"Lake: {variables['TAGGING_ROOT']}",
             f"Log: {log}; the tasks' logs are in the UI",
-            "The DAGs are paused: switch on what is to run. Ctrl-C ends all.",
+            "The DAGs are paused: switch on the ones you want to run. Ctrl-C stops Airflow.",
         ]
     )
 
 
 def _keep_passwords(file: Path) -> None:
-    """Make the file into which Airflow writes passwords one that this user alone may read."""
+    """Let only this user read the file into which Airflow writes passwords."""
     file.touch(mode=0o600)
-    file.chmod(0o600)  # of an earlier start
+    file.chmod(0o600)  # in case an earlier start created it
 
 
 def _passwords(file: Path) -> dict[str, str]:
-    """Return the users and passwords that Airflow made; none where it asks for no login."""
+    """Return the passwords that Airflow generated, by user; empty if it needs no login."""
     try:
-        found: dict[str, str] = json.loads(file.read_text())
+        passwords: dict[str, str] = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return found
+    return passwords

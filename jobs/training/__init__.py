@@ -1,1 +1,1 @@
-"""Training steps: the labelled set, training, pretraining, suspected labels."""
+"""The training steps: the labelled set, pretraining, training, and suspected labels."""

@@ -1,7 +1,7 @@
-"""The labelled set: which products models are trained and judged on, with their labels, families and sides.
+"""The labelled set: the products that models are trained and judged on, with their labels, families and sides.
 
-Two passes over the examples, each a few megabytes at a time: the first finds the products and their families, the
-second writes the table. The manifest is written last, so a set that was cut off is not there and is made anew.
+Two passes read the examples, a few megabytes at a time. The first finds the products and their families, and the second
+writes the table. The manifest is written last, so an incomplete set does not count and is made again.
 """
 
 from __future__ import annotations
@@ -37,9 +37,12 @@ from schemas.taxonomy import Taxonomy, load_taxonomy
 
 log = logging.getLogger(__name__)
 
-UNLISTED = 0.05  # share of the products with a value: so many unlisted ones cost a precision of 90 % half of its errors
-_WORDS, _SHOWN = 8, 60  # unlisted values of an attribute that are logged, and characters of each; the page has more
-LARGE_FAMILY = 0.05  # share of the products: sides of families are no longer near the shares that were asked for
+# Share of the given values that are unlisted, above which a warning is logged. It is half of the errors that a precision of
+# 90 % allows.
+UNLISTED = 0.05
+_WORDS, _SHOWN = 8, 60  # logged unlisted values per attribute, and characters of each; the page has more
+# Share of the products in one family, above which a warning is logged: the sides then miss their configured shares.
+LARGE_FAMILY = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +54,28 @@ class LabelledSet:
 
     @property
     def table(self) -> AnyPath:
-        """Its table, of schema LABELLED."""
+        """The table of the set, with the schema LABELLED."""
         return self.folder / LABELLED_TABLE
 
     @property
     def page(self) -> AnyPath:
-        """The page that shows what is in it."""
+        """The HTML page that shows the contents of the set."""
         return self.folder / "index.html"
 
 
 def dataset(settings: Settings, ds: str) -> LabelledSet:
-    """Make the labelled set of the examples made up to the day `ds`; one of the same inputs is found and returned.
+    """Make the labelled set from the examples of all days up to `ds`, or return an existing one with the same inputs.
 
     Args:
         settings: names the model configuration (picture size, shares of the sides) and the taxonomy.
-        ds: newest day whose examples are used.
+        ds: the newest day whose examples are used.
 
     Raises:
         JobError: there are no examples for this configuration and taxonomy, none with a label, or one is broken.
     """
     lake = Lake(settings.root)
-    with storage.locked(lake.all_examples, shared=True):  # none is removed before the set names it
+    # The lock keeps all examples until the set references them.
+    with storage.locked(lake.all_examples, shared=True):
         return _find_or_make(settings, lake, ds)
 
 
@@ -89,12 +93,12 @@ def _find_or_make(settings: Settings, lake: Lake, ds: str) -> LabelledSet:
     )
     set_id = hashlib.sha256(inputs.model_dump_json().encode()).hexdigest()[:8]
     folder = lake.labelled(ds, set_id)
-    found = storage.find_document(folder / "manifest.json", LabelledManifest, "the set is made again")
-    if found is not None and _is_whole(folder, found):
+    existing = storage.find_document(folder / "manifest.json", LabelledManifest, "the set is made again")
+    if existing is not None and _is_complete(folder, existing):
         storage.touch(folder)  # `maintenance` keeps the examples of a set that is in use
-        log.info("dataset: %s is there", folder)
-        _log_given(found, folder / "index.html")
-        return LabelledSet(folder, found)
+        log.info("dataset: %s exists", folder)
+        _log_given(existing, folder / "index.html")
+        return LabelledSet(folder, existing)
     with measure("dataset", folder) as measured:
         try:
             scan = scan_examples(folders, taxonomy, config.picture, config.selection, progress=settings.progress)
@@ -111,14 +115,14 @@ def _find_or_make(settings: Settings, lake: Lake, ds: str) -> LabelledSet:
         _log_given(manifest, folder / "index.html")
         if manifest.largest_family > max(LARGE_FAMILY * manifest.products, 100):
             log.warning(
-                "dataset: one family holds %d of %d products, all on one side: a picture such as a placeholder, or a text that "
-                "stands with all of them, makes them near-same; see %s",
+                "dataset: one family holds %d of %d products, all on one side: they share a picture such as a placeholder, or "
+                "nearly the same text; see %s",
                 manifest.largest_family, manifest.products, folder / "index.html",
             )  # fmt: skip
         measured.rows = manifest.examples
         measured.details |= {"products": manifest.products, "families": manifest.families}
     log.info(
-        "dataset: %s: %d products of %d families, %s; %.1f %% of the labels silent",
+        "dataset: %s: %d products of %d families, %s; %.1f %% of the labels are silent",
         folder, manifest.products, manifest.families, ", ".join(f"{n} {side}" for side, n in manifest.sides.items()),
         100 * manifest.silent / manifest.labels,
     )  # fmt: skip
@@ -126,29 +130,29 @@ def _find_or_make(settings: Settings, lake: Lake, ds: str) -> LabelledSet:
 
 
 def _outside(given: Mapping[str, Given]) -> str:
-    """Return the commonest value of each attribute that the taxonomy does not list, for an error."""
+    """Return the most common unlisted value of each attribute, as words for an error message."""
     words = [f"{name} = {n.commonest[0].word[:_SHOWN]!r}" for name, n in given.items() if n.commonest]
     return f": the taxonomy does not list the catalog's values, such as {', '.join(words)}" if words else ""
 
 
 def _log_words(given: Mapping[str, Given]) -> None:
-    """Log the commonest values that the taxonomy does not list, each with what it may be meant to be."""
-    for name, found in given.items():
-        if not found.commonest:
+    """Log the most common unlisted values, each with the listed values that it may mean."""
+    for name, values in given.items():
+        if not values.commonest:
             continue
         words = []
-        for word in found.commonest[:_WORDS]:
+        for word in values.commonest[:_WORDS]:
             means = (
                 f"several values: {', '.join(word.several)}" if word.several else f"nearest {word.nearest or 'none'}"
             )
             words.append(f"{word.word[:_SHOWN]!r} ({word.products:,}; {means})")
-        rest = found.words - len(words)
+        rest = values.words - len(words)
         more = f" and {rest:,} more" if rest else ""
         log.info("dataset: %s: not in the taxonomy: %s%s", name, ", ".join(words), more)
 
 
 def _log_given(manifest: LabelledManifest, page: AnyPath) -> None:
-    """Log how many products have a listed value, an unlisted one, or none; warn where the taxonomy does not fit."""
+    """Log how many products have a listed value, an unlisted one, or none; warn if the taxonomy does not fit."""
     for name, n in manifest.given.items():
         given = n.listed + n.unlisted
         log.info(
@@ -159,31 +163,31 @@ def _log_given(manifest: LabelledManifest, page: AnyPath) -> None:
             log.warning("dataset: %s: no product gives a value; check the attribute's `field` in the taxonomy", name)
         elif n.unlisted > UNLISTED * given:
             log.warning(
-                "dataset: %s: %.0f %% of the values are not in the taxonomy. They stay as the shop wrote them, and any answer "
-                "for them counts as wrong, so that less can be promised. List them as values or aliases; a column that holds "
-                "other things too can have `unlisted: ignore`. All of them: %s",
+                "dataset: %s: %.0f %% of the values are not in the taxonomy. They stay as the shop wrote them. Any answer for "
+                "them counts as wrong, so that fewer values can be accepted. List them as values or aliases; a column that "
+                "also holds other things can have `unlisted: ignore`. All of them: %s",
                 name, 100 * n.unlisted / given, page,
             )  # fmt: skip
 
 
-def _is_whole(folder: AnyPath, found: LabelledManifest) -> bool:
-    """Whether the table of a set can be read to its end, each page as it was written."""
+def _is_complete(folder: AnyPath, manifest: LabelledManifest) -> bool:
+    """Return whether the table of a set is intact and has the rows of its manifest."""
     try:
         rows = len(read_index(folder / LABELLED_TABLE, folder).row)
     except CoreError as error:
         log.warning("dataset: %s", error)
         return False
-    return rows == found.products
+    return rows == manifest.products
 
 
 def example_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy) -> list[AnyPath]:
     """Return the complete example folders that fit the configuration and the taxonomy, newest first.
 
     Raises:
-        JobError: there is none; says what there is, and the commands that make one.
+        JobError: there is none; names the other examples, and the command that makes the missing ones.
     """
     picture = config.picture
-    found: list[tuple[str, datetime, AnyPath]] = []
+    fitting: list[tuple[str, datetime, AnyPath]] = []
     others: set[str] = set()
     days = [day for day in storage.children(lake.all_examples, "ds=") if day.name <= f"ds={ds}"]
     for path in (run for day in days for run in storage.children(day, "run=")):
@@ -197,16 +201,16 @@ def example_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy
             picture.width,
             taxonomy.fingerprint,
         ):
-            found.append((manifest.ds, manifest.created_at, path))
+            fitting.append((manifest.ds, manifest.created_at, path))
         else:
             size = f"{manifest.picture_height}x{manifest.picture_width}"
             others.add(f"{size} pixels, taxonomy {manifest.taxonomy_fingerprint}")
-    if found:
-        return [folder for _, _, folder in sorted(found, reverse=True)]
+    if fitting:
+        return [folder for _, _, folder in sorted(fitting, reverse=True)]
     wanted = f"{picture.height}x{picture.width} pixels, taxonomy {taxonomy.name!r} ({taxonomy.fingerprint})"
-    there = f"; there are only others: {'; '.join(sorted(others))}" if others else ""
+    existing = f"; there are only others: {'; '.join(sorted(others))}" if others else ""
     raise JobError(
-        f"{lake.root}: no examples up to {ds} for {wanted}{there}. Make them: `python -m jobs prepare --ds {ds}`"
+        f"{lake.root}: no examples up to {ds} for {wanted}{existing}. Make them: `python -m jobs prepare --ds {ds}`"
     )
 
 

@@ -1,4 +1,4 @@
-"""The rows of a labelled set: read from the examples, and written as the table says it."""
+"""The rows of a labelled set: batches read from the examples, rows of the table, and counts of labels."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _COLUMNS: Final = ("product_id", "source_hash", *TEXT_FIELDS, "labels")
 
 @dataclass(frozen=True, slots=True)
 class LabelledBatch:
-    """Some products of the set, in its order. Letters: n products, K attributes, C classes of all attributes."""
+    """Consecutive products of the set. Letters: n products, K attributes, C classes of all attributes."""
 
-    first: int  # place of the first one in the index
+    first: int  # position of the first product in the index
     examples: pa.RecordBatch  # columns `_COLUMNS`
     texts: list[tuple[str, str, str]]  # title, brand, description of each
     labels: LabelRows
@@ -37,7 +37,7 @@ class LabelledBatch:
 
 
 def read_batches(taxonomy: Taxonomy, index: ExampleIndex) -> Iterator[LabelledBatch]:
-    """Yield the texts and labels of the examples of `index`, in its order, a few thousand at a time."""
+    """Yield the texts and labels of the examples, in the order of `index`, a few thousand at a time."""
     reader, spoken = LabelReader(taxonomy), SpokenFinder(taxonomy)
     first = 0
     for number, path in enumerate(index.files):
@@ -50,7 +50,7 @@ def read_batches(taxonomy: Taxonomy, index: ExampleIndex) -> Iterator[LabelledBa
 
 
 class TableRows:
-    """Labelled products as rows of the table."""
+    """A converter from labelled products to rows of the table."""
 
     def __init__(self, lake: Lake, taxonomy: Taxonomy, index: ExampleIndex) -> None:
         self._files = [lake.relative(path) for path in index.files]
@@ -63,39 +63,39 @@ class TableRows:
     def of(self, batch: LabelledBatch) -> pa.RecordBatch:
         """Return the rows of some products, with the columns of LABELLED."""
         index, n = self._index, len(batch.texts)
-        places = range(batch.first, batch.first + n)
+        positions = range(batch.first, batch.first + n)
         labels = [self._labels(batch, row) for row in range(n)]
-        types = [next((x["value"] for x in found if x["attribute"] == self._article_type), None) for found in labels]
+        types = [next((x["value"] for x in given if x["attribute"] == self._article_type), None) for given in labels]
         columns = {
             "product_id": batch.examples.column("product_id"),
             "source_hash": batch.examples.column("source_hash"),
-            "example_file": [self._files[index.file[place]] for place in places],
+            "example_file": [self._files[index.file[position]] for position in positions],
             "example_row": index.row[batch.first : batch.first + n],
             "family": index.family[batch.first : batch.first + n],
-            "side": [SIDES[index.side[place]] for place in places],
+            "side": [SIDES[index.side[position]] for position in positions],
             "article_type": types,
             "labels": labels,
         }
         return pa.RecordBatch.from_pydict({name: columns[name] for name in LABELLED.names}, schema=LABELLED)
 
     def _labels(self, batch: LabelledBatch, row: int) -> list[dict[str, object]]:
-        found: list[dict[str, object]] = []
-        for at in np.flatnonzero(batch.labels.targets[row]):
-            attribute, value = self._classes[at]
-            named_in = [field for bit, field in enumerate(TEXT_FIELDS) if batch.named[row, at] >> bit & 1]
-            found.append({"attribute": attribute, "value": value, "named_in": named_in})
-        return found
+        labels: list[dict[str, object]] = []
+        for c in np.flatnonzero(batch.labels.targets[row]):
+            attribute, value = self._classes[c]
+            named_in = [field for bit, field in enumerate(TEXT_FIELDS) if batch.named[row, c] >> bit & 1]
+            labels.append({"attribute": attribute, "value": value, "named_in": named_in})
+        return labels
 
 
 def count_labels_of_sides(table: AnyPath, lake: Lake, index: ExampleIndex) -> dict[str, dict[str, LabelCount]]:
-    """Return how many labels each attribute has on each side, and how many of them are silent.
+    """Return the number of labels, and of silent ones, by attribute and side.
 
     Args:
-        table: of the labelled set.
-        lake: the table names example files relative to it.
-        index: the products that count: all of the set, or a sample.
+        table: the table of the labelled set.
+        lake: the lake, to which the table's paths of example files are relative.
+        index: the products to count: all of the set, or a sample.
     """
-    found: Counter[tuple[str, str, bool]] = Counter()
+    tally: Counter[tuple[str, str, bool]] = Counter()
     wanted = {lake.relative(path): index.row[index.file == number] for number, path in enumerate(index.files)}
     with open_parquet(table) as file:
         for batch in file.iter_batches(columns=["example_file", "example_row", "side", "labels"]):
@@ -112,11 +112,11 @@ def count_labels_of_sides(table: AnyPath, lake: Lake, index: ExampleIndex) -> di
             sides = batch.column("side").take(pc.list_parent_indices(labels))
             silent = pc.equal(pc.list_value_length(flat.field("named_in")), 0)
             columns = (sides.to_pylist(), flat.field("attribute").to_pylist(), silent.to_pylist())
-            found.update(zip(*columns, strict=True))
+            tally.update(zip(*columns, strict=True))
     counts: dict[str, dict[str, LabelCount]] = {}
-    for attribute, side in dict.fromkeys((attribute, side) for side, attribute, _ in found):
-        silent_ones = found[side, attribute, True]
+    for attribute, side in dict.fromkeys((attribute, side) for side, attribute, _ in tally):
+        silent_ones = tally[side, attribute, True]
         counts.setdefault(attribute, {})[side] = LabelCount(
-            labels=silent_ones + found[side, attribute, False], silent=silent_ones
+            labels=silent_ones + tally[side, attribute, False], silent=silent_ones
         )
     return counts

@@ -1,4 +1,4 @@
-"""The page of a labelled set."""
+"""The HTML page of a labelled set."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from jobs.pages.html import render
 from jobs.training.labelled_summary import Summary
 from schemas.documents import LabelledManifest
 
-_VALUES = 12  # values of an attribute that are drawn
-_RARE = 20  # training labels below which a value can hardly be learnt
+_VALUES = 12  # drawn values of an attribute
+_RARE = 20  # training labels; a value with fewer can hardly be learnt
 
 
 def render_set(manifest: LabelledManifest, summary: Summary, given: Mapping[str, Given]) -> str:
-    """Return the page of a labelled set; `given` is what the catalog gives of each attribute."""
+    """Return the page of a labelled set; `given` are the counts of given values by attribute."""
     inputs = manifest.inputs
     return render(
         "labelled.html.j2",
         set=manifest,
         summary=summary,
-        given=[(summary.label(name), found) for name, found in given.items()],
+        given=[(summary.label(name), values) for name, values in given.items()],
         attributes=summary.attributes(),
         labels_by_side=summary.labels_by_side(),
         families_by_side=summary.families_by_side(),
@@ -47,7 +47,7 @@ _LENGTHS_WIDTH, _LENGTHS_HEIGHT, _LENGTHS_BARS = 600, 120, 40
 
 
 def lengths(counts: npt.NDArray[np.int64], colour: str) -> Markup:
-    """Draw how many texts have how many words; `counts` [n + 1]: texts of 0, 1, ... words, the last: of n or more."""
+    """Draw a histogram of text lengths; `counts` [n + 1] are the texts of 0, 1, ... words, and last those of n or more."""
     bin_words = max(1, (len(counts) - 1) // _LENGTHS_BARS)
     bins = [(start, int(counts[start : start + bin_words].sum())) for start in range(0, len(counts), bin_words)]
     step, tallest = _LENGTHS_WIDTH / len(bins), max(n for _, n in bins) or 1
@@ -68,6 +68,6 @@ def lengths(counts: npt.NDArray[np.int64], colour: str) -> Markup:
                          f'text-anchor="middle">{start}{"+" if i == len(bins) - 1 else ""}</text>')  # fmt: skip
     return Markup(
         f'<svg viewBox="-4 0 {_LENGTHS_WIDTH + 16} {_LENGTHS_HEIGHT + 18}" width="100%" role="img" '
-        f'aria-label="Words a text">{"".join(parts)}<line class="axis" x1="0" x2="{_LENGTHS_WIDTH}" '
+        f'aria-label="Words per text">{"".join(parts)}<line class="axis" x1="0" x2="{_LENGTHS_WIDTH}" '
         f'y1="{_LENGTHS_HEIGHT + 0.5}" y2="{_LENGTHS_HEIGHT + 0.5}"/></svg>'
     )

@@ -1,4 +1,4 @@
-"""What the page of a labelled set shows: counted while the set is written, a batch at a time."""
+"""Counts and sample products for the page of a labelled set, collected batch by batch while the set is written."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from jobs.pages.example_pictures import ExampleLocation, thumbnails
 from jobs.training.labelled_rows import LabelledBatch
 from schemas.taxonomy import Attribute, Taxonomy
 
-PLACES: Final = ("title", "elsewhere", "silent")  # where a label is named: the last: nowhere
+MENTIONS: Final = ("title", "elsewhere", "silent")  # where the texts name a label; silent: nowhere
 
-_MOST_WORDS: Final = {"title": 20, "description": 200}  # a longer text is counted at the end of the plot
+_MOST_WORDS: Final = {"title": 20, "description": 200}  # longer texts count in the last bar of the plot
 _SHOWN: Final = 36  # example products
 _FAMILIES, _MEMBERS = 8, 9  # largest families that are shown, and products of each
-_SIZES: Final = (1, 2, 3, 4, 6, 11, 21, 51, 101)  # families are counted from each of these sizes to the next
+_SIZES: Final = (1, 2, 3, 4, 6, 11, 21, 51, 101)  # lower ends of the ranges of family sizes
 
 Counts = npt.NDArray[np.int64]
 
@@ -32,7 +32,7 @@ class ShownLabel:
 
     attribute: str
     value: str
-    place: str  # one of PLACES
+    mention: str  # one of MENTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +44,28 @@ class ShownProduct:
     brand: str
     side: Side
     labels: tuple[ShownLabel, ...]
-    place: ExampleLocation
+    location: ExampleLocation
 
 
 @dataclass(frozen=True, slots=True)
 class ValueCount:
-    """How often a value occurs: in all, by PLACES, and by SIDES."""
+    """The number of labels of a value: in all, by MENTIONS, and by SIDES."""
 
     value: str
     n: int
-    places: tuple[int, ...]
+    mentions: tuple[int, ...]
     sides: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class AttributeCount:
-    """The labels of an attribute: in all, by PLACES, and by SIDES; its values, most frequent first."""
+    """The number of labels of an attribute: in all, by MENTIONS, and by SIDES; its values, most frequent first."""
 
     label: str
     n: int
-    places: tuple[int, ...]
+    mentions: tuple[int, ...]
     sides: tuple[int, ...]
-    left_out: int  # products whose label does not count, since the attribute does not apply
+    left_out: int  # products whose label does not count, because the attribute does not apply
     values: tuple[ValueCount, ...]
 
 
@@ -75,12 +75,12 @@ class ShownFamily:
 
     size: int
     side: Side
-    products: tuple[ShownProduct, ...]  # some of it
+    products: tuple[ShownProduct, ...]  # some of its products
 
 
 @dataclass(frozen=True, slots=True)
 class FamilySizes:
-    """How many families have from `least` to `most` products, and how many products they have."""
+    """The number of families with `least` to `most` products, and the number of their products."""
 
     least: int
     most: int
@@ -89,12 +89,12 @@ class FamilySizes:
 
 
 class Summary:
-    """Counts a set; holds the few products that are shown. Memory does not grow with the number of products."""
+    """The counts of a set and the few products that its page shows. Memory does not grow with the number of products."""
 
     def __init__(self, taxonomy: Taxonomy, index: ExampleIndex) -> None:
         classes = sum(len(a.values) for a in taxonomy.attributes)
         self._taxonomy, self._index = taxonomy, index
-        self._counts = np.zeros((classes, len(SIDES), len(PLACES)), dtype=np.int64)
+        self._counts = np.zeros((classes, len(SIDES), len(MENTIONS)), dtype=np.int64)
         self._classes = [(a.label, value) for a in taxonomy.attributes for value in a.value_names]
         types = [a.name == taxonomy.article_type for a in taxonomy.attributes for _ in a.values]
         self._types = np.flatnonzero(types)  # [T] classes that are article types
@@ -105,25 +105,29 @@ class Summary:
         self._numbers, self._sizes = np.unique(index.family, return_counts=True)
         self._largest = np.argsort(-self._sizes, kind="stable")[:_FAMILIES]
         self._members = {
-            int(place): number for number in self._largest if self._sizes[number] > 1 for place in self._some_of(number)
+            int(position): number
+            for number in self._largest
+            if self._sizes[number] > 1
+            for position in self._sample_members(number)
         }
         self._families: dict[int, list[ShownProduct]] = {}
-        self._examples: dict[int, tuple[bytes, ShownProduct]] = {}  # of each article type that with the smallest digest
+        # The product with the smallest digest, by article type.
+        self._examples: dict[int, tuple[bytes, ShownProduct]] = {}
 
-    def _some_of(self, number: int) -> Counts:
-        places = np.flatnonzero(self._index.family == self._numbers[number])
-        some: Counts = places[np.linspace(0, len(places) - 1, min(_MEMBERS, len(places))).astype(int)]
-        return some
+    def _sample_members(self, number: int) -> Counts:
+        positions = np.flatnonzero(self._index.family == self._numbers[number])
+        sample: Counts = positions[np.linspace(0, len(positions) - 1, min(_MEMBERS, len(positions))).astype(int)]
+        return sample
 
     def add(self, batch: LabelledBatch) -> None:
-        """Count some products."""
+        """Count the products of a batch."""
         targets, named = batch.labels.targets, batch.named
         in_title = (named & field_bits(["title"])) > 0
         sides = self._index.side[batch.first : batch.first + len(batch.texts)]
         for side in range(len(SIDES)):
-            here = (sides == side)[:, None]
-            for place, where in enumerate((in_title, (named > 0) & ~in_title, targets & (named == 0))):
-                self._counts[:, side, place] += (where & here).sum(axis=0)
+            on_side = (sides == side)[:, None]
+            for mention, mentioned in enumerate((in_title, (named > 0) & ~in_title, targets & (named == 0))):
+                self._counts[:, side, mention] += (mentioned & on_side).sum(axis=0)
         self.left_out += batch.labels.left_out.sum(axis=0)
         for at, field in enumerate(TEXT_FIELDS):
             if field in self.words:
@@ -144,36 +148,36 @@ class Summary:
                 self._examples[kind] = digest, self._shown(batch, row, product)
 
     def _shown(self, batch: LabelledBatch, row: int, product: str) -> ShownProduct:
-        place = batch.first + row
+        position = batch.first + row
         labels = []
-        for at in np.flatnonzero(batch.labels.targets[row]):
-            bits = int(batch.named[row, at])
-            where = PLACES[0] if bits & field_bits(["title"]) else PLACES[1] if bits else PLACES[2]
-            labels.append(ShownLabel(*self._classes[at], where))
+        for c in np.flatnonzero(batch.labels.targets[row]):
+            bits = int(batch.named[row, c])
+            mention = MENTIONS[0] if bits & field_bits(["title"]) else MENTIONS[1] if bits else MENTIONS[2]
+            labels.append(ShownLabel(*self._classes[c], mention))
         title, brand, _ = batch.texts[row]
-        file = self._index.files[self._index.file[place]]
-        side = SIDES[self._index.side[place]]
+        file = self._index.files[self._index.file[position]]
+        side = SIDES[self._index.side[position]]
         return ShownProduct(
-            product, title, brand, side, tuple(labels), ExampleLocation(file, int(self._index.row[place]))
+            product, title, brand, side, tuple(labels), ExampleLocation(file, int(self._index.row[position]))
         )
 
     def label(self, name: str) -> str:
-        """Return what people call the attribute `name`."""
+        """Return the display name of the attribute `name`."""
         return self._taxonomy[name].label
 
     @property
     def labels(self) -> int:
-        """How many labels there are."""
+        """The number of labels."""
         return int(self._counts.sum())
 
     @property
     def silent(self) -> int:
-        """How many labels no text field names."""
-        return int(self._counts[:, :, PLACES.index("silent")].sum())
+        """The number of labels that no text field names."""
+        return int(self._counts[:, :, MENTIONS.index("silent")].sum())
 
     @property
     def largest_family(self) -> int:
-        """Products of the largest family."""
+        """The number of products of the largest family."""
         return int(self._sizes.max())
 
     def labels_by_side(self) -> dict[str, int]:
@@ -187,22 +191,22 @@ class Summary:
         return dict(zip(SIDES, counts.tolist(), strict=True))
 
     def attributes(self) -> list[AttributeCount]:
-        """Return the labels of each attribute, in the taxonomy's order."""
-        found, start = [], 0
+        """Return the counts of labels by attribute, in the taxonomy's order."""
+        attribute_counts, start = [], 0
         for attribute, left_out in zip(self._taxonomy.attributes, self.left_out.tolist(), strict=True):
             part = self._counts[start : start + len(attribute.values)]
             start += len(attribute.values)
-            found.append(_attribute_count(attribute, part, left_out))
-        return found
+            attribute_counts.append(_attribute_count(attribute, part, left_out))
+        return attribute_counts
 
     def family_sizes(self) -> list[FamilySizes]:
-        """Return how many families there are of each range of sizes that occurs."""
-        found = []
+        """Return the number of families in each range of sizes that occurs."""
+        ranges = []
         for least, after in zip(_SIZES, (*_SIZES[1:], self.largest_family + 1), strict=True):
             sizes = self._sizes[(self._sizes >= least) & (self._sizes < after)]
             if len(sizes):
-                found.append(FamilySizes(least, min(after - 1, self.largest_family), len(sizes), int(sizes.sum())))
-        return found
+                ranges.append(FamilySizes(least, min(after - 1, self.largest_family), len(sizes), int(sizes.sum())))
+        return ranges
 
     def largest_families(self) -> list[ShownFamily]:
         """Return the largest families of more than one product, largest first."""
@@ -219,9 +223,9 @@ class Summary:
         return [self._examples[kind][1] for kind in kinds[:_SHOWN]]
 
     def pictures(self, height: int, width: int) -> dict[str, str]:
-        """Return the pictures, of `height` x `width` pixels, of the products shown: product id to ``data:`` URI."""
+        """Return the pictures of the shown products, of `height` x `width` pixels, as ``data:`` URIs by product id."""
         families = (product for family in self.largest_families() for product in family.products)
-        return thumbnails({p.product_id: p.place for p in (*self.examples(), *families)}, height, width)
+        return thumbnails({p.product_id: p.location for p in (*self.examples(), *families)}, height, width)
 
 
 def _attribute_count(attribute: Attribute, counts: Counts, left_out: int) -> AttributeCount:
@@ -232,7 +236,7 @@ def _attribute_count(attribute: Attribute, counts: Counts, left_out: int) -> Att
     return AttributeCount(
         label=attribute.label,
         n=int(counts.sum()),
-        places=tuple(counts.sum(axis=(0, 1)).tolist()),
+        mentions=tuple(counts.sum(axis=(0, 1)).tolist()),
         sides=tuple(counts.sum(axis=(0, 2)).tolist()),
         left_out=left_out,
         values=tuple(sorted(values, key=lambda v: -v.n)),

@@ -1,15 +1,12 @@
-"""The page of suspected wrong labels."""
+"""The HTML page of suspected wrong labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from cma_clip_core.evaluation.label_errors import Suspect
 from jobs.pages.html import render
 from schemas.taxonomy import Taxonomy
-
-if TYPE_CHECKING:
-    from cma_clip_core.evaluation.label_errors import Suspect
 
 
 def render_suspects(
@@ -22,7 +19,7 @@ def render_suspects(
     pictures: Mapping[str, str],
     titles: Mapping[str, str],
 ) -> str:
-    """Return the page of suspected wrong labels; `labels` are how many of each attribute were looked at."""
+    """Return the page of suspected wrong labels; `labels` is the number of checked labels by attribute."""
     by_attribute = [(a, [s for s in listed if s.attribute == a.name]) for a in taxonomy.attributes]
     return render(
         "suspects.html.j2",

@@ -1,23 +1,24 @@
-"""Train a model on the examples of the lake, and keep it as a version.
-
-torch is imported when a model is trained or judged, not before. Listing and showing load none of it and read no weights, so
-that they are quick with a lake on S3 too; that the weights are those that were saved is checked where a model is judged,
-promoted or loaded.
-"""
+"""Train a model on the examples of the lake, and store it as a version."""
 
 from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cma_clip_core import registry
+from cma_clip_core.catalog.examples import read_index
 from cma_clip_core.config import ModelConfig, load_config
 from cma_clip_core.errors import CoreError
 from cma_clip_core.evaluation.metrics import mean_recall
+from cma_clip_core.inputs import distributed
+from cma_clip_core.inputs.compute import Compute
+from cma_clip_core.inputs.devices import resolve_device
+from cma_clip_core.inputs.learning_problem import LearningProblem
 from cma_clip_core.model_documents import ExperimentOrigin, TowersOrigin
+from cma_clip_core.training import fit
 from cma_clip_core.training.tensorboard import LOGS
 from jobs.errors import JobError, as_job_error
 from jobs.lake import storage
@@ -28,40 +29,32 @@ from jobs.settings import Settings
 from jobs.training import workdir
 from jobs.training.dataset import LabelledSet, dataset
 from jobs.training.labelled_rows import count_labels_of_sides
-from jobs.training.pretrain import checked_origin, find_or_pretrain, find_towers, with_towers
-from schemas.taxonomy import Taxonomy, load_taxonomy
-
-if TYPE_CHECKING:
-    import torch
-
-    from cma_clip_core.catalog.examples import ExampleIndex
-    from cma_clip_core.inputs.distributed import World
-    from cma_clip_core.training.fit import Trained
+from jobs.training.pretrain import check_towers_origin, find_or_pretrain, find_towers, with_towers
+from schemas.taxonomy import load_taxonomy
 
 log = logging.getLogger(__name__)
 
 
 def train(settings: Settings, ds: str, promote: bool = True, towers: str | None = None, pretrain: bool = False) -> str:
-    """Train on the labelled set of the day `ds`, write a model version, and return its name. Killed, it goes on where it was.
+    """Train on the labelled set of the day `ds`, write a model version, and return its name. A killed training resumes.
 
-    Processes that `torchrun` started train together: the first one writes the version, the others return "".
+    Processes that `torchrun` started train together: the first one writes the version, and the others return "".
 
     Args:
         settings: names the model configuration, the taxonomy and the device.
-        ds: newest day whose examples are used; its labelled set is made where it is not there.
-        promote: make the new version the champion, unless it is worse than the one there is.
-        towers: name, or folder, of the pretrained towers to begin with; None: what the configuration says.
-        pretrain: begin with towers pretrained on the same labelled set: the newest that are there of this configuration;
-            where there are none, pretrain them first.
+        ds: the newest day whose examples are used; its labelled set is made if it does not exist.
+        promote: make the new version the champion, unless it is worse than the current one.
+        towers: name or folder of the pretrained towers to start from; None: those of the configuration, if any.
+        pretrain: start from towers pretrained with this configuration on the same labelled set: the newest existing ones,
+            or new ones.
 
     Raises:
-        JobError: there are no examples for this configuration and taxonomy, too few, or no such device; or `pretrain` goes
-            with `towers`, or with a configuration that names pretrained weights.
-        TransientError: a checkpoint cannot be written, such as on a full disk.
+        JobError: one of these:
+            - there are too few examples for this configuration and taxonomy, or none;
+            - there is no such device;
+            - `pretrain` is combined with `towers`, or with a configuration that names pretrained weights.
+        TransientError: a checkpoint cannot be written, for example because the disk is full.
     """
-    from cma_clip_core.inputs import distributed
-    from cma_clip_core.inputs.devices import resolve_device
-
     lake = Lake(settings.root)
     config, taxonomy = load_config(settings.model_config_name), load_taxonomy(settings.taxonomy)
     if pretrain:
@@ -70,12 +63,14 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
     try:
         device = resolve_device(settings.device)
         world = distributed.join(device)
+        compute = Compute(device, world, settings.progress and world.is_first)
         with world.first_before_others():
             labelled = dataset(settings, ds)
+        problem = LearningProblem.build(config, taxonomy, read_index(labelled.table, lake.root))
         if pretrain:
-            start = find_towers(lake, find_or_pretrain(settings, lake, config, taxonomy, labelled, device, world))
+            start = find_towers(lake, find_or_pretrain(lake, labelled, problem, compute))
         with measure("train") as measured:
-            version = _train(settings, lake, config, taxonomy, labelled, start, device, world, measured.details)
+            version = _train(lake, labelled, problem, compute, start, measured.details)
             measured.rows = int(measured.details.get("examples", 0))
             measured.folder = lake.model_reports(ds, version) if version else None
     except CoreError as error:
@@ -91,20 +86,20 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
 
 
 def _check_pretraining(config: ModelConfig, towers: str | None) -> None:
-    """Raise JobError where something else says what the towers begin with."""
+    """Raise JobError if `--towers` or the configuration also names initial weights of the towers."""
     if towers is not None:
         raise JobError(
-            f"--pretrain begins with towers of the day's labelled set, --towers with {towers!r}: give one of them"
+            f"--pretrain starts from towers of the day's labelled set, --towers from {towers!r}: give one of them"
         )
     if config.backbone.pretrained is not None:
         raise JobError(
-            f"--pretrain: the configuration {config.name!r} begins with the weights backbone.pretrained: "
+            f"--pretrain: the configuration {config.name!r} starts from the weights backbone.pretrained: "
             f"{config.backbone.pretrained!r}; leave out the flag (or TAGGING_PRETRAIN), or these weights"
         )
 
 
 def _promote(settings: Settings, version: str) -> None:
-    """Promote a new version if it is good enough; if not, say why: it is there all the same."""
+    """Promote a new version if it is good enough; otherwise log the reason. The version stays in the lake."""
     try:
         verdict = promotion.promote(settings, version)
     except JobError as error:
@@ -116,35 +111,32 @@ def _promote(settings: Settings, version: str) -> None:
 
 
 def _train(
-    settings: Settings,
     lake: Lake,
-    config: ModelConfig,
-    taxonomy: Taxonomy,
     labelled: LabelledSet,
+    problem: LearningProblem,
+    compute: Compute,
     start: Path | None,
-    device: torch.device,
-    world: World,
     details: dict[str, float | int | str],
 ) -> str:
-    from cma_clip_core.catalog.examples import read_index
-    from cma_clip_core.training import fit
 
-    index = read_index(labelled.table, lake.root)
+    index, world = problem.index, compute.world
     log.info(
         "train: %d examples of %d families: %d to train on, %d to validate, %d to test",
         len(index.row), index.families, index.count("train"), index.count("validation"), index.count("test"),
     )  # fmt: skip
-    seen = None if start is None or not world.is_first else checked_origin(lake, start, labelled)
-    begins, set_id = with_towers(config, start), labelled.manifest.set_id
-    work = workdir.work_folder(lake.work / "models", begins, set_id, taxonomy.fingerprint, processes=world.size)
+    origin = None if start is None or not world.is_first else check_towers_origin(lake, start, labelled)
+    started, set_id = replace(problem, config=with_towers(problem.config, start)), labelled.manifest.set_id
+    work = workdir.work_folder(
+        lake.work / "models", started.config, set_id, problem.taxonomy.fingerprint, processes=world.size
+    )
     if not world.is_first:
-        fit.fit(begins, taxonomy, index, device, folder=work, world=world, progress=False)
-        world.wait()  # until the version is there, and what it was made of not needed any more
-        shutil.rmtree(work, ignore_errors=True)  # on another machine: what frozen towers give
+        fit.fit(started, compute, folder=work)
+        world.wait()  # until the first process has written the version and no longer needs the work folder
+        shutil.rmtree(work, ignore_errors=True)  # on another machine: the cached outputs of frozen towers
         return ""
-    workdir.begin(work, config, set_id, world.size)
-    trained = fit.train(begins, taxonomy, index, device, folder=work, world=world, progress=settings.progress)
-    version = save_version(trained, config, taxonomy, start, lake, labelled, index, lake.work / "models", towers=seen)
+    workdir.begin(work, problem.config, set_id, world.size)
+    trained = fit.train(started, compute, folder=work)
+    version = save_version(trained, problem, lake, labelled, lake.work / "models", start, towers=origin)
     storage.send_folder(lake.work / "models" / version, lake.models / version, last=registry.SUMS)
     workdir.finish(work, lake.model_reports(labelled.manifest.ds, version) / LOGS)
     world.wait()
@@ -170,43 +162,39 @@ def _train(
 
 
 def save_version(
-    trained: Trained,
-    config: ModelConfig,
-    taxonomy: Taxonomy,
-    start: Path | None,
+    trained: fit.Trained,
+    problem: LearningProblem,
     lake: Lake,
     labelled: LabelledSet,
-    index: ExampleIndex,
     models: Path,
+    start: Path | None = None,
     towers: TowersOrigin | None = None,
     origin: ExperimentOrigin | None = None,
 ) -> str:
-    """Write a trained model into the folder `models` as a version, with what it was trained on, and return its name.
+    """Write a trained model into the folder `models` as a version that records its origin, and return the version's name.
 
     Args:
         trained: the model, its thresholds and metrics.
-        config: what it was trained with, but for the towers.
-        taxonomy: what it predicts.
-        start: folder of the pretrained towers that it began with; None: what the configuration says.
-        lake: where the labelled set is.
-        labelled: the set that its products are of.
-        index: these products.
-        models: where versions are.
-        towers: what the pretrained towers saw; None: not begun with towers of the lake.
-        origin: the experiment that it was trained by; None: it was trained by itself.
+        problem: the configuration, the classes and the products it was trained with; `start` replaces its towers.
+        lake: the lake of the labelled set.
+        labelled: the labelled set that the products belong to.
+        models: the folder of versions.
+        start: folder of the pretrained towers that training started from; None: those of the configuration.
+        towers: the origin of the pretrained towers; None: training did not start from towers of the lake.
+        origin: the experiment that trained the model; None: `train` did.
     """
-    # Kept as they are named in the lake: a version knows nothing of the place it was made in.
-    made_with = with_towers(config, start and Path(origin.folder if origin else "") / "towers" / start.name)
+    # A version names its towers as the lake does: a path on the machine that trained it means nothing elsewhere.
+    made_with = with_towers(problem.config, start and Path(origin.folder if origin else "") / "towers" / start.name)
     trained.metrics = trained.metrics.model_copy(
         update={
             "labelled_set": lake.relative(labelled.folder),
             "catalog_day": labelled.manifest.ds,
-            "labels": count_labels_of_sides(labelled.table, lake, index),
+            "labels": count_labels_of_sides(labelled.table, lake, problem.index),
             "towers": towers,
             "experiment": origin,
         }
     )
-    return registry.save(trained, made_with, taxonomy, models, datetime.now(UTC))
+    return registry.save(trained, made_with, problem.taxonomy, models, datetime.now(UTC))
 
 
 def _percent(value: float | None) -> str:

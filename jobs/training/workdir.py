@@ -1,7 +1,7 @@
-"""Where a training that was killed goes on: a folder named by all that decides its course.
+"""Work folders, from which a killed training resumes; a folder's name derives from everything that decides its course.
 
-Another configuration, set of examples or number of processes is another training, in another folder, so that nothing has
-to be deleted to begin it. What was begun stays until it is finished or someone removes it.
+A training with another configuration, labelled set or number of processes has another folder, so that nothing must be
+deleted to start it. The folder of an unfinished training stays until the training finishes or someone removes it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ABOUT = "about.json"
 
 
 def work_folder(parent: Path, config: ModelConfig, labelled_set: str, *more: Any, processes: int) -> Path:
-    """Return the folder below `parent` in which a training goes on.
+    """Return the work folder of a training, below `parent`.
 
     Args:
-        parent: where what is finished goes.
-        config: all of it that decides the course of the training.
-        labelled_set: id of the examples' set.
-        more: what else decides it, as JSON holds it.
-        processes: how many train together: each has its share of the rows, and its own random state.
+        parent: the folder for finished results.
+        config: the configuration, without parts that do not affect the training.
+        labelled_set: id of the labelled set.
+        more: further values that decide the course of the training, as JSON.
+        processes: number of processes that train together; each has its share of the rows and its own random state.
     """
     from cma_clip_core.inputs.checkpoints import fingerprint
 
@@ -41,7 +41,7 @@ def work_folder(parent: Path, config: ModelConfig, labelled_set: str, *more: Any
 
 
 def begin(work: Path, config: ModelConfig, labelled_set: str, processes: int) -> None:
-    """Write what a training is of into its folder, and log which others are unfinished beside it, and what to do."""
+    """Describe a training in its folder, and log other unfinished trainings beside it with the action to take."""
     about = {"configuration": config.name, "labelled_set": labelled_set, "processes": processes}
     storage.write_bytes(work / ABOUT, json.dumps(about, indent=1).encode())
     for other in sorted(work.parent.glob(f"{PREFIX}*")):
@@ -49,23 +49,24 @@ def begin(work: Path, config: ModelConfig, labelled_set: str, processes: int) ->
             files = [path for path in other.rglob("*") if path.is_file()]
             newest = max((path.stat().st_mtime for path in files), default=other.stat().st_mtime)
             log.info(
-                "unfinished: %s is of another training (%s), %.0f MB, last written %s: it goes on only where that is started "
-                "again; remove the folder if it is not wanted",
+                "unfinished: %s belongs to another training (%s), %.0f MB, last written %s: it resumes only when that training "
+                "is started again; remove the folder if you do not need it",
                 other, _about(other), sum(path.stat().st_size for path in files) / 1e6,
                 f"{datetime.fromtimestamp(newest):%Y-%m-%d %H:%M}",
             )  # fmt: skip
 
 
 def finish(work: Path, kept: AnyPath) -> None:
-    """Remove a finished training's folder. TensorBoard's logs become the folder `kept`, so that trainings can be compared
-    afterwards; where they cannot be written, that is said, and nothing fails.
+    """Remove a finished training's folder, except TensorBoard's logs, which become the folder `kept` for comparison.
+
+    If the logs cannot be written, a warning is logged and nothing fails.
     """
     logs = work / LOGS
     try:
         if not storage.on_disk(kept):
             storage.send_folder(logs, kept)
         elif logs.is_dir():
-            shutil.rmtree(kept, ignore_errors=True)  # of the same training done before
+            shutil.rmtree(kept, ignore_errors=True)  # logs of an earlier run of the same training
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(logs, kept)
     except OSError as error:
@@ -74,21 +75,21 @@ def finish(work: Path, kept: AnyPath) -> None:
 
 
 def labelled_set(work: AnyPath) -> str | None:
-    """Return the id of the labelled set of an unfinished training; None where nothing says it."""
-    found = _read(work)
-    return str(found.get("labelled_set")) if found else None
+    """Return the id of the labelled set of an unfinished training; None if it is unknown."""
+    about = _read(work)
+    return str(about.get("labelled_set")) if about else None
 
 
 def _read(folder: AnyPath) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads(storage.read_bytes(folder / ABOUT) or b"")
+        about: dict[str, Any] = json.loads(storage.read_bytes(folder / ABOUT) or b"")
     except (OSError, ValueError):
         return None
-    return found
+    return about
 
 
 def _about(folder: AnyPath) -> str:
-    found = _read(folder)
-    if found is None:
-        return "nothing says of what"
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items())
+    about = _read(folder)
+    if about is None:
+        return "not described"
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items())

@@ -121,7 +121,7 @@ def repair_champion(settings: Settings, *, write: bool) -> Repair:
         for verdict in _verdicts(lake)
         if verdict.accepted and verdict.champion == chosen and verdict.challenger in versions
     ]
-    champion_pointer.check_whole(lake, chosen)
+    champion_pointer.check_files(lake, chosen)
     before = [version for version in dict.fromkeys(named) if version != chosen]
     repair.writes[lake.champion] = "".join(f"{version}\n" for version in (chosen, *before)).encode()
     _finish(repair, write)

@@ -40,24 +40,24 @@ _SUM: Final = "sum"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What Great Expectations says of one rule."""
+    """The verdict of Great Expectations on one rule, with its counts."""
 
     rule: RowRule | BatchRule
     passed: bool
-    rows: int  # that the rule is about
-    failed: int  # of these
-    limit: str  # what it allows, for people
+    rows: int  # the rows that the rule is about
+    failed: int  # those of them that break it
+    limit: str  # the limit, as text for people
 
     @property
     def observed(self) -> str:
-        """What was counted, against what is allowed."""
+        """The counts beside the limit, as text for people."""
         if isinstance(self.rule, RowCount):
             return f"{self.rows:,} rows ({self.limit})"
         return f"{self.failed:,} of {self.rows:,} rows ({self.failed / max(1, self.rows):.1%}; {self.limit})"
 
 
 def row_count_bounds(rule: RowCount, last_days: Sequence[Validation]) -> tuple[int, int | None]:
-    """Return the smallest and largest plausible row count, given the last days (newest last)."""
+    """Return the smallest and the largest plausible row count, from the last days (newest last)."""
     days = [day.raw for day in last_days[-rule.last_days :]]
     if not days:
         return rule.minimum, None
@@ -66,17 +66,17 @@ def row_count_bounds(rule: RowCount, last_days: Sequence[Validation]) -> tuple[i
 
 
 def least_named(rule: PicturesNamed, last_days: Sequence[Validation]) -> float:
-    """Return the least share of records that must name a picture: 0 where no earlier day says."""
+    """Return the smallest share of records that must name a picture: 0 without an earlier day to compare with."""
     days = [d for d in last_days if d.pictures_named is not None][-rule.last_days :]
     shares = [(d.pictures_named or 0) / max(1, d.raw - d.unparsable) for d in days]
     return rule.minimum_ratio * sum(shares) / len(shares) if shares else 0.0
 
 
 def most_missing(rule: PicturesFound, last_days: Sequence[Validation]) -> float:
-    """Return the largest share of the records that name a picture for which import may have found none.
+    """Return the largest share of pictures that import may have missed, of the records that name one.
 
-    A rise above the last days counts, and whatever these were, the day's own share: a little more each day is no way
-    to lose all.
+    Both the rise above the last days and the day's own share are limited: otherwise a catalog could lose its pictures
+    bit by bit.
     """
     days = [d for d in last_days if d.pictures_named and d.pictures_missing is not None][-rule.last_days :]
     shares = [(d.pictures_missing or 0) / (d.pictures_named or 1) for d in days]
@@ -98,12 +98,12 @@ class _Measure:
 
     @property
     def column(self) -> str:
-        """The name of the column `failed`."""
+        """The column name of `failed`."""
         return f"failed_{self.rule.name}"
 
     @property
     def limit(self) -> str:
-        """What the rule allows, for people."""
+        """The limit of the rule, as text for people."""
         if not isinstance(self.rule, RowCount):
             return f"{self.allowed:.0%} allowed"
         return f"at least {self.low:,} allowed" if self.high is None else f"{self.low:,} to {self.high:,} allowed"
@@ -112,10 +112,10 @@ class _Measure:
         """Return the expectation that decides; `rows` names the column with 1.0 in the rows that the rule is about."""
         import great_expectations.expectations as gxe
 
-        described: dict[str, Any] = {"meta": {_RULE: self.rule.name}, "notes": self.rule.why, "severity": "critical"}
+        details: dict[str, Any] = {"meta": {_RULE: self.rule.name}, "notes": self.rule.why, "severity": "critical"}
         if isinstance(self.rule, RowCount):
-            return gxe.ExpectColumnSumToBeBetween(column=rows, min_value=self.low, max_value=self.high, **described)
-        return gxe.ExpectColumnMeanToBeBetween(column=self.column, max_value=self.allowed, **described)
+            return gxe.ExpectColumnSumToBeBetween(column=rows, min_value=self.low, max_value=self.high, **details)
+        return gxe.ExpectColumnMeanToBeBetween(column=self.column, max_value=self.allowed, **details)
 
 
 def _measure(
@@ -183,7 +183,7 @@ def check(
     ds: str,
     doubled: bool,
 ) -> tuple[Outcome, ...]:
-    """Validate `frame` by every rule of `table`; return what was counted, rule by rule, in the table's order.
+    """Validate `frame` by every rule of `table`; return the outcomes in the table's order.
 
     Great Expectations sees two numbers a rule and row, and needs only their sums and means. It takes all of these with one
     query; an expectation about values would ask a query of its own for examples, even for none.

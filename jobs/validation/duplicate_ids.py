@@ -1,8 +1,7 @@
-"""Records with one id: which of them is the product, or that nobody knows.
+"""Choice between several records with one id.
 
-The newest by `updated_at` wins where each says when it was changed. Records that are equal byte for byte are one. All else
-are several rows of one product, and none of them wins without a word: the later row of a shop may hold no more than a
-second picture.
+The newest by `updated_at` wins if every record gives a time. Records that are equal byte for byte count as one. All others
+are several rows of one product, and none of them wins silently: a shop's later row may hold only a second picture.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 SUPERSEDED: Final = "newer_record_with_this_id"
-_SEVERAL: Final = "several_rows_of_one_product"  # where the rule table has no rule on them
+_SEVERAL: Final = "several_rows_of_one_product"  # the reason, if the rule table has no rule on several rows
 
 
 def has_doubled_ids(parsed: AnyPath, spill: AnyPath) -> bool:
-    """Whether an id is in the files of `parsed` twice, be it in records that are rejected. In bounded memory."""
+    """Return whether any id occurs twice in the files of `parsed`, rejected records included. Memory is bounded."""
     with duckdb.connect(config={"memory_limit": "512MB", "temp_directory": str(spill)}) as connection:
         duckdb_sql.register_storage(connection, parsed)
         files = [str(file) for file in parquet_files(parsed)]
@@ -36,20 +35,24 @@ def settle(judged: DataFrame, scratch: AnyPath, *, doubled: bool) -> DataFrame:
     """Add ``several_rows``, given in records of whose id several are left and none wins, and ``superseded``.
 
     Args:
-        judged: the parsed records with their ``reasons``; only those without any are asked.
-        scratch: where the doubled ids are kept. As a file their size is known before the texts are joined with them:
-            where they are few, as on all days but the worst, the texts stay where they are.
-        doubled: whether an id is there twice at all.
+        judged: the parsed records with their ``reasons``; only records without a reason take part.
+        scratch: a folder for the doubled ids. Spark knows the size of a file before the join: if the ids are few, as on
+            all days except the worst, it does not shuffle the texts.
+        doubled: whether any id occurs twice.
     """
     from pyspark.sql import functions as F
 
     if not doubled:
         return judged.withColumn(SEVERAL_ROWS, F.lit(None).cast("string")).withColumn("superseded", F.lit(False))
-    place = F.struct("source_file", "block", "position")
-    candidates = judged.where(F.size("reasons") == 0).select("product_id", "updated", "digest", place.alias("place"))
-    # Twice, so that no list of an id's records is ever in memory: by time, then over the times.
+    position = F.struct("source_file", "block", "position")
+    candidates = judged.where(F.size("reasons") == 0).select(
+        "product_id", "updated", "digest", position.alias("file_position")
+    )
+    # Two aggregations, by time and then over the times, so that an id's records are never a list in memory.
     times = candidates.groupBy("product_id", "updated").agg(
-        F.count("*").alias("rows"), (F.min("digest") == F.max("digest")).alias("equal"), F.max("place").alias("last")
+        F.count("*").alias("rows"),
+        (F.min("digest") == F.max("digest")).alias("equal"),
+        F.max("file_position").alias("last"),
     )
     ids = times.groupBy("product_id").agg(
         F.sum("rows").alias("rows"),
@@ -64,18 +67,18 @@ def settle(judged: DataFrame, scratch: AnyPath, *, doubled: bool) -> DataFrame:
         F.when(~wins, F.concat(F.col("rows").cast("string"), F.lit(" rows"))).alias("rows_of_id"),
     )
     several.write.mode("overwrite").parquet(storage.spark_uri(scratch))
-    known = judged.sparkSession.read.schema(several.schema).parquet(storage.spark_uri(scratch))
-    asked = F.size("reasons") == 0
+    winners = judged.sparkSession.read.schema(several.schema).parquet(storage.spark_uri(scratch))
+    is_candidate = F.size("reasons") == 0
     return (
-        judged.join(known, "product_id", "left")
-        .withColumn(SEVERAL_ROWS, F.when(asked, F.col("rows_of_id")))
-        .withColumn("superseded", asked & F.col("winner").isNotNull() & (place != F.col("winner")))
+        judged.join(winners, "product_id", "left")
+        .withColumn(SEVERAL_ROWS, F.when(is_candidate, F.col("rows_of_id")))
+        .withColumn("superseded", is_candidate & F.col("winner").isNotNull() & (position != F.col("winner")))
         .drop("winner", "rows_of_id")
     )
 
 
 def mark(settled: DataFrame, table: RuleTable) -> DataFrame:
-    """Add ``kind`` to the records that `settle` returned, null where valid, and complete their ``reasons``."""
+    """Add ``kind`` to the records that `settle` returned (null for valid ones), and complete their ``reasons``."""
     from pyspark.sql import functions as F
 
     names = [rule.name for rule in table.row_rules if rule.column == SEVERAL_ROWS] or [_SEVERAL]

@@ -1,8 +1,8 @@
-"""The rules that cost a record one field, applied where its line is parsed.
+"""The rules that clear one field of a record, applied as its line is parsed.
 
-What follows from a field (whether anything is left to tag, the hash of what the model sees) must know whether the field
-is kept. So these rules run in Python with the parser; the row's notes say which rule took which field, and
-`jobs.validation.row_rules` counts them by the notes.
+Other columns depend on whether a field is kept: whether anything is left to tag, and the hash of the model's inputs. So
+these rules run in Python with the parser. The row's notes name each rule and the field that it cleared;
+`jobs.validation.row_rules` counts them by these notes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jobs.records.fields import described
 from jobs.validation.row_rules import within_roots_pattern
 from schemas.rules import Between, IsNull, Matches, MaxLength, NotNull, Readable, RuleTable, WithinRoots, clears
 
-UNREADABLE: Final = "unreadable"  # the rule that a note names where the table has none for the field
+UNREADABLE: Final = "unreadable"  # the rule name in a note, if the table has no rule for the field
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,12 @@ class Check:
 
     field: str
     rule: str
-    least: float = float("-inf")  # of a number
-    most: float = float("inf")  # of a number, or of a text's characters
-    pattern: re.Pattern[str] | None = None  # that a text has
+    least: float = float("-inf")  # the smallest number
+    most: float = float("inf")  # the largest number, or the most characters of a text
+    pattern: re.Pattern[str] | None = None  # the pattern of a text
 
     def fails(self, value: str | float) -> bool:
-        """Whether `value` breaks the rule."""
+        """Return whether `value` breaks the rule."""
         if self.pattern is not None:
             return self.pattern.search(str(value)) is None
         return not self.least <= (len(value) if isinstance(value, str) else value) <= self.most
@@ -39,14 +39,14 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class FieldRules:
-    """What takes a field from a record: plain data, sent to Spark's workers."""
+    """The rules that clear fields, as plain data for Spark's workers."""
 
-    readable: Mapping[str, str] = field(default_factory=dict)  # field: the rule that it must be readable
+    readable: Mapping[str, str] = field(default_factory=dict)  # by field: the name of the rule that it must be readable
     checks: Sequence[Check] = ()
 
-    def note(self, name: str, found: str) -> str:
-        """Return the note that the field `name` cannot be read; `found` says what was found in its place."""
-        return f"{self.readable.get(name, UNREADABLE)}: {found}"
+    def note(self, name: str, content: str) -> str:
+        """Return the note that the field `name` cannot be read; `content` describes its content."""
+        return f"{self.readable.get(name, UNREADABLE)}: {content}"
 
     def clear(self, row: dict[str, Any], notes: dict[str, str]) -> None:
         """Set to None each field of `row` that breaks a rule, and note the rule and the value."""
@@ -58,7 +58,7 @@ class FieldRules:
 
 
 def field_rules(table: RuleTable, roots: Sequence[AnyPath]) -> FieldRules:
-    """Return the rules of `table` that are applied where a line is parsed."""
+    """Return the rules of `table` that are applied as a line is parsed."""
     checks: list[Check] = []
     for rule in table.row_rules:
         if not clears(rule):

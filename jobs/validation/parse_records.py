@@ -1,7 +1,7 @@
-"""Raw JSON lines to typed columns, with nothing lost: what does not parse, or cannot be read, says so.
+"""Parser of raw JSON lines into typed columns; a note records every line and field that cannot be read.
 
-The lines are parsed inside Spark's tasks by Python's own JSON reader. Spark's keeps no wrong type (a title that is a
-number becomes text without a word) and takes the first of several values on a line for the whole.
+Python's own JSON reader parses the lines inside Spark's tasks. Spark's reader loses types (a numeric title silently becomes
+text) and takes the first of several values on a line for the whole line.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LINE: Final = pa.schema(
         ("position", pa.int64()),
     ]
 )
-# The rules of schemas/rules name these columns.
+# The rule tables in schemas/rules name these columns.
 PARSED: Final = pa.schema(
     [
         *_LINE,
@@ -49,16 +49,16 @@ PARSED: Final = pa.schema(
         ("source_hash", pa.string()),
     ]
 )
-_ID_WORD: Final = "[A-Za-z0-9][A-Za-z0-9_:@.-]*"  # what an id may look like (schemas/rules/default.yaml)
-_SEARCHED: Final = 2**20  # bytes of a line that are searched for an id
+_ID_WORD: Final = "[A-Za-z0-9][A-Za-z0-9_:@.-]*"  # the characters of an id (schemas/rules/default.yaml)
+_SEARCHED: Final = 2**20  # bytes of a line in which an id is searched
 _SHOWN: Final = 200  # characters of a label of a wrong type
 _NOTE: Final = 300  # characters of a note
 _NO_RULES: Final = FieldRules()
-FIRST_OF_SEVERAL: Final = "first_of_several"  # begins the note on a picture that the record gives others beside
+FIRST_OF_SEVERAL: Final = "first_of_several"  # the start of the note on the first of a record's several pictures
 
 
 def read_lines(spark: SparkSession, files: Sequence[AnyPath]) -> DataFrame:
-    """Return the lines of `files`: raw (binary), source_file, and block, position, which order a file's lines."""
+    """Return the lines of `files`: raw (binary), source_file, and block and position, which order the lines of a file."""
     from pyspark.sql import functions as F
 
     lines = spark.read.text([storage.spark_uri(file) for file in files])
@@ -71,10 +71,10 @@ def read_lines(spark: SparkSession, files: Sequence[AnyPath]) -> DataFrame:
 
 
 def rejected_ids(quarantine: DataFrame) -> DataFrame:
-    """Return product_id, once each: the products that the rejected lines are about, or may be about.
+    """Return the product_id of each product that a rejected line is about, or may be about, once.
 
-    Of a line whose id could not be read, that is every word in it that could be one: the id is in whatever column the
-    shop has for it, and a wrong word names no product.
+    If the id of a line could not be read, every word that could be an id counts. The column of the id is not
+    known, and a wrong word names no product.
     """
     from pyspark.sql import functions as F
 
@@ -87,7 +87,7 @@ def rejected_ids(quarantine: DataFrame) -> DataFrame:
 
 
 def parse(lines: DataFrame, folder: AnyPath, rules: FieldRules) -> DataFrame:
-    """Return the non-blank `lines` with the record's columns beside them, those of `PARSED`, as files in `folder`."""
+    """Write the non-blank `lines`, with the columns of `PARSED`, as files in `folder`, and return them."""
     return parquet.write_parts(lines, folder, PARSED, functools.partial(_parse_batches, rules))
 
 
@@ -105,18 +105,18 @@ def _parse_batches(rules: FieldRules, batches: Iterable[pa.RecordBatch]) -> Iter
 
 
 def parse_line(line: bytes, rules: FieldRules = _NO_RULES) -> dict[str, Any]:
-    """Return the columns of one raw line; one that is absent is null.
+    """Return the columns of one raw line; an absent column is null.
 
-    ``line_error`` says why the line is no record: bad_utf8, not_json, name_twice, not_object, or the word that import has
-    for it; the note ``line`` says it for people. A field that cannot be read, or breaks a rule that clears it, is null,
-    and ``notes`` says which rule, and what was found. A string of blanks and invisible characters alone is null.
+    ``line_error`` says why the line is not a record: bad_utf8, not_json, name_twice, not_object, or import's reason. The
+    note ``line`` says it for people. A field that cannot be read, or breaks a rule that clears it, is null; ``notes``
+    gives the rule and the content. A string of only blanks and invisible characters is null.
     """
     if (rejected := read_rejected(line)) is not None:
         return _no_record(rejected.raw, rejected.reason, rejected.note)
     try:
         record = _DECODER.decode(line.decode())
     except UnicodeDecodeError as error:
-        return _no_record(line, "bad_utf8", f"byte {line[error.start]:#04x} at {error.start + 1:,} is no UTF-8")
+        return _no_record(line, "bad_utf8", f"byte {line[error.start]:#04x} at {error.start + 1:,} is not UTF-8")
     except NameTwiceError as error:
         return _no_record(line, "name_twice", str(error))
     except json.JSONDecodeError as error:
@@ -165,11 +165,11 @@ def _no_record(raw: bytes, reason: str, detail: str) -> dict[str, Any]:
     return {"raw": raw, "line_error": reason, "notes": [("line", whole(f"{reason}: {detail}")[:_NOTE])]}
 
 
-_DIGITS: Final = 309  # of the largest float
+_DIGITS: Final = 309  # the digits of the largest float
 
 
 def _integer(digits: str) -> int | float:
-    """Return the number; infinity where it is beyond any, since Python refuses to read thousands of digits."""
+    """Return the number, or infinity if it is too large: Python refuses to read thousands of digits."""
     return int(digits) if len(digits) <= _DIGITS else float(digits)
 
 
@@ -180,10 +180,10 @@ _DECODER: Final = json.JSONDecoder(object_pairs_hook=unique, parse_int=_integer)
 def _labels(
     attributes: dict[str, Any], repair: Callable[[str], str]
 ) -> tuple[list[tuple[str, list[str]]], list[tuple[str, str]]]:
-    """Return the labels that can be read (`label_forms.read_value`), each as its texts, and the others as JSON.
+    """Return the readable labels (`label_forms.read_value`), each as its texts, and the others as JSON.
 
     Args:
-        repair: makes a text one that UTF-8 can carry.
+        repair: turns a text into one that UTF-8 can encode.
     """
     labels: list[tuple[str, list[str]]] = []
     mistyped: list[tuple[str, str]] = []
@@ -203,13 +203,13 @@ def _labels(
 
 
 def _content(row: dict[str, Any]) -> str | None:
-    """Return what there is to tag: the start of the texts, else the picture's URI."""
+    """Return the content to tag: the start of the texts, otherwise the picture's URI."""
     start = " ".join(text[:TEXT_START] for name in ("title", "description") if (text := row.get(name)))
     uri: str | None = row.get("image_uri")
     return start if not BLANK.fullmatch(start) else uri
 
 
 def _source_hash(row: dict[str, Any]) -> str:
-    """Return the hash of all that a prediction and its row depend on: texts, picture identity, labels."""
+    """Return the hash of everything that a prediction and its row depend on: texts, picture identity, labels."""
     texts = [row.get(name) for name in ("title", "brand", "description", "image_uri", "image_version")]
     return hashlib.sha256(_ENCODER.encode([texts, sorted(row["labels"])]).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""The row rules of the rule table as Spark columns: the rows that each is about, those that break it, and quarantine's reasons."""
+"""Row rules as Spark columns: the rows that a rule is about, the rows that break it, and the reasons of quarantine."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 
 def within_roots_pattern(roots: Sequence[AnyPath]) -> str:
-    r"""Return the regular expression (Java's and Python's) of the URIs that cannot leave `roots`.
+    r"""Return the regular expression (for Java and Python) of the URIs that cannot leave `roots`.
 
-    Relative paths, and absolute ones or file URIs inside a root; none with a ``..`` step, a backslash or a control
-    character. Symbolic links are the reader's matter (`cma_clip_core.content.pictures.fetch`), which resolves each path.
+    It matches relative paths, and absolute paths or file URIs inside a root, without a ``..`` step, a backslash or a
+    control character. Symbolic links are checked by the reader (`cma_clip_core.content.pictures.fetch`), which resolves
+    each path.
 
-    A dot is any character here, and the end is said as "nothing follows": ``$`` lets a line end follow it in both
-    languages, and ``\z`` and ``\Z`` mean it in one of them only.
+    A dot matches any character. The end is written as "nothing follows", because ``$`` lets a line end follow in both
+    languages, and ``\z`` and ``\Z`` each work in only one of them.
     """
     inside = "|".join(re.escape(str(root)) for root in roots)
     relative = r"(?!/)(?![A-Za-z][A-Za-z0-9+.\-]*:)[^\\\x00-\x1f\x7f]+"
@@ -42,16 +43,16 @@ def within_roots_pattern(roots: Sequence[AnyPath]) -> str:
 
 
 def note(column: str) -> Column:
-    """Return the note on a field: the rule that took it, a colon, and what was found; null where it is kept."""
+    """Return the note on a field: the rule that cleared it, a colon, and its content; null if the field is kept."""
     from pyspark.sql import functions as F
 
     return F.col("notes").getItem(column)
 
 
 def given(column: str, table: RuleTable) -> Column:
-    """Return the column that is null where the record does not give `column`.
+    """Return a column that is null if the record does not give `column`.
 
-    A value that was cleared, or that a rule says cannot be read, was given.
+    A value that was cleared, or could not be read, was given.
     """
     from pyspark.sql import functions as F
 
@@ -61,19 +62,19 @@ def given(column: str, table: RuleTable) -> Column:
 
 
 def about(rule: RowRule) -> Column:
-    """Return the column that is true where `rule` is about the row: a line that is no record is counted as that alone."""
+    """Return a column that is true if `rule` is about the row. A line that is not a record counts only as such."""
     from pyspark.sql import functions as F
 
     if rule.column == LINE_ERROR:
         return F.lit(True)
-    # Of a field that few records give, one bad value would be most of them: what a record may lose is counted of all.
+    # A share of all records: if few records give the field, one bad value would be a large share of these.
     if isinstance(rule, IsNull | NotNull | Readable) or clears(rule):
         return F.col(LINE_ERROR).isNull()
     return F.col(rule.column).isNotNull()
 
 
 def passes(rule: RowRule, table: RuleTable, roots: Sequence[AnyPath]) -> Column:
-    """Return the column that is true where a row that `rule` is about does not break it."""
+    """Return a column that is true if a row that `rule` is about passes it."""
     from pyspark.sql import functions as F
 
     if clears(rule) or isinstance(rule, Readable):
@@ -96,18 +97,18 @@ def passes(rule: RowRule, table: RuleTable, roots: Sequence[AnyPath]) -> Column:
 
 
 def breaks(rule: RowRule, table: RuleTable, roots: Sequence[AnyPath]) -> Column:
-    """Return the column that is true where the row breaks `rule`, and false elsewhere."""
+    """Return a column that is true if the row breaks `rule`, and false otherwise."""
     return about(rule) & ~passes(rule, table, roots)
 
 
 def reasons(table: RuleTable, roots: Sequence[AnyPath]) -> Column:
-    """Return the names of the rules that keep a record from being valid: an empty list where it is.
+    """Return the names of the rules that make a record invalid: an empty list for a valid one.
 
-    Rules on `several_rows` are not asked: which rows of an id are left to choose from is known when these reasons are.
+    Rules on `several_rows` are left out: they depend on which rows of an id have no other reason.
     """
     from pyspark.sql import functions as F
 
-    asked = [rule for rule in table.row_rules if not clears(rule) and rule.column != SEVERAL_ROWS]
+    rules = [rule for rule in table.row_rules if not clears(rule) and rule.column != SEVERAL_ROWS]
     return F.array_compact(
-        F.array(*[F.when(F.coalesce(breaks(rule, table, roots), F.lit(False)), rule.name) for rule in asked])
+        F.array(*[F.when(F.coalesce(breaks(rule, table, roots), F.lit(False)), rule.name) for rule in rules])
     )

@@ -1,4 +1,4 @@
-"""What a day's records became, counted and shown: a few rows for each rule that some break. No table is loaded whole."""
+"""Counts of a day's valid and rejected records, and a few examples of the rows that break each rule; no table is loaded whole."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from schemas.rules import (
     clears,
 )
 
-SHOWN: Final = 3  # examples of a rule
-_BYTES: Final = 200  # of a line that leave a file
-_NAMES, _NAME = 20, 100  # names of labels that are told, and characters of each
+SHOWN: Final = 3  # examples a rule
+_BYTES: Final = 200  # bytes of a line in an example
+_NAMES, _NAME = 20, 100  # names of labels in a count, and characters of a name
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ class Example:
     """A row that breaks a rule. Its texts are the shop's: escape them."""
 
     product_id: str | None
-    note: str | None  # on the field that the rule is about, or on the line
-    start: bytes | None  # of the raw line; None: the row is valid all the same
-    source: str  # raw file; '' where the row is valid
+    note: str | None  # the note on the field that the rule is about, or on the line
+    start: bytes | None  # the start of the raw line; None if the row is valid nevertheless
+    source: str  # the raw file; '' if the row is valid
 
 
 class DayTables:
@@ -63,29 +63,29 @@ class DayTables:
         return dict(self._rows(f"select key, count(*) from ({query}) group by key order by 2 desc, 1"))
 
     def kinds(self) -> dict[str, int]:
-        """Return how many rejected lines are of each kind."""
+        """Return the number of rejected lines by kind."""
         return self._counts("select kind as key from quarantine")
 
     def reasons(self) -> dict[str, int]:
-        """Return how many rejected lines broke each rule, the most frequent first."""
+        """Return the number of rejected lines by the rule that they break, the most frequent first."""
         return self._counts("select unnest(reasons) as key from quarantine where kind <> 'superseded'")
 
     def line_errors(self) -> dict[str, int]:
-        """Return how many lines are no record, by why."""
+        """Return the number of lines that are not records, by cause."""
         return self._counts("select split_part(notes['line'], ':', 1) as key from quarantine where kind = 'unparsable'")
 
     def notes(self) -> dict[str, int]:
-        """Return how many valid records have a note, by the rule that it names."""
+        """Return the number of notes on valid records, by the rule that they name."""
         notes = "select unnest(map_values(notes)) as note from valid where cardinality(notes) > 0"
         return self._counts(f"select split_part(note, ':', 1) as key from ({notes})")
 
     def unread_labels(self) -> dict[str, int]:
-        """Return how many valid records have a label of a form that is not known, by the label's name: the commonest names."""
+        """Return the number of valid records with a label of an unknown form, by the label's name: the most common names."""
         names = f"select left(unnest(map_keys(mistyped_labels)), {_NAME}) as key from valid"
         return dict(list(self._counts(names).items())[:_NAMES])
 
     def examples(self, outcome: Outcome) -> tuple[Example, ...]:
-        """Return a few of the rows that break a rule; none of a rule that is about the whole batch."""
+        """Return a few of the rows that break a rule; none for a rule on the whole batch."""
         rule = outcome.rule
         if not outcome.failed or isinstance(rule, RowCount | PicturesNamed):
             return ()
@@ -106,7 +106,7 @@ class DayTables:
             query = f"{valid.format('notes[$2]')} {noted} union all {rejected} {noted}"
             parameters = [f"{rule.name}: ", rule.column]
         elif rule.column == LINE_ERROR:
-            # One of each cause first.
+            # Each cause once, before a second line of any.
             cause = "row_number() over (partition by split_part(note, ':', 1) order by source_file, length(note), note)"
             query = f"select * from ({rejected} kind = $1) order by {cause}, note"
             parameters = ["unparsable", "line"]

@@ -1,4 +1,4 @@
-"""The page of the rules that a day's records were checked by."""
+"""The page of a day's rule outcomes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from schemas.documents import Validation
 
 
 def render_rules(validation: Validation, outcomes: Sequence[Outcome], examples: Mapping[str, Sequence[Example]]) -> str:
-    """Return the page of the rules that a day's records were checked by; `examples` are by the rule's name."""
+    """Return the page of a day's rule outcomes; `examples` are by rule name."""
     failed = [outcome for outcome in outcomes if not outcome.passed]
     shown = [outcome for outcome in outcomes if examples.get(outcome.rule.name)]
     return render(

@@ -1,6 +1,6 @@
-"""Step 1, validate: a day's raw records to `valid` and `quarantine`; a batch that is not to be trusted stops the night.
+"""Step 1, validate: sort a day's raw records into `valid` and `quarantine`; stop the night if the batch cannot be trusted.
 
-Text only: no picture is touched.
+The step reads text only, no pictures.
 """
 
 from __future__ import annotations
@@ -36,15 +36,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Part of a validation's version: raise it when the parser or the filter changes what comes out.
+# Part of a validation's version: raise it when the parser or the filter changes its output.
 _LOGIC = "4"
-_DAYS = (
-    60  # before a day that are looked at for how many rows it should have; the rule takes the last of these that passed
-)
+_DAYS = 60  # days before a day whose validations the batch rules may compare with
 
 
 def validate(settings: Settings, ds: str) -> Validation:
-    """Validate the raw catalog of `ds`. A day already validated, with the same rules, is not validated again.
+    """Validate the raw catalog of `ds`, unless the same rules have validated it already.
 
     Raises:
         JobError: the day is missing, incomplete or broken.
@@ -56,63 +54,72 @@ def validate(settings: Settings, ds: str) -> Validation:
     version = _version(manifest, table, roots)
     docs = lake.root / "reports" / f"ds={ds}" / f"validation-{version}"
     with storage.locked(lake.valid(ds)), measure("validate", docs) as measured:
-        found = storage.find_document(lake.valid(ds) / "current.json", Validation, "the day is validated again")
-        if found is None or found.version != version or not _is_whole(lake, found):
+        validation = storage.find_document(lake.valid(ds) / "current.json", Validation, "the day is validated again")
+        if validation is None or validation.version != version or not _is_whole(lake, validation):
             preload("great_expectations.expectations")
             with sessions.session(settings, manifest.rows) as session:
-                found = _validate(session, settings, lake, manifest, table, roots, version, docs)
+                validation = _validate(session, settings, lake, manifest, table, roots, version, docs)
         else:
-            log.info("validate: %s is validated already, by the same rules", ds)
-            measured.folder = None  # what it did cost stays on record
-        measured.rows = found.raw
+            log.info("validate: the same rules have validated %s already", ds)
+            measured.folder = None  # keeps the cost of the real validation on record
+        measured.rows = validation.raw
     log.info(
         "validate: %s raw = %s unparsable + %s quarantined + %s superseded + %s valid; rules: %s",
-        *(f"{n:,}" for n in (found.raw, found.unparsable, found.quarantined, found.superseded, found.valid)),
-        lake.root / found.data_docs_path,
+        *(
+            f"{n:,}"
+            for n in (
+                validation.raw,
+                validation.unparsable,
+                validation.quarantined,
+                validation.superseded,
+                validation.valid,
+            )
+        ),
+        lake.root / validation.data_docs_path,
     )
-    if found.notes:
-        log.info(
-            "validate: fields that are not used: %s", ", ".join(f"{n:,} {name}" for name, n in found.notes.items())
-        )
-    for name, count in found.unread_labels.items():
-        log.warning("validate: %s labels of %r are of no known form and cannot be read", f"{count:,}", plain(name, 60))
-    if not found.passed:
+    if validation.notes:
+        log.info("validate: unused fields: %s", ", ".join(f"{n:,} {name}" for name, n in validation.notes.items()))
+    for name, count in validation.unread_labels.items():
+        log.warning("validate: %s labels of %r have an unknown form and cannot be read", f"{count:,}", plain(name, 60))
+    if not validation.passed:
         raise CriticalDataError(
             "\n  ".join(
                 [
                     f"the catalog of {ds} breaks critical rules; nothing is published from it:",
-                    *found.failures,
-                    f"See {lake.root / found.data_docs_path}. Repair the export and import it again, or change the "
+                    *validation.failures,
+                    f"See {lake.root / validation.data_docs_path}. Repair the export and import it again, or change the "
                     f"rules ({settings.rules}).",
                 ]
             )
         )
-    return found
+    return validation
 
 
-def _is_whole(lake: Lake, found: Validation) -> bool:
-    """Whether the records of a validated day are as they were written."""
-    damaged = verified_files.damage(lake, found.files)
-    if damaged is not None:
-        log.warning("validate: %s; the day is validated again", damaged)
-    return damaged is None and storage.exists(lake.root / found.valid_path)
+def _is_whole(lake: Lake, validation: Validation) -> bool:
+    """Return whether the files of a validated day are as they were written."""
+    damage = verified_files.damage(lake, validation.files)
+    if damage is not None:
+        log.warning("validate: %s; the day is validated again", damage)
+    return damage is None and storage.exists(lake.root / validation.valid_path)
 
 
 def check_raw(lake: Lake, ds: str) -> RawManifest:
-    """Return the manifest of a day's raw catalog, each of its files checked byte for byte.
+    """Return the manifest of a day's raw catalog, after a check of every byte of its files.
 
     Raises:
-        JobError: the day is missing, or a file of it is missing or not what was written.
+        JobError: the day is missing, or one of its files is missing or differs from its manifest.
     """
     folder = lake.raw(ds)
     manifest = lake.read_raw_manifest(ds)
     if manifest is None:
-        what = "is not complete (no _manifest.json)" if storage.exists(folder) else "does not exist"
-        raise JobError(f"{folder} {what}: run `python -m jobs import-catalog FOLDER --ds {ds}`")
+        problem = "is not complete (no _manifest.json)" if storage.exists(folder) else "does not exist"
+        raise JobError(f"{folder} {problem}: run `python -m jobs import-catalog FOLDER --ds {ds}`")
     for file in manifest.files:
         path = folder / file.name
-        if (problem := storage.difference(path, file.bytes, file.sha256)) is not None:
-            raise JobError(f"{path} {problem}; import the day again: `python -m jobs import-catalog FOLDER --ds {ds}`")
+        if (difference := storage.difference(path, file.bytes, file.sha256)) is not None:
+            raise JobError(
+                f"{path} {difference}; import the day again: `python -m jobs import-catalog FOLDER --ds {ds}`"
+            )
     return manifest
 
 
@@ -129,7 +136,7 @@ def _version(manifest: RawManifest, table: RuleTable, roots: Sequence[AnyPath]) 
 def last_days(lake: Lake, ds: str) -> list[Validation]:
     """Return the validations of the days before `ds` that passed, oldest first."""
     days = [path.name for path in storage.children(lake.valid("-").parent, "ds=") if path.name < f"ds={ds}"]
-    found = (
+    validations = (
         storage.find_document(
             lake.valid("-").parent / day / "current.json",
             Validation,
@@ -137,7 +144,7 @@ def last_days(lake: Lake, ds: str) -> list[Validation]:
         )
         for day in days[-_DAYS:]
     )
-    return [validation for validation in found if validation is not None and validation.passed]
+    return [validation for validation in validations if validation is not None and validation.passed]
 
 
 def _validate(
@@ -158,7 +165,7 @@ def _validate(
             f"{lake.raw(ds)}: the catalog of {ds} is empty. Publishing it would remove every product; nothing is done."
         )
     lines = parse_records.read_lines(session, [lake.raw(ds) / file.name for file in manifest.files])
-    # Read several times below: from Parquet, a column at a time. Spark's cache would hold whole texts in the heap.
+    # The queries below read Parquet, a column at a time; Spark's cache would hold whole texts in the heap.
     scratch = sessions.scratch(settings, lake) / f"validate-{ds}-{version}"
     valid_path, quarantine_path = lake.valid(ds) / version, lake.quarantine(ds) / version
     try:
@@ -192,7 +199,7 @@ def _validate(
         if not outcome.passed
     )
     pictures = {type(outcome.rule): outcome for outcome in outcomes}
-    named, found = pictures.get(PicturesNamed), pictures.get(PicturesFound)
+    named, present = pictures.get(PicturesNamed), pictures.get(PicturesFound)
     result = Validation(
         ds=ds,
         version=version,
@@ -206,7 +213,7 @@ def _validate(
         notes=notes,
         unread_labels=unread,
         pictures_named=named.rows - named.failed if named else None,
-        pictures_missing=found.failed if found else None,
+        pictures_missing=present.failed if present else None,
         valid_path=lake.relative(valid_path),
         quarantine_path=lake.relative(quarantine_path),
         data_docs_path=lake.relative(docs / "index.html"),

@@ -25,6 +25,7 @@ from cma_clip_core.config import ModelConfig
 from cma_clip_core.errors import CoreError
 from cma_clip_core.inputs import distributed
 from cma_clip_core.inputs.batches import Batch
+from cma_clip_core.inputs.compute import Compute
 from cma_clip_core.model_documents import Epoch
 from cma_clip_core.training.fit import fit
 from cma_clip_core.training.loop import Loop
@@ -108,14 +109,12 @@ def main(environment: dict[str, str], arguments: Sequence[str], says_steps: Conn
 def _train(
     config: ModelConfig, chosen: argparse.Namespace, work: Path | None, world: distributed.World
 ) -> tuple[nn.Module, Sequence[Epoch]]:
-    index = drawn.index(chosen.examples, selection=config.selection)
-    cpu, taxonomy = torch.device("cpu"), drawn.taxonomy()
+    problem = drawn.problem(config, drawn.index(chosen.examples, selection=config.selection))
+    compute = Compute(torch.device("cpu"), world, progress=False)
     if chosen.pretrain:
-        towers, metrics = pretrain(config, taxonomy, index, cpu, folder=work, world=world, progress=False)
+        towers, metrics = pretrain(problem, compute, folder=work)
         return towers, metrics.epochs
-    model, fitted = fit(
-        config, taxonomy, index, cpu, folder=work, world=world, progress=False, checkpoint_seconds=0.0
-    )  # fmt: skip
+    model, fitted = fit(problem, compute, folder=work, checkpoint_seconds=0.0)
     return model, fitted.epochs
 
 

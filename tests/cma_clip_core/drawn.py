@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from cma_clip_core.catalog.examples import ExampleIndex
 from cma_clip_core.catalog.labelled_set import scan_examples
 from cma_clip_core.config import ModelConfig, SelectionConfig, load_config
+from cma_clip_core.inputs.compute import Compute
+from cma_clip_core.inputs.learning_problem import LearningProblem
 from schemas.tables import EXAMPLES
 from schemas.taxonomy import Taxonomy
 
@@ -20,12 +23,13 @@ COLOURS = {"Red": (200, 30, 30), "Green": (30, 180, 60), "Blue": (40, 60, 200)}
 PATTERNS = ("Solid", "Striped", "Checked")
 MATERIALS = ("Cotton", "Linen", "Wool")
 TYPES = ("Shirt", "Watch")
+QUIET = Compute(torch.device("cpu"), progress=False)
 NOW = datetime(2026, 11, 20, 3, tzinfo=UTC)
 WORDS = ("classic", "light", "modern", "everyday", "soft", "new", "fine", "warm", "smart", "pure")
 
 
 def taxonomy() -> Taxonomy:
-    """Four attributes: two for all products, two for shirts alone, one of them multi-valued."""
+    """Return four attributes: two for all products, and two for shirts only, one of them multi-valued."""
     return Taxonomy.model_validate(
         {
             "name": "drawn",
@@ -47,14 +51,14 @@ def taxonomy() -> Taxonomy:
 
 
 def config(**training: Any) -> ModelConfig:
-    """The shipped configuration for tests, some of its training settings changed."""
+    """Return the shipped configuration for tests, with some training settings changed."""
     document = load_config("tiny").model_dump()
     document["training"] |= training
     return ModelConfig.model_validate(document)
 
 
 def example(number: int, rng: np.random.Generator, height: int = 32, width: int = 24) -> dict[str, Any]:
-    """One example of schema EXAMPLES; every tenth has no picture, every eleventh no text."""
+    """Return an example (schema EXAMPLES); every tenth has no picture, and every eleventh no text."""
     kind = TYPES[int(rng.integers(2))]
     colour = list(COLOURS)[int(rng.integers(3))]
     pattern = PATTERNS[int(rng.integers(3))]
@@ -84,23 +88,28 @@ def example(number: int, rng: np.random.Generator, height: int = 32, width: int 
 
 
 def examples(count: int, seed: int = 0) -> pa.Table:
-    """Examples of schema EXAMPLES."""
+    """Return examples (schema EXAMPLES)."""
     rng = np.random.default_rng(seed)
     return pa.Table.from_pylist([example(i, rng) for i in range(count)], schema=EXAMPLES)
 
 
 def batch(count: int, seed: int = 0) -> pa.RecordBatch:
-    """The same as one batch."""
+    """Return the same examples as one batch."""
     return examples(count, seed).combine_chunks().to_batches()[0]
 
 
 def write(folder: Path, table: pa.Table, name: str = "part-0.parquet", row_group_size: int = 100) -> Path:
-    """Write an example file; returns its folder."""
+    """Write an example file and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, folder / name, row_group_size=row_group_size)
     return folder
 
 
 def index(*folders: Path, selection: SelectionConfig | None = None) -> ExampleIndex:
-    """The labelled examples of folders, newest first."""
+    """Return the labelled examples of folders, which are given newest first."""
     return scan_examples(folders, taxonomy(), config().picture, selection or SelectionConfig()).index
+
+
+def problem(config: ModelConfig, index: ExampleIndex) -> LearningProblem:
+    """Return the problem of predicting `taxonomy()` from the examples of `index`."""
+    return LearningProblem.build(config, taxonomy(), index)

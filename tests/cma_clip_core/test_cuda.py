@@ -1,6 +1,6 @@
-"""What only a GPU can show. Skipped where there is none.
+"""Tests on a GPU, skipped if there is none.
 
-`pytest --noconftest tests/cma_clip_core/test_cuda.py` needs nothing of what the jobs need: no Spark, no Java.
+`pytest --noconftest tests/cma_clip_core/test_cuda.py` needs neither Spark nor Java.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from cma_clip_core.evaluation.evaluate import evaluate
+from cma_clip_core.inputs.compute import Compute
 from cma_clip_core.inputs.devices import precision, resolve_device
-from cma_clip_core.model.class_layout import ClassLayout
-from cma_clip_core.model.tokenizer import Tokenizer
 from cma_clip_core.training.fit import fit
 from tests.cma_clip_core import drawn
 
@@ -30,18 +29,17 @@ def test_auto_is_the_gpu_in_mixed_precision() -> None:
 
 
 def test_a_training_on_the_gpu_learns_goes_on_and_says_on_the_cpu_what_it_says_there(tmp_path: Path) -> None:
-    config, taxonomy, device = drawn.config(epochs=4), drawn.taxonomy(), torch.device("cuda")
-    index = drawn.index(drawn.write(tmp_path / "examples", drawn.examples(400)))
-    model, fitted = fit(config, taxonomy, index, device, folder=tmp_path / "work", progress=False)
+    device = torch.device("cuda")
+    compute = Compute(device, progress=False)
+    problem = drawn.problem(
+        drawn.config(epochs=4), drawn.index(drawn.write(tmp_path / "examples", drawn.examples(400)))
+    )
+    model, fitted = fit(problem, compute, folder=tmp_path / "work")
     assert fitted.epochs[-1].loss < fitted.epochs[0].loss
-    again, _ = fit(config, taxonomy, index, device, folder=tmp_path / "work", progress=False)  # from its checkpoint
+    again, _ = fit(problem, compute, folder=tmp_path / "work")  # from its checkpoint
     for one, other in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(one, other)
-    layout, tokenizer = ClassLayout(taxonomy), Tokenizer(config)
-    found = [
-        evaluate(model.to(where), index, "test", config, layout, tokenizer, where)
-        for where in (device, torch.device("cpu"))
-    ]
+    found = [evaluate(model.to(where), problem, "test", where) for where in (device, torch.device("cpu"))]
     for name, there in found[0].items():
         # bfloat16 has eight bits of precision.
         np.testing.assert_allclose(there.logits, found[1][name].logits, rtol=0.05, atol=0.1)

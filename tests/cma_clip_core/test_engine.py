@@ -62,7 +62,7 @@ def test_a_model_that_does_not_fit_says_so() -> None:
 
 
 class _Small(CmaClip):
-    """A model of which only so many rows fit into memory at a time."""
+    """A model with memory for a limited number of rows at a time."""
 
     room = 3
 
@@ -117,7 +117,7 @@ def test_what_applies_follows_the_catalogs_type_else_the_models(model: CmaClip) 
 
 
 def test_values_are_the_models_own(model: CmaClip) -> None:
-    """Best value, confidence and weights, against a plain forward pass."""
+    """The best value, the confidence and the weights equal those of a plain forward pass."""
     batch, it = drawn.batch(12), engine(model, material=0.52)
     rows = predict(it, batch)
     from cma_clip_core.inputs.batches import prepare

@@ -1,4 +1,4 @@
-"""What the library is given, and what it takes it for: `pytest tests/cma_clip_core/test_tagger.py`"""
+"""Inputs of the library, and how it reads them: `pytest tests/cma_clip_core/test_tagger.py`"""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_another_type_is_named_with_its_product(tagger: Tagger, product: Any, wo
 @pytest.mark.parametrize("word", ["Shirt", " shirt", "TOP", "shirts"])
 @pytest.mark.parametrize("several", [False, True])
 def test_a_known_article_type_decides_what_applies(tagger: Tagger, word: str, several: bool) -> None:
-    """By name or alias, case aside, alone or in a list: as in the pipeline."""
+    """Names and aliases are accepted in any case, alone or in a list, as in the pipeline."""
     given = {"article_type": [None, word] if several else word}
     for kind, expected in ((given, {"pattern", "material"}), ({"article_type": ("Watch",)}, set())):
         (found,) = tagger.tag([{"title": "fine Watch", "labels": kind}])

@@ -83,7 +83,7 @@ def test_a_flag_before_a_variable_before_the_default(
         ([], {"TAGGING_PICTURE_ROOTS": "/pictures,/more[1]"}, "picture_roots"),
     ],
 )
-def test_a_wrong_setting_is_told_by_name(
+def test_an_error_about_a_wrong_setting_names_it(
     tmp_path: Path, flags: list[str], variables: dict[str, str], told: str
 ) -> None:
     done = command(tmp_path, *flags, "tables", **variables)

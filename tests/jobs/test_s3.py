@@ -71,15 +71,15 @@ def test_a_server_that_does_not_answer(on_s3: AnyPath) -> None:
     assert "AWS_ENDPOINT_URL" in done.stderr
 
 
-def test_what_is_no_s3_server(on_s3: AnyPath) -> None:
+def test_a_server_that_is_not_s3(on_s3: AnyPath) -> None:
     with careless((), plain=True) as address:
-        assert "is no S3 server; correct AWS_ENDPOINT_URL" in refused(on_s3, AWS_ENDPOINT_URL=address)
+        assert "is not an S3 server; correct AWS_ENDPOINT_URL" in refused(on_s3, AWS_ENDPOINT_URL=address)
 
 
 @pytest.mark.usefixtures("on_s3")
 def test_no_bucket() -> None:
     said = refused("s3://there-is-none/lake")
-    assert "there is no such bucket; make it, or correct TAGGING_ROOT" in said
+    assert "there is no such bucket; create it, or correct TAGGING_ROOT" in said
 
 
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
@@ -97,15 +97,18 @@ def test_no_credentials(on_s3: AnyPath, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("fault", "says"),
-    [("403", "no permission; let these credentials list, read, write and delete"), ("expired", "have expired; renew")],
+    [
+        ("403", "no permission; allow these credentials to list, read, write and delete"),
+        ("expired", "have expired; renew"),
+    ],
 )
-def test_what_the_server_refuses(faulty: tuple[AnyPath, s3.Proxy], fault: s3.Fault, says: str) -> None:
+def test_errors_about_refusals_of_the_server(faulty: tuple[AnyPath, s3.Proxy], fault: s3.Fault, says: str) -> None:
     root, proxy = faulty
     proxy.fault = lambda *_: fault
     assert says in refused(root)
 
 
-def test_what_the_server_refuses_later_names_the_lake_of_the_command(faulty: tuple[AnyPath, s3.Proxy]) -> None:
+def test_errors_about_later_refusals_name_the_lake_of_the_command(faulty: tuple[AnyPath, s3.Proxy]) -> None:
     root, proxy = faulty
     on_server: Any = root
     s3_preflight.check(on_server, create=True)
@@ -120,12 +123,12 @@ def test_there_is_no_lake_yet(on_s3: AnyPath) -> None:
     assert storage.children(on_s3) == []
 
 
-def test_something_else_is_there(on_s3: AnyPath, tmp_path: Path) -> None:
+def test_a_prefix_with_other_objects(on_s3: AnyPath, tmp_path: Path) -> None:
     storage.write_bytes(on_s3 / "holidays.jpg", b"")
-    assert "holds something else" in refused(on_s3)
+    assert "holds other objects, but no _lake.json" in refused(on_s3)
     done = run("import-catalog", str(tmp_path), "--ds", DAY1, root=on_s3)
     assert done.returncode == 2
-    assert "Let TAGGING_ROOT name a prefix of its own" in done.stderr
+    assert "Set TAGGING_ROOT to a prefix of its own" in done.stderr
     assert [path.name for path in storage.children(on_s3)] == ["holidays.jpg"]
 
 
@@ -281,7 +284,7 @@ def check_readers(lake: Lake, shown: str) -> None:
 
 
 @pytest.mark.long
-def test_two_machines_train_one_version_and_go_on_together(on_s3: AnyPath, tmp_path: Path) -> None:
+def test_two_machines_train_one_version_and_resume_together(on_s3: AnyPath, tmp_path: Path) -> None:
     """The machines share only the lake: each has its own TMPDIR, and its own cache of frozen towers."""
     root: Any = on_s3
     s3_preflight.check(root, create=True)
@@ -323,7 +326,7 @@ def test_two_machines_train_one_version_and_go_on_together(on_s3: AnyPath, tmp_p
     machines = start()
     (one, said), (other, _) = (machine.communicate(timeout=300) for machine in machines)
     assert [machine.returncode for machine in machines] == [0, 0], said
-    assert re.search(r"training goes on in epoch [23], after 0 examples", said)
+    assert re.search(r"training resumes in epoch [23], after 0 examples", said)
     (version,) = registry.list_versions(lake.models)
     assert json.loads(one)["model_version"] == version
     assert other == ""

@@ -1,4 +1,4 @@
-"""`make test TESTS=tests/schemas`."""
+"""Tests of the column mapping: `make test TESTS=tests/schemas`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_picture_s_name_has_a_column_in_it(name: str) -> None:
 
 
 def test_pictures_that_are_imported_are_not_named_by_uri_too() -> None:
-    with pytest.raises(ContractError, match="give one of them"):
+    with pytest.raises(ContractError, match="give one of the two"):
         parse_yaml(
             "{records: a.jsonl, product_id: id, pictures: pics, picture_name: '{p}', image_uri: u}", Mapping, "m.yaml"
         )

@@ -1,4 +1,4 @@
-"""The rule table: wrong ones are refused with the place; the pattern of picture URIs lets nothing out of the roots."""
+"""Tests of the rule table and its patterns: `make test TESTS=tests/schemas`."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ def test_same_name_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rule", "told"),
     [
-        ("{name: a, check: is_null, column: wrong_types, why: w, max_failed_share: 0.1}", "write a rule of the check `readable`"),
+        ("{name: a, check: is_null, column: wrong_types, why: w, max_failed_share: 0.1}", "write a rule with the check `readable`"),
         ("{name: a, check: not_null, column: titel, why: w, max_failed_share: 0.1}", "no column 'titel'; the columns are line_error"),
         ("{name: a, check: max_length, characters: 9, column: product_id, why: w, max_failed_share: 0.1, on_fail: clear}",
-         "a record without product_id is no product"),
+         "a record without product_id is not a product"),
         ("{name: a, check: not_null, column: title, why: w, max_failed_share: 0.1, on_fail: clear}", "on_fail"),
         ("{name: a, check: max_length, characters: 9, column: attributes, why: w, max_failed_share: 0.1}",
-         "attributes can only be checked to be `readable`"),
+         "attributes allow only the check `readable`"),
     ],
 )  # fmt: skip
 def test_rule_that_cannot_mean_anything_is_refused(tmp_path: Path, rule: str, told: str) -> None:

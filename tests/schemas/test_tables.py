@@ -1,4 +1,4 @@
-"""`make test TESTS=tests/schemas`."""
+"""Tests of the tables' schemas: `make test TESTS=tests/schemas`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_sparks_schema_follows_the_arrow_one(name: str) -> None:
 
 
 def test_every_table_is_listed() -> None:
-    """What is in no list is seen by none of these tests."""
+    """A schema outside of `TABLES` would escape these tests."""
     assert {id(value) for value in vars(tables).values() if isinstance(value, pa.Schema)} == {
         id(table) for table in TABLES.values()
     }

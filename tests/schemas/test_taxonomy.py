@@ -1,4 +1,4 @@
-"""`make test TESTS=tests/schemas`."""
+"""Tests of the taxonomy: `make test TESTS=tests/schemas`."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_fingerprint_changes_with_any_word() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "place", "reason"),
+    ("path", "value", "location", "reason"),
     [
         (["attributes", 1, "values"], ["Red"], "attributes[1 'colour'].values", "at least 2"),
         (["attributes", 1, "colour"], "x", "attributes[1 'colour'].colour", "Extra inputs"),
@@ -110,12 +110,12 @@ def test_fingerprint_changes_with_any_word() -> None:
         (["attributes", 1, "name"], "../colour", "attributes[1 '../colour'].name", "match pattern"),
         (["attributes", 2, "applies_to"], ["Hats"], "attributes[2 'sleeves'].applies_to", "'Hats' is neither a group nor"),
         (["attributes", 0, "applies_to"], ["tops"], "article_type", "must be single-valued and apply to all"),
-        (["article_type"], "type", "article_type", "'type' is none of the attributes"),
-        (["groups", "tops"], ["Hat"], "groups.tops", "'Hat' is no value of 'kind'"),
+        (["article_type"], "type", "article_type", "'type' is not one of the attributes"),
+        (["groups", "tops"], ["Hat"], "groups.tops", "'Hat' is not a value of 'kind'"),
         (["attributes"], [], "attributes", "at least 1"),
     ],
 )  # fmt: skip
-def test_errors_name_file_place_and_reason(path: list[Any], value: Any, place: str, reason: str) -> None:
+def test_errors_name_file_place_and_reason(path: list[Any], value: Any, location: str, reason: str) -> None:
     changed: Any = document()
     node = changed
     for step in path[:-1]:
@@ -125,7 +125,7 @@ def test_errors_name_file_place_and_reason(path: list[Any], value: Any, place: s
         parse(changed)
     message = str(error.value)
     assert message.startswith("shop.yaml: ")
-    assert place in message
+    assert location in message
     assert reason in message
 
 
@@ -183,7 +183,7 @@ def types_apart(changed: dict[str, Any]) -> None:
         (lambda d: d["groups"].update(tops=["Shirt", "Bag"]),
          ["sleeves: no longer applies to Tee", "sleeves: applies to Bag too now"], []),
         (lambda d: d["attributes"][1].update(applies_to=["tops"]), ["colour: no longer applies to Bag, products of unknown type"], []),
-        # Written otherwise, but the same of every product.
+        # Written differently, but equal for every product.
         (lambda d: d["attributes"][2].update(applies_to=["Tee", "Shirt"]), [], []),
         (lambda d: d.update(name="other"), [], []),
         (lambda d: d["attributes"][1].update(label="Farbe"), [], []),
@@ -263,7 +263,7 @@ def test_unlisted_words_of_a_column_of_tags_are_no_values() -> None:
     taxonomy = parse(changed)
     assert taxonomy.normalise({"tags": ["sale", "Red", "zip", "new"]}) == ({"colour": ["Red"], "extras": ["Zip"]}, {})
     assert taxonomy.normalise({"tags": ["sale", "new"]}) == ({}, {})
-    # Two listed values of one colour are still what the shop said.
+    # Two listed values for one colour are still the shop's own words.
     assert taxonomy.normalise({"tags": ["sale", "red", "Blue"]}) == ({}, {"colour": ["red|Blue"]})
     assert parse(document()).differences(taxonomy)[-1] == "extras: unlisted values are ignored now, not kept"
 

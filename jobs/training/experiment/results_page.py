@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from cma_clip_core.model.methods import LABELS
+from cma_clip_core.model_card.markdown_tables import comparison, markdown, over_seeds
 from cma_clip_core.model_documents import Difference
 from jobs.training.experiment.results import NOISES, SHARES, Judged, Results
 
 
 def results_page(results: Results) -> str:
-    """Return the page: recalls with intervals, differences, promises, noise, cost."""
-    from cma_clip_core.model.methods import LABELS
-    from cma_clip_core.model_card.markdown_tables import comparison, markdown, over_seeds
+    """Return the page: recalls with intervals, differences, promises, perturbed inputs, cost."""
 
     def points(d: Difference | None) -> str:
         if d is None:
@@ -21,28 +21,29 @@ def results_page(results: Results) -> str:
         ["changed", "method", *(f"{100 * share:.0f} %" for share in SHARES)],
         [
             [words, method, *(f"{100 * value:.1f}" for value in series)]
-            for what, words in NOISES.items()
-            for method, series in results.noise[what].items()
+            for perturbation, words in NOISES.items()
+            for method, series in results.noise[perturbation].items()
         ],
     )
     by_attribute = markdown(
         ["changed", "attribute, CMA-CLIP", *(f"{100 * share:.0f} %" for share in SHARES)],
         [
             [words, attribute, *(f"{100 * value:.1f}" for value in series)]
-            for what, words in NOISES.items()
-            for attribute, series in results.noise_by_attribute[what].items()
+            for perturbation, words in NOISES.items()
+            for attribute, series in results.noise_by_attribute[perturbation].items()
         ],
     )
     noise_margins = markdown(
-        ["changed", "CMA-CLIP less, points of mean recall", *(f"{100 * share:.0f} %" for share in SHARES if share)],
+        ["changed", "CMA-CLIP minus, points of mean recall", *(f"{100 * share:.0f} %" for share in SHARES if share)],
         [
             [words, LABELS[method], *map(points, differences)]
-            for what, words in NOISES.items()
-            for method, differences in results.against_whole_noise[what].items()
+            for perturbation, words in NOISES.items()
+            for method, differences in results.against_whole_noise[perturbation].items()
         ],
     )
-    of_label = {label: method for method, label in LABELS.items()}
-    named: dict[str, list[str]] = {label: [] for label in of_label}  # of each seed, in the order of `Judged.seeds`
+    method_of_label = {label: method for method, label in LABELS.items()}
+    # Names by label, one per seed in the order of `Judged.seeds`.
+    named: dict[str, list[str]] = {label: [] for label in method_of_label}
     for r in results.runs:
         with_seed = r.seed is not None and results.seeds > 1
         named[LABELS[r.method]].append(f"{LABELS[r.method]}, seed {r.seed}" if with_seed else LABELS[r.method])
@@ -58,7 +59,7 @@ def results_page(results: Results) -> str:
         margins = [
             [LABELS[m], points(d), points(judged.against_whole_silent.get(m))] for m, d in judged.against_whole.items()
         ]
-        with_seeds = [judged.seeds.get(of_label[m.method], (m,)) for m in judged.methods]
+        with_seeds = [judged.seeds.get(method_of_label[m.method], (m,)) for m in judged.methods]
         promises = [
             [name, m.promise.words()]
             for trials in with_seeds
@@ -68,23 +69,23 @@ def results_page(results: Results) -> str:
         return [
             f"## Text: {', '.join(judged.text_fields)}",
             over_seeds(with_seeds) if judged.seeds else comparison(judged.methods),
-            markdown(["CMA-CLIP less", "points of mean recall", "on silent labels"], margins),
+            markdown(["CMA-CLIP minus", "points of mean recall", "on silent labels"], margins),
             markdown(["method", "precision promised by its thresholds, on test"], promises),
         ]
 
-    notes = [f"{name} is not learnt, nor in any mean: {why}" for name, why in results.not_learnt.items()]
-    notes += [f"{what}: {why}" for what, why in results.left_out.items()]
+    notes = [f"{name} is not learnt, and not in any mean: {why}" for name, why in results.not_learnt.items()]
+    notes += [f"{name}: {why}" for name, why in results.left_out.items()]
     notes += [f"{LABELS[method]} is kept as model version {version}" for method, version in results.versions.items()]
     if any(judged.seeds for judged in results.texts):
         notes.append(
-            "Of methods that were trained with several seeds, recalls are means over these, in brackets the least and the "
-            "greatest. A difference is the mean over the seeds; its interval holds 95 % of the bootstrap's draws of all seeds "
-            "together. Plots, thresholds and what is kept are of the first seed"
+            "For methods that were trained with several seeds, recalls are means over the seeds, with the lowest and the highest "
+            "in brackets. A difference is the mean over the seeds; its interval holds 95 % of the bootstrap draws of all seeds "
+            "together. Plots, thresholds and kept models are those of the first seed"
         )
     else:
         notes.append(
-            "Each method was trained once: an interval holds the chance of the test products, not that of a training, and another "
-            "seed may move a method as far. `--seeds 3` holds both"
+            "Each method was trained once. An interval covers the chance of the test products, not that of a training: another "
+            "seed may change a result as much. `--seeds 3` covers both"
         )
     left_out = "".join(f"\n{note}.\n" for note in notes)
     head = (

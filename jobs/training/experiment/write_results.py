@@ -1,40 +1,35 @@
-"""Judge an experiment, and write its tables, plots and numbers."""
+"""Judge an experiment, and write its tables, plots and metrics."""
 
 from __future__ import annotations
 
-from pydantic import TypeAdapter
-
-from cma_clip_core.model_documents import Threshold
+from cma_clip_core.model_card import markdown_tables, plots
+from cma_clip_core.model_documents import THRESHOLDS_DOCUMENT
 from jobs.lake import storage
 from jobs.training.experiment.judge import judge, judge_noise
 from jobs.training.experiment.results import NOISES, SHARES, WHOLE, Results
 from jobs.training.experiment.results_page import results_page
 from jobs.training.experiment.setting import MethodOutcome, Setting, Trial, by_method, kept_version, own_towers
 
-_THRESHOLDS: TypeAdapter[dict[str, Threshold]] = TypeAdapter(dict[str, Threshold])
-
 
 def write_results(
-    setting: Setting, labelled_set: str, found: dict[Trial, MethodOutcome], left_out: dict[str, str]
+    setting: Setting, labelled_set: str, outcomes: dict[Trial, MethodOutcome], left_out: dict[str, str]
 ) -> None:
-    """Judge the methods, and write tables, plots and numbers."""
-    from cma_clip_core.model_card import markdown_tables, plots
-
+    """Judge the methods, write tables, plots and metrics, and print the page of results."""
     wanted = setting.attributes
-    (full, thresholds, tests), *others = (judge(setting, found, end) for end in setting.readings)
-    methods = by_method(found)
-    under_noise = judge_noise(setting, found, thresholds, tests, full.text_fields)
+    (full, thresholds, tests), *others = (judge(setting, outcomes, suffix) for suffix in setting.readings)
+    methods = by_method(outcomes)
+    under_noise = judge_noise(setting, outcomes, thresholds, tests, full.text_fields)
     results = Results(
         labelled_set=labelled_set,
-        products={side: setting.index.count(side) for side in ("train", "validation", "test")},
+        products={side: setting.problem.index.count(side) for side in ("train", "validation", "test")},
         attributes=wanted,
         not_learnt=setting.not_learnt,
         left_out=left_out,
-        device=str(setting.device),
+        device=str(setting.compute.device),
         seeds=setting.seeds,
         towers=None if (towers := own_towers(setting.folder / "towers")) is None else towers.name,
         texts=(full, *(judged for judged, _, _ in others)),
-        runs=tuple(f.run for f in found.values()),
+        runs=tuple(outcome.run for outcome in outcomes.values()),
         versions={method: version for method in methods if (version := kept_version(setting, method)) is not None},
         **under_noise._asdict(),
     )
@@ -47,12 +42,14 @@ def write_results(
         whole = full.methods[list(methods).index(WHOLE)].attributes
         plots.precision_recall(folder / "precision_recall.svg", tests[first], thresholds[first])
         plots.calibration(folder / "calibration.svg", tests[first], thresholds[first])
-        plots.modality_weights(folder / "modality_weights.svg", whole, {a: setting.taxonomy[a].label for a in wanted})
+        plots.modality_weights(
+            folder / "modality_weights.svg", whole, {a: setting.problem.taxonomy[a].label for a in wanted}
+        )
         page = f"{markdown_tables.one_model(whole)}\n\n{markdown_tables.shipped(whole, thresholds[first])}\n"
         storage.write_bytes(folder / "cma_clip.md", page.encode())
-        storage.write_bytes(folder / "thresholds.json", _THRESHOLDS.dump_json(thresholds[first], indent=1))
+        storage.write_bytes(folder / "thresholds.json", THRESHOLDS_DOCUMENT.dump_json(thresholds[first], indent=1))
     if any(results.noise.values()):
         plots.robustness(
-            folder / "robustness.svg", SHARES, {words: results.noise[what] for what, words in NOISES.items()}
+            folder / "robustness.svg", SHARES, {words: results.noise[name] for name, words in NOISES.items()}
         )
     print(text)

@@ -1,4 +1,4 @@
-"""Example files, tokens and batches: `pytest tests/cma_clip_core/catalog/test_examples.py`"""
+"""Tests of example files, tokens and batches: `pytest tests/cma_clip_core/catalog/test_examples.py`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ CONFIG = drawn.config()
     ],
 )
 def test_tokens_are_open_clips(text: str) -> None:
-    """The word memory and the early end give exactly the ids that open_clip's own tokenizer gives."""
+    """The word cache and the early stop give exactly the ids of open_clip's own tokenizer."""
     tokenizer = Tokenizer(CONFIG)
     expected = open_clip.SimpleTokenizer(context_length=16)([text])[0]
     ids, lengths = tokenizer.pad([tokenizer.encode(text), tokenizer.encode(text)])
@@ -73,7 +73,7 @@ def test_composed_text() -> None:
 
 
 def test_training_and_tagging_see_the_same(tmp_path: Path) -> None:
-    """Golden: a product's record as the pipeline prepares it, trains on it, tags it, and as the library tags it."""
+    """Golden test: pipeline and library prepare a product in the same way for training and tagging."""
     drawing = Image.new("RGB", (50, 90), (200, 30, 30))
     drawing.paste((10, 20, 240), (10, 10, 30, 60))
     file = io.BytesIO()
@@ -86,10 +86,9 @@ def test_training_and_tagging_see_the_same(tmp_path: Path) -> None:
     table = pa.Table.from_pylist([example], schema=drawn.examples(1).schema)
     folder = drawn.write(tmp_path, table)
     plain = drawn.config(text_dropout=0.0, image_dropout=0.0)
-    layout, tokenizer = ClassLayout(drawn.taxonomy()), Tokenizer(plain)
     index = drawn.index(folder)
     index.side[:] = SIDES.index("train")
-    (batch,) = TrainingBatches(index, plain, layout, tokenizer)(1)
+    (batch,) = TrainingBatches(drawn.problem(plain, index))(1)
     trained = batch.inputs
 
     seen = []
@@ -126,11 +125,11 @@ def test_a_title_can_be_the_only_text_that_is_read() -> None:
 
 
 def test_a_share_of_the_products_is_trained_on_titles_alone(tmp_path: Path) -> None:
-    index, layout = drawn.index(drawn.write(tmp_path, drawn.examples(300))), ClassLayout(drawn.taxonomy())
+    index = drawn.index(drawn.write(tmp_path, drawn.examples(300)))
 
     def lengths(share: float) -> list[int]:
         config = drawn.config(title_only=share)
-        batches = TrainingBatches(index, config, layout, Tokenizer(config))(1)
+        batches = TrainingBatches(drawn.problem(config, index))(1)
         return [int(n) for batch in batches for n in batch.inputs.lengths]
 
     none, half, every = (sum(lengths(share)) for share in (0.0, 0.5, 1.0))
@@ -139,15 +138,15 @@ def test_a_share_of_the_products_is_trained_on_titles_alone(tmp_path: Path) -> N
 
 
 def test_a_share_of_the_labels_is_not_named(tmp_path: Path) -> None:
-    """Of products with a picture alone: of the others nothing else could answer."""
-    index, layout = drawn.index(drawn.write(tmp_path, drawn.examples(300))), ClassLayout(drawn.taxonomy())
-    spoken, tokenizer = SpokenFinder(drawn.taxonomy()), Tokenizer(drawn.config())
+    """Names are dropped only for products with a picture, since nothing else could answer for the others."""
+    index = drawn.index(drawn.write(tmp_path, drawn.examples(300)))
+    spoken = SpokenFinder(drawn.taxonomy())
 
     def named(share: float) -> tuple[float, float]:
-        """The share of the labels that texts name: of products with a picture, and without."""
+        """Return the share of labels that texts name, for products with a picture and without."""
         config = drawn.config(name_dropout=share, text_dropout=0.0, image_dropout=0.0)
         count = np.zeros((2, 2))
-        for batch in TrainingBatches(index, config, layout, tokenizer)(1):
+        for batch in TrainingBatches(drawn.problem(config, index))(1):
             targets = batch.labels.targets.numpy() > 0
             found = spoken.find([(open_clip.decode(ids), "", "") for ids in batch.inputs.ids], targets) > 0
             for side, rows in enumerate((batch.inputs.image_present.numpy(), ~batch.inputs.image_present.numpy())):
@@ -180,7 +179,7 @@ def test_pixels_of_a_slice_are_its_own() -> None:
 
 
 def test_a_label_of_an_attribute_that_does_not_apply_is_no_label() -> None:
-    """Of training and evaluation, that is: patterns are of shirts, and of what has no type nobody asks for one."""
+    """Patterns apply to shirts, and not to products without a type, in training and evaluation."""
     labels = [
         [("article_type", ["Shirt"]), ("pattern", ["Striped"])],
         [("article_type", ["Watch"]), ("pattern", ["Striped"]), ("colour", ["Red"])],
@@ -209,7 +208,7 @@ def test_labels_outside_the_taxonomy_are_refused() -> None:
     encoder = LabelEncoder(ClassLayout(drawn.taxonomy()))
     with pytest.raises(DataError, match="colour = 'Mauve'"):
         encoder.encode([[("colour", ["Mauve"])]])
-    with pytest.raises(DataError, match="no attribute"):
+    with pytest.raises(DataError, match="not an attribute"):
         encoder.encode([[("shade", ["Red"])]])
 
 
@@ -287,7 +286,7 @@ def test_whatever_the_shares_no_product_loses_both_modalities() -> None:
     augment(lost, config, np.random.default_rng(3))
     assert ((lost.text_present | lost.image_present) == (plain.text_present | plain.image_present)).all()
     both = plain.text_present & plain.image_present
-    assert (lost.text_present ^ lost.image_present)[both].all()  # 0.7 and what is left of 0.8
+    assert (lost.text_present ^ lost.image_present)[both].all()  # 0.7, and the rest of 0.8
 
 
 def test_batches_are_of_like_length_and_hold_every_product_once() -> None:
@@ -366,7 +365,7 @@ def test_a_process_of_its_own_passes_on_tensors_of_each_kind() -> None:
     for name, tensor in found.items():
         assert tensor.dtype == SENT[name].dtype
         assert torch.equal(tensor, SENT[name])
-        tensor.zero_()  # not of memory that may only be read
+        tensor.zero_()  # the memory is writable
 
 
 @pytest.mark.long

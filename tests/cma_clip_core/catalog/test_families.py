@@ -1,4 +1,4 @@
-"""Near-same texts and pictures, and families: `pytest tests/cma_clip_core/catalog/test_families.py`"""
+"""Tests of near-duplicates and product families: `pytest tests/cma_clip_core/catalog/test_families.py`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def families_of(products: list[Product], batch: int = 7) -> dict[str, int]:
 
 
 def drawing(rng: random.Random) -> Pixels:
-    """A picture of a thing on a white ground, of its own shape, place and colours."""
+    """Draw a thing of random shape, position and colours on a white background."""
     image = Image.new("RGB", (SIZE[1], SIZE[0]), (255, 255, 255))
     draw = ImageDraw.Draw(image)
     for _ in range(4):
@@ -57,14 +57,14 @@ def drawing(rng: random.Random) -> Pixels:
 
 
 def as_jpeg(picture: Pixels, quality: int = 60) -> Pixels:
-    """The picture, encoded anew."""
+    """Return the picture, encoded again."""
     data = io.BytesIO()
     Image.fromarray(picture).save(data, "JPEG", quality=quality)
     return np.asarray(Image.open(data))
 
 
 def recoloured(picture: Pixels) -> Pixels:
-    """The same thing in another colour."""
+    """Return the same thing in another colour."""
     other = picture.copy()
     thing = picture.min(axis=2) < 250
     other[thing] = 255 - picture[thing]
@@ -76,7 +76,7 @@ def sentence(rng: random.Random, words: int = 45) -> str:
 
 
 def changed(text: str, rng: random.Random, words: int = 2) -> str:
-    """The text, some of its words others: each takes at most three shingles."""
+    """Return the text with some words replaced. Each replaced word changes at most three shingles."""
     parts = text.split()
     for at in rng.sample(range(len(parts)), words):
         parts[at] = "anders"
@@ -84,7 +84,7 @@ def changed(text: str, rng: random.Random, words: int = 2) -> str:
 
 
 def catalog(seed: int, products: int = 60) -> list[Product]:
-    """Products, each of its own, and to most of them a near-duplicate of some kind."""
+    """Return distinct products, most of them with a near-duplicate of some kind."""
     rng = random.Random(seed)
     found = []
     for number in range(products):
@@ -101,7 +101,7 @@ def catalog(seed: int, products: int = 60) -> list[Product]:
 
 
 def words_of(text: tuple[str, str, str]) -> list[str]:
-    """By the rule's words, not by its code."""
+    """Return the compared words according to the documented rule, without the code under test."""
     description = re.findall(r"\w+", text[2].lower())
     words = description if len("".join(description)) >= 20 else re.findall(r"\w+", text[0].lower())
     return [word for word in words if word not in COLOURS]
@@ -113,7 +113,7 @@ def jaccard(one: tuple[str, str, str], other: tuple[str, str, str]) -> float:
 
 
 def near_pictures(one: Pixels | None, other: Pixels | None) -> bool:
-    """By block means of 4 x 4 pixels, in plain numpy."""
+    """Compare block means of 4 x 4 pixels, in plain numpy."""
     if one is None or other is None:
         return False
     a, b = (p.reshape(20, 4, 16, 4, 3).astype(float).mean(axis=(1, 3)).round() for p in (one, other))
@@ -124,7 +124,7 @@ def near_pictures(one: Pixels | None, other: Pixels | None) -> bool:
 
 
 def near_pairs(products: list[Product]) -> list[tuple[str, str]]:
-    """All near-same pairs, by brute force."""
+    """Return all near-duplicate pairs, by brute force."""
     return [
         (one.product_id, other.product_id)
         for one, other in itertools.combinations(products, 2)
@@ -135,7 +135,7 @@ def near_pairs(products: list[Product]) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_families_are_what_brute_force_links(seed: int) -> None:
-    """No near-duplicate crosses, and nothing else is held together."""
+    """No near-duplicates are in different families, and nothing else is in the same one."""
     products = catalog(seed)
     families = families_of(products)
     component = {p.product_id: p.product_id for p in products}
@@ -165,12 +165,12 @@ def test_families_do_not_depend_on_order_or_batches() -> None:
     for seed, batch in ((0, 1), (1, 50), (2, 1000)):
         mixed = random.Random(seed).sample(products, len(products))
         assert families_of(mixed, batch) == families
-    # Written down once: a number that moved would move products to other sides.
+    # Fixed values, since a changed number would move products to other sides.
     assert sorted(families.values())[0] == -9144896674189277946
 
 
 def test_a_family_is_linked_through_others() -> None:
-    """By text to one, by picture to another: all three are together, though the ends share nothing."""
+    """A product linked to one by text and to another by picture joins all three, though the other two share nothing."""
     rng = random.Random(1)
     text, picture = ("Shirt", "Brand", sentence(rng)), drawing(rng)
     ends = [Product("text", text, None), Product("picture", ("Cap", "Else", sentence(rng)), picture)]
@@ -187,7 +187,7 @@ def test_a_family_is_linked_through_others() -> None:
         (("a", "Turtle", "Soft cotton for warm summer days"), ("b", "Turtle", "soft COTTON, for warm summer days."), True),
         (("a", "Turtle", "Soft cotton for warm summer days"), ("a", "Hare", "Soft cotton for warm summer days"), False),
         (("a", "Red Tape", "Soft cotton for warm summer days"), ("a", "Tape", "Soft cotton for warm summer days"), False),
-        (("", "Turtle", ""), ("", "Turtle", ""), False),  # nothing is said of either
+        (("", "Turtle", ""), ("", "Turtle", ""), False),  # neither text says anything
         (("Red", "Turtle", ""), ("Blue", "Turtle", "NA"), False),
     ],
 )  # fmt: skip
@@ -202,7 +202,7 @@ def test_only_the_words_that_tell_are_compared() -> None:
 
 
 def test_many_near_same_texts_of_a_brand_are_one_group() -> None:
-    """A shop's template, a word apart each: thousands of pairs, none of which is needed once all are linked."""
+    """Texts of a template differ by one word: of thousands of pairs, none is needed once all are linked."""
     rng = random.Random(0)
     template = sentence(rng, 60)
     texts = NearTexts()
@@ -213,7 +213,7 @@ def test_many_near_same_texts_of_a_brand_are_one_group() -> None:
 
 @pytest.mark.parametrize("colour", [(250, 250, 250), (255, 255, 255), (200, 210, 220)])
 def test_plain_pictures_link_nothing(colour: tuple[int, int, int]) -> None:
-    """One colour all over, or not there: many products of a shop have such a picture."""
+    """Many products of a shop may have no picture, or one of a single colour."""
     plain = np.full((*SIZE, 3), colour, dtype=np.uint8)
     products = [
         Product(f"p{n}", (f"thing {n}", "", ""), picture) for n, picture in enumerate([plain, plain, None, None])
@@ -222,7 +222,7 @@ def test_plain_pictures_link_nothing(colour: tuple[int, int, int]) -> None:
 
 
 def test_a_faint_product_on_white_is_no_plain_picture() -> None:
-    """Brighter than the ground all over, and yet the same photo as one a little darker."""
+    """A faint picture, as bright as the background, is near-duplicate to a slightly darker one."""
     faint = np.full((*SIZE, 3), 255, dtype=np.uint8)
     faint[20:60, 16:48] = 241
     darker = faint.copy()
@@ -248,14 +248,14 @@ def test_a_small_thing_on_a_large_ground_must_be_the_same_thing() -> None:
 @pytest.mark.parametrize(("height", "width"), [(80, 64), (32, 24), (224, 224), (20, 16), (8, 9)])
 def test_thumbnails_are_means_of_areas(height: int, width: int) -> None:
     pixels = np.random.default_rng(height).integers(0, 256, size=(3, height, width, 3), dtype=np.uint8)
-    # Each pixel cut into 20 x 16 equal ones, so that every area is a whole number of them.
+    # Each pixel is split into 20 x 16 equal ones, so that every area has a whole number of them.
     fine = pixels.repeat(20, axis=1).repeat(16, axis=2).astype(float)
     means = fine.reshape(3, 20, height, 16, width, 3).mean(axis=(2, 4))
     assert np.abs(thumbnails(pixels) - means).max() <= 0.5 + 1e-9
 
 
 def test_no_near_same_picture_is_missed() -> None:
-    """Against all pairs: noise puts pictures on both sides of the bounds."""
+    """A comparison with all pairs; noise puts pictures on both sides of the bounds."""
     rng = np.random.default_rng(0)
     bases = [drawing(random.Random(n)).astype(np.int16) for n in range(6)]
     noisy = [
@@ -270,4 +270,4 @@ def test_no_near_same_picture_is_missed() -> None:
     near = [(a, b) for a, b in itertools.combinations(range(len(pixels)), 2) if near_pictures(pixels[a], pixels[b])]
     assert len(near) > 60
     assert all(groups[a] == groups[b] for a, b in near)
-    assert len(set(groups.tolist())) > len(bases)  # the noisiest are apart
+    assert len(set(groups.tolist())) > len(bases)  # the noisiest are separate

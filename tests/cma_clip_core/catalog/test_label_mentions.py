@@ -1,4 +1,4 @@
-"""`pytest tests/cma_clip_core/catalog/test_label_mentions.py`."""
+"""Tests of labels that texts name: `pytest tests/cma_clip_core/catalog/test_label_mentions.py`."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def named(taxonomy: Taxonomy, attribute: str, value: str, *texts: str) -> int:
     [
         ("base_colour", "Navy Blue", ("Shirt in NAVY", "", "a blue shirt"), TITLE),  # by its alias Navy
         ("base_colour", "Grey Melange", ("Grey shirt", "", "of a grey, soft melange"), DESCRIPTION),  # all of its words
-        ("base_colour", "Red", ("Credit wallet", "Redtape", "bored"), 0),  # whole words alone
+        ("base_colour", "Red", ("Credit wallet", "Redtape", "bored"), 0),  # only whole words count
         ("base_colour", "Red", ("red-black", "", ""), TITLE),
         ("article_type", "Shirts", ("Men Shirt", "Shirts & Co", "two shirts"), TITLE | BRAND | DESCRIPTION),
-        ("article_type", "Dresses", ("A dress", "", ""), 0),  # an English plural is more than an s: an alias's work
+        ("article_type", "Dresses", ("A dress", "", ""), 0),  # a plural with more than an s needs an alias
         ("sleeve_length", "Short Sleeves", ("", "", "sleeves, short"), DESCRIPTION),
         ("neck", "V-Neck", ("v neck tee", "", "V-neckline"), TITLE),
     ],
@@ -70,7 +70,7 @@ def test_a_text_without_names_says_all_else(taxonomy: Taxonomy) -> None:
         chosen[row, layout.slices[layout.position[attribute]].start + taxonomy[attribute].index[value]] = True
     finder = SpokenFinder(taxonomy)
     found = finder.leave_out(texts, chosen)
-    # Of the description the blue stays: neither Navy Blue nor Navy is named there.
+    # The word blue stays in the description, which names neither Navy Blue nor Navy.
     assert found == [
         ("Levis Men Shirts", "& Co", "A shirt of blue denim; ."),
         ("shirt", "", ""),

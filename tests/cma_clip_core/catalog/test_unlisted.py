@@ -32,7 +32,6 @@ from cma_clip_core.evaluation.predictions import Predictions, join
 from cma_clip_core.evaluation.tfidf_baseline import fit_text_baseline
 from cma_clip_core.model.class_layout import ClassLayout
 from cma_clip_core.model.cma_clip import CmaClip
-from cma_clip_core.model.tokenizer import Tokenizer
 from cma_clip_core.model_documents import Threshold
 from schemas.tables import EXAMPLES
 from tests.cma_clip_core import drawn
@@ -42,7 +41,7 @@ CPU = torch.device("cpu")
 
 
 def unlisted(found: Predictions) -> Predictions:
-    """Return the predictions as of products whose values are not listed, and of other products."""
+    """Return the predictions as if their products had only unlisted values."""
     none = np.zeros_like(found.targets)
     names = np.array([f"u{i}" for i in range(len(found))], object)
     return replace(found, products=names, families=found.families + 10**6, targets=none, named=none.astype(np.uint8))
@@ -177,7 +176,7 @@ def test_products_of_unlisted_values_alone_are_judged_on_and_not_learnt_from(tmp
     assert (given.listed, given.unlisted, given.gaps, given.words) == (199, 100, 1, 100)
     layout = ClassLayout(drawn.taxonomy())
     model = CmaClip(drawn.config(), drawn.taxonomy())
-    found = evaluate(model, index, "test", drawn.config(), layout, Tokenizer(drawn.config()), CPU)["colour"]
+    found = evaluate(model, drawn.problem(drawn.config(), index), "test", CPU)["colour"]
     assert {product for product, listed in zip(found.products, found.has_target, strict=True) if not listed} == {
         f"p{row:05d}" for row in taken["test"]
     }

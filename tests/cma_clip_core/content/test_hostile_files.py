@@ -33,7 +33,7 @@ from tests.jobs.nightly.test_tag import THRESHOLDS
 
 
 class Payload:
-    """What unpickling it does: touch the marker."""
+    """Touch the marker when unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -67,7 +67,7 @@ def tagged(marker: Path) -> bytes:
 
 
 def armed(data: bytes, marker: Path) -> bytes:
-    """Return `data`, which has just been read carelessly."""
+    """Return `data` after reading it carelessly."""
     assert marker.exists()
     marker.unlink()
     return data
@@ -75,7 +75,7 @@ def armed(data: bytes, marker: Path) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model as it may come from elsewhere: whole, but with no list of hashes, which who made it would make to fit."""
+    """A complete model from elsewhere, without a list of hashes, which its author could fake anyway."""
     torch.manual_seed(0)
     metrics = Metrics(
         train_examples=0, validation_examples=0, test_examples=0, families=0, best_epoch=1, epochs=(), seconds=0.0,

@@ -1,4 +1,4 @@
-"""Pictures whose headers, and not their pixels, cost time or memory.
+"""Tests of pictures whose headers, not their pixels, cost time or memory.
 
 `make test TESTS=tests/cma_clip_core/content/test_picture_parts.py`.
 """
@@ -23,7 +23,7 @@ from cma_clip_core.content import avif_size, picture_parts, pictures
 from cma_clip_core.content.pictures import PictureError, PictureSpec, decode
 
 SPEC = PictureSpec(height=64, width=64)
-JPEG_START, PNG_START = 2, 33  # where parts can be put in: behind the start mark, behind the first chunk
+JPEG_START, PNG_START = 2, 33  # positions for more parts: after the start mark, after the first chunk
 
 
 def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
@@ -43,13 +43,13 @@ def with_parts(kind: str, parts: bytes) -> bytes:
 
 
 def tags(*entries: tuple[int, int, int, bytes], at: int = 0) -> bytes:
-    """A TIFF header and one directory; values longer than four bytes are behind it. `at`: where it will be in its file."""
+    """Return a TIFF header and one directory, followed by values longer than four bytes. `at`: its position in the file."""
     body, behind = b"", b""
     first = at + 8 + 2 + 12 * len(entries) + 4
     for tag, kind, count, value in entries:
-        place = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", first + len(behind))
+        field = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", first + len(behind))
         behind += value if len(value) > 4 else b""
-        body += struct.pack("<HHI", tag, kind, count) + place
+        body += struct.pack("<HHI", tag, kind, count) + field
     return b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4) + behind
 
 
@@ -64,7 +64,7 @@ def exif(numbers: int) -> bytes:
 
 
 def scans(count: int) -> bytes:
-    """A progressive thumbnail of the size that the model wants, one of its scans repeated."""
+    """Return a progressive thumbnail of the model's size with one scan repeated."""
     data = saved(Image.new("RGB", (64, 64), "grey"), "JPEG", progressive=True)
     starts = [found.start() for found in re.finditer(b"\xff\xda", data)]
     scan = min((data[a:b] for a, b in itertools.pairwise(starts[1:])), key=len)
@@ -72,7 +72,7 @@ def scans(count: int) -> bytes:
 
 
 def items(count: int) -> bytes:
-    """An AVIF that lists many items which are not there."""
+    """Return an AVIF that lists many items that do not exist."""
     data = plain("AVIF")
     at = data.index(b"iloc")
     length = int.from_bytes(data[at - 4 : at], "big")
@@ -122,7 +122,7 @@ def test_a_file_of_too_many_parts_is_refused_unread(name: str, monkeypatch: pyte
 
 
 def in_front(kind: str) -> bytes:
-    """As many parts as photographs have at most, and more."""
+    """Return a picture with at least as many parts as any photograph has."""
     if kind == "JPEG":
         return with_parts(kind, b"\xff" * 1000 + (b"\xff\xe2\xff\xffICC_PROFILE\0" + bytes(65_521)) * 255)
     if kind == "PNG":
@@ -147,7 +147,7 @@ def test_exif_data_of_many_numbers_turn_nothing_and_cost_nothing(kind: str, monk
 
 
 def frame(width: int, height: int, dispose: int = 0) -> bytes:
-    """A frame of a GIF, wholly of its first colour, which is transparent."""
+    """Return a GIF frame of only its first colour, which is transparent."""
     data = saved(Image.new("P", (width, height), 0), "GIF", transparency=0)
     start = 13 + (3 << (data[10] & 7) + 1)
     return b"!\xf9\x04" + bytes([dispose << 2 | 1]) + bytes(4) + data[data.index(b",", start) : -1]
@@ -200,11 +200,11 @@ def test_frames_of_an_animated_avif_may_be_as_large_as_their_bits_allow() -> Non
 
 
 def test_an_avif_that_is_larger_than_it_says_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A decoder makes a frame as large as the AV1 data say: 2 kB took 264 MB, and could take 1.6 GB."""
+    """A decoder makes a frame of the size in the AV1 data: 2 kB took 264 MB, and could take 1.6 GB."""
     data = saved(Image.effect_noise((320, 200), 60).convert("RGB"), "AVIF", speed=10)
-    place = data.index(b"ispe") + 8
-    assert struct.unpack_from(">II", data, place) == (320, 200)
-    lying = data[:place] + struct.pack(">II", 10, 10) + data[place + 8 :]
+    position = data.index(b"ispe") + 8
+    assert struct.unpack_from(">II", data, position) == (320, 200)
+    lying = data[:position] + struct.pack(">II", 10, 10) + data[position + 8 :]
     assert decode(lying, SPEC).shape == (64, 64, 3)  # it is decoded
     monkeypatch.setattr(picture_parts, "_AV1_PIXELS", 60_000)
     monkeypatch.setattr(pictures, "_recent", pictures._Recent(pictures._decode_file, most=0))
@@ -223,7 +223,7 @@ def test_looking_for_av1_frames_takes_bounded_time(boxes: bytes) -> None:
         decode(data, SPEC)
 
 
-def test_a_tall_and_narrow_picture_is_judged_with_the_places_of_its_rows() -> None:
+def test_a_tall_and_narrow_picture_is_judged_with_the_pointers_to_its_rows() -> None:
     rows = 40_000_000
     packed = zlib.compressobj(1)
     body = b"".join(packed.compress(bytes(2_000_000)) for _ in range(rows // 1_000_000)) + packed.flush()

@@ -1,4 +1,4 @@
-"""`make test TESTS=tests/cma_clip_core/content/test_pictures.py`."""
+"""Tests of fetching and decoding pictures: `make test TESTS=tests/cma_clip_core/content/test_pictures.py`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_every_dirty_picture_is_decoded_or_refused(kind: str) -> None:
         assert refused(dirty.picture).status == dirty.image_status
 
 
-# --- what pictures can be
+# --- kinds of pictures
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -178,13 +178,13 @@ def test_letterbox_geometry(size: tuple[int, int], spec: tuple[int, int], box: t
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A drawing under noise: every frequency is in it."""
+    """Return a drawing with noise, which has all frequencies."""
     noise = np.random.default_rng(seed).integers(0, 80, (height, width, 3))
     return Image.fromarray(np.clip(np.asarray(drawing().resize((width, height))) + noise - 40, 0, 255).astype(np.uint8))
 
 
 def turned() -> bytes:
-    """A JPEG of the model's size that its EXIF data turn."""
+    """Return a JPEG of the model's size with an EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = 3
     return saved(photo(96, 128), "JPEG", exif=exif)
@@ -285,7 +285,7 @@ def test_few_bytes_may_not_ask_for_much_work() -> None:
 
 
 def many_scans(scans: int) -> bytes:
-    """A progressive JPEG of which one scan comes again and again: each costs a walk through all pixels."""
+    """Return a progressive JPEG that repeats one scan. Each repetition costs a pass over all pixels."""
     data = saved(Image.new("L", (2_000, 2_000), 90), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * scans + data[-2:]
@@ -297,7 +297,7 @@ def test_scans_of_a_jpeg_are_bounded() -> None:
     error = refused(many_scans(400))
     assert error.status == "too_large"
     assert "in 405 scans" in error.detail
-    comment = b"\xff\xfe\x00\x04\xff\xd9"  # what is in a segment ends no picture
+    comment = b"\xff\xfe\x00\x04\xff\xd9"  # an end marker inside a segment does not end the picture
     hidden = many_scans(400).replace(b"\xff\xda", comment + b"\xff\xda")
     assert refused(hidden).status == "too_large"
     many = many_scans(1).replace(b"\xff\xda", b"\xff\xfe\x00\x02" * 20_000 + b"\xff\xda", 1)
@@ -341,7 +341,7 @@ for path in sys.argv[1:]:
 
 
 def large(kind: str) -> bytes:
-    """A picture of three megapixels, whose file is not too small for it."""
+    """Return a picture of three megapixels in a file of plausible size."""
     size = (1_600, 1_900)
     noise = np.random.default_rng(7).integers(0, 255, (40, 40, 3), dtype=np.uint8)
     colour = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
@@ -445,7 +445,7 @@ def test_a_file_that_lacks_its_last_bytes_is_used(kind: str) -> None:
     for share in (0.97, 0.999):
         found = decode(cut(data, share), SAME).astype(int)
         assert np.abs(found - whole)[: 128 * 9 // 10].mean() < (1 if kind in ("JPEG", "progressive") else 25)
-    if kind != "progressive":  # its first scans have it all already
+    if kind != "progressive":  # its first scans already hold the whole picture
         assert refused(cut(data, 0.7)).detail == "cut off: fewer than 90% of its rows are there"
     assert refused(cut(data, 0.02)).status == "broken"
 
@@ -457,7 +457,7 @@ def test_a_jpeg_without_its_end_mark_is_whole() -> None:
 
 def test_a_progressive_jpeg_is_used_from_its_first_whole_scans_on() -> None:
     data = saved(WHOLE, "JPEG", progressive=True)
-    scans = [place for place in range(len(data)) if data[place : place + 2] == b"\xff\xda"]
+    scans = [start for start in range(len(data)) if data[start : start + 2] == b"\xff\xda"]
     assert refused(data[: scans[2]]).status == "broken"
     assert np.abs(decode(data[: scans[4]], SAME).astype(int) - decode(data, SAME)).mean() < 20
 
@@ -513,7 +513,7 @@ def test_of_an_animation_that_begins_clear_the_first_frame_that_shows_anything_i
 
 
 def swapped_profile() -> bytes:
-    """A profile whose red is sRGB's blue."""
+    """Return a profile whose red is sRGB's blue."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     entries = {bytes(profile[at : at + 4]): at for at in range(132, 132 + 12 * profile[131], 12)}
     for one, other in ((b"rXYZ", b"bXYZ"),):
@@ -541,21 +541,21 @@ def test_a_profile_of_srgb_changes_no_pixel_and_a_broken_one_costs_nothing() -> 
         assert decode(saved(drawing(), icc_profile=profile), SAME).shape == (128, 96, 3)
     np.testing.assert_array_equal(decode(saved(drawing(), icc_profile=srgb), SAME), UPRIGHT)
     np.testing.assert_array_equal(decode(saved(drawing(), icc_profile=b"garbage"), SAME), UPRIGHT)
-    # A profile for other colours than the picture's is none.
+    # A profile for another colour space does not count.
     np.testing.assert_array_equal(
         decode(saved(drawing().convert("L"), icc_profile=swapped_profile()), SAME), decode(grey, SAME)
     )
 
 
 def program(steps: int) -> bytes:
-    """sRGB's profile with a program of so many steps, all of them the same few bytes, which colours go through first."""
+    """Return sRGB's profile with an additional program of `steps` steps, all of which share a few bytes."""
     known = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     tags = [struct.unpack_from(">4sII", known, 132 + 12 * at) for at in range(struct.unpack_from(">I", known, 128)[0])]
     contents = [(name, known[start : start + size]) for name, start, size in tags]
     curve = b"curf" + bytes(4) + struct.pack(">HH", 1, 0) + b"parf" + bytes(8) + struct.pack(">4f", 1.0001, 1, 0, 0)
     step = b"cvst" + bytes(4) + struct.pack(">HH", 3, 3) + struct.pack(">II", 36, len(curve)) * 3 + curve
-    place = struct.pack(">II", 16 + 8 * steps, len(step))
-    contents.append((b"D2B0", b"mpet" + bytes(4) + struct.pack(">HHI", 3, 3, steps) + place * steps + step))
+    location = struct.pack(">II", 16 + 8 * steps, len(step))
+    contents.append((b"D2B0", b"mpet" + bytes(4) + struct.pack(">HHI", 3, 3, steps) + location * steps + step))
     table, body, start = b"", b"", 132 + 12 * len(contents)
     for name, content in contents:
         table += struct.pack(">4sII", name, start + len(body), len(content))
@@ -569,7 +569,7 @@ def program(steps: int) -> bytes:
 def test_a_profile_that_is_a_program_is_not_run() -> None:
     before = decode(saved(drawing(), "PNG"), SAME)
     np.testing.assert_array_equal(decode(saved(drawing(), "PNG", icc_profile=program(60_000)), SAME), before)
-    # That it would be run: with few steps, and its name unknown to us.
+    # The program would run if it had few steps and a name that the check does not know.
     colour_profiles._transform.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(colour_profiles, "_PROGRAM", b"no such")
@@ -583,7 +583,7 @@ def test_a_large_turned_picture_equals_the_same_one_upright(orientation: int) ->
         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_270,
     }[orientation]  # fmt: skip
-    upright = drawing().resize((1_211, 1_613), Image.Resampling.NEAREST)  # divided by no reduction
+    upright = drawing().resize((1_211, 1_613), Image.Resampling.NEAREST)  # not a multiple of any reduction
     exif = Image.Exif()
     exif[0x0112] = orientation
     found = decode(saved(upright.transpose(stored), exif=exif), SAME).astype(int)
@@ -610,7 +610,7 @@ def test_floats_that_are_no_numbers_are_black() -> None:
     np.testing.assert_allclose(row, np.linspace(0, 255, 96), atol=1.1)
 
 
-# --- what is wrong is said
+# --- error details
 
 
 @pytest.mark.parametrize(
@@ -653,11 +653,11 @@ def test_noise_is_broken_and_its_detail_is_stable() -> None:
     whole = bytearray(jpeg(drawing()))
     for _ in range(300):
         data = bytearray(whole)
-        for place in noise.integers(0, len(whole), 20):
-            data[place] = noise.integers(256)
+        for position in noise.integers(0, len(whole), 20):
+            data[position] = noise.integers(256)
         found = outcome(bytes(data))
         assert isinstance(found, tuple) or found.status in ("broken", "too_large")
-        assert "0x" not in str(found)  # no address: a detail is the same at each run
+        assert "0x" not in str(found)  # no address, so that a detail is the same in each run
 
 
 @pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "PCX", "SGI"])
@@ -740,7 +740,9 @@ def test_what_lies_in_a_root_is_read(root: Path, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_leaves_the_roots_is_forbidden(uri: str, root: Path, tmp_path: Path) -> None:
     (root / "out").symlink_to(tmp_path)
-    expected = "missing" if uri == "ab/%00" else "forbidden"  # a relative path is no URI: its percent is a percent
+    expected = (
+        "missing" if uri == "ab/%00" else "forbidden"
+    )  # a relative path is not a URI, so its percent sign is literal
     assert status(uri.replace("{tmp}", str(tmp_path)).replace("{root}", str(root)), root) == expected
 
 
@@ -768,7 +770,7 @@ def test_a_pipe_is_never_opened(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_large_file_is_refused_unread(root: Path) -> None:
     with (root / "huge.jpg").open("wb") as file:
-        file.truncate(2**40)  # a terabyte of nothing
+        file.truncate(2**40)  # an empty terabyte
     assert status("huge.jpg", root) == "too_large"
 
 

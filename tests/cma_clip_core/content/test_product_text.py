@@ -1,4 +1,4 @@
-"""`make test TESTS=tests/cma_clip_core/content/test_product_text.py`."""
+"""Tests of cleaning texts: `make test TESTS=tests/cma_clip_core/content/test_product_text.py`."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ HOSTILE = ["<b>", "<i></b>", "<div></p>", "<", "<!--", "<![CDATA[", "<?php ", "<
 
 
 def steps(text: str) -> tuple[int, int]:
-    """Return how many calls `clean` makes, and how many characters it gives to the parser."""
+    """Return the number of calls that `clean` makes, and of characters that it gives to the parser."""
     calls = fed = 0
 
     def count(_frame: object, event: str, _argument: object) -> None:
@@ -164,18 +164,18 @@ def test_the_work_of_a_hostile_text_grows_with_its_length_and_no_faster(piece: s
     twice_calls, twice_fed = steps(piece * (40_000 // len(piece)))
     assert twice_calls <= 2.1 * calls + 200
     assert twice_fed <= 2.1 * fed + 200
-    assert twice_fed <= 10 * 40_000  # "<" is given as "&lt;", and a text that was encoded is read more than once
+    assert twice_fed <= 10 * 40_000  # "<" becomes "&lt;", and an encoded text is read more than once
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
 def test_no_hostile_text_costs_the_text_around_it(piece: str) -> None:
     text = clean(f"Blue {piece * 50} shirt")
     assert text.startswith("Blue")
-    assert "shirt" in text or piece.startswith("<a ")  # a text that ends inside a tag was cut off there
+    assert "shirt" in text or piece.startswith("<a ")  # a text that ends inside a tag was truncated there
 
 
 def test_the_parser_never_holds_more_open_elements_than_a_bound() -> None:
-    """Each end tag without a start walks through all that are open: a text of both would take quadratic time."""
+    """An end tag without a start searches all open elements, so many of both would take quadratic time."""
     deepest = 0
 
     class Reader(markup._Reader):

@@ -1,4 +1,4 @@
-"""Training reads in bounded memory, and well shuffled: `pytest tests/cma_clip_core/content/test_streams.py`"""
+"""Tests of the memory and the order of training data: `pytest tests/cma_clip_core/content/test_streams.py`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import pytest
 from cma_clip_core.catalog.examples import ExampleIndex, read_pixels, stream_shuffled
 from cma_clip_core.catalog.splits import SIDES
 from cma_clip_core.inputs.prefetch import prefetch
-from cma_clip_core.model.class_layout import ClassLayout
-from cma_clip_core.model.tokenizer import Tokenizer
 from cma_clip_core.training.objectives import TrainingBatches
 from tests.cma_clip_core import drawn
 
@@ -22,7 +20,7 @@ PICTURES = ROWS * 32 * 24 * 3  # bytes of a file's pictures
 
 
 def write(folder: Path, files: int) -> ExampleIndex:
-    """Files of the same products under other ids, `file-row`; all are trained on."""
+    """Write files of the same products under other ids (`file-row`), all on the training side."""
     table = drawn.examples(ROWS)
     for number in range(files):
         ids = pa.array([f"{number}-{row}" for row in range(ROWS)])
@@ -38,10 +36,9 @@ def write(folder: Path, files: int) -> ExampleIndex:
 
 
 def peaks(index: ExampleIndex) -> tuple[int, int]:
-    """The most memory that Arrow and Python held at once, in bytes, while an epoch's batches were made."""
+    """Return the peak memory of Arrow and of Python, in bytes, while an epoch's batches are made."""
     config = drawn.config(shuffle_buffer=BUFFER)
-    layout = ClassLayout(drawn.taxonomy())
-    batches = TrainingBatches(index, config, layout, Tokenizer(config))
+    batches = TrainingBatches(drawn.problem(config, index))
     before = pa.default_memory_pool()
     pool = pa.proxy_memory_pool(before)  # counts its own peak
     pa.set_memory_pool(pool)
@@ -60,7 +57,7 @@ def test_memory_does_not_grow_with_the_number_of_files(tmp_path: Path) -> None:
     few, many = (peaks(write(tmp_path / str(files), files)) for files in (4, 24))
     assert few[0] > BUFFER * 32 * 24 * 3  # the buffer's pictures were counted
     assert few[1] > BUFFER * 32 * 24 * 3
-    # Twenty more files: their pictures are 9 MB. What may grow is the index, and a place for each row group.
+    # Twenty more files have 9 MB of pictures. Only the index and the list of row groups may grow.
     for one, other in zip(few, many, strict=True):
         assert other < one + 0.05 * 20 * PICTURES
 
@@ -71,11 +68,11 @@ def test_neighbours_in_files_are_mixed(tmp_path: Path, files: int) -> None:
     stream = stream_shuffled(index, "train", BUFFER, np.random.default_rng(0))
     ids = [tuple(map(int, p.split("-"))) for batch in stream for p in batch.column("product_id").to_pylist()]
     assert len(set(ids)) == files * ROWS
-    place = {one: at for at, one in enumerate(ids)}
+    position = {one: at for at, one in enumerate(ids)}
     groups = [(file, row // GROUP) for file, row in ids]
     together = np.mean([a == b for a, b in zip(groups[1:], groups, strict=False)])
     assert together < 2 * GROUP / BUFFER  # as if drawn from the buffer
-    apart = [abs(place[file, row + 1] - place[file, row]) for file, row in ids if (row + 1) % GROUP]
+    apart = [abs(position[file, row + 1] - position[file, row]) for file, row in ids if (row + 1) % GROUP]
     assert np.mean(apart) > BUFFER / 4  # as far as two draws from the buffer are, a third of it on average
     assert np.mean(np.array(apart) == 1) < 0.03
     in_batches = [len({groups[at] for at in range(first, first + 32)}) for first in range(0, len(ids) - 32, 32)]
@@ -85,7 +82,7 @@ def test_neighbours_in_files_are_mixed(tmp_path: Path, files: int) -> None:
 
 
 def test_a_buffer_of_pictures_may_be_larger_than_2_gib(tmp_path: Path) -> None:
-    """As the type of its column says; its pictures are those of the files, rows left out among them."""
+    """Binary columns are widened, and the pictures are those of the files, even if rows are left out."""
     index, picture = write(tmp_path, 2), drawn.config().picture
     index.side[::3] = SIDES.index("test")
     pixels, present = read_pixels(drawn.batch(ROWS), picture)

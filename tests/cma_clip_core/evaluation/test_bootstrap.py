@@ -33,7 +33,7 @@ def noisy(n: int, seed: int = 0, families: int | None = None, sharper: float = 0
 
 
 def naive(p: Predictions, chosen: np.ndarray, silent_in: tuple[str, ...] | None) -> float:
-    """Resample the products of the families drawn, copies and all, and judge them anew."""
+    """Return the recall of the products of the drawn families, with repetitions, without weights."""
     rows = np.concatenate([np.flatnonzero(p.families == family) for family in chosen])
     found = candidates(p.take(rows), 1.0, silent_in)
     recall = recall_at_precision(found.confidence, found.right, found.positives, 0.9)

@@ -18,7 +18,7 @@ def test_log_loss() -> None:
 
 
 def test_the_temperature_that_undoes_a_known_one() -> None:
-    """With three values, right 8 times of 10, the best constant confidence is 0.8: odds of 8 to 1 against each other."""
+    """The best constant confidence for three values, right 8 times in 10, is 0.8: odds of 8 to 1 against each other."""
     right = np.tile(marks("rrrrrrrrww"), 10)
     sure = single(np.full(100, 64 / 66), right)  # odds of 64 = 8^2 to 1: the wrong fifth is all on one other value,
     fitted = sure.probabilities(fit_temperature(sure)).max(axis=1)  # but likelihood of it is 1/8 of the best's

@@ -66,7 +66,7 @@ def test_all_right() -> None:
 
 
 def test_the_first_failure_ends_it() -> None:
-    """Of 200 sure ones all are right, then 20 wrong, then 2,000 right: the lowest passing one is the last, not ours."""
+    """200 confident candidates are right, then 20 wrong, then 2,000 right: the lowest that passes is the last, not ours."""
     confidence = np.concatenate(
         [np.linspace(0.999, 0.98, 200), np.linspace(0.9, 0.89, 20), np.linspace(0.5, 0.4, 2000)]
     )

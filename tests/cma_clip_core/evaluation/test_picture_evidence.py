@@ -16,9 +16,9 @@ from cma_clip_core.evaluation.metrics import recall_at
 from cma_clip_core.evaluation.picture_evidence import LEAST_PRODUCTS, WEIGHTS, choose_weight, pool, weights_of
 from cma_clip_core.evaluation.predictions import Predictions
 from cma_clip_core.model.class_layout import ClassLayout
-from cma_clip_core.model.tokenizer import Tokenizer
 from cma_clip_core.training.fit import fit
 from tests.cma_clip_core import drawn
+from tests.cma_clip_core.drawn import QUIET
 from tests.cma_clip_core.scored import PATTERN, single
 
 CPU = torch.device("cpu")
@@ -29,7 +29,7 @@ def scored(rng: np.random.Generator, sure: np.ndarray, right: np.ndarray) -> Pre
 
 
 def two_witnesses(rng: np.random.Generator, n: int = 4000) -> tuple[Predictions, Predictions]:
-    """A text that is as sure where it errs as where it does not, and a picture that then says the other value."""
+    """A text that is as confident in its errors as elsewhere, and a picture that contradicts the errors."""
     right = rng.random(n) < 0.85
     fused = scored(rng, np.full(n, 0.97), right)
     alone = single(np.full(n, 0.7), right, values=np.where(right, 0, 1))
@@ -48,7 +48,7 @@ def test_a_picture_that_tells_where_the_text_errs_is_heard() -> None:
 
 
 def test_a_picture_that_knows_nothing_is_not() -> None:
-    """Its word is as sure, of values drawn at random."""
+    """A picture's answer is just as confident, but its values are random."""
     rng = np.random.default_rng(1)
     n = 4000
     sure = rng.uniform(0.5, 0.99, n)
@@ -82,11 +82,11 @@ def test_what_the_fit_says_of_validation_is_what_the_model_says(
     monkeypatch.setattr(picture_evidence, "LEAST_PRODUCTS", 20)
     index = drawn.index(drawn.write(tmp_path, drawn.examples(600)))
     config, layout = drawn.config(epochs=3, alone_loss=0.5), ClassLayout(drawn.taxonomy())
-    model, fitted = fit(config, drawn.taxonomy(), index, CPU, progress=False)
+    model, fitted = fit(drawn.problem(config, index), QUIET)
     weights = weights_of(model, layout)
     assert set(weights) == set(drawn.taxonomy().names)
     assert max(weights.values()) > 0
-    found = evaluate(model, index, "validation", config, layout, Tokenizer(config), CPU)
+    found = evaluate(model, drawn.problem(config, index), "validation", CPU)
     for name, p in found.items():
         np.testing.assert_allclose(p.logits, fitted.validation[name].logits, rtol=1e-4, atol=1e-5)
         assert p.products.tolist() == fitted.validation[name].products.tolist()
@@ -96,9 +96,9 @@ def test_what_the_fit_says_of_validation_is_what_the_model_says(
 def test_the_picture_alone_says_nothing_without_a_head_or_a_picture(tmp_path: Path, alone_loss: float) -> None:
     index = drawn.index(drawn.write(tmp_path, drawn.examples(200)))
     config, layout = drawn.config(epochs=1, alone_loss=alone_loss), ClassLayout(drawn.taxonomy())
-    model, _ = fit(config, drawn.taxonomy(), index, CPU, progress=False)
+    model, _ = fit(drawn.problem(config, index), QUIET)
     assert bool(weights_of(model, layout)) is (alone_loss > 0)
-    _, alone = evaluate_with_picture_alone(model, index, "train", config, layout, Tokenizer(config), CPU)
+    _, alone = evaluate_with_picture_alone(model, drawn.problem(config, index), "train", CPU)
     said = np.concatenate([np.abs(p.logits).sum(axis=1) for p in alone.values()])
     assert (said > 0).any() == (alone_loss > 0)
     assert (said == 0).any()  # some of the drawn products have no picture

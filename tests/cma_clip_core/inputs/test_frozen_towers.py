@@ -1,4 +1,4 @@
-"""Frozen towers are run once for each product: `pytest tests/cma_clip_core/inputs/test_frozen_towers.py`"""
+"""Tests that frozen towers run once for each product: `pytest tests/cma_clip_core/inputs/test_frozen_towers.py`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cma_clip_core.catalog.splits import SIDES
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.inputs import frozen_towers as module
 from cma_clip_core.inputs.batches import Batch, augment, prepare
-from cma_clip_core.inputs.distributed import World
 from cma_clip_core.model.backbone import Backbone, Sequence
 from cma_clip_core.model.methods import build_model
 from cma_clip_core.model.tokenizer import Tokenizer
 from cma_clip_core.training.fit import fit
 from cma_clip_core.training.loop import Loop
 from tests.cma_clip_core import drawn
+from tests.cma_clip_core.drawn import QUIET
 
 CPU = torch.device("cpu")
 
@@ -37,7 +37,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ExampleIndex:
 
 
 def frozen(*towers: str, epochs: int = 3) -> ModelConfig:
-    """All that could vary what a tower sees is on, and dropout after the towers; products lose a modality."""
+    """Configuration with all augmentation of towers' inputs, dropout after the towers, and modality dropout."""
     document = drawn.config(
         epochs=epochs, freeze=towers, flip=True, shift=2, word_dropout=0.2, text_dropout=0.2, image_dropout=0.2,
         shuffle_buffer=64,
@@ -52,7 +52,7 @@ def test_losses_are_the_same_to_the_last_digit_and_each_product_is_seen_once(
     index: ExampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, towers: tuple[str, ...]
 ) -> None:
     config = frozen(*towers)
-    model, course = fit(config, drawn.taxonomy(), index, CPU, progress=False)  # no folder: nothing is kept
+    model, course = fit(drawn.problem(config, index), QUIET)  # without a folder, nothing is cached
     seen = {"text": 0, "image": 0}
     encode_text, encode_image = Backbone.encode_text, Backbone.encode_image
 
@@ -66,7 +66,7 @@ def test_losses_are_the_same_to_the_last_digit_and_each_product_is_seen_once(
 
     monkeypatch.setattr(Backbone, "encode_text", text)
     monkeypatch.setattr(Backbone, "encode_image", image)
-    kept, again = fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    kept, again = fit(drawn.problem(config, index), QUIET, folder=tmp_path)
     assert [(e.loss, e.validation) for e in again.epochs] == [(e.loss, e.validation) for e in course.epochs]
     for (name, one), other in zip(model.state_dict().items(), kept.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
@@ -90,7 +90,7 @@ def test_a_killed_training_reads_what_was_kept_and_goes_on_exactly(
     index: ExampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = frozen("image", "text")
-    whole, _ = fit(config, drawn.taxonomy(), index, CPU, progress=False)
+    whole, _ = fit(drawn.problem(config, index), QUIET)
     epoch = Loop._epoch
 
     def mortal(self: Loop, stream: Iterator[Batch | None]) -> None:
@@ -100,24 +100,24 @@ def test_a_killed_training_reads_what_was_kept_and_goes_on_exactly(
 
     monkeypatch.setattr(Loop, "_epoch", mortal)
     with pytest.raises(KeyboardInterrupt):
-        fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+        fit(drawn.problem(config, index), QUIET, folder=tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(Backbone, "encode_text", lambda *_: pytest.fail("it was run before"))
     monkeypatch.setattr(Backbone, "encode_image", lambda *_: pytest.fail("it was run before"))
-    resumed, _ = fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    resumed, _ = fit(drawn.problem(config, index), QUIET, folder=tmp_path)
     for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 
 
 def test_other_weights_are_run_anew(index: ExampleIndex, tmp_path: Path) -> None:
     config = frozen("image")
-    tokenizer, world = Tokenizer(config), World()
+    problem = drawn.problem(config, index)
     for seed in (1, 2):
         torch.manual_seed(seed)
         model = build_model(config, drawn.taxonomy())
-        found = module.run_frozen(model, index, config, tokenizer, CPU, tmp_path, world, False)
+        found = module.run_frozen(model, problem, QUIET, tmp_path)
         assert found is not None
-        (path,) = tmp_path.iterdir()  # what was of other weights is gone
+        (path,) = tmp_path.iterdir()  # the file of other weights was deleted
         assert (np.load(path)["cls"] != 0).any()
 
 
@@ -128,9 +128,9 @@ def test_a_full_disk_is_said_and_towers_are_run_again(
         raise OSError(28, "No space left on device")
 
     config = frozen("image", epochs=1)
-    expected, _ = fit(config, drawn.taxonomy(), index, CPU, progress=False)
+    expected, _ = fit(drawn.problem(config, index), QUIET)
     monkeypatch.setattr(module.os, "posix_fallocate", full)
-    found, _ = fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    found, _ = fit(drawn.problem(config, index), QUIET, folder=tmp_path)
     assert "run in every epoch: their outputs cannot be stored: [Errno 28] No space left" in caplog.text
     assert not list(tmp_path.glob("*frozen*"))
     for one, other in zip(expected.state_dict().values(), found.state_dict().values(), strict=True):
@@ -146,19 +146,17 @@ def test_what_a_frozen_tower_sees_is_not_varied_and_that_is_said(
     augment(varied, config.training, np.random.default_rng(0))
     assert varied.texts == plain.texts
     assert np.array_equal(varied.pixels, plain.pixels)
-    assert (varied.text_present != plain.text_present).any()  # what follows the towers is varied still
+    assert (varied.text_present != plain.text_present).any()  # augmentation after the towers still applies
     with caplog.at_level(logging.INFO):
-        fit(frozen("image", "text", epochs=1), drawn.taxonomy(), index, CPU, progress=False)
-    assert "the image tower is frozen, what it sees is not varied: no flip, shift, patch_dropout" in caplog.text
-    assert "the text tower is frozen, what it sees is not varied: no word_dropout" in caplog.text
+        fit(drawn.problem(frozen("image", "text", epochs=1), index), QUIET)
+    assert "the image tower is frozen, so its input is not augmented: no flip, shift, patch_dropout" in caplog.text
+    assert "the text tower is frozen, so its input is not augmented: no word_dropout" in caplog.text
 
 
 def test_another_process_is_sent_the_names_of_the_files(index: ExampleIndex, tmp_path: Path) -> None:
     config = frozen("text", "image")
     model = build_model(config, drawn.taxonomy())
-    here = module.run_frozen(
-        model, index, config, Tokenizer(config, whole=True), CPU, tmp_path, World(), progress=False
-    )
+    here = module.run_frozen(model, drawn.problem(config, index).padded_to_context(), QUIET, tmp_path)
     assert here is not None
     sent = pickle.dumps(here)
     assert len(sent) < sum(file.nbytes for file in here.files.values()) / 4

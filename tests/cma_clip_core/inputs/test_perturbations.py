@@ -1,4 +1,4 @@
-"""`pytest tests/cma_clip_core/inputs/test_perturbations.py`"""
+"""Tests of perturbed examples: `pytest tests/cma_clip_core/inputs/test_perturbations.py`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from cma_clip_core.catalog.examples import Rows, stream_side
 from cma_clip_core.evaluation.evaluate import evaluate
 from cma_clip_core.evaluation.predictions import Predictions
 from cma_clip_core.inputs.perturbations import Noise, Perturbation, draw_omitted_labels, swap, swap_all
-from cma_clip_core.model.class_layout import ClassLayout
 from cma_clip_core.model.cma_clip import CmaClip
-from cma_clip_core.model.tokenizer import Tokenizer
 from tests.cma_clip_core import drawn
 
 BATCH = drawn.batch(400)
@@ -29,7 +27,7 @@ def titles(batch: pa.RecordBatch) -> list[str]:
 
 
 def own_titles(count: int) -> pa.RecordBatch:
-    """Examples whose title and description are their number."""
+    """Return examples whose title and description are their number."""
     batch = BATCH.slice(0, count)
     names = pa.array([str(i) for i in range(count)])
     return batch.set_column(2, batch.schema.field(2), names).set_column(4, batch.schema.field(4), names)
@@ -41,7 +39,7 @@ def test_a_share_gets_the_texts_of_others_whole() -> None:
     swapped = np.array([int(title) != i for i, title in enumerate(titles(found))])
     assert 0.14 < swapped.mean() < 0.26
     assert found.column("description").equals(found.column("title"))
-    assert len(set(titles(found))) >= 399  # each text is given to one product; one may be left with its owner too
+    assert len(set(titles(found))) >= 399  # each text goes to one product; one may also stay with its owner
     for name in ("product_id", "image", "labels"):
         assert found.column(name).equals(batch.column(name))
 
@@ -51,7 +49,7 @@ def test_all_are_swapped_and_none_keeps_its_own() -> None:
     assert sorted(found, key=int) == [str(i) for i in range(400)]
     assert not any(int(title) == i for i, title in enumerate(found))
     assert titles(swap(own_titles(400), Noise("text", 0.0))) == titles(own_titles(400))
-    assert titles(swap(own_titles(1), Noise("text", 1.0))) == ["0"]  # nobody to swap with
+    assert titles(swap(own_titles(1), Noise("text", 1.0))) == ["0"]  # no product to swap with
 
 
 def test_pictures_are_swapped_with_their_absence() -> None:
@@ -75,7 +73,7 @@ def test_who_is_swapped_depends_on_the_seed_alone() -> None:
 
 
 def test_products_alone_in_their_batch_are_swapped_too() -> None:
-    """A side's share of a file may be one product: batches are joined, a few of them at a time."""
+    """A file may have one product of a side, so batches are joined, a few at a time."""
     batch = own_titles(23)
     alive: list[int] = []
     read = 0
@@ -98,7 +96,7 @@ def test_products_alone_in_their_batch_are_swapped_too() -> None:
 
 
 def test_joined_pictures_may_be_more_than_2_gib() -> None:
-    """As the type of their column says."""
+    """Joined and swapped pictures have 64-bit offsets."""
     stream = ((BATCH.slice(at, 100), np.arange(at, at + 100)) for at in range(0, 400, 100))
     own, shown = zip(*((own, shown) for own, shown, _ in swap_all(stream, Noise("image", 1.0), least=200)), strict=True)
     for batches in (own, shown):
@@ -119,9 +117,9 @@ def test_evaluation_swaps_across_small_files(tmp_path: Path) -> None:
     index = drawn.index(tmp_path, selection=config.selection)
     sizes = [b.num_rows for b, _ in stream_side(index, "test")]
     assert 1 in sizes
-    model, layout, tokenizer = CmaClip(config, taxonomy), ClassLayout(taxonomy), Tokenizer(config)
+    model = CmaClip(config, taxonomy)
     clean, noisy = (
-        evaluate(model, index, "test", config, layout, tokenizer, torch.device("cpu"), noise=noise)["colour"]
+        evaluate(model, drawn.problem(config, index), "test", torch.device("cpu"), noise=noise)["colour"]
         for noise in (None, Noise("text", 1.0))
     )
     assert sorted(clean.products) == sorted(noisy.products)
@@ -151,14 +149,14 @@ def test_evaluation_leaves_out_names_where_there_are_some(tmp_path: Path) -> Non
     torch.manual_seed(0)
     config, taxonomy = drawn.config(), drawn.taxonomy()
     index = drawn.index(drawn.write(tmp_path, drawn.examples(200)), selection=config.selection)
-    model, layout, tokenizer = CmaClip(config, taxonomy), ClassLayout(taxonomy), Tokenizer(config)
+    model = CmaClip(config, taxonomy)
 
     def types(noise: Noise | None) -> Predictions:
-        found = evaluate(model, index, "train", config, layout, tokenizer, torch.device("cpu"), noise=noise)
+        found = evaluate(model, drawn.problem(config, index), "train", torch.device("cpu"), noise=noise)
         return found["article_type"].take(np.argsort(found["article_type"].products))
 
     clean, noisy = types(None), types(Noise("names", 1.0))
-    assert np.array_equal(noisy.named, clean.named)  # by their own text
+    assert np.array_equal(noisy.named, clean.named)  # `named` refers to their own text
     moved = np.abs(clean.logits - noisy.logits).max(axis=1) > 1e-5
     assert moved[clean.named.any(axis=1)].all()
 
@@ -172,11 +170,11 @@ def test_evaluation_shows_the_noise_to_the_model_and_not_to_the_labels(tmp_path:
     torch.manual_seed(0)
     config, taxonomy = drawn.config(), drawn.taxonomy()
     index = drawn.index(drawn.write(tmp_path, drawn.examples(200)), selection=config.selection)
-    model, layout, tokenizer = CmaClip(config, taxonomy), ClassLayout(taxonomy), Tokenizer(config)
+    model = CmaClip(config, taxonomy)
 
     def pattern(modality: Perturbation, share: float) -> Predictions:
         noise, cpu = Noise(modality, share), torch.device("cpu")
-        found = evaluate(model, index, "train", config, layout, tokenizer, cpu, noise=noise)["pattern"]
+        found = evaluate(model, drawn.problem(config, index), "train", cpu, noise=noise)["pattern"]
         return found.take(np.argsort(found.products))
 
     clean, texts, images = pattern("text", 0.0), pattern("text", 1.0), pattern("image", 1.0)

@@ -1,4 +1,4 @@
-"""Training on labels and modalities as bad as catalogs have them: `pytest tests/cma_clip_core/inputs/test_training_data.py`"""
+"""Tests of training on poor labels and modalities: `pytest tests/cma_clip_core/inputs/test_training_data.py`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from cma_clip_core.evaluation.learnable import find_unlearnable
 from cma_clip_core.evaluation.metrics import mean_accuracy, mean_recall
 from cma_clip_core.evaluation.tfidf_baseline import fit_text_baseline
 from cma_clip_core.model.class_layout import ClassLayout
-from cma_clip_core.model.tokenizer import Tokenizer
 from cma_clip_core.training.fit import train
 from cma_clip_core.training.loop import Loop
 from cma_clip_core.training.pretraining import pretrain
 from tests.cma_clip_core import drawn
+from tests.cma_clip_core.drawn import QUIET
 
 CPU = torch.device("cpu")
 
 
 def changed(count: int, change: Any) -> pa.Table:
-    """Drawn examples, each row changed in place by `change(row, labels)`."""
+    """Return drawn examples, each row changed in place by `change(row, labels)`."""
     rows = drawn.examples(count).to_pylist()
     for row in rows:
         labels = dict(row["labels"])
@@ -50,8 +50,8 @@ def test_an_attribute_of_one_value_or_few_labels_is_skipped_by_name(
 
     index = drawn.index(drawn.write(tmp_path, changed(300, change)))
     with caplog.at_level(logging.INFO):
-        trained = train(drawn.config(epochs=1), drawn.taxonomy(), index, CPU, progress=False)
-    before, after = caplog.text.split("epoch 1/1")  # who waits for hours has read it by then
+        trained = train(drawn.problem(drawn.config(epochs=1), index), QUIET)
+    before, after = caplog.text.split("epoch 1/1")  # a person who waits for hours sees the warning first
     assert "pattern is not learnt, accepted or counted in a mean: all of its" in before
     assert "training labels are 'Solid'" in before
     assert "material is not learnt" in before
@@ -65,15 +65,15 @@ def test_an_attribute_of_one_value_or_few_labels_is_skipped_by_name(
     for name in ("pattern", "material"):
         assert trained.thresholds[name].lowest() is None
         assert trained.metrics.test[name].coverage in (0, None)
-    # What is not learnt leaves its head as it was drawn, weight decay aside.
-    fresh = train(drawn.config(epochs=0), drawn.taxonomy(), index, CPU, progress=False).model
+    # The head of an attribute that is not learnt keeps its initial weights, except for weight decay.
+    fresh = train(drawn.problem(drawn.config(epochs=0), index), QUIET).model
     for name, same in (("pattern", True), ("colour", False)):
         one, other = (m.get_submodule(f"heads.{name}.3").weight for m in (trained.model, fresh))
         assert torch.allclose(one, other, rtol=1e-3, atol=1e-4) is same
 
 
 def test_a_value_of_several_that_all_products_have(tmp_path: Path) -> None:
-    """Where there is no other value, nothing can be learnt; beside others the baseline says that it always holds."""
+    """A value that all products have cannot be learnt alone; beside other values, the baseline always predicts it."""
 
     def only(_: dict[str, Any], labels: dict[str, list[str]]) -> None:
         if "material" in labels:
@@ -98,7 +98,7 @@ def test_a_value_of_several_that_all_products_have(tmp_path: Path) -> None:
 
 
 def test_the_baseline_is_held_back_as_much_as_serves_it_on_validation(tmp_path: Path) -> None:
-    """Colours are in no text: a regression that is held back keeps to the commonest one, one that is not follows chance."""
+    """No text names colours: a regularised regression predicts the commonest colour, another one follows chance."""
 
     def change(row: dict[str, Any], labels: dict[str, list[str]]) -> None:
         if hash_of(row["product_id"]) % 3:
@@ -125,7 +125,7 @@ def test_nothing_that_can_be_learnt_is_an_error_with_its_reasons(tmp_path: Path)
     with pytest.raises(
         DataError, match=r"no attribute can be learnt: article_type: it has \d+ training labels.*; colour"
     ):
-        train(drawn.config(epochs=1), drawn.taxonomy(), index, CPU, progress=False)
+        train(drawn.problem(drawn.config(epochs=1), index), QUIET)
 
 
 def test_a_label_never_seen_in_training_is_an_error_of_the_model_and_no_more(tmp_path: Path) -> None:
@@ -138,10 +138,8 @@ def test_a_label_never_seen_in_training_is_an_error_of_the_model_and_no_more(tmp
     ids = drawn.examples(400).column("product_id").to_pylist()
     index.side[[i for i, row in enumerate(index.row) if ids[row] in checked]] = SIDES.index("test")
     config = drawn.config(epochs=4)
-    trained = train(config, drawn.taxonomy(), index, CPU, progress=False)
-    found = evaluate(trained.model, index, "test", config, ClassLayout(drawn.taxonomy()), Tokenizer(config), CPU)[
-        "pattern"
-    ]
+    trained = train(drawn.problem(config, index), QUIET)
+    found = evaluate(trained.model, drawn.problem(config, index), "test", CPU)["pattern"]
     unseen = found.targets[:, drawn.PATTERNS.index("Checked")]
     assert unseen.sum() > 50
     assert found.probabilities()[unseen].argmax(axis=1).tolist().count(drawn.PATTERNS.index("Checked")) == 0
@@ -155,14 +153,14 @@ def test_a_catalog_without_any_picture(tmp_path: Path, monkeypatch: pytest.Monke
         row["image"], row["image_status"] = None, "absent"
 
     index = drawn.index(drawn.write(tmp_path, changed(400, change)))
-    trained = train(drawn.config(epochs=4), drawn.taxonomy(), index, CPU, progress=False)
+    trained = train(drawn.problem(drawn.config(epochs=4), index), QUIET)
     test = trained.metrics.test["pattern"]
     assert (test.image_weight, test.text_weight) == (0, 1)
     assert test.accuracy is not None
     assert test.accuracy > 0.6
     monkeypatch.setattr(Loop, "step", lambda *_: pytest.fail("it is known before an epoch is trained in vain"))
     with pytest.raises(NothingToLearnError, match=r"no two products on the train side .* nothing to pretrain on"):
-        pretrain(drawn.config(), drawn.taxonomy(), index, CPU, progress=False)
+        pretrain(drawn.problem(drawn.config(), index), QUIET)
 
 
 def test_a_catalog_without_any_text(tmp_path: Path) -> None:
@@ -170,7 +168,7 @@ def test_a_catalog_without_any_text(tmp_path: Path) -> None:
         row["title"] = row["description"] = ""
 
     index = drawn.index(drawn.write(tmp_path, changed(400, change)))
-    trained = train(drawn.config(epochs=4), drawn.taxonomy(), index, CPU, progress=False)
+    trained = train(drawn.problem(drawn.config(epochs=4), index), QUIET)
     test = trained.metrics.test["colour"]
     assert (test.image_weight, test.text_weight) == (1, 0)
     assert test.accuracy is not None

@@ -10,12 +10,14 @@ import torch
 from torch.nn import functional as F
 
 from cma_clip_core.inputs.batches import prepare
+from cma_clip_core.inputs.learning_problem import LearningProblem
 from cma_clip_core.model.clip_classifier import LARGEST_SCALE, ClipClassifier
 from cma_clip_core.model.methods import configure
 from cma_clip_core.model.tokenizer import Tokenizer
 from cma_clip_core.training.fit import fit
 from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn
+from tests.cma_clip_core.drawn import QUIET
 
 CPU = torch.device("cpu")
 TEMPLATES = {"colour": ("a photo of a {value} garment", "{value} clothing"), "material": ("made of {value}",)}
@@ -67,7 +69,7 @@ def test_fine_tuned_it_tells_what_the_picture_shows(tmp_path: Path, taxonomy: Ta
     raw, tuned = (configure(drawn.config(epochs=8), method) for method in ("raw-clip", "fine-tuned-clip"))
     accuracy = {}
     for config in (raw, tuned):
-        _, fitted = fit(config, taxonomy, index, CPU, progress=False)
+        _, fitted = fit(LearningProblem.build(config, taxonomy, index), QUIET)
         colour = fitted.validation["colour"]
         accuracy[config.training.epochs] = (colour.logits.argmax(1) == colour.targets.argmax(1)).mean()
     assert accuracy[0] < 0.6 < 0.8 < accuracy[8]

@@ -80,7 +80,7 @@ def test_empty_text_is_never_looked_at(model: CmaClip, inputs: Inputs) -> None:
 
 
 def test_what_is_absent_in_a_batch_is_as_absent_as_alone(model: CmaClip, inputs: Inputs) -> None:
-    """Text-only products, picture-only products and products with both give the same, in whatever company."""
+    """The output of a product does not depend on the modalities of the other products in its batch."""
     together = run(model, inputs)
     for row in (0, 9, 10):
         alone = run(model, rows(inputs, [row]))
@@ -146,7 +146,7 @@ def test_one_patch_moves_the_text_class_and_one_word_the_image_class(model: CmaC
 
 
 def test_t_cls_is_the_end_of_text_token_and_i_cls_the_class_token(config: ModelConfig, inputs: Inputs) -> None:
-    """Against open_clip's own pooling, before its projection."""
+    """The pooled vector is that of open_clip before its projection."""
     torch.manual_seed(0)
     backbone = Backbone(config, pretrained=False).eval()
     towers = config.backbone.custom
@@ -246,7 +246,7 @@ def test_weights_have_the_names_that_saved_models_have(config: ModelConfig, mode
 
 
 def test_each_tower_is_asked_alone(inputs: Inputs) -> None:
-    """Its loss reaches the tower even where the fused model would leave it nothing to learn."""
+    """The single-modality loss reaches the tower even if the fused model leaves it nothing to learn."""
     asking = CmaClip(drawn.config(alone_loss=0.5), drawn.taxonomy())
     assert len(CmaClip(drawn.config(), drawn.taxonomy()).alone) == 0
     output = asking.train()(*inputs)
@@ -302,7 +302,7 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def architectures(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Make each kind of architecture that open_clip has known by name, at a size that is quick to build."""
+    """Register one small architecture for each kind in open_clip, so that it can be built by name."""
     folder = tmp_path_factory.mktemp("architectures")
     for name, document in ARCHITECTURES.items():
         (folder / f"{name}.json").write_text(json.dumps({"embed_dim": 24, **document}))
@@ -311,7 +311,7 @@ def architectures(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_open_clip_architectures_by_name(architecture: str) -> None:
-    """At another size than its own, and where the tower can, of another shape."""
+    """Each kind is built for another picture size and, if the tower allows it, for another aspect ratio."""
     height, width = (64, 64) if "resnet" in architecture else (64, 32)
     config = named(architecture, height, width)
     tokenizer = Tokenizer(config)
@@ -354,7 +354,7 @@ def test_a_local_checkpoint_is_loaded_in_training_and_never_in_loading(tmp_path:
     [
         ("ViT-Z-99", "open_clip knows no"),
         ("roberta-ViT-B-32", "'roberta-ViT-B-32' has a Hugging Face text tower"),
-        ("hf-hub:a/b", "names a place"),
+        ("hf-hub:a/b", "is an address"),
         ("ViT-B-16-SigLIP", "'ViT-B-16-SigLIP' reads its texts with a Hugging Face tokenizer"),
         ("ViT-B-16-SigLIP2", "Hugging Face tokenizer"),
         ("ViT-L-14-CLIPA", r"Hugging Face tokenizer \(bert-base-uncased\)"),

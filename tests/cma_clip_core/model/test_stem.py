@@ -52,7 +52,7 @@ def test_a_patch_that_halving_does_not_reach_is_refused() -> None:
 
 @torch.inference_mode()
 def test_signals_keep_their_size_on_the_way() -> None:
-    """Nothing is normalised, so that it must follow from how the weights are made."""
+    """Activations are not normalised, so their variance follows from the initial weights."""
     torch.manual_seed(0)
     found = ConvolutionStem(16, 64, 32).layers(torch.randn(8, 3, 64, 64))
     assert 0.3 < found.std() < 3

@@ -163,13 +163,14 @@ def test_the_card_of_an_experiments_model_says_what_was_left_out() -> None:
     known: dict[str, Any] = {"labelled_set": "labelled/ds=2026-11-20/set=01234567"}
     card = card_of(drawn.config(), ALL_BUT_PATTERN, experiment=origin, **known)
     assert (
-        "by the experiment `experiments/ds=2026-11-20/experiment=0123abcd`, on a sample of its families: 15 of" in card
+        "The experiment `experiments/ds=2026-11-20/experiment=0123abcd` trained the model, on a sample of its families: 15 of"
+        in card
     )
     assert "of its 30,000 products. It compared pattern, colour; the model was trained on all attributes" in card
     whole = card_of(drawn.config(), ALL_BUT_PATTERN, experiment=origin.model_copy(update={"products": 15}), **known)
-    assert "Trained by the experiment" in whole
+    assert "The experiment `" in whole
     assert "sample of its families" not in whole
-    assert "Trained by the experiment" not in card_of(drawn.config(), ALL_BUT_PATTERN, **known)
+    assert "The experiment `" not in card_of(drawn.config(), ALL_BUT_PATTERN, **known)
 
 
 @pytest.mark.parametrize(
@@ -182,12 +183,12 @@ def test_the_card_of_an_experiments_model_says_what_was_left_out() -> None:
         ),
         (
             {"backbone": {"pretrained": "towers/20261120-89abcdef"}},
-            ("towers of our own size, begun with the pretrained `towers/20261120-89abcdef`.",), "scratch",
+            ("custom towers, started from the pretrained `towers/20261120-89abcdef`.",), "scratch",
         ),
-        ({"training": {"freeze": ("text", "image")}}, ("random weights; text and image tower left as it was",), "scratch"),
+        ({"training": {"freeze": ("text", "image")}}, ("random weights; frozen: text and image tower",), "scratch"),
         (
             {"method": "clip", "training": {"epochs": 0}},
-            ("CLIP as a classifier", "nothing of it trained here", "from a product's picture (32 x 24 pixels). Backbone"), "CMA-CLIP (",
+            ("CLIP as a classifier", "not trained here", "from a product's picture (32 x 24 pixels). Backbone"), "CMA-CLIP (",
         ),
         (
             {"fusion": {"sequence_attention": False, "modality_mixing": "concatenation", "modalities": ("text",)}},

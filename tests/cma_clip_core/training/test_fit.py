@@ -33,6 +33,7 @@ from cma_clip_core.training.optimizer import learning_rate_scale, parameter_grou
 from schemas.loading import ContractError
 from schemas.taxonomy import Taxonomy
 from tests.cma_clip_core import drawn
+from tests.cma_clip_core.drawn import QUIET
 
 CPU = torch.device("cpu")
 CONFIG = drawn.config()
@@ -46,7 +47,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> ExampleIndex:
 
 @pytest.fixture(scope="module")
 def trained(index: ExampleIndex) -> Trained:
-    return train(CONFIG, drawn.taxonomy(), index, CPU, progress=False)
+    return train(drawn.problem(CONFIG, index), QUIET)
 
 
 @pytest.fixture(scope="module")
@@ -88,18 +89,18 @@ def test_the_weights_are_those_of_the_epoch_that_is_kept(trained: Trained) -> No
 
 def test_the_same_seed_gives_the_same_weights(index: ExampleIndex) -> None:
     config = drawn.config(epochs=1, word_dropout=0.2, shift=2, flip=True)
-    first, second = (train(config, drawn.taxonomy(), index, CPU, progress=False).model for _ in range(2))
+    first, second = (train(drawn.problem(config, index), QUIET).model for _ in range(2))
     for (name, one), other in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
     other_seed = config.model_copy(update={"training": config.training.model_copy(update={"seed": 1})})
-    third = train(other_seed, drawn.taxonomy(), index, CPU, progress=False).model
+    third = train(drawn.problem(other_seed, index), QUIET).model
     assert not torch.equal(first.kind, third.kind)
 
 
 def test_too_few_products_say_so(tmp_path: Path) -> None:
     few = drawn.index(drawn.write(tmp_path, drawn.examples(2)))
     with pytest.raises(DataError, match="needs more products"):
-        train(CONFIG, drawn.taxonomy(), few, CPU, progress=False)
+        train(drawn.problem(CONFIG, few), QUIET)
 
 
 def test_warm_up_then_cosine() -> None:
@@ -200,9 +201,7 @@ def test_an_attribute_that_cannot_be_learnt_is_named_with_the_reason(tmp_path: P
     for row in rows:
         row["labels"] = [(name, ["Red"] if name == "colour" else values) for name, values in row["labels"]]
     table = pa.Table.from_pylist(rows, schema=drawn.examples(1).schema)
-    found = train(
-        drawn.config(epochs=1), drawn.taxonomy(), drawn.index(drawn.write(tmp_path, table)), CPU, progress=False
-    )
+    found = train(drawn.problem(drawn.config(epochs=1), drawn.index(drawn.write(tmp_path, table))), QUIET)
     assert found.metrics.not_learnt.keys() == {"colour"}
     assert "are 'Red'" in found.metrics.not_learnt["colour"]
     assert found.metrics.promise is not None
@@ -424,5 +423,5 @@ def test_wrong_configurations_say_where(tmp_path: Path) -> None:
         load_config(path)
     del document["training"]["epoch"]
     path.write_text(json.dumps(document))
-    with pytest.raises(ContractError, match="32x25 is no whole number of patches of 8"):
+    with pytest.raises(ContractError, match="32x25 is not a whole number of patches of 8"):
         load_config(path)

@@ -34,11 +34,11 @@ from cma_clip_core.config import ModelConfig
 from cma_clip_core.errors import CheckpointError, DeviceError, DivergedError
 from cma_clip_core.inputs.batches import Batch
 from cma_clip_core.inputs.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
+from cma_clip_core.inputs.compute import Compute
 from cma_clip_core.inputs.distributed import World
 from cma_clip_core.model.backbone import Backbone, Sequence
 from cma_clip_core.model.class_layout import ClassLayout
 from cma_clip_core.model.methods import build_model
-from cma_clip_core.model.tokenizer import Tokenizer
 from cma_clip_core.training import loop, objectives
 from cma_clip_core.training.fit import fit, train
 from cma_clip_core.training.loop import Fitted, Loop, Score
@@ -47,6 +47,7 @@ from cma_clip_core.training.optimizer import set_learning_rate
 from schemas.tables import EXAMPLES
 from tests import small_disk
 from tests.cma_clip_core import data_parallel, drawn
+from tests.cma_clip_core.drawn import QUIET
 
 CPU = torch.device("cpu")
 
@@ -62,7 +63,7 @@ def index(folder: Path) -> ExampleIndex:
 
 
 def busy(**training: Any) -> ModelConfig:
-    """Everything that is random is in use: dropouts, augmentation, patch dropout, several buffers."""
+    """Return a configuration that uses all randomness: dropouts, augmentation, patch dropout, several buffers."""
     settings = {"epochs": 3, "word_dropout": 0.2, "shift": 2, "flip": True, "shuffle_buffer": 64} | training
     document = drawn.config(**settings).model_dump()
     document["fusion"]["dropout"] = 0.1
@@ -72,8 +73,7 @@ def busy(**training: Any) -> ModelConfig:
 
 def objective(config: ModelConfig, index: ExampleIndex) -> MultiTask:
     torch.manual_seed(0)
-    layout = ClassLayout(drawn.taxonomy())
-    return MultiTask(build_model(config, drawn.taxonomy()), index, config, layout, Tokenizer(config), CPU)
+    return MultiTask(build_model(config, drawn.taxonomy()), drawn.problem(config, index), CPU)
 
 
 @pytest.mark.long
@@ -81,7 +81,7 @@ def objective(config: ModelConfig, index: ExampleIndex) -> MultiTask:
 def test_batches_made_by_a_process_of_its_own_train_the_same(index: ExampleIndex, step: int) -> None:
     found = []
     for apart in (False, True):
-        loop = Loop(objective(busy(), index), busy().training, CPU, progress=False, apart=apart)
+        loop = Loop(objective(busy(), index), busy().training, QUIET, apart=apart)
         loop.at.step = step
         fitted = loop.run()
         found.append((fitted.weights, [(epoch.loss, epoch.validation) for epoch in fitted.epochs]))
@@ -91,27 +91,27 @@ def test_batches_made_by_a_process_of_its_own_train_the_same(index: ExampleIndex
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
+    """A stand-in for SIGKILL that nothing catches."""
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(
     index: ExampleIndex, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[ModelConfig], tuple[nn.Module, Fitted]]:
-    """Trains without being killed, once for each configuration and number of threads."""
+    """Return a training that is never killed, cached by configuration and number of threads."""
 
     @functools.cache
     def trained(config: str, threads: int) -> tuple[nn.Module, Fitted]:
         folder = tmp_path_factory.mktemp(f"whole-{threads}")
         document = ModelConfig.model_validate_json(config)
-        return fit(document, drawn.taxonomy(), index, CPU, folder=folder, progress=False)
+        return fit(drawn.problem(document, index), QUIET, folder=folder)
 
     return lambda config: trained(config.model_dump_json(), torch.get_num_threads())
 
 
 @pytest.fixture
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """So many threads work on each step of this test."""
+    """Set the number of threads for this test."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -146,13 +146,13 @@ def test_killed_and_resumed_is_uninterrupted_to_the_last_digit(
     saves = itertools.count()
     save = Loop._save
     monkeypatch.setattr(loop.Loop, "_save", lambda self: save(self) if next(saves) % 2 else None)
-    arguments: dict[str, Any] = {"folder": tmp_path / "cut", "progress": False, "checkpoint_seconds": 0.0}
+    arguments: dict[str, Any] = {"folder": tmp_path / "cut", "checkpoint_seconds": 0.0}
     with pytest.raises(Killed):
-        fit(config, drawn.taxonomy(), index, CPU, **arguments)
+        fit(drawn.problem(config, index), QUIET, **arguments)
     monkeypatch.undo()
     assert (tmp_path / "cut" / CHECKPOINT).exists() == (kill_at > 2)
     torch.manual_seed(99)  # whatever ran in between
-    resumed, again = fit(config, drawn.taxonomy(), index, CPU, **arguments)
+    resumed, again = fit(drawn.problem(config, index), QUIET, **arguments)
     for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
     assert [(e.loss, e.validation, e.examples) for e in again.epochs] == [
@@ -163,7 +163,7 @@ def test_killed_and_resumed_is_uninterrupted_to_the_last_digit(
 
 @pytest.mark.long
 def test_killed_by_the_system_at_any_step_and_resumed_is_uninterrupted(folder: Path, tmp_path: Path) -> None:
-    """SIGKILL from outside, wherever the process is then: in the step, before it, or in the writing of a checkpoint."""
+    """SIGKILL from outside hits the process anywhere: in a step, before it, or while it writes a checkpoint."""
     seed = secrets.randbelow(2**32)
     print(f"seed {seed}")  # shown where the test fails
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -193,17 +193,17 @@ def test_killed_by_the_system_at_any_step_and_resumed_is_uninterrupted(folder: P
 
 
 def test_a_checkpoint_of_another_training_is_refused(index: ExampleIndex, tmp_path: Path) -> None:
-    fit(busy(epochs=1), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    fit(drawn.problem(busy(epochs=1), index), QUIET, folder=tmp_path)
     with pytest.raises(CheckpointError, match=r"of another training .* delete it"):
-        fit(busy(epochs=2), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+        fit(drawn.problem(busy(epochs=2), index), QUIET, folder=tmp_path)
 
 
 def test_a_truncated_checkpoint_says_so(index: ExampleIndex, tmp_path: Path) -> None:
-    fit(busy(epochs=1), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    fit(drawn.problem(busy(epochs=1), index), QUIET, folder=tmp_path)
     path = tmp_path / CHECKPOINT
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"checkpoint.pt: the checkpoint is broken .* delete it to train from"):
-        fit(busy(epochs=1), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+        fit(drawn.problem(busy(epochs=1), index), QUIET, folder=tmp_path)
 
 
 def test_a_checkpoint_of_an_older_program_says_so(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_full_disk_ends_tensorboards_logs_and_not_the_training(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
-    _, fitted = fit(drawn.config(epochs=2), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    _, fitted = fit(drawn.problem(drawn.config(epochs=2), index), QUIET, folder=tmp_path)
     assert len(fitted.epochs) == 2
     said = [r.getMessage() for r in caplog.records if "TensorBoard's logs end here" in r.getMessage()]
     assert len(said) == 1
@@ -280,7 +280,7 @@ def test_a_full_disk_ends_tensorboards_logs_and_not_the_training(
 def test_a_loss_that_is_no_number_stops_and_names_the_batch(index: ExampleIndex, tmp_path: Path) -> None:
     config = busy(learning_rate=1e30, backbone_learning_rate=1e30, warmup=0.0, batch_size=16)
     with pytest.raises(DivergedError, match=r"epoch 1, batch \d+ \(16 products: p0.*Lower the learning rates") as error:
-        fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False, checkpoint_seconds=0.0)
+        fit(drawn.problem(config, index), QUIET, folder=tmp_path, checkpoint_seconds=0.0)
     state = load_checkpoint(tmp_path / CHECKPOINT, torch.load(tmp_path / CHECKPOINT)["fits"])
     assert state is not None
     assert state["at"][1] == int(str(error.value).split("batch ")[1].split(" ")[0]) - 1  # it is from before the batch
@@ -289,7 +289,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_batch(index: ExampleIndex,
 def test_a_loss_that_is_no_number_before_the_first_checkpoint_names_none(index: ExampleIndex, tmp_path: Path) -> None:
     config = busy(learning_rate=1e30, backbone_learning_rate=1e30, warmup=0.0, batch_size=16)
     with pytest.raises(DivergedError, match="There is no checkpoint yet") as error:
-        fit(config, drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+        fit(drawn.problem(config, index), QUIET, folder=tmp_path)
     assert CHECKPOINT not in str(error.value)
     assert not (tmp_path / CHECKPOINT).exists()
 
@@ -304,7 +304,7 @@ def test_micro_batches_take_the_same_step(index: ExampleIndex, alone_loss: float
     for micro in (None, 32, 7, 1):
         training = config.training.model_copy(update={"micro_batch": micro})
         target = objective(config, index)
-        trainer = Loop(target, training, CPU, progress=False)
+        trainer = Loop(target, training, QUIET)
         batch = next(target.batches(1, 0))
         trainer.optimizer.zero_grad()
         loss = trainer._accumulate(batch, batch)
@@ -324,7 +324,7 @@ def test_gradients_are_clipped_to_the_norm_of_the_configuration(index: ExampleIn
         document["training"]["clip_norm"] = clip_norm
         config = ModelConfig.model_validate(document)
         target = objective(config, index)
-        trainer = Loop(target, config.training, CPU, progress=False)
+        trainer = Loop(target, config.training, QUIET)
         set_learning_rate(trainer.optimizer, 0.5, 0.0)
         before = [p.detach().clone() for p in target.model.parameters()]
         gradients = []
@@ -361,18 +361,18 @@ def test_gradients_are_clipped_to_the_norm_of_the_configuration(index: ExampleIn
 
 
 def test_the_progress_bar_shows_the_loss_and_the_rate(index: ExampleIndex, capsys: pytest.CaptureFixture[str]) -> None:
-    _, fitted = fit(drawn.config(epochs=2), drawn.taxonomy(), index, CPU, progress=True)
+    _, fitted = fit(drawn.problem(drawn.config(epochs=2), index), Compute(CPU))
     shown = capsys.readouterr().err
     total = index.count("train")
     for number, epoch in enumerate(fitted.epochs, 1):
         at_end = rf"epoch {number}/2: 100%\|█+\| {total}/{total} \[[\d:]+<[\d:]+, +[\d.]+ex/s, loss=([\d.]+)\]"
         assert re.findall(at_end, shown)[-1] == f"{epoch.loss:.3f}"
-    fit(drawn.config(epochs=1), drawn.taxonomy(), index, CPU, progress=False)
+    fit(drawn.problem(drawn.config(epochs=1), index), QUIET)
     assert "ex/s" not in capsys.readouterr().err
 
 
 class _Small(MultiTask):
-    """A device on which only so many examples fit."""
+    """An objective on a device with memory for `room` examples."""
 
     room = 5
 
@@ -384,12 +384,11 @@ class _Small(MultiTask):
 
 def test_too_little_memory_takes_smaller_micro_batches_and_the_same_step(index: ExampleIndex) -> None:
     config = drawn.config(batch_size=32)
-    layout, tokenizer = ClassLayout(drawn.taxonomy()), Tokenizer(config)
     losses = []
     for kind in (MultiTask, _Small):
         torch.manual_seed(0)
-        target = kind(build_model(config, drawn.taxonomy()), index, config, layout, tokenizer, CPU)
-        trainer = Loop(target, config.training, CPU, progress=False)
+        target = kind(build_model(config, drawn.taxonomy()), drawn.problem(config, index), CPU)
+        trainer = Loop(target, config.training, QUIET)
         losses.append([trainer.step(batch) for batch in itertools.islice(target.batches(1, 0), 3)])
     assert trainer.micro == 4
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -400,7 +399,7 @@ def test_too_little_memory_takes_smaller_micro_batches_and_the_same_step(index: 
 
 def test_too_little_memory_for_the_optimizer_says_so(index: ExampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     target = objective(busy(), index)
-    trainer = Loop(target, busy().training, CPU, progress=False)
+    trainer = Loop(target, busy().training, QUIET)
 
     def no_room() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -418,14 +417,14 @@ def test_too_little_memory_for_the_gradients_says_so(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     target = objective(busy(), index)
-    trainer = Loop(target, busy().training, CPU, progress=False)
+    trainer = Loop(target, busy().training, QUIET)
     monkeypatch.setattr(World if where == "sum_gradients" else torch.nn.utils, where, no_room)
     with pytest.raises(DeviceError, match="the gradients' sum and norm do not fit"):
         trainer.step(next(target.batches(1, 0)))
 
 
 class _SmallPairs(Contrastive):
-    """A device on which only so many pairs fit."""
+    """An objective on a device with memory for `room` pairs."""
 
     room = 5
 
@@ -440,16 +439,16 @@ def test_pretraining_says_that_smaller_micro_batches_are_another_training(
 ) -> None:
     config = drawn.config(batch_size=32)
     backbone = Backbone(config, pretrained=False)
-    target = _SmallPairs(backbone, index, config, ClassLayout(drawn.taxonomy()), Tokenizer(config), CPU)
-    trainer = Loop(target, config.training, CPU, progress=False)
+    target = _SmallPairs(backbone, drawn.problem(config, index), QUIET)
+    trainer = Loop(target, config.training, QUIET)
     trainer.step(next(target.batches(1, 0)))
     assert 2 < trainer.micro <= 5
-    assert f"{trainer.micro} examples at a time from now on; each is told apart from these alone" in caplog.text
+    assert f"{trainer.micro} examples at a time from now on; each is compared with these alone" in caplog.text
     assert "the batch stays the same" not in caplog.text
     target.room = 1  # one pair alone has nothing to be told apart from
     with pytest.raises(DeviceError, match="not even two examples fit"):
         trainer.step(next(target.batches(1, 0)))
-    several = Loop(target, config.training, CPU, progress=False, world=World(0, 2))
+    several = Loop(target, config.training, Compute(CPU, World(0, 2), progress=False))
     with pytest.raises(DeviceError, match="set a smaller micro_batch"):
         several.step(next(target.batches(1, 0)))
 
@@ -457,10 +456,10 @@ def test_pretraining_says_that_smaller_micro_batches_are_another_training(
 def test_validation_halves_what_does_not_fit_and_finds_the_same(
     index: ExampleIndex, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, layout = drawn.config(), ClassLayout(drawn.taxonomy())
+    config = drawn.config()
     target = objective(config, index)
     torch.manual_seed(0)
-    pairs = Contrastive(Backbone(config, pretrained=False), index, config, layout, Tokenizer(config), CPU)
+    pairs = Contrastive(Backbone(config, pretrained=False), drawn.problem(config, index), QUIET)
     expected, score = target.validate(), pairs.validate()
     room = 4
     encode = Backbone.encode_image
@@ -485,7 +484,7 @@ def test_validation_halves_what_does_not_fit_and_finds_the_same(
 def test_two_processes_take_the_steps_of_one_with_the_double_batch(
     folder: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    """In pretraining each pair is told apart from those of both processes."""
+    """In pretraining, each pair is contrasted with the pairs of both processes."""
     one, two = tmp_path / "one", tmp_path / "two"
     for out, processes in ((one, 1), (two, 2)):
         out.mkdir()
@@ -525,7 +524,7 @@ def test_two_killed_processes_go_on_each_with_its_own_random_state(folder: Path,
 def test_processes_of_which_each_sees_its_own_disk_alone_go_on_by_the_first_ones(
     folder: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    """Two machines with a lake on S3: both go on where the first one was, to the last digit of one not cut off."""
+    """Two machines with a lake on S3 resume from the first one's checkpoint, with the exact result of an undisturbed run."""
     whole, resumed, work = tmp_path / "whole", tmp_path / "resumed", tmp_path / "work"
     for out in (whole, resumed):
         out.mkdir()
@@ -568,7 +567,7 @@ def test_a_checkpoint_that_the_first_process_cannot_read_or_write_ends_all(folde
 def test_early_stop(index: ExampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter(Score(value, 0.3) for value in [0.5, 0.7, 0.6, 0.7, 0.9, 0.9])
     monkeypatch.setattr(objectives.MultiTask, "validate", lambda _: next(scores))
-    _, fitted = fit(drawn.config(epochs=6, patience=2), drawn.taxonomy(), index, CPU, progress=False)
+    _, fitted = fit(drawn.problem(drawn.config(epochs=6, patience=2), index), QUIET)
     assert [epoch.validation for epoch in fitted.epochs] == [0.5, 0.7, 0.6, 0.7]
     assert fitted.best_epoch == 2  # the fourth is no better, and not the last of six: no learning rate has come down
 
@@ -596,7 +595,7 @@ def test_the_last_epoch_is_kept_unless_one_is_better_by_more_than_an_error(
 
     monkeypatch.setattr(objectives.MultiTask, "validate", validate)
     config = drawn.config(epochs=3)
-    loop = Loop(objective(config, index), config.training, CPU, progress=False)
+    loop = Loop(objective(config, index), config.training, QUIET)
     fitted = loop.run()
     assert (fitted.best_epoch, fitted.best_score) == (kept, scores[kept - 1])
     assert all(torch.equal(value, weights[kept - 1][name]) for name, value in fitted.weights.items())
@@ -607,14 +606,14 @@ def test_frozen_towers_stay_as_they_are(index: ExampleIndex) -> None:
     config = drawn.config(epochs=1, freeze=("image",))
     torch.manual_seed(config.training.seed)
     before = build_model(config, drawn.taxonomy(), pretrained=True).state_dict()
-    after = fit(config, drawn.taxonomy(), index, CPU, progress=False)[0].state_dict()
+    after = fit(drawn.problem(config, index), QUIET)[0].state_dict()
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert {name for name in before if name.startswith("backbone.image.")} <= same
     assert not {name for name in before if name.startswith("heads.")} & same
 
 
 def test_a_frozen_tower_keeps_its_running_statistics(tmp_path: Path) -> None:
-    """A ResNet's batch norms change with every batch they see in training mode, trained or not."""
+    """The batch norms of a ResNet change with every batch in training mode, even if they are frozen."""
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
     (tmp_path / "frozen-resnet.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
@@ -628,7 +627,7 @@ def test_a_frozen_tower_keeps_its_running_statistics(tmp_path: Path) -> None:
     index = scan_examples([folder], drawn.taxonomy(), config.picture, config.selection).index
     torch.manual_seed(config.training.seed)
     before = build_model(config, drawn.taxonomy(), pretrained=True).state_dict()
-    after = fit(config, drawn.taxonomy(), index, CPU, progress=False)[0].state_dict()
+    after = fit(drawn.problem(config, index), QUIET)[0].state_dict()
     statistics = [name for name in before if "running" in name or "num_batches" in name]
     assert len(statistics) > 10
     for name in statistics:
@@ -638,7 +637,7 @@ def test_a_frozen_tower_keeps_its_running_statistics(tmp_path: Path) -> None:
 def test_tensorboard_logs_are_written(index: ExampleIndex, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    _, fitted = fit(drawn.config(epochs=2), drawn.taxonomy(), index, CPU, folder=tmp_path, progress=False)
+    _, fitted = fit(drawn.problem(drawn.config(epochs=2), index), QUIET, folder=tmp_path)
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert {"loss", "learning_rate", "examples_per_second", "validation"} <= set(events.Tags()["scalars"])
@@ -652,7 +651,7 @@ def test_a_resumed_training_logs_each_step_once_and_counts_all_its_seconds(
 
     config = busy(epochs=3)
     steps = len(list(objective(config, index).batches(1, 0)))
-    arguments: dict[str, Any] = {"folder": tmp_path, "progress": False}
+    arguments: dict[str, Any] = {"folder": tmp_path}
     calls, step = itertools.count(1), Loop.step
 
     def mortal(self: Loop, batch: Batch) -> float:
@@ -662,12 +661,12 @@ def test_a_resumed_training_logs_each_step_once_and_counts_all_its_seconds(
 
     monkeypatch.setattr(Loop, "step", mortal)
     with pytest.raises(Killed):
-        fit(config, drawn.taxonomy(), index, CPU, **arguments)
+        fit(drawn.problem(config, index), QUIET, **arguments)
     monkeypatch.undo()
     state = torch.load(tmp_path / CHECKPOINT)
     state["epochs"][0]["seconds"] += 1000.0
     save_checkpoint(tmp_path / CHECKPOINT, state)
-    trained = train(config, drawn.taxonomy(), index, CPU, **arguments)
+    trained = train(drawn.problem(config, index), QUIET, **arguments)
     assert trained.metrics.seconds > 1000
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
@@ -704,11 +703,10 @@ def test_rare_values_weigh_more_and_an_attribute_as_before() -> None:
 def test_the_loss_weighs_rare_values_as_the_configuration_says(index: ExampleIndex) -> None:
     torch.manual_seed(0)
     model = build_model(busy(), drawn.taxonomy()).eval()
-    layout, tokenizer = ClassLayout(drawn.taxonomy()), Tokenizer(busy())
+    layout = ClassLayout(drawn.taxonomy())
 
     def loss(class_balance: float, weights: Tensor | None = None) -> float:
-        config = busy(class_balance=class_balance)
-        target = MultiTask(model, index, config, layout, tokenizer, CPU)
+        target = MultiTask(model, drawn.problem(busy(class_balance=class_balance), index), CPU)
         if weights is not None:
             target.weights = weights
         batch = next(target.batches(1, 0))

@@ -14,12 +14,11 @@ from cma_clip_core.catalog.splits import SIDES
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.errors import DataError, ModelError, NothingToLearnError
 from cma_clip_core.model.backbone import Backbone
-from cma_clip_core.model.class_layout import ClassLayout
-from cma_clip_core.model.tokenizer import Tokenizer
 from cma_clip_core.training.objectives import RETRIEVAL, Contrastive
 from cma_clip_core.training.pretraining import pretrain
 from schemas.tables import EXAMPLES
 from tests.cma_clip_core import drawn
+from tests.cma_clip_core.drawn import QUIET
 
 CPU = torch.device("cpu")
 
@@ -49,7 +48,7 @@ def objective(index: ExampleIndex) -> Contrastive:
     config = drawn.config()
     torch.manual_seed(0)
     backbone = Backbone(config, pretrained=False)
-    return Contrastive(backbone, index, config, ClassLayout(drawn.taxonomy()), Tokenizer(config), CPU)
+    return Contrastive(backbone, drawn.problem(config, index), QUIET)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +84,7 @@ def small(epochs: int) -> ModelConfig:
 
 def test_one_pair_a_file_can_be_pretrained_on(tmp_path: Path) -> None:
     index = cut(tmp_path, pairs(24), 1, ["train", "validation", "test"] * 8)
-    _, metrics = pretrain(small(1), drawn.taxonomy(), index, CPU, progress=False)
+    _, metrics = pretrain(drawn.problem(small(1), index), QUIET)
     assert metrics.train_examples == 8
     assert 0 <= metrics.epochs[0].validation <= 1
 
@@ -93,13 +92,13 @@ def test_one_pair_a_file_can_be_pretrained_on(tmp_path: Path) -> None:
 def test_a_setting_without_effect_is_refused(tmp_path: Path) -> None:
     document = small(1).model_dump()
     document["pretraining"] |= {"freeze": ["image"], "alone_loss": 0.5}
-    with pytest.raises(ModelError, match="freeze, alone_loss has no effect in `pretraining`: leave it out"):
-        pretrain(ModelConfig.model_validate(document), drawn.taxonomy(), cut(tmp_path, pairs(8), 1, ["train"] * 8), CPU)
+    with pytest.raises(ModelError, match="freeze, alone_loss has no effect in `pretraining`: remove it"):
+        pretrain(drawn.problem(ModelConfig.model_validate(document), cut(tmp_path, pairs(8), 1, ["train"] * 8)), QUIET)
 
 
 def test_one_pair_in_all_has_nothing_to_be_told_apart_from(tmp_path: Path) -> None:
     index = cut(tmp_path, pairs(9), 1, ["train"] * 7 + ["validation", "test"])
     with pytest.raises(NothingToLearnError, match="no two products on the validation side"):
-        pretrain(small(1), drawn.taxonomy(), index, CPU, progress=False)
+        pretrain(drawn.problem(small(1), index), QUIET)
     with pytest.raises(DataError, match="no two validation products"):
         objective(index).validate()

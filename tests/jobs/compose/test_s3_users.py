@@ -1,4 +1,4 @@
-"""What each user of the stack's S3 server may do, asked of a real one. `make test TESTS=tests/jobs/compose/test_s3_users.py`."""
+"""Rights of each user of the stack's S3 server, tested on a real one. `make test TESTS=tests/jobs/compose/test_s3_users.py`."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_no_user_changes_rights_or_buckets(address: str, user: str) -> None:
     assert not may(address, user, "delete_bucket")
     with pytest.raises(ClientError, match="AccessDenied"):
         client(address, user).create_bucket(Bucket="another")
-    refused = s3_users._ask(f"{address}/create-user", (user, SECRETS[s3_users.USERS[user]]), b"<Account/>")
+    refused = s3_users._send(f"{address}/create-user", (user, SECRETS[s3_users.USERS[user]]), b"<Account/>")
     assert "AccessDenied" in refused
 
 

@@ -304,7 +304,7 @@ def test_a_csv_that_the_import_refuses_has_no_next_day(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_next_day_is_never_replaced(drawn: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(JobError, match="files that no next day is made of"):
+    with pytest.raises(JobError, match="files that no earlier call wrote"):
         next_day(drawn, tmp_path, "sample")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     with pytest.raises(JobError, match="no records"):

@@ -1,4 +1,4 @@
-"""The demo's housekeeping; what it shows at the end is checked in tests/e2e. `make test TESTS=tests/jobs/demo/test_two_nights.py`."""
+"""Housekeeping of the demo; tests/e2e checks what it shows. `make test TESTS=tests/jobs/demo/test_two_nights.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.jobs.report.test_nightly_report import FIRST, SECOND, Product, Row, S
 
 def test_a_folder_of_somebody_else_is_never_removed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("ten years of work")
-    with pytest.raises(JobError, match="has files that no demo made"):
+    with pytest.raises(JobError, match="has files that no demo wrote"):
         demo(Settings(), tmp_path, None, "sample")
     assert (tmp_path / "thesis.txt").exists()
 
@@ -30,7 +30,7 @@ def test_a_new_run_starts_clean(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == [".demo"]
 
 
-def test_a_missing_catalog_is_said_before_anything_is_removed(tmp_path: Path) -> None:
+def test_a_missing_catalog_is_reported_before_anything_is_removed(tmp_path: Path) -> None:
     _start_clean(tmp_path / "run")
     (tmp_path / "run" / "lake").mkdir()
     with pytest.raises(JobError, match="there is no such folder"):
@@ -38,7 +38,7 @@ def test_a_missing_catalog_is_said_before_anything_is_removed(tmp_path: Path) ->
     assert (tmp_path / "run" / "lake").exists()
 
 
-def test_given_settings_hold_but_for_the_lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_given_settings_apply_except_for_the_lake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAGGING_MODEL_CONFIG_NAME", "tiny")
     monkeypatch.setenv("TAGGING_ROOT", str(tmp_path / "production"))
     options = {"spark.executor.cores": "4", "spark.jars": "a.jar,b.jar"}

@@ -25,7 +25,7 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(root=tmp_path)
 
 
-def test_days_with_an_export_are_told_from_those_without(settings: Settings) -> None:
+def test_days_with_an_export_are_separated_from_those_without(settings: Settings) -> None:
     there, missing = export_days.exported(Lake(settings.root), "2026-11-19", "2026-11-22")
     assert there == ["2026-11-20", "2026-11-22"]
     assert missing == ["2026-11-19", "2026-11-21"]
@@ -66,7 +66,7 @@ def test_forms_open_whatever_is_in_the_lake(tmp_path: Path) -> None:
     assert form_options.attributes(settings) == []
 
 
-def test_asking_loads_nothing_heavy() -> None:
+def test_listing_days_imports_nothing_heavy() -> None:
     code = (
         "import sys, jobs.lake.export_days, jobs.orchestration.form_options, jobs.orchestration.alerts;"
         "print({'torch', 'pyspark', 'great_expectations', 'numpy', 'pandas', 'pyarrow'} & sys.modules.keys())"

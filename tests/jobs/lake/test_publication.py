@@ -1,4 +1,4 @@
-"""Publication: changes of the lake that make a plan stale, and swaps that are killed at any write and finished by the next.
+"""Publication: changes of the lake that make a plan stale, and swaps that are killed and finished by the next one.
 
 Run with ``make test TESTS=tests/jobs/lake/test_publication.py``.
 """
@@ -107,7 +107,7 @@ Change = Callable[[Lake, HistoryIndex], HistoryIndex]
         ),
     ],
 )  # fmt: skip
-def test_what_makes_a_plan_stale(lake: Lake, ds: str, change: Change, stale: bool) -> None:
+def test_changes_that_make_a_plan_stale(lake: Lake, ds: str, change: Change, stale: bool) -> None:
     index = index_of(lake, run(DAY1), run(DAY4))
     made = publication.base(lake, index, ds)
     assert made.backfill == (ds < DAY4)
@@ -158,10 +158,10 @@ def test_killed_swap_is_finished_by_the_next_plan(lake: Lake, monkeypatch: pytes
         publication.swap(lake, lambda _: before)
         if not killed_before_write(n, monkeypatch, lambda: publication.swap(lake, lambda _: after)):
             break
-        found = publication.settle(lake)
-        assert found in (before, after)
-        assert lake.current_run() == found.live
-        seen.add(str(found.live))
+        index = publication.settle(lake)
+        assert index in (before, after)
+        assert lake.current_run() == index.live
+        seen.add(str(index.live))
         n += 1
     assert n == 3
     assert seen == {run(DAY1), run(DAY2)}
@@ -198,7 +198,7 @@ def test_rollback_keeps_backfills_and_forward_brings_the_whole_history_back(
     assert lake.read_history_index() == whole
     published_tables.rollback(settings, run(DAY3))
     expected = {DAY1: run(DAY1), DAY2: run(DAY2), DAY3: run(DAY2)}
-    assert {day: found.run_id for day, found in lake.read_history_index().days.items()} == expected
+    assert {ds: day.run_id for ds, day in lake.read_history_index().days.items()} == expected
     published_tables.rollback(settings, run(DAY5))
     assert lake.read_history_index() == whole
     assert lake.current_run() == run(DAY5)
@@ -219,11 +219,11 @@ def test_rollback_to_a_run_of_a_day_that_was_done_again(lake: Lake, monkeypatch:
         published_tables.rollback(settings, run(DAY2))
 
 
-def test_swap_that_is_refused_changes_nothing(lake: Lake) -> None:
+def test_refused_swap_changes_nothing(lake: Lake) -> None:
     index = index_of(lake, run(DAY1))
     publication.swap(lake, lambda _: index)
     with pytest.raises(JobError, match=rf"{run(DAY2)}/manifest\.json is missing"):
-        publication.swap(lake, lambda found: found.model_copy(update={"live": run(DAY2)}))
+        publication.swap(lake, lambda index: index.model_copy(update={"live": run(DAY2)}))
     assert lake.read_history_index() == index
     assert lake.current_run() == run(DAY1)
 

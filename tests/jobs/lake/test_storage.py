@@ -29,8 +29,8 @@ WRITERS, SWAPS = 16, 12
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> AnyPath:
     if request.param == "disk":
         return tmp_path
-    found: AnyPath = request.getfixturevalue("on_s3")
-    return found
+    path: AnyPath = request.getfixturevalue("on_s3")
+    return path
 
 
 def test_a_file_appears_whole_or_not_at_all(root: AnyPath) -> None:
@@ -51,7 +51,7 @@ def test_a_file_appears_whole_or_not_at_all(root: AnyPath) -> None:
         fail()
     assert storage.read_bytes(path) == b"one"
     assert not kept[0].exists()
-    assert [found.name for found in storage.children(root / "a")] == ["b.txt"]
+    assert [child.name for child in storage.children(root / "a")] == ["b.txt"]
 
 
 def test_a_large_file_is_sent_whole(root: AnyPath) -> None:
@@ -111,10 +111,10 @@ def test_no_concurrent_swap_is_lost(root: AnyPath) -> None:
     for process in groups:
         process.join(300)
         assert process.exitcode == 0
-    found = json.loads(storage.read_bytes(path) or b"[]")
-    assert sorted(found) == [[writer, swap] for writer in range(WRITERS) for swap in range(SWAPS)]
+    swaps = json.loads(storage.read_bytes(path) or b"[]")
+    assert sorted(swaps) == [[writer, swap] for writer in range(WRITERS) for swap in range(SWAPS)]
     for writer in range(WRITERS):  # each thread sees its own writes
-        assert [swap for by, swap in found if by == writer] == list(range(SWAPS))
+        assert [swap for by, swap in swaps if by == writer] == list(range(SWAPS))
 
 
 def _count_many(path: str, group: int) -> None:
@@ -137,7 +137,7 @@ def _count_many(path: str, group: int) -> None:
         raise failed[0]
 
 
-def test_lists_what_is_there(root: AnyPath) -> None:
+def test_listings(root: AnyPath) -> None:
     assert storage.children(root / "none") == []
     for name in ("ds=1/a.txt", "ds=2/run=x/b.txt", "ds=2/run=y/b.txt", "other.txt", "ds=1.txt"):
         storage.write_bytes(root / name, b"")
@@ -276,7 +276,7 @@ def test_a_write_is_sent_again(faulty: tuple[AnyPath, s3.Proxy], fault: s3.Fault
 
 
 @pytest.mark.parametrize("fault", ["503", "lost"])
-def test_a_swap_whose_answer_was_lost_is_not_taken_for_another_s(
+def test_a_swap_whose_answer_was_lost_is_recognized_as_its_own(
     faulty: tuple[AnyPath, s3.Proxy], fault: s3.Fault
 ) -> None:
     root, proxy = faulty
@@ -341,7 +341,7 @@ class Paper(Strict):
 PAPER = Paper(name="first", lines=("one", "two", "naïve"))
 
 
-def test_a_document_with_any_bit_flipped_or_its_end_lost_is_refused_with_the_way_back(tmp_path: Path) -> None:
+def test_a_document_with_a_flipped_bit_or_a_lost_end_is_refused_with_a_remedy(tmp_path: Path) -> None:
     path = tmp_path / "paper.json"
     storage.write_document(path, PAPER)
     whole = path.read_bytes()
@@ -359,7 +359,7 @@ def test_a_document_with_any_bit_flipped_or_its_end_lost_is_refused_with_the_way
             storage.from_bytes(path, data, Paper, "write it again")
 
 
-def test_a_document_of_before_there_were_checksums_is_read(tmp_path: Path) -> None:
+def test_a_document_without_a_checksum_is_read(tmp_path: Path) -> None:
     path = tmp_path / "paper.json"
     path.write_text(PAPER.model_dump_json(indent=1))
     assert storage.read_document(path, Paper) == PAPER
@@ -368,7 +368,7 @@ def test_a_document_of_before_there_were_checksums_is_read(tmp_path: Path) -> No
         storage.read_document(path, Paper)
 
 
-def test_a_document_that_is_made_again_anyway_is_told_and_left_out(
+def test_a_broken_document_that_can_be_made_again_is_logged_and_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "paper.json"
@@ -409,7 +409,7 @@ def test_a_file_its_name_and_the_folders_made_for_it_are_synced_in_that_order(
 def test_a_suspended_holder_that_lost_its_lease_removes_and_finishes_nothing(
     on_s3: AnyPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The holder stops renewing, like a suspended machine. Another process takes over, and the first resumes its work."""
+    """The holder stops renewing, like a suspended machine; another process takes over, and the first one resumes."""
     monkeypatch.setattr(leases, "LEASE_SECONDS", 600.0)  # it does not renew while the test lasts
     work, lock = on_s3 / "work", on_s3 / ".work.lock"
     for n in range(3):
@@ -430,7 +430,7 @@ def test_a_suspended_holder_that_lost_its_lease_removes_and_finishes_nothing(
     assert storage.children(work) == []
 
 
-def test_a_lease_is_looked_at_before_each_request_that_removes(
+def test_a_lease_is_checked_before_each_removing_request(
     faulty: tuple[AnyPath, s3.Proxy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, proxy = faulty

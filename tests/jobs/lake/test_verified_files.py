@@ -37,11 +37,11 @@ def flip(path: Path) -> None:
 
 def test_an_attributes_rows_before_and_after_must_add_up() -> None:
     assert RowCounts(before=10, replaced=3, removed=2, fresh=4, after=9).difference() is None
-    found = RowCounts(before=10, replaced=3, removed=2, fresh=4, after=8).difference()
-    assert found == "8 rows != before 10 - replaced 3 - removed 2 + fresh 4 = 9"
+    difference = RowCounts(before=10, replaced=3, removed=2, fresh=4, after=8).difference()
+    assert difference == "8 rows != before 10 - replaced 3 - removed 2 + fresh 4 = 9"
 
 
-def test_changes_that_are_damaged_are_told_with_the_run_that_writes_them_again(tmp_path: Path) -> None:
+def test_an_error_about_damaged_changes_names_the_run_that_writes_them_again(tmp_path: Path) -> None:
     shop = Shop(Lake(tmp_path / "lake"))
     run_id = shop.night(day(1))
     shop.night(day(2))

@@ -106,7 +106,7 @@ ACCEPTS_NOTHING = TAGS.model_copy(update={"threshold": None, "precision": None, 
 def test_what_either_has_not_learnt_is_neither_compared_nor_in_the_mean(
     made: tuple[Path, str, str], settings: Settings
 ) -> None:
-    """As drawn at random, a head is worse than one that has learnt; that says nothing of the models."""
+    """A head with random weights is worse than one that has learnt, which says nothing about the models."""
     _, good, bad = made
     whole = compare(settings, bad, good)
     knows_less = saved_again(settings, good, not_learnt={"colour": FEW, "pattern": FEW})
@@ -435,7 +435,7 @@ def test_on_the_fewest_families_a_worse_model_is_told(made: tuple[Path, str, str
 def test_on_fewer_families_nothing_is_judged_and_it_is_said_what_to_do(
     made: tuple[Path, str, str], settings: Settings
 ) -> None:
-    """Not even the same model passes for one that is no worse."""
+    """Not even the same model counts as no worse."""
     _, good, _ = made
     same = with_test_families(settings, good, LEAST_FAMILIES - 1, 0)
     with pytest.raises(

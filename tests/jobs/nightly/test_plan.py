@@ -109,7 +109,7 @@ def test_a_broken_champion_says_what_to_do(root: Path) -> None:
         plan(Settings(root=root), DAY)
 
 
-def test_a_night_with_another_model_or_some_attributes_names_what_there_is(root: Path) -> None:
+def test_errors_about_a_missing_model_or_attribute_name_the_existing_ones(root: Path) -> None:
     settings = Settings(root=root)
     version = champion_pointer.champion(settings)
     with pytest.raises(JobError, match=rf"'20991231-00000000' is no model version in .*; there are \['{version}'\]"):
@@ -128,14 +128,14 @@ def inputs(root: Path, *, share: float = 0.5, **asked: Any) -> Any:
     return _inputs(settings, lake, DAY, lake.read_validation(DAY), HistoryIndex(), **asked)
 
 
-def test_a_share_is_for_ordinary_nights_alone(root: Path) -> None:
+def test_a_share_limits_ordinary_nights_only(root: Path) -> None:
     version = champion_pointer.champion(Settings(root=root))
     assert inputs(root).share == 0.5
     for asked in ({"retag": True}, {"model": version}, {"attributes": ("colour",)}, {"prepare": True}):
         assert inputs(root, **asked).share == 1, asked
 
 
-def test_runs_are_other_ones_only_where_something_else_is_asked_for(root: Path) -> None:
+def test_the_run_id_changes_only_with_the_options(root: Path) -> None:
     version = champion_pointer.champion(Settings(root=root))
     ordinary = dataclasses.replace(inputs(root, share=1.0), model_version="20261120-0123abcd")
     assert ordinary.run_id == "2026-11-20-ba1c9a7e"  # the id from before shares and chosen attributes existed
@@ -153,7 +153,7 @@ def test_runs_are_other_ones_only_where_something_else_is_asked_for(root: Path) 
     assert inputs(root, share=1.0, attributes=drawn.taxonomy().names).run_id == inputs(root, share=1.0).run_id
 
 
-def test_a_plan_of_before_is_read(root: Path) -> None:
+def test_a_plan_of_an_older_version_is_read(root: Path) -> None:
     counts = dict.fromkeys(("new", "changed", "model_changed", "unchanged", "removed", "held", "to_preprocess"), 0)
     document = {
         "run_id": "2026-11-20-0123abcd", "ds": DAY, "base_run": None, "backfill": False, "prepare_only": False,
@@ -164,9 +164,7 @@ def test_a_plan_of_before_is_read(root: Path) -> None:
     assert (read.attributes, read.waiting) == ((), 0)
 
 
-def test_pictures_that_cannot_be_had_are_found_without_reading_any(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_pictures_are_detected_without_reading_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "root"
     (root / "folder.jpg").mkdir(parents=True)
     (root / "there.jpg").write_bytes(b"x")
@@ -186,5 +184,5 @@ def test_pictures_that_cannot_be_had_are_found_without_reading_any(
 
     monkeypatch.setattr("os.open", read)
     batch = pa.RecordBatch.from_pydict({"product_id": list(pictures), "picture": list(pictures)})
-    (found,) = MissingPictureFinder([root])(iter([batch]))
-    assert found["product_id"].to_pylist() == [uri for uri, lacks in pictures.items() if lacks]
+    (missing,) = MissingPictureFinder([root])(iter([batch]))
+    assert missing["product_id"].to_pylist() == [uri for uri, lacks in pictures.items() if lacks]

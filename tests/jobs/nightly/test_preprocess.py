@@ -1,4 +1,4 @@
-"""Plan and preprocess: every kind of picture and text gives an example with its status, and labels use the taxonomy's words.
+"""Plan and preprocess: every kind of picture and text gives an example with its status and the taxonomy's labels.
 
 Only the examples that are needed are made.
 
@@ -68,62 +68,62 @@ def examples(lake: Lake, run_id: str) -> dict[str, dict[str, Any]]:
     paths = [str(p) for p in sorted(folder.rglob("*.parquet"))]
     table = pads.dataset(paths, format="parquet").to_table()
     assert table.schema.equals(EXAMPLES)
-    found = {row["product_id"]: row for row in table.to_pylist()}
-    assert len(found) == table.num_rows
-    return found
+    by_product = {row["product_id"]: row for row in table.to_pylist()}
+    assert len(by_product) == table.num_rows
+    return by_product
 
 
 def test_each_picture_says_what_is_wrong_with_it(prepared: tuple[Lake, Plan]) -> None:
     lake, made = prepared
-    found = examples(lake, made.run_id)
-    assert len(found) == made.to_preprocess == made.new
+    by_product = examples(lake, made.run_id)
+    assert len(by_product) == made.to_preprocess == made.new
     pixels = made.picture_height * made.picture_width * 3
     for kind, dirty in DIRTY.items():
         if dirty.outcome == "valid":
-            row = found[f"dirty-{kind}"]
+            row = by_product[f"dirty-{kind}"]
             assert row["image_status"] == dirty.image_status, kind
             assert (row["image"] is not None) == (dirty.image_status == "ok"), kind
             assert row["image"] is None or len(row["image"]) == pixels, kind
             assert (row["image_detail"] is None) == (dirty.image_status in ("ok", "absent")), kind
     manifest = lake.read_examples_manifest(made.run_id)
     assert manifest is not None
-    assert sum(manifest.image_statuses.values()) == len(found)
+    assert sum(manifest.image_statuses.values()) == len(by_product)
     assert manifest.image_statuses["broken"] >= 2
 
 
 def test_pixels_are_those_of_the_one_decoder(prepared: tuple[Lake, Plan]) -> None:
     lake, made = prepared
-    found = examples(lake, made.run_id)
+    by_product = examples(lake, made.run_id)
     spec = pictures.PictureSpec(made.picture_height, made.picture_width)
     for kind in ("picture_exif_rotated", "picture_cmyk", "picture_16_bit", "picture_transparent"):
         data = DIRTY[kind].picture
         assert data is not None
-        row = np.frombuffer(found[f"dirty-{kind}"]["image"], np.uint8).reshape(spec.height, spec.width, 3)
+        row = np.frombuffer(by_product[f"dirty-{kind}"]["image"], np.uint8).reshape(spec.height, spec.width, 3)
         np.testing.assert_array_equal(row, pictures.decode(data, spec))
 
 
 def test_labels_are_in_the_taxonomys_words(prepared: tuple[Lake, Plan]) -> None:
     lake, made = prepared
-    found = examples(lake, made.run_id)
-    assert dict(found["good-0"]["labels"]) == {"article_type": ["T-shirt"], "colour": ["Blue"]}
-    assert dict(found["dirty-label_unknown"]["unknown_labels"]) == {"colour": ["Octarine"]}
-    assert "colour" not in dict(found["dirty-label_unknown"]["labels"])
-    assert dict(found["dirty-label_number"]["labels"]) == {"article_type": ["T-shirt"]}
+    by_product = examples(lake, made.run_id)
+    assert dict(by_product["good-0"]["labels"]) == {"article_type": ["T-shirt"], "colour": ["Blue"]}
+    assert dict(by_product["dirty-label_unknown"]["unknown_labels"]) == {"colour": ["Octarine"]}
+    assert "colour" not in dict(by_product["dirty-label_unknown"]["labels"])
+    assert dict(by_product["dirty-label_number"]["labels"]) == {"article_type": ["T-shirt"]}
 
 
 def test_texts_are_clean(prepared: tuple[Lake, Plan]) -> None:
     lake, made = prepared
-    found = examples(lake, made.run_id)
-    title = found["dirty-control_characters"]["title"]
+    by_product = examples(lake, made.run_id)
+    title = by_product["dirty-control_characters"]["title"]
     assert "Blue" in title
     assert not any(ord(c) < 32 or c in "\u202e\u202c\u200b\ufeff" for c in title)
-    assert "<" not in found["dirty-markup"]["description"]
-    assert found["dirty-placeholders"]["brand"] == ""
+    assert "<" not in by_product["dirty-markup"]["description"]
+    assert by_product["dirty-placeholders"]["brand"] == ""
 
 
 @pytest.mark.long
 def test_examples_are_in_large_row_groups(tmp_path: Path) -> None:
-    """The row groups determine the samples of a training. Published tables have small ones: `test_published_tables.py`."""
+    """Row groups determine the samples of a training. Published tables have small ones: `test_published_tables.py`."""
     side = 512
     config = (BUILT_IN / "tiny.yaml").read_text().replace("height: 32, width: 24", f"height: {side}, width: {side}")
     (tmp_path / "large.yaml").write_text(config)
@@ -150,7 +150,7 @@ def test_finished_preprocess_is_not_done_again(prepared: tuple[Lake, Plan]) -> N
     assert [p.stat().st_mtime_ns for p in paths] == stamps
 
 
-def test_half_done_preprocess_is_done_anew(prepared: tuple[Lake, Plan]) -> None:
+def test_half_done_preprocess_is_done_again(prepared: tuple[Lake, Plan]) -> None:
     lake, made = prepared
     before = examples(lake, made.run_id)
     (lake.examples(made.run_id) / "_manifest.json").unlink()
@@ -257,7 +257,7 @@ def damaged(data: bytes, how: str) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["whole", "gone", "empty", "lacks a little", "lacks half", "bit flipped", "grown"])
-def test_a_picture_that_is_not_what_was_imported_is_no_picture_of_the_shop(tmp_path: Path, how: str) -> None:
+def test_a_picture_that_differs_from_the_imported_one_is_refused(tmp_path: Path, how: str) -> None:
     data = jpeg(drawing())
     digest = hashlib.sha1(data).hexdigest()
     uri = f"{digest[:2]}/{digest}.jpg"
@@ -288,12 +288,12 @@ def test_a_picture_that_is_not_what_was_imported_is_no_picture_of_the_shop(tmp_p
     assert made(empty)[0].column("image_status").to_pylist() == ["empty"]  # as the shop delivered it
 
 
-def test_unknown_run_is_told(settings: Settings) -> None:
+def test_unknown_run_is_reported(settings: Settings) -> None:
     with pytest.raises(JobError, match="there is no such plan"):
         preprocess(settings, "2026-11-20-00000000")
 
 
-def test_broken_plan_is_told(lake: Lake, settings: Settings) -> None:
+def test_broken_plan_is_reported(lake: Lake, settings: Settings) -> None:
     storage.write_bytes(lake.plan("2026-11-20-00000000") / "plan.json", b'{"run_id": ')
     with pytest.raises(JobError, match=r"plan\.json: not a Plan"):
         preprocess(settings, "2026-11-20-00000000")

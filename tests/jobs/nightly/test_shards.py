@@ -26,9 +26,9 @@ def plan(made: list[Shard]) -> Any:
 def test_there_are_never_more_groups_than_airflow_maps_over(count: int, most: int) -> None:
     draw = random.Random(count)
     made = shards(*(draw.randint(1, 20_000) for _ in range(count)))
-    found = groups(made, most)
-    assert len(found) <= most
-    assert [shard for group in found for shard in choose(plan(made), group)] == made
+    result = groups(made, most)
+    assert len(result) <= most
+    assert [shard for group in result for shard in choose(plan(made), group)] == made
 
 
 def test_each_shard_is_a_task_where_airflow_allows_it() -> None:
@@ -65,7 +65,7 @@ def test_shards_are_named_by_numbers_and_ranges() -> None:
 
 
 @pytest.mark.parametrize("asked", ["", "x", "-1", "2-1", "1-", "0,", "0;1", "1.0", "\u0661", "9" * 5000, "[0]"])
-def test_what_names_no_shards_is_refused(asked: str) -> None:
+def test_a_selection_without_shards_is_refused(asked: str) -> None:
     with pytest.raises(JobError, match="names no shards; write 7, 0-2, or 0-2,7") as caught:
         choose(plan(shards(1, 1)), asked)
     assert len(str(caught.value)) < 150

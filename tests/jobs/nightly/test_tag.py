@@ -50,8 +50,8 @@ class Night:
         return self.lake.prediction_file(RUN, shard)
 
     def products(self, shard: int) -> list[str]:
-        found: list[str] = pq.read_table(self.file(shard), partitioning=None)["product_id"].to_pylist()
-        return found
+        products: list[str] = pq.read_table(self.file(shard), partitioning=None)["product_id"].to_pylist()
+        return products
 
     def freeze(self, plan: Plan) -> None:
         storage.write_document(self.lake.plan(RUN) / "plan.json", plan)
@@ -189,7 +189,7 @@ def test_an_example_of_another_state_is_missing(night: Night) -> None:
         tag(night.settings, RUN, "1")
 
 
-def test_an_example_that_is_there_twice(night: Night) -> None:
+def test_a_duplicate_example(night: Night) -> None:
     drawn.write(night.lake.root / NEW / "shard=1", drawn.examples(100).slice(50, 1), "part-1.parquet")
     with pytest.raises(JobError, match="two examples of product 'p00050'"):
         tag(night.settings, RUN, "1")
@@ -244,15 +244,15 @@ def test_a_full_disk_says_so_and_nothing_half_written_stays(night: Night) -> Non
     step = f"{sys.executable} -m jobs tag --run {RUN} --shard 0; code=$?; ls -A {folder}; exit $code"
     within = small_disk.command(folder, 8 << 10, step)
     environment = os.environ | {"TAGGING_ROOT": str(night.lake.root), "TAGGING_DEVICE": "cpu"}
-    found = subprocess.run(within, capture_output=True, text=True, check=False, env=environment)
-    assert found.returncode == 1, found.stderr  # not 2, so that Airflow retries
-    assert f"error: {night.file(0)}: no room for it in {folder}: " in found.stderr
-    assert "Traceback" not in found.stderr
-    assert found.stdout == ""
+    done = subprocess.run(within, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1, done.stderr  # not 2, so that Airflow retries
+    assert f"error: {night.file(0)}: no room for it in {folder}: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
     assert tag(night.settings, RUN) == 95
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_cuda_asked_for_and_absent(night: Night) -> None:
+def test_cuda_is_requested_but_absent(night: Night) -> None:
     with pytest.raises(JobError, match="no GPU"):
         tag(night.settings.model_copy(update={"device": "cuda"}), RUN)

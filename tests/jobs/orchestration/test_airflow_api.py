@@ -1,4 +1,4 @@
-"""As much of Airflow's API as we use, against a server that comes up as Airflow does; the real one is in tests/ui and tests/e2e."""
+"""The client of Airflow's API, against a server that starts up like Airflow; tests/ui and tests/e2e use the real one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.s3 import free_port
 
 @contextmanager
 def airflow(port: int, answers: Iterator[int], after: float = 0.0) -> Iterator[None]:
-    """Answer what asks for a DAG by these statuses, in a server that listens `after` so many seconds."""
+    """Start a server that listens after `after` seconds and answers requests for a DAG with these statuses."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -57,7 +57,7 @@ def test_airflow_is_waited_for_until_it_knows_the_dag() -> None:
     assert next(answers, None) is None
 
 
-def test_an_airflow_that_does_not_come_is_not_waited_for_without_end() -> None:
+def test_waiting_for_an_airflow_that_does_not_start_ends() -> None:
     with pytest.raises(TimeoutError, match=r"does not answer, .*refused.* after 0 s"):
         AirflowApi(f"http://127.0.0.1:{free_port()}").wait_for("nightly", seconds=0.2, every=0.05)
     port = free_port()
@@ -68,7 +68,7 @@ def test_an_airflow_that_does_not_come_is_not_waited_for_without_end() -> None:
         AirflowApi(f"http://127.0.0.1:{port}").wait_for("nightly", seconds=0.4, every=0.1)
 
 
-def test_what_airflow_refuses_is_told_at_once() -> None:
+def test_a_refusal_of_airflow_is_raised_at_once() -> None:
     port = free_port()
     with airflow(port, iter([403])), pytest.raises(OSError, match="403"):
         AirflowApi(f"http://127.0.0.1:{port}").wait_for("nightly", seconds=30)

@@ -25,7 +25,7 @@ DAY = "2026-11-20"
 
 
 class Webhook(HTTPServer):
-    """Keeps what is posted; answers with `code`."""
+    """A server that keeps posted messages and answers with `code`."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Post)
@@ -45,7 +45,7 @@ class _Post(BaseHTTPRequestHandler):
 
 
 class MailServer(socketserver.TCPServer):
-    """As much of SMTP as a client needs; keeps the messages."""
+    """A minimal SMTP server that keeps the messages."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Mail)
@@ -107,7 +107,7 @@ def test_an_alert_says_the_step_the_rows_and_where_to_look(tmp_path: Path, webho
         alert_to="a@shop.example,b@shop.example",
         alert_smtp=f"smtp://127.0.0.1:{mail.server_address[1]}",
     )  # type: ignore[arg-type]
-    subject, text = alerts.of_failure(
+    subject, text = alerts.failure_alert(
         settings, dag="nightly_tagging", task="validate", arguments=["validate", "--ds", DAY], error="a rule\nbroke",
         log_url="http://airflow/log",
     )  # fmt: skip
@@ -117,31 +117,31 @@ def test_an_alert_says_the_step_the_rows_and_where_to_look(tmp_path: Path, webho
     mailed = email.message_from_string(message)
     assert mailed["Subject"] == "nightly_tagging, catalog of 2026-11-20: validate failed"
     assert mailed["To"] == "a@shop.example, b@shop.example"
-    for found in (posted["text"], mailed.get_payload(decode=True).decode()):
-        assert "validate failed: a rule" in found
-        assert "3 raw, 1 unparsable, 0 quarantined, 2 valid" in found
-        assert "row_count: 3 rows, 90 the day before" in found
-        assert f"{tmp_path}/reports/docs/index.html" in found
-        assert "Nothing is published yet" in found
-        assert "http://airflow/log" in found
+    for sent in (posted["text"], mailed.get_payload(decode=True).decode()):
+        assert "validate failed: a rule" in sent
+        assert "3 raw, 1 unparsable, 0 quarantined, 2 valid" in sent
+        assert "row_count: 3 rows, 90 the day before" in sent
+        assert f"{tmp_path}/reports/docs/index.html" in sent
+        assert "Nothing is published yet" in sent
+        assert "http://airflow/log" in sent
 
 
-def test_a_shops_words_call_nobody_and_make_no_link(tmp_path: Path, webhook: Webhook) -> None:
+def test_words_of_the_shop_mention_nobody_and_make_no_link(tmp_path: Path, webhook: Webhook) -> None:
     settings = Settings(root=tmp_path, alert_webhook=f"http://127.0.0.1:{webhook.server_port}/x")  # type: ignore[arg-type]
     alerts.send(settings, "plan failed", "line 7 is '<!channel> <https://elsewhere.example|Report>' & more")
     (posted,) = webhook.posted
     assert "&lt;!channel&gt; &lt;https://elsewhere.example|Report&gt;' &amp; more" in posted["text"]
 
 
-def test_an_alert_says_how_many_pictures_could_not_be_had(tmp_path: Path) -> None:
+def test_an_alert_counts_the_pictures_that_could_not_be_read(tmp_path: Path) -> None:
     lake = lake_with_a_bad_day(tmp_path)
     raw = RawManifest(
         ds=DAY, source="x", files=(), rows=9, pictures={"added": 1, "known": 2, "missing": 5, "url": 1},
         created_at=datetime.now(UTC),
     )  # fmt: skip
     storage.write_document(lake.raw_manifest(DAY), raw)
-    _, text = alerts.of_late_night(Settings(root=tmp_path), DAY, 5)
-    assert "Pictures: 6 of 9 could not be had by the import." in text
+    _, text = alerts.late_alert(Settings(root=tmp_path), DAY, 5)
+    assert "Pictures: 6 of 9 could not be read by the import." in text
 
 
 def test_an_alert_that_cannot_be_sent_is_logged_without_its_address(
@@ -160,7 +160,7 @@ def test_an_alert_that_cannot_be_sent_is_logged_without_its_address(
     assert "secret" not in repr(settings)
 
 
-def test_a_late_night_is_of_the_day_that_was_asked_for(
+def test_the_alert_of_a_late_night_names_the_requested_day(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("TAGGING_ROOT", str(tmp_path))

@@ -45,9 +45,9 @@ def test_counts_of_each_day_and_nothing_published(
     assert done.exception is None, done.exception
     assert published(lake) == before
     (line,) = done.stdout.splitlines()
-    found = json.loads(line)
-    first, second, third, fourth = found.pop("days")
-    assert found == {"first": DAY1, "last": DAY4, "products": 197, "seconds": None}
+    result = json.loads(line)
+    first, second, third, fourth = result.pop("days")
+    assert result == {"first": DAY1, "last": DAY4, "products": 197, "seconds": None}
     counts = (
         "new",
         "changed",
@@ -72,7 +72,7 @@ def test_counts_of_each_day_and_nothing_published(
     assert plan(settings, DAY1, retag=True) == lake.read_plan(first["run_id"])
 
 
-def test_a_range_that_is_none(tmp_path: Path) -> None:
+def test_a_wrong_range(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     with pytest.raises(JobError, match=f"the first day, {DAY2}, is after the last, {DAY1}"):
         estimate(settings, DAY2, DAY1)

@@ -41,7 +41,7 @@ def say(words: str) -> str:
 @pytest.mark.damage
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("fault", ["full", "read-only"])
-def test_each_step_on_a_bad_disk_says_so_and_goes_on_when_it_is_mended(
+def test_each_step_on_a_bad_disk_reports_it_and_continues_after_the_repair(
     trained: Lake, tmp_path: Path, fault: str
 ) -> None:
     """The lake and TMPDIR are on the disk. After each failure, the fault is repaired and the step succeeds."""
@@ -139,7 +139,7 @@ for name, write in ways.items():
 """
 
 
-def test_a_full_disk_is_told_whatever_library_meets_it(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_from_every_library(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     script = tmp_path / "writes.py"
@@ -159,7 +159,7 @@ def test_a_full_disk_is_told_whatever_library_meets_it(tmp_path: Path) -> None:
     assert str(disk) in told["duckdb"]
 
 
-def test_a_disk_is_told_from_whatever_library_says_so(tmp_path: Path) -> None:
+def test_messages_about_disks_are_recognized_from_every_library(tmp_path: Path) -> None:
     found = explain(OSError(28, "No space left on device", str(tmp_path / "x")))
     assert isinstance(found, TransientError)
     assert str(found).startswith(f"{tmp_path / 'x'}: no room on its disk; make some")

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.spark, pytest.mark.usefixtures("spark_session")]
 
 
 @pytest.mark.long
-def test_an_export_that_changed_is_taken_and_what_is_there_is_not_made_again(tmp_path: Path) -> None:
+def test_a_changed_export_is_used_and_existing_examples_are_kept(tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "lake")
     lake = Lake(settings.root)
 
@@ -32,5 +32,5 @@ def test_an_export_that_changed_is_taken_and_what_is_there_is_not_made_again(tmp
     assert examples() == 20
     prepare_export(settings, tmp_path / "many", DAY1, "sample")
     assert lake.raw_rows(DAY1) == 30
-    found = pads.dataset(lake.root / "examples", format="parquet").to_table(columns=["product_id"])
-    assert len(set(found.column("product_id").to_pylist())) == 30
+    table = pads.dataset(lake.root / "examples", format="parquet").to_table(columns=["product_id"])
+    assert len(set(table.column("product_id").to_pylist())) == 30

@@ -93,7 +93,7 @@ def drinks(tmp_path_factory: pytest.TempPathFactory, spark_session: Any) -> Sett
     return settings
 
 
-def test_a_labelled_set_tells_gaps_from_unlisted_values_before_training(
+def test_a_labelled_set_distinguishes_gaps_from_unlisted_values(
     drinks: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -113,7 +113,7 @@ def test_a_labelled_set_tells_gaps_from_unlisted_values_before_training(
     assert page.count("Hanapakkaus") == 1
 
 
-def test_a_taxonomy_that_lists_nothing_of_the_catalog_is_told_with_its_words(tmp_path: Path) -> None:
+def test_a_taxonomy_that_lists_no_word_of_the_catalog_is_reported_with_the_words(tmp_path: Path) -> None:
     lake, settings = Lake(tmp_path / "lake"), settings_for(tmp_path / "lake")
     rows = drawn.examples(40).to_pylist()
     for row in rows:
@@ -184,7 +184,7 @@ def test_no_product_that_has_a_value_is_filled(drinks: Settings) -> None:
 OLD = pa.schema([field for field in PREDICTIONS if field.name != "unlisted"], metadata=PREDICTIONS.metadata)
 
 
-def test_predictions_of_a_version_that_kept_no_unlisted_values_are_made_again(drinks: Settings) -> None:
+def test_predictions_of_a_version_without_unlisted_values_are_made_again(drinks: Settings) -> None:
     lake = Lake(drinks.root)
     run = lake.current_run()
     if run is None:

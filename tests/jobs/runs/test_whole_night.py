@@ -71,8 +71,8 @@ def steps_to(step: str, settings: Settings, ds: str, **options: Any) -> str:
 def second_day(lake: Lake) -> dict[str, list[str]]:
     """Write the raw catalog of DAY2.
 
-    Compared with DAY1, some products are changed, new or removed, and one has nothing to tag. Two lines are not records: half
-    a line with the shop's own field names, and a CSV row of a wrong length.
+    Compared with DAY1, some products are changed, new or removed, and one has nothing to tag. Two lines are not
+    records: half a line with the shop's own field names, and a CSV row of a wrong length.
     """
     records = read_raw(lake, DAY1)
     ids = [r["product_id"] for r in records]
@@ -92,8 +92,8 @@ def second_day(lake: Lake) -> dict[str, list[str]]:
     }
 
 
-def products_of(found: list[tuple[Any, ...]]) -> set[str]:
-    return {row[0] for row in found}
+def products_of(table_rows: list[tuple[Any, ...]]) -> set[str]:
+    return {row[0] for row in table_rows}
 
 
 def test_two_nights(first_night: tuple[Lake, Settings]) -> None:
@@ -155,7 +155,7 @@ def test_finished_night_run_again_changes_nothing(first_night: tuple[Lake, Setti
     assert live(lake) == before
 
 
-def test_new_model_tags_all_products_with_the_examples_there_are(first_night: tuple[Lake, Settings]) -> None:
+def test_new_model_tags_all_products_with_existing_examples(first_night: tuple[Lake, Settings]) -> None:
     lake, settings = first_night
     before = live(lake)
     run_id = plan(settings, DAY1, retag=True).run_id
@@ -167,7 +167,7 @@ def test_new_model_tags_all_products_with_the_examples_there_are(first_night: tu
     assert live(lake) == before  # the same model predicts the same
 
 
-def test_new_champion_tags_all_products_with_the_examples_there_are(first_night: tuple[Lake, Settings]) -> None:
+def test_new_champion_tags_all_products_with_existing_examples(first_night: tuple[Lake, Settings]) -> None:
     lake, settings = first_night
     first = champion_pointer.champion(settings)
     assert first is not None
@@ -265,7 +265,7 @@ def test_a_picture_that_left_its_root_holds_only_products_that_need_a_new_exampl
     assert values(live(lake)) == values(before)
 
 
-def test_a_night_that_would_remove_much_stops_until_a_person_lets_it(first_night: tuple[Lake, Settings]) -> None:
+def test_a_night_that_would_remove_much_stops_until_a_person_allows_it(first_night: tuple[Lake, Settings]) -> None:
     lake, settings = first_night
     pointer = lake.current.read_bytes()
     lines = raw_lines(lake, DAY1)
@@ -416,9 +416,9 @@ def test_plan_killed_before_any_write_and_started_again(
     assert as_of(settings, DAY2) == live(lake)
 
 
-def values(found: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+def values(table_rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Return rows without the tagging day and confidences, whose last bit varies with the batch."""
-    return [row[:6] for row in found]
+    return [row[:6] for row in table_rows]
 
 
 @pytest.mark.long

@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 
 @pytest.mark.long
 @pytest.mark.spark
-def test_dead_jvm_is_told_and_the_step_is_tried_again(tmp_path: Path) -> None:
+def test_dead_jvm_is_reported_and_the_step_is_tried_again(tmp_path: Path) -> None:
     lake = Lake(tmp_path)
     write_raw(lake, DAY1, [{"product_id": f"p{i}", "title": "Shirt"} for i in range(2000)])
     command = ["-m", "jobs", "--root", str(lake.root), "--spark-master", "local[1]", "validate", "--ds", DAY1]
@@ -50,7 +50,7 @@ def kill_jvm_at_work(step: psutil.Process) -> None:
 
 
 @pytest.mark.spark
-def test_given_options_win_over_ours(spark_session: Any) -> None:
+def test_given_options_override_the_defaults(spark_session: Any) -> None:
     for name, value in FOR_FEW_ROWS.items():
         assert spark_session.conf.get(name) == value
 

@@ -1,4 +1,4 @@
-"""Steps forked from a process with their libraries loaded: they behave like `python -m jobs`, and end when they should."""
+"""Steps forked from a process with loaded libraries: they behave like `python -m jobs`, and end when they should."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def by_itself(*arguments: str, **variables: str) -> tuple[int, str, str]:
     ],
     ids=" ".join,
 )
-def test_a_step_says_and_returns_what_it_does_by_itself(
+def test_a_step_prints_and_returns_the_same_as_without_the_server(
     step_server_address: Path, tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
     variables = {"TAGGING_ROOT": str(tmp_path / "lake"), "COLUMNS": "100"}
@@ -110,14 +110,15 @@ def test_a_caller_that_is_gone_takes_its_step_along(step_server_address: Path, t
     gone(step)
 
 
-def test_a_server_that_ends_takes_its_steps_along(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [subprocess.Popen.terminate, subprocess.Popen.kill], ids=["terminated", "killed"])
+def test_a_server_that_ends_takes_its_steps_along(end: Any, tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="steps-") as folder:
         address = Path(folder) / "socket"
         process = step_client.launch(address, Path(folder) / "log", os.environ)
         while not address.exists():
             time.sleep(0.05)
         step = started_sample(address, tmp_path)
-        process.terminate()
+        end(process)
         process.wait(30)
         assert step.wait(10) < 0
         gone(psutil.Process(step.pid) if psutil.pid_exists(step.pid) else None)
@@ -139,7 +140,7 @@ def test_a_server_that_ends_takes_its_steps_along(tmp_path: Path) -> None:
     ],
     ids=lambda line: repr(line[:50]),
 )  # fmt: skip
-def test_what_is_no_request_is_answered_with_an_error_and_the_server_lives_on(
+def test_a_malformed_request_is_answered_with_an_error_and_the_server_lives_on(
     step_server_address: Path, request_line: bytes
 ) -> None:
     out, out_end = os.pipe()
@@ -156,12 +157,12 @@ def test_what_is_no_request_is_answered_with_an_error_and_the_server_lives_on(
     assert run(step_server_address, "tag", "--help")[0] == 0
 
 
-def test_why_a_step_was_not_started_is_told_to_who_asked_for_it(step_server_address: Path) -> None:
+def test_a_caller_gets_the_reason_why_its_step_was_not_started(step_server_address: Path) -> None:
     with pytest.raises(OSError, match="did not start the step: arguments must be a list of texts"):
         step_client.start(step_server_address, ["a\0b"], os.environ, REPOSITORY)
 
 
-def test_who_asks_without_pipes_or_hangs_up_does_no_harm(step_server_address: Path) -> None:
+def test_a_caller_without_pipes_or_one_that_hangs_up_does_no_harm(step_server_address: Path) -> None:
     for sent in (b"", b"\n", b'\n{"arguments": '):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(step_server_address))
@@ -172,10 +173,10 @@ def test_who_asks_without_pipes_or_hangs_up_does_no_harm(step_server_address: Pa
 @pytest.mark.parametrize(
     ("environment", "cwd"), [({}, "/nowhere"), ({"NAME": "\ud800"}, "/")], ids=["no such folder", "no such character"]
 )
-def test_a_step_that_could_not_begin_is_no_process_to_end(
+def test_a_step_that_could_not_begin_is_not_ended_as_a_process(
     step_server_address: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], cwd: str
 ) -> None:
-    """The exit status 1 must not be read as a process id: the caller would end process group 1 of the machine or container."""
+    """The exit status 1 must not be read as a process id: the caller would end process group 1 of the machine."""
     monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("a process was ended"))
     with pytest.raises(OSError, match="did not start the step"):
         step_client.start(step_server_address, ["--help"], environment, Path(cwd))

@@ -85,7 +85,7 @@ def test_labels_are_marked_as_the_spoken_finder_marks_them(settings: Settings) -
         row["product_id"]: row
         for row in altered({0: {"brand": "Red Linen", "title": "Shirt, striped"}}, 200).to_pylist()
     }
-    places = {"spoken": 0, "silent": 0}
+    mentions = {"spoken": 0, "silent": 0}
     for row in rows_of(settings):
         example = examples[row["product_id"]]
         for label in row["labels"]:
@@ -96,12 +96,12 @@ def test_labels_are_marked_as_the_spoken_finder_marks_them(settings: Settings) -
                 .max()
             )
             assert label["named_in"] == [f for n, f in enumerate(("title", "brand", "description")) if bits >> n & 1]
-            places["spoken" if label["named_in"] else "silent"] += 1
-    assert min(places.values()) > 50
+            mentions["spoken" if label["named_in"] else "silent"] += 1
+    assert min(mentions.values()) > 50
     found = dataset(settings, DAY)
     lake = Lake(settings.root)
     index = read_index(found.table, lake.root)
-    assert found.manifest.silent == places["silent"]
+    assert found.manifest.silent == mentions["silent"]
     counts = Counter(
         (row["side"], x["attribute"], not x["named_in"]) for row in rows_of(settings) for x in row["labels"]
     )
@@ -201,7 +201,7 @@ def test_the_split_does_not_depend_on_the_order_of_files_and_rows(settings: Sett
 
 
 def test_no_near_duplicate_crosses_in_a_drawn_catalog(trained: Lake) -> None:
-    """By brute force over all pairs of the demo's products."""
+    """Compare all pairs of the demo's products by brute force."""
     tables = list((trained.root / "labelled").rglob("products.parquet"))
     assert len(tables) == 1
     examples: dict[str, Any] = {}
@@ -255,7 +255,7 @@ def test_the_pages_counts_are_the_tables(settings: Settings) -> None:
         silent = sum(not x["named_in"] for _, x in labels)
         title = sum("title" in x["named_in"] for _, x in labels)
         assert counted.n == len(labels)
-        assert counted.places == (title, len(labels) - title - silent, silent)
+        assert counted.mentions == (title, len(labels) - title - silent, silent)
         assert counted.sides == tuple(sum(s == side for s, _ in labels) for side in ("train", "validation", "test"))
         for value in counted.values:
             assert value.n == sum(x["value"] == value.value for _, x in labels)

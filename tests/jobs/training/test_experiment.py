@@ -144,10 +144,10 @@ def test_a_killed_training_blocks_no_other_and_goes_on_when_it_is_started_again(
     (left,) = above.glob(".unfinished-*")
     with caplog.at_level(logging.INFO):
         step(one, DAY)
-        assert f"unfinished: {left} is of another training (configuration tiny, labelled set" in caplog.text
-        assert "training goes on in epoch 2" not in caplog.text
+        assert f"unfinished: {left} belongs to another training (configuration tiny, labelled set" in caplog.text
+        assert "training resumes in epoch 2" not in caplog.text
         step(two, DAY)
-    assert "training goes on in epoch 2" in caplog.text
+    assert "training resumes in epoch 2" in caplog.text
     assert not list(above.glob(".unfinished-*"))
 
 
@@ -373,7 +373,7 @@ def changed(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Setting
 
 
 def test_without_any_picture_all_methods_begin_from_scratch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """And an attribute that cannot be learnt is in no table and no mean, of the methods and of the baseline."""
+    """An attribute that cannot be learnt is in no table and no mean either."""
 
     def change(row: dict[str, Any]) -> None:
         row["image"], row["image_status"] = None, "absent"
@@ -386,7 +386,7 @@ def test_without_any_picture_all_methods_begin_from_scratch(tmp_path: Path, capl
     results = storage.read_document(folder / "results.json", Results)
     assert results is not None
     assert len(results.texts[0].methods) == 3
-    assert results.left_out["pretraining"].endswith("all methods begin from scratch")
+    assert results.left_out["pretraining"].endswith("all methods start from scratch")
     assert results.not_learnt.keys() == {"pattern"}
     assert results.attributes == ("article_type", "colour", "material")
     for method in results.texts[0].methods:
@@ -394,8 +394,8 @@ def test_without_any_picture_all_methods_begin_from_scratch(tmp_path: Path, capl
         assert len(recalls) == 3
         assert method.mean_recall_at_90 == pytest.approx(sum(recalls) / 3)
     page = (folder / "results.md").read_text()
-    assert "pattern is not learnt, nor in any mean: all of its" in page
-    assert "begin from scratch" in page
+    assert "pattern is not learnt, and not in any mean: all of its" in page
+    assert "start from scratch" in page
     with pytest.raises(JobError, match="nothing to compare: pattern: all of its"):
         experiment(settings, DAY, attributes=("pattern",))
 
@@ -418,7 +418,7 @@ def test_without_any_text_the_text_baseline_is_left_out(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("missing", ["image", "text"])
 def test_a_modality_that_no_product_has_is_done_without(tmp_path: Path, missing: str) -> None:
-    """A method that sees nothing else is left out, and says why; the others learn from what there is."""
+    """A method that sees only the missing modality is left out with a reason; the others learn from the other modality."""
 
     def change(row: dict[str, Any]) -> None:
         if missing == "image":
@@ -433,8 +433,8 @@ def test_a_modality_that_no_product_has_is_done_without(tmp_path: Path, missing:
     results = storage.read_document(folder / "results.json", Results)
     assert results is not None
     what = {"image": "a picture", "text": "a text"}[missing]
-    why = f"no training product has {what}, and nothing else is seen: there is nothing to learn from; it is left out"
-    assert results.left_out.pop("pretraining").endswith("all methods begin from scratch")
+    why = f"no training product has {what}, and the model reads nothing else: there is nothing to learn from; it is left out"
+    assert results.left_out.pop("pretraining").endswith("all methods start from scratch")
     assert results.left_out == {LABELS[method]: why for method in alone}
     assert f"{LABELS[alone[0]]}: {why}" in (folder / "results.md").read_text()
     by_name = dict(zip(methods, results.texts[0].methods, strict=True))
@@ -501,7 +501,7 @@ def test_methods_are_kept_as_model_versions_the_same_after_a_kill(
         patched.setattr(train_methods, "keep_predictions", die)
         with pytest.raises(KeyboardInterrupt):
             run("cma-clip")
-    # Until it is judged anew there is nothing of the training before, which was not this one's.
+    # Until the new training is judged, nothing of the earlier one is left.
     assert not list(lake.root.glob("experiments/*/*/predictions/cma-clip/run.json"))
     results = run("cma-clip", "fine-tuned-clip")
     assert not list(lake.root.glob("experiments/*/*/unfinished/*"))
@@ -526,7 +526,7 @@ def test_methods_are_kept_as_model_versions_the_same_after_a_kill(
         assert re.search(
             rf"on a sample of its families: {products} of its 39\d products\. It compared colour, pattern;", card
         )
-        assert "begun with the pretrained `experiments/ds=2026-11-20/" in card
+        assert "started from the pretrained `experiments/ds=2026-11-20/" in card
         verdict = judge(settings, version)
         assert verdict is not None
         assert verdict.judged
@@ -559,7 +559,7 @@ def test_differences_are_seed_by_seed_in_the_same_draws() -> None:
 
 
 def test_margins_under_noise_are_cma_clips_less_the_others(tmp_path: Path) -> None:
-    """Late concatenation is wrong of two products in three where half of the names are left out, CMA-CLIP nowhere."""
+    """With half of the names left out, late concatenation is wrong for two products in three, and CMA-CLIP for none."""
     confidence = np.linspace(0.9, 0.5, 60)
     right, wrong = single(confidence, marks("r" * 60)), single(confidence, marks("r" * 20 + "w" * 40))
     setting: Any = SimpleNamespace(folder=tmp_path, compared=[PATTERN], attributes=("pattern",))
@@ -657,9 +657,7 @@ def test_each_method_is_trained_with_each_seed_and_goes_on(settings: Settings, m
 
 def test_what_cannot_be_kept_is_said_before_anything_is_trained(settings: Settings) -> None:
     there = sorted(Lake(settings.root).experiments.glob("*/*"))
-    with pytest.raises(
-        JobError, match="raw-clip, tf-idf cannot be kept: a model version is what was trained; choose of"
-    ):
+    with pytest.raises(JobError, match="raw-clip, tf-idf cannot be kept, because nothing is trained; choose from"):
         experiment(settings, DAY, products=220, keep=("raw-clip", "tf-idf"))
     with pytest.raises(JobError, match="cma-clip cannot be kept: not among the methods that are run: tf-idf"):
         experiment(settings, DAY, products=220, methods=("tf-idf",), keep=("cma-clip",))

@@ -24,7 +24,7 @@ DAY = "2026-11-20"
 
 
 def spoiled(count: int, wrong: int, only_pattern: str) -> tuple[pa.Table, set[str]]:
-    """Examples in which the colour of some products, which a picture shows plainly, is another. All have one pattern."""
+    """Return examples in which some products have a wrong colour label, as their pictures show. All have one pattern."""
     rows = drawn.examples(count).to_pylist()
     for row in rows:
         row["labels"] = [(name, [only_pattern] if name == "pattern" else values) for name, values in row["labels"]]

@@ -266,7 +266,7 @@ def versions(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names = ["20261119-00000001", "20261120-0123abcd", "20261121-00000003"]
     for name in names:
         (shop.lake.models / name).mkdir(parents=True)
-    monkeypatch.setattr(champion_pointer, "check_whole", lambda *_: None)  # they have no files
+    monkeypatch.setattr(champion_pointer, "check_files", lambda *_: None)  # they have no files
     shop.night(day(1))
     return names
 

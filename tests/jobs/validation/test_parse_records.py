@@ -41,7 +41,7 @@ def notes(**record: Any) -> dict[str, str]:
         (b"[" * 100_000, "not_json", "nested too deeply"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "not_json", "nested too deeply"),
         (b'\xef\xbb\xbf{"product_id": "p"}', "not_json", "character 1"),
-        (b'{"title": "\xff\xfe"}', "bad_utf8", "byte 0xff at 12 is no UTF-8"),
+        (b'{"title": "\xff\xfe"}', "bad_utf8", "byte 0xff at 12 is not UTF-8"),
         (b'{"title": "\xed\xa0\xbd"}', "bad_utf8", "byte 0xed"),  # half of a surrogate pair in UTF-8
         (b"[]", "not_object", "a list of 0, []"),
         (b"null", "not_object", "null where an object should be"),

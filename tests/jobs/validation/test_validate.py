@@ -118,7 +118,7 @@ def test_labels_keep_their_words_and_forms_that_are_not_known_are_told_by_name(
     assert dict(found["labels"]) == {"colour": ["Blue"], "details": ["Pocket", "Logo"], "neck": ["5"]}
     assert dict(found["mistyped_labels"]) == {"<b>fit": '{"en":"Slim"}'}
     assert result.unread_labels == {"<b>fit": 1}
-    assert "1 labels of '<b>fit' are of no known form" in caplog.text
+    assert "1 labels of '<b>fit' have an unknown form" in caplog.text
     page = (lake.root / result.data_docs_path).read_text()
     assert "Labels that cannot be read" in page
     assert "<b>fit" not in page
