@@ -1,13 +1,13 @@
-# One image for all of it: Airflow's parts and workers, Spark's master and workers. Where requirements.lock did not change, only the
-# last layers are made anew.
-# A base image by its digest: --build-arg PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:... (docs/deploy.md).
+# One image for all services: Airflow's parts and workers, Spark's master and workers. If requirements.lock did not change, only
+# the last layers are built again.
+# To pin the base image by its digest: --build-arg PYTHON_IMAGE=python:3.11-slim-bookworm@sha256:... (docs/deploy.md).
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 FROM ${PYTHON_IMAGE} AS libraries
 RUN pip install --no-cache-dir uv==0.13.9
 COPY requirements.lock /build/
-# Trust what the system trusts, as pip does: a company's proxy has its own certificate.
+# Trust the system's certificates, as pip does: a company's proxy may have its own.
 ENV UV_SYSTEM_CERTS=true
-# Compiled now: a container that may not write its bytecode would do it in each process.
+# Compile now: containers cannot write bytecode, so each process would compile everything again.
 RUN uv venv --python "$(command -v python3)" /opt/venv && \
     uv pip install --python /opt/venv/bin/python --no-cache --compile-bytecode --require-hashes -r /build/requirements.lock
 
@@ -29,10 +29,10 @@ WORKDIR /app
 COPY --chown=tagger schemas/ schemas/
 COPY --chown=tagger cma_clip_core/ cma_clip_core/
 COPY --chown=tagger jobs/ jobs/
-# Spark's part for S3, and its classes in one file: neither is fetched or made when a container starts.
+# Fetch Spark's S3 libraries and record its class archive now, so that no container does it at its start.
 RUN python -m jobs.spark.s3a && python -m jobs.demo.record_class_archive
 COPY --chown=tagger dags/ dags/
-# Containers may not write: our own modules are compiled now, too.
+# Compile our own modules too, because containers cannot write.
 RUN python -m compileall -q /app
 ENTRYPOINT ["tini", "--"]
 CMD ["python", "-m", "jobs", "--help"]

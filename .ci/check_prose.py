@@ -90,7 +90,7 @@ def sentences_of(line: int, text: str) -> Iterator[Sentence]:
 
 
 def split_sentences(text: str) -> list[str]:
-    """Split at full stops, question marks, semicolons that end a clause, and colons before a list."""
+    """Split at full stops, question marks, exclamation marks and the borders of table cells."""
     text = re.sub(r"\b(e\.g|i\.e|cf|vs|approx|no|Sec|Eq|Fig)\.", r"\1", text)
     return [part.strip() for part in re.split(r"(?<=[.!?])[\")*`]*\s+|\s\|\s", text) if part.strip()]
 

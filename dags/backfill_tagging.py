@@ -1,4 +1,4 @@
-"""Tags past days of the catalog again. A form asks for the days, the attributes and the model.
+"""Tag past days of the catalog again. A form asks for the days, the attributes and the model.
 
 Fill in the form and trigger the DAG. It starts one run of *nightly_tagging* per day, oldest first, and waits for each of
 them. The tasks of `night` link to these runs. A day older than the published one changes only the history.

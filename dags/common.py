@@ -27,7 +27,7 @@ def job_errors_fail_the_task() -> Iterator[None]:
 
 
 def partition_day(ds: str | None, interval_start: datetime | None) -> str:
-    """Return the day of a run: `ds` where given, otherwise the day on which its data interval starts.
+    """Return the day of a run: `ds` if given, otherwise the day on which its data interval starts.
 
     Raises:
         AirflowFailException: both are missing, or `ds` is not a day.

@@ -1,4 +1,4 @@
-"""Removes what the lake no longer needs: old runs, plans, predictions and examples.
+"""Remove what the lake no longer needs: old runs, plans, predictions and examples.
 
 The DAG runs every Sunday at 12:00 UTC as a **dry run**: the log of `maintenance` lists what it would remove. To remove it,
 trigger the DAG with `delete`, or set TAGGING_MAINTENANCE_DELETE=true.

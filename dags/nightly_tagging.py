@@ -1,4 +1,4 @@
-"""Tags the day's catalog and publishes the attribute tables.
+"""Tag the day's catalog and publish the attribute tables.
 
 A run starts every night at 02:00 UTC for the day that has just ended:
 

@@ -1,4 +1,4 @@
-"""Trains a model on the newest labelled set, judges it against the champion, and promotes it if it is no worse.
+"""Train a model on the newest labelled set, judge it against the champion, and promote it if it is no worse.
 
 The DAG runs every Sunday at 06:00 UTC, or when you trigger it. The new version is always kept. The verdict is the result
 of `judge`. After a promotion, the following nights tag every product again, at most the share TAGGING_MAX_RETAG_SHARE of

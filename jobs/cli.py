@@ -651,8 +651,8 @@ def airflow(
     gpu_slots: Annotated[
         int | None,
         typer.Option(
-            help="Slots of the pool `gpu`: how many tasks tag or train at once. Default: one per GPU, or as many as the "
-            "CPU's cores allow.",
+            help="Slots of the pool `gpu`: how many tasks tag or train at once. Default: one per GPU; without a GPU, "
+            "up to 2.",
             min=1,
         ),
     ] = None,

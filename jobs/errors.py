@@ -10,7 +10,7 @@ class JobError(Exception):
 
 
 class TransientError(JobError):
-    """A failure that may pass without a change of input or settings. The exit code is 1, and Airflow retries the task."""
+    """A failure that may pass without a change of input or settings. The exit code is 1, and Airflow retries."""
 
 
 class CriticalDataError(JobError):

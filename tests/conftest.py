@@ -28,13 +28,14 @@ from schemas.documents import RawFile, RawManifest
 DAY1, DAY2, DAY3, DAY4 = "2026-11-20", "2026-11-21", "2026-11-22", "2026-11-23"
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-# This must be set before torch is loaded. The suite runs one process per core. With more threads, the processes wait for each
-# other at every small step, and a training takes ten times the CPU time. `test_loop.py` has a training with two threads.
+# This must be set before torch is loaded. The suite runs one process per core. With more threads, the processes wait
+# for each other at every small step, and a training takes ten times the CPU time. `test_loop.py` has a training with
+# two threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-# Spark's features for large tables (several partitions after each shuffle, adaptive plans) slow down a night of few rows. The
-# end-to-end nights keep them.
+# Spark's features for large tables (several partitions after each shuffle, adaptive plans) slow down a night of few
+# rows. The end-to-end nights keep them.
 FOR_FEW_ROWS = {"spark.sql.shuffle.partitions": "2", "spark.sql.adaptive.enabled": "false"}
 
 
@@ -135,7 +136,7 @@ def step_server_address() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, spark_session: Any) -> Lake:  # noqa: ARG001
-    """A lake with one imported day of generated products, its examples, and a model trained on them. Copy it before use."""
+    """A lake with one imported day of generated products, its examples, and a trained model. Copy it before use."""
     from jobs.demo.sample_catalog import generate
     from jobs.importing.import_catalog import import_catalog
     from jobs.nightly.plan import plan
@@ -183,7 +184,7 @@ def settings(lake: Lake) -> Settings:
 
 @dataclass(frozen=True)
 class Night:
-    """Copies of a lake during the night of DAY1. They are restored to the original folder: published paths are absolute."""
+    """Copies of a lake in the night of DAY1, restored to the original folder because published paths are absolute."""
 
     root: Path
     run_id: str

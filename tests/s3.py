@@ -89,7 +89,7 @@ def _is_up(address: str) -> bool:
 
 @dataclass
 class Proxy:
-    """What stands between client and server. `fault` says of each request what becomes of it."""
+    """A proxy between client and server. `fault` decides for each request what becomes of it."""
 
     address: str
     fault: Callable[[str, str], Fault | None] = field(default=lambda *_: None)

@@ -1,4 +1,4 @@
-"""What installs the project, as far as it can be tried without installing. `make test TESTS=tests/test_install.py`."""
+"""The installer, as far as a test can try it without an installation. `make test TESTS=tests/test_install.py`."""
 
 from __future__ import annotations
 

@@ -6,10 +6,10 @@ import hashlib
 
 
 def hash_fraction(data: bytes, *, digest_size: int = 6, salt: bytes = b"") -> float:
-    """Return a number in [0, 1) that follows from `data` and `salt` alone, spread evenly.
+    """Return an evenly distributed number in [0, 1) that depends on `data` and `salt` alone.
 
     Args:
-        data: what is drawn for, such as an id.
+        data: the key of the draw, such as an id.
         digest_size: bytes of the BLAKE2b digest. Stored splits and draws depend on it: never change it for a caller.
         salt: separates the draws of different callers, and of different seeds; at most 16 bytes.
     """
@@ -20,6 +20,6 @@ def hash_fraction(data: bytes, *, digest_size: int = 6, salt: bytes = b"") -> fl
 def family_fraction(family: int, *, digest_size: int = 6, salt: bytes = b"") -> float:
     """Return the `hash_fraction` of a family's number, a signed 64-bit integer.
 
-    The number itself is the smallest digest of the family's products, so it is not evenly spread.
+    The number itself is the smallest digest of the family's products, so it is not evenly distributed.
     """
     return hash_fraction(family.to_bytes(8, signed=True), digest_size=digest_size, salt=salt)

@@ -1,4 +1,4 @@
-"""Size of an AVIF's frames according to its AV1 data, which decides what a decoder makes, whatever the container says.
+"""Size of an AVIF's frames according to its AV1 data, which a decoder follows even if the container says otherwise.
 
 The formats: ISO/IEC 23008-12 (items and their locations), ISO/IEC 14496-12 (chunks of a track), AV1 5.3 and 5.5
 (sequence headers).

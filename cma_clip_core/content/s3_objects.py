@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import obstore
+from fsspec.asyn import sync
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
@@ -138,7 +139,6 @@ def _store(fs: S3FileSystem, bucket: str, *, writes: bool) -> S3Store:
 @lru_cache(maxsize=16)
 def _made(fs: S3FileSystem, bucket: str, writes: bool) -> S3Store:
     """Return a new client of a bucket."""
-    from fsspec.asyn import sync
 
     async def keys() -> ReadOnlyCredentials:
         credentials = await fs.session.get_credentials()

@@ -11,7 +11,7 @@ from cma_clip_core.inputs.distributed import World
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """The device and processes of a computation, and whether it shows its progress.
+    """Device and processes of a computation, and whether it shows its progress.
 
     Attributes:
         device: the device of the model and its batches.

@@ -44,9 +44,9 @@ class FileChecks:
         Raises:
             JobError: the file has records but lacks the mapping's columns.
         """
-        source = map(self._checked, rows)
-        first = list(self._first(source))
-        mark = self._mark(first)
+        source = map(self._check_row, rows)
+        first = list(self._read_ahead(source))
+        mark = self._detect_mark(first)
         unseen, columns, record = set(self._mapping.columns), dict[str, None](), None
         names, nested = dict[str, Json]().keys(), False
         shape, other = names, None
@@ -62,7 +62,7 @@ class FileChecks:
                     if len(columns) < _NAMES:
                         columns.update(dict.fromkeys(name[:_NAME] for name in itertools.islice(row, _NAMES)))
                 if row.keys() != shape:
-                    shape, other = row.keys(), self._in_other_capitals(row)
+                    shape, other = row.keys(), self._find_other_case(row)
                 if other is not None:
                     self._noticed.note("records with a column that differs from the mapping's only in case, not read")
                 row = self._with_price(row, mark)
@@ -88,7 +88,7 @@ class FileChecks:
                 log.warning("import-catalog: %s lacks the columns %s, which other files have", path, sorted(missed))
                 self._noticed.note("files without optional columns that other files have")
 
-    def _in_other_capitals(self, row: dict[str, Json]) -> str | None:
+    def _find_other_case(self, row: dict[str, Json]) -> str | None:
         """Return a column of `row` that differs only in case from a column of the mapping that `row` lacks."""
         for name in row:
             column = self._folded.get(name.casefold())
@@ -97,7 +97,7 @@ class FileChecks:
                 return name
         return None
 
-    def _first(self, rows: Iterator[Row]) -> Iterator[Row]:
+    def _read_ahead(self, rows: Iterator[Row]) -> Iterator[Row]:
         """Yield the first rows, which show how the file writes prices; none if the decimal mark is known."""
         if not self._mapping.price or self._mapping.decimal:
             return
@@ -108,12 +108,12 @@ class FileChecks:
             if held > _HELD:
                 return
 
-    def _mark(self, first: list[Row]) -> DecimalMark:
+    def _detect_mark(self, first: list[Row]) -> DecimalMark:
         if self._mapping.decimal:
             return self._mapping.decimal
         return decimal_mark(get_column(row, self._mapping.price) for row in first if isinstance(row, dict))
 
-    def _checked(self, row: Row) -> Row:
+    def _check_row(self, row: Row) -> Row:
         """Return `row`, or a rejected line if `row` is not a product or its id has lost digits."""
         if not isinstance(row, dict):
             return row

@@ -55,7 +55,7 @@ def grouped(
                 database.executemany("INSERT INTO given VALUES (?, ?, ?)", waiting)
                 waiting.clear()
         database.executemany("INSERT INTO given VALUES (?, ?, ?)", waiting)
-        yield from _merged(database, merge, noticed)
+        yield from _merge_products(database, merge, noticed)
     except sqlite3.Error as error:
         raise JobError(
             f"{folder}: rows could not be stored there until all are read ({error}); nothing was imported: free some space, or "
@@ -65,7 +65,7 @@ def grouped(
         database.close()
 
 
-def _merged(database: sqlite3.Connection, merge: Merge, noticed: Noticed) -> Iterator[dict[str, Json]]:
+def _merge_products(database: sqlite3.Connection, merge: Merge, noticed: Noticed) -> Iterator[dict[str, Json]]:
     # A window function: a join of the rows with each key's first position would scan the whole table once per row.
     ordered = database.execute(
         "SELECT min(position) OVER (PARTITION BY key) AS first, row FROM given ORDER BY first, position"
@@ -73,7 +73,7 @@ def _merged(database: sqlite3.Connection, merge: Merge, noticed: Noticed) -> Ite
     product, rows, size = None, list[dict[str, Json]](), 0
     for first, row in ordered:
         if first != product and rows:
-            yield _one(rows, merge, noticed)
+            yield _merge_one(rows, merge, noticed)
             rows, size = [], 0
         product = first
         rows.append(json.loads(row))
@@ -84,10 +84,10 @@ def _merged(database: sqlite3.Connection, merge: Merge, noticed: Noticed) -> Ite
                 "nothing was imported: name a column whose values identify one product"
             )
     if rows:
-        yield _one(rows, merge, noticed)
+        yield _merge_one(rows, merge, noticed)
 
 
-def _one(rows: list[dict[str, Json]], merge: Merge, noticed: Noticed) -> dict[str, Json]:
+def _merge_one(rows: list[dict[str, Json]], merge: Merge, noticed: Noticed) -> dict[str, Json]:
     if len(rows) > 1:
         noticed.note("rows merged with another row of their product", len(rows) - 1)
     return merge(rows)

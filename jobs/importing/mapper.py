@@ -64,7 +64,7 @@ class Mapper:
             "product_id": identity(self._value(row, mapping.product_id)),
             "title": next((title for title in titles if title is not None), None),
             "brand": self._value(row, mapping.brand),
-            "description": _joined([self._value(row, column) for column in mapping.description]),
+            "description": _join([self._value(row, column) for column in mapping.description]),
             "price": self._value(row, mapping.price),
             "image_uri": self._value(row, mapping.image_uri),
             "image_version": self._value(row, mapping.image_version),
@@ -190,7 +190,7 @@ class Mapper:
         for name, value in unread.items():
             self._count_unread(name, value)
         labels = {name: parts for name, texts in known.items() if (parts := self._split(texts))}
-        unread = {name: _kept_unread(value, name) for name, value in unread.items()}
+        unread = {name: _wrap_unread(value, name) for name, value in unread.items()}
         return unread | {name: parts[0] if len(parts) == 1 else parts for name, parts in labels.items()}
 
     def _split(self, texts: list[str]) -> list[Json]:
@@ -230,7 +230,7 @@ class Mapper:
         return _BRACES.sub(lambda match: parts[match.group(1)], self._mapping.picture_name)
 
 
-def _kept_unread(value: Json, name: str) -> Json:
+def _wrap_unread(value: Json, name: str) -> Json:
     """Wrap an unreadable object if `read_value` would read it once it stands alone under its name.
 
     For example, `read_value` would read {"name": "hue", "content": "Teal"} as the value "hue".
@@ -265,7 +265,7 @@ def get_column(row: dict[str, Json], column: str) -> Json:
     return node
 
 
-def _joined(values: list[Json]) -> Json:
+def _join(values: list[Json]) -> Json:
     given = [value for value in values if value is not None]
     if len(given) <= 1:
         return given[0] if given else None

@@ -21,7 +21,8 @@ def exported(lake: Lake, first: str, last: str, most: int = MOST) -> tuple[list[
         most: the maximum number of days.
 
     Raises:
-        JobError: `first` or `last` is not a day, `first` is after `last`, there are too many days, or none has an export.
+        JobError: `first` or `last` is not a day, `first` is after `last`, there are too many days, or none has an
+            export.
     """
     begin, end = (date.fromisoformat(check_day(day)) for day in (first, last))
     if begin > end:

@@ -1,8 +1,8 @@
 """The history of the tables: each day's changes, and the tables as they were on any past day.
 
 The folder of a day holds the changes of that day: new or replaced rows (``upsert``) and removed keys (``remove``). The
-table of a day has, for each key, the newest change up to that day. When a past day is run again, two days are rewritten:
-its own changes and those of the next day in the history. Every later day then stays as it was.
+table of a day has, for each key, the newest change up to that day. When a past day is run again, two days are
+rewritten: its own changes and those of the next day in the history. Every later day then stays as it was.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def run_of(index: HistoryIndex, ds: str) -> str | None:
 def own_run(lake: Lake, index: HistoryIndex, ds: str) -> str | None:
     """Return the run of `ds` that produced the tables of that day, or None.
 
-    A backfill of an earlier day rewrites the changes of the next day, but not the resulting tables. Such runs are skipped.
+    A backfill of an earlier day rewrites the changes of the next day, but not the resulting tables. Such runs are
+    skipped.
     """
     run_id = run_of(index, ds)
     while run_id is not None and not run_id.startswith(ds):
@@ -78,7 +79,10 @@ def as_of(session: SparkSession, lake: Lake, index: HistoryIndex, table: str, ds
 
 
 def changes(table: str, before: DataFrame, after: DataFrame, ds: str) -> DataFrame:
-    """Return the changes that turn `before` into `after`. Both hold all rows of the keys that may differ, and no others."""
+    """Return the changes that turn `before` into `after`. Both hold all rows of the keys that may differ, and no other.
+
+    A key whose rows are all gone gets a ``remove``.
+    """
     from pyspark.sql import functions as F
 
     keys = list(KEYS[table])

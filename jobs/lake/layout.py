@@ -278,7 +278,11 @@ class Lake:
         return storage.find_document(path, ExamplesManifest, "its examples are made again where they are needed")
 
     def has_examples(self, path: str) -> bool:
-        """Return whether a run's example folder `path`, relative to the lake, exists and all its files have their full size."""
+        """Return whether a run's example folder exists and all its files have their full size.
+
+        Args:
+            path: the folder, relative to the lake.
+        """
         folder = self.root / path
         if not (storage.exists(folder.parent / "_manifest.json") and storage.exists(folder)):
             return False
@@ -334,7 +338,8 @@ class Lake:
         if storage.exists(self.current):
             return self.current
         left = storage.children(self.history / "left")
-        # A ledger is written after the index names the run. A run that was killed earlier has a manifest, but no ledger.
+        # A ledger is written after the index names the run. A run that was killed earlier has a manifest, but no
+        # ledger.
         runs = (path.name for path in storage.children(self.run("-").parent))
         ledgers = (self.reports(run) / "ledger.json" for run in runs if is_run(run))
         return next(itertools.chain(left, (ledger for ledger in ledgers if storage.exists(ledger))), None)

@@ -1,9 +1,9 @@
 """Locks between processes that share only an object store: leases that their holders renew.
 
-A lock is one object that names its holder. It is changed by conditional writes only, and its holder rewrites it every few
-seconds. A waiting process takes it over after it has seen it unchanged for `LEASE_SECONDS` of its own clock; clocks of
-different machines are never compared. A holder that cannot renew in time (no network, a suspended machine) ends itself
-before that.
+A lock is one object that names its holder. It is changed by conditional writes only, and its holder rewrites it every
+few seconds. A waiting process takes it over after it has seen it unchanged for `LEASE_SECONDS` of its own clock; clocks
+of different machines are never compared. A holder that cannot renew in time (no network, a suspended machine) ends
+itself before that.
 
 A process that was suspended may resume in the middle of its work, before it checks its lease. Each hold of a lock
 therefore has a token, which stays in the object until another process takes over. `confirm` compares the token right
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 LEASE_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 1.0
-_held: Final[set[Lease]] = set()  # by this process
+_held: Final[set[Lease]] = set()  # the leases that this process holds
 
 
 class LeaseLostError(JobError):

@@ -1,7 +1,7 @@
 """Parquet files of the lake: Spark shuffles and sorts the rows, Arrow writes them.
 
-Files for other readers are written by Arrow inside Spark's tasks, one file per partition, whole or not at all. Spark's own
-writer can neither keep our field comments nor omit dictionaries, and it puts column values into folder names.
+Files for other readers are written by Arrow inside Spark's tasks, one file per partition, whole or not at all. Spark's
+own writer can neither keep our field comments nor omit dictionaries, and it puts column values into folder names.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Written:
 
 
 _STREAMED: Final = 64 * 2**20  # bytes in memory of a row group, for tables that are read as a whole
-# The same for tables in which single products are looked up: about 50,000 rows. A look-up decodes all ids of a row group.
+# The same for tables in which single products are looked up: about 50,000 rows. A look-up decodes all ids of a row
+# group.
 LOOKED_UP: Final = 8 * 2**20
 
 
@@ -131,12 +132,13 @@ def write_files(
     The rows never reach the driver.
 
     Args:
-        frame: rows with an integer column ``target``, the index of the target file. A file without rows is written empty.
+        frame: rows with an integer column ``target``, the index of the target file. A file without rows is written
+            empty.
         targets: the paths of the files.
         table: the schema of the files.
         order: the columns by which the rows of a file are sorted.
-        transform: a function from the frame's batches (without ``target``) to batches of `table`. It may store counts in the
-            dict, which become the `notes` of the file.
+        transform: a function from the frame's batches (without ``target``) to batches of `table`. It may store counts
+            in the dict, which become the `notes` of the file.
         digest: whether to compute the SHA-256 of each file.
         row_group_bytes: the size of a row group in memory.
     """
@@ -173,8 +175,8 @@ def write_parts(
 ) -> DataFrame:
     """Apply `transform` to each partition of `frame`, write each result to its own file, and return the rows read back.
 
-    For tables that are read several times and then removed. Python's workers write the files directly, because passing the
-    rows back through the JVM takes longer than computing them. The files become the only content of `folder`.
+    For tables that are read several times and then removed. Python's workers write the files directly, because passing
+    the rows back through the JVM takes longer than computing them. The files become the only content of `folder`.
     """
     storage.remove_folder(folder)
     path = str(folder)

@@ -1,9 +1,9 @@
 """Publication of a run by one atomic swap, and the check that the run's plan is not stale.
 
-``attribute_history/index.json`` names the live run and the location of each day's changes. One swap of this file publishes
-a run, a backfill or a rollback as a whole. ``attribute_tables/current``, the pointer for readers, is updated right after
-it. If the process is killed in between, or the pointer is damaged, the next plan, publish or rollback of any day repairs
-the pointer.
+``attribute_history/index.json`` names the live run and the location of each day's changes. One swap of this file
+publishes a run, a backfill or a rollback as a whole. ``attribute_tables/current``, the pointer for readers, is updated
+right after it. If the process is killed in between, or the pointer is damaged, the next plan, publish or rollback of
+any day repairs the pointer.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def check_base(lake: Lake, index: HistoryIndex, plan: Plan) -> None:
 def swap(lake: Lake, change: Callable[[HistoryIndex], HistoryIndex]) -> HistoryIndex:
     """Replace the index by ``change(index)``, update the pointer, and return the new index.
 
-    A lock serializes swaps: `change` gets the index that the previous swap wrote. If `change` raises, nothing is written.
+    A lock serializes swaps, so `change` gets the index that the previous swap wrote. Nothing is written if it raises.
 
     Raises:
         JobError: the run that would become live has no manifest.

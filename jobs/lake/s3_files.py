@@ -28,10 +28,12 @@ log = logging.getLogger(__name__)
 
 MOST_REMOVED: Final = 1000  # objects per request
 _CHUNK: Final = 8 * 2**20  # bytes read at a time
-# s3fs sends data of twice its chunk size in parts and drops the condition. Swapped documents are a thousand times smaller.
+# s3fs sends data of twice its chunk size in parts and drops the condition. Swapped documents are a thousand times
+# smaller.
 _MOST_CONDITIONAL: Final = 32 * 2**20
 _FAILED: Final = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
-# An address that does not answer is reported within half a minute; a server that is slow for a moment gets more attempts.
+# An address that does not answer is reported within half a minute; a server that is slow for a moment gets more
+# attempts.
 _CLIENT: Final = {"connect_timeout": 5, "read_timeout": 20, "retries": {"mode": "standard", "total_max_attempts": 4}}
 
 
@@ -49,8 +51,8 @@ class ObjectVersion(NamedTuple):
 def s3_path(uri: str, client: Mapping[str, Any] = _CLIENT) -> UPath:
     """Return the path of an ``s3://`` URI.
 
-    The environment gives the endpoint and the credentials, as for every AWS client: ``AWS_ENDPOINT_URL``, ``AWS_REGION``,
-    and ``AWS_ACCESS_KEY_ID``, a profile, a role, or the credentials of a container.
+    The environment gives the endpoint and the credentials, as for every AWS client: ``AWS_ENDPOINT_URL``,
+    ``AWS_REGION``, and ``AWS_ACCESS_KEY_ID``, a profile, a role, or the credentials of a container.
     """
     from upath import UPath
 
@@ -93,8 +95,8 @@ def _body(fs: S3FileSystem, answer: dict[str, Any]) -> bytes:
 def put(path: UPath, data: bytes, replaces: ObjectVersion | None) -> ObjectVersion:
     """Write `data` to `path` if the object is still `replaces` (None: if it does not exist), and return the new object.
 
-    If the answer to a write is lost, the client sends the write again. The condition then fails, but the object holds the
-    same data, so the write succeeded.
+    If the answer to a write is lost, the client sends the write again. The condition then fails, but the object holds
+    the same data, so the write succeeded.
 
     Raises:
         ConditionFailedError: the object is another one.

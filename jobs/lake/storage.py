@@ -442,7 +442,8 @@ def remove_folder(path: AnyPath) -> None:
     """Remove the folder at `path` and its content, if it exists.
 
     Raises:
-        LeaseLostError: another process has taken over a lock on S3 that this process holds; the rest of the folder stays.
+        LeaseLostError: another process has taken over a lock on S3 that this process holds; the rest of the folder
+            stays.
     """
     if on_disk(path):
         shutil.rmtree(path, ignore_errors=True)
@@ -543,7 +544,10 @@ def locked(path: AnyPath, *, busy: str | None = None, shared: bool = False) -> I
 
 @contextlib.contextmanager
 def unless_busy(path: AnyPath) -> Iterator[bool]:
-    """Yield whether no other process holds the lock of `path`; on a disk, hold it meanwhile. The lock file's time stays."""
+    """Yield whether no other process holds the lock of `path`. On a disk, hold it meanwhile.
+
+    The time of the lock file does not change.
+    """
     if not on_disk(path):
         lock = lock_file(path)
         assert not on_disk(lock)

@@ -1,7 +1,7 @@
 """Files of published tables: one file per table, or several by ranges of product_id if the table is very large.
 
-Splitting keeps any single task from holding a whole table. The ranges do not overlap and each file is sorted, so a reader
-that looks up one product finds its file by the files' statistics.
+Splitting keeps any single task from holding a whole table. The ranges do not overlap and each file is sorted, so a
+reader that looks up one product finds its file by the files' statistics.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def write(
     count: Callable[[pa.RecordBatch], Mapping[str, int]] | None = None,
     counted: Counter[str] | None = None,
 ) -> list[PublishedFile]:
-    """Write the rows of `frame` into one subfolder of `folder` per table, and return the files, in order within each table.
+    """Write the rows of `frame` into one subfolder of `folder` per table, and return the files in order.
 
     The same rows give the same files, on every machine and after every restart.
 
@@ -103,8 +103,8 @@ def _bounds(frame: DataFrame, name: Column) -> dict[str, list[str]]:
     from pyspark.sql import functions as F
 
     share = min(1.0, _SAMPLED_A_FILE / _ROWS_A_FILE)
-    # A hash, because Spark's own samples depend on the order of the rows. It has its own seed, because shards are cut by
-    # the hash without a seed.
+    # A hash, because Spark's own samples depend on the order of the rows. It has its own seed, because shards are cut
+    # by the hash without a seed.
     hash_position = F.pmod(F.xxhash64("product_id", F.lit("range")), F.lit(HASH_SLOTS))
     in_sample = hash_position < F.lit(int(share * HASH_SLOTS))
     sampled = frame.where(in_sample).select("product_id", name.alias("name")).toArrow()
@@ -117,7 +117,10 @@ def _bounds(frame: DataFrame, name: Column) -> dict[str, list[str]]:
 
 
 def _range(bounds: Sequence[str], first: int = 0) -> Column:
-    """Return the number of the range that contains a product_id, counted from `first`. A bound is the first id of its range."""
+    """Return the number of the range that contains a product_id, counted from `first`.
+
+    A bound is the first id of its range.
+    """
     from pyspark.sql import functions as F
 
     if not bounds:

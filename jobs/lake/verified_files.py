@@ -1,8 +1,8 @@
 """Verification of files that later steps build on, against the size and SHA-256 recorded when they were written.
 
-A disk may truncate a file or flip a bit, and people may copy a lake incompletely. Parquet readers silently skip an empty
-file, and a footer has no checksum. So each written file is recorded in a document (`StoredFile`) and compared before it is
-read.
+A disk may truncate a file or flip a bit, and people may copy a lake incompletely. Parquet readers silently skip an
+empty file, and a footer has no checksum. So each written file is recorded in a document (`StoredFile`) and compared
+before it is read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _AT_ONCE = min(16, 2 * (os.cpu_count() or 1))  # files hashed in parallel; hashi
 
 
 def describe(lake: Lake, folders: Iterable[AnyPath]) -> tuple[StoredFile, ...]:
-    """Return the descriptions of the Parquet files that Spark has written to `folders`, after flushing them to the disk."""
+    """Flush the Parquet files that Spark has written to `folders` to the disk, and return their descriptions."""
     files = [file for folder in folders for file in parquet_files(folder)]
     for folder in {file.parent for file in files}:
         storage.settle_folder(folder)

@@ -49,9 +49,9 @@ def most(taxonomy: Taxonomy) -> int:
 def attributes(predictions: DataFrame, plan: Plan, taxonomy: Taxonomy) -> DataFrame:
     """Return the rows of ATTRIBUTES for the products that a run tagged.
 
-    A single-valued attribute gives one row, with the catalog's value and the model's. A multi-valued one gives a row for
-    each value that the catalog or the model names, and one empty row if neither names any. A catalog value counts even if
-    the taxonomy does not list it: the product then has no gap, and no value of the model is filled in.
+    A single-valued attribute gives one row, with the catalog's value and the model's. A multi-valued one gives a row
+    for each value that the catalog or the model names, and one empty row if neither names any. A catalog value counts
+    even if the taxonomy does not list it: the product then has no gap, and no value of the model is filled in.
     """
     from pyspark.sql import functions as F
 
@@ -77,8 +77,8 @@ def attributes(predictions: DataFrame, plan: Plan, taxonomy: Taxonomy) -> DataFr
         F.filter("predictions", lambda p: p["attribute"] == F.col("attribute")).alias("predicted"),
         F.array_contains(multi, F.col("attribute")).alias("multi"),
     )
-    # `SEVERAL` is the separator by which `Taxonomy.normalise` joins the words of a single-valued attribute. Examples of older
-    # versions have several words.
+    # `SEVERAL` is the separator by which `Taxonomy.normalise` joins the words of a single-valued attribute. Examples of
+    # older versions have several words.
     single = f"""array(named_struct('catalog_value', coalesce(get(listed, 0), nullif(array_join(others, '{SEVERAL}'), '')),
         'prediction', get(predicted, 0)))"""
     several = """transform(array_union(array_union(listed, others), transform(predicted, p -> p.value)), v -> named_struct(

@@ -1,4 +1,4 @@
-"""Search for products with missing pictures, in Spark's Python workers. Imports nothing that the search does not need."""
+"""Search for products with missing pictures, in Spark's Python workers. Imports only what the search needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MissingPictureFinder:
         self._names = tuple(str(root) for root in roots)  # names, because connections cannot be sent to the workers
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the `product_id` of each row whose `picture` cannot be read. Raises OSError if a disk or a store fails."""
+        """Yield the `product_id` of each row whose `picture` is unreadable. Raises OSError if a disk or store fails."""
         roots = [storage.as_path(name) for name in self._names]
         for batch in batches:
             uris = batch.column("picture").to_pylist()

@@ -1,8 +1,8 @@
 """Step 2, plan: the work of a run, frozen once, so that every later step and every retry does the same.
 
-The cost of a night depends on the changes, not on the size of the catalog. Each valid product of the day is compared with
-what is published. The plan contains only new products, changed products, and products that a new model must tag again. They
-are divided into shards of similar size.
+The cost of a night depends on the changes, not on the size of the catalog. Each valid product of the day is compared
+with what is published. The plan contains only new products, changed products, and products that a new model must tag
+again. They are divided into shards of similar size.
 """
 
 from __future__ import annotations
@@ -106,13 +106,13 @@ def plan(
     """Return the plan of the day `ds`: the existing one if the same run is planned already, and otherwise a new one.
 
     Args:
-        settings: they give the lake, and the maximum shares of products that a night retags for a new model or removes.
+        settings: the lake, and the maximum shares of products that a night retags for a new model or removes.
         ds: the day.
         prepare: plan only examples for training; no model is needed, and nothing is tagged or published.
         retag: tag every product again, changed or not.
         model: the model version to tag with; None means the champion.
-        attributes: for unchanged products that are tagged again, replace only the rows of these attributes. None, or all
-            attributes of the model, means all rows.
+        attributes: for unchanged products that are tagged again, replace only the rows of these attributes. An empty
+            sequence, or all attributes of the model, replaces all rows.
         replaces: the run with a stale plan that this one replaces.
         allow_removals: plan the run even if it removes more products than a night may by itself.
 
@@ -191,7 +191,7 @@ def _summary(made: Plan) -> str:
 
 
 def _unfinished(lake: Lake, index: HistoryIndex, ds: str) -> Plan | None:
-    """Return the plan of a run of `ds` that was killed after its publication, but before its ledger was written; or None."""
+    """Return the plan of a run of `ds` that was killed after its publication but before its ledger existed, or None."""
     run_id = history.own_run(lake, index, ds)
     if run_id is None or lake.find_ledger(run_id) is not None or lake.has_expired(run_id):
         return None
@@ -420,10 +420,10 @@ class _Counts:
 
 
 def _limit_retagging(classified: DataFrame, inputs: _Inputs) -> tuple[DataFrame, _Counts]:
-    """Postpone products that are due only because of a new model, if they exceed the night's share of the day's products.
+    """Postpone products that are due only because of a new model, if they exceed the night's share.
 
-    A hash of product and day selects the products that wait. The same inputs therefore give the same products, and every
-    night gives others. They get the reason "waiting".
+    A hash of product and day selects the products that wait. The same inputs therefore give the same products, and
+    every night gives others. They get the reason "waiting".
     """
     from pyspark.sql import functions as F
 
@@ -459,8 +459,8 @@ def _hold_for_pictures(
 ) -> tuple[DataFrame, _Counts]:
     """Hold products that need a new example, were last tagged with a picture, and whose picture is missing today.
 
-    Text alone would give worse tags, so they stay as published, with the reason "held_pictures". Spark's Python workers look
-    only for the pictures of products that need a new example.
+    Text alone would give worse tags, so they stay as published, with the reason "held_pictures". Spark's Python workers
+    look only for the pictures of products that need a new example.
     """
     from pyspark.sql import functions as F
 
@@ -558,8 +558,8 @@ def _cut(
 ) -> tuple[list[list[str]], dict[str, int]]:
     """Divide the work into shards.
 
-    A hash spreads fresh examples over the minimum number of shards. Existing examples stay together with their folder, so
-    that a shard opens few files. Small folders share a shard.
+    A hash spreads fresh examples over the minimum number of shards. Existing examples stay together with their folder,
+    so that a shard opens few files. Small folders share a shard.
 
     Returns:
         The example folders of each shard, and the shard of each existing folder.
@@ -589,7 +589,7 @@ def _shard(shard_of_folder: Mapping[str, int], fresh: int, shard_rows: int) -> C
 
 
 def _freeze_taxonomy(lake: Lake, inputs: _Inputs) -> str:
-    """Return the path of the taxonomy for reading labels: the model's own, or a copy of the one that training will use."""
+    """Return the path of the taxonomy for reading labels: the model's own, or a copy of the one for training."""
     if inputs.model_version is not None:
         return lake.relative(lake.models / inputs.model_version / registry.TAXONOMY)
     path = lake.plan(inputs.run_id) / "taxonomy.yaml"

@@ -1,7 +1,7 @@
 """Step 3, preprocess: the model inputs of new and changed products.
 
-Spark's tasks fetch and decode pictures, one Arrow batch at a time, and write them to files. No picture passes through the
-driver or the JVM. A product with a missing or broken picture is kept; its example has the picture's status.
+Spark's tasks fetch and decode pictures, one Arrow batch at a time, and write them to files. No picture passes through
+the driver or the JVM. A product with a missing or broken picture is kept; its example has the picture's status.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def check_roots(roots: Sequence[AnyPath]) -> None:
 def _check_missing(settings: Settings, run_id: str, statuses: Mapping[str, int], not_imported: int) -> None:
     """Raise CriticalDataError if so many pictures are missing that their products must not be tagged without them.
 
-    The limit is that of the rule on pictures that import could not find. This also detects a mount or bucket that holds the
-    wrong files, which `check_roots` does not.
+    The limit is that of the rule on pictures that import could not find. This also detects a mount or bucket that holds
+    the wrong files, which `check_roots` does not.
     """
     missing = statuses.get("missing", 0) - not_imported
     named = sum(statuses.values()) - statuses.get("absent", 0) - not_imported
@@ -172,8 +172,8 @@ def _assign_files(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFr
     verified_files.check_plan(lake, plan)
     todo = parquet.read(session, [lake.plan_file(plan.run_id, shard) for shard in sizes], tables.PLAN)
     valid = parquet.read(session, [lake.root / plan.validation.valid_path], tables.VALID)
-    # The files and the order of their rows depend on the plan only. The same run therefore makes the same files on every
-    # machine and after every restart, and from equal batches the model makes bit-identical confidences.
+    # The files and the order of their rows depend on the plan only. The same run therefore makes the same files on
+    # every machine and after every restart, and from equal batches the model makes bit-identical confidences.
     rows_a_file = min(_ROWS_A_FILE, max(64, math.ceil(sum(sizes.values()) / _FILES)))
     targets: list[AnyPath] = []
     first, parts = {}, {}
@@ -205,7 +205,10 @@ class ExampleMaker:
         return tuple(storage.as_path(name) for name in self._names)
 
     def __call__(self, batches: Iterator[pa.RecordBatch], statuses: dict[str, int]) -> Iterator[pa.RecordBatch]:
-        """Yield a batch of EXAMPLES for each batch of records; count in `statuses` the pictures by status, and those not imported."""
+        """Yield a batch of EXAMPLES for each batch of records.
+
+        The numbers of pictures by status, and of those that were not imported, are added to `statuses`.
+        """
         for batch in self._split_batches(batches):
             uris = batch.column("image_uri").to_pylist()
             images, outcomes = self._pictures(uris, batch.column("image_version").to_pylist())
@@ -230,7 +233,7 @@ class ExampleMaker:
             )
 
     def _split_batches(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Split batches, so that the allocator can reuse the memory of their pixels instead of mapping new pages each time."""
+        """Split batches, so that the allocator reuses the memory of their pixels instead of mapping new pages."""
         rows = max(1, _BATCH_BYTES // self._picture_bytes)
         for batch in batches:
             for start in range(0, batch.num_rows, rows):
@@ -244,7 +247,8 @@ class ExampleMaker:
         Raises:
             JobError: a picture of the lake differs from the one that was imported.
         """
-        # Pictures are decoded into the array's own buffer. Collecting the bytes from objects costs half as much as decoding.
+        # Pictures are decoded into the array's own buffer. Collecting the bytes from objects costs half as much as
+        # decoding.
         pixels = np.empty((len(uris), self._spec.height, self._spec.width, 3), dtype=np.uint8)
         offsets = np.zeros(len(uris) + 1, dtype=np.int32)
         outcomes: list[tuple[ImageStatus, str | None]] = []
@@ -268,10 +272,10 @@ class ExampleMaker:
         return pa.Array.from_buffers(pa.binary(), len(uris), buffers), outcomes
 
     def _check_imported(self, uri: str | None, version: str | None, data: bytes | pictures.PictureError | None) -> None:
-        """Raise JobError if the file of an imported picture, which is named by its content, is gone or has other content.
+        """Raise JobError if an imported picture, whose file is named by its content, is gone or has other content.
 
-        Without this check, a truncated picture could be decoded in part, and an empty file would look as if the shop had
-        delivered it so. The product would then be tagged by the remains of its picture.
+        Without this check, a truncated picture could be decoded in part, and an empty file would look as if the shop
+        had delivered it so. The product would then be tagged by the remains of its picture.
         """
         match = None if uri is None else IMPORTED.fullmatch(uri)
         if match is None or match[1] != version:

@@ -150,7 +150,7 @@ def _is_due(lake: Lake, index: HistoryIndex, plan: Plan) -> bool:
 
 
 def _enter(lake: Lake, index: HistoryIndex, plan: Plan, manifest: RunManifest | None) -> HistoryIndex:
-    """Return the index with the run entered. A day without changes is entered too, so that backfills keep it as it is."""
+    """Return the index with the run entered. A day without changes is entered too, so that backfills keep it."""
     if _is_entered(lake, index, plan):
         return index
     lake.check_not_expired(plan.run_id)  # holds from here on: no run expires while the index is locked
@@ -294,7 +294,7 @@ def _attribute_rows(
 
 
 def _base_files(lake: Lake, plan: Plan) -> tuple[PublishedFile, ...]:
-    """Return the files of the tables that a run is based on. Raises JobError if they are gone because of another publication."""
+    """Return the files of the tables that a run is based on. Raises JobError if they are gone."""
     return publication.manifest_of(lake, plan.base_run).files if plan.base_run else ()
 
 
@@ -303,8 +303,8 @@ def _write_tables(
 ) -> list[Future[list[PublishedFile]]]:
     """Start to write the whole tables, and return the futures of their files.
 
-    The tables are those of the taxonomy's attributes, of attributes of earlier models that products still have, and of the
-    products.
+    The tables are those of the taxonomy's attributes, of attributes of earlier models that products still have, and of
+    the products.
     """
     from pyspark.sql import functions as F
 
@@ -342,7 +342,7 @@ def _write_history(
     frames: Sequence[_Frames],
     pool: Executor,
 ) -> tuple[dict[str, HistoryDay], list[PublishedFile], Counter[str]]:
-    """Write the changes of this day. A backfill also writes those of the next day in the history, so that later days stay.
+    """Write the changes of this day and, in a backfill, of the next day in the history, so that later days stay.
 
     Returns:
         The days, their files, and the number of written rows that this run has made, by attribute.

@@ -64,17 +64,18 @@ class Touched:
 
 
 def count_replaced(lake: Lake, plan: Plan, base: Sequence[PublishedFile]) -> dict[tuple[str, bool], int]:
-    """Return the number of rows that a run takes out of the attribute tables, for the ledger.
+    """Return the number of rows that a run removes from the attribute tables, for the ledger.
 
-    DuckDB counts them, apart from Spark, which writes the tables: a row that one of them loses does not add up.
+    DuckDB counts them independently of Spark, which writes the tables. If either loses a row, the ledger does not add
+    up.
 
     Args:
         lake: the lake of the run.
         plan: the plan of the run.
-        base: the files of the tables that the run starts from.
+        base: the files of the tables that the run is based on.
 
     Returns:
-        The counts by attribute and whether the product was removed.
+        The counts by attribute and by whether the product was removed.
     """
     lake.work.mkdir(parents=True, exist_ok=True)
     with duckdb.connect(config={"memory_limit": "512MB", "temp_directory": str(lake.work / "scratch")}) as db:

@@ -1,7 +1,7 @@
 """Reuse of predictions that other runs of the same day have made for the same examples with the same model.
 
-A day is planned again if another run was published meanwhile, or if it is tagged again with other options. The model would
-predict the same for the same example.
+A day is planned again if another run was published meanwhile, or if it is tagged again with other options. The model
+would predict the same for the same example.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def take_known(lake: Lake, plan: Plan, wanted: Wanted) -> Iterator[pa.RecordBatc
 
 
 def _take(path: AnyPath, wanted: Wanted, tagged: Wanted) -> Iterator[pa.RecordBatch]:
-    """Yield the wanted predictions in the file at `path`, which holds those of the products `tagged`; update `wanted`."""
+    """Yield the wanted predictions in the file at `path`, which holds those of `tagged`, and update `wanted`."""
     known = {product: (folder, hash_) for folder, products in tagged.items() for product, hash_ in products.items()}
 
     def is_known(product: str, source: AnyPath, source_hash: str) -> bool:

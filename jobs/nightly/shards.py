@@ -24,7 +24,7 @@ Wanted = dict[AnyPath, dict[str, str]]  # folder of examples -> product id -> so
 
 
 def groups(shards: Sequence[Shard], most: int | None = None, rows: int = 1) -> list[str]:
-    """Return the shards in groups of neighbours with similar numbers of rows, in the syntax of `choose`: ``7`` or ``0-2``.
+    """Return the shards in groups of neighbours with similar numbers of rows, as `choose` reads them (``7``, ``0-2``).
 
     The same shards and arguments always give the same groups, so that a cleared task gets its own shards again.
 
@@ -69,8 +69,8 @@ def choose(plan: Plan, selection: str) -> list[Shard]:
 def is_finished(path: AnyPath, plan: Plan, shard: Shard) -> bool:
     """Return whether the file at `path` holds the complete predictions of `shard`.
 
-    It must be readable, be of this run and model, and have all rows and columns. A file of an older version without unlisted
-    labels is not finished, because those values of the shop would be lost.
+    It must be readable, be of this run and model, and have all rows and columns. A file of an older version without
+    unlisted labels is not finished, because those values of the shop would be lost.
     """
     try:
         read_modalities(path, plan, shard)

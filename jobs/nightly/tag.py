@@ -1,4 +1,4 @@
-"""Step 4, tag: predict the attributes of a run's products, shard by shard. Each shard becomes one file, whole or not at all."""
+"""Step 4, tag: predict the attributes of a run's products. Each shard becomes one file, whole or not at all."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def tag(settings: Settings, run_id: str, selection: str | None = None) -> int:
     """Tag shards of a run, and return the number of products in their files. Finished shards are skipped.
 
     Args:
-        settings: they give the lake and the device.
+        settings: the lake and the device.
         run_id: the run, already planned and preprocessed.
         selection: its shards in the syntax of `jobs.nightly.shards.choose`; None means all.
 
     Raises:
-        JobError: no such plan or shard exists, the plan is not for tagging, its model or an example is missing, or there is
-            no such device.
+        JobError: no such plan or shard exists, the plan is not for tagging, its model or an example is missing, or
+            there is no such device.
     """
     lake = Lake(settings.root)
     plan = lake.read_plan(run_id)
@@ -125,14 +125,15 @@ def _log_rates(name: str, engine: Engine, timings: Timings, write: float) -> Non
 
 
 def _examples(lake: Lake, shard: Shard, wanted: Wanted) -> Iterator[pa.RecordBatch]:
-    """Yield the example of each wanted product exactly once. Raises JobError if one is missing or a duplicate exists."""
+    """Yield the example of each wanted product exactly once. Raises JobError if one is missing or duplicated."""
     from cma_clip_core.catalog.examples import example_files, read_examples
 
     files = example_files(dict.fromkeys(lake.root / path for path in shard.example_paths))
     seen: dict[AnyPath, set[str]] = {source: set() for source in wanted}
     for path in files:
         for source, products in wanted.items():
-            # A folder may hold more products than the shard wants, and another folder may hold an older state of a product.
+            # A folder may hold more products than the shard wants, and another folder may hold an older state of a
+            # product.
             if storage.below(path, source):
                 for batch in read_examples([path], products):
                     ids = batch.column("product_id").to_pylist()

@@ -1,8 +1,8 @@
 """Estimate of the work and cost of a backfill, before it runs.
 
 Each day is validated and planned, but not tagged. A later backfill reuses what these two steps write. The plan of the
-first day is exactly the backfill's. The plans of later days are approximate: they are compared with what is published now,
-without the changes of the days before them.
+first day is exactly the backfill's. The plans of later days are approximate: they are compared with what is published
+now, without the changes of the days before them.
 """
 
 from __future__ import annotations
@@ -122,10 +122,11 @@ def estimate(
 ) -> Estimate:
     """Validate and plan each day from `first` to `last` that has an export, and estimate the remaining work.
 
-    Nothing is published. A day that is refused, for a broken critical rule or too many removals, is listed with the reason.
+    Nothing is published. A day that is refused, for a broken critical rule or too many removals, is listed with the
+    reason.
 
     Args:
-        settings: they give the lake, and how many products a night tags again only because of a new model.
+        settings: the lake, and the maximum share of products that a night tags again only for a new model.
         first: the first day.
         last: the last day.
         retag: as in `jobs.nightly.plan.plan`.
@@ -169,9 +170,10 @@ def estimate(
 
 
 def rates(lake: Lake, model_version: str | None) -> Rates:
-    """Return the cost of each step as a function of its rows, from the newest finished runs; unmeasured steps are left out.
+    """Return the cost of each step as a function of its rows, from the newest finished runs.
 
-    The rate of `tag` is that of this model if it was measured, and otherwise that of other models.
+    Steps that were never measured are left out. The rate of `tag` is that of this model if it was measured, and
+    otherwise that of other models.
     """
     by_step: dict[str, list[StepMetrics]] = {}
     reports = costs.newest_reports(lake, _RUNS)
@@ -201,7 +203,8 @@ def _rate(step: str, measured: Sequence[StepMetrics]) -> costs.Fit:
 def cost(plan: Plan, rates: Rates) -> float | None:
     """Return the seconds that a run of `plan` would take, one shard after another; None if a step was never measured.
 
-    The step `plan` counts, because days after the first are planned again. `validate`, which is done, and `report` do not.
+    The step `plan` counts, because days after the first are planned again. `validate`, which is done, and `report` do
+    not.
     """
     work = [("plan", plan.validation.valid), *(("tag", shard.rows) for shard in plan.shards)]
     if plan.to_preprocess:

@@ -1,9 +1,9 @@
 """Serial publication of concurrent runs: a run whose plan became stale is planned again on the current state.
 
-Nights of several days, including backfills, may run at the same time. Each publishes by one swap, if the lake is still in
-the state that it was planned on. If another run came first, the day is planned again here. Its examples and predictions
-exist already (`jobs.nightly.reuse_predictions`), so little more than the merge is repeated. The resulting tables are the
-same as if the runs had run one after another.
+Nights of several days, including backfills, may run at the same time. Each publishes by one swap, if the lake is still
+in the state that it was planned on. If another run came first, the day is planned again here. Its examples and
+predictions exist already (`jobs.nightly.reuse_predictions`), so little more than the merge is repeated. The resulting
+tables are the same as if the runs had run one after another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ATTEMPTS = 10  # each failed attempt means that another run has published
 
 
 def publish_in_turn(settings: Settings, run_id: str) -> Ledger:
-    """Publish a tagged run, planning its day again if the plan is stale; return the ledger of the run that was published.
+    """Publish a tagged run, planning its day again if the plan is stale; return the ledger of the published run.
 
     Raises:
         StalePlanError: other runs came first `ATTEMPTS` times.

@@ -26,7 +26,9 @@ def night(
     attributes: Sequence[str] = (),
     allow_removals: bool = False,
 ) -> tuple[Ledger, AnyPath]:
-    """Run every step for the catalog of `ds`; return the ledger and the path of the report. Safe to run again at any time.
+    """Run every step for the catalog of `ds`, and return the ledger and the path of the report.
+
+    It is safe to run it again at any time.
 
     Args:
         settings: the settings of all steps.

@@ -40,8 +40,8 @@ def run_together(processes: int | None, device: str, run: Callable[..., T], *arg
 
     Args:
         processes: the number of processes. None means one per GPU, and on a CPU a single process with several threads.
-            Several processes on a CPU, each of which prepares all batches and takes all optimizer steps, were 9 % faster
-            with `fashion` and 15 % slower with `sample`.
+            Several processes on a CPU, each of which prepares all batches and takes all optimizer steps, were 9 %
+            faster with `fashion` and 15 % slower with `sample`.
         device: the setting of that name.
         run: the training, a function at the top level of a module.
         arguments: the arguments of `run`. They and its result are pickled.
@@ -117,7 +117,7 @@ def _restored_signal_handlers() -> Iterator[None]:
 
 
 def _run_member(threads: int, error_folder: Path, run: Callable[..., T], arguments: tuple[object, ...]) -> T:
-    """Run the training in one of the processes. An error for the user goes to `error_folder`, where the parent reads it."""
+    """Run the training in one of the processes. Errors for users go to `error_folder`, read by the parent."""
     process_pool.set_up_process(threads)
     try:
         return run(*arguments)

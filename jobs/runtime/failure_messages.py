@@ -1,4 +1,4 @@
-"""Error messages of one sentence for a full disk, a missing permission or a damaged file, from whichever library they come."""
+"""Error messages of one sentence for full disks, missing permissions and damaged files, from any library."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ _SECONDS: Final = 0.5  # between two measurements, which cost 2 ms each
 class PeakMemory:
     """The peak of the resident memory of this process and its descendants, in bytes, updated while `watch` is open.
 
-    In a process of a pool, the parent process and all its descendants count instead. Pages that processes share count in
-    each of them, so the value tends to be too high.
+    In a process of a pool, the parent process and all its descendants count instead. Pages that processes share count
+    in each of them, so the value tends to be too high.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Pool of parallel processes, each with its share of the machine's cores.
 
-Small models gain little from a second thread. Two of them finish sooner in parallel, with one core each, than one after the
-other with both cores.
+Small models gain little from a second thread. Two of them finish sooner in parallel, with one core each, than one after
+the other with both cores.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def default_processes(most: int) -> int:
 def default_processes_on_gpu(most: int, parameters: int) -> int:
     """Return the number of parallel processes on one GPU.
 
-    A small model gets as many as `default_processes` gives, but at most six. A larger model keeps the GPU busy by itself and
-    gets one.
+    A small model gets as many as `default_processes` gives, but at most six. A larger model keeps the GPU busy by
+    itself and gets one.
 
     Args:
         most: the number of trainings to run.

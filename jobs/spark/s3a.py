@@ -1,8 +1,9 @@
 """Spark's access to a lake on S3: Hadoop's s3a, and its committer that publishes the files of a task in one step.
 
 pyspark includes Hadoop without its S3 part. The missing 36 jars (12 MB) are fetched once into the environment, by
-``python -m jobs.spark.s3a`` or when a step first needs them. They include only the parts of the AWS client that s3a uses,
-not the bundle of 600 MB. `s3a_jars.txt` pins the version and the SHA-256 of each jar. Spark sends them to its executors.
+``python -m jobs.spark.s3a`` or when a step first needs them. They include only the parts of the AWS client that s3a
+uses, not the bundle of 600 MB. `s3a_jars.txt` pins the version and the SHA-256 of each jar. Spark sends them to its
+executors.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def folder() -> Path:
 
 
 def _repository() -> str:
-    """Return the address of the Maven repository: the configured one, or the default of Ivy, Spark's package resolver."""
+    """Return the address of the Maven repository: the configured one, or the default of Spark's resolver, Ivy."""
     if given := os.environ.get(_MIRROR):
         return given.rstrip("/")
     import pyspark

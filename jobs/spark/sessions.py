@@ -33,7 +33,8 @@ MANY_ROWS: Final = 250_000
 _LOGGING: Final = Path(__file__).absolute().with_name("log4j2.properties").as_uri()
 _LINKED_JAVA: Final = class_archive.path().with_name("java")  # a link, where `.ci/install` made one
 FEW_ROWS: Final = 10_000
-# Generating, compiling and loading Java code for each query costs a small night more than it saves; 37,507 products break even.
+# Generating, compiling and loading Java code for each query costs a small night more than it saves; 37,507 products
+# break even.
 _INTERPRETED: Final = {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
 # Executors come and go. A lost task is repeated on another one, and writes its files under the same names.
 _CLUSTER: Final = {
@@ -49,9 +50,9 @@ def session(settings: Settings, rows: int | None = None, *, jvm: str | None = No
     """Yield the Spark session of this process. The call that starts it also stops it.
 
     Args:
-        settings: they give the master, the memory, and further options, which override those set here.
-        rows: the rows of the catalog, None if unknown. With at most `FEW_ROWS`, expressions are interpreted; with more than
-            `MANY_ROWS`, the JVM compiles fully.
+        settings: the master, the memory, and further options, which override those set here.
+        rows: the rows of the catalog, None if unknown. With at most `FEW_ROWS`, expressions are interpreted; with more
+            than `MANY_ROWS`, the JVM compiles fully.
         jvm: additional options of the JVM; by default those that map the class archive.
     """
     from py4j.protocol import Py4JError
@@ -146,7 +147,7 @@ def _explained_errors() -> Iterator[None]:
 
 
 def _pack_modules(folder: Path) -> Path:
-    """Write a zip of this project's modules for executors, and return its path. Their Python environment has the rest."""
+    """Write a zip of this project's modules for executors, whose Python environment has the rest; return its path."""
     repository = Path(__file__).resolve().parents[2]
     with zipfile.ZipFile(folder / "catalog_attribute_tagger.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for package in ("jobs", "cma_clip_core", "schemas"):
@@ -157,7 +158,7 @@ def _pack_modules(folder: Path) -> Path:
 
 
 def scratch(settings: Settings, lake: Lake) -> AnyPath:
-    """Return the folder for tables between two queries: a local one if Spark runs locally, otherwise one in the lake."""
+    """Return the folder for tables between two queries: local if Spark runs locally, otherwise in the lake."""
     return lake.work / "scratch" if settings.spark_master.startswith("local") else lake.scratch
 
 

@@ -1,9 +1,9 @@
-"""Archive of the classes of Spark's JVM: one memory-mapped file instead of thousands that are read, parsed and verified.
+"""Archive of the classes of Spark's JVM: one memory-mapped file instead of thousands to read, parse and verify.
 
-Starting Spark and running its first queries mostly means loading some 20,000 classes. Java can keep them preloaded in an
-archive (application class-data sharing, JEP 350). `make install` records it once on each machine by
-``python -m jobs.demo.record_class_archive``. The archive halves the CPU time of a small job. Java silently ignores an archive
-of another Java or Spark version.
+Starting Spark and running its first queries mostly means loading some 20,000 classes. Java can keep them preloaded in
+an archive (application class-data sharing, JEP 350). `make install` records it once on each machine by
+``python -m jobs.demo.record_class_archive``. The archive halves the CPU time of a small job. Java silently ignores an
+archive of another Java or Spark version.
 """
 
 from __future__ import annotations

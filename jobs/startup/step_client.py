@@ -1,14 +1,16 @@
 """Client of the step server, which forks steps from one process that has their libraries loaded.
 
-Python needs five seconds to import torch and the dependencies of open_clip, and four for Great Expectations. That is longer
-than tagging a small shard. A server, started together with Airflow on its machine, imports them once. The server itself
-starts no worker threads and uses no GPU, so that its forks can. This project's own modules are imported by each step.
+Python needs five seconds to import torch and the dependencies of open_clip, and four for Great Expectations. That is
+longer than tagging a small shard. A server, started together with Airflow on its machine, imports them once. The server
+itself starts no worker threads and uses no GPU, so that its forks can. This project's own modules are imported by each
+step.
 
     server = step_client.launch(folder / "steps.sock", log, os.environ)   # beside Airflow
     step = step_client.start(address, ["tag", "--run", run], os.environ, cwd)  # as subprocess.Popen with pipes
 
-In all other respects a step is the same as ``python -m jobs``. It has the caller's environment and folder, an exit status,
-and its own session, so that all its processes can be ended together. A step is ended when its caller or the server is gone.
+In all other respects a step is the same as ``python -m jobs``. It has the caller's environment and folder, an exit
+status, and its own session, so that all its processes can be ended together. A step is ended when its caller or the
+server is gone.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ LIBRARIES: Final = (  # in the order in which a night needs them
     "torch",
     "open_clip",
 )
-# In the log of a task, each refresh of a progress bar is a line. So they are rare. tqdm reads these when it is imported.
+# In the log of a task, each refresh of a progress bar is a line. So they are rare. tqdm reads these when it is
+# imported.
 LINES_OF_PROGRESS: Final = {
     "TAGGING_PROGRESS": "true", "TQDM_MININTERVAL": "30", "TQDM_ASCII": " #", "TQDM_NCOLS": "100",
 }  # fmt: skip
@@ -49,7 +52,10 @@ def supported() -> bool:
 
 
 def launch(address: Path, log_file: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start a server that answers at `address`, in a folder that only this user can enter. It ends when its stdin closes."""
+    """Start a server that answers at `address`, in a folder that only this user can enter.
+
+    The server ends when its standard input closes.
+    """
     with log_file.open("a") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "jobs.step_server_main", str(address)],

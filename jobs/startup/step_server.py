@@ -1,4 +1,4 @@
-"""Server that forks steps from a process with their libraries loaded (for the reason, see `jobs.startup.step_client`)."""
+"""Server that forks steps from a process with their libraries loaded; `jobs.startup.step_client` says why."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 # Maximum size of a request. Linux limits the arguments and environment of a process to a quarter of its stack size.
 _MOST_BYTES: Final = 8 * 2**20
 _SHOWN: Final = 300  # characters of an error
-_IDLE_SECONDS: Final = 60.0  # between two looks at supervisors that have ended
+_IDLE_SECONDS: Final = 60.0  # between two checks for supervisors that have ended
 _REQUEST_SECONDS: Final = 5.0  # the time that a caller has to send its request
 
 
 class _StepRequest(BaseException):
-    """A request to start a step. It is raised in the process that becomes the step, and leaves the server's code by it."""
+    """A request to start a step, raised in the process that becomes the step, so that it leaves the server's code."""
 
     def __init__(self, connection: socket.socket, pipes: Sequence[int], line: bytes) -> None:
         super().__init__("a step")
@@ -68,9 +68,9 @@ def _is_text(value: object) -> bool:
 
 
 class StepServer(socketserver.UnixStreamServer):
-    """Gives each caller a process of its own, the supervisor, which forks the step that is asked for and waits for it.
+    """A server that forks a supervisor for each caller. The supervisor forks the requested step and waits for it.
 
-    A supervisor ends its step when the caller hangs up, or when the server closes its end of a pipe, by will or by death.
+    A supervisor ends its step when the caller hangs up, or when the server ends or dies, which closes a pipe.
     """
 
     request_queue_size = 64
@@ -98,7 +98,7 @@ class StepServer(socketserver.UnixStreamServer):
             if not self._answer(0.0):
                 return
         gc.collect()
-        gc.freeze()  # the forks' collectors then write to none of the memory that they share
+        gc.freeze()  # the garbage collectors of the forks then do not write to shared memory pages
         while self._answer(_IDLE_SECONDS):
             pass
 
@@ -126,12 +126,13 @@ class StepServer(socketserver.UnixStreamServer):
                 os._exit(0)
 
     def shutdown_request(self, request: Any) -> None:
-        """Close this process's descriptor only: the caller still talks with the others that have it."""
+        """Close only the descriptor of this process; other processes still use the connection."""
         self.close_request(request)
 
     def _supervise(self, connection: socket.socket) -> None:
-        """Start the requested step, end it if need be, and send its exit status. Raises _StepRequest in the step."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a signal to the server's group: the pipe says when it ends
+        """Start the requested step, end it if necessary, and send its exit status. Raises _StepRequest in the step."""
+        # The server's group may get this signal. The pipe tells the supervisor when the server ends.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.socket.close()
         os.close(self._lifeline)
         pipes: list[int] = []
@@ -151,7 +152,7 @@ class StepServer(socketserver.UnixStreamServer):
         if pid == 0:
             os.setsid()
             os.close(self._server_is_gone)
-            request.connection = connection.dup()  # the server's code closes the other as it is left
+            request.connection = connection.dup()  # the server's code closes the original when the exception leaves it
             raise request
         for pipe in pipes:
             os.close(pipe)
@@ -165,7 +166,7 @@ class StepServer(socketserver.UnixStreamServer):
             connection.sendall(b"%s %d\n" % (ENDED, status))
 
     def close(self) -> None:
-        """End all steps, first by a request and after `GRACE_SECONDS` by force, and wait for them."""
+        """Let the supervisors end all steps, by SIGTERM and after `GRACE_SECONDS` by SIGKILL, and wait for them."""
         self.server_close()
         os.close(self._lifeline)
         for pid in self._supervisors:
@@ -173,7 +174,7 @@ class StepServer(socketserver.UnixStreamServer):
 
 
 def _turn_into_step(request: _StepRequest) -> None:
-    """Turn this fork into the requested process: its session, signals, files, environment, folder and title."""
+    """Turn this fork into the requested process: its signals, files, environment, folder and title."""
     for caught in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(caught, signal.default_int_handler if caught == signal.SIGINT else signal.SIG_DFL)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -192,7 +193,10 @@ def _turn_into_step(request: _StepRequest) -> None:
 
 
 def serve(address: Path, fast_exit: FastExit, main: Callable[[], Callable[[], object]]) -> None:
-    """Answer requests at `address` until standard input ends. Each fork runs the function that `main` imports and returns."""
+    """Answer requests at `address` until standard input ends.
+
+    Each step runs the function that `main` imports and returns.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     getproctitle()  # locates the title in memory by the environment, so it must be called before that changes

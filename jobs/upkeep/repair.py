@@ -182,7 +182,7 @@ def _rebuild(lake: Lake, repair: Repair) -> HistoryIndex:
     rolled_back = pointed is not None and index.live != pointed
     if pointed is not None and index.live != pointed:
         repair.lines.append(f"the tables were rolled back to {pointed}, according to {lake.current}")
-        index = _roll_back(lake, index, pointed, left) or _cut(index, pointed, published)
+        index = _roll_back(lake, index, pointed, left) or _cut_to_run(index, pointed, published)
     known = _from_left(lake, index, published, left)
     if known is None:
         repair.lines.append("rebuilt only from the runs' manifests and ledgers")
@@ -304,7 +304,7 @@ def _roll_back(
     return snapshots.get(run_id)
 
 
-def _cut(index: HistoryIndex, run_id: str, published: Iterable[_Publication]) -> HistoryIndex:
+def _cut_to_run(index: HistoryIndex, run_id: str, published: Iterable[_Publication]) -> HistoryIndex:
     """Return the known part of the index after a rollback to a run whose own index is unknown."""
     own = next((each.manifest.history for each in published if each.run_id == run_id and each.manifest is not None), {})
     days = {ds: day for ds, day in index.days.items() if ds <= run_id[:10]} | own

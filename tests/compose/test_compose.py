@@ -1,7 +1,7 @@
-"""docker-compose.yml, really up: a night started from the UI, two tag workers, one of them killed. `make test-compose`.
+"""The running stack of docker-compose.yml: nights started from the UI, two tag workers, one of them killed. `make test-compose`.
 
-It brings the stack up (`make up`; not where TAGGING_STACK_IS_UP is set) and leaves it up. What is published is read as a user
-does: by a step in a container.
+The tests start the stack with `make up`, unless TAGGING_STACK_IS_UP is set, and leave it running. They read the published
+tables in a container, as a user does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("docker") is None, reason="needs Docker"),
     pytest.mark.timeout(3600),
 ]
-# Each product and attribute once, of products that are there; a step in a container says so, as JSON.
+# Prints the counts of the live tables as JSON: rows, distinct keys and products. Runs in a container.
 COUNTS = """
 import json, duckdb
 from jobs.lake import duckdb_sql
@@ -62,17 +62,17 @@ def secrets() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def api() -> AirflowApi:
-    """The stack's Airflow, when all services are healthy."""
+    """The stack's Airflow, once it answers."""
     if not os.environ.get("TAGGING_STACK_IS_UP"):
         subprocess.run(["make", "up"], cwd=REPOSITORY, check=True)
-    found = AirflowApi(
+    client = AirflowApi(
         f"http://127.0.0.1:{os.environ.get('UI_PORT', '8080')}", "admin", secrets()["AIRFLOW_ADMIN_PASSWORD"]
     )
     try:
-        found.wait_for(NIGHT, seconds=1500, every=5)
+        client.wait_for(NIGHT, seconds=1500, every=5)
     except TimeoutError as error:
         raise AssertionError(compose("ps") + compose("logs", "--tail", "50", "init")) from error
-    return found
+    return client
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,8 @@ SECRETS_OF = {
     "worker": {"SPARK_SECRET", "S3_TAGGER_SECRET", "REDIS_PASSWORD"},
     "worker-gpu": {"S3_TAGGER_SECRET", "REDIS_PASSWORD"},
 }
-# What every process of the container was given, and all files that its user can read and that are no part of the image.
-SEEN = (
+# The environment and arguments of every process in the container, and all readable files outside the image.
+READABLE = (
     "{ cat /proc/*/environ /proc/*/cmdline; find /tmp /work /run /airflow -type f -size -200k -exec cat {} +; } 2>/dev/null "
     r"| tr -cd '\12\40-\176'"
 )
@@ -110,14 +110,14 @@ def inside(service: str, script: str, *, check: bool = True) -> str:
 
 @pytest.mark.usefixtures("api")
 @pytest.mark.parametrize("service", SECRETS_OF)
-def test_a_container_holds_its_own_secrets_alone(service: str) -> None:
-    seen = inside(service, SEEN, check=False)
+def test_a_container_holds_only_its_own_secrets(service: str) -> None:
+    seen = inside(service, READABLE, check=False)
     assert {name for name, value in secrets().items() if value in seen} == SECRETS_OF[service]
 
 
 @pytest.mark.usefixtures("api")
 @pytest.mark.parametrize("service", OURS)
-def test_a_container_may_do_little(service: str) -> None:
+def test_a_container_has_few_rights(service: str) -> None:
     status = dict(
         line.split(":\t", 1) for line in inside(service, "cat /proc/self/status").splitlines() if ":\t" in line
     )
@@ -131,35 +131,34 @@ def test_a_container_may_do_little(service: str) -> None:
 @pytest.mark.usefixtures("api")
 def test_sparks_workers_reach_neither_the_database_nor_airflow() -> None:
     for host in ("postgres", "redis", "api-server"):
-        found = inside("spark-worker", f"python -c \"import socket; socket.gethostbyname('{host}')\" 2>&1; true")
-        assert "gaierror" in found, host
+        output = inside("spark-worker", f"python -c \"import socket; socket.gethostbyname('{host}')\" 2>&1; true")
+        assert "gaierror" in output, host
 
 
 @pytest.mark.usefixtures("api")
-def test_spark_refuses_who_does_not_know_its_secret() -> None:
+def test_spark_refuses_drivers_without_its_secret() -> None:
     for options in ("", '.config("spark.authenticate", "true").config("spark.authenticate.secret", "guessed")'):
         code = f"""
 from pyspark.sql import SparkSession
 spark = SparkSession.builder.master("spark://spark-master:7077"){options}.getOrCreate()
 print("sum", spark.range(10).count())
 """
-        found = inside(
+        output = inside(
             "spark-worker",
             f"mkdir -p /tmp/none; cd /tmp; SPARK_CONF_DIR=/tmp/none timeout 120 python - 2>&1 <<'END'\n{code}\nEND\ntrue",
         )
-        assert "sum 10" not in found
-        assert "All masters are unresponsive" in found or "SaslException" in found or "Mismatched response" in found, (
-            found[-2000:]
-        )
+        assert "sum 10" not in output
+        refusals = ("All masters are unresponsive", "SaslException", "Mismatched response")
+        assert any(refusal in output for refusal in refusals), output[-2000:]
 
 
 def published() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(compose("exec", "-T", "worker", "python", "-c", COUNTS).splitlines()[-1])
-    return found
+    counts: dict[str, Any] = json.loads(compose("exec", "-T", "worker", "python", "-c", COUNTS).splitlines()[-1])
+    return counts
 
 
 def start(page: Page, api: AirflowApi) -> str:
-    """Start a night of the sample's day from the UI, all products tagged again; return its run."""
+    """Start a night from the UI that tags all products of the sample catalog again; return its run."""
     page.goto(f"{api.url}/dags/{NIGHT}")
     page.get_by_role("button", name="Trigger").first.click(timeout=60_000)
     dialog = page.get_by_role("dialog")
@@ -186,9 +185,9 @@ def test_a_night_from_the_ui_with_two_tag_workers(api: AirflowApi, page: Page) -
     shards = [task for task in api.tasks(NIGHT, run) if task["task_id"] == "tag"]
     assert len(shards) >= 4
     assert len({shard["hostname"] for shard in shards}) == 2, "both workers took shards"
-    found = published()
-    assert found["rows"] == found["keys"]
-    assert found["products"] >= PRODUCTS
+    counts = published()
+    assert counts["rows"] == counts["keys"]
+    assert counts["products"] >= PRODUCTS
     if os.environ.get("TAGGING_KEEP_SCREENSHOTS"):
         page.goto(f"{api.url}/dags/{NIGHT}/runs/{run.replace('+', '%2B')}")
         page.wait_for_timeout(5000)
@@ -196,7 +195,7 @@ def test_a_night_from_the_ui_with_two_tag_workers(api: AirflowApi, page: Page) -
 
 
 def test_a_tag_worker_killed_in_the_middle(api: AirflowApi, page: Page) -> None:
-    """The other one finishes, and nothing is doubled."""
+    """The other worker finishes the night, and no row is doubled."""
     before = published()
     run = start(page, api)
     deadline = time.monotonic() + 900
@@ -226,7 +225,7 @@ def test_a_tag_worker_killed_in_the_middle(api: AirflowApi, page: Page) -> None:
     ],
 )
 def test_the_other_dags(api: AirflowApi, dag: str, conf: dict[str, object]) -> None:
-    """On a lake on S3, with Spark on its cluster; what is published stays as it was, each row once."""
+    """The lake is on S3 and Spark on its cluster. The published tables keep their counts, and no row is doubled."""
     before = published()
     api.wait_for(dag)
     api.switch_on(NIGHT)

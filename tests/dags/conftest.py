@@ -1,4 +1,4 @@
-"""Airflow for these tests: its own home, no example DAGs. Set before the first import of airflow, which reads it."""
+"""Environment of Airflow for these tests: a home of its own, no example DAGs. Set before airflow is first imported."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(REPOSITORY / "dags")
 
 @pytest.fixture(scope="session", autouse=True)
 def airflow_home() -> Iterator[Path]:
-    """Airflow's home, removed at the end."""
+    """Airflow's home, which is removed at the end."""
     yield Path(HOME)
     shutil.rmtree(HOME, ignore_errors=True)

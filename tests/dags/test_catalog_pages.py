@@ -67,8 +67,8 @@ As = Callable[[str], TestClient]
 
 
 @pytest.fixture
-def logged_in(lake: Path) -> Iterator[As]:  # noqa: ARG001 - it is what is served
-    """A client for somebody with a role of Airflow's simple auth manager."""
+def logged_in(lake: Path) -> Iterator[As]:  # noqa: ARG001 - the app serves it
+    """A client for a user with a role of Airflow's simple auth manager."""
     assert isinstance(create_auth_manager(), SimpleAuthManager)
     with TestClient(module.app) as client:
 
@@ -81,19 +81,19 @@ def logged_in(lake: Path) -> Iterator[As]:  # noqa: ARG001 - it is what is serve
 
 
 @pytest.mark.parametrize("path", [*NIGHT_PAGES, *LABEL_PAGES])
-def test_pages_are_served_and_run_nothing(logged_in: As, path: str) -> None:
-    found = logged_in("admin").get("/" + path.replace("=", "%3D"))
-    assert (found.status_code, found.text) == (200, f"page {path}")
-    policy = found.headers["content-security-policy"].split("; ")
+def test_pages_are_served_and_run_no_scripts(logged_in: As, path: str) -> None:
+    response = logged_in("admin").get("/" + path.replace("=", "%3D"))
+    assert (response.status_code, response.text) == (200, f"page {path}")
+    policy = response.headers["content-security-policy"].split("; ")
     for rule in ("default-src 'none'", "style-src 'unsafe-inline'", "img-src 'self' data:", "form-action 'none'"):
         assert rule in policy
     assert not any(word in rule for rule in policy for word in ("script", "allow-scripts", "allow-forms"))
-    assert found.headers["x-content-type-options"] == "nosniff"
-    assert found.headers["content-type"] == module.TYPES[Path(path).suffix]
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["content-type"] == module.TYPES[Path(path).suffix]
 
 
 @pytest.mark.parametrize("role", ["viewer", "user"])
-def test_labels_and_suspects_are_for_who_may_decide_on_a_model(logged_in: As, role: str) -> None:
+def test_only_users_who_may_approve_a_model_see_labels_and_suspects(logged_in: As, role: str) -> None:
     assert {logged_in(role).get(f"/{path}").status_code for path in NIGHT_PAGES} == {200}
     assert {logged_in(role).get(f"/{path}").status_code for path in LABEL_PAGES} == {200 if role == "user" else 403}
 
@@ -103,27 +103,27 @@ def test_a_person_without_a_role_sees_nothing(logged_in: As) -> None:
 
 
 @pytest.mark.parametrize("path", [*OTHERS, *TRICKS])
-def test_nothing_else_is(logged_in: As, path: str) -> None:
-    found = logged_in("admin").get(f"/{path}")
-    assert found.status_code in (404, 422)
-    assert found.headers["content-security-policy"].startswith("default-src 'none'")
+def test_nothing_else_is_served(logged_in: As, path: str) -> None:
+    response = logged_in("admin").get(f"/{path}")
+    assert response.status_code in (404, 422)
+    assert response.headers["content-security-policy"].startswith("default-src 'none'")
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "no"), OSError(5, "Input/output error"), JobError("no server")])
-def test_a_lake_that_cannot_be_read_is_an_answer_of_ours(
+def test_an_unreadable_lake_gives_a_response_with_our_headers(
     logged_in: As, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(_: object) -> bytes:
         raise error
 
     monkeypatch.setattr(module.storage, "read_bytes", fail)
-    found = logged_in("admin").get(f"/{REPORT}")
-    assert found.status_code == 503
-    assert str(error) not in found.text
-    assert found.headers["content-security-policy"].startswith("default-src 'none'")
+    response = logged_in("admin").get(f"/{REPORT}")
+    assert response.status_code == 503
+    assert str(error) not in response.text
+    assert response.headers["content-security-policy"].startswith("default-src 'none'")
 
 
 @pytest.mark.parametrize("path", [REPORT, SET, "models/card.html"])
-def test_nobody_sees_them_who_is_not_logged_in(lake: Path, path: str) -> None:  # noqa: ARG001 - it is there to be seen
+def test_users_without_a_login_see_nothing(lake: Path, path: str) -> None:  # noqa: ARG001 - the app would serve it
     with TestClient(module.app) as client:
         assert client.get(f"/{path}").status_code == 401

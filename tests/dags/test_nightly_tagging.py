@@ -1,4 +1,4 @@
-"""The nightly DAG: it loads, keeps the shared rules, and runs its steps. `make test TESTS=tests/dags`."""
+"""The DAGs: they load, keep the shared rules, and run their steps. `make test TESTS=tests/dags`."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_order(nightly: Any) -> None:
 
 
 def test_several_runs_at_once_on_a_daily_interval(nightly: Any) -> None:
-    assert nightly.max_active_runs > 1  # one that waits for its export holds up no other
+    assert nightly.max_active_runs > 1  # a night that waits for its export must not block others
     assert type(nightly.timetable).__name__ == "CronDataIntervalTimetable"
 
 
@@ -112,7 +112,7 @@ def test_tag_is_mapped_on_the_gpu(nightly: Any) -> None:
 
 
 @pytest.mark.parametrize("setting", [{}, {"AIRFLOW__CORE__MAX_MAP_LENGTH": "7"}])
-def test_a_plan_is_told_how_many_tasks_airflow_maps(setting: dict[str, str]) -> None:
+def test_plan_gets_airflows_limit_of_mapped_tasks(setting: dict[str, str]) -> None:
     code = f"""
 import sys, airflow.sdk
 sys.path.insert(0, {str(DAGS)!r})
@@ -126,7 +126,7 @@ print(nightly_tagging.nightly_tagging().get_task("plan").arguments[3])
     assert done.stdout.split()[-1] == f"--most-tasks={setting.get('AIRFLOW__CORE__MAX_MAP_LENGTH', 1024)}"
 
 
-def test_publish_runs_where_nothing_was_to_be_tagged(nightly: Any) -> None:
+def test_publish_runs_even_if_nothing_was_tagged(nightly: Any) -> None:
     assert nightly.get_task("publish").trigger_rule == TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
     assert [asset.name for asset in nightly.get_task("publish").outlets] == ["attribute_tables"]
 
@@ -140,20 +140,18 @@ def test_branch(nightly: Any, to_preprocess: int, shards: list[str], expected: s
 
 
 @pytest.mark.parametrize(
-    ("asked", "flags"),
+    ("form", "flags"),
     [
         ({}, ["--no-retag"]),
         ({"allow_removals": True}, ["--no-retag", "--allow-removals"]),
         ({"retag": True, "allow_removals": False}, ["--retag"]),
     ],
 )
-def test_what_the_form_of_a_night_asks_for_reaches_the_plan(
-    dagbag: DagBag, asked: dict[str, bool], flags: list[str]
-) -> None:
+def test_the_form_of_a_night_reaches_the_plan(dagbag: DagBag, form: dict[str, bool], flags: list[str]) -> None:
     for name, task_id in (("nightly_tagging", "plan"), ("backfill_tagging", "estimate")):
         dag = dagbag.dags[name]
         task = dag.get_task(task_id)
-        params = dag.params.dump() | {"first_day": "2026-11-20", "last_day": "2026-11-21"} | asked
+        params = dag.params.dump() | {"first_day": "2026-11-20", "last_day": "2026-11-21"} | form
         rendered = [
             task.render_template(argument, {"params": params}, dag.get_template_env())
             for argument in task.arguments
@@ -165,15 +163,11 @@ def test_what_the_form_of_a_night_asks_for_reaches_the_plan(
 # --- the form of a training --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("asked", "flags"), [({}, []), ({"pretrain": False}, []), ({"pretrain": True}, ["--pretrain"])]
-)
-def test_a_training_pretrains_its_towers_where_that_is_asked_for(
-    dagbag: DagBag, asked: dict[str, bool], flags: list[str]
-) -> None:
+@pytest.mark.parametrize(("form", "flags"), [({}, []), ({"pretrain": False}, []), ({"pretrain": True}, ["--pretrain"])])
+def test_a_training_pretrains_its_towers_on_request(dagbag: DagBag, form: dict[str, bool], flags: list[str]) -> None:
     dag = dagbag.dags["train_model"]
     task = dag.get_task("train")
-    params = dag.params.dump() | asked
+    params = dag.params.dump() | form
     rendered = [
         task.render_template(argument, {"params": params}, dag.get_template_env())
         for argument in task.arguments
@@ -202,7 +196,7 @@ def test_partition_day(ds: str | None, start: datetime | None, expected: str) ->
 
 
 @pytest.mark.parametrize("ds", ["2026-02-30", "20261120", "2026-W47-5", "2026-11-20T02:00:00", "; rm -rf /", " "])
-def test_partition_day_refuses_what_is_no_day(ds: str) -> None:
+def test_partition_day_refuses_other_texts(ds: str) -> None:
     with pytest.raises(AirflowFailException, match="is not a day"):
         common.partition_day(ds, INTERVAL_START)
 
@@ -216,14 +210,14 @@ def test_partition_day_is_never_guessed() -> None:
 
 
 @pytest.fixture(params=["started", "forked"])
-def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps that are started anew, and steps that are forked by a step server."""
+def with_and_without_step_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that start as new processes, and steps that a step server forks."""
     monkeypatch.delenv(step_client.VARIABLE, raising=False)
     if request.param == "forked":
         monkeypatch.setenv(step_client.VARIABLE, str(request.getfixturevalue("step_server_address")))
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("with_and_without_step_server")
 def test_wrong_input_is_not_retried() -> None:
     operator = module.JobOperator(
         task_id="validate", prints=ValidateResult, arguments=["validate", "--ds", "no-day; touch /tmp/x"]
@@ -232,7 +226,7 @@ def test_wrong_input_is_not_retried() -> None:
         operator.execute({})
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("with_and_without_step_server")
 def test_any_other_failure_is_retried() -> None:
     operator = module.JobOperator(
         task_id="sample", prints=ValidateResult, arguments=["sample-catalog", "/dev/null/folder"]
@@ -243,7 +237,7 @@ def test_any_other_failure_is_retried() -> None:
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("with_and_without_step_server")
 def test_killing_the_task_ends_the_whole_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, stopped: bool
 ) -> None:
@@ -270,7 +264,7 @@ def test_killing_the_task_ends_the_whole_step(
     assert os.getpgid(process.pid) == process.pid != os.getpgid(0)
     if stopped:  # a process that does not react to SIGTERM
         os.kill(process.pid, signal.SIGSTOP)
-        # signals reach it in the order of their numbers: not stopped yet, it would still take the SIGTERM
+        # Wait until it has stopped: otherwise it would still handle the SIGTERM.
         while process.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
             time.sleep(0.01)
     operator.on_kill()
@@ -280,7 +274,7 @@ def test_killing_the_task_ends_the_whole_step(
     assert f"ended with exit code -{signal.SIGKILL if stopped else signal.SIGTERM:d}" in str(failures[0])
 
 
-def test_a_field_that_the_step_does_not_print_is_an_error_of_the_dag() -> None:
+def test_a_field_missing_from_the_result_is_an_error_of_the_dag() -> None:
     operator = module.JobOperator(
         task_id="validate", prints=ValidateResult, arguments=["validate", "--ds", "2026-11-20"]
     )
@@ -289,7 +283,7 @@ def test_a_field_that_the_step_does_not_print_is_an_error_of_the_dag() -> None:
         operator.field("shards")
 
 
-def test_without_its_step_server_a_step_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_step_starts_even_if_the_step_server_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(step_client.VARIABLE, str(tmp_path / "gone"))
     operator = module.JobOperator(task_id="validate", prints=ValidateResult, arguments=["validate", "--ds", "no-day"])
     with pytest.raises(AirflowFailException, match="error: --ds 'no-day' is not a day"):

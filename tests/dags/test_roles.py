@@ -35,7 +35,7 @@ with create_session() as session:
 sync_bag_to_db(DagBag(sys.argv[1], bundle_path=sys.argv[1], bundle_name="dags-folder"), "dags-folder", None)
 from airflow.api_fastapi.app import create_app
 from fastapi.testclient import TestClient
-asked = {
+requests = {
     "report": ("GET", sys.argv[2], None),
     "labels": ("GET", sys.argv[3], None),
     "table": ("GET", sys.argv[3].replace("index.html", "products.parquet"), None),
@@ -49,7 +49,7 @@ asked = {
     ),
 }
 people = {"": "", "admin": "secret-of-admin"} | {x.lower(): "password-of-" + x for x in ("Viewer", "Operator", "Reviewer")}
-found = {}
+statuses = {}
 with TestClient(create_app(), raise_server_exceptions=False) as client:
     for person, password in people.items():
         headers = {}
@@ -57,13 +57,13 @@ with TestClient(create_app(), raise_server_exceptions=False) as client:
             answer = client.post("/auth/token", json={"username": person, "password": password})
             headers = {"Authorization": "Bearer " + answer.json()["access_token"]}
         client.cookies.clear()
-        found[person] = {
+        statuses[person] = {
             name: client.request(method, path, json=body, headers=headers).status_code
-            for name, (method, path, body) in asked.items()
+            for name, (method, path, body) in requests.items()
         }
-    found["wrong"] = client.post("/auth/token", json={"username": "admin", "password": "admin"}).status_code
-    found["headers"] = dict(client.get(sys.argv[2]).headers)
-print(json.dumps(found))
+    statuses["wrong"] = client.post("/auth/token", json={"username": "admin", "password": "admin"}).status_code
+    statuses["headers"] = dict(client.get(sys.argv[2]).headers)
+print(json.dumps(statuses))
 """
 
 
@@ -93,8 +93,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    statuses: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return statuses
 
 
 def test_nobody_sees_anything_without_a_login(answers: dict[str, Any]) -> None:
@@ -113,10 +113,10 @@ def test_nobody_sees_anything_without_a_login(answers: dict[str, Any]) -> None:
     ],
 )
 def test_each_role_may_do_its_part(answers: dict[str, Any], person: str, may: set[str]) -> None:
-    found = answers[person]
-    assert found.pop("table") == 404  # tables are served to nobody
-    assert {name for name, status in found.items() if status != 403} == may
-    assert found["report"] == found["dags"] == 200
+    statuses = answers[person]
+    assert statuses.pop("table") == 404  # tables are served to nobody
+    assert {name for name, status in statuses.items() if status != 403} == may
+    assert statuses["report"] == statuses["dags"] == 200
 
 
 def test_roles_need_fab() -> None:

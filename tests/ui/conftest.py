@@ -1,4 +1,4 @@
-"""A real Airflow, started as a user starts it, and a real browser that is logged in. `make test-ui`."""
+"""A real Airflow, started as users start it, and a real browser that is logged in. `make test-ui`."""
 
 from __future__ import annotations
 
@@ -29,24 +29,22 @@ from tests.conftest import settings_for
 from tests.jobs.orchestration.test_alerts import MailServer, Webhook, served
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PICTURES = REPOSITORY / "docs" / "images"  # written where TAGGING_KEEP_SCREENSHOTS is set
+PICTURES = REPOSITORY / "docs" / "images"  # written if TAGGING_KEEP_SCREENSHOTS is set
 FAILURES = REPOSITORY / "build" / "ui-failures"
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 BROWSER_FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 DAYS = ("2026-11-20", "2026-11-21", "2026-11-22", "2026-11-23", "2026-11-24")
-WAIT = 600.0  # seconds for what a whole night may take on a busy machine
+WAIT = 600.0  # seconds for a whole night on a busy machine
 
 expect.set_options(timeout=60_000)
 
 
 @dataclass
 class Airflow:
-    """The Airflow under test: its address, its lake, and as much of its API as waiting needs."""
+    """The Airflow under test: its address, its lake, its alerts, and calls of its API."""
 
     url: str
     password: str
@@ -63,8 +61,8 @@ class Airflow:
 
     def runs(self, dag: str) -> list[dict[str, Any]]:
         """Return the runs of a DAG, newest first."""
-        found: list[dict[str, Any]] = self.api(f"/dags/{dag}/dagRuns?order_by=-run_after&limit=50")["dag_runs"]
-        return found
+        runs: list[dict[str, Any]] = self.api(f"/dags/{dag}/dagRuns?order_by=-run_after&limit=50")["dag_runs"]
+        return runs
 
     def state(self, dag: str, run: str) -> str:
         return self._api.state(dag, run)
@@ -77,14 +75,14 @@ class Airflow:
         return self._api.tasks(dag, run)
 
     def wait(self, dag: str, run: str, state: str = "success", seconds: float = WAIT) -> None:
-        """Wait until a run is in a state; fail where it ends in another."""
+        """Wait until a run is in a state; fail if it ends in another one."""
         until(lambda: self.state(dag, run) in {state, "success", "failed"}, f"{dag} {run} to end", seconds)
-        found = self.state(dag, run)
+        reached = self.state(dag, run)
         tasks = {t["task_id"]: t["state"] for t in self.tasks(dag, run)}
-        assert found == state, f"{dag} {run} is {found}: {tasks}"
+        assert reached == state, f"{dag} {run} is {reached}: {tasks}"
 
     def alerts(self, word: str) -> list[str]:
-        """Return what the webhook was told that has this word in it."""
+        """Return the messages at the webhook that contain this word."""
         return [post["text"] for post in self.webhook.posted if word in post["text"]]
 
     def ledgers(self, ds: str) -> list[Ledger]:
@@ -95,17 +93,17 @@ class Airflow:
         )
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = WAIT, every: float = 1.0) -> None:
-    """Wait for something to become true."""
+def until(condition: Callable[[], bool], event: str, seconds: float = WAIT, every: float = 1.0) -> None:
+    """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {event}"
         time.sleep(every)
 
 
 @pytest.fixture(scope="session")
 def airflow(tmp_path_factory: pytest.TempPathFactory, trained: Lake) -> Iterator[Airflow]:
-    """`python -m jobs airflow`, over a lake with a model and five imported days."""
+    """`python -m jobs airflow` for a lake with a model and five imported days."""
     folder = tmp_path_factory.mktemp("ui")
     lake = Lake(folder / "lake")
     shutil.copytree(trained.models, lake.models)
@@ -146,12 +144,12 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, trained: Lake) -> Iterator
     ) as process:  # fmt: skip
         try:
             until(lambda: "Ctrl-C" in log.read_text() or process.poll() is not None, "Airflow to start", 300)
-            said = log.read_text()
-            assert process.poll() is None, said
-            password = next(line.split(": ")[1] for line in said.splitlines() if line.startswith("  admin: "))
-            made = Airflow(f"http://127.0.0.1:{port}", password, lake, webhook, mail)
-            until(lambda: len(made.api("/dags")["dags"]) == 4, "the DAGs to be read", 180)
-            yield made
+            output_text = log.read_text()
+            assert process.poll() is None, output_text
+            password = next(line.split(": ")[1] for line in output_text.splitlines() if line.startswith("  admin: "))
+            started = Airflow(f"http://127.0.0.1:{port}", password, lake, webhook, mail)
+            until(lambda: len(started.api("/dags")["dags"]) == 4, "the DAGs to be read", 180)
+            yield started
         finally:
             process.terminate()
             process.wait(60)
@@ -176,7 +174,7 @@ def browser_page(airflow: Airflow) -> Iterator[Page]:
 
 @dataclass(slots=True)
 class Ui:
-    """What a person does in the browser."""
+    """Actions of a person in the browser."""
 
     page: Page
     airflow: Airflow
@@ -185,7 +183,7 @@ class Ui:
         self.page.goto(path if path == "about:blank" else self.airflow.url + path)
 
     def picture(self, name: str, height: int = 900) -> None:
-        """Keep a screenshot for the docs, once what moves has come to rest; of its top alone, where paths are below."""
+        """Keep a screenshot for the docs after animations have ended; `height` cuts off paths at the bottom."""
         self.page.wait_for_timeout(1500)
         if os.environ.get("TAGGING_KEEP_SCREENSHOTS"):
             PICTURES.mkdir(parents=True, exist_ok=True)
@@ -201,11 +199,11 @@ class Ui:
         return dialog
 
     def submit(self, dialog: Any, dag: str) -> str:
-        """Send the form; return the run that it made."""
+        """Send the form and return the new run."""
         before = {run["dag_run_id"] for run in self.airflow.runs(dag)}
         dialog.get_by_role("button", name="Trigger").last.click()
         expect(dialog).to_be_hidden()
-        self.page.goto("about:blank")  # a page that is not looked at takes no processor time
+        self.page.goto("about:blank")  # save the processor time of an open page
 
         def made() -> set[str]:
             manual = [run for run in self.airflow.runs(dag) if run["run_type"] == "manual"]
@@ -215,12 +213,12 @@ class Ui:
         return made().pop()
 
     def clear(self) -> None:
-        """Clear the task instance that is shown, and what comes after it."""
+        """Clear the task instance on the page and all tasks after it."""
         self.page.get_by_role("button", name="Press shift+c to clear").click()
         self._confirm()
 
     def mark_failed(self) -> None:
-        """Mark the task instance that is shown as failed, which stops it where it runs."""
+        """Mark the task instance on the page as failed, which stops it if it is running."""
         self.page.get_by_role("button", name="Mark Task Instance as...").click()
         self.page.get_by_role("menuitem", name="Failed").click()
         self._confirm()
@@ -232,7 +230,7 @@ class Ui:
         expect(dialog).to_be_hidden()
 
     def pick(self, dialog: Any, day: str, time: str) -> None:
-        """Fill in the next empty field of date and time."""
+        """Fill in the next empty field for date and time."""
         dialog.get_by_text("Select date and time").first.click()
         self.page.get_by_placeholder("YYYY/MM/DD").fill(day.replace("-", "/"))
         self.page.keyboard.press("Enter")
@@ -243,7 +241,7 @@ class Ui:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep what the browser showed when a test failed."""
+    """Keep a screenshot of the browser when a test fails."""
     report = yield
     page = getattr(item, "funcargs", {}).get("ui")
     if report.when == "call" and report.failed and page is not None:

@@ -1,4 +1,4 @@
-"""Airflow as its users live with it, in a real browser. One story, in order: `make test-ui`."""
+"""Airflow in a real browser, as its users see it. The tests are one story and run in order: `make test-ui`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.ui.conftest import DAYS, WAIT, Airflow, Ui, until
 pytestmark = [pytest.mark.spark, pytest.mark.timeout(1800)]
 
 NIGHT, BACKFILL, TRAINING = "nightly_tagging", "backfill_tagging", "train_model"
-RUNS: dict[str, str] = {}  # by what they are for
+RUNS: dict[str, str] = {}  # purpose -> run, for later tests
 
 
 def page_of(dag: str, run: str, rest: str = "") -> str:
@@ -56,7 +56,7 @@ def test_the_night_is_triggered_and_turns_green(ui: Ui) -> None:
 
 
 def test_the_scheduled_night_waits_for_its_export_without_a_worker(ui: Ui) -> None:
-    """Unpausing the DAG started the night of yesterday, whose export is not there."""
+    """Unpausing the DAG started the night of yesterday, which has no export."""
     (waiting,) = (run for run in ui.airflow.runs(NIGHT) if run["run_type"] == "scheduled")
     run = waiting["dag_run_id"]
     until(
@@ -67,8 +67,8 @@ def test_the_scheduled_night_waits_for_its_export_without_a_worker(ui: Ui) -> No
     ui.picture("night-waits", height=355)
 
 
-def test_a_night_that_is_late_is_told(ui: Ui) -> None:
-    """The one that waits is, two minutes after the end of its data interval."""
+def test_a_late_night_sends_an_alert(ui: Ui) -> None:
+    """The waiting night is late two minutes after the end of its data interval."""
     (waiting,) = (run for run in ui.airflow.runs(NIGHT) if run["run_type"] == "scheduled")
     day = waiting["data_interval_start"][:10]
     until(lambda: bool(ui.airflow.alerts("late")), "the alert", 300)
@@ -105,14 +105,14 @@ def test_the_ledger_and_the_report_are_on_the_tasks_pages(ui: Ui) -> None:
     )
     expect(link.first).to_be_visible()
     ui.picture("report-button")
-    found = ui.airflow.api(f"{page_of(NIGHT, run).replace('/runs/', '/dagRuns/')}/taskInstances/report/links")
-    address = found["extra_links"]["Report"]
+    links = ui.airflow.api(f"{page_of(NIGHT, run).replace('/runs/', '/dagRuns/')}/taskInstances/report/links")
+    address = links["extra_links"]["Report"]
     ui.open(address)
     expect(ui.page.get_by_text(ledger.run_id).first).to_be_visible()
     ui.picture("report")
 
 
-def test_a_wrong_date_range_is_told_at_once(ui: Ui) -> None:
+def test_a_wrong_date_range_is_reported_at_once(ui: Ui) -> None:
     dialog = ui.form(BACKFILL)
     dialog.locator("input[name=element_first_day]").fill(DAYS[2])
     dialog.locator("input[name=element_last_day]").fill(DAYS[0])
@@ -163,7 +163,7 @@ def test_a_native_backfill_of_three_days(ui: Ui) -> None:
     ui.pick(dialog, DAYS[0], "00:00")
     ui.pick(dialog, DAYS[2], "23:00")
     expect(dialog.get_by_text("3 runs will be triggered")).to_be_visible()
-    dialog.locator("input[name=max_active_runs]").fill("3")  # at once: their publications come one after the other
+    dialog.locator("input[name=max_active_runs]").fill("3")  # they run at once; their publications are serialised
     ui.picture("native-backfill-form")
     dialog.get_by_role("button", name="Run Backfill").click()
     ui.page.wait_for_timeout(2000)
@@ -219,14 +219,14 @@ def test_a_stopped_tag_task_ends_its_processes_and_resumed_repeats_no_finished_s
     run = ui.submit(dialog, NIGHT)
 
     def shard(at: int) -> str:
-        found = [t for t in ui.airflow.tasks(NIGHT, run) if t["task_id"] == "tag" and t["map_index"] == at]
-        return str(found[0]["state"]) if found else ""
+        tasks = [t for t in ui.airflow.tasks(NIGHT, run) if t["task_id"] == "tag" and t["map_index"] == at]
+        return str(tasks[0]["state"]) if tasks else ""
 
     until(
         lambda: bool(steps_of("tag", "--shard", "1")), "the process of the second shard", every=0.05
     )  # it lives for a second
     (step,) = steps_of("tag", "--shard", "1")
-    step.suspend()  # so that it is still running when a person has found the button
+    step.suspend()  # keeps it running until the button is pressed
     ui.open(page_of(NIGHT, run, "/tasks/tag/mapped/1"))
     assert shard(1) == "running"
     ui.mark_failed()
@@ -246,7 +246,7 @@ def test_a_stopped_tag_task_ends_its_processes_and_resumed_repeats_no_finished_s
 
 def steps_of(*arguments: str) -> list[psutil.Process]:
     """Return the processes of a step that have these arguments."""
-    # Of a forked step it is one text.
+    # The command line of a forked step is a single string.
     commands = [(p, " ".join(p.info["cmdline"] or []).split()) for p in psutil.process_iter(["cmdline"])]
     return [process for process, c in commands if c[1:3] == ["-m", "jobs"] and set(arguments) <= set(c)]
 
@@ -264,8 +264,8 @@ def test_the_assets_page_says_who_published_what(ui: Ui) -> None:
         assert extra["manifest"] is None or json.loads(Path(extra["manifest"]).read_text())["run_id"] == extra["run_id"]
 
 
-def trained_last_week(airflow: Airflow) -> None:
-    """Switch the trainings on and let the one of last week end, which that starts: it promotes without asking."""
+def finish_scheduled_training(airflow: Airflow) -> None:
+    """Unpause the training DAG, which starts last week's run, and wait for that run; it promotes without asking."""
     airflow.api(f"/dags/{TRAINING}", "PATCH", {"is_paused": False})
     until(lambda: bool(airflow.runs(TRAINING)), "the scheduled training", 120)
     (scheduled,) = (run["dag_run_id"] for run in airflow.runs(TRAINING) if run["run_type"] == "scheduled")
@@ -273,19 +273,19 @@ def trained_last_week(airflow: Airflow) -> None:
 
 
 def test_a_person_approves_a_model(ui: Ui, airflow: Airflow) -> None:
-    trained_last_week(airflow)
+    finish_scheduled_training(airflow)
     champion = airflow.lake.champion.read_text().split()[0]
     dialog = ui.form(TRAINING)
     dialog.locator("input[name=element_ds]").fill(DAYS[3])
     dialog.locator("input[name=element_approval]").locator("xpath=..").click()
     run = ui.submit(dialog, TRAINING)
 
-    def asked() -> bool:
+    def waits_for_answer() -> bool:
         states = {t["task_id"]: t["state"] for t in airflow.tasks(TRAINING, run)}
         assert "failed" not in states.values(), states
         return states["approve"] in ("awaiting_input", "deferred") or states["keep"] == "success"
 
-    until(asked, "the question")
+    until(waits_for_answer, "the question")
     assert airflow.task(TRAINING, run, "keep")["state"] != "success", "the model was worse: nothing to approve"
     assert airflow.lake.champion.read_text().split()[0] == champion
     ui.open(page_of(TRAINING, run, "/tasks/approve/required_actions"))
@@ -298,10 +298,10 @@ def test_a_person_approves_a_model(ui: Ui, airflow: Airflow) -> None:
     assert airflow.lake.champion.read_text().split()[0] != champion
 
 
-def test_all_at_once_leaves_the_tables_of_one_after_another(ui: Ui, tmp_path: Path) -> None:
+def test_concurrent_runs_give_the_same_tables_as_runs_one_by_one(ui: Ui, tmp_path: Path) -> None:
     """A night, a backfill from the form, a native backfill of three days, and a training that waits for a person."""
     airflow, lake = ui.airflow, ui.airflow.lake
-    trained_last_week(airflow)
+    finish_scheduled_training(airflow)
     shutil.copytree(lake.root, tmp_path / "lake", ignore=shutil.ignore_patterns("scratch"))
     known = {dag: {run["dag_run_id"] for run in airflow.runs(dag)} for dag in (NIGHT, BACKFILL, TRAINING)}
     for dag, conf in (
@@ -312,11 +312,15 @@ def test_all_at_once_leaves_the_tables_of_one_after_another(ui: Ui, tmp_path: Pa
         airflow.api(f"/dags/{dag}", "PATCH", {"is_paused": False})
         airflow.api(f"/dags/{dag}/dagRuns", "POST", {"logical_date": None, "conf": conf})
     three = {"dag_id": NIGHT, "from_date": f"{DAYS[0]}T00:00:00Z", "to_date": f"{DAYS[2]}T23:00:00Z"}
-    asked = three | {"max_active_runs": 3, "reprocess_behavior": "completed", "dag_run_conf": {}}
-    airflow.api("/backfills", "POST", asked)
+    backfill = three | {"max_active_runs": 3, "reprocess_behavior": "completed", "dag_run_conf": {}}
+    airflow.api("/backfills", "POST", backfill)
 
     def states() -> list[str]:
-        """Of the runs that were begun here: of nights there are five, one of them the backfill's; the one that waits is not."""
+        """Return the states of the runs that this test started.
+
+        These are the backfill and five nights, one of which the backfill triggered. The scheduled night, which waits for its
+        export, is left out.
+        """
         runs = [(dag, run) for dag in (NIGHT, BACKFILL) for run in airflow.runs(dag) if run["run_type"] != "scheduled"]
         new = [run for dag, run in runs if run["dag_run_id"] not in known[dag]]
         again = [
@@ -334,25 +338,25 @@ def test_all_at_once_leaves_the_tables_of_one_after_another(ui: Ui, tmp_path: Pa
     until(lambda: airflow.task(TRAINING, training, "decide")["state"] in {"success", "failed"}, "the verdict")
     assert airflow.task(TRAINING, training, "decide")["state"] == "success"
 
-    apart = settings_for(tmp_path / "lake", shard_rows=150)
+    one_by_one = settings_for(tmp_path / "lake", shard_rows=150)
     for ds, retag in ((DAYS[4], False), (DAYS[1], True), (DAYS[0], False), (DAYS[1], False), (DAYS[2], False)):
-        night(apart, ds, retag=retag)
+        night(one_by_one, ds, retag=retag)
     for ds in DAYS:
-        assert as_of(lake, ds) == as_of(Lake(apart.root), ds), ds
-    assert rows_of(lake.current_lines()) == rows_of(Lake(apart.root).current_lines())
+        assert as_of(lake, ds) == as_of(Lake(one_by_one.root), ds), ds
+    assert rows_of(lake.current_lines()) == rows_of(Lake(one_by_one.root).current_lines())
     assert lake.read_history_index().live == lake.current_run()
 
 
-# What is decided of a product; when and by which run is another thing.
-DECIDED = "product_id, attribute, value, source, model_value, round(confidence, 3) as confidence, model_version"
+# Columns with the outcome for a product; time and run may differ.
+OUTCOME = "product_id, attribute, value, source, model_value, round(confidence, 3) as confidence, model_version"
 
 
 def as_of(lake: Lake, ds: str) -> list[tuple[object, ...]]:
     with duckdb.connect() as connection:
-        found = published_tables.as_of(connection, settings_for(lake.root), ds)
-        return sorted(found.project(DECIDED).fetchall(), key=str)
+        rows = published_tables.as_of(connection, settings_for(lake.root), ds)
+        return sorted(rows.project(OUTCOME).fetchall(), key=str)
 
 
 def rows_of(files: list[str]) -> list[tuple[object, ...]]:
     with duckdb.connect() as connection:
-        return sorted(connection.read_parquet(files).project(DECIDED).fetchall(), key=str)
+        return sorted(connection.read_parquet(files).project(OUTCOME).fetchall(), key=str)

@@ -82,12 +82,18 @@ def detect(sample: str, whole: bool, mapping: Mapping) -> Dialect:
     if lines and (separator := _SEPARATOR.fullmatch(lines[0])):
         dialect, skipped = replace(dialect, delimiter=separator[1]), 1
     candidates = (mapping.delimiter,) if mapping.delimiter else (dialect.delimiter,) if skipped else DELIMITERS
-    delimiter, before = _header(lines[skipped:], [replace(dialect, delimiter=each) for each in candidates], mapping)
+    delimiter, before = _find_header(
+        lines[skipped:], [replace(dialect, delimiter=each) for each in candidates], mapping
+    )
     dialect = replace(dialect, delimiter=delimiter, skipped=skipped + before)
-    return dialect if mapping.quote else _quoting(lines[dialect.skipped :], whole, dialect, escape=not mapping.escape)
+    return (
+        dialect
+        if mapping.quote
+        else _detect_quoting(lines[dialect.skipped :], whole, dialect, escape=not mapping.escape)
+    )
 
 
-def _header(lines: Sequence[str], candidates: Sequence[Dialect], mapping: Mapping) -> tuple[str, int]:
+def _find_header(lines: Sequence[str], candidates: Sequence[Dialect], mapping: Mapping) -> tuple[str, int]:
     """Return the delimiter, and the number of lines before the header, the line with the most columns of the mapping."""
     best, header = 0, (candidates[0].delimiter, 0)
     wanted = {column.strip() for column in mapping.columns}
@@ -120,7 +126,7 @@ def _consistency(dialect: Dialect, lines: Sequence[str]) -> tuple[float, int]:
     return Counter(lengths)[lengths[0]] / len(lengths), lengths[0]
 
 
-def _quoting(lines: Sequence[str], whole: bool, dialect: Dialect, *, escape: bool) -> Dialect:
+def _detect_quoting(lines: Sequence[str], whole: bool, dialect: Dialect, *, escape: bool) -> Dialect:
     """Return `dialect` if it can read the sample, otherwise a variant that can: with escapes, or without quotes.
 
     If quotes often follow a blank after the delimiter, the variant that ignores such blanks is tried first.

@@ -102,7 +102,7 @@ class CsvRows:
         self._reader = csv.reader(self._lines, strict=True, **self.dialect.reader_options())
         first = self._next()
         self.heading = "".join(before) + (first.text if first else "")
-        self.header = self._checked(first)
+        self.header = self._read_header(first)
         wanted = (mapping.group_by, mapping.product_id)
         id_name = next((name for name in wanted if name in self.header), "")
         self.profile: RowProfile = profile_of(source.sample, self.dialect, self.header, id_name)
@@ -150,7 +150,7 @@ class CsvRows:
     def _first(self) -> int:
         return self._lines.number - len(self._lines.row) + 1
 
-    def _checked(self, row: Row | None) -> list[str]:
+    def _read_header(self, row: Row | None) -> list[str]:
         if row is None:
             return []
         if row.cells is None:
@@ -274,10 +274,10 @@ class _Records:
             noticed.row()
             noticed.line = row.line
             short = row.cells is not None and len(row.cells) < len(rows.header)
-            record = self._record(row)
+            record = self._read_row(row)
             if held is not None:
                 broken = short and isinstance(record, RejectedLine)
-                yield self._broken(held[1]) if broken else self._padded(held[0])
+                yield self._reject_broken(held[1]) if broken else self._count_padded(held[0])
                 held = None
                 noticed.line = row.line
             if short and isinstance(record, dict):
@@ -285,31 +285,31 @@ class _Records:
             else:
                 yield record
         if held is not None:
-            yield self._padded(held[0])
+            yield self._count_padded(held[0])
         if self._foreign > 2 and self._foreign > self._native:
             raise StructureError(
                 f"{self._foreign:,} lines are {self._example}; nothing was imported: set `encoding` in the mapping"
             )
 
-    def _record(self, row: Row) -> dict[str, str] | RejectedLine:
+    def _read_row(self, row: Row) -> dict[str, str] | RejectedLine:
         cells, width, profile = row.cells, len(self._rows.header), self._rows.profile
         if row.too_long:
             detail = f"a line of more than {MAX_LINE:,} characters"
             return self._reject("line_too_long", detail, row)
         if not row.text.isascii():
             if not is_text(row.text):
-                return self._not_text(row)
+                return self._reject_undecodable(row)
             self._native += 1
         if len(row.lines) > 1:
             self._noticed.note("records that span lines")
             self._noticed.note("further lines of these records", len(row.lines) - 1)
         if cells is None:
-            cells = self._literal(row)
+            cells = self._split_literally(row)
             if cells is None:
                 return self._reject("csv_quotes", "a quote inside a quoted text is not doubled", row)
             self._noticed.note("rows whose quotes are read as characters")
         if self._is_header(cells):
-            return self._repeated_header(cells, row)
+            return self._reject_header(cells, row)
         self._read += 1
         if self._read <= HEADERS and len(cells) == width and profile.is_under_header(cells):
             return self._reject("csv_header", "a second line of the header", row)
@@ -328,11 +328,11 @@ class _Records:
             return self._reject("csv_cells", f"{_cell_count(len(cells))} where the header has {width}", row)
         return dict(zip(self._rows.header, cells, strict=True))
 
-    def _padded(self, record: dict[str, str]) -> dict[str, str]:
+    def _count_padded(self, record: dict[str, str]) -> dict[str, str]:
         self._noticed.note("short rows, read with empty last cells")
         return record
 
-    def _broken(self, row: Row) -> RejectedLine:
+    def _reject_broken(self, row: Row) -> RejectedLine:
         width = len(self._rows.header)
         self._noticed.line = row.line
         detail = (
@@ -345,14 +345,14 @@ class _Records:
         raw = row.text.rstrip("\r\n").encode(self._source.encoding, errors="surrogateescape")
         return self._noticed.reject(reason, detail, raw)
 
-    def _not_text(self, row: Row) -> RejectedLine:
+    def _reject_undecodable(self, row: Row) -> RejectedLine:
         self._foreign += 1
         raw = row.text.rstrip("\r\n").encode(self._source.encoding, errors="surrogateescape")
         problem = describe_undecodable(self._source.encoding, raw)
         self._example = self._example or f"{problem}{_as_cp1252(raw, problem)} (line {row.line:,})"
         return self._reject("bad_utf8", problem, row)
 
-    def _literal(self, row: Row) -> list[str] | None:
+    def _split_literally(self, row: Row) -> list[str] | None:
         """Return the cells of a line with quotes as ordinary characters; None if that reading does not fit either."""
         dialect = self._rows.dialect
         cells = dialect.split(row.text)
@@ -378,7 +378,7 @@ class _Records:
         names = sum(word in self._folded for word in words)
         return names >= min(2, len(self._folded)) and 2 * names > len(words)
 
-    def _repeated_header(self, cells: list[str], row: Row) -> RejectedLine:
+    def _reject_header(self, cells: list[str], row: Row) -> RejectedLine:
         """Reject a header among the rows. Raises StructureError if it names other columns for the rows below it."""
         same = zip(cells, self._names, strict=False)
         if all(not (word := cell.strip()) or word.casefold() == name.casefold() for cell, name in same):

@@ -14,7 +14,7 @@ from jobs.importing.formats.csv_rows import read_csv
 from jobs.importing.formats.json_lines import read_json_lines
 from jobs.importing.formats.noticed import Noticed, StructureError, shown
 from jobs.importing.formats.sniffing import describe_text
-from jobs.importing.formats.sources import Source, unreadable
+from jobs.importing.formats.sources import Source, describe_unreadable
 from jobs.records.rejected_lines import RejectedLine
 from schemas.mapping import Mapping
 
@@ -123,7 +123,7 @@ def read_records(source: Source, mapping: Mapping, noticed: Noticed, progress: b
                 yield row
         noticed.check_file()
     except OSError as error:
-        raise JobError(unreadable(source.path, error)) from error
+        raise JobError(describe_unreadable(source.path, error)) from error
     except UnicodeDecodeError as error:
         raise JobError(
             f"{source.path}: after {count:,} records: not {source.encoding.upper()} ({error.reason}); nothing was imported: "

@@ -82,7 +82,7 @@ def open_source(path: Path, mapping: Mapping, bounds: Bounds) -> Source:
             raw.seek(0)
             start = io.BufferedReader(_Unpacked(raw, path, packed, bounds), _CHUNK).read(SAMPLE + 1)
     except OSError as error:
-        raise JobError(unreadable(path, error)) from error
+        raise JobError(describe_unreadable(path, error)) from error
     try:
         encoding, mark = chosen_encoding(start, mapping.encoding)
         if not encoding.startswith(("utf-16", "utf-32")):
@@ -96,7 +96,7 @@ def open_source(path: Path, mapping: Mapping, bounds: Bounds) -> Source:
     return Source(path, bounds, packed, encoding, mark, text, whole)
 
 
-def unreadable(path: Path, error: OSError) -> str:
+def describe_unreadable(path: Path, error: OSError) -> str:
     """Return the error text for a file that cannot be read because of its disk or its permissions."""
     return (
         f"{path} could not be read ({error.strerror or error}); nothing was imported: check that its disk or mount works and "

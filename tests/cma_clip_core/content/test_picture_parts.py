@@ -223,7 +223,7 @@ def test_looking_for_av1_frames_takes_bounded_time(boxes: bytes) -> None:
         decode(data, SPEC)
 
 
-def test_a_tall_and_narrow_picture_is_judged_with_the_places_of_its_rows() -> None:
+def test_a_tall_and_narrow_picture_is_judged_with_the_pointers_to_its_rows() -> None:
     rows = 40_000_000
     packed = zlib.compressobj(1)
     body = b"".join(packed.compress(bytes(2_000_000)) for _ in range(rows // 1_000_000)) + packed.flush()

@@ -1,4 +1,4 @@
-"""Publication: changes of the lake that make a plan stale, and swaps that are killed at any write and finished by the next.
+"""Publication: changes of the lake that make a plan stale, and swaps that are killed and finished by the next one.
 
 Run with ``make test TESTS=tests/jobs/lake/test_publication.py``.
 """

@@ -409,7 +409,7 @@ def test_a_file_its_name_and_the_folders_made_for_it_are_synced_in_that_order(
 def test_a_suspended_holder_that_lost_its_lease_removes_and_finishes_nothing(
     on_s3: AnyPath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The holder stops renewing, like a suspended machine. Another process takes over, and the first resumes its work."""
+    """The holder stops renewing, like a suspended machine; another process takes over, and the first one resumes."""
     monkeypatch.setattr(leases, "LEASE_SECONDS", 600.0)  # it does not renew while the test lasts
     work, lock = on_s3 / "work", on_s3 / ".work.lock"
     for n in range(3):

@@ -1,4 +1,4 @@
-"""Plan and preprocess: every kind of picture and text gives an example with its status, and labels use the taxonomy's words.
+"""Plan and preprocess: every kind of picture and text gives an example with its status and the taxonomy's labels.
 
 Only the examples that are needed are made.
 
@@ -123,7 +123,7 @@ def test_texts_are_clean(prepared: tuple[Lake, Plan]) -> None:
 
 @pytest.mark.long
 def test_examples_are_in_large_row_groups(tmp_path: Path) -> None:
-    """The row groups determine the samples of a training. Published tables have small ones: `test_published_tables.py`."""
+    """Row groups determine the samples of a training. Published tables have small ones: `test_published_tables.py`."""
     side = 512
     config = (BUILT_IN / "tiny.yaml").read_text().replace("height: 32, width: 24", f"height: {side}, width: {side}")
     (tmp_path / "large.yaml").write_text(config)

@@ -1,4 +1,4 @@
-"""A night on a lake with one damaged file: it fails with an error that names the file and the remedy, or gives right tables.
+"""A night on a lake with one damaged file: it names the file and the remedy in an error, or gives the right tables.
 
 There must never be a traceback or a wrong row. ``make test-damage`` tries every kind of file in every way.
 """

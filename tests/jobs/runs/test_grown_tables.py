@@ -1,4 +1,7 @@
-"""New columns of tables: a lake with files that lack one still works. `make test TESTS=tests/jobs/runs/test_grown_tables.py`."""
+"""New columns of tables: a lake with files that lack one still works.
+
+Run with ``make test TESTS=tests/jobs/runs/test_grown_tables.py``.
+"""
 
 from __future__ import annotations
 

@@ -147,7 +147,8 @@ def test_a_night_and_then_a_backfill_of_one_attribute(first_night: tuple[Lake, S
     check_replaced(lake, made, first, second, whole, removed)
     assert as_of(settings, DAY2) == second
     assert as_of(settings, DAY1) == first
-    # The state of unchanged products stays, so that a later night sees that their other attributes are of another model.
+    # The state of unchanged products stays, so that a later night sees that their other attributes are of another
+    # model.
     rest = states.keys() - whole - removed
     assert {product: states_then[product] for product in rest} == {product: states[product] for product in rest}
     assert {states_then[product]["model_version"] for product in whole} == {other}

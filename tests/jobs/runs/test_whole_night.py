@@ -71,8 +71,8 @@ def steps_to(step: str, settings: Settings, ds: str, **options: Any) -> str:
 def second_day(lake: Lake) -> dict[str, list[str]]:
     """Write the raw catalog of DAY2.
 
-    Compared with DAY1, some products are changed, new or removed, and one has nothing to tag. Two lines are not records: half
-    a line with the shop's own field names, and a CSV row of a wrong length.
+    Compared with DAY1, some products are changed, new or removed, and one has nothing to tag. Two lines are not
+    records: half a line with the shop's own field names, and a CSV row of a wrong length.
     """
     records = read_raw(lake, DAY1)
     ids = [r["product_id"] for r in records]

@@ -1,4 +1,4 @@
-"""Steps forked from a process with their libraries loaded: they behave like `python -m jobs`, and end when they should."""
+"""Steps forked from a process with loaded libraries: they behave like `python -m jobs`, and end when they should."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_a_caller_without_pipes_or_one_that_hangs_up_does_no_harm(step_server_ad
 def test_a_step_that_could_not_begin_is_not_ended_as_a_process(
     step_server_address: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], cwd: str
 ) -> None:
-    """The exit status 1 must not be read as a process id: the caller would end process group 1 of the machine or container."""
+    """The exit status 1 must not be read as a process id: the caller would end process group 1 of the machine."""
     monkeypatch.setattr(os, "killpg", lambda *_: pytest.fail("a process was ended"))
     with pytest.raises(OSError, match="did not start the step"):
         step_client.start(step_server_address, ["--help"], environment, Path(cwd))

@@ -559,7 +559,7 @@ def test_differences_are_seed_by_seed_in_the_same_draws() -> None:
 
 
 def test_margins_under_noise_are_cma_clips_less_the_others(tmp_path: Path) -> None:
-    """With half of the names left out, late concatenation is wrong for two products in three, and CMA-CLIP for none."""
+    """Late concatenation is wrong for two products in three, and CMA-CLIP for none."""
     confidence = np.linspace(0.9, 0.5, 60)
     right, wrong = single(confidence, marks("r" * 60)), single(confidence, marks("r" * 20 + "w" * 40))
     setting: Any = SimpleNamespace(folder=tmp_path, compared=[PATTERN], attributes=("pattern",))

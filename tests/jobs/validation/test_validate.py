@@ -43,7 +43,7 @@ def lake(tmp_path: Path) -> Lake:
 
 @pytest.fixture(params=["interpreted", "compiled"])
 def few_and_many_rows(request: pytest.FixtureRequest, spark_session: Any) -> Iterator[None]:
-    """How Spark evaluates a small catalog's queries, and how a large one's."""
+    """Return the way in which Spark evaluates a small catalog's queries, and how a large one's."""
     if request.param == "interpreted":
         yield
         return
