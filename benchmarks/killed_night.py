@@ -3,8 +3,8 @@
     PYTHONPATH=. python benchmarks/killed_night.py LAKE --ds 2026-11-20
 
 LAKE has the day's raw catalog, a champion, and the night of that day published with that champion. A copy is made of its raw
-catalog, pictures and models. The night of the copy is killed at a random moment after the start of each step, each time by
-SIGKILL to the whole process group.
+catalog, pictures and models. The night of the copy is killed at a random moment after the start of each step. SIGKILL goes to
+the whole process group.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ The rule, for one group of candidates ranked by confidence:
    (Angelopoulos et al. 2021, "Learn then Test", arXiv 2110.01052).
    A sequence from the very top could end too early, by a single error. So it starts where a pass is most likely according
    to the confidences. If these are wrong, the test fails there and nothing is accepted, so the promise still holds.
-   The sequence depends on the labels only by the temperature (one number), by rho, and by the weight of the picture
-   evidence (one of nine; cma_clip_core.evaluation.picture_evidence). The last numbers below show that this does no harm.
+   The sequence depends on the labels only by three numbers: the temperature, rho, and the weight of the picture evidence
+   (one of nine; cma_clip_core.evaluation.picture_evidence). The last numbers below show that this does no harm.
    The same labels also chose the epoch, which the simulation leaves out: the last one, unless an earlier one is clearly
    better.
 

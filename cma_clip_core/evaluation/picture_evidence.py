@@ -1,6 +1,6 @@
 """Per-attribute weight of the image-only logits that are added to the fused logits.
 
-A text that names a value is nearly always right, so the fused answer learns to follow it, and is just as confident where
+A text that names a value is nearly always right, so the fused answer learns to follow it. It is just as confident where
 the text errs. The image-only head (`CmaClip.alone`) does not see the text: where it disagrees, confidence should fall. The
 two are pooled by a weighted sum of logits, a logarithmic opinion pool (Genest and Zidek 1986, "Combining Probability
 Distributions", Statistical Science 1). The weight of each attribute is chosen on validation.

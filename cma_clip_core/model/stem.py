@@ -8,9 +8,9 @@ Sources:
 
 The widths and the positions of the residual convolutions are our choice.
 
-Activations are not normalised, for two reasons. With batch statistics a product's output would depend on the rest of its
-batch, so that neither micro-batches nor several processes would take the step of the whole batch. Statistics of a single
-picture would remove its colour, the attribute that shops need most.
+Activations are not normalised, for two reasons. With batch statistics, a product's output would depend on the rest of its
+batch. Neither micro-batches nor several processes would then take the step of the whole batch. Statistics of a single picture
+would remove its colour, the attribute that shops need most.
 
 Letters of shapes: B batch, W width, C channels, H x W' pixels.
 """

@@ -1,8 +1,10 @@
 """Folders of pretrained towers: the weights of both CLIP towers and the configuration that they fit.
 
-towers.safetensors  the weights of `Backbone`
-config.json         the configuration they were trained with
-metrics.json        their labelled set, the course of their training, and how well pictures and texts retrieve each other
+| file | content |
+|---|---|
+| towers.safetensors | the weights of `Backbone` |
+| config.json | the configuration they were trained with |
+| metrics.json | their labelled set, the course of their training, and how well texts retrieve pictures |
 """
 
 from __future__ import annotations

@@ -221,8 +221,8 @@ def _predict(settings: Settings, folder: Path, table: AnyPath, root: AnyPath) ->
 def _families_learnt_from(table: AnyPath, learnt: AnyPath) -> npt.NDArray[np.int64] | None:
     """Return the families of a labelled set that a model learnt from, or None if they are unknown.
 
-    Sides change from day to day. A product that is on the test side now may have a sibling that an older model was trained
-    on, or that its thresholds were chosen on.
+    Sides change from day to day. A product on today's test side may have a sibling that an older model was trained on, or that
+    chose its thresholds.
 
     Args:
         table: the table of the labelled set.

@@ -103,7 +103,6 @@ def _newest(lake: Lake, config: ModelConfig, labelled: LabelledSet) -> str:
 
 
 def _pretrain(lake: Lake, labelled: LabelledSet, problem: LearningProblem, compute: Compute) -> str:
-
     config, world = problem.config, compute.world
     with measure("pretrain") as measured:
         decides, set_id = pretraining_config(config), labelled.manifest.set_id

@@ -157,7 +157,6 @@ def _locate_examples(table: AnyPath, lake: Lake, products: set[str]) -> dict[str
 
 
 def _titles(locations: Mapping[str, ExampleLocation]) -> dict[str, str]:
-
     titles: dict[str, str] = {}
     for file in {location.file for location in locations.values()}:
         rows = np.array(sorted(location.row for location in locations.values() if location.file == file))

@@ -118,24 +118,23 @@ def _train(
     start: Path | None,
     details: dict[str, float | int | str],
 ) -> str:
-
     index, world = problem.index, compute.world
     log.info(
         "train: %d examples of %d families: %d to train on, %d to validate, %d to test",
         len(index.row), index.families, index.count("train"), index.count("validation"), index.count("test"),
     )  # fmt: skip
     origin = None if start is None or not world.is_first else check_towers_origin(lake, start, labelled)
-    started, set_id = replace(problem, config=with_towers(problem.config, start)), labelled.manifest.set_id
+    from_towers, set_id = replace(problem, config=with_towers(problem.config, start)), labelled.manifest.set_id
     work = workdir.work_folder(
-        lake.work / "models", started.config, set_id, problem.taxonomy.fingerprint, processes=world.size
+        lake.work / "models", from_towers.config, set_id, problem.taxonomy.fingerprint, processes=world.size
     )
     if not world.is_first:
-        fit.fit(started, compute, folder=work)
+        fit.fit(from_towers, compute, folder=work)
         world.wait()  # until the first process has written the version and no longer needs the work folder
         shutil.rmtree(work, ignore_errors=True)  # on another machine: the cached outputs of frozen towers
         return ""
     workdir.begin(work, problem.config, set_id, world.size)
-    trained = fit.train(started, compute, folder=work)
+    trained = fit.train(from_towers, compute, folder=work)
     version = save_version(trained, problem, lake, labelled, lake.work / "models", start, towers=origin)
     storage.send_folder(lake.work / "models" / version, lake.models / version, last=registry.SUMS)
     workdir.finish(work, lake.model_reports(labelled.manifest.ds, version) / LOGS)

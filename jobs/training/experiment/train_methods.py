@@ -53,7 +53,6 @@ log = logging.getLogger(__name__)
 def default_processes(setting: Setting, missing: int) -> int:
     if setting.compute.device.type == "cpu":
         return process_pool.default_processes(missing)
-
     parameters = sum(p.numel() for p in build_model(setting.problem.config, setting.problem.taxonomy).parameters())
     return process_pool.default_processes_on_gpu(missing, parameters)
 
