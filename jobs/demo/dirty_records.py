@@ -25,7 +25,7 @@ HUGE_TEXT: Final = 8_000_000  # characters
 class Dirty:
     """One kind of bad input, in the form of the raw catalog (schemas.tables.RECORD).
 
-    `records` holds its lines: a dict for a JSON object, bytes for anything else. If there is a picture, its path under the
+    `records` holds its lines: a dict for a JSON object, bytes for anything else. If it has a picture, its path under the
     picture root is the `image_uri` of the first record.
     """
 

@@ -1,6 +1,6 @@
 """A catalog for trying out the pipeline: drawn garments with noisy texts and labels. `next_day` writes the day after.
 
-The drawn catalog has:
+The generated catalog has:
 
 * text that lacks or contradicts what the picture shows
 * attributes that only the text or only the picture reveals, so a model needs both: fabric is never visible, and a pattern
@@ -94,7 +94,7 @@ _CARE: Final = (
 
 
 def generate(folder: Path, products: int = 3000, seed: int = 7, *, dirty: bool = True) -> None:
-    """Draw a catalog in the layout of the mapping `sample`: ``catalog.jsonl`` and ``pictures.zip``.
+    """Generate a catalog in the layout of the mapping `sample`: ``catalog.jsonl`` and ``pictures.zip``.
 
     Args:
         folder: folder to write; created if missing. The two files in it are replaced.

@@ -305,7 +305,7 @@ def from_bytes(path: AnyPath, data: bytes, model: type[Document], remedy: str = 
 
 
 def _summary(error: ValueError) -> str:
-    """Return the fault of a document in one line; if there are several, the first one."""
+    """Return the first fault of a document, in one line."""
     if not isinstance(error, ValidationError):
         return str(error)
     first, more = error.errors()[0], error.error_count() - 1

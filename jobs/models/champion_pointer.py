@@ -106,7 +106,7 @@ def check_version(lake: Lake, version: str) -> None:
     """Raise JobError if the model version does not exist."""
     versions = registry.list_versions(lake.models)
     if version not in versions:
-        raise JobError(f"{version!r} is no model version in {lake.models}; there are {versions or 'none'}")
+        raise JobError(f"{version!r} is no model version in {lake.models}; existing: {versions or 'none'}")
 
 
 def check_champion(lake: Lake, version: str) -> None:

@@ -49,7 +49,6 @@ _REUSABLE: Final[tuple[ImageStatus, ...]] = ("ok", "absent")
 _EXAMPLE_COLUMNS = ("product_id", "source_hash", "image_status")
 _REFUSED = "refused"  # stands for a picture URI that `validate` refused
 _TO_TAG: Final[tuple[PlanReason, ...]] = ("new", "changed", "model_changed")
-_FEW_REMOVED = 10  # up to this number of products may always be removed, whatever their share
 _SHOWN = 10  # products that an error names
 
 
@@ -482,8 +481,7 @@ def _check_removals(settings: Settings, lake: Lake, inputs: _Inputs, reasons: Co
     """Raise RemovalsError if the night would remove more of the published products than it may by itself."""
     removed = reasons["removed"]
     published = sum(reasons.values()) - reasons["new"]
-    most = max(_FEW_REMOVED, math.floor(settings.max_removed_share * published))
-    if removed <= most or inputs.allow_removals:
+    if inputs.allow_removals or removed == 0 or removed / published <= settings.max_removed_share:
         return
     validation, ds = inputs.validation, inputs.ds
     rejected = validation.unparsable + validation.quarantined

@@ -208,7 +208,7 @@ def example_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy
     if fitting:
         return [folder for _, _, folder in sorted(fitting, reverse=True)]
     wanted = f"{picture.height}x{picture.width} pixels, taxonomy {taxonomy.name!r} ({taxonomy.fingerprint})"
-    existing = f"; there are only others: {'; '.join(sorted(others))}" if others else ""
+    existing = f"; only others exist: {'; '.join(sorted(others))}" if others else ""
     raise JobError(
         f"{lake.root}: no examples up to {ds} for {wanted}{existing}. Make them: `python -m jobs prepare --ds {ds}`"
     )

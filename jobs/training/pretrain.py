@@ -157,7 +157,7 @@ def find_towers(lake: Lake, name: str | None) -> Path | None:
     existing = [path.name for path in _all(lake)]
     if name not in existing:
         raise JobError(
-            f"{name!r}: no such towers in {lake.towers}; there are {existing or 'none'}; `python -m jobs pretrain` makes them; "
+            f"{name!r}: no such towers in {lake.towers}; existing: {existing or 'none'}; `python -m jobs pretrain` makes them; "
             "for towers of another lake give their folder, with a slash in it"
         )
     return storage.local_copy(lake.towers / name, lake.work / "towers" / name)

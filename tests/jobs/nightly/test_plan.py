@@ -112,7 +112,7 @@ def test_a_broken_champion_says_what_to_do(root: Path) -> None:
 def test_errors_about_a_missing_model_or_attribute_name_the_existing_ones(root: Path) -> None:
     settings = Settings(root=root)
     version = champion_pointer.champion(settings)
-    with pytest.raises(JobError, match=rf"'20991231-00000000' is no model version in .*; there are \['{version}'\]"):
+    with pytest.raises(JobError, match=rf"'20991231-00000000' is no model version in .*; existing: \['{version}'\]"):
         plan(settings, DAY, model="20991231-00000000")
     said = (
         f"--attributes neck,size: no such attribute; the champion {version} has article_type, colour, pattern, material"

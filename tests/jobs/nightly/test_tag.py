@@ -191,7 +191,7 @@ def test_an_example_of_another_state_is_missing(night: Night) -> None:
 
 def test_a_duplicate_example(night: Night) -> None:
     drawn.write(night.lake.root / NEW / "shard=1", drawn.examples(100).slice(50, 1), "part-1.parquet")
-    with pytest.raises(JobError, match="two examples of product 'p00050'"):
+    with pytest.raises(JobError, match="product 'p00050' has two examples"):
         tag(night.settings, RUN, "1")
 
 

@@ -158,7 +158,7 @@ def test_a_model_that_began_with_towers_needs_them_no_more(settings: Settings, p
     assert registry.read_config(folder).backbone.pretrained == f"towers/{pretrained.name}"
     assert str(settings.root) not in (folder / "config.json").read_text()
     registry.load_model(folder)
-    with pytest.raises(JobError, match=r"'20260101-00000000': no such towers .* there are \['"):
+    with pytest.raises(JobError, match=r"'20260101-00000000': no such towers .* existing: \['"):
         train(settings, DAY, towers="20260101-00000000")
 
 
@@ -667,9 +667,9 @@ def test_what_cannot_be_kept_is_said_before_anything_is_trained(settings: Settin
 
 
 def test_unknown_names_say_what_there_is(settings: Settings) -> None:
-    with pytest.raises(JobError, match=r"no such method: clap; there are raw-clip, fine-tuned-clip"):
+    with pytest.raises(JobError, match=r"no such method: clap; choose from raw-clip, fine-tuned-clip"):
         experiment(settings, DAY, methods=("clap",))
-    with pytest.raises(JobError, match=r"no such attribute: color; there are article_type, colour"):
+    with pytest.raises(JobError, match=r"no such attribute: color; choose from article_type, colour"):
         experiment(settings, DAY, attributes=("color",))
 
 

@@ -183,7 +183,7 @@ def test_to_list_and_show_neither_loads_torch_nor_reads_weights(tmp_path: Path, 
     ("prepare", "words"),
     [
         (lambda _: None, "jobs prepare --ds 2026-11-20"),
-        (lambda lake: add_examples(lake, RUN, drawn.examples(4), height=64), "only others: 64x24 pixels"),
+        (lambda lake: add_examples(lake, RUN, drawn.examples(4), height=64), "only others exist: 64x24 pixels"),
         (lambda lake: add_examples(lake, RUN, drawn.examples(2)), "needs more products"),
     ],
 )
@@ -257,7 +257,7 @@ def test_a_bug_is_no_reason_to_start_again() -> None:
 def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(JobError, match="--processes 4: there are 1 GPUs"):
+    with pytest.raises(JobError, match="--processes 4: this machine has 1 GPUs"):
         run_together(4, "auto", os.getpid)
     assert run_together(None, "auto", os.getpid) == os.getpid()
 
