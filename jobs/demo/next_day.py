@@ -23,7 +23,7 @@ from jobs.errors import JobError
 from jobs.importing.formats.csv_dialect import Dialect
 from jobs.importing.formats.csv_rows import CsvRows
 from jobs.importing.formats.format_registry import find_records, format_of
-from jobs.importing.formats.noticed import Noticed, StructureError
+from jobs.importing.formats.observations import Observations, StructureError
 from jobs.importing.formats.sources import Bounds, Source, open_source
 from jobs.importing.mapper import Mapper, get_column
 from jobs.importing.pictures.picture_names import is_unsafe
@@ -154,7 +154,7 @@ class _Editor:
         self._layout = layout
         self._pictures = pictures
         self._choose = choose
-        self._namer = Mapper(layout, None, Noticed())
+        self._namer = Mapper(layout, None, Observations())
         self._other: bytes | None = None  # the picture of an earlier product
         self.counts = {"changed": 0, "new": 0, "removed": 0}
 

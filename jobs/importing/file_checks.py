@@ -12,7 +12,7 @@ from typing import Final
 from jobs.errors import JobError
 from jobs.importing.formats.format_registry import Json, Row
 from jobs.importing.formats.json_lines import find_wrapper
-from jobs.importing.formats.noticed import Noticed
+from jobs.importing.formats.observations import Observations
 from jobs.importing.formats.sources import MAX_LINE
 from jobs.importing.mapper import ABSENT, get_column
 from jobs.records.rejected_lines import RejectedLine
@@ -30,13 +30,15 @@ _HELD: Final = 16 * 2**20  # characters of those rows that may be in memory
 class FileChecks:
     """Checks of all files of one export, including columns that only some of the files have."""
 
-    def __init__(self, mapping: Mapping, noticed: Noticed) -> None:
-        self._mapping, self._noticed = mapping, noticed
+    def __init__(self, mapping: Mapping, observations: Observations) -> None:
+        self._mapping, self._observations = mapping, observations
         self._lacking: dict[Path, set[str]] = {}  # missing optional columns, by file that has records
         self._rows = 0
         self._empty: list[Path] = []  # files without a row
         self._folded = {column.casefold(): column for column in mapping.columns}
-        self._capitals: dict[str, str] = {}  # the mapping's column -> a column of some record that differs only in case
+        self._case_variants: dict[
+            str, str
+        ] = {}  # the mapping's column -> a column of some record that differs only in case
 
     def rows(self, rows: Iterable[Row], path: Path) -> Iterator[Row]:
         """Yield the rows of the file at `path`, with each price as a number if it can be read.
@@ -64,7 +66,9 @@ class FileChecks:
                 if row.keys() != shape:
                     shape, other = row.keys(), self._find_other_case(row)
                 if other is not None:
-                    self._noticed.note("records with a column that differs from the mapping's only in case, not read")
+                    self._observations.note(
+                        "records with a column that differs from the mapping's only in case, not read"
+                    )
                 row = self._with_price(row, mark)
             yield row
         if self._rows == before:
@@ -78,22 +82,22 @@ class FileChecks:
             raise JobError(f"{', '.join(map(str, files))}: no records in it; nothing was imported")
         if self._empty:
             log.warning("import-catalog: no records in %s", ", ".join(path.name for path in self._empty[:_NAMES]))
-            self._noticed.note("files without records", len(self._empty))
-        for column, name in self._capitals.items():
+            self._observations.note("files without records", len(self._empty))
+        for column, name in self._case_variants.items():
             log.warning("import-catalog: some records have %r instead of %r; it is not read", name, column)
         present = [set(self._mapping.columns) - lacking for lacking in self._lacking.values()]
         somewhere = {column for columns in present for column in columns}
         for path, lacking in self._lacking.items():
             if missed := lacking & somewhere:
                 log.warning("import-catalog: %s lacks the columns %s, which other files have", path, sorted(missed))
-                self._noticed.note("files without optional columns that other files have")
+                self._observations.note("files without optional columns that other files have")
 
     def _find_other_case(self, row: dict[str, Json]) -> str | None:
         """Return a column of `row` that differs only in case from a column of the mapping that `row` lacks."""
         for name in row:
             column = self._folded.get(name.casefold())
             if column is not None and column not in row and name not in self._mapping.columns:
-                self._capitals[column] = name[:_NAME]
+                self._case_variants[column] = name[:_NAME]
                 return name
         return None
 
@@ -132,7 +136,7 @@ class FileChecks:
         return row
 
     def _reject(self, reason: str, detail: str, row: dict[str, Json]) -> RejectedLine:
-        return self._noticed.reject(reason, detail, json.dumps(row).encode()[:MAX_LINE])
+        return self._observations.reject(reason, detail, json.dumps(row).encode()[:MAX_LINE])
 
     def _with_price(self, row: dict[str, Json], mark: DecimalMark) -> dict[str, Json]:
         """Return `row` with its price as a number if it can be read as one."""

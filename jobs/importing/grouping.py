@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from jobs.errors import JobError
 from jobs.importing.formats.format_registry import Row
-from jobs.importing.formats.noticed import Noticed, shown
+from jobs.importing.formats.observations import Observations, shown
 
 Json: TypeAlias = Any
 Merge: TypeAlias = Callable[[list[dict[str, Json]]], dict[str, Json]]
@@ -22,7 +22,11 @@ _LARGEST: Final = 64 * 2**20  # characters of the rows of one product
 
 
 def grouped(
-    rows: Iterable[Row], key: Callable[[dict[str, Json]], str | None], merge: Merge, folder: Path, noticed: Noticed
+    rows: Iterable[Row],
+    key: Callable[[dict[str, Json]], str | None],
+    merge: Merge,
+    folder: Path,
+    observations: Observations,
 ) -> Iterator[Row]:
     """Yield one merged row for each key, and unchanged every row that has no key.
 
@@ -34,7 +38,7 @@ def grouped(
         key: returns the key that the rows of one product share; None if a row stands alone.
         merge: makes one row of several, which it receives in the export's order.
         folder: folder for the SQLite file.
-        noticed: counts the merged rows.
+        observations: counts the merged rows.
 
     Raises:
         JobError: the folder has no room for the rows, or far too many rows have the same key.
@@ -55,7 +59,7 @@ def grouped(
                 database.executemany("INSERT INTO given VALUES (?, ?, ?)", waiting)
                 waiting.clear()
         database.executemany("INSERT INTO given VALUES (?, ?, ?)", waiting)
-        yield from _merge_products(database, merge, noticed)
+        yield from _merge_products(database, merge, observations)
     except sqlite3.Error as error:
         raise JobError(
             f"{folder}: rows could not be stored there until all are read ({error}); nothing was imported: free some space, or "
@@ -65,7 +69,9 @@ def grouped(
         database.close()
 
 
-def _merge_products(database: sqlite3.Connection, merge: Merge, noticed: Noticed) -> Iterator[dict[str, Json]]:
+def _merge_products(
+    database: sqlite3.Connection, merge: Merge, observations: Observations
+) -> Iterator[dict[str, Json]]:
     # A window function: a join of the rows with each key's first position would scan the whole table once per row.
     ordered = database.execute(
         "SELECT min(position) OVER (PARTITION BY key) AS first, row FROM given ORDER BY first, position"
@@ -73,7 +79,7 @@ def _merge_products(database: sqlite3.Connection, merge: Merge, noticed: Noticed
     product, rows, size = None, list[dict[str, Json]](), 0
     for first, row in ordered:
         if first != product and rows:
-            yield _merge_one(rows, merge, noticed)
+            yield _merge_one(rows, merge, observations)
             rows, size = [], 0
         product = first
         rows.append(json.loads(row))
@@ -84,10 +90,10 @@ def _merge_products(database: sqlite3.Connection, merge: Merge, noticed: Noticed
                 "nothing was imported: name a column whose values identify one product"
             )
     if rows:
-        yield _merge_one(rows, merge, noticed)
+        yield _merge_one(rows, merge, observations)
 
 
-def _merge_one(rows: list[dict[str, Json]], merge: Merge, noticed: Noticed) -> dict[str, Json]:
+def _merge_one(rows: list[dict[str, Json]], merge: Merge, observations: Observations) -> dict[str, Json]:
     if len(rows) > 1:
-        noticed.note("rows merged with another row of their product", len(rows) - 1)
+        observations.note("rows merged with another row of their product", len(rows) - 1)
     return merge(rows)

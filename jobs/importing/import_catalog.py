@@ -17,7 +17,7 @@ from pathlib import Path
 from jobs.importing.day_writer import DayWriter, write_parts
 from jobs.importing.file_checks import FileChecks
 from jobs.importing.formats.format_registry import Row, find_records, read_records
-from jobs.importing.formats.noticed import Noticed
+from jobs.importing.formats.observations import Observations
 from jobs.importing.formats.sources import Bounds, open_source
 from jobs.importing.grouping import grouped
 from jobs.importing.mapper import Mapper
@@ -67,11 +67,11 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
             picture_sources, counts = open_sources(folder, columns, bounds, stack), Counter[str]()
             pictures = PictureStore(picture_writer(lake, day, counts, stack), picture_sources, counts)
         while True:
-            noticed = Noticed()
+            observations = Observations()
             if others:
-                noticed.note("files of later patterns, not read", len(others))
-            mapper = Mapper(columns, pictures, noticed)
-            lines = (mapper.line(row) for row in _rows(files, columns, bounds, mapper, noticed, settings.progress))
+                observations.note("files of later patterns, not read", len(others))
+            mapper = Mapper(columns, pictures, observations)
+            lines = (mapper.line(row) for row in _rows(files, columns, bounds, mapper, observations, settings.progress))
             parts = write_parts(target.add, lines)
             mapper.check()
             if pictures is None or pictures.settle():
@@ -82,8 +82,8 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
             source=str(folder.resolve()),
             files=parts,
             rows=sum(part.rows for part in parts),
-            notes=dict(noticed.notes),
-            unreadable=dict(noticed.unreadable),
+            notes=dict(observations.notes),
+            unreadable=dict(observations.unreadable),
             pictures=dict(pictures.counts) if pictures is not None else {},
             missing_pictures=lost,
             created_at=datetime.now(UTC),
@@ -94,25 +94,27 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
         log.warning(
             "import-catalog: not read, because an earlier pattern of `records` matched: %s", _join_names(others)
         )
-    noticed.report()
+    observations.report()
     return manifest
 
 
 def _rows(
-    files: list[Path], columns: Mapping, bounds: Bounds, mapper: Mapper, noticed: Noticed, progress: bool
+    files: list[Path], columns: Mapping, bounds: Bounds, mapper: Mapper, observations: Observations, progress: bool
 ) -> Iterator[Row]:
     """Yield the rows of all files; if the mapping groups rows, one row per product."""
-    checks = FileChecks(columns, noticed)
+    checks = FileChecks(columns, observations)
 
     def rows() -> Iterator[Row]:
         for file in files:
-            yield from checks.rows(read_records(open_source(file, columns, bounds), columns, noticed, progress), file)
+            yield from checks.rows(
+                read_records(open_source(file, columns, bounds), columns, observations, progress), file
+            )
 
     if not columns.group_by:
         yield from rows()
     else:
         with tempfile.TemporaryDirectory(prefix="import-") as scratch:
-            yield from grouped(rows(), mapper.key, mapper.merge, Path(scratch), noticed)
+            yield from grouped(rows(), mapper.key, mapper.merge, Path(scratch), observations)
     checks.check(files)
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from jobs.errors import JobError
 from jobs.importing.formats.format_registry import Json, Row
-from jobs.importing.formats.noticed import Noticed, shown
+from jobs.importing.formats.observations import Observations, shown
 from jobs.importing.formats.sources import LINE_START, MAX_LINE
 from jobs.importing.pictures.picture_store import PictureStore
 from jobs.records.label_forms import UnreadableError, decoded, read_object, read_value
@@ -31,8 +31,8 @@ _BRACES: Final = re.compile(r"\{([^{}]+)\}")
 class Mapper:
     """Converter of a shop's rows to lines of the raw catalog."""
 
-    def __init__(self, mapping: Mapping, pictures: PictureStore | None, noticed: Noticed) -> None:
-        self._mapping, self._pictures, self._noticed = mapping, pictures, noticed
+    def __init__(self, mapping: Mapping, pictures: PictureStore | None, observations: Observations) -> None:
+        self._mapping, self._pictures, self._observations = mapping, pictures, observations
         self._nulls = frozenset(["", *(text.strip() for text in mapping.null_values)])
         self._times = self._unread_times = 0
         self._time_examples: list[str] = []
@@ -53,7 +53,7 @@ class Mapper:
         line = json.dumps(self.record(row), separators=(",", ":")).encode()
         if len(line) > MAX_LINE:
             detail = f"a record of more than {MAX_LINE:,} bytes as ASCII JSON"
-            return self._noticed.reject("line_too_long", detail, line[:LINE_START]).encoded() + b"\n"
+            return self._observations.reject("line_too_long", detail, line[:LINE_START]).encoded() + b"\n"
         return line + b"\n"
 
     def record(self, row: dict[str, Json]) -> dict[str, Json]:
@@ -202,7 +202,7 @@ class Mapper:
         return [part for part in parts if not self._is_null(part)]
 
     def _count_unread(self, name: str, value: Json) -> None:
-        self._noticed.note("labels that cannot be read")
+        self._observations.note("labels that cannot be read")
         if name in self.unread or len(self.unread) < _UNREAD:
             self.unread[name] += 1
             self._example.setdefault(name, value)
@@ -223,7 +223,7 @@ class Mapper:
         for column, value in parts.items():
             if isinstance(value, list) and (names := [name for name in value if not self._is_empty(name)]):
                 value = names[0]
-                self._noticed.note("pictures of a product beyond its first, not used", len(names) - 1)
+                self._observations.note("pictures of a product beyond its first, not used", len(names) - 1)
             if value is None or not isinstance(value, str | int | float) or isinstance(value, bool):
                 return None if value == [] else value
             parts[column] = identity(value)

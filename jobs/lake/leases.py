@@ -119,7 +119,7 @@ class Lease:
         try:
             self._held = s3_files.put(self._path, self._content(free=True), self._held)
         except ConditionFailedError as error:
-            raise LeaseLostError(f"{self._path}: another process has taken this lock over meanwhile") from error
+            raise LeaseLostError(f"{self._path}: another process has taken this lock over in the meantime") from error
         if remove:
             s3_files.remove([self._path])
 
@@ -154,7 +154,7 @@ def locked(path: UPath, *, busy: str | None = None, lost: Callable[[], None] = _
     Args:
         path: the path of the object.
         busy: the error text if another process holds and renews the lock; without it, wait for the lock.
-        lost: called if the lock is lost meanwhile; by default this process ends.
+        lost: called if the lock is lost in the meantime; by default this process ends.
 
     Raises:
         JobError: another process holds the lock, and `busy` is given.

@@ -108,7 +108,7 @@ def put(path: UPath, data: bytes, replaces: ObjectVersion | None) -> ObjectVersi
     try:
         answer = fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
     except OSError as error:
-        if replaces is not None and isinstance(error, FileNotFoundError):  # the object was removed meanwhile
+        if replaces is not None and isinstance(error, FileNotFoundError):  # the object was removed in the meantime
             raise ConditionFailedError(str(path)) from None
         if code(error) not in _FAILED and not isinstance(error, FileExistsError):
             raise

@@ -367,7 +367,7 @@ def compare_and_swap(path: AnyPath, expected: bytes | None, new: bytes) -> None:
     if on_disk(path):
         with locked(path):
             if read_bytes(path) != expected:
-                raise SwapLostError(f"{path}: another process changed it meanwhile")
+                raise SwapLostError(f"{path}: another process changed it in the meantime")
             write_bytes(path, new)
         return
     current = s3_files.read(path) if expected is not None else None
@@ -376,7 +376,7 @@ def compare_and_swap(path: AnyPath, expected: bytes | None, new: bytes) -> None:
             raise s3_files.ConditionFailedError
         s3_files.put(path, new, current)
     except s3_files.ConditionFailedError:
-        raise SwapLostError(f"{path}: another process changed it meanwhile") from None
+        raise SwapLostError(f"{path}: another process changed it in the meantime") from None
 
 
 # --- listings
@@ -395,7 +395,7 @@ def entries(folder: AnyPath) -> list[Entry]:
     if on_disk(folder):
         listed = []
         for path in children(folder):
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            with contextlib.suppress(FileNotFoundError):  # removed in the meantime
                 status = path.lstat()
                 listed.append(Entry(path, stat.S_ISDIR(status.st_mode), status.st_mtime))
         return listed
@@ -544,7 +544,7 @@ def locked(path: AnyPath, *, busy: str | None = None, shared: bool = False) -> I
 
 @contextlib.contextmanager
 def unless_busy(path: AnyPath) -> Iterator[bool]:
-    """Yield whether no other process holds the lock of `path`. On a disk, hold it meanwhile.
+    """Yield whether no other process holds the lock of `path`. On a disk, hold it in the meantime.
 
     The time of the lock file does not change.
     """

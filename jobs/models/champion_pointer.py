@@ -133,5 +133,5 @@ def _swap(settings: Settings, version: str, before: Champions, after: tuple[str,
     except storage.SwapLostError as error:
         raise storage.SwapLostError(
             f"{version} was to follow the champion {before.live or '(none)'}, but the champion is now "
-            f"{champion(settings) or '(none)'}: another process changed it meanwhile; promote it again"
+            f"{champion(settings) or '(none)'}: another process changed it in the meantime; promote it again"
         ) from error

@@ -71,7 +71,7 @@ def preprocess(settings: Settings, run_id: str) -> int:
         check_roots(settings.picture_roots)
         with sessions.session(settings, plan.validation.raw) as session:
             statuses, not_imported, files = _preprocess(session, settings, lake, plan)
-        check_roots(settings.picture_roots)  # a root that disappeared meanwhile made its pictures look missing
+        check_roots(settings.picture_roots)  # a root that disappeared in the meantime made its pictures look missing
         rows = sum(statuses.values())
         if rows != plan.to_preprocess:
             raise RuntimeError(f"{run_id}: {rows} examples were made, but the plan has {plan.to_preprocess}")

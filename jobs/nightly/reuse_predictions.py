@@ -1,6 +1,6 @@
 """Reuse of predictions that other runs of the same day have made for the same examples with the same model.
 
-A day is planned again if another run was published meanwhile, or if it is tagged again with other options. The model
+A day is planned again if another run was published in the meantime, or if it is tagged again with other options. The model
 would predict the same for the same example.
 """
 

@@ -156,7 +156,7 @@ class Night:
     unknown_total: int
     mistyped_labels: tuple[Counted, ...]
     notes: tuple[Note, ...]  # on fields of valid records
-    noticed: dict[str, int]  # remarks of the import -> count
+    import_remarks: dict[str, int]  # remarks of the import -> count
     picture_problems: tuple[PictureProblem, ...]
     attributes: tuple[AttributeFacts, ...]
     conflicts: tuple[Conflict, ...]

@@ -91,7 +91,7 @@ def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
             unknown_total=unknown_total,
             mistyped_labels=query.mistyped_labels(),
             notes=query.notes(rules),
-            noticed=_noticed(lake, plan.ds),
+            import_remarks=_read_import_remarks(lake, plan.ds),
             picture_problems=query.picture_problems(),
             attributes=attributes,
             conflicts=conflicts,
@@ -139,7 +139,7 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")[:_TEXT]
 
 
-def _noticed(lake: Lake, ds: str) -> dict[str, int]:
+def _read_import_remarks(lake: Lake, ds: str) -> dict[str, int]:
     """Return the import's remarks with their counts; empty if the day's manifest is missing or damaged."""
     with suppress(JobError):
         manifest = lake.read_raw_manifest(ds)

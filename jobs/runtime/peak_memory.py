@@ -48,6 +48,6 @@ class PeakMemory:
         """Measure the memory once, and raise the peak if it is higher."""
         used = 0
         for process in (self._process, *self._process.children(recursive=True)):
-            with contextlib.suppress(psutil.Error):  # the process has ended meanwhile
+            with contextlib.suppress(psutil.Error):  # the process has ended in the meantime
                 used += process.memory_info().rss
         self.bytes = max(self.bytes, used)

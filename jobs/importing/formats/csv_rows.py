@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
 from jobs.importing.formats.csv_dialect import Dialect, detect
-from jobs.importing.formats.noticed import Noticed, StructureError, shown
+from jobs.importing.formats.observations import Observations, StructureError, shown
 from jobs.importing.formats.row_profile import HEADERS, RowProfile, profile_of
 from jobs.importing.formats.sniffing import describe_text, describe_undecodable
 from jobs.importing.formats.sources import LINE_START, MAX_LINE, Source
@@ -210,7 +210,7 @@ def _as_cp1252(raw: bytes, problem: str) -> str:
 
 
 def read_csv(
-    file: BinaryIO, source: Source, mapping: Mapping, noticed: Noticed
+    file: BinaryIO, source: Source, mapping: Mapping, observations: Observations
 ) -> Iterator[dict[str, str] | RejectedLine]:
     """Yield each row as a record of texts by column name, or as a rejected line if it is not a record.
 
@@ -225,7 +225,7 @@ def read_csv(
         raise StructureError(_describe_other_format(source) or str(error)) from error
     try:
         _check_header(rows.header, source, mapping)
-        yield from _Records(rows, source, mapping, noticed).read()
+        yield from _Records(rows, source, mapping, observations).read()
     finally:
         rows.close()
 
@@ -251,8 +251,8 @@ def _check_header(header: list[str], source: Source, mapping: Mapping) -> None:
 class _Records:
     """Converter of rows to records and rejected lines."""
 
-    def __init__(self, rows: CsvRows, source: Source, mapping: Mapping, noticed: Noticed) -> None:
-        self._rows, self._source, self._noticed = rows, source, noticed
+    def __init__(self, rows: CsvRows, source: Source, mapping: Mapping, observations: Observations) -> None:
+        self._rows, self._source, self._observations = rows, source, observations
         self._names = [name.strip() for name in rows.header]
         self._folded = frozenset(name.casefold() for name in self._names if name)
         self._id = rows.header.index(mapping.product_id) if mapping.product_id in rows.header else None
@@ -262,24 +262,24 @@ class _Records:
         self._example = ""  # of a foreign line
 
     def read(self) -> Iterator[dict[str, str] | RejectedLine]:
-        noticed, rows = self._noticed, self._rows
+        observations, rows = self._observations, self._rows
         if rows.dialect.skipped:
-            noticed.note("lines before the header, skipped", rows.dialect.skipped)
+            observations.note("lines before the header, skipped", rows.dialect.skipped)
         if rows.dialect.escape or rows.dialect.quote is None:
-            noticed.note("files whose quotes are " + ("escaped" if rows.dialect.escape else "ordinary characters"))
+            observations.note("files whose quotes are " + ("escaped" if rows.dialect.escape else "ordinary characters"))
         held: tuple[dict[str, str], Row] | None = None  # a short row; the next row shows whether it is complete
         for row in rows:
             if row.cells is not None and not any(cell.strip() for cell in row.cells):
                 continue
-            noticed.row()
-            noticed.line = row.line
+            observations.count_row()
+            observations.line = row.line
             short = row.cells is not None and len(row.cells) < len(rows.header)
             record = self._read_row(row)
             if held is not None:
                 broken = short and isinstance(record, RejectedLine)
                 yield self._reject_broken(held[1]) if broken else self._count_padded(held[0])
                 held = None
-                noticed.line = row.line
+                observations.line = row.line
             if short and isinstance(record, dict):
                 held = record, row
             else:
@@ -301,13 +301,13 @@ class _Records:
                 return self._reject_undecodable(row)
             self._native += 1
         if len(row.lines) > 1:
-            self._noticed.note("records that span lines")
-            self._noticed.note("further lines of these records", len(row.lines) - 1)
+            self._observations.note("records that span lines")
+            self._observations.note("further lines of these records", len(row.lines) - 1)
         if cells is None:
             cells = self._split_literally(row)
             if cells is None:
                 return self._reject("csv_quotes", "a quote inside a quoted text is not doubled", row)
-            self._noticed.note("rows whose quotes are read as characters")
+            self._observations.note("rows whose quotes are read as characters")
         if self._is_header(cells):
             return self._reject_header(cells, row)
         self._read += 1
@@ -318,7 +318,7 @@ class _Records:
         if len(cells) > width and not any(cell.strip() for cell in cells[width:]):
             if len(cells) == profile.usual or profile.fits(cells):
                 cells = cells[:width]
-                self._noticed.note("rows read without empty cells beyond the header")
+                self._observations.note("rows read without empty cells beyond the header")
         elif len(cells) < width and profile.seen and not profile.ends_empty and profile.fits(cells):
             if self._has_swallowed_cells(row, width):
                 detail = f"{_cell_count(len(cells))} where the header has {width}, and {width} if its quotes are ordinary characters"
@@ -329,12 +329,12 @@ class _Records:
         return dict(zip(self._rows.header, cells, strict=True))
 
     def _count_padded(self, record: dict[str, str]) -> dict[str, str]:
-        self._noticed.note("short rows, read with empty last cells")
+        self._observations.note("short rows, read with empty last cells")
         return record
 
     def _reject_broken(self, row: Row) -> RejectedLine:
         width = len(self._rows.header)
-        self._noticed.line = row.line
+        self._observations.line = row.line
         detail = (
             f"{_cell_count(len(row.cells or ()))} where the header has {width}, and the next line is short too: perhaps one row "
             "broken in two"
@@ -343,7 +343,7 @@ class _Records:
 
     def _reject(self, reason: str, detail: str, row: Row) -> RejectedLine:
         raw = row.text.rstrip("\r\n").encode(self._source.encoding, errors="surrogateescape")
-        return self._noticed.reject(reason, detail, raw)
+        return self._observations.reject(reason, detail, raw)
 
     def _reject_undecodable(self, row: Row) -> RejectedLine:
         self._foreign += 1

@@ -12,7 +12,7 @@ from jobs.errors import JobError
 from jobs.importing.formats.csv_dialect import detect, physical_lines
 from jobs.importing.formats.csv_rows import read_csv
 from jobs.importing.formats.json_lines import read_json_lines
-from jobs.importing.formats.noticed import Noticed, StructureError, shown
+from jobs.importing.formats.observations import Observations, StructureError, shown
 from jobs.importing.formats.sniffing import describe_text
 from jobs.importing.formats.sources import Source, describe_unreadable
 from jobs.records.rejected_lines import RejectedLine
@@ -26,22 +26,22 @@ Row: TypeAlias = "dict[str, Json] | bytes | RejectedLine"
 class Format(Protocol):
     """A reader of one format of records."""
 
-    def read(self, file: BinaryIO, source: Source, mapping: Mapping, noticed: Noticed) -> Iterator[Row]:
+    def read(self, file: BinaryIO, source: Source, mapping: Mapping, observations: Observations) -> Iterator[Row]:
         """Yield the records. Raises StructureError if the file does not consist of records."""
 
 
 class Csv:
     """Reader of CSV, with any delimiter."""
 
-    def read(self, file: BinaryIO, source: Source, mapping: Mapping, noticed: Noticed) -> Iterator[Row]:
-        return read_csv(file, source, mapping, noticed)
+    def read(self, file: BinaryIO, source: Source, mapping: Mapping, observations: Observations) -> Iterator[Row]:
+        return read_csv(file, source, mapping, observations)
 
 
 class JsonLines:
     """Reader of JSON lines: one object per line."""
 
-    def read(self, file: BinaryIO, source: Source, mapping: Mapping, noticed: Noticed) -> Iterator[Row]:  # noqa: ARG002
-        return read_json_lines(file, source, noticed)
+    def read(self, file: BinaryIO, source: Source, mapping: Mapping, observations: Observations) -> Iterator[Row]:  # noqa: ARG002
+        return read_json_lines(file, source, observations)
 
 
 FORMATS: Final[dict[str, Format]] = {"jsonl": JsonLines(), "csv": Csv()}
@@ -112,16 +112,16 @@ def find_records(folder: Path, mapping: Mapping) -> tuple[list[Path], list[Path]
     return files, sorted({path for matches in by_pattern[1:] for path in matches} - set(files))
 
 
-def read_records(source: Source, mapping: Mapping, noticed: Noticed, progress: bool) -> Iterator[Row]:
+def read_records(source: Source, mapping: Mapping, observations: Observations, progress: bool) -> Iterator[Row]:
     """Yield the rows of a file. Raises JobError if it is damaged or most of its rows are not records."""
-    noticed.begin(source.path.name)
+    observations.begin_file(source.path.name)
     count = 0
     try:
         with source.open(progress) as file:
-            for row in FORMATS[format_of(source, mapping)].read(file, source, mapping, noticed):
+            for row in FORMATS[format_of(source, mapping)].read(file, source, mapping, observations):
                 count += 1
                 yield row
-        noticed.check_file()
+        observations.check_file()
     except OSError as error:
         raise JobError(describe_unreadable(source.path, error)) from error
     except UnicodeDecodeError as error:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Final, TypeAlias
 
-from jobs.importing.formats.noticed import Noticed, StructureError, shown
+from jobs.importing.formats.observations import Observations, StructureError, shown
 from jobs.importing.formats.sniffing import describe_text, describe_undecodable
 from jobs.importing.formats.sources import LINE_START, MAX_LINE, Source
 from jobs.records.json_objects import NameTwiceError, unique
@@ -38,7 +38,7 @@ DECODER: Final = _decoder(lambda _: None)
 
 
 def read_json_lines(
-    file: BinaryIO, source: Source, noticed: Noticed
+    file: BinaryIO, source: Source, observations: Observations
 ) -> Iterator[dict[str, Json] | bytes | RejectedLine]:
     """Yield each line's object, or the line itself if it is not text, JSON or an object. Skip blank lines.
 
@@ -47,13 +47,13 @@ def read_json_lines(
     """
     if kind := describe_text(source.sample) or _describe_document(source.sample):
         raise StructureError(f"{kind}; nothing was imported: export JSON lines, with one object on each line")
-    decoder = _decoder(lambda _: noticed.note("NaN or Infinity, read as not given"))
+    decoder = _decoder(lambda _: observations.note("NaN or Infinity, read as not given"))
     foreign, native, example = 0, 0, ""
     for number, line, length in _lines(file, source.encoding):
-        noticed.line = number
+        observations.line = number
         if length > MAX_LINE:
-            noticed.row()
-            yield noticed.reject("line_too_long", f"a line of more than {MAX_LINE:,} bytes", line)
+            observations.count_row()
+            yield observations.reject("line_too_long", f"a line of more than {MAX_LINE:,} bytes", line)
             continue
         stripped = line.removeprefix(_MARKS)
         if not stripped.strip():
@@ -64,17 +64,17 @@ def read_json_lines(
             foreign += 1
             problem = describe_undecodable(source.encoding, line)
             example = example or f"{problem} (line {number:,}: {shown(line)})"
-            noticed.row()
-            noticed.count_rejected(problem, line)
+            observations.count_row()
+            observations.count_rejected(problem, line)
             yield line.rstrip(b"\r\n")
             continue
         native += not text.isascii()
-        objects = _objects(text, decoder, noticed)
+        objects = _objects(text, decoder, observations)
         for record in objects if isinstance(objects, list) else [line.rstrip(b"\r\n")]:
-            noticed.row()
+            observations.count_row()
             yield record
         if isinstance(objects, str):
-            noticed.count_rejected(objects, line)
+            observations.count_rejected(objects, line)
     if foreign > 2 and foreign > native:
         raise StructureError(f"{foreign:,} lines are {example}; nothing was imported: set `encoding` in the mapping")
 
@@ -106,14 +106,14 @@ class _Utf8:
         return self._text.readline(limit).encode(errors="surrogateescape")
 
 
-def _objects(text: str, decoder: json.JSONDecoder, noticed: Noticed) -> list[dict[str, Json]] | str:
+def _objects(text: str, decoder: json.JSONDecoder, observations: Observations) -> list[dict[str, Json]] | str:
     """Return the objects that a line holds, usually one, or the reason why it holds none."""
     try:
         record = decoder.decode(text)
     except (ValueError, RecursionError) as error:
         if objects := _several(text):
             commas = len(objects) == 1
-            noticed.note("lines that end in a comma" if commas else "records on a line with others", len(objects))
+            observations.note("lines that end in a comma" if commas else "records on a line with others", len(objects))
             return objects
         # Also numbers that are too long and brackets that are nested too deeply.
         return "a name occurs twice" if isinstance(error, NameTwiceError) else "not JSON"

@@ -6,7 +6,7 @@ import codecs
 import re
 from typing import Final
 
-from jobs.importing.formats.noticed import StructureError
+from jobs.importing.formats.observations import StructureError
 
 _PACKED: Final = "unpack it, or pack it with gzip"
 _EXPORT: Final = "export the records as JSON lines or CSV"

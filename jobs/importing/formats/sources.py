@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final, cast
 from tqdm import tqdm
 
 from jobs.errors import JobError
-from jobs.importing.formats.noticed import StructureError
+from jobs.importing.formats.observations import StructureError
 from jobs.importing.formats.sniffing import chosen_encoding, refuse_binary
 from schemas.mapping import Mapping
 

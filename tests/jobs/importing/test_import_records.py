@@ -22,7 +22,7 @@ import pytest
 
 from jobs.importing import file_checks, grouping, mapper
 from jobs.importing.formats import json_lines, sources
-from jobs.importing.formats.noticed import Noticed
+from jobs.importing.formats.observations import Observations
 from jobs.records.rejected_lines import read_rejected
 from schemas.loading import ContractError
 from tests.jobs.importing.test_import_catalog import DS, JPEG, Shop, digest, fails
@@ -409,7 +409,7 @@ def test_rows_that_name_no_product_are_not_one(shop: Shop, word: str) -> None:
 @pytest.mark.timeout(60)  # a quadratic step takes minutes
 def test_rows_of_many_products_are_put_together_in_the_order_of_each_one_s_first(tmp_path: Path) -> None:
     rows = [{"id": str(i % 20_000), "row": i} for i in range(60_000)]
-    found = grouping.grouped(rows, lambda row: str(row["id"]), lambda rows: {"rows": rows}, tmp_path, Noticed())
+    found = grouping.grouped(rows, lambda row: str(row["id"]), lambda rows: {"rows": rows}, tmp_path, Observations())
     assert [[row["row"] for row in each["rows"]] for each in found if isinstance(each, dict)] == [
         [i, i + 20_000, i + 40_000] for i in range(20_000)
     ]

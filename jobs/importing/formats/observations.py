@@ -25,7 +25,7 @@ def shown(value: object) -> str:
     return repr(text[:_SHOWN].rstrip("\r\n")) + ("..." if len(text) > _SHOWN else "")
 
 
-class Noticed:
+class Observations:
     """Counters of repairs that the readers made, and of lines that are not records."""
 
     def __init__(self) -> None:
@@ -40,12 +40,12 @@ class Noticed:
         """Count an observation that does not reject a line."""
         self.notes[description] += count
 
-    def begin(self, file: str) -> None:
+    def begin_file(self, file: str) -> None:
         """Start counting the rows of `file`."""
         self.file, self.line, self._rows = file, 0, 0
         self._in_file.clear()
 
-    def row(self) -> None:
+    def count_row(self) -> None:
         """Count a row of the file, readable or not."""
         self._rows += 1
 
