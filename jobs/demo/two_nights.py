@@ -125,7 +125,7 @@ def demo(settings: Settings, folder: Path, catalog: Path | None, mapping: str) -
     start = time.perf_counter()
     folder = folder.resolve()
     if catalog is not None and not catalog.is_dir():
-        raise JobError(f"{catalog}: there is no such folder; CATALOG must name the folder of an export")
+        raise JobError(f"{catalog}: the folder does not exist; CATALOG must name the folder of an export")
     _start_clean(folder)
     lake = Lake(folder / "lake")
     changes = _environment(settings, folder, real=catalog is not None)
