@@ -6,6 +6,7 @@ Labels in an unknown form are returned separately.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import math
 import re
@@ -16,6 +17,8 @@ from cma_clip_core.content.markup import has_markup, visible_text
 
 Json = Any
 Labels = dict[str, list[str]]  # the shop's name of an attribute -> its values
+_SHORT: Final = 64  # characters of a key whose reading is kept
+_KEPT: Final = 4096  # keys whose reading is kept
 
 # Keys of an object that is one attribute, such as {"name": "colour", "value": "Red"}, in lower case without punctuation.
 _NAMES: Final = (
@@ -302,7 +305,14 @@ def _number(value: float) -> str:
 
 
 def _bare(key: str) -> str:
+    return _bare_name(key) if len(key) <= _SHORT else _without_punctuation(key)
+
+
+def _without_punctuation(key: str) -> str:
     return "".join(c for c in key.casefold() if c.isalnum())
+
+
+_bare_name = functools.lru_cache(_KEPT)(_without_punctuation)  # the same names come with every record
 
 
 def _keys(item: dict[str, Json]) -> dict[str, Json]:
