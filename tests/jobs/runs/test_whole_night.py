@@ -217,7 +217,7 @@ def test_a_product_tagged_with_its_picture_is_held_while_the_picture_is_missing(
     assert (ledger.tagged_both, ledger.tagged_text) == (0, 2)
     assert ledger.published_products == ledger.valid == 101
     assert any("4 held for their pictures" in line for line in ledger.lines())
-    assert "4 products are kept with the picture by which they were tagged" in page.read_text()
+    assert "4 products keep their published values: the picture that was tagged is missing today." in page.read_text()
     touched = {ids[4], "brand-new"}
     assert [r for r in live(lake) if r[0] not in touched] == [r for r in before if r[0] not in touched]
     after = states(lake)

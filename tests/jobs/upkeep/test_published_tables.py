@@ -524,8 +524,8 @@ def test_one_product_is_looked_up_in_small_row_groups(tmp_path: Path, spark_sess
     ("rows", "complaint"),
     [
         ([("b", "x"), ("a", "x")], "not sorted: 'a' comes after 'b'"),
-        ([("a", "x"), ("b", "x"), ("b", "x")], "'b' is there 2 times"),
-        ([("a", None), ("a", "x"), ("a", None)], "'a' is there 2 times"),
+        ([("a", "x"), ("b", "x"), ("b", "x")], "'b' occurs 2 times"),
+        ([("a", None), ("a", "x"), ("a", None)], "'a' occurs 2 times"),
         ([("a", "x"), ("a", "y"), ("b", "x")], None),
     ],
 )

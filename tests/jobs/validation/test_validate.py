@@ -514,7 +514,7 @@ def test_page_of_the_rules_tells_each_rule_once_with_what_was_counted(lake: Lake
     assert result.passed  # a few failing rows are allowed, and shown
     page = (lake.root / result.data_docs_path).read_text()
     text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
-    assert "all 25 hold" in text
+    assert "all 25 rules passed" in text
     assert "unsafe_product_id 52 2 3.8% 10% allowed" in text
     assert {"../0", "../1"} <= set(text.split())
     for rule in (*load_rules("default").row_rules, *load_rules("default").batch_rules):
