@@ -81,8 +81,8 @@ def objective(config: ModelConfig, index: ExampleIndex) -> MultiTask:
 def test_batches_made_by_a_process_of_its_own_train_the_same(index: ExampleIndex, step: int) -> None:
     found = []
     for apart in (False, True):
-        loop = Loop(objective(busy(), index), busy().training, QUIET, apart=apart)
-        loop.at.step = step
+        loop = Loop(objective(busy(), index), busy().training, QUIET, separate_process=apart)
+        loop.progress.step = step
         fitted = loop.run()
         found.append((fitted.weights, [(epoch.loss, epoch.validation) for epoch in fitted.epochs]))
     assert found[0][1] == found[1][1]

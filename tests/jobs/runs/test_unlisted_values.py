@@ -203,7 +203,9 @@ def test_predictions_of_a_version_without_unlisted_values_are_made_again(drinks:
         pq.write_table(table.drop_columns(["unlisted"]), path)
         assert not is_finished(path, made, shard)
         assert not list(take_known(lake, other, wanted))
-        with pytest.raises(JobError, match=r"lacks unlisted, as files of an older version do.*jobs tag --run .* --shard 0"):
+        with pytest.raises(
+            JobError, match=r"lacks unlisted, as files of an older version do.*jobs tag --run .* --shard 0"
+        ):
             check_predictions(lake, made)
         assert check_predictions(lake, made, whole=False).total() == made.to_tag  # its tables are made
     finally:
