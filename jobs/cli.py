@@ -194,7 +194,7 @@ def _common(
         float | None,
         typer.Option(
             help="Largest share of the published products that a night may remove. A night stops if it would remove "
-            "more than this and more than ten products. "
+            "more than this. "
             "[TAGGING_MAX_REMOVED_SHARE, 0.2]"
         ),
     ] = None,
