@@ -89,18 +89,22 @@ def options(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def loop_of(config: ModelConfig, chosen: argparse.Namespace, device: torch.device, apart: bool | None = None) -> Loop:
-    """Return a new training on the labelled set; `apart` is that of `Loop`."""
+def loop_of(
+    config: ModelConfig, chosen: argparse.Namespace, device: torch.device, separate_process: bool | None = None
+) -> Loop:
+    """Return a new training on the labelled set; `separate_process` is that of `Loop`."""
     taxonomy = load_taxonomy(chosen.taxonomy)
     problem = LearningProblem.build(config, taxonomy, read_index(chosen.set / LABELLED_TABLE, chosen.lake))
     objective = MultiTask(build_model(config, taxonomy).to(device), problem, device)
-    return Loop(objective, config.training, Compute(device, progress=False), apart=apart)
+    return Loop(objective, config.training, Compute(device, progress=False), separate_process=separate_process)
 
 
 def from_disk(loop: Loop, count: int) -> Iterator[Batch]:
     """Return `count` batches, made as in training."""
     stream = (batch for batch in loop.stream() if batch is not None)
-    if loop.apart:  # reach the steady state, in which the next buffer is prepared while this one is trained on
+    if (
+        loop.separate_process
+    ):  # reach the steady state, in which the next buffer is prepared while this one is trained on
         for batch in itertools.islice(stream, -(-loop.config.shuffle_buffer // loop.config.batch_size)):
             loop.step(batch)
     return itertools.islice(stream, count)

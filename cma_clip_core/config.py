@@ -166,7 +166,7 @@ class TrainingConfig(Strict):
     alone_loss: float = Field(
         default=0.0,
         ge=0,
-        description="weight of the text-only and the picture-only loss: each tower learns all that it can, even where the "
+        description="weight of the text-only and the picture-only loss: each tower learns as much as it can, even where the "
         "other one does better; 0: there are no single-modality heads, and so no picture evidence "
         "(cma_clip_core.evaluation.picture_evidence)",
     )
@@ -174,15 +174,15 @@ class TrainingConfig(Strict):
         default=0.0,
         ge=0,
         le=1,
-        description="share of products trained with the title as their only text, so that the picture must answer what the "
-        "description otherwise would",
+        description="share of products trained with the title as their only text, so that the model learns from the "
+        "picture what the description says",
     )
     name_dropout: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="share of labels whose name is removed from the text of a product with a picture: the picture and the "
-        "rest of the text must answer what a text search otherwise would; not in pretraining",
+        description="share of labels whose name is removed from the text of a product with a picture: the model must learn "
+        "them from the picture and the rest of the text; not in pretraining",
     )
     word_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of text tokens dropped in training")
     text_dropout: float = Field(default=0.0, ge=0, lt=1, description="share of products trained without their text")

@@ -26,7 +26,7 @@ class CheckpointError(CoreError):
 
 
 class CheckpointWriteError(CheckpointError):
-    """A training checkpoint cannot be written, for example because the disk is full. Nothing else need be wrong."""
+    """A training checkpoint cannot be written, for example because the disk is full."""
 
 
 class DivergedError(CoreError):

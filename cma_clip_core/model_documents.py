@@ -72,8 +72,8 @@ class AttributeMetrics(Strict):
     """
 
     n: int  # products with a listed value
-    n_unlisted: int = 0  # products with unlisted values only: any accepted value is wrong, and they are no positives
-    n_silent: int  # products among `n` with a label that no text the model reads names
+    n_unlisted: int = 0  # products with unlisted values only: any accepted value is wrong, and they are not positives
+    n_silent: int  # products among `n` with a silent label: none of the model's text fields names it
     accuracy: float | None  # share of the products whose best value is right
     macro_f1: float | None  # mean over the values that occur
     average_precision: float | None  # area under the precision-recall curve of the candidates

@@ -141,7 +141,8 @@ def _compare(path: AnyPath, digest: str) -> None:
     folder, sums = path.parent, _sums(path.parent)
     if sums:
         if path.name == CARD and CARD not in sums:
-            return  # a version from before cards were listed; nobody removed the line, for the version's name is the list's hash
+            # A version from before cards were listed. The line was not removed: the version's name is the list's hash.
+            return
         if digest != sums.get(path.name):
             raise ModelError(f"{path}: its hash is not that in {SUMS}: the file was changed. {_WAY_OUT}")
     elif path.name == WEIGHTS and is_version(folder.name) and not folder.name.endswith(digest[:8]):

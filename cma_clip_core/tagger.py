@@ -112,7 +112,7 @@ class Tagger:
         for attribute, values in given.items():
             if attribute not in taxonomy.names:
                 raise DataError(
-                    f"product {name}: its labels name {attribute!r}, which is no attribute of this taxonomy; it has "
+                    f"product {name}: its labels name {attribute!r}, which is not an attribute of this taxonomy; it has "
                     f"{', '.join(taxonomy.names)}"
                 )
             raw = _words(name, attribute, values)

@@ -20,7 +20,7 @@ MARKS: Final = re.compile("([\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1df
 _HUGE_REFERENCE: Final = re.compile(
     r"&#[xX]?[0-9A-Fa-f]{9,};?"
 )  # beyond all characters; int() refuses more than 4,300 digits
-_TWICE: Final = 2  # decodings of entities, because a shop's export encodes once, and a feed made from it once more
+_TWICE: Final = 2  # times that entities are decoded: a shop's export encodes once, and a feed made from it once more
 _DASHES: Final = dict.fromkeys(
     map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2043\u2212\u02d7\ufe58\ufe63\uff0d"), "-"
 )
@@ -52,8 +52,8 @@ def _composed(text: str) -> str:
 def _fold(text: str) -> str:
     for _ in range(_TWICE if "&" in text else 0):
         text = html.unescape(_HUGE_REFERENCE.sub(" ", text))
-    # Translate before NFKC, which turns a lone accent into a blank and a mark, and after it, since it creates more
-    # quotes.
+    # Translate before NFKC, because it turns a lone accent into a blank and a mark. Translate again after it, because
+    # it creates more quotes.
     text = INVISIBLE.sub("", _composed(text.translate(_LIKE)).translate(_LIKE))
     text = " ".join(text.split())
     if not text.endswith(".."):

@@ -101,7 +101,8 @@ class Validation(Strict):
         default=None, description="records that name a picture; None: no rule needed the count"
     )
     pictures_missing: int | None = Field(
-        default=None, description="those of them whose picture import could not find; None: no rule needed the count"
+        default=None,
+        description="records that name a picture which import could not find; None: no rule needed the count",
     )
     valid_path: str
     quarantine_path: str

@@ -12,7 +12,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class ContractError(ValueError):
-    """A wrong contract file (taxonomy, rules, mapping); the message says where and why."""
+    """An invalid contract file (taxonomy, rules, mapping); the message says where and why."""
 
 
 class Strict(BaseModel):

@@ -101,18 +101,18 @@ class Mapping(Strict):
 
     @field_validator("updated_at_format")
     @classmethod
-    def _readable(cls, value: str) -> str:
+    def _known_time_format(cls, value: str) -> str:
         time = datetime(2026, 11, 20, 13, 14, 15, tzinfo=UTC)
         try:
             read = datetime.strptime(time.strftime(value), value)
         except ValueError as error:
             raise ValueError(f"{value!r} is not a time format: {error}") from error
         if value and read.date() != time.date():
-            raise ValueError(f"{value!r} lacks the day or the year, so its times have no order")
+            raise ValueError(f"{value!r} lacks the day or the year, so records could not be ordered by it")
         return value
 
     @model_validator(mode="after")
-    def _apart(self) -> Mapping:
+    def _marks_differ(self) -> Mapping:
         marks = [mark for mark in (self.delimiter, self.quote_character, self.escape) if mark]
         if len(set(marks)) < len(marks):
             raise ValueError(
@@ -121,9 +121,11 @@ class Mapping(Strict):
         return self
 
     @model_validator(mode="after")
-    def _pictures_by_record(self) -> Mapping:
+    def _pictures_are_consistent(self) -> Mapping:
         if self.pictures and self.image_uri:
-            raise ValueError("`pictures` are imported, `image_uri` names pictures that are not: give one of the two")
+            raise ValueError(
+                "`pictures` names pictures to import, `image_uri` names pictures to leave where they are: give one of the two"
+            )
         if bool(self.pictures) != bool(self.picture_name):
             raise ValueError("`pictures` and `picture_name` belong together: give both or neither")
         outside = re.sub(r"\{[^{}]+\}", "", self.picture_name)

@@ -1,7 +1,7 @@
 """The rule table, the only definition of each data-quality rule.
 
-From it, `field_rules`, `row_rules` and `batch_rules` of `jobs.validation` build the parser, the split and the checks
-of a day's records.
+`field_rules`, `row_rules` and `batch_rules` of `jobs.validation` turn it into the parser, the split and the checks of a
+day's records.
 
 * A row rule applies to the lines that are records. Only the rule on `line_error` applies to all lines, so that it alone
   counts the lines that are not records.
@@ -52,8 +52,8 @@ class _RowRule(Strict):
     column: Column
     why: Text = Field(description="for people: what is wrong with such a record, and what to do")
     max_failed_share: Share = Field(
-        description="a larger share of failing rows stops the night; it is a share of all records if the rule may clear the "
-        "field, or checks whether it is given or readable, and otherwise of the records with a value"
+        description="a larger share of failing rows stops the night; it is a share of all records for the checks is_null, "
+        "not_null and readable and for rules that clear, otherwise of the records with a value"
     )
 
 
@@ -141,7 +141,7 @@ class NullShare(Strict):
 class Unique(Strict):
     """Rule that at most `max_failed_share` of the records may share their value of the column with another record.
 
-    Rows with `several_rows` are left out, because another rule counts them.
+    Rows whose `several_rows` is not null are left out, because another rule counts them.
     """
 
     check: Literal["unique"]
@@ -214,8 +214,8 @@ class RuleTable(Strict):
         for row_rule in self.row_rules:
             if clears(row_rule) and row_rule.column not in CLEARED:
                 raise ValueError(
-                    f"rule {row_rule.name!r}: a record without {row_rule.column} is not a product, so it cannot be cleared; "
-                    f"fields that can be: {', '.join(CLEARED)}"
+                    f"rule {row_rule.name!r}: a record without {row_rule.column} is not a product, so the rule cannot clear it; "
+                    f"fields that can be cleared: {', '.join(CLEARED)}"
                 )
         return self
 

@@ -290,7 +290,7 @@ class Taxonomy(Strict):
         return known, unknown
 
     def incomparable(self, other: Taxonomy) -> list[str]:
-        """Return, in words, the differences of another taxonomy in what it requires a model to answer or promise.
+        """Return, in words, how another taxonomy differs in the answers and the precision that it requires of a model.
 
         If the list is empty, models of both taxonomies answer the same questions about the same products with the same
         precision, so they can be compared.
@@ -308,7 +308,7 @@ class Taxonomy(Strict):
                 changes.append(f"{mine.name}: its values are in another order")
             if mine.multi_valued != theirs.multi_valued:
                 changes.append(
-                    f"{mine.name}: {'several values' if theirs.multi_valued else 'one value'} to a product now"
+                    f"{mine.name}: {'several values' if theirs.multi_valued else 'one value'} per product now"
                 )
             if mine.target_precision != theirs.target_precision:
                 changes.append(
@@ -326,7 +326,7 @@ class Taxonomy(Strict):
         return changes
 
     def differences(self, other: Taxonomy) -> list[str]:
-        """Return, in words, all differences of another taxonomy, except in names that only people read.
+        """Return, in words, how another taxonomy differs in anything except names that only people read.
 
         If the list is empty, a model of one taxonomy, with its thresholds, is as good as a model of the other.
         """

@@ -23,7 +23,9 @@ MAX_CHARACTERS: Final = 400_000  # read of a raw text: two hundred pages, or a l
 
 _DEEP: Final = 256  # open elements before a new parser continues, since each end tag costs a walk through them
 _PIECE: Final = 4_096  # characters given to the parser at once
-_FAILURES: Final = 100  # tags with unclosed quotes before closing quotes, which may be far away, are no longer searched
+_FAILURES: Final = (
+    100  # after so many tags with unclosed quotes, no closing quotes are searched for, which may be far away
+)
 
 
 def _names(*lines: str) -> frozenset[str]:
@@ -55,7 +57,7 @@ _NO_TEXT: Final = _names(
     "applet audio canvas datalist iframe noembed noframes noscript script style svg template video xml"
 )
 # Elements whose content the parser does not read as markup, or does not show. An unclosed one would swallow the rest.
-_TAKING: Final = _NO_TEXT | {"textarea", "title"}
+_SWALLOWING: Final = _NO_TEXT | {"textarea", "title"}
 _BARE: Final = _names(  # attributes without a value
     "align allowfullscreen alt async autofocus autoplay checked class compact controls default defer disabled hidden href",
     "id inert ismap itemscope loop multiple muted nohref nomodule noresize noshade novalidate nowrap open playsinline",
@@ -146,7 +148,7 @@ def _shown(text: str, enough: int) -> str:
     reader = _Reader(_NO_TEXT | {"title"} if _PAGE.search(text) else _NO_TEXT)
     parser = _parser(reader)
     piece, size = [], 0
-    for part in _spelled(text):
+    for part in _rewritten(text):
         piece.append(part)
         size += len(part)
         if size >= _PIECE:
@@ -215,7 +217,7 @@ class _Reader:
         return "".join(self._hidden).strip() or " ".join(self._alternatives)
 
 
-def _spelled(text: str) -> Iterator[str]:
+def _rewritten(text: str) -> Iterator[str]:
     """Yield `text` in parts, rewritten so that the parser finds only the markup that the shop meant.
 
     Each ``<`` that is text is escaped, and so is each ``&``, because entities are not decoded here. A tag with unclosed
@@ -233,11 +235,11 @@ def _spelled(text: str) -> Iterator[str]:
             continue
         if opening["comment"]:
             # A comment that never ends would hide the rest, so only its mark is removed.
-            spelled, end = (" <!--" if start < last_comment else " "), after
+            rewritten, end = (" <!--" if start < last_comment else " "), after
         elif opening["declaration"]:
-            spelled, end = opening.group(), after
+            rewritten, end = opening.group(), after
         elif opening["program"]:
-            spelled, end = " ", (text.index("?>", after) + 2 if start < last_program else after)
+            rewritten, end = " ", (text.index("?>", after) + 2 if start < last_program else after)
         else:
             name = opening["name"].lower()
             ends = closed.get(name, -1) > start
@@ -250,21 +252,21 @@ def _spelled(text: str) -> Iterator[str]:
             if cut is not None:
                 end = cut.end()
                 if whole is not None:
-                    spelled = text[start:end].replace("&", "&amp;")
+                    rewritten = text[start:end].replace("&", "&amp;")
                 else:
-                    spelled = f"<{opening['slash']}{opening['name']}>"
+                    rewritten = f"<{opening['slash']}{opening['name']}>"
                 if name not in _INLINE:
-                    spelled = "\n" + spelled
+                    rewritten = "\n" + rewritten
                 if not opening["slash"]:
                     opened.add(name)
-                    if name in _TAKING and not ends:
-                        spelled = "\n"
+                    if name in _SWALLOWING and not ends:
+                        rewritten = "\n"
             elif start == last and (not text[after:].strip() if opening["slash"] else first is not None and first[2]):
-                spelled, end = " ", len(text)  # the text was truncated inside its last tag
+                rewritten, end = " ", len(text)  # the text was truncated inside its last tag
             else:
                 continue
         yield _escaped(text[position:start])
-        yield spelled
+        yield rewritten
         position = end
     yield _escaped(text[position:])
 

@@ -2,7 +2,7 @@
 
 Time is bounded by the amount of work, not by a clock. A thread cannot stop a decoder written in C, and a signal
 reaches only Python's main thread, which is not always the one that decodes. Work is the number of pixels, multiplied
-by the scans of a JPEG. A file of few bytes may not cause much work, because it would cost an attacker nothing.
+by the scans of a JPEG. A small file may not cause much work, because an attacker could send many of them.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def webp_refusal(data: bytes) -> str | None:
 
 
 def jpeg_scans(data: bytes) -> int:
-    """Return the number of scans of the JPEG `data`; their possible number if it has too many segments to count."""
+    """Return the number of scans of the JPEG `data`; an upper bound if it has too many segments to count."""
     scans, position = 0, 2
     for _ in range(_SEGMENTS):
         match = _MARKER.search(data, position)

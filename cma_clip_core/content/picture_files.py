@@ -25,10 +25,10 @@ _OTHERS: Final = (  # other kinds of files, by how they start
     (re.compile(rb"\s*(?:<\?xml[^>]{0,200}>\s*)?(?:<!--[^>]{0,200}-->\s*)?(?:<!DOCTYPE svg[^>]{0,200}>\s*)?<svg"), "an SVG drawing"),
     (re.compile(rb"\s*<\?xml"), "XML"),
     (re.compile(rb"\s*[{\[]\s*[\"{\[\]}]"), "JSON"),
-    (re.compile(rb"\s*(?:data:image/|/9j/|iVBORw0KGgo|R0lGOD|UklGR)"), "a picture in base64: it is to be decoded first"),
-    (re.compile(rb"\x1f\x8b"), "a gzip file: it is to be unpacked first"),
-    (re.compile(rb"PK\x03\x04"), "a zip archive: it is to be unpacked first"),
-    (re.compile(rb"BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!"), "a packed file: it is to be unpacked first"),
+    (re.compile(rb"\s*(?:data:image/|/9j/|iVBORw0KGgo|R0lGOD|UklGR)"), "a picture in base64; decode it first"),
+    (re.compile(rb"\x1f\x8b"), "a gzip file; unpack it first"),
+    (re.compile(rb"PK\x03\x04"), "a zip archive; unpack it first"),
+    (re.compile(rb"BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!"), "a packed file; unpack it first"),
     (re.compile(rb"%PDF"), "a PDF document"),
     (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "PostScript"),
     (re.compile(rb"8BPS"), "a Photoshop document"),
@@ -49,7 +49,7 @@ _STARTS: Final = (
 
 
 def kind(data: bytes) -> str | None:
-    """Return the kind of file, in words, that `data` starts like; None if it is none of the known other kinds."""
+    """Return the kind of file, in words, that `data` starts like; None if it is not one of the kinds known here."""
     return next((name for start, name in _OTHERS if start.match(data)), None)
 
 
@@ -116,7 +116,7 @@ def _needed_chunks(data: bytes) -> bytes:
 
 
 def _is_nearly_whole(data: bytes) -> bool:
-    """Return whether enough of a truncated JPEG exists."""
+    """Return whether enough of a truncated JPEG is left to show it."""
     try:
         with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as picture:
             if picture.info.get("progressive"):

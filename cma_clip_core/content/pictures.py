@@ -1,7 +1,7 @@
 """Product pictures: from a URI in the catalog to pixels at model size. No torch, because Spark's workers import this.
 
-Pictures are untrusted files, so every bound is checked before the work that it bounds. Each failure has one of the
-statuses of the examples table: missing | empty | forbidden | too_large | broken.
+Pictures are untrusted files, so every bound is checked before the work that it bounds. Each failure is a PictureError,
+whose status the examples table holds: missing | empty | forbidden | too_large | broken.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ _TURNS: Final = {  # EXIF orientation to the transposition that makes it upright
 _SWAPPING: Final = frozenset(
     {Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE}
 )
-# Turns whose first column, or first row, was the last one before.
+# Transpositions that make the picture's last column, or its last row, the first one.
 _FROM_RIGHT: Final = frozenset({Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_90,
                                 Image.Transpose.TRANSVERSE})  # fmt: skip
 _FROM_BELOW: Final = frozenset({Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270,
@@ -91,7 +91,7 @@ class PictureError(Exception):
     """A picture that cannot be used; its product is tagged by its text alone.
 
     Attributes:
-        status: missing | empty | forbidden | too_large | broken.
+        status: one of PictureFault. This module gives missing, empty, forbidden, too_large and broken.
         detail: the reason, in the decoder's words if the decoder fails.
     """
 
@@ -328,7 +328,7 @@ def _resolve(uri: str, roots: Sequence[Path]) -> str:
     if _FORBIDDEN.search(path):
         raise PictureError("forbidden", "a control character or a backslash in the URI")
     if not roots:
-        raise PictureError("forbidden", "no picture root is allowed")
+        raise PictureError("forbidden", "there are no picture roots")
     folder, name = os.path.split(os.path.join(roots[0], path))  # noqa: PTH118 (five times pathlib's speed)
     try:
         os.fsencode(name)
@@ -376,7 +376,7 @@ def decode(data: bytes, spec: PictureSpec, out: Pixels | None = None) -> Pixels:
     * The whole picture is kept: it is scaled to fit with its aspect ratio, and centred on white.
     * EXIF orientation and ICC profiles are applied. Transparency becomes white, and 16-bit channels are scaled to 8
       bits.
-    * An animation gives its first frame that shows anything.
+    * For an animation, the result is its first frame that shows anything.
     * A faulty file that every viewer shows is repaired (`picture_files.repair`).
     * The same bytes always give the same pixels. Memory and time are bounded (`picture_cost`).
 
@@ -399,9 +399,9 @@ _Outcome: TypeAlias = "Pixels | tuple[PictureFault, str]"  # pixels, or the stat
 class _Recent:
     """Cache of recently decoded pictures and their errors, by content. Safe for all threads of a process."""
 
-    def __init__(self, decode: Callable[[bytes, PictureSpec], Pixels], most: int) -> None:
+    def __init__(self, decode: Callable[[bytes, PictureSpec], Pixels], max_bytes: int) -> None:
         self._decode = decode
-        self._most = most  # bytes
+        self._max_bytes = max_bytes
         self._bytes = 0
         self._outcomes: OrderedDict[tuple[bytes, PictureSpec], _Outcome] = OrderedDict()
         self._lock = threading.Lock()
@@ -428,7 +428,7 @@ class _Recent:
             if key not in self._outcomes:
                 self._outcomes[key] = outcome
                 self._bytes += _cached_size(outcome)
-            while self._bytes > self._most:
+            while self._bytes > self._max_bytes:
                 self._bytes -= _cached_size(self._outcomes.popitem(last=False)[1])
 
 

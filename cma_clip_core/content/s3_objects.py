@@ -65,16 +65,16 @@ class ObjectError(OSError):
         super().__init__(f"s3://{path}: {reason or message.partition(': <')[0].strip()}")
 
 
-def read(fs: S3FileSystem, path: str, most: int) -> bytes | int | None:
+def read(fs: S3FileSystem, path: str, max_bytes: int) -> bytes | int | None:
     """Return the object at `path`, in one request.
 
     Args:
         fs: file system with the server's address and credentials.
         path: ``bucket/key``.
-        most: maximum number of bytes to read.
+        max_bytes: maximum number of bytes to read.
 
     Returns:
-        The object's bytes; its size if that exceeds `most`; None if it does not exist.
+        The object's bytes; its size if that exceeds `max_bytes`; None if it does not exist.
 
     Raises:
         ObjectError: the server, or the network to it, fails; the message names the object.
@@ -85,7 +85,7 @@ def read(fs: S3FileSystem, path: str, most: int) -> bytes | int | None:
     try:
         result = obstore.get(store, key)
         size = result.meta["size"]
-        return size if size > most else bytes(result.bytes())
+        return size if size > max_bytes else bytes(result.bytes())
     except FileNotFoundError:
         return None
     except BaseError as error:
@@ -124,7 +124,7 @@ def write(fs: S3FileSystem, path: str, data: bytes) -> None:
 
 def forget() -> None:
     """Drop the cached clients, so that new ones use the current environment."""
-    _made.cache_clear()
+    _cached_store.cache_clear()
 
 
 def _store(fs: S3FileSystem, bucket: str, *, writes: bool) -> S3Store:
@@ -133,12 +133,12 @@ def _store(fs: S3FileSystem, bucket: str, *, writes: bool) -> S3Store:
         if _process not in (None, os.getpid()):
             raise RuntimeError("obstore was used before this process was forked, and would wait for ever")
         _process = os.getpid()
-        return _made(fs, bucket, writes)
+        return _cached_store(fs, bucket, writes)
 
 
 @lru_cache(maxsize=16)
-def _made(fs: S3FileSystem, bucket: str, writes: bool) -> S3Store:
-    """Return a new client of a bucket."""
+def _cached_store(fs: S3FileSystem, bucket: str, writes: bool) -> S3Store:
+    """Return the client of a bucket, a new one at the first call."""
 
     async def keys() -> ReadOnlyCredentials:
         credentials = await fs.session.get_credentials()

@@ -147,8 +147,8 @@ def _batches(
     index, tokenizer = problem.index, problem.tokenizer
     encoder, spoken = LabelEncoder(problem.layout), SpokenFinder(problem.taxonomy)
     stream, positions, start = stream_side(index, side), index.positions(side), 0
-    for examples, shown, families in _shown(stream, noise, encoder, spoken):
-        prepared = prepare(shown, problem.config, tokenizer)
+    for examples, perturbed, families in _perturbed(stream, noise, encoder, spoken):
+        prepared = prepare(perturbed, problem.config, tokenizer)
         columns = label_columns(examples, families, encoder, spoken)
         batch_positions = positions[start : start + len(prepared)]
         start += len(prepared)
@@ -159,10 +159,10 @@ def _batches(
             yield inputs, {name: column[rows] for name, column in columns.items()}
 
 
-def _shown(
+def _perturbed(
     stream: Iterator[tuple[pa.RecordBatch, Rows]], noise: Noise | None, encoder: LabelEncoder, spoken: SpokenFinder
 ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch, Rows]]:
-    """Yield examples, the changed examples that the model is shown, and their families."""
+    """Yield examples, their perturbed versions, which the model sees, and their families."""
     if noise is None:
         yield from ((examples, examples, families) for examples, families in stream)
     elif noise.perturbation == "names":

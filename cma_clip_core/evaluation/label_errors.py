@@ -29,7 +29,7 @@ LEAST_LABELS = 50  # fewest labels of an attribute whose noise can be estimated
 def fold_index(index: ExampleIndex, fold: int, folds: int) -> ExampleIndex:
     """Return the examples with one fold of the families on the test side, and the others to train and validate on."""
     families, inverse = np.unique(index.family, return_inverse=True)
-    # Another salt than that of the split, so that folds and sides are drawn independently.
+    # A different salt from the split's, so that folds and sides are drawn independently.
     fractions = np.array([family_fraction(int(family), salt=b"folds") for family in families])
     scaled = fractions[inverse] * folds
     inside = scaled - np.floor(scaled)  # spread evenly over [0, 1) within the fold
@@ -81,7 +81,7 @@ def _single(predictions: Predictions, probabilities: Floats) -> list[Suspect]:
 
 def _several(predictions: Predictions, probabilities: Floats) -> list[Suspect]:
     """Return the suspects of a multi-valued attribute, value by value: given but wrong, or missing."""
-    attribute, listed = predictions.attribute, []
+    attribute, suspects = predictions.attribute, []
     for c, value in enumerate(attribute.value_names):
         given, p = predictions.targets[:, c], probabilities[:, c].astype(np.float64)
         for row in np.flatnonzero(_issues(given.astype(np.int64), np.stack([1 - p, p], axis=1))):
@@ -89,8 +89,8 @@ def _several(predictions: Predictions, probabilities: Floats) -> list[Suspect]:
             if right < 0.5:
                 catalog, model = (value, None) if given[row] else (None, value)
                 product = predictions.products[row]
-                listed.append(Suspect(product, attribute.name, catalog, model, float(1 - right), float(right)))
-    return listed
+                suspects.append(Suspect(product, attribute.name, catalog, model, float(1 - right), float(right)))
+    return suspects
 
 
 def _issues(labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:

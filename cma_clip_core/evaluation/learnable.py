@@ -39,7 +39,7 @@ def unlearnable(counts: npt.NDArray[np.float64], layout: ClassLayout, least_labe
     for attribute, part in zip(layout.attributes, layout.slices, strict=True):
         labels, values = int(counts[part].sum()), int((counts[part] > 0).sum())
         if labels < least_labels:
-            reasons[attribute.name] = f"it has {labels} training labels, and {least_labels} are the least to learn from"
+            reasons[attribute.name] = f"it has {labels} training labels; at least {least_labels} are needed"
         elif values < 2:
             only = attribute.value_names[int(counts[part].argmax())]
             reasons[attribute.name] = f"all of its {labels} training labels are {only!r}"

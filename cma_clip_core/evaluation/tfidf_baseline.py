@@ -120,7 +120,7 @@ def fit_text_baseline(
 def _fit(features: Any, targets: npt.NDArray[np.bool_], multi_valued: bool, inverse_regularisation: float) -> _Model:
     """Fit an attribute's regressions on features [n, words] and targets [n, C] of the classes seen in training."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # after this many steps more would change only rounding
+        warnings.simplefilter("ignore", ConvergenceWarning)  # more steps would change only rounding
         regression = LogisticRegression(C=inverse_regularisation, max_iter=300)
         if multi_valued:
             return [None if one.all() else clone(regression).fit(features, one) for one in targets.T]

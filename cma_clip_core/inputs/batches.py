@@ -220,7 +220,9 @@ def augment(prepared: Prepared, config: TrainingConfig, rng: np.random.Generator
         prepared.image_present = prepared.image_present & ~no_image
     if config.word_dropout and "text" not in config.freeze:
         lengths = [len(text) for text in prepared.texts]
-        keep = rng.random(sum(lengths)) >= config.word_dropout  # one call gives the same draws as one call a text
+        keep = (
+            rng.random(sum(lengths)) >= config.word_dropout
+        )  # one call gives the same draws as one call for each text
         ends = np.cumsum(lengths)
         keep[ends - 1] = keep[ends - lengths] = True  # start and end tokens
         kept = iter(keep.tolist())

@@ -42,18 +42,18 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
-        kept = f"the checkpoint before it is kept: {path}" if path.exists() else "there is none before it"
+        kept = f"the previous checkpoint is kept: {path}" if path.exists() else "there is no previous one"
         raise CheckpointWriteError(
             f"{path}: the checkpoint cannot be written: {error}; {kept}; make room and resume"
         ) from error
 
 
-def load_checkpoint(path: Path, fits: str) -> dict[str, Any] | None:
+def load_checkpoint(path: Path, training: str) -> dict[str, Any] | None:
     """Return a checkpoint's state, or None if the file does not exist.
 
     Args:
         path: the checkpoint's file.
-        fits: fingerprint of the training that resumes from it.
+        training: fingerprint of the training that resumes from it.
 
     Raises:
         CheckpointError: it is broken, from another version of this program, or from another training.
@@ -71,9 +71,9 @@ def load_checkpoint(path: Path, fits: str) -> dict[str, Any] | None:
         raise CheckpointError(
             f"{path}: the checkpoint was written by another version of this program; delete it to train from the start"
         )
-    if not isinstance(state, dict) or state.get("fits") != fits:
+    if not isinstance(state, dict) or state.get("fits") != training:
         raise CheckpointError(
-            f"{path}: the checkpoint is of another training (other configuration, taxonomy, examples or seed); "
+            f"{path}: the checkpoint belongs to another training (other configuration, taxonomy, examples or seed); "
             "delete it to train from the start"
         )
     return state

@@ -182,14 +182,14 @@ def _run(backbone: Backbone, paths: dict[Tower, Path], slots: Rows, problem: Lea
     with tqdm(total=total, desc="frozen towers", unit="ex", disable=not compute.progress) as bar:
         for rows, inputs in prefetch(parts()):
             for name in paths:
-                shown = torch.ones_like(inputs.text_present) if name == "text" else inputs.image_present
-                if not bool(shown.any()):
+                present = torch.ones_like(inputs.text_present) if name == "text" else inputs.image_present
+                if not bool(present.any()):
                     continue
-                cls, tokens, *mask = (part.numpy() for part in halving.run(forward, inputs.rows(shown)))
+                cls, tokens, *mask = (part.numpy() for part in halving.run(forward, inputs.rows(present)))
                 if name not in files:
                     longest = config.text.context_length if name == "text" else tokens.shape[1]
                     files[name] = _create(new[name], total, cls.shape[1], longest, tokens.shape[2])
-                file, at = files[name], rows[shown.numpy()]
+                file, at = files[name], rows[present.numpy()]
                 file["cls"][at] = cls
                 file["tokens"][at, : tokens.shape[1]] = tokens
                 if mask:

@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 class Halving:
     """Runner of batches through a model in eval mode that halves the rows at a time whenever memory runs out."""
 
-    def __init__(self, device: torch.device, most: int) -> None:
-        """Start with `most` rows at a time."""
-        self.device, self.most = device, most
+    def __init__(self, device: torch.device, max_rows: int) -> None:
+        """Start with `max_rows` rows at a time."""
+        self.device, self.max_rows = device, max_rows
 
     def run(self, forward: Callable[[Inputs], tuple[Tensor, ...]], inputs: Inputs) -> tuple[Tensor, ...]:
         """Return the outputs of `forward` for the rows of `inputs`, on the CPU.
@@ -32,18 +32,18 @@ class Halving:
                 parts = [
                     tuple(
                         output.float().cpu()
-                        for output in forward(inputs.rows(slice(start, start + self.most)).to(self.device))
+                        for output in forward(inputs.rows(slice(start, start + self.max_rows)).to(self.device))
                     )
-                    for start in range(0, len(inputs), self.most)
+                    for start in range(0, len(inputs), self.max_rows)
                 ]
                 break
             except torch.OutOfMemoryError as error:
-                rows = min(self.most, len(inputs))
+                rows = min(self.max_rows, len(inputs))
                 if rows <= 1:
                     raise DeviceError(
                         f"{self.device}: not even one example fits into its memory; use a smaller model, picture or text"
                     ) from error
-                self.most = rows // 2
-                log.warning("out of memory: %d examples at a time from now on; nothing else changes", self.most)
+                self.max_rows = rows // 2
+                log.warning("out of memory: %d examples at a time from now on; nothing else changes", self.max_rows)
             torch.cuda.empty_cache()  # not inside the handler, where the error still holds the tensors
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))

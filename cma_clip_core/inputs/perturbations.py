@@ -60,7 +60,7 @@ def swap_all(
 ) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch, Rows]]:
     """Yield the examples of a stream, their perturbed versions (`swap`), and their families, a batch at a time.
 
-    A batch of the stream may hold only a few products, siblings among them. Batches are therefore joined until there
+    A batch of the stream may hold only a few products, some of them of one family. Batches are therefore joined until there
     are `least` products to swap among; the last batches, if smaller, join the group before them. Memory holds at most
     twice `least` products and one batch. A stream of one product is unchanged, because there is no other product to
     swap with.
@@ -87,10 +87,10 @@ def _swapped(group: _Group, noise: Noise) -> tuple[pa.RecordBatch, pa.RecordBatc
 
 
 def swap(examples: pa.RecordBatch, noise: Noise) -> pa.RecordBatch:
-    """Return examples of which a share has the texts, or the picture or its absence, of another product of the batch.
+    """Return `examples`, a share of which take the texts, or the picture or its absence, of another product.
 
     A hash of product id and seed chooses the products, whatever the batch. Each gets the texts or picture of the next
-    product in the order of that hash: never its own, and rarely a sibling's, although siblings are neighbours in a
+    product in the order of that hash: never its own, and rarely one of its family's, although families often lie together in a
     file. A batch of one is unchanged.
     """
     fractions = np.array(

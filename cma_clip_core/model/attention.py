@@ -159,7 +159,9 @@ def make_mixer(name: str, attributes: int, width: int) -> ModalityMixer:
         ModelError: there is no such mixer.
     """
     if name not in MODALITY_MIXERS:
-        raise ModelError(f"fusion.modality_mixing: no mixer is called {name!r}; choose of {', '.join(MODALITY_MIXERS)}")
+        raise ModelError(
+            f"fusion.modality_mixing: no mixer is called {name!r}; choose one of {', '.join(MODALITY_MIXERS)}"
+        )
     return MODALITY_MIXERS[name](attributes, width)
 
 

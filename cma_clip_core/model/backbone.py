@@ -2,8 +2,8 @@
 
 Letters of shapes: B batch, T text tokens, P patches, N tokens of either, D width of a tower, H x W pixels.
 
-Any open_clip architecture works whose towers give a token sequence: ViTs, and ResNets and timm models by their last
-feature map. A text tower of Hugging Face `transformers` does not work: it cannot be rebuilt without a download.
+Any open_clip architecture works if its towers give a token sequence. ViTs do; ResNets and timm models give their last
+feature map instead. A text tower of Hugging Face `transformers` does not work: it cannot be rebuilt without a download.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def _create(config: ModelConfig, *, pretrained: bool) -> Any:
             force_patch_dropout=backbone.patch_dropout,
         )
     except (pickle.UnpicklingError, EOFError, SafetensorError) as error:
-        # open_clip loads only tensors and plain values; torch's own message advises to switch that protection off.
+        # open_clip loads only tensors and plain values; torch's own message advises switching that protection off.
         raise ModelError(
             f"backbone.pretrained: {weights}: broken, or not a file of weights alone ({type(error).__name__}); no code in it "
             "was run"
@@ -285,7 +285,9 @@ def text_settings(architecture: str) -> dict[str, Any]:
     """Return open_clip's settings of an architecture's text tower. Raises ModelError for an unknown name."""
     settings = open_clip.get_model_config(architecture)
     if settings is None:
-        raise ModelError(f"backbone.architecture: open_clip knows no {architecture!r}; see open_clip.list_models()")
+        raise ModelError(
+            f"backbone.architecture: open_clip does not know {architecture!r}; see open_clip.list_models()"
+        )
     return dict(settings["text_cfg"])
 
 

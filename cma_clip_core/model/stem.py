@@ -62,7 +62,7 @@ class ConvolutionStem(nn.Module):
         for halving in range(halvings):
             layers += [_Activation()] if halving else []
             layers += [ScaledStdConv2d(inputs, channels, 3, stride=2, padding=1)]
-            # None on the first map, which is large and says little, and none on the last, which is the tokens.
+            # No residual on the first map, which is large and says little, nor on the last, whose pixels are the tokens.
             layers += [_Residual(channels)] if 0 < halving < halvings - 1 else []
             inputs, channels = channels, 2 * channels
         self.layers = nn.Sequential(*layers)

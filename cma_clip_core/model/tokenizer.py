@@ -19,7 +19,9 @@ from cma_clip_core.model.backbone import check_architecture, text_settings
 Ids = npt.NDArray[np.int64]
 
 _CHARACTERS: Final = 8  # characters read at first for each token of the context; mostly enough
-_MOST_WORDS: Final = 200_000  # words that are cached: a catalog's ids and typing errors never end
+_MOST_WORDS: Final = (
+    200_000  # words that are cached; bounded, because a catalog has any number of ids and typing errors
+)
 
 
 def compose(title: str, brand: str, description: str, config: TextConfig) -> str:

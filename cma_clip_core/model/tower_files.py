@@ -54,7 +54,7 @@ def save(backbone: nn.Module, config: ModelConfig, metrics: TowersMetrics, folde
         state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
         save_file(state, temporary / WEIGHTS)
         (temporary / CONFIG).write_text(config.model_dump_json(indent=1) + "\n")
-        # Towers are looked up by configuration and labelled set, so the same weights with others of these are other towers.
+        # Towers are looked up by configuration and labelled set, so the same weights with another one of these are other towers.
         hashed = hashlib.sha256(metrics.labelled_set.encode())
         for part in (CONFIG, WEIGHTS):
             hashed.update((temporary / part).read_bytes())

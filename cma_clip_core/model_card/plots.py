@@ -114,7 +114,7 @@ def calibration(path: Path, predictions: Mapping[str, Predictions], thresholds: 
 def robustness(
     path: Path, shares: Sequence[float], recalls: Mapping[str, Mapping[str, Sequence[float]]]
 ) -> Path:  # fmt: skip
-    """Draw the recall against the share of products with another's text or picture, or of labels without their name.
+    """Draw recall against the share of products with another's text or picture, or of labels that lost their names.
 
     Args:
         path: the file.

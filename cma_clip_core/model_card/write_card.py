@@ -56,7 +56,7 @@ Mean recall at 90 % precision: {mean_of(counted, "recall_at_90"):.3f}, on the si
 
 - *Recall at 90 %* (in %) and *recall at target* are the paper's metric. The threshold is the lowest one on the test products
   themselves whose precision reaches 90 % or the target. The brackets hold 95 % of {DRAWS:,} bootstrap draws of product families.
-- *Silent* labels are labels that no text the model reads names.
+- *Silent* labels are labels that none of the model's text fields names.
 - *Average precision* is the area under the precision-recall curve of the best value's confidence.
 - *Calibration error* is the mean gap between that confidence and the share that is right.
 - *Text* and *image* are the mean modality-wise attention.
@@ -259,7 +259,7 @@ def _never(
             lines.append(f"- {attribute.name}: nothing is ever accepted: {why}.")
         elif never:
             lines.append(
-                f"- {attribute.name}: never accepted {'is' if len(never) == 1 else 'are'} {', '.join(never)}: no threshold "
+                f"- {attribute.name}: {', '.join(never)} {'is' if len(never) == 1 else 'are'} never accepted: no threshold "
                 "kept the promise on validation."
             )
     return "\n".join(lines) or "Every value has a threshold that kept its promise on validation."
@@ -269,11 +269,11 @@ def _why_nothing(not_learnt: str | None, chosen: Threshold, level: float) -> str
     if not_learnt is not None:
         return f"it was not learnt, as {not_learnt}"
     if not chosen.candidates:
-        return "no product of the validation side has a label of it"
+        return "no validation product has a label of this attribute"
     least = fewest_right(chosen.target_precision, level)
     if chosen.candidates < least:
         return (
-            f"it has {chosen.candidates} candidates on validation, and {least}, all of them right, are the fewest that "
-            f"show a precision of {chosen.target_precision:.2f}"
+            f"it has {chosen.candidates} candidates on validation; at least {least}, all of them right, are needed to show "
+            f"a precision of {chosen.target_precision:.2f}"
         )
     return "no threshold kept the promise on validation"

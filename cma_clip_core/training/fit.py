@@ -90,8 +90,10 @@ def fit(
         reasons = "; ".join(f"{name}: {why}" for name, why in objective.not_learnt.items())
         raise DataError(f"no attribute can be learnt: {reasons}")
     torch.manual_seed(config.training.seed + world.rank)  # so that each process drops out different units
-    fits = fingerprint(config.model_dump(mode="json"), problem.taxonomy.fingerprint, index.fingerprint, world.size)
-    loop = Loop(objective, config.training, compute, folder=folder, fits=fits, checkpoint_seconds=checkpoint_seconds)
+    training = fingerprint(config.model_dump(mode="json"), problem.taxonomy.fingerprint, index.fingerprint, world.size)
+    loop = Loop(
+        objective, config.training, compute, folder=folder, fingerprint=training, checkpoint_seconds=checkpoint_seconds
+    )
     if folder is not None:  # after `Loop` has loaded the checkpoint: the towers run with its weights
         objective.use(run_frozen(model, problem, compute, folder))
     fitted = loop.run()

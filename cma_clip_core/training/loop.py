@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 CHECKPOINT_SECONDS = 300.0
 AHEAD = 4  # prefetched batches
-AHEAD_APART = 16  # prefetched by a process, which pauses while it copies the pictures of a buffer
+AHEAD_IN_PROCESS = 16  # prefetched by a process, which pauses while it copies the pictures of a buffer
 
 
 class Batches(Protocol):
@@ -128,9 +128,9 @@ class Loop:
         compute: Compute,
         *,
         folder: Path | None = None,
-        fits: str = "",
+        fingerprint: str = "",
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
-        apart: bool | None = None,
+        separate_process: bool | None = None,
     ) -> None:
         """Prepare a training, or resume one that was killed.
 
@@ -140,26 +140,26 @@ class Loop:
             compute: the device, and the processes that train together.
             folder: for checkpoints and TensorBoard logs; None: neither is written. Only the first process reads and writes
                 it; the others need no access.
-            fits: fingerprint of everything that decides the course of the training; a checkpoint must have the same.
+            fingerprint: hash of everything that decides the course of the training; a checkpoint must have the same.
             checkpoint_seconds: least time between checkpoints; one is written after each epoch in any case.
-            apart: make the batches in a process, not in a thread; None: in a process if the device is a GPU.
+            separate_process: prepare the batches in a process, not in a thread; None: in a process if the device is a GPU.
 
         Raises:
             CheckpointError: `folder` holds a checkpoint that is broken or belongs to another training. It is raised in all
                 processes.
         """
-        self.objective, self.config, self.folder, self.fits = objective, config, folder, fits
+        self.objective, self.config, self.folder, self.fingerprint = objective, config, folder, fingerprint
         self.device, self.world = compute.device, compute.world
         self.show = compute.progress and self.world.is_first
         self.checkpoint_seconds = checkpoint_seconds
-        self.apart = self.device.type == "cuda" if apart is None else apart
+        self.separate_process = self.device.type == "cuda" if separate_process is None else separate_process
         self.micro = config.micro_batch or config.batch_size
         self.optimizer = make_optimizer(objective.model, config)
-        self.at = _Progress()
+        self.progress = _Progress()
         self.fitted = Fitted(self._weights())
         self.scalars = Scalars(None, 0)
         if folder is not None:
-            read = self._first_alone(partial(load_checkpoint, folder / CHECKPOINT, fits))
+            read = self._first_alone(partial(load_checkpoint, folder / CHECKPOINT, fingerprint))
             if (state := self.world.broadcast_state(read)) is not None:
                 self._restore(state)
 
@@ -180,7 +180,7 @@ class Loop:
         self.scalars = Scalars(logs, purge_step=self._seen() + 1)
         try:
             with closing(self.stream()) as stream:
-                while self.at.epoch <= self.config.epochs and not self._is_stale():
+                while self.progress.epoch <= self.config.epochs and not self._is_stale():
                     self._epoch(stream)
         finally:
             self.scalars.close()
@@ -188,9 +188,15 @@ class Loop:
 
     def stream(self) -> Generator[Batch | None]:
         """Prefetch the batches of all remaining epochs, and None after each epoch."""
-        at, apart = self.at, self.apart
-        make = partial(self.objective.batches.stream, at.epoch, at.step, self.config.epochs, ahead=apart)
-        return in_process(make, AHEAD_APART) if apart else prefetch(make(), AHEAD)
+        progress = self.progress
+        make = partial(
+            self.objective.batches.stream,
+            progress.epoch,
+            progress.step,
+            self.config.epochs,
+            ahead=self.separate_process,
+        )
+        return in_process(make, AHEAD_IN_PROCESS) if self.separate_process else prefetch(make(), AHEAD)
 
     def _is_stale(self) -> bool:
         patience = self.config.patience
@@ -200,43 +206,56 @@ class Loop:
         return stale
 
     def _epoch(self, stream: Iterator[Batch | None]) -> None:
-        at, config, total = self.at, self.config, self.objective.examples
+        progress, config, total = self.progress, self.config, self.objective.examples
         started = saved = time.perf_counter()
-        spent = at.seconds
+        spent = progress.seconds
         train_mode(self.objective.model)
         with tqdm(
-            total=total, initial=at.seen, desc=f"epoch {at.epoch}/{config.epochs}", unit="ex", disable=not self.show
+            total=total,
+            initial=progress.seen,
+            desc=f"epoch {progress.epoch}/{config.epochs}",
+            unit="ex",
+            disable=not self.show,
         ) as bar:
             while (batch := next(stream)) is not None:
-                set_learning_rate(self.optimizer, (at.epoch - 1 + at.seen / total) / config.epochs, config.warmup)
+                set_learning_rate(
+                    self.optimizer, (progress.epoch - 1 + progress.seen / total) / config.epochs, config.warmup
+                )
                 loss = self.step(batch)
-                at.step, at.seen, at.loss_sum = at.step + 1, at.seen + len(batch), at.loss_sum + loss * len(batch)
+                progress.step += 1
+                progress.seen += len(batch)
+                progress.loss_sum += loss * len(batch)
                 now = time.perf_counter()
-                at.seconds = spent + now - started
+                progress.seconds = spent + now - started
                 bar.update(len(batch))
-                bar.set_postfix(loss=f"{at.loss_sum / at.seen:.3f}", refresh=False)
+                bar.set_postfix(loss=f"{progress.loss_sum / progress.seen:.3f}", refresh=False)
                 rates = {
                     "learning_rate": self.optimizer.param_groups[-1]["lr"],
-                    "examples_per_second": at.seen / at.seconds,
+                    "examples_per_second": progress.seen / progress.seconds,
                 }
                 self.scalars.add({"loss": loss} | rates, self._seen())
                 if self._is_time_to_save(now - saved):
                     self._save()
                     saved = time.perf_counter()
         score, error = map(self.world.broadcast, self._validate() if self.world.is_first else (0.0, 0.0))
-        at.seconds = spent + time.perf_counter() - started
-        done = Epoch(loss=at.loss_sum / max(at.seen, 1), validation=score, seconds=at.seconds, examples=at.seen)
+        progress.seconds = spent + time.perf_counter() - started
+        done = Epoch(
+            loss=progress.loss_sum / max(progress.seen, 1),
+            validation=score,
+            seconds=progress.seconds,
+            examples=progress.seen,
+        )
         self.fitted.epochs.append(done)
-        is_last = at.epoch == config.epochs
+        is_last = progress.epoch == config.epochs
         best = self.fitted.best_score
         if score >= best - error if is_last else score > best:
-            self.fitted.weights, self.fitted.best_epoch, self.fitted.best_score = self._weights(), at.epoch, score
+            self.fitted.weights, self.fitted.best_epoch, self.fitted.best_score = self._weights(), progress.epoch, score
         log.info(
             "epoch %d/%d: loss %.4f, validation %.4f, %.0f examples/s",
-            at.epoch, config.epochs, done.loss, score, done.examples / done.seconds,
+            progress.epoch, config.epochs, done.loss, score, done.examples / done.seconds,
         )  # fmt: skip
-        self.scalars.add({"validation": score}, at.epoch * total)
-        self.at = _Progress(at.epoch + 1)
+        self.scalars.add({"validation": score}, progress.epoch * total)
+        self.progress = _Progress(progress.epoch + 1)
         self._save()
 
     def _validate(self) -> Score:
@@ -323,7 +342,7 @@ class Loop:
             )
         products = ", ".join(batch.products[:5]) + (", ..." if len(batch) > 5 else "")
         return (
-            f"training diverged in epoch {self.at.epoch}, batch {self.at.step + 1} ({len(batch)} products: {products}): "
+            f"training diverged in epoch {self.progress.epoch}, batch {self.progress.step + 1} ({len(batch)} products: {products}): "
             f"loss {loss}, gradient norm {norm}. Lower the learning rates in the configuration, or look at these "
             f"products.{kept}"
         )
@@ -333,7 +352,7 @@ class Loop:
 
     def _seen(self) -> int:
         """Return the number of examples trained on, with repetitions: the x axis of TensorBoard."""
-        return (self.at.epoch - 1) * self.objective.examples + self.at.seen
+        return (self.progress.epoch - 1) * self.objective.examples + self.progress.seen
 
     def _is_time_to_save(self, seconds: float) -> bool:
         """Return whether a checkpoint is due `seconds` after the last one, by the first process's clock."""
@@ -349,10 +368,10 @@ class Loop:
 
     def _write(self, path: Path, random: Tensor, random_cuda: Tensor | None) -> None:
         self.scalars.flush()  # a resumed training does not repeat the steps before the checkpoint
-        at, fitted = self.at, self.fitted
+        progress, fitted = self.progress, self.fitted
         state = {
-            "fits": self.fits,
-            "at": [at.epoch, at.step, at.seen, at.loss_sum, at.seconds],
+            "fits": self.fingerprint,
+            "at": [progress.epoch, progress.step, progress.seen, progress.loss_sum, progress.seconds],
             "epochs": [epoch.model_dump() for epoch in fitted.epochs],
             "best": [fitted.best_epoch, fitted.best_score],
             "best_weights": fitted.weights,
@@ -383,7 +402,7 @@ class Loop:
         self.objective.model.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.micro = state["micro"]
-        self.at = _Progress(*state["at"])
+        self.progress = _Progress(*state["at"])
         epochs = [Epoch.model_validate(epoch) for epoch in state["epochs"]]
         best_epoch, best_score = state["best"]
         self.fitted = Fitted(state["best_weights"], best_epoch, best_score, epochs)
@@ -391,7 +410,7 @@ class Loop:
         torch.set_rng_state(state["random"][rank].clone())  # torch ignores the offset of a view
         if state["random_cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"][rank].clone())
-        log.info("training resumes in epoch %d, after %d examples of it", self.at.epoch, self.at.seen)
+        log.info("training resumes in epoch %d, after %d examples of it", self.progress.epoch, self.progress.seen)
 
 
 def train_mode(model: nn.Module) -> None:

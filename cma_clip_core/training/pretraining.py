@@ -56,8 +56,8 @@ def pretrain(
     backbone = move_to(Backbone(config, pretrained=True), compute.device)
     objective = Contrastive(backbone, problem, compute)
     torch.manual_seed(config.training.seed + world.rank)  # so that each process drops out different patches
-    fits = fingerprint("pretraining", config.model_dump(mode="json"), index.fingerprint, world.size)
-    fitted = Loop(objective, config.training, compute, folder=folder, fits=fits).run()
+    training = fingerprint("pretraining", config.model_dump(mode="json"), index.fingerprint, world.size)
+    fitted = Loop(objective, config.training, compute, folder=folder, fingerprint=training).run()
     objective.model.load_state_dict(fitted.weights)
     metrics = TowersMetrics(
         train_examples=index.count("train"),

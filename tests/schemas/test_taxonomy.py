@@ -171,7 +171,7 @@ def types_apart(changed: dict[str, Any]) -> None:
             renamed,
             [
                 "attribute 'colour' is gone", "attribute 'shade' is new", "sleeves: without Short",
-                "sleeves: with Elbow", "extras: one value to a product now",
+                "sleeves: with Elbow", "extras: one value per product now",
             ],
             [],
         ),

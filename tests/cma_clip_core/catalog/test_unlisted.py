@@ -1,4 +1,4 @@
-"""Values that the taxonomy does not list: wrong whatever a method says, no positives, never learnt.
+"""Values that the taxonomy does not list: wrong whatever a method says, not positives, never learnt.
 
 `pytest tests/cma_clip_core/catalog/test_unlisted.py`
 """

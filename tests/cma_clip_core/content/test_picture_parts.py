@@ -207,7 +207,7 @@ def test_an_avif_that_is_larger_than_it_says_is_refused_unread(monkeypatch: pyte
     lying = data[:position] + struct.pack(">II", 10, 10) + data[position + 8 :]
     assert decode(lying, SPEC).shape == (64, 64, 3)  # it is decoded
     monkeypatch.setattr(picture_parts, "_AV1_PIXELS", 60_000)
-    monkeypatch.setattr(pictures, "_recent", pictures._Recent(pictures._decode_file, most=0))
+    monkeypatch.setattr(pictures, "_recent", pictures._Recent(pictures._decode_file, max_bytes=0))
     monkeypatch.setattr(pictures, "_opened", lambda _: pytest.fail("it was opened"))
     with pytest.raises(PictureError, match="too_large: AV1 frames of 64,000 pixels"):
         decode(lying, SPEC)

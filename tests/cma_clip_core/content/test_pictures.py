@@ -54,7 +54,7 @@ UPRIGHT = np.asarray(drawing())
 
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "_recent", pictures._Recent(pictures._decode_file, most=2**24))
+    monkeypatch.setattr(pictures, "_recent", pictures._Recent(pictures._decode_file, max_bytes=2**24))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "WEBP"])
@@ -420,7 +420,7 @@ def test_equal_content_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_remembered_is_bounded() -> None:
-    recent = pictures._Recent(pictures._decode_file, most=200_000)
+    recent = pictures._Recent(pictures._decode_file, max_bytes=200_000)
     for shade in range(20):
         recent.get(saved(Image.new("RGB", (96, 128), (shade, 0, 0))), SAME)
     assert recent._bytes <= 200_000
@@ -598,7 +598,7 @@ def test_bands_give_the_pixels_of_the_whole_picture(mode: str, monkeypatch: pyte
     data = saved(picture, "TIFF" if mode == "CMYK" else "PNG")
     whole = decode(data, SAME)
     monkeypatch.setattr(pictures, "_BAND", 5_000)
-    monkeypatch.setattr(pictures, "_recent", pictures._Recent(pictures._decode_file, most=0))
+    monkeypatch.setattr(pictures, "_recent", pictures._Recent(pictures._decode_file, max_bytes=0))
     np.testing.assert_array_equal(decode(data, SAME), whole)
 
 

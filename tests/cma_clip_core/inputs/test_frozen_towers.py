@@ -94,7 +94,7 @@ def test_a_killed_training_reads_what_was_kept_and_goes_on_exactly(
     epoch = Loop._epoch
 
     def mortal(self: Loop, stream: Iterator[Batch | None]) -> None:
-        if self.at.epoch == 2:
+        if self.progress.epoch == 2:
             raise KeyboardInterrupt
         epoch(self, stream)
 

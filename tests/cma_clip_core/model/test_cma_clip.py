@@ -199,7 +199,7 @@ def test_a_document_from_before_mixers_had_names_is_read_as_it_was_meant(config:
 def test_a_mixer_that_nobody_knows_is_named(config: ModelConfig) -> None:
     document = config.model_dump()
     document["fusion"]["modality_mixing"] = "gated"
-    with pytest.raises(ModelError, match="no mixer is called 'gated'; choose of attention, concatenation"):
+    with pytest.raises(ModelError, match="no mixer is called 'gated'; choose one of attention, concatenation"):
         CmaClip(ModelConfig.model_validate(document), drawn.taxonomy())
 
 
@@ -352,7 +352,7 @@ def test_a_local_checkpoint_is_loaded_in_training_and_never_in_loading(tmp_path:
 @pytest.mark.parametrize(
     ("architecture", "words"),
     [
-        ("ViT-Z-99", "open_clip knows no"),
+        ("ViT-Z-99", "open_clip does not know"),
         ("roberta-ViT-B-32", "'roberta-ViT-B-32' has a Hugging Face text tower"),
         ("hf-hub:a/b", "is an address"),
         ("ViT-B-16-SigLIP", "'ViT-B-16-SigLIP' reads its texts with a Hugging Face tokenizer"),

@@ -104,9 +104,12 @@ def test_the_card_names_what_is_never_accepted_with_the_reason() -> None:
     }
     card = card_of(drawn.config(), thresholds)
     assert "- colour: nothing is ever accepted: no threshold kept the promise on validation." in card
-    assert "- article_type: nothing is ever accepted: no product of the validation side has a label of it." in card
-    assert "- material: nothing is ever accepted: it has 3 candidates on validation, and 29, all of them right," in card
-    assert "- pattern: never accepted is Checked: no threshold kept the promise on validation." in card
+    assert "- article_type: nothing is ever accepted: no validation product has a label of this attribute." in card
+    assert (
+        "- material: nothing is ever accepted: it has 3 candidates on validation; at least 29, all of them right,"
+        in card
+    )
+    assert "- pattern: Checked is never accepted: no threshold kept the promise on validation." in card
     assert "Every value has a threshold" not in card
     assert "| pattern | Striped | 0.500 |" in card
     card = card_of(drawn.config(), thresholds, not_learnt={"colour": "all of its 40 training labels are 'Red'"})

@@ -81,8 +81,8 @@ def objective(config: ModelConfig, index: ExampleIndex) -> MultiTask:
 def test_batches_made_by_a_process_of_its_own_train_the_same(index: ExampleIndex, step: int) -> None:
     found = []
     for apart in (False, True):
-        loop = Loop(objective(busy(), index), busy().training, QUIET, apart=apart)
-        loop.at.step = step
+        loop = Loop(objective(busy(), index), busy().training, QUIET, separate_process=apart)
+        loop.progress.step = step
         fitted = loop.run()
         found.append((fitted.weights, [(epoch.loss, epoch.validation) for epoch in fitted.epochs]))
     assert found[0][1] == found[1][1]
@@ -194,7 +194,7 @@ def test_killed_by_the_system_at_any_step_and_resumed_is_uninterrupted(folder: P
 
 def test_a_checkpoint_of_another_training_is_refused(index: ExampleIndex, tmp_path: Path) -> None:
     fit(drawn.problem(busy(epochs=1), index), QUIET, folder=tmp_path)
-    with pytest.raises(CheckpointError, match=r"of another training .* delete it"):
+    with pytest.raises(CheckpointError, match=r"belongs to another training .* delete it"):
         fit(drawn.problem(busy(epochs=2), index), QUIET, folder=tmp_path)
 
 
@@ -229,7 +229,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # the system refuses to write more, as a full disk
     try:
-        with pytest.raises(CheckpointError, match=r"cannot be written: .*the checkpoint before it is kept"):
+        with pytest.raises(CheckpointError, match=r"cannot be written: .*the previous checkpoint is kept"):
             save_checkpoint(path, {"fits": "x", "value": torch.ones(1_000_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -254,7 +254,7 @@ def test_a_training_whose_disk_is_full_goes_on_when_there_is_room(folder: Path, 
     assert done.stdout.split() == ["2", CHECKPOINT, "tensorboard", "0"], done.stderr
     said = (out / "0.error").read_text()
     assert said.startswith(f"CheckpointWriteError: {disk / CHECKPOINT}: the checkpoint cannot be written: ")
-    assert said.endswith(f"the checkpoint before it is kept: {disk / CHECKPOINT}; make room and resume")
+    assert said.endswith(f"the previous checkpoint is kept: {disk / CHECKPOINT}; make room and resume")
     assert torch.load(out / CHECKPOINT)["at"][:2] == [1, 1]  # the first of all, whole
     expected, found = (load_file(each / "0.safetensors") for each in (whole, out))
     for name, weight in expected.items():
@@ -561,7 +561,7 @@ def test_a_checkpoint_that_the_first_process_cannot_read_or_write_ends_all(folde
     first, second = ((tmp_path / f"{rank}.error").read_text() for rank in range(2))
     assert first == second
     assert first.startswith(f"CheckpointWriteError: {work / '0' / CHECKPOINT}: the checkpoint cannot be written: ")
-    assert "there is none before it; make room and resume" in first
+    assert "there is no previous one; make room and resume" in first
 
 
 def test_early_stop(index: ExampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:

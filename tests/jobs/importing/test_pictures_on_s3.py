@@ -145,7 +145,7 @@ def test_the_region_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("AWS_REGION", "eu-central-1")
     s3_files.forget()
-    config = s3_objects._made(s3_files.s3_path("s3://bucket/lake").fs, "bucket", False).config
+    config = s3_objects._cached_store(s3_files.s3_path("s3://bucket/lake").fs, "bucket", False).config
     assert (config["region"], config["endpoint"]) == ("eu-central-1", "https://s3.eu-central-1.amazonaws.com")
     s3_files.forget()
 

@@ -98,7 +98,7 @@ def test_a_model_is_no_worse_than_itself(made: tuple[Path, str, str], settings: 
     assert verdict.coverage == {name: (card[name].coverage, card[name].coverage) for name in drawn.taxonomy().names}
 
 
-FEW = "it has 3 training labels, and 20 are the least to learn from"
+FEW = "it has 3 training labels; at least 20 are needed"
 TAGS = Threshold(threshold=0.9, target_precision=0.9, precision=1.0, accepted=40, candidates=40)
 ACCEPTS_NOTHING = TAGS.model_copy(update={"threshold": None, "precision": None, "accepted": 0})
 

@@ -390,7 +390,7 @@ def test_quarantine_shows_reasons_and_rows(shop: Shop) -> None:
     text = section(shop.page(FIRST), "quarantine")
     assert "implausible price 2 " in text
     assert "newer record with this id 1 " in text
-    assert "The price is negative or beyond belief." in text  # the rule's own words
+    assert "The price is negative or implausibly high." in text  # the rule's own words
     assert all(part in text for part in ("a/b", '{"price": -1}', r"\xff\xfe<b>no", "part-0.jsonl"))
 
 
@@ -482,7 +482,7 @@ def test_fields_that_are_not_used_are_counted_and_shown(shop: Shop) -> None:
     shop.night(FIRST, catalog(), valid=records)
     page = shop.page(FIRST)
     fields = section(page, "notes")
-    assert 'unreadable price The price is no number. 5 m0 price : "on request" m1' in fields
+    assert 'unreadable price The price is not a number. 5 m0 price : "on request" m1' in fields
     assert (
         "first of several The record gives several pictures. The first one is the product's. 1 n0 image_uri" in fields
     )

@@ -133,7 +133,7 @@ def test_a_killed_training_blocks_no_other_and_goes_on_when_it_is_started_again(
     epoch = Loop._epoch
 
     def mortal(self: Loop, stream: Iterator[Batch | None]) -> None:
-        if self.at.epoch == 2:
+        if self.progress.epoch == 2:
             raise KeyboardInterrupt
         epoch(self, stream)
 

@@ -194,7 +194,7 @@ def test_a_killed_training_goes_on_in_its_pretraining_and_after_it(
 
     def start(killed_in: tuple[str, int] | None) -> str:
         def mortal(self: Loop, stream: Iterator[Batch | None]) -> None:
-            at = (type(self.objective).__name__, self.at.epoch)
+            at = (type(self.objective).__name__, self.progress.epoch)
             if at == killed_in:
                 raise KeyboardInterrupt
             seen.append(at)
