@@ -50,22 +50,22 @@ class FileChecks:
         first = list(self._read_ahead(source))
         mark = self._detect_mark(first)
         unseen, columns, record = set(self._mapping.columns), dict[str, None](), None
-        names, nested = dict[str, Json]().keys(), False
-        shape, other = names, None
+        checked_columns, nested = dict[str, Json]().keys(), False
+        columns_of_row, case_variant = checked_columns, None
         before = self._rows
         for row in itertools.chain(first, source):
             self._rows += 1
             if isinstance(row, dict):
                 record = row if record is None else record
                 # Most rows have the same columns, so unseen columns are looked for only when a row's columns change.
-                if unseen and (nested or row.keys() != names):
-                    names, nested = row.keys(), any("." in column for column in unseen)
+                if unseen and (nested or row.keys() != checked_columns):
+                    checked_columns, nested = row.keys(), any("." in column for column in unseen)
                     unseen = {column for column in unseen if get_column(row, column) is ABSENT}
                     if len(columns) < _NAMES:
                         columns.update(dict.fromkeys(name[:_NAME] for name in itertools.islice(row, _NAMES)))
-                if row.keys() != shape:
-                    shape, other = row.keys(), self._find_other_case(row)
-                if other is not None:
+                if row.keys() != columns_of_row:
+                    columns_of_row, case_variant = row.keys(), self._find_other_case(row)
+                if case_variant is not None:
                     self._observations.note(
                         "records with a column that differs from the mapping's only in case, not read"
                     )

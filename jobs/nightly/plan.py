@@ -129,11 +129,11 @@ def plan(
     if not validation.passed:
         raise CriticalDataError(f"the catalog of {ds} broke critical rules: {'; '.join(validation.failures)}")
     index = publication.settle(lake)
-    unfinished = None if prepare else _unfinished(lake, index, ds)
+    unfinished = None if prepare else _find_unfinished(lake, index, ds)
     if unfinished is not None:
         log.info("plan: run %s is published, but has no ledger yet; it is resumed", unfinished.run_id)
         return unfinished
-    inputs = _inputs(
+    inputs = _collect_inputs(
         settings, lake, ds, validation, index, prepare=prepare, retag=retag, model=model, attributes=attributes,
         replaces=replaces, allow_removals=allow_removals,
     )  # fmt: skip
@@ -150,7 +150,7 @@ def _find_or_make(settings: Settings, lake: Lake, inputs: _Inputs) -> Plan | Non
         if lake.has_expired(run_id):
             return None
         existing = storage.find_document(lake.plan(run_id) / "plan.json", Plan, "the day is planned again")
-        if existing is not None and (damage := _damage(lake, existing)) is not None:
+        if existing is not None and (damage := _find_damage(lake, existing)) is not None:
             log.warning("plan: %s; the day is planned again", damage)
             inputs = replace(inputs, allow_removals=inputs.allow_removals or existing.removals_allowed)
         elif existing is not None:
@@ -158,38 +158,38 @@ def _find_or_make(settings: Settings, lake: Lake, inputs: _Inputs) -> Plan | Non
             return existing
         rows = inputs.validation.raw
         with measure("plan", lake.reports(run_id)) as measured, sessions.session(settings, rows) as session:
-            made = _plan(session, settings, lake, inputs)
+            new_plan = _make_plan(session, settings, lake, inputs)
             measured.rows = inputs.validation.valid
-    log.info("plan: run %s: %s; %s shards", run_id, _summary(made), len(made.shards))
-    return made
+    log.info("plan: run %s: %s; %s shards", run_id, _summarise(new_plan), len(new_plan.shards))
+    return new_plan
 
 
-def _damage(lake: Lake, made: Plan) -> str | None:
+def _find_damage(lake: Lake, plan: Plan) -> str | None:
     """Return a description of what is damaged in or missing from a plan, or None. A damaged plan is made again."""
-    if made.prepare_only:  # it has its own copy of the taxonomy
+    if plan.prepare_only:  # it has its own copy of the taxonomy
         try:
-            lake.read_taxonomy(made.taxonomy_path, made.taxonomy_fingerprint)
+            lake.read_taxonomy(plan.taxonomy_path, plan.taxonomy_fingerprint)
         except JobError as error:
             return str(error)
-    if storage.exists(lake.run(made.run_id) / "manifest.json"):  # examples are no longer needed
-        return verified_files.damage(lake, made.files)
-    own = f"{lake.relative(lake.examples(made.run_id))}/"
-    reused = {path for shard in made.shards for path in shard.example_paths if not path.startswith(own)}
+    if storage.exists(lake.run(plan.run_id) / "manifest.json"):  # examples are no longer needed
+        return verified_files.damage(lake, plan.files)
+    own = f"{lake.relative(lake.examples(plan.run_id))}/"
+    reused = {path for shard in plan.shards for path in shard.example_paths if not path.startswith(own)}
     gone = next((path for path in sorted(reused) if not lake.has_examples(path)), None)
-    return f"{lake.root / gone}: its examples are incomplete" if gone else verified_files.damage(lake, made.files)
+    return f"{lake.root / gone}: its examples are incomplete" if gone else verified_files.damage(lake, plan.files)
 
 
-def _summary(made: Plan) -> str:
-    only = f" (only their {', '.join(made.attributes)})" if made.attributes else ""
-    waiting = f" ({made.waiting:,} of them wait for a later night)" if made.waiting else ""
-    held = f", {made.held_pictures:,} held for their pictures" if made.held_pictures else ""
+def _summarise(plan: Plan) -> str:
+    only = f" (only their {', '.join(plan.attributes)})" if plan.attributes else ""
+    waiting = f" ({plan.waiting:,} of them wait for a later night)" if plan.waiting else ""
+    held = f", {plan.held_pictures:,} held for their pictures" if plan.held_pictures else ""
     return (
-        f"{made.new:,} new, {made.changed:,} changed, {made.model_changed:,} for a new model{only}, "
-        f"{made.unchanged:,} unchanged{waiting}, {made.removed:,} removed, {made.held:,} held{held}"
+        f"{plan.new:,} new, {plan.changed:,} changed, {plan.model_changed:,} for a new model{only}, "
+        f"{plan.unchanged:,} unchanged{waiting}, {plan.removed:,} removed, {plan.held:,} held{held}"
     )
 
 
-def _unfinished(lake: Lake, index: HistoryIndex, ds: str) -> Plan | None:
+def _find_unfinished(lake: Lake, index: HistoryIndex, ds: str) -> Plan | None:
     """Return the plan of a run of `ds` that was killed after its publication but before its ledger existed, or None."""
     run_id = history.own_run(lake, index, ds)
     if run_id is None or lake.find_ledger(run_id) is not None or lake.has_expired(run_id):
@@ -197,7 +197,7 @@ def _unfinished(lake: Lake, index: HistoryIndex, ds: str) -> Plan | None:
     return lake.read_plan(run_id)
 
 
-def _inputs(
+def _collect_inputs(
     settings: Settings,
     lake: Lake,
     ds: str,
@@ -216,7 +216,7 @@ def _inputs(
     if prepare:
         taxonomy, picture = load_taxonomy(settings.taxonomy), load_config(settings.model_config_name).picture
     else:
-        version = _version(settings, lake, ds, model)
+        version = _resolve_version(settings, lake, ds, model)
         name = f"the {'champion' if model is None else 'model'} {version}"
         try:
             taxonomy = registry.read_taxonomy(lake.models / version)
@@ -246,7 +246,7 @@ def _inputs(
     )
 
 
-def _version(settings: Settings, lake: Lake, ds: str, model: str | None) -> str:
+def _resolve_version(settings: Settings, lake: Lake, ds: str, model: str | None) -> str:
     """Return `model`, or the champion if it is None. Raises JobError if the version does not exist."""
     if model is not None:
         champion_pointer.check_version(lake, model)
@@ -289,7 +289,7 @@ def _check_taxonomy(settings: Settings, ds: str, model: str, taxonomy: Taxonomy)
         )
 
 
-def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs) -> Plan:
+def _make_plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs) -> Plan:
     from pyspark import StorageLevel
     from pyspark.sql import functions as F
 
@@ -329,7 +329,7 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
         storage.remove_folder(scratch)
     shards = tuple(Shard(id=w.target, rows=w.rows, example_paths=tuple(folders[w.target])) for w in written if w.rows)
     taxonomy_path = _freeze_taxonomy(lake, inputs)
-    made = Plan(
+    new_plan = Plan(
         run_id=inputs.run_id,
         ds=inputs.ds,
         base_run=inputs.base.run,
@@ -354,8 +354,8 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
         files=files,
         created_at=datetime.now(UTC),
     )
-    storage.write_document(folder / "plan.json", made)
-    return made
+    storage.write_document(folder / "plan.json", new_plan)
+    return new_plan
 
 
 def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
@@ -370,7 +370,7 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
     # A picture URI that `validate` refused counts as a missing picture.
     refused = F.when(F.col("notes")["image_uri"].isNotNull(), f"{MISSING}/{_REFUSED}")
     today = valid.select("product_id", "source_hash", F.coalesce("image_uri", refused).alias("named"))
-    base = _published(session, lake, inputs).select(
+    base = _read_published(session, lake, inputs).select(
         "product_id",
         F.col("source_hash").alias("base_hash"),
         F.col("example_path").alias("base_example"),
@@ -501,7 +501,7 @@ def _check_removals(settings: Settings, lake: Lake, inputs: _Inputs, reasons: Co
     )
 
 
-def _published(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
+def _read_published(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
     """Return the state of the published products that this day is compared with."""
     if inputs.base.backfill:
         return history.as_of(session, lake, inputs.index, "products", inputs.ds)

@@ -144,7 +144,7 @@ def start(
     _keep_passwords(folder / PASSWORDS)
     gpu_slots = gpu_slots or slots(settings)
     variables = os.environ | environment(settings, folder, port, gpu_slots)
-    if _answers(port):
+    if _is_answering(port):
         raise JobError(f"port {port} is taken; name another by --port")
     if storage.on_disk(settings.root):
         settings.root.mkdir(parents=True, exist_ok=True)
@@ -187,13 +187,13 @@ def end(process: subprocess.Popen[bytes], grace: float = 20.0) -> None:
         except ProcessLookupError:
             break
         deadline = time.monotonic() + grace
-        while time.monotonic() < deadline and _lives(process.pid):
+        while time.monotonic() < deadline and _is_alive(process.pid):
             process.poll()  # reaps it
             time.sleep(0.2)
     process.wait()
 
 
-def _lives(group: int) -> bool:
+def _is_alive(group: int) -> bool:
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -203,7 +203,7 @@ def _lives(group: int) -> bool:
 
 def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not _answers(port):
+    while not _is_answering(port):
         if process.poll() is not None:
             raise JobError(f"Airflow ended with exit code {process.returncode} while it started; its log is {log}")
         if time.monotonic() > deadline:
@@ -211,7 +211,7 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         time.sleep(0.5)
 
 
-def _answers(port: int) -> bool:
+def _is_answering(port: int) -> bool:
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v2/version", timeout=5):
             return True

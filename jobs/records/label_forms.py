@@ -114,19 +114,19 @@ def read_value(value: Json, name: str = "", *, depth: int = _DEPTH) -> list[str]
     if not isinstance(value, dict):
         raise UnreadableError(f"of type {type(value).__name__}")
     keys = _keys(value)
-    held = _first(keys, _VALUES)
+    held = _first_given(keys, _VALUES)
     if held is None:
-        held = _first(keys, _SHOWN_NAMES)
+        held = _first_given(keys, _SHOWN_NAMES)
         if held is None or any(isinstance(keys[key], dict | list) for key in keys):
             raise UnreadableError("an object without a value")
         return read_value(keys[held], name, depth=depth - 1)
-    own = _first(keys, _NAMES)
+    own = _first_given(keys, _NAMES)
     if own is not None and _bare(str(keys[own])) != _bare(name):
         raise UnreadableError(
             "an object with a name and a value"
         )  # the name may be the value: {"name": "Red", "value": 5}
     texts = read_value(keys[held], name, depth=depth - 1)
-    unit = keys.get(_first(keys, _UNITS) or "")
+    unit = keys.get(_first_given(keys, _UNITS) or "")
     return [f"{text} {unit}" for text in texts] if isinstance(unit, str) and unit.strip() else texts
 
 
@@ -213,11 +213,11 @@ def _has_other_labels(item: dict[str, Json]) -> bool:
 def _name_of(item: dict[str, Json], names: Iterable[str]) -> str | None:
     """Return the attribute's name that an object holds under one of the keys `names`; None if it holds none."""
     keys = _keys(item)
-    name = _first(keys, names)
+    name = _first_given(keys, names)
     own = keys[name] if name is not None else None
     if isinstance(own, dict):  # {"attribute": {"id": 4, "name": "hue"}, "value": ..}
         inner = _keys(own)
-        own = inner.get(_first(inner, _NAMES) or "")
+        own = inner.get(_first_given(inner, _NAMES) or "")
     if isinstance(own, int) and not isinstance(own, bool):
         return _number(own)
     return own if isinstance(own, str) else None
@@ -227,7 +227,7 @@ def _read_pair(labels: Labels, unread: dict[str, Json], item: dict[str, Json], n
     """Add the label of an object that is one attribute with a name and a value; return whether the object is one."""
     keys, name = _keys(item), _name_of(item, names)
     values = (*_VALUES, *_OTHER_VALUES)
-    held = _first(keys, values) or next((key for key in values if key in keys), None)
+    held = _first_given(keys, values) or next((key for key in values if key in keys), None)
     if name is None or held is None:
         return False
     units = {key: keys[key] for key in _UNITS if key in keys}
@@ -323,7 +323,7 @@ def _keys(item: dict[str, Json]) -> dict[str, Json]:
     return keys
 
 
-def _first(keys: dict[str, Json], wanted: Iterable[str]) -> str | None:
+def _first_given(keys: dict[str, Json], wanted: Iterable[str]) -> str | None:
     return next((key for key in wanted if keys.get(key) is not None), None)
 
 

@@ -32,9 +32,9 @@ class PeakMemory:
 
         def work() -> None:
             while not done.wait(_SECONDS):
-                self.look()
+                self.measure()
 
-        self.look()
+        self.measure()
         watcher = threading.Thread(target=work, name="peak memory", daemon=True)
         watcher.start()
         try:
@@ -42,9 +42,9 @@ class PeakMemory:
         finally:
             done.set()
             watcher.join()
-            self.look()
+            self.measure()
 
-    def look(self) -> None:
+    def measure(self) -> None:
         """Measure the memory once, and raise the peak if it is higher."""
         used = 0
         for process in (self._process, *self._process.children(recursive=True)):

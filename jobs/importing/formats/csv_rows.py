@@ -141,13 +141,13 @@ class CsvRows:
         except csv.Error as error:
             if len(self._lines.row) > 1:
                 raise StructureError(
-                    f"line {self._first}: a quote is never closed, or a quote within a text is not doubled ({error}); "
+                    f"line {self._first_line}: a quote is never closed, or a quote within a text is not doubled ({error}); "
                     f"{_HINT} {_way_out(''.join(self._lines.row))}"
                 ) from error
-        return Row(cells, "".join(self._lines.row), self._first, tuple(self._lines.row))
+        return Row(cells, "".join(self._lines.row), self._first_line, tuple(self._lines.row))
 
     @property
-    def _first(self) -> int:
+    def _first_line(self) -> int:
         return self._lines.number - len(self._lines.row) + 1
 
     def _read_header(self, row: Row | None) -> list[str]:

@@ -29,7 +29,7 @@ def test_peak_memory_is_that_of_all_processes_and_of_this_step_alone(
 ) -> None:
     monkeypatch.setattr(peak_memory, "_SECONDS", 0.05)
     before = peak_memory.PeakMemory()
-    before.look()
+    before.measure()
     own = before.bytes  # including a JVM that other tests may have left
     grandchild = "import time; held = b'x' * 300_000_000; time.sleep(0.5)"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
