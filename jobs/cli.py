@@ -334,8 +334,8 @@ def dataset(
     A label counts only if its attribute applies to the product's article type. For each label the set records which text
     fields name it; a label that none of them names is *silent*.
 
-    Families are split into train, validation and test. Products of one brand with near-identical descriptions, and products
-    with near-identical pictures, are in one family, so they never end up on two sides.
+    Families are split into train, validation and test. Products of one brand with near-duplicate descriptions, and products
+    with near-duplicate pictures, are in one family, so they never end up on two sides.
 
     The same inputs give the same set: a second call prints the existing one. `train` makes or finds the set of its day by
     itself.
