@@ -22,7 +22,7 @@ $(STAMP): requirements.lock pyproject.toml .ci/install
 	VENV=$(VENV) .ci/install
 	@touch $@
 
-run: $(STAMP) ## Run two nights of a drawn catalog through Airflow; CATALOG=folder and MAPPING=name for your own export
+run: $(STAMP) ## Run two nights of a generated catalog through Airflow; CATALOG=folder and MAPPING=name for your own export
 	$(VENV)/bin/python -m jobs demo $(if $(CATALOG),--catalog '$(CATALOG)' --mapping '$(MAPPING)')
 
 airflow: $(STAMP) ## Start Airflow with the DAGs on this machine for the lake TAGGING_ROOT; print address and login

@@ -102,7 +102,7 @@ def describe(tasks: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("lake", type=Path, help="a lake with a champion trained on the drawn catalog")
+    parser.add_argument("lake", type=Path, help="a lake with a champion trained on the generated catalog")
     parser.add_argument("--shards", type=int, default=10)
     parser.add_argument("--products", type=int, help="default: 1,000, or ten per shard, so that none is empty")
     parser.add_argument("--rounds", type=int, default=2)

@@ -65,8 +65,8 @@ def train_model() -> None:
             return export_days.newest(Lake(Settings().root), (params or {}).get("ds"))
 
     @task.branch(
-        doc_md="Continues with `keep` if the model was not accepted, otherwise with `approve` if `approval` is on, or else "
-        "with `promote`."
+        doc_md="Continues with `keep` if the model was not accepted. Otherwise continues with `approve` if `approval` is "
+        "on, and with `promote` if it is off."
     )
     def decide(accepted: bool, params: dict[str, Any] | None = None) -> str:
         if not accepted:

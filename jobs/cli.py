@@ -70,7 +70,7 @@ tables_app = typer.Typer(
     no_args_is_help=False,
 )
 models_app = typer.Typer(
-    help="The trained models: list, show, judge and promote them, or return to the champion before.",
+    help="The trained models: list, show, judge and promote them, or return to the previous champion.",
     no_args_is_help=True,
 )
 app.add_typer(tables_app, name="tables")
@@ -157,7 +157,7 @@ def _common(
     taxonomy: Annotated[
         str | None,
         typer.Option(
-            help="Taxonomy to train with: sample, fashion, or a YAML file. If you set it, nights refuse a champion with another "
+            help="Taxonomy to train with: sample, fashion, or a YAML file. If you set it, nights refuse a champion with a different "
             "taxonomy. [TAGGING_TAXONOMY, sample]"
         ),
     ] = None,
@@ -227,9 +227,9 @@ def _common(
 def sample_catalog(
     folder: Annotated[Path, typer.Argument(help="Folder to write the catalog to. The second day goes to FOLDER-day2.")],
     products: Annotated[int, typer.Option(help="Number of clean products; dirty records come on top.")] = 3000,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same catalog.")] = 7,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same catalog.")] = 7,
 ) -> None:
-    """Draw a catalog of garments, with some dirty records, and the same catalog a day later."""
+    """Generate a catalog of garments with some dirty records, and the same catalog a day later."""
     from jobs.demo.sample_catalog import generate, next_day
 
     generate(folder, products=products, seed=seed)
@@ -387,8 +387,8 @@ def experiment(
     attributes: Annotated[
         str,
         typer.Option(
-            help="Attributes to compare, comma-separated. Default: all. Models are trained on all attributes, so another "
-            "choice only writes the results again."
+            help="Attributes to compare, comma-separated. Default: all. Models are always trained on all attributes, so a "
+            "different choice only rewrites the results."
         ),
     ] = "",
     catalog: Annotated[
@@ -474,8 +474,8 @@ def train(
         typer.Option(
             "--pretrain",
             envvar="TAGGING_PRETRAIN",
-            help="Start from towers pretrained on the same labelled set. Existing towers of this configuration are used; "
-            "otherwise they are pretrained first. Cannot be combined with --towers, or with a configuration that names "
+            help="Start from towers pretrained on the same labelled set. Existing towers of this configuration are reused; "
+            "if there are none, they are pretrained first. Cannot be combined with --towers, or with a configuration that names "
             "pretrained weights.",
         ),
     ] = False,
@@ -532,8 +532,8 @@ def tag(
 def publish(context: typer.Context, run: Run) -> None:
     """Merge a run's predictions into the tables and the history: write, audit, swap atomically, then write the ledger.
 
-    If another run was published after this run was planned, the day is planned again on top of that run. Known predictions
-    are used again. The result names the run that was published.
+    If another run was published after this run was planned, the day is planned again on top of that run. Existing predictions
+    are reused. The result names the run that was published.
     """
     from jobs.lake.layout import Lake
     from jobs.runs.republish import publish_in_turn as step
@@ -602,8 +602,8 @@ def estimate(
 ) -> None:
     """Estimate what a backfill of these days would do and cost: products by reason, and time at the rates of recent runs.
 
-    Each day with an export is validated and planned. Nothing is tagged or published. A backfill uses the first day's plan
-    again. Each later day is compared with the tables of today, so its estimate leaves out what earlier days would change.
+    Each day with an export is validated and planned. Nothing is tagged or published. A backfill reuses the first
+    day's plan. Each later day is compared with the tables of today, so its estimate leaves out what earlier days would change.
     """
     from jobs.runs.backfill_estimate import estimate as step
 
@@ -625,7 +625,9 @@ def demo(
     folder: Annotated[
         Path, typer.Option(help="Folder for the demo's lake and Airflow. It replaces that of an earlier demo.")
     ] = Path(".run"),
-    catalog: Annotated[Path | None, typer.Option(help="Folder of a real export, instead of the drawn catalog.")] = None,
+    catalog: Annotated[
+        Path | None, typer.Option(help="Folder of a real export, instead of the generated catalog.")
+    ] = None,
     mapping: Annotated[str, typer.Option(help="Column mapping of that export.")] = "fashion-products",
 ) -> None:
     """Run the demo, as `make run` does: take a catalog, train a model, run two nights through Airflow, query the result."""
@@ -755,10 +757,10 @@ def maintenance(
     **Never touched:** the raw catalog and its pictures, the newest valid records of each day, models, towers, labelled
     sets, experiments, suspects, reports, and everything behind a link.
 
-    A reader of an older run's tables has `--days` to finish. Use `--days 0` only if nobody reads the lake at the moment.
+    A reader of an older run's tables has `--days` to finish. Use `--days 0` only while nobody reads the lake.
 
-    You cannot return to an expired run. You can run its day again, as a new run; missing examples are made again. When the
-    examples of products that left the catalog are gone, labelled sets of later models lack these products.
+    You cannot return to an expired run, but you can run its day again as a new run; missing examples are made again.
+    Removed examples of products that left the catalog are missing from later labelled sets.
 
     If the command is killed, start it again: it continues where it stopped.
     """
@@ -789,7 +791,7 @@ def models_show(context: typer.Context, version: Version) -> None:
 def models_judge(context: typer.Context, version: Version) -> None:
     """Judge a model version against the champion, as `promote` does, without promoting it.
 
-    The last line is JSON: `accepted`, the `verdict` in words, and the same as a `page` in Markdown. If there is no champion
+    The last line is JSON: `accepted`, the `verdict` as text, and the verdict as a Markdown `page`. If there is no champion
     yet, the version is accepted.
     """
     from jobs.models.promotion import judge as step

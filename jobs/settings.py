@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     max_removed_share: float = Field(
         default=0.2, ge=0, le=1, description="maximum share of the published products that a night removes by itself"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="cuda fails if there is no GPU")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="cuda fails without a GPU")
     spark_master: str = Field(default="local[*]", description="where Spark runs")
     spark_memory: str = Field(default="2g", description="heap size of Spark's driver")
     spark_options: Annotated[dict[str, str], NoDecode] = Field(

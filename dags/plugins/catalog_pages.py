@@ -1,7 +1,7 @@
 """Airflow plugin: serves the pages that the jobs write (reports, labelled sets, suspects) to users with permission.
 
-The button *Report* of a task opens them. The plugin serves nothing else of the lake, no tables and no documents. The pages
-contain texts of the shop's catalog, so headers forbid the browser to run scripts in them or to send anything.
+The button *Report* of a task opens them. The plugin serves nothing else from the lake: no tables, no documents. The pages
+contain texts of the shop's catalog, so headers keep the browser from running scripts in them or sending anything.
 
 Everyone who may see *nightly_tagging* may see reports. Labelled sets and suspects show many more of the shop's products, so
 only users who may answer the approval of *train_model* may see them.
@@ -53,7 +53,7 @@ app = FastAPI(title="Pages of the catalog tagger", openapi_url=None)
 
 @app.middleware("http")
 async def add_headers(request: Request, respond: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Add the headers to every response, also to refusals."""
+    """Add the headers to every response, including refusals."""
     response = await respond(request)
     response.headers.update(HEADERS)
     return response

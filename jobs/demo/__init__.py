@@ -1,1 +1,1 @@
-"""The demo: a drawn catalog, its next day, and two nights through Airflow."""
+"""The demo: a generated catalog, its next day, and two nights through Airflow."""

@@ -1,4 +1,4 @@
-"""Pictures of garments for the drawn catalog. Light and position differ from picture to picture."""
+"""Pictures of garments for the generated catalog. Light and position differ from picture to picture."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def next_day(
       mapping has no such folder, the zip is copied and new pictures are added to the copy.
 
     Args:
-        src: an export in the layout of `mapping`: the drawn catalog or a real one.
+        src: an export in the layout of `mapping`: the generated catalog or a real one.
         dst: folder to write. The output of an earlier call is replaced.
         mapping: name of a shipped mapping, or path of a YAML file.
         seed: the same seed gives the same next day.

@@ -1,6 +1,6 @@
 """A catalog for trying out the pipeline: drawn garments with noisy texts and labels. `next_day` writes the day after.
 
-The drawn catalog has:
+The generated catalog has:
 
 * text that lacks or contradicts what the picture shows
 * attributes that only the text or only the picture reveals, so a model needs both: fabric is never visible, and a pattern
@@ -67,7 +67,7 @@ IN_TITLE: Final = {"colour": 0.5, "pattern": 0.25, "sleeve_length": 0.1, "neck":
 IN_TEXT: Final = {"colour": 0.0, "pattern": 0.2, "sleeve_length": 0.4, "neck": 0.4, "fabric": 0.75, "details": 0.5}
 WRONG_COLOUR_WORD: Final = 0.10
 LABEL_MISSING: Final = {"kind": 0.10, "fabric": 0.30}
-LABEL_MISSING_ELSE: Final = 0.40
+LABEL_MISSING_DEFAULT: Final = 0.40
 LABEL_WRONG: Final = 0.02
 FAMILY: Final = 0.25  # share of designs sold in 2 to 4 colours
 NO_PICTURE, NO_TEXT = 0.02, 0.02
@@ -94,7 +94,7 @@ _CARE: Final = (
 
 
 def generate(folder: Path, products: int = 3000, seed: int = 7, *, dirty: bool = True) -> None:
-    """Draw a catalog in the layout of the mapping `sample`: ``catalog.jsonl`` and ``pictures.zip``.
+    """Generate a catalog in the layout of the mapping `sample`: ``catalog.jsonl`` and ``pictures.zip``.
 
     Args:
         folder: folder to write; created if missing. The two files in it are replaced.
@@ -205,7 +205,7 @@ def _product(number: int, design: Design, text: str | None, choose: random.Rando
         title, text = None, None
     labels = {name: _label(name, value, choose) for name, value in design.values().items()}
     facts: dict[str, Json] = {_FIELDS[name]: label for name, label in labels.items() if label is not None}
-    if design.details and choose.random() >= LABEL_MISSING_ELSE:
+    if design.details and choose.random() >= LABEL_MISSING_DEFAULT:
         # Shops write several values either as a list or as one text.
         facts["details"] = list(design.details) if choose.random() < 0.5 else "|".join(design.details)
     changed = datetime(2026, 11, 1) + timedelta(minutes=choose.randrange(18 * 24 * 60))
@@ -231,7 +231,7 @@ _FIELDS: Final = {attribute.name: attribute.field for attribute in _TAXONOMY.att
 
 def _label(name: str, truth: str | None, choose: random.Random) -> str | None:
     """Return the catalog's label for `truth`: often missing, seldom wrong, sometimes an alias."""
-    if truth is None or choose.random() < LABEL_MISSING.get(name, LABEL_MISSING_ELSE):
+    if truth is None or choose.random() < LABEL_MISSING.get(name, LABEL_MISSING_DEFAULT):
         return None
     attribute = _TAXONOMY["article_type" if name == "kind" else name]
     if choose.random() < LABEL_WRONG:

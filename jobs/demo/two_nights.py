@@ -118,14 +118,14 @@ def _worth_showing(line: str) -> str | None:
 
 
 def demo(settings: Settings, folder: Path, catalog: Path | None, mapping: str) -> None:
-    """Run two days of a catalog in `folder`: the drawn catalog, or the export at `catalog` in the layout of `mapping`.
+    """Run two days of a catalog in `folder`: the generated catalog, or the export at `catalog` in the layout of `mapping`.
 
     Settings from ``TAGGING_*`` variables or flags apply, except that the lake is always ``<folder>/lake``.
     """
     start = time.perf_counter()
     folder = folder.resolve()
     if catalog is not None and not catalog.is_dir():
-        raise JobError(f"{catalog}: there is no such folder; CATALOG must name the folder of an export")
+        raise JobError(f"{catalog}: the folder does not exist; CATALOG must name the folder of an export")
     _start_clean(folder)
     lake = Lake(folder / "lake")
     changes = _environment(settings, folder, real=catalog is not None)
@@ -172,7 +172,7 @@ def _environment(settings: Settings, folder: Path, *, real: bool) -> dict[str, s
     name = "fashion" if real else "sample"
     defaults: dict[str, Any] = {"taxonomy": name, "model_config_name": name, "progress": False}
     if not real:
-        defaults["shard_rows"] = 1600  # small, so that the drawn catalog shows several shards
+        defaults["shard_rows"] = 1600  # small, so that the generated catalog shows several shards
     ours = {field: value for field, value in defaults.items() if field not in settings.model_fields_set}
     chosen = settings.model_copy(update=ours | {"root": folder / "lake"})
     airflow = local_airflow.connection(chosen) | local_airflow.home(folder / "airflow")

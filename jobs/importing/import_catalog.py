@@ -59,8 +59,8 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
     bounds = Bounds(int(settings.max_unpacked_gb * 1e9), settings.max_unpacked_ratio)
     for file in files:
         open_source(file, columns, bounds)  # refuses files that are not text before pictures are copied
-    alone = storage.locked(day, busy="another import of this day is running; wait for it")
-    with measure("import-catalog") as measured, alone, contextlib.ExitStack() as stack:
+    day_lock = storage.locked(day, busy="another import of this day is running; wait for it")
+    with measure("import-catalog") as measured, day_lock, contextlib.ExitStack() as stack:
         target = DayWriter(day, stack)
         pictures = None
         if columns.pictures:

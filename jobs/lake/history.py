@@ -79,7 +79,7 @@ def as_of(session: SparkSession, lake: Lake, index: HistoryIndex, table: str, ds
 
 
 def changes(table: str, before: DataFrame, after: DataFrame, ds: str) -> DataFrame:
-    """Return the changes that turn `before` into `after`. Both hold all rows of the keys that may differ, and no other.
+    """Return the changes that turn `before` into `after`. Both hold all rows of the keys that may differ, and no other rows.
 
     A key whose rows are all gone gets a ``remove``.
     """

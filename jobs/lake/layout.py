@@ -202,7 +202,7 @@ class Lake:
         """
         data = storage.read_bytes(self.root / path)
         if data is None:
-            raise JobError(f"{self.root / path}: there is no such file; {storage.RESTORE}, or plan the day again")
+            raise JobError(f"{self.root / path}: the file does not exist; {storage.RESTORE}, or plan the day again")
         try:
             taxonomy = parse_yaml(data.decode(), Taxonomy, str(self.root / path))
         except (ContractError, UnicodeDecodeError) as error:
@@ -221,7 +221,7 @@ class Lake:
         )  # fmt: skip
 
     def raw_rows(self, ds: str) -> int | None:
-        """Return the number of lines in the raw catalog of `ds`, or None if there is no export."""
+        """Return the number of lines in the raw catalog of `ds`, or None if it has no export."""
         manifest = self.read_raw_manifest(ds)
         return None if manifest is None else manifest.rows
 
@@ -260,7 +260,9 @@ class Lake:
         self.check_not_expired(check_run(run_id))
         plan = self._plan_document(run_id)
         if plan is None:
-            raise JobError(f"{self.plan(run_id)}: there is no such plan; run `python -m jobs plan --ds {run_id[:10]}`")
+            raise JobError(
+                f"{self.plan(run_id)}: the plan does not exist; run `python -m jobs plan --ds {run_id[:10]}`"
+            )
         return plan
 
     def read_examples_manifest(self, run_id: str) -> ExamplesManifest | None:
@@ -320,13 +322,13 @@ class Lake:
         """Return the history index, parsed from `content` if the caller has read it already.
 
         Raises:
-            JobError: the index is broken, or it is missing although there was one.
+            JobError: the index is broken, or it is missing although it existed.
         """
         content = storage.read_bytes(self.history_index) if content is None else content
         if content is None:
             if (trace := self.trace_of_publication()) is not None:
                 raise JobError(
-                    f"{self.history_index}: it is missing, although {trace} shows that there was one; {_REPAIR}"
+                    f"{self.history_index}: it is missing, although {trace} shows that it existed; {_REPAIR}"
                 )
             return HistoryIndex()
         index = storage.from_bytes(self.history_index, content, HistoryIndex, _REPAIR)

@@ -149,7 +149,7 @@ def _end() -> None:
 
 @contextlib.contextmanager
 def locked(path: UPath, *, busy: str | None = None, lost: Callable[[], None] = _end) -> Iterator[None]:
-    """Hold the lock whose object is at `path` exclusively among callers of `locked` and `alone`.
+    """Hold the lock whose object is at `path` exclusively among callers of `locked` and `exclusive`.
 
     Args:
         path: the path of the object.
@@ -209,7 +209,7 @@ def shared(path: UPath, *, lost: Callable[[], None] = _end) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(path: UPath, *, busy: str | None = None, lost: Callable[[], None] = _end) -> Iterator[None]:
+def exclusive(path: UPath, *, busy: str | None = None, lost: Callable[[], None] = _end) -> Iterator[None]:
     """Hold the lock whose object is at `path` exclusively; wait until no process shares it any more."""
     with locked(path, busy=busy, lost=lost):
         watches: dict[str, _Watch] = {}

@@ -71,7 +71,7 @@ def write(frame: DataFrame, folder: AnyPath, table: pa.Schema) -> None:
 
 
 def read(spark: SparkSession, paths: Sequence[AnyPath], table: pa.Schema) -> DataFrame:
-    """Return the Parquet files or folders `paths` with the columns of `table`, or an empty frame if there are none."""
+    """Return the Parquet files or folders `paths` with the columns of `table`, or an empty frame if `paths` is empty."""
     schema = spark_schema(table)
     if not paths:
         return spark.createDataFrame([], schema)
@@ -144,9 +144,9 @@ def write_files(
     """
     from pyspark.sql import functions as F
 
-    placed = frame.repartitionById(len(targets), F.col("target"))
+    partitioned = frame.repartitionById(len(targets), F.col("target"))
     if order:
-        placed = placed.sortWithinPartitions(*order)
+        partitioned = partitioned.sortWithinPartitions(*order)
     paths = [str(path) for path in targets]
 
     def task(batches: Batches) -> Batches:
@@ -166,8 +166,8 @@ def write_files(
             written["sha256"] = storage.sha256(temporary) if digest else ""
         yield pa.RecordBatch.from_pylist([written], schema=_WRITTEN)
 
-    found = placed.mapInArrow(task, spark_schema(_WRITTEN)).collect()
-    return sorted((Written(**row.asDict()) for row in found), key=lambda written: written.target)
+    results = partitioned.mapInArrow(task, spark_schema(_WRITTEN)).collect()
+    return sorted((Written(**row.asDict()) for row in results), key=lambda written: written.target)
 
 
 def write_parts(

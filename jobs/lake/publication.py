@@ -25,7 +25,7 @@ class Base:
     days: dict[str, str | None]  # the days of history that the run will write, each with the run that wrote it last
 
     @classmethod
-    def of(cls, plan: Plan) -> Base:
+    def from_plan(cls, plan: Plan) -> Base:
         """Return the base of `plan`."""
         return cls(plan.base_run, plan.history_base)
 
@@ -49,7 +49,7 @@ def base(lake: Lake, index: HistoryIndex, ds: str) -> Base:
 
 def check_base(lake: Lake, index: HistoryIndex, plan: Plan) -> None:
     """Raise StalePlanError if `plan` has another base than `index` gives."""
-    if base(lake, index, plan.ds) == Base.of(plan):
+    if base(lake, index, plan.ds) == Base.from_plan(plan):
         return
     if not plan.backfill and index.live != plan.base_run:
         reason = f"run {plan.run_id} was planned on {plan.base_run}, but {index.live} is live now"
@@ -85,7 +85,7 @@ def swap(lake: Lake, change: Callable[[HistoryIndex], HistoryIndex]) -> HistoryI
 
 
 def settle(lake: Lake) -> HistoryIndex:
-    """Finish an interrupted swap, if there is one, and return the index."""
+    """Finish a swap that was interrupted, if any, and return the index."""
     return swap(lake, lambda index: index)
 
 

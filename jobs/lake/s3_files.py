@@ -73,7 +73,7 @@ def forget() -> None:
 
 
 def read(path: UPath) -> ObjectVersion | None:
-    """Return the object at `path`, or None if there is none."""
+    """Return the object at `path`, or None if it does not exist."""
     fs, bucket, key = _split(path)
     try:
         answer = fs.call_s3("get_object", Bucket=bucket, Key=key)
@@ -125,7 +125,7 @@ def upload(source: Path, path: UPath) -> None:
 
 
 def download(path: UPath, target: Path) -> None:
-    """Download the object at `path` to the local file `target`. Raises FileNotFoundError if there is none."""
+    """Download the object at `path` to the local file `target`. Raises FileNotFoundError if it does not exist."""
     path.fs.get_file(path.path, str(target))
 
 

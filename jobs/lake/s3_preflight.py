@@ -30,7 +30,7 @@ _DENIED: Final = ("AccessDenied", "AllAccessDisabled")
 
 
 def check(root: UPath, *, create: bool = False) -> None:
-    """Check that there is a lake at `root`.
+    """Check that a lake exists at `root`.
 
     Args:
         root: bucket and prefix.
@@ -55,7 +55,7 @@ def check(root: UPath, *, create: bool = False) -> None:
             )
         if not create:
             raise JobError(
-                f"{root}: there is no lake yet; `python -m jobs import-catalog` makes it, or TAGGING_ROOT is wrong"
+                f"{root}: no lake exists there yet; `python -m jobs import-catalog` makes it, or TAGGING_ROOT is wrong"
             )
         _write_mark(quick / MARK)
     except JobError:
@@ -82,7 +82,7 @@ def _write_mark(mark: UPath) -> None:
         s3_files.remove([mark])
         raise JobError(
             f"{mark.parent}: its server ignores the condition {condition}. Publications of several processes would silently undo "
-            "each other, so there can be no lake. Use a server with conditional writes: AWS S3, MinIO, versitygw, ..."
+            "each other, so it cannot hold a lake. Use a server with conditional writes: AWS S3, MinIO, versitygw, ..."
         )
 
 
@@ -98,7 +98,7 @@ def explain(error: BaseException, where: str) -> JobError | None:
     is_botocore = isinstance(error, exceptions.BotoCoreError | ResponseParserError)
     error_code, cause = s3_files.code(error), error if is_botocore else error.__cause__
     if error_code == "NoSuchBucket":
-        return JobError(f"{where}: there is no such bucket; create it, or correct TAGGING_ROOT")
+        return JobError(f"{where}: the bucket does not exist; create it, or correct TAGGING_ROOT")
     if error_code in _EXPIRED:
         return JobError(f"{where}: the credentials have expired; renew {_CREDENTIALS}")
     if error_code in _NOT_KNOWN:
@@ -114,7 +114,7 @@ def explain(error: BaseException, where: str) -> JobError | None:
     if s3_files.status(error) in (401, 403):
         return JobError(f"{where}: the server does not know these credentials ({error_code}); correct {_CREDENTIALS}")
     if isinstance(cause, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
-        return JobError(f"{where}: there are no credentials; set {_CREDENTIALS}")
+        return JobError(f"{where}: no credentials were found; set {_CREDENTIALS}")
     if isinstance(
         cause, exceptions.EndpointConnectionError | exceptions.ConnectTimeoutError | exceptions.ConnectionError
     ):

@@ -50,7 +50,7 @@ _CHECKSUM: Final = re.compile(rb'\A\{\n "checksum": "sha256:([0-9a-f]{64})",\n')
 
 
 class SwapLostError(JobError):
-    """A compare-and-swap found other content than expected: someone else swapped first."""
+    """A compare-and-swap found other content than expected: another process swapped first."""
 
 
 # --- paths
@@ -84,7 +84,7 @@ def spark_uri(path: AnyPath) -> str:
     return str(path) if on_disk(path) else f"s3a://{path.path}"
 
 
-def below(path: AnyPath, folder: AnyPath) -> bool:
+def is_below(path: AnyPath, folder: AnyPath) -> bool:
     """Return whether `path` is `folder` or below it."""
     return path == folder or str(path).startswith(f"{str(folder).rstrip('/')}/")
 
@@ -118,7 +118,7 @@ def local_copy(folder: AnyPath, copy: Path) -> Path:
         try:
             objects = list(s3_files.below(folder))
             if not objects:
-                raise FileNotFoundError(f"{folder}: there is no such folder")
+                raise FileNotFoundError(f"{folder}: the folder does not exist")
             for each in objects:
                 (fresh / relative(each.path, folder)).parent.mkdir(parents=True, exist_ok=True)
             with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -208,7 +208,7 @@ def make_folder(folder: Path) -> None:
         sync_folder(made.parent)
 
 
-def settle_folder(folder: AnyPath) -> None:
+def flush_folder(folder: AnyPath) -> None:
     """Flush the files in a folder, which other processes wrote, to the disk, so that they survive a loss of power.
 
     S3 needs no flush.
@@ -260,7 +260,7 @@ def to_bytes(document: BaseModel) -> bytes:
 
 
 def read_document(path: AnyPath, model: type[Document], remedy: str = RESTORE) -> Document | None:
-    """Return the JSON document at `path`, or None if there is none.
+    """Return the JSON document at `path`, or None if it does not exist.
 
     Args:
         path: the path of the document.
@@ -340,7 +340,7 @@ def difference(path: AnyPath, size_written: int, sha256_written: str = "") -> st
 
 
 def size(path: AnyPath) -> int | None:
-    """Return the size of the file at `path` in bytes, or None if there is none."""
+    """Return the size of the file at `path` in bytes, or None if it does not exist."""
     try:
         return int(path.stat().st_size)
     except FileNotFoundError:
@@ -367,7 +367,7 @@ def compare_and_swap(path: AnyPath, expected: bytes | None, new: bytes) -> None:
     if on_disk(path):
         with locked(path):
             if read_bytes(path) != expected:
-                raise SwapLostError(f"{path}: changed by someone else meanwhile")
+                raise SwapLostError(f"{path}: another process changed it meanwhile")
             write_bytes(path, new)
         return
     current = s3_files.read(path) if expected is not None else None
@@ -376,7 +376,7 @@ def compare_and_swap(path: AnyPath, expected: bytes | None, new: bytes) -> None:
             raise s3_files.ConditionFailedError
         s3_files.put(path, new, current)
     except s3_files.ConditionFailedError:
-        raise SwapLostError(f"{path}: changed by someone else meanwhile") from None
+        raise SwapLostError(f"{path}: another process changed it meanwhile") from None
 
 
 # --- listings
@@ -523,7 +523,7 @@ def locked(path: AnyPath, *, busy: str | None = None, shared: bool = False) -> I
     if not on_disk(path):
         lock = lock_file(path)
         assert not on_disk(lock)
-        with leases.shared(lock) if shared else leases.alone(lock, busy=busy):
+        with leases.shared(lock) if shared else leases.exclusive(lock, busy=busy):
             yield
         return
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX

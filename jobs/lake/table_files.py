@@ -22,10 +22,10 @@ from schemas.documents import PublishedFile
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
-_ROWS_A_FILE = 5_000_000  # approximate; 50 to 256 MB
+_ROWS_PER_FILE = 5_000_000  # approximate; 50 to 256 MB
 # Sampled rows per file, from which the ranges are computed. The size of a file is then within 2 % of the target if a
 # product has one row, and within 8 % if it has 12.
-_SAMPLED_A_FILE = 2_000
+_SAMPLED_PER_FILE = 2_000
 HASH_SLOTS: Final = 2**32  # number of values that a hash of a product is reduced to
 # The full keys of every table. Otherwise the order of rows within a product would differ from run to run.
 _ORDER: Final = ("product_id", "attribute", "value", "model_value")
@@ -60,13 +60,13 @@ def write(
     """
     from pyspark.sql import functions as F
 
-    bounds = _bounds(frame, name) if most > _ROWS_A_FILE else {}
+    bounds = _bounds(frame, name) if most > _ROWS_PER_FILE else {}
     owners = [(each, part) for each in names for part in range(1 + len(bounds.get(each, ())))]
     first = F.create_map(*[F.lit(x) for each in names for x in (each, owners.index((each, 0)))])
     part = F.lit(0)
     for each, cuts in bounds.items():
         part = F.when(name == F.lit(each), _range(cuts)).otherwise(part)
-    placed = frame.withColumn("target", (first[name] + part).cast("int"))
+    assigned = frame.withColumn("target", (first[name] + part).cast("int"))
     targets = [folder / each / f"part-{part:05d}.parquet" for each, part in owners]
     order = [column for column in _ORDER if column in schema.names]
 
@@ -77,7 +77,7 @@ def write(
             yield batch
 
     written = parquet.write_files(
-        placed, targets, schema, order=order, digest=True, row_group_bytes=parquet.LOOKED_UP,
+        assigned, targets, schema, order=order, digest=True, row_group_bytes=parquet.LOOKED_UP,
         transform=counting if count else None,
     )  # fmt: skip
     if counted is not None:
@@ -96,13 +96,13 @@ def write(
 
 
 def _bounds(frame: DataFrame, name: Column) -> dict[str, list[str]]:
-    """Return, by table name, the product ids that split each table in `frame` into files of about `_ROWS_A_FILE` rows.
+    """Return, by table name, the product ids that split each table in `frame` into files of about `_ROWS_PER_FILE` rows.
 
     Only the rows of sampled products are computed, and only their ids reach the driver.
     """
     from pyspark.sql import functions as F
 
-    share = min(1.0, _SAMPLED_A_FILE / _ROWS_A_FILE)
+    share = min(1.0, _SAMPLED_PER_FILE / _ROWS_PER_FILE)
     # A hash, because Spark's own samples depend on the order of the rows. It has its own seed, because shards are cut
     # by the hash without a seed.
     hash_position = F.pmod(F.xxhash64("product_id", F.lit("range")), F.lit(HASH_SLOTS))
@@ -111,7 +111,7 @@ def _bounds(frame: DataFrame, name: Column) -> dict[str, list[str]]:
     bounds = {}
     for each in sorted(sampled["name"].unique().to_pylist()):
         ids = sampled.filter(pc.field("name") == each)["product_id"].combine_chunks().sort()
-        files = math.ceil(len(ids) / share / _ROWS_A_FILE)
+        files = math.ceil(len(ids) / share / _ROWS_PER_FILE)
         bounds[each] = sorted({ids[len(ids) * i // files].as_py() for i in range(1, files)})
     return {each: cuts for each, cuts in bounds.items() if cuts}
 

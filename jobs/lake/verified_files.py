@@ -25,7 +25,7 @@ def describe(lake: Lake, folders: Iterable[AnyPath]) -> tuple[StoredFile, ...]:
     """Flush the Parquet files that Spark has written to `folders` to the disk, and return their descriptions."""
     files = [file for folder in folders for file in parquet_files(folder)]
     for folder in {file.parent for file in files}:
-        storage.settle_folder(folder)
+        storage.flush_folder(folder)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return tuple(pool.map(lambda file: _describe(lake, file), files))
 
@@ -42,10 +42,10 @@ def damage(lake: Lake, files: Sequence[StoredFile], *, digest: bool = True) -> s
     Args:
         lake: the lake of the files.
         files: the files as they were written.
-        digest: whether to compare the SHA-256 beside the size, which reads every byte.
+        digest: whether to compare the SHA-256 too, which reads every byte.
     """
 
-    def of(file: StoredFile) -> str | None:
+    def describe_damage(file: StoredFile) -> str | None:
         path = lake.root / file.path
         problem = storage.difference(path, file.bytes, file.sha256 if digest else "")
         return None if problem is None else f"{path} {problem}"
@@ -53,7 +53,7 @@ def damage(lake: Lake, files: Sequence[StoredFile], *, digest: bool = True) -> s
     if not files:
         return None
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return next((found for found in pool.map(of, files) if found is not None), None)
+        return next((problem for problem in pool.map(describe_damage, files) if problem is not None), None)
 
 
 def check(lake: Lake, files: Sequence[StoredFile], remedy: str, *, digest: bool = True) -> None:

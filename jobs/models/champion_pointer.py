@@ -68,7 +68,7 @@ def promote(settings: Settings, version: str, seen: Champions | None = None) -> 
         seen: the champions that the version was judged against; None: read them now.
 
     Raises:
-        JobError: there is no such version, or one of its files was changed.
+        JobError: the version does not exist, or one of its files was changed.
         SwapLostError: the champion has changed since the version was judged; nothing was written.
     """
     lake = Lake(settings.root)
@@ -81,12 +81,12 @@ def rollback(settings: Settings) -> str:
     """Make the previous champion the champion again, and return it.
 
     Raises:
-        JobError: there is no previous champion, it no longer exists, or one of its files was changed.
-        SwapLostError: someone else promoted a version at the same time.
+        JobError: no previous champion is known, it no longer exists, or one of its files was changed.
+        SwapLostError: another process promoted a version at the same time.
     """
     lake, before = Lake(settings.root), champions(settings)
     if len(before.versions) < 2:
-        raise JobError(f"{lake.champion}: there is no champion before {before.live or 'the first one'}")
+        raise JobError(f"{lake.champion}: no champion precedes {before.live or 'the first one'}")
     version = before.versions[1]
     check_files(lake, version)
     _swap(settings, version, before, before.versions[1:])
@@ -94,7 +94,7 @@ def rollback(settings: Settings) -> str:
 
 
 def check_files(lake: Lake, version: str) -> None:
-    """Raise JobError if there is no such model version, or one of its files was changed."""
+    """Raise JobError if the model version does not exist, or one of its files was changed."""
     check_version(lake, version)
     try:
         registry.check(lake.models / version)
@@ -103,7 +103,7 @@ def check_files(lake: Lake, version: str) -> None:
 
 
 def check_version(lake: Lake, version: str) -> None:
-    """Raise JobError if there is no such model version."""
+    """Raise JobError if the model version does not exist."""
     versions = registry.list_versions(lake.models)
     if version not in versions:
         raise JobError(f"{version!r} is no model version in {lake.models}; there are {versions or 'none'}")
@@ -121,8 +121,8 @@ def never_promoted(lake: Lake) -> str:
     if not versions:
         return ""
     return (
-        f". There are versions, but {lake.champion} is missing: `python -m jobs models promote {versions[-1]}` makes one the "
-        f"champion; if there was a champion before, {_REPAIR}"
+        f". Versions exist, but {lake.champion} is missing: `python -m jobs models promote {versions[-1]}` makes one the "
+        f"champion; if a champion existed before, {_REPAIR}"
     )
 
 
@@ -133,5 +133,5 @@ def _swap(settings: Settings, version: str, before: Champions, after: tuple[str,
     except storage.SwapLostError as error:
         raise storage.SwapLostError(
             f"{version} was to follow the champion {before.live or '(none)'}, but the champion is now "
-            f"{champion(settings) or '(none)'}: someone else changed it meanwhile; promote it again"
+            f"{champion(settings) or '(none)'}: another process changed it meanwhile; promote it again"
         ) from error

@@ -17,7 +17,7 @@ def show_model(settings: Settings, version: str) -> None:
     """Print a version's name and model card.
 
     Raises:
-        JobError: there is no such version, or its card cannot be read or was changed.
+        JobError: the version does not exist, or its card cannot be read or was changed.
     """
     lake = Lake(settings.root)
     check_version(lake, version)

@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 
 
 NOISE = 0.05  # chance to refuse a model that is no worse, over all comparisons together (Bonferroni)
-# Fewest test families with a label for an attribute to be compared. Fewer families cannot show a precision of 90 %, even if all
-# are right (cma_clip_core.evaluation.choose_thresholds.fewest_right), so that recall at this precision is luck. With 29
-# families a loss of 17 points is distinguishable from noise, with 10 families one of 40.
+# An attribute is compared only if at least this many test families have a label for it. Fewer cannot show a precision of 90 %,
+# even if all are right (cma_clip_core.evaluation.choose_thresholds.fewest_right), so their recall at this precision is luck. With
+# 29 families a loss of 17 points is distinguishable from noise, with 10 families only one of 40.
 LEAST_FAMILIES: Final = 29
 
 
 def judge(settings: Settings, version: str) -> Verdict | None:
-    """Judge a model version against the champion and store the verdict; return None if there is no other champion.
+    """Judge a model version against the champion and store the verdict; return None if no other champion exists.
 
     Raises:
-        JobError: there is no such version, it is broken, or the two cannot be compared; gives the reason.
+        JobError: the version does not exist or is broken, or the two cannot be compared; the message gives the reason.
     """
     lake, champion = Lake(settings.root), champion_pointer.champion(settings)
     champion_pointer.check_files(lake, version)
@@ -58,7 +58,7 @@ def _judge(settings: Settings, lake: Lake, version: str, champion: str) -> Verdi
 
 
 def promote(settings: Settings, version: str, *, force: bool = False) -> Verdict | None:
-    """Make a model version the champion if it is no worse than the current one; return the verdict, if there is one.
+    """Make a model version the champion if it is no worse than the current one; return the verdict, or None.
 
     Args:
         settings: names the lake and the device.
@@ -66,8 +66,8 @@ def promote(settings: Settings, version: str, *, force: bool = False) -> Verdict
         force: promote it without a comparison.
 
     Raises:
-        JobError: there is no such version, it is broken or worse, or the two cannot be compared; gives the reason.
-        SwapLostError: someone else changed the champion during the comparison.
+        JobError: the version does not exist, is broken or is worse, or the two cannot be compared; the message gives the reason.
+        SwapLostError: another process changed the champion during the comparison.
     """
     lake, seen = Lake(settings.root), champion_pointer.champions(settings)
     champion = seen.live
@@ -189,7 +189,7 @@ def _not_learnt(
     Args:
         challenger: the metrics of the challenger.
         champion: the metrics of the champion.
-        thresholds: the champion's thresholds by attribute. An attribute of which it accepts nothing has no tags to lose.
+        thresholds: the champion's thresholds by attribute. An attribute for which it accepts no value has no tags to lose.
     """
     reasons, lost = {}, []
     for name in champion.not_learnt | challenger.not_learnt:
@@ -199,7 +199,7 @@ def _not_learnt(
         elif name in champion.not_learnt:
             reasons[name] = "neither has learnt it"
         elif thresholds[name].lowest() is None:
-            reasons[name] = f"the challenger has not learnt it, as {why}; the champion has, but accepts nothing of it"
+            reasons[name] = f"the challenger has not learnt it, as {why}; the champion has, but accepts no value of it"
         else:
             reasons[name] = f"the challenger has not learnt it, as {why}; the champion has, and tags it"
             lost.append(name)

@@ -34,7 +34,7 @@ class Verdict(Strict):
 
     @property
     def judged(self) -> bool:
-        """True if there is enough evidence to judge by; without it, a challenger is not promoted."""
+        """True if the evidence is sufficient; otherwise a challenger is not promoted."""
         return bool(self.worse or self.silenced) or any(d is not None for d in self.differences.values())
 
     @property
@@ -73,7 +73,7 @@ class Verdict(Strict):
             "no attribute has enough test products that the champion has not learnt from: train on more products, or with a "
             "larger `selection.test_share`; or"
             if self.too_few
-            else "there is no attribute that both have learnt:"
+            else "no attribute has been learnt by both:"
         )
         return [f"{why} compare the two cards (`models show`) and decide: `models promote {self.challenger} --force`"]
 
@@ -89,7 +89,7 @@ class Verdict(Strict):
             elif name in self.worse:
                 remarks.append("worse, beyond noise")
             if name in self.silenced:
-                remarks.append("worse: it accepts nothing of it any more")
+                remarks.append("worse: it accepts no value of it any more")
             rows.append((name, "" if d is None else _points(d), self._tags(name), "; ".join(remarks)))
         return rows
 

@@ -49,7 +49,6 @@ _REUSABLE: Final[tuple[ImageStatus, ...]] = ("ok", "absent")
 _EXAMPLE_COLUMNS = ("product_id", "source_hash", "image_status")
 _REFUSED = "refused"  # stands for a picture URI that `validate` refused
 _TO_TAG: Final[tuple[PlanReason, ...]] = ("new", "changed", "model_changed")
-_FEW_REMOVED = 10  # so few products may always be removed, whatever their share
 _SHOWN = 10  # products that an error names
 
 
@@ -71,7 +70,7 @@ class _Inputs:
     model_given: bool
     replaces: str | None
     allow_removals: bool = False  # not part of the run id: it only decides whether the plan is refused
-    again: int = 0  # the number of expired runs with these inputs, whose ids are never used again
+    expired_runs: int = 0  # the number of expired runs with these inputs, whose ids are never used again
 
     @property
     def spec(self) -> str:
@@ -86,8 +85,8 @@ class _Inputs:
             inputs += (("attributes", self.attributes),)
         if self.share != 1:
             inputs += (("share", self.share),)
-        if self.again:
-            inputs += (self.again,)
+        if self.expired_runs:
+            inputs += (self.expired_runs,)
         key = hashlib.sha256(repr(inputs).encode()).hexdigest()[:8]
         return f"{self.ds}-{'prepare-' if self.prepare else ''}{key}"
 
@@ -120,7 +119,7 @@ def plan(
         JobError: one of these is wrong:
 
             * The day is not validated.
-            * There is no champion, no such model, or no such attribute.
+            * No champion exists, or the model or an attribute does not exist.
             * The taxonomy named by the user is not the model's.
         CriticalDataError: the batch of the day broke a critical rule.
         RemovalsError: the night would remove too many products.
@@ -139,7 +138,7 @@ def plan(
         replaces=replaces, allow_removals=allow_removals,
     )  # fmt: skip
     while (result := _find_or_make(settings, lake, inputs)) is None:
-        inputs = replace(inputs, again=inputs.again + 1)
+        inputs = replace(inputs, expired_runs=inputs.expired_runs + 1)
     return result
 
 
@@ -223,10 +222,10 @@ def _inputs(
             taxonomy = registry.read_taxonomy(lake.models / version)
             picture = registry.read_config(lake.models / version).picture
         except CoreError as error:
-            instead = "; `python -m jobs models rollback`" if model is None else ""
-            raise JobError(f"{name} is broken: {error}{instead}") from error
+            remedy = "; `python -m jobs models rollback`" if model is None else ""
+            raise JobError(f"{name} is broken: {error}{remedy}") from error
         _check_taxonomy(settings, ds, name, taxonomy)
-        chosen = _chosen(taxonomy, attributes, name)
+        chosen = _choose_attributes(taxonomy, attributes, name)
     # The share limits ordinary nights only; work that a person asks for is done completely.
     ordinary = not (prepare or retag or model is not None or chosen)
     return _Inputs(
@@ -248,14 +247,14 @@ def _inputs(
 
 
 def _version(settings: Settings, lake: Lake, ds: str, model: str | None) -> str:
-    """Return `model`, or the champion if it is None. Raises JobError if there is no such version."""
+    """Return `model`, or the champion if it is None. Raises JobError if the version does not exist."""
     if model is not None:
         champion_pointer.check_version(lake, model)
         return model
     version = champion_pointer.champion(settings)
     if version is None:
         raise JobError(
-            f"{lake.models}: there is no model yet. Make examples, `python -m jobs prepare --ds {ds}`, and "
+            f"{lake.models}: no model exists yet. Make examples, `python -m jobs prepare --ds {ds}`, and "
             f"train one: `python -m jobs train --ds {ds}`"
             f"{champion_pointer.never_promoted(lake)}"
         )
@@ -263,7 +262,7 @@ def _version(settings: Settings, lake: Lake, ds: str, model: str | None) -> str:
     return version
 
 
-def _chosen(taxonomy: Taxonomy, attributes: Sequence[str], model: str) -> tuple[str, ...]:
+def _choose_attributes(taxonomy: Taxonomy, attributes: Sequence[str], model: str) -> tuple[str, ...]:
     """Return `attributes` in the taxonomy's order, or none if all are named: all rows are then replaced.
 
     Raises:
@@ -318,8 +317,8 @@ def _plan(session: SparkSession, settings: Settings, lake: Lake, inputs: _Inputs
             to_tag = to_tag.where("example_path is null")
         reused = {} if inputs.prepare else {path: n for path, n in examples.items() if path is not None}
         own = lake.relative(lake.examples(inputs.run_id))
-        folders, shard_of_folder = _cut(own, fresh, reused, settings.shard_rows)
-        sharded = to_tag.withColumn("shard", _shard(shard_of_folder, fresh, settings.shard_rows))
+        folders, shard_of_folder = _assign_shards(own, fresh, reused, settings.shard_rows)
+        sharded = to_tag.withColumn("shard", _shard_column(shard_of_folder, fresh, settings.shard_rows))
         targets = [lake.plan_file(inputs.run_id, s) for s in range(len(folders))]
         written = (
             parquet.write_files(sharded.withColumn("target", F.col("shard")), targets, tables.PLAN) if targets else []
@@ -382,7 +381,7 @@ def _classify(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
     # A product whose record of today is, or may be, in quarantine stays as it is; it does not count as removed.
     rejected = parquet.read(session, [lake.root / inputs.validation.quarantine_path], tables.QUARANTINE)
     bad = parse_records.rejected_ids(rejected).withColumn("bad", F.lit(True))
-    made_today = _examples_of(session, lake, inputs)
+    made_today = _find_existing_examples(session, lake, inputs)
     joined = (
         today.join(base, "product_id", "full_outer")
         .join(bad, "product_id", "left")
@@ -415,7 +414,7 @@ class _Counts:
     """Counts of the products of a day."""
 
     reasons: Counter[str]
-    examples: Counter[str | None]  # products to tag by the folder of their existing example; None if there is none
+    examples: Counter[str | None]  # products to tag by the folder of their existing example; None if none exists
     need_picture: int  # products that need a new example, and whose last one had a picture, which must exist again
 
 
@@ -482,8 +481,7 @@ def _check_removals(settings: Settings, lake: Lake, inputs: _Inputs, reasons: Co
     """Raise RemovalsError if the night would remove more of the published products than it may by itself."""
     removed = reasons["removed"]
     published = sum(reasons.values()) - reasons["new"]
-    most = max(_FEW_REMOVED, math.floor(settings.max_removed_share * published))
-    if removed <= most or inputs.allow_removals:
+    if inputs.allow_removals or removed == 0 or removed / published <= settings.max_removed_share:
         return
     validation, ds = inputs.validation, inputs.ds
     rejected = validation.unparsable + validation.quarantined
@@ -515,7 +513,7 @@ def _published(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
     return parquet.read(session, files, tables.PRODUCTS)
 
 
-def _examples_of(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
+def _find_existing_examples(session: SparkSession, lake: Lake, inputs: _Inputs) -> DataFrame:
     """Return product_id, source_hash and made_example of the examples that other runs of this day have made already."""
     from pyspark.sql import functions as F
 
@@ -553,7 +551,7 @@ def _is_readable(folder: AnyPath) -> bool:
     return True
 
 
-def _cut(
+def _assign_shards(
     examples: str, fresh: int, reused: Mapping[str, int], shard_rows: int
 ) -> tuple[list[list[str]], dict[str, int]]:
     """Divide the work into shards.
@@ -577,7 +575,7 @@ def _cut(
     return shards, shard_of_folder
 
 
-def _shard(shard_of_folder: Mapping[str, int], fresh: int, shard_rows: int) -> Column:
+def _shard_column(shard_of_folder: Mapping[str, int], fresh: int, shard_rows: int) -> Column:
     """Return the shard of a product: by the folder of its existing example, or by a hash if it needs a fresh one."""
     from pyspark.sql import functions as F
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ROWS_A_FILE = 2_500  # the maximum
+_ROWS_PER_FILE = 2_500  # the maximum
 _FILES = (
     16  # the minimum, given enough rows: small files shorten the wait for a core that gets one more than the others
 )
@@ -53,7 +53,7 @@ def preprocess(settings: Settings, run_id: str) -> int:
     """Make the missing examples of a run, and return their number. Finished examples are not made again.
 
     Raises:
-        JobError: there is no such plan, a picture root is empty, or a picture of the lake is damaged.
+        JobError: the plan does not exist, a picture root is empty, or a picture of the lake is damaged.
         CriticalDataError: so many pictures are missing that their location must be at fault. Nothing is tagged.
         PythonException: a disk or mount failed while a picture was read; the message names the picture. Try again.
     """
@@ -128,7 +128,7 @@ def _check_missing(settings: Settings, run_id: str, statuses: Mapping[str, int],
         roots = ", ".join(str(root) for root in settings.all_picture_roots)
         raise CriticalDataError(
             f"run {run_id}: {missing:,} of {named:,} pictures are missing ({missing / named:.0%}; {most:.0%} is allowed). "
-            f"They were looked for in {roots}. Nothing is tagged: make sure that the pictures are there, and run the step again. "
+            f"They were looked for in {roots}. Nothing is tagged: make sure that the pictures exist, and run the step again. "
             f"If they do not exist, raise `maximum_missing` of the rule on pictures ({settings.rules})"
         )
 
@@ -165,7 +165,7 @@ def _assign_files(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFr
     """Return the records to preprocess, each with the index of its target file, and the target files."""
     from pyspark.sql import functions as F
 
-    # A shard's examples are either all made here, or all exist already (`plan._cut`).
+    # A shard's examples are either all made here, or all exist already (`plan._assign_shards`).
     folders = {shard.id: lake.examples(plan.run_id) / f"shard={shard.id}" for shard in plan.shards}
     sizes = {shard.id: shard.rows for shard in plan.shards if lake.relative(folders[shard.id]) in shard.example_paths}
     verified_files.check_records(lake, plan.validation)
@@ -174,11 +174,11 @@ def _assign_files(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFr
     valid = parquet.read(session, [lake.root / plan.validation.valid_path], tables.VALID)
     # The files and the order of their rows depend on the plan only. The same run therefore makes the same files on
     # every machine and after every restart, and from equal batches the model makes bit-identical confidences.
-    rows_a_file = min(_ROWS_A_FILE, max(64, math.ceil(sum(sizes.values()) / _FILES)))
+    rows_per_file = min(_ROWS_PER_FILE, max(64, math.ceil(sum(sizes.values()) / _FILES)))
     targets: list[AnyPath] = []
     first, parts = {}, {}
     for shard, size in sorted(sizes.items()):
-        first[shard], parts[shard] = len(targets), math.ceil(size / rows_a_file)
+        first[shard], parts[shard] = len(targets), math.ceil(size / rows_per_file)
         targets += [folders[shard] / f"part-{part:05d}.parquet" for part in range(parts[shard])]
     lookup = {
         name: F.create_map(*[F.lit(x) for pair in d.items() for x in pair])
@@ -186,9 +186,9 @@ def _assign_files(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFr
     }
     # The hash has its own seed, because the shard comes from a hash of the id too, and the two must be independent.
     part = F.pmod(F.xxhash64("product_id", F.lit("part")), lookup["parts"][F.col("shard")])
-    placed = todo.withColumn("target", (lookup["first"][F.col("shard")] + part).cast("int"))
+    assigned = todo.withColumn("target", (lookup["first"][F.col("shard")] + part).cast("int"))
     columns = ["product_id", "source_hash", "title", "brand", "description", "image_uri", "image_version", "labels"]
-    return valid.select(*columns).join(placed.select("product_id", "target"), "product_id"), targets
+    return valid.select(*columns).join(assigned.select("product_id", "target"), "product_id"), targets
 
 
 class ExampleMaker:

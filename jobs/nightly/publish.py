@@ -24,7 +24,7 @@ from jobs.errors import JobError, LedgerError
 from jobs.lake import history, parquet, publication, storage, table_files, verified_files
 from jobs.lake.layout import PRODUCTS, Lake, check_run
 from jobs.nightly import attribute_rows
-from jobs.nightly.replaced_rows import Touched, count_replaced
+from jobs.nightly.replaced_rows import ReplacedProducts, count_replaced
 from jobs.nightly.shards import read_modalities
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ROWS_A_BATCH = 2**17  # read at a time by the audit
+_ROWS_PER_BATCH = 2**17  # read at a time by the audit
 
 
 def publish(settings: Settings, run_id: str) -> Ledger:
@@ -146,7 +146,9 @@ def _is_entered(lake: Lake, index: HistoryIndex, plan: Plan) -> bool:
 
 def _is_due(lake: Lake, index: HistoryIndex, plan: Plan) -> bool:
     """Return whether a finished run must be published again: a rollback removed it, and its base is still current."""
-    return not _is_entered(lake, index, plan) and publication.base(lake, index, plan.ds) == publication.Base.of(plan)
+    return not _is_entered(lake, index, plan) and publication.base(lake, index, plan.ds) == publication.Base.from_plan(
+        plan
+    )
 
 
 def _enter(lake: Lake, index: HistoryIndex, plan: Plan, manifest: RunManifest | None) -> HistoryIndex:
@@ -194,13 +196,13 @@ class _Frames:
     kind: str  # "attributes" or "products"
     before: DataFrame  # the whole table that this run is based on
     fresh: DataFrame  # the rows that this run makes
-    touched: Touched  # the products whose rows they replace
+    replaced: ReplacedProducts  # the products whose rows `fresh` replaces
     width: int  # the maximum number of rows per product
 
     @property
     def after(self) -> DataFrame:
         """The whole table after this run."""
-        return self.touched.kept(self.before).unionByName(self.fresh)
+        return self.replaced.select_kept(self.before).unionByName(self.fresh)
 
 
 def _write(settings: Settings, lake: Lake, plan: Plan, index: HistoryIndex) -> RunManifest:
@@ -246,25 +248,27 @@ def _frames(
     paths = [lake.prediction_file(plan.run_id, shard.id) for shard in plan.shards]
     predictions = parquet.read(session, paths, tables.PREDICTIONS)
     planned = attribute_rows.read_plan(session, lake, plan)
-    touched = Touched.by(plan, planned, parquet.read(session, [lake.removed(plan.run_id)], tables.REMOVED))
+    replaced = ReplacedProducts.from_plan(
+        plan, planned, parquet.read(session, [lake.removed(plan.run_id)], tables.REMOVED)
+    )
     attributes = attribute_rows.attributes(predictions, plan, taxonomy)
     products = attribute_rows.products(predictions, planned, plan)
     if plan.attributes:  # some products keep the rows of the other attributes, and therefore their state
-        attributes, products = touched.replaced(attributes), touched.whole().replaced(products)
+        attributes, products = replaced.select_replaced(attributes), replaced.fully_replaced().select_replaced(products)
     if plan.backfill:
         before_attributes = history.as_of(session, lake, index, "attributes", plan.ds)
         before_products = history.as_of(session, lake, index, "products", plan.ds)
     else:
-        found = _base_files(lake, plan)
+        base_files = _base_files(lake, plan)
         before_attributes = parquet.read(
-            session, [lake.root / f.path for f in found if f.table != PRODUCTS], tables.ATTRIBUTES
+            session, [lake.root / f.path for f in base_files if f.table != PRODUCTS], tables.ATTRIBUTES
         )
         before_products = parquet.read(
-            session, [lake.root / f.path for f in found if f.table == PRODUCTS], tables.PRODUCTS
+            session, [lake.root / f.path for f in base_files if f.table == PRODUCTS], tables.PRODUCTS
         )
     return (
-        _Frames("attributes", before_attributes, attributes, touched, attribute_rows.most(taxonomy)),
-        _Frames("products", before_products, products, touched.whole(), 1),
+        _Frames("attributes", before_attributes, attributes, replaced, attribute_rows.most(taxonomy)),
+        _Frames("products", before_products, products, replaced.fully_replaced(), 1),
     )
 
 
@@ -277,10 +281,10 @@ def _attribute_rows(
 ) -> dict[str, RowCounts]:
     """Return the row counts of each attribute before and after. They come from independent sources and must add up."""
     before, after = Counter[str](), Counter[str]()
-    for counts, of in ((before, _base_files(lake, plan)), (after, files)):
-        for file in of:
+    for row_counts, published in ((before, _base_files(lake, plan)), (after, files)):
+        for file in published:
             if file.table != PRODUCTS:
-                counts[file.table] += file.rows
+                row_counts[file.table] += file.rows
     return {
         name: RowCounts(
             before=before[name],
@@ -326,11 +330,11 @@ def _write_tables(
             table.after,
             lake.run(plan.run_id),
             schema,
-            of,
-            name,
+            table_names,
+            column,
             rows + plan.to_tag * table.width,
         )
-        for table, schema, of, name, rows in writes
+        for table, schema, table_names, column, rows in writes
     ]
 
 
@@ -352,19 +356,19 @@ def _write_history(
     changes: dict[str, list[tuple[_Frames, DataFrame]]] = {day: [] for day in plan.history_base}
     following = next((day for day in plan.history_base if day != plan.ds), None)
     for table in frames:
-        own = history.changes(table.kind, table.touched.replaced(table.before), table.fresh, plan.ds)
+        own = history.changes(table.kind, table.replaced.select_replaced(table.before), table.fresh, plan.ds)
         changes[plan.ds].append((table, _merged(session, lake, index, table.kind, own, plan.ds)))
         if following is not None:
             later = history.as_of(session, lake, index, table.kind, following)
-            stay = table.touched.replaced(later)
+            stay = table.replaced.select_replaced(later)
             repair = history.changes(table.kind, table.fresh, stay, following)
             changes[following].append((table, _merged(session, lake, index, table.kind, repair, following)))
-    touched, fresh, run_id = plan.to_tag + plan.removed, Counter[str](), plan.run_id
+    replaced_products, fresh, run_id = plan.to_tag + plan.removed, Counter[str](), plan.run_id
 
     def count(batch: pa.RecordBatch) -> dict[str, int]:
         made = pc.and_kleene(pc.equal(batch["change"], "upsert"), pc.equal(batch["run_id"], run_id))
         return {
-            found["values"]: found["counts"] for found in pc.value_counts(batch["attribute"].filter(made)).to_pylist()
+            entry["values"]: entry["counts"] for entry in pc.value_counts(batch["attribute"].filter(made)).to_pylist()
         }
 
     writes: dict[str, list[Future[list[PublishedFile]]]] = {}
@@ -375,7 +379,7 @@ def _write_history(
         writes[ds] = [
             pool.submit(
                 table_files.write, lake, frame, folder, history.SCHEMAS[table.kind], [table.kind], F.lit(table.kind),
-                older + 2 * touched * table.width,  # removed rows and new rows
+                older + 2 * replaced_products * table.width,  # removed rows and new rows
                 count=count if table.kind == "attributes" and ds == plan.ds else None,
                 counted=fresh if table.kind == "attributes" and ds == plan.ds else None,
             )
@@ -443,14 +447,16 @@ def _check_keys(paths: Sequence[AnyPath]) -> None:
         with open_parquet(path) as file:
             keys = ["product_id", *(n for n in ("catalog_value", "model_value") if n in file.schema_arrow.names)]
             held = file.schema_arrow.empty_table().select(keys) if held is None else held
-            for batch in file.iter_batches(_ROWS_A_BATCH, columns=keys):
+            for batch in file.iter_batches(_ROWS_PER_BATCH, columns=keys):
                 rows = pa.concat_tables([held, pa.Table.from_batches([batch]).select(keys).cast(held.schema)])
                 ids = rows["product_id"].combine_chunks()
-                for at in pc.indices_nonzero(pc.greater(ids[:-1], ids[1:]))[:1].to_pylist():
-                    raise JobError(f"{path}: not sorted: {ids[at + 1].as_py()!r} comes after {ids[at].as_py()!r}")
+                for row in pc.indices_nonzero(pc.greater(ids[:-1], ids[1:]))[:1].to_pylist():
+                    raise JobError(f"{path}: not sorted: {ids[row + 1].as_py()!r} comes after {ids[row].as_py()!r}")
                 counts = rows.group_by(keys, use_threads=False).aggregate([([], "count_all")])
-                for row in counts.filter(pc.field("count_all") > 1).slice(0, 1).to_pylist():
-                    raise JobError(f"{path}: product {row['product_id']!r} occurs {row['count_all']} times with {row}")
+                for duplicate in counts.filter(pc.field("count_all") > 1).slice(0, 1).to_pylist():
+                    raise JobError(
+                        f"{path}: product {duplicate['product_id']!r} occurs {duplicate['count_all']} times with {duplicate}"
+                    )
                 held = rows.filter(pc.equal(ids, ids[-1]))
 
 

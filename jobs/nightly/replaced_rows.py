@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Touched:
-    """The products that a run tags or removes."""
+class ReplacedProducts:
+    """The products that a run tags or removes, whose rows in the tables it therefore replaces."""
 
     products: DataFrame  # product_id, and partly: True if only the rows of `attributes` are replaced
     attributes: tuple[str, ...]  # empty if all rows of every product are replaced
 
     @classmethod
-    def by(cls, plan: Plan, planned: DataFrame, removed: DataFrame) -> Touched:
+    def from_plan(cls, plan: Plan, planned: DataFrame, removed: DataFrame) -> ReplacedProducts:
         """Return the products that a run tags or removes.
 
         Args:
@@ -38,29 +38,29 @@ class Touched:
 
         partly = F.col("reason") == "model_changed" if plan.attributes else F.lit(False)
         tagged = planned.select("product_id", partly.alias("partly"))
-        both = tagged.unionByName(removed.select("product_id", F.lit(False).alias("partly")))
-        return cls(both, plan.attributes)
+        products = tagged.unionByName(removed.select("product_id", F.lit(False).alias("partly")))
+        return cls(products, plan.attributes)
 
-    def whole(self) -> Touched:
+    def fully_replaced(self) -> ReplacedProducts:
         """Return only the products whose rows are all replaced."""
         return replace(self, products=self.products.where("not partly"), attributes=()) if self.attributes else self
 
-    def replaced(self, rows: DataFrame) -> DataFrame:
-        """Return the table `rows` that the run replaces."""
-        return self._joined(rows, "left_semi")
+    def select_replaced(self, rows: DataFrame) -> DataFrame:
+        """Return those of the table's `rows` that the run replaces."""
+        return self._join(rows, "left_semi")
 
-    def kept(self, rows: DataFrame) -> DataFrame:
-        """Return the table `rows` that the run keeps."""
-        return self._joined(rows, "left_anti")
+    def select_kept(self, rows: DataFrame) -> DataFrame:
+        """Return those of the table's `rows` that the run keeps."""
+        return self._join(rows, "left_anti")
 
-    def _joined(self, rows: DataFrame, how: str) -> DataFrame:
+    def _join(self, rows: DataFrame, join_type: str) -> DataFrame:
         from pyspark.sql import functions as F
 
         if not self.attributes:
-            return rows.join(self.products, "product_id", how)
-        same = F.col("rows.product_id") == F.col("touched.product_id")
-        is_replaced = ~F.col("touched.partly") | F.col("rows.attribute").isin(*self.attributes)
-        return rows.alias("rows").join(self.products.alias("touched"), same & is_replaced, how)
+            return rows.join(self.products, "product_id", join_type)
+        same = F.col("rows.product_id") == F.col("replaced.product_id")
+        is_replaced = ~F.col("replaced.partly") | F.col("rows.attribute").isin(*self.attributes)
+        return rows.alias("rows").join(self.products.alias("replaced"), same & is_replaced, join_type)
 
 
 def count_replaced(lake: Lake, plan: Plan, base: Sequence[PublishedFile]) -> dict[tuple[str, bool], int]:
@@ -85,11 +85,11 @@ def count_replaced(lake: Lake, plan: Plan, base: Sequence[PublishedFile]) -> dic
         removed = duckdb_sql.scan(db, parquet_files(lake.removed(plan.run_id)), tables.REMOVED)
         files = [lake.root / file.path for file in base if file.table != PRODUCTS]
         rows = db.execute(
-            f"""with touched as (
+            f"""with replaced as (
                     select product_id, {partly} as partly, false as removed from {planned}
                     union all select product_id, false, true from {removed})
                 select attribute, removed, count(*)
-                from {duckdb_sql.scan(db, files, tables.ATTRIBUTES)} join touched using (product_id)
+                from {duckdb_sql.scan(db, files, tables.ATTRIBUTES)} join replaced using (product_id)
                 where not partly or list_contains($1, attribute)
                 group by all""",
             [list(plan.attributes)],

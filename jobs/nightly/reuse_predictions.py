@@ -55,7 +55,7 @@ def _take(path: AnyPath, wanted: Wanted, tagged: Wanted) -> Iterator[pa.RecordBa
         return (
             folder is not None
             and hash_ == source_hash
-            and (storage.below(source, folder) or storage.below(folder, source))
+            and (storage.is_below(source, folder) or storage.is_below(folder, source))
         )
 
     reusable = {

@@ -42,7 +42,7 @@ def tag(settings: Settings, run_id: str, selection: str | None = None) -> int:
 
     Raises:
         JobError: no such plan or shard exists, the plan is not for tagging, its model or an example is missing, or
-            there is no such device.
+            the device does not exist.
     """
     lake = Lake(settings.root)
     plan = lake.read_plan(run_id)
@@ -134,12 +134,12 @@ def _examples(lake: Lake, shard: Shard, wanted: Wanted) -> Iterator[pa.RecordBat
         for source, products in wanted.items():
             # A folder may hold more products than the shard wants, and another folder may hold an older state of a
             # product.
-            if storage.below(path, source):
+            if storage.is_below(path, source):
                 for batch in read_examples([path], products):
                     ids = batch.column("product_id").to_pylist()
                     if len(set(ids)) < len(ids) or not seen[source].isdisjoint(ids):
-                        twice = next(p for p, n in Counter([*ids, *(seen[source] & set(ids))]).items() if n > 1)
-                        raise JobError(f"{path}: there are two examples of product {twice!r}")
+                        duplicate = next(p for p, n in Counter([*ids, *(seen[source] & set(ids))]).items() if n > 1)
+                        raise JobError(f"{path}: product {duplicate!r} has two examples")
                     seen[source].update(ids)
                     yield batch
     missing = [product for source, products in wanted.items() for product in products.keys() - seen[source]]

@@ -12,7 +12,7 @@ from schemas.taxonomy import load_taxonomy
 
 
 def attributes(settings: Settings) -> list[str]:
-    """Return the names of the champion's attributes, or of the configured taxonomy if there is no champion yet.
+    """Return the names of the champion's attributes, or of the configured taxonomy if no champion exists yet.
 
     Return no names if the champion or its taxonomy cannot be read: the form must open even then.
     """

@@ -30,8 +30,8 @@ def visible(text: str | bytes | None, limit: int = 140, size: int | None = None)
         for character, sign in _with_signs(whole[:limit])
     ]
     if len(whole) > limit or (size is not None and size > len(text)):
-        of = f" of {human_bytes(size)}" if size is not None and size > len(text) else ""
-        parts.append(f'<span class="cut">…{of}</span>')
+        total = f" of {human_bytes(size)}" if size is not None and size > len(text) else ""
+        parts.append(f'<span class="cut">…{total}</span>')
     return Markup("<bdi>{}</bdi>").format(Markup("".join(parts)))
 
 
@@ -85,7 +85,7 @@ def seconds(value: float) -> str:
 
 
 def rate(rows: int, duration: float) -> str:
-    """Return rows per second, or a dash if there is no rate."""
+    """Return rows per second, or a dash if either is zero."""
     if not rows or not duration:
         return "–"
     value = rows / duration

@@ -17,6 +17,6 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) != len(pairs):
         names = Counter(name for name, _ in pairs)
-        twice = next(name for name, n in names.items() if n > 1)
-        raise NameTwiceError(f"the name {described(twice)} occurs twice, so it is unknown which value is meant")
+        duplicate = next(name for name, n in names.items() if n > 1)
+        raise NameTwiceError(f"the name {described(duplicate)} occurs twice, so it is unknown which value is meant")
     return record

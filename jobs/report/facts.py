@@ -75,7 +75,7 @@ class Share:
 
     @property
     def shift(self) -> float:
-        """Change of the share; 0 if there is nothing to compare with."""
+        """Change of the share; 0 without an earlier share."""
         return self.now - self.before if self.before is not None else 0.0
 
 

@@ -67,7 +67,7 @@ def _ledger(night: Night) -> list[Finding]:
             Finding(
                 "look",
                 f"{count(ledger.held_pictures, 'product keeps its', 'products keep their')} published values: the picture "
-                "that was tagged is missing today.",
+                "of the last tagging is missing today.",
                 "pictures",
             )
         )

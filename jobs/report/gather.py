@@ -49,7 +49,7 @@ _RAW_BYTES = 600  # read of a quarantined line; the page shows fewer characters
 _TEXT = 300  # characters read of any other text
 _EXAMPLES = 3  # per reason, status or label
 _UNKNOWN = 12  # unlisted labels per attribute
-_CONFLICTS, _CONFLICTS_AN_ATTRIBUTE = 20, 4
+_CONFLICTS, _CONFLICTS_PER_ATTRIBUTE = 20, 4
 _TAGGED = {"both": 15, "text": 3, "image": 2}  # products shown, by modality
 _MEMORY = "1GB"  # for DuckDB, which spills to disk beyond it
 
@@ -172,7 +172,7 @@ class Query:
         they were on its day.
 
         Returns:
-            the run or day of the tables before, or None if there are none.
+            the run or day of the tables before, or None if none exist.
 
         Raises:
             JobError: the night changed nothing, and the tables it was planned on have expired.
@@ -426,12 +426,12 @@ class Query:
                     row_number() over (partition by attribute order by confidence desc, product_id) as row_rank
                 from attributes where conflict and product_id not in (select product_id from training)
                 qualify row_rank <= {2 * _CONFLICTS}
-                order by row_rank > {_CONFLICTS_AN_ATTRIBUTE}, confidence desc, product_id""",
+                order by row_rank > {_CONFLICTS_PER_ATTRIBUTE}, confidence desc, product_id""",
             self._plan.run_id,
         )
         # One card per product. An attribute gets more than its share of cards only if other attributes leave room.
         one_each = {row[0]: row for row in reversed(rows)}
-        first = sorted(one_each.values(), key=lambda r: (r[5] > _CONFLICTS_AN_ATTRIBUTE, -r[3], r[0]))[:_CONFLICTS]
+        first = sorted(one_each.values(), key=lambda r: (r[5] > _CONFLICTS_PER_ATTRIBUTE, -r[3], r[0]))[:_CONFLICTS]
         chosen = {row[0]: row for row in sorted(first, key=lambda r: (-r[3], r[0]))}
         tagged = self._choose_tagged()
         products = self._products([*chosen, *tagged])

@@ -52,7 +52,7 @@ class Day:
     ds: str
     plan: Plan | None = None
     seconds: float | None = None  # None if one of its steps was never measured
-    why_not: str = ""  # the reason if there is no plan
+    why_not: str = ""  # the reason if the day has no plan
 
     def as_dict(self) -> dict[str, Any]:
         """Return the day for JSON: counts and seconds if it is planned, the reason if it is not."""
@@ -145,7 +145,7 @@ def estimate(
     with sessions.session(settings, largest):  # one JVM for all days
         for ds, n in rows.items():
             if n is None:
-                outcomes[ds] = "missing: there is no export"
+                outcomes[ds] = "missing: the day has no export"
                 continue
             try:
                 validate.validate(settings, ds)

@@ -47,7 +47,7 @@ def run_together(processes: int | None, device: str, run: Callable[..., T], *arg
         arguments: the arguments of `run`. They and its result are pickled.
 
     Raises:
-        JobError: as `run` raises it in any process; or there are fewer GPUs than processes.
+        JobError: as `run` raises it in any process; or the machine has fewer GPUs than processes.
         CoreError: as `run` raises it.
         ContractError: as `run` raises it.
         TransientError: a process was killed.
@@ -58,7 +58,7 @@ def run_together(processes: int | None, device: str, run: Callable[..., T], *arg
         return run(*arguments)
     gpus = _gpus(device)
     if gpus and processes is not None and processes > gpus:
-        raise JobError(f"--processes {processes}: there are {gpus} GPUs, and each process takes one")
+        raise JobError(f"--processes {processes}: this machine has {gpus} GPUs, and each process takes one")
     if processes is None:
         processes = gpus or 1
     if processes == 1 or (device == "cuda" and not gpus):  # `run` refuses cuda without a GPU

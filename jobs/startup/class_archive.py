@@ -23,6 +23,6 @@ def path() -> Path:
 
 
 def options() -> str:
-    """Return the JVM options to use the archive, or '' if there is none."""
+    """Return the JVM options to use the archive, or '' if it does not exist."""
     archive = path()
     return f"-XX:SharedArchiveFile={archive} {QUIET}" if archive.is_file() and " " not in str(archive) else ""

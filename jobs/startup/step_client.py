@@ -99,7 +99,7 @@ def start(address: Path, arguments: Sequence[str], environment: Mapping[str, str
     """Start ``python -m jobs`` with `arguments` by the server at `address`.
 
     Raises:
-        OSError: there is no server at `address`, or it could not start the step.
+        OSError: no server answers at `address`, or it could not start the step.
     """
     request = json.dumps({"arguments": list(arguments), "environment": dict(environment), "cwd": str(cwd)})
     connection = socket.socket(socket.AF_UNIX)
@@ -112,7 +112,7 @@ def start(address: Path, arguments: Sequence[str], environment: Mapping[str, str
         connection.sendall(request.encode() + b"\n")
         answer = _read_line(connection)
         pid = _parse_number(answer, STARTED)
-        if pid is None:  # an error, or "ended": the fork ended before it had become the step
+        if pid is None:  # an error, or "ended": the fork ended before it became the step
             reason = answer.decode(errors="replace").removeprefix("error: ")
             raise OSError(f"the step server at {address} did not start the step{f': {reason}' if reason else ''}")
         connection.settimeout(None)

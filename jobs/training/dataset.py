@@ -71,7 +71,7 @@ def dataset(settings: Settings, ds: str) -> LabelledSet:
         ds: the newest day whose examples are used.
 
     Raises:
-        JobError: there are no examples for this configuration and taxonomy, none with a label, or one is broken.
+        JobError: no example fits this configuration and taxonomy, none has a label, or one is broken.
     """
     lake = Lake(settings.root)
     # The lock keeps all examples until the set references them.
@@ -184,7 +184,7 @@ def example_folders(lake: Lake, ds: str, config: ModelConfig, taxonomy: Taxonomy
     """Return the complete example folders that fit the configuration and the taxonomy, newest first.
 
     Raises:
-        JobError: there is none; names the other examples, and the command that makes the missing ones.
+        JobError: no folder fits; the message names the other examples, and the command that makes the missing ones.
     """
     picture = config.picture
     fitting: list[tuple[str, datetime, AnyPath]] = []
@@ -233,7 +233,7 @@ def _write(
     ):
         writer = FileWriter(temporary, LABELLED)
         for batch in read_batches(taxonomy, index):
-            writer.write(rows.of(batch))
+            writer.write(rows.convert(batch))
             summary.add(batch)
             bar.update(len(batch.texts))
         writer.close()

@@ -60,7 +60,7 @@ class TableRows:
         ]
         self._article_type = taxonomy.article_type
 
-    def of(self, batch: LabelledBatch) -> pa.RecordBatch:
+    def convert(self, batch: LabelledBatch) -> pa.RecordBatch:
         """Return the rows of some products, with the columns of LABELLED."""
         index, n = self._index, len(batch.texts)
         positions = range(batch.first, batch.first + n)

@@ -129,10 +129,10 @@ class Summary:
             for mention, mentioned in enumerate((in_title, (named > 0) & ~in_title, targets & (named == 0))):
                 self._counts[:, side, mention] += (mentioned & on_side).sum(axis=0)
         self.left_out += batch.labels.left_out.sum(axis=0)
-        for at, field in enumerate(TEXT_FIELDS):
+        for column, field in enumerate(TEXT_FIELDS):
             if field in self.words:
                 counts = self.words[field]
-                lengths = [len(texts[at].split()) for texts in batch.texts]
+                lengths = [len(texts[column].split()) for texts in batch.texts]
                 counts += np.bincount(np.minimum(lengths, len(counts) - 1), minlength=len(counts))
         self._choose(batch)
 

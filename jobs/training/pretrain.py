@@ -52,7 +52,7 @@ def pretrain(settings: Settings, ds: str) -> str:
         ds: the newest day whose examples are used.
 
     Raises:
-        JobError: there are too few examples for this configuration and taxonomy, or none, or there is no such device.
+        JobError: there are too few examples for this configuration and taxonomy, or none, or the device does not exist.
         TransientError: a checkpoint cannot be written, for example because the disk is full.
     """
     lake = Lake(settings.root)
@@ -72,7 +72,7 @@ def pretrain(settings: Settings, ds: str) -> str:
 
 
 def find_or_pretrain(lake: Lake, labelled: LabelledSet, problem: LearningProblem, compute: Compute) -> str:
-    """Return the newest towers of this configuration and labelled set; pretrain them if there are none.
+    """Return the newest towers of this configuration and labelled set; pretrain them if none exist.
 
     Raises:
         CoreError: as `cma_clip_core.training.pretraining.pretrain` raises it.
@@ -86,7 +86,7 @@ def find_or_pretrain(lake: Lake, labelled: LabelledSet, problem: LearningProblem
 
 
 def _newest(lake: Lake, config: ModelConfig, labelled: LabelledSet) -> str:
-    """Return the name of the newest towers of this configuration and labelled set; empty if there are none."""
+    """Return the name of the newest towers of this configuration and labelled set; empty if none exist."""
     fitting: list[tuple[datetime, str]] = []
     for folder in _all(lake):
         try:

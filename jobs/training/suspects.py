@@ -49,7 +49,7 @@ SHOWN = 24  # suspects per attribute on the page
 def suspects(settings: Settings, ds: str, *, folds: int = 3, towers: str | None = None) -> AnyPath:
     """Find the labels that are probably wrong, and return the folder of the table and the page.
 
-    One model is trained for each fold. A killed step resumes with the fold that it was at.
+    One model is trained for each fold. A killed step resumes with the unfinished fold.
 
     Args:
         settings: names the model configuration, the taxonomy and the device.

@@ -51,7 +51,7 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
     Raises:
         JobError: one of these:
             - there are too few examples for this configuration and taxonomy, or none;
-            - there is no such device;
+            - the device does not exist;
             - `pretrain` is combined with `towers`, or with a configuration that names pretrained weights.
         TransientError: a checkpoint cannot be written, for example because the disk is full.
     """

@@ -101,7 +101,7 @@ def as_of(connection: duckdb.DuckDBPyConnection, settings: Settings, ds: str) ->
     if not files:
         first = min(index.days, default=None)
         raise JobError(
-            f"there is no history up to {ds}: " + (f"it begins on {first}" if first else "nothing is published")
+            f"no history exists up to {ds}: " + (f"it begins on {first}" if first else "nothing is published")
         )
     source = duckdb_sql.scan(connection, files, history.SCHEMAS["attributes"])
     return connection.sql(

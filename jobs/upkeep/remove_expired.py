@@ -150,8 +150,8 @@ def maintenance(settings: Settings, *, days: int = 30, keep: int = 7, delete: bo
     if not storage.exists(lake.raw("-").parent):
         raise JobError(f"{lake.root} is not a lake: no day was ever imported there")
     limits, sweep = Limits(days, keep, time.time()), Sweep(lake, delete)
-    alone = _lock(sweep, lake.expired("-").parent, busy="another maintenance is running; wait for it")
-    with alone, measure("maintenance") as measured:
+    maintenance_lock = _lock(sweep, lake.expired("-").parent, busy="another maintenance is running; wait for it")
+    with maintenance_lock, measure("maintenance") as measured:
         _sweep(lake, limits, sweep)
         measured.rows = sum(sweep.expired.values())
     return sweep

@@ -138,7 +138,7 @@ def _choose_champion(lake: Lake, versions: list[str]) -> tuple[str, str]:
     if record is not None and record.model_version in versions:
         return record.model_version, f"the live run {record.run_id} was tagged with it"
     if not versions:
-        raise JobError(f"{lake.models}: there is no model version; train one: `python -m jobs train --ds DAY`")
+        raise JobError(f"{lake.models}: no model version exists; train one: `python -m jobs train --ds DAY`")
     return versions[-1], "not sure: no live run shows a champion, so this is the newest version"
 
 
@@ -312,7 +312,7 @@ def _cut_to_run(index: HistoryIndex, run_id: str, published: Iterable[_Publicati
 
 
 def _may_have_rolled_back(lake: Lake, published: Sequence[_Publication], left: dict[str, HistoryIndex]) -> bool:
-    """Return whether there are signs of a rollback, or runs have expired that might have shown one."""
+    """Return whether signs of a rollback exist, or runs have expired that might have shown one."""
     parents = [each.manifest.parent for each in published if each.manifest is not None and each.manifest.files]
     return len(set(parents)) < len(parents) or not left.keys() <= set(parents) or bool(inventory.expired_runs(lake))
 

@@ -44,8 +44,8 @@ class Outcome:
 
     rule: RowRule | BatchRule
     passed: bool
-    rows: int  # the rows that the rule is about
-    failed: int  # those of them that break it
+    rows: int  # the number of rows that the rule applies to
+    failed: int  # the number of these rows that break it
     limit: str  # the limit, as text for people
 
     @property
@@ -90,11 +90,11 @@ class _Measure:
     """One rule as two columns over the parsed records."""
 
     rule: RowRule | BatchRule
-    about: Column  # true in a row that the rule is about
-    failed: Column  # 1.0 in a row that breaks the rule, 0.0 in one that passes, null in one that the rule is not about
-    low: int | None  # bounds of the rows, of a rule on their number
+    applies: Column  # true in a row that the rule applies to
+    failed: Column  # 1.0 in a row that breaks the rule, 0.0 in one that passes, null in all other rows
+    low: int | None  # for a rule on the number of rows: the bounds
     high: int | None
-    allowed: float  # the largest mean of `failed`, of any other rule
+    allowed: float  # for any other rule: the largest mean of `failed`
 
     @property
     def column(self) -> str:
@@ -109,7 +109,7 @@ class _Measure:
         return f"at least {self.low:,} allowed" if self.high is None else f"{self.low:,} to {self.high:,} allowed"
 
     def expectation(self, rows: str) -> Any:
-        """Return the expectation that decides; `rows` names the column with 1.0 in the rows that the rule is about."""
+        """Return the expectation that decides; `rows` names the column with 1.0 in the rows that the rule applies to."""
         import great_expectations.expectations as gxe
 
         details: dict[str, Any] = {"meta": {_RULE: self.rule.name}, "notes": self.rule.why, "severity": "critical"}
@@ -124,21 +124,21 @@ def _measure(
     roots: Sequence[AnyPath],
     last_days: Sequence[Validation],
     *,
-    doubled: bool,
+    has_duplicates: bool,
 ) -> _Measure:
     from pyspark.sql import functions as F
 
-    about, passes = _about_and_passes(rule, table, roots, doubled=doubled)
-    failed = F.when(about, F.when(passes, 0.0).otherwise(1.0))
+    applies, passes = _applies_and_passes(rule, table, roots, has_duplicates=has_duplicates)
+    failed = F.when(applies, F.when(passes, 0.0).otherwise(1.0))
     if isinstance(rule, RowCount):
-        return _Measure(rule, about, failed, *row_count_bounds(rule, last_days), allowed=0.0)
-    return _Measure(rule, about, failed, None, None, _allowed(rule, last_days))
+        return _Measure(rule, applies, failed, *row_count_bounds(rule, last_days), allowed=0.0)
+    return _Measure(rule, applies, failed, None, None, _allowed(rule, last_days))
 
 
-def _about_and_passes(
-    rule: RowRule | BatchRule, table: RuleTable, roots: Sequence[AnyPath], *, doubled: bool
+def _applies_and_passes(
+    rule: RowRule | BatchRule, table: RuleTable, roots: Sequence[AnyPath], *, has_duplicates: bool
 ) -> tuple[Column, Column]:
-    """Return two columns: true where the rule is about a row, and true where such a row passes."""
+    """Return two columns: true where the rule applies to a row, and true where such a row passes."""
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
@@ -154,10 +154,10 @@ def _about_and_passes(
             return F.col("image_uri").isNotNull(), ~F.col("image_uri").startswith(f"{MISSING}/")
         case Unique():
             column = F.when(F.col(SEVERAL_ROWS).isNull(), F.col(rule.column))
-            once = F.count(column).over(Window.partitionBy(column)) == 1 if doubled else F.lit(True)
+            once = F.count(column).over(Window.partitionBy(column)) == 1 if has_duplicates else F.lit(True)
             return column.isNotNull(), once
         case _:
-            return row_rules.about(rule), row_rules.passes(rule, table, roots)
+            return row_rules.applies(rule), row_rules.passes(rule, table, roots)
 
 
 def _allowed(
@@ -181,17 +181,17 @@ def check(
     last_days: Sequence[Validation],
     *,
     ds: str,
-    doubled: bool,
+    has_duplicates: bool,
 ) -> tuple[Outcome, ...]:
     """Validate `frame` by every rule of `table`; return the outcomes in the table's order.
 
-    Great Expectations sees two numbers a rule and row, and needs only their sums and means. It takes all of these with one
-    query; an expectation about values would ask a query of its own for examples, even for none.
+    Great Expectations sees two numbers per rule and row, and needs only their sums and means. One query computes all of
+    these. An expectation about values would run another query for examples, even if it needs none.
 
     Args:
         frame: the parsed records, with the columns the rules name.
         last_days: the validations of the days before, oldest first.
-        doubled: whether any id occurs twice.
+        has_duplicates: whether any id occurs twice.
 
     Raises:
         JobError: Great Expectations could not evaluate a rule, or lost one.
@@ -203,14 +203,15 @@ def check(
     from pyspark.sql import functions as F
 
     measures = [
-        _measure(rule, table, roots, last_days, doubled=doubled) for rule in (*table.row_rules, *table.batch_rules)
+        _measure(rule, table, roots, last_days, has_duplicates=has_duplicates)
+        for rule in (*table.row_rules, *table.batch_rules)
     ]
-    # Most rules are about the same rows, so few of these columns differ.
-    about = {str(measure.about): measure.about for measure in measures}
-    rows_columns = {text: f"rows_{number}" for number, text in enumerate(about)}
-    columns = [F.when(column, 1.0).alias(rows_columns[text]) for text, column in about.items()]
+    # Most rules apply to the same rows, so few of these columns differ.
+    applies = {str(measure.applies): measure.applies for measure in measures}
+    rows_columns = {text: f"rows_{number}" for number, text in enumerate(applies)}
+    columns = [F.when(column, 1.0).alias(rows_columns[text]) for text, column in applies.items()]
     columns += [measure.failed.alias(measure.column) for measure in measures]
-    expectations = [measure.expectation(rows_columns[str(measure.about)]) for measure in measures]
+    expectations = [measure.expectation(rows_columns[str(measure.applies)]) for measure in measures]
     expectations += [
         gxe.ExpectColumnSumToBeBetween(column=column, min_value=0, meta={_SUM: column})
         for column in (*rows_columns.values(), *(measure.column for measure in measures))
@@ -239,8 +240,8 @@ def check(
         raise JobError(f"Great Expectations gave no result for the rules {lost}; this is a bug of the validation")
     outcomes = []
     for measure in measures:
-        rows = sums[rows_columns[str(measure.about)]]
-        # A rule that is about no row has no mean to judge, and holds.
+        rows = sums[rows_columns[str(measure.applies)]]
+        # A rule that applies to no row has no mean to judge, and holds.
         passed = holds[measure.rule.name] or (rows == 0 and not isinstance(measure.rule, RowCount))
         outcomes.append(Outcome(measure.rule, passed, rows, sums[measure.column], measure.limit))
     return tuple(outcomes)

@@ -22,7 +22,7 @@ SUPERSEDED: Final = "newer_record_with_this_id"
 _SEVERAL: Final = "several_rows_of_one_product"  # the reason, if the rule table has no rule on several rows
 
 
-def has_doubled_ids(parsed: AnyPath, spill: AnyPath) -> bool:
+def has_duplicate_ids(parsed: AnyPath, spill: AnyPath) -> bool:
     """Return whether any id occurs twice in the files of `parsed`, rejected records included. Memory is bounded."""
     with duckdb.connect(config={"memory_limit": "512MB", "temp_directory": str(spill)}) as connection:
         duckdb_sql.register_storage(connection, parsed)
@@ -31,18 +31,20 @@ def has_doubled_ids(parsed: AnyPath, spill: AnyPath) -> bool:
         return bool(ids.aggregate("product_id, count(*) as n").filter("n > 1").limit(1).fetchall())
 
 
-def settle(judged: DataFrame, scratch: AnyPath, *, doubled: bool) -> DataFrame:
-    """Add ``several_rows``, given in records of whose id several are left and none wins, and ``superseded``.
+def resolve(judged: DataFrame, scratch: AnyPath, *, has_duplicates: bool) -> DataFrame:
+    """Add the columns ``several_rows`` and ``superseded``.
+
+    ``several_rows`` is set in the records of an id if several of them have no ``reasons`` and none wins.
 
     Args:
         judged: the parsed records with their ``reasons``; only records without a reason take part.
-        scratch: a folder for the doubled ids. Spark knows the size of a file before the join: if the ids are few, as on
+        scratch: a folder for the duplicate ids. Spark knows the size of a file before the join: if the ids are few, as on
             all days except the worst, it does not shuffle the texts.
-        doubled: whether any id occurs twice.
+        has_duplicates: whether any id occurs twice.
     """
     from pyspark.sql import functions as F
 
-    if not doubled:
+    if not has_duplicates:
         return judged.withColumn(SEVERAL_ROWS, F.lit(None).cast("string")).withColumn("superseded", F.lit(False))
     position = F.struct("source_file", "block", "position")
     candidates = judged.where(F.size("reasons") == 0).select(
@@ -77,8 +79,8 @@ def settle(judged: DataFrame, scratch: AnyPath, *, doubled: bool) -> DataFrame:
     )
 
 
-def mark(settled: DataFrame, table: RuleTable) -> DataFrame:
-    """Add ``kind`` to the records that `settle` returned (null for valid ones), and complete their ``reasons``."""
+def mark(resolved: DataFrame, table: RuleTable) -> DataFrame:
+    """Add ``kind`` to the records that `resolve` returned (null for valid ones), and complete their ``reasons``."""
     from pyspark.sql import functions as F
 
     names = [rule.name for rule in table.row_rules if rule.column == SEVERAL_ROWS] or [_SEVERAL]
@@ -93,4 +95,4 @@ def mark(settled: DataFrame, table: RuleTable) -> DataFrame:
         .when(F.col("superseded"), "superseded")
         .when(F.size("reasons") > 0, "quarantined")
     )
-    return settled.withColumn("reasons", reasons).withColumn("kind", kind)
+    return resolved.withColumn("reasons", reasons).withColumn("kind", kind)

@@ -32,10 +32,10 @@ def failure_text(
         rest = sum(list(line_errors.values())[_CAUSES:])
         parts.append(f"Causes: {', '.join([*causes, *([f'{rest:,} others'] if rest else [])])}.")
     if isinstance(outcome.rule, PicturesFound) and lost:
-        parts.append(f"Import asked for {'; '.join(map(_lost_text, lost))}.")
+        parts.append(f"Import could not read {'; '.join(map(_lost_text, lost))}.")
     elif examples:
         field = column if clears(outcome.rule) or isinstance(outcome.rule, Readable) else None
-        parts.append(f"Such as {'; '.join(_example_text(example, field) for example in examples)}.")
+        parts.append(f"Examples: {'; '.join(_example_text(example, field) for example in examples)}.")
     return " ".join(parts)
 
 

@@ -71,10 +71,10 @@ def read_lines(spark: SparkSession, files: Sequence[AnyPath]) -> DataFrame:
 
 
 def rejected_ids(quarantine: DataFrame) -> DataFrame:
-    """Return the product_id of each product that a rejected line is about, or may be about, once.
+    """Return the distinct ids of the products that rejected lines are about, or may be about.
 
-    If the id of a line could not be read, every word that could be an id counts. The column of the id is not
-    known, and a wrong word names no product.
+    If the id of a line could not be read, every word that could be an id counts. The position of the id is
+    unknown, and a wrong word names no product.
     """
     from pyspark.sql import functions as F
 

@@ -1,4 +1,4 @@
-"""Row rules as Spark columns: the rows that a rule is about, the rows that break it, and the reasons of quarantine."""
+"""Row rules as Spark columns: the rows that a rule applies to, the rows that break it, and the reasons of quarantine."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def given(column: str, table: RuleTable) -> Column:
     return F.coalesce(value, note(column)) if counted else value
 
 
-def about(rule: RowRule) -> Column:
-    """Return a column that is true if `rule` is about the row. A line that is not a record counts only as such."""
+def applies(rule: RowRule) -> Column:
+    """Return a column that is true if `rule` applies to the row. A line that is not a record counts only as such."""
     from pyspark.sql import functions as F
 
     if rule.column == LINE_ERROR:
@@ -74,7 +74,7 @@ def about(rule: RowRule) -> Column:
 
 
 def passes(rule: RowRule, table: RuleTable, roots: Sequence[AnyPath]) -> Column:
-    """Return a column that is true if a row that `rule` is about passes it."""
+    """Return a column that is true if a row that `rule` applies to passes it."""
     from pyspark.sql import functions as F
 
     if clears(rule) or isinstance(rule, Readable):
@@ -98,7 +98,7 @@ def passes(rule: RowRule, table: RuleTable, roots: Sequence[AnyPath]) -> Column:
 
 def breaks(rule: RowRule, table: RuleTable, roots: Sequence[AnyPath]) -> Column:
     """Return a column that is true if the row breaks `rule`, and false otherwise."""
-    return about(rule) & ~passes(rule, table, roots)
+    return applies(rule) & ~passes(rule, table, roots)
 
 
 def reasons(table: RuleTable, roots: Sequence[AnyPath]) -> Column:

@@ -26,7 +26,7 @@ from schemas.rules import (
     clears,
 )
 
-SHOWN: Final = 3  # examples a rule
+SHOWN: Final = 3  # examples per rule
 _BYTES: Final = 200  # bytes of a line in an example
 _NAMES, _NAME = 20, 100  # names of labels in a count, and characters of a name
 

@@ -171,12 +171,14 @@ def _validate(
     try:
         parsed = parse_records.parse(lines, scratch / "parsed", field_rules(table, roots))
         judged = parsed.withColumn("reasons", row_rules.reasons(table, roots))
-        doubled = duplicate_ids.has_doubled_ids(scratch / "parsed", lake.work / "scratch")
-        settled = duplicate_ids.settle(judged, scratch / "doubled", doubled=doubled)
+        has_duplicates = duplicate_ids.has_duplicate_ids(scratch / "parsed", lake.work / "scratch")
+        resolved = duplicate_ids.resolve(judged, scratch / "duplicates", has_duplicates=has_duplicates)
         # Great Expectations' query leaves cores idle; the writes use them.
         with ThreadPoolExecutor(1) as pool:
-            checked = pool.submit(batch_rules.check, settled, table, roots, last_days(lake, ds), ds=ds, doubled=doubled)
-            marked = duplicate_ids.mark(settled, table).withColumn("ds", F.lit(ds))
+            checked = pool.submit(
+                batch_rules.check, resolved, table, roots, last_days(lake, ds), ds=ds, has_duplicates=has_duplicates
+            )
+            marked = duplicate_ids.mark(resolved, table).withColumn("ds", F.lit(ds))
             parquet.write(marked.where("kind is null"), valid_path, tables.VALID)
             parquet.write(marked.where("kind is not null"), quarantine_path, tables.QUARANTINE)
             outcomes = checked.result()

@@ -1,4 +1,4 @@
-"""A night by Airflow, over a drawn catalog that one night came before. `make test TESTS=tests/e2e`."""
+"""A night by Airflow, over a generated catalog that one night came before. `make test TESTS=tests/e2e`."""
 
 from __future__ import annotations
 

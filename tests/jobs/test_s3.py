@@ -79,7 +79,7 @@ def test_a_server_that_is_not_s3(on_s3: AnyPath) -> None:
 @pytest.mark.usefixtures("on_s3")
 def test_no_bucket() -> None:
     said = refused("s3://there-is-none/lake")
-    assert "there is no such bucket; create it, or correct TAGGING_ROOT" in said
+    assert "the bucket does not exist; create it, or correct TAGGING_ROOT" in said
 
 
 @pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
@@ -92,7 +92,7 @@ def test_wrong_credentials(on_s3: AnyPath, name: str) -> None:
 def test_no_credentials(on_s3: AnyPath, tmp_path: Path) -> None:
     nothing = {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
     said = refused(on_s3, AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="", **nothing)
-    assert "there are no credentials; set AWS_ACCESS_KEY_ID" in said
+    assert "no credentials were found; set AWS_ACCESS_KEY_ID" in said
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_errors_about_later_refusals_name_the_lake_of_the_command(faulty: tuple[
 
 
 def test_there_is_no_lake_yet(on_s3: AnyPath) -> None:
-    assert "there is no lake yet; `python -m jobs import-catalog` makes it" in refused(on_s3)
+    assert "no lake exists there yet; `python -m jobs import-catalog` makes it" in refused(on_s3)
     assert storage.children(on_s3) == []
 
 

@@ -165,8 +165,8 @@ class CsvRows:
             )
         header = [name if name in self._mapping.columns else name.strip(" \t\u00a0\ufeff") for name in row.cells]
         # Duplicates of a column that nothing reads do no harm.
-        if twice := sorted(name for name, n in Counter(header).items() if n > 1 and name in self._mapping.columns):
-            raise StructureError(f"the header has the columns {twice} more than once; rename or remove the others")
+        if duplicates := sorted(name for name, n in Counter(header).items() if n > 1 and name in self._mapping.columns):
+            raise StructureError(f"the header has the columns {duplicates} more than once; rename or remove the others")
         return header
 
     def _check_lines(self, row: Row) -> None:

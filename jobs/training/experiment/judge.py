@@ -42,7 +42,7 @@ def against_whole(
 def judge(
     setting: Setting, outcomes: dict[Trial, MethodOutcome], suffix: str
 ) -> tuple[Judged, dict[Trial, dict[str, Threshold]], dict[Trial, dict[str, Predictions]]]:
-    """Judge the methods on the kind of text of `suffix` (`Setting.readings`).
+    """Judge the methods on the kind of text that `suffix` names (`Setting.readings`).
 
     Returns:
         The metrics, and each trial's thresholds and predictions on test.

@@ -3,9 +3,9 @@
 - Texts: if training shows some products with their title alone (`title_only`), methods are judged on all text and on titles
   alone. Thresholds are chosen for each kind of text, and TF-IDF is fitted to each.
 - Seeds: each method is trained with each seed, from the same towers, and each training is judged by itself. Differences of
-  methods are over the same draws of products, and over all seeds.
+  methods are taken over the same draws of products and all seeds.
 - Models: the requested methods are stored as model versions.
-- Kills: the predictions of every method are stored. A killed experiment resumes with the methods that it was at, and their
+- Kills: the predictions of every method are stored. A killed experiment resumes with the unfinished methods, and their
   trainings resume from their last checkpoints.
 - Processes: the methods are trained in parallel, except large models on a GPU.
 """
@@ -80,8 +80,8 @@ def experiment(
         attributes: the attributes that are compared (all are trained); empty: all.
         processes: methods that run in parallel, each in a process with its share of the cores. None: one per core, if
             memory allows; on a GPU, at most six small models or one larger model.
-        towers: name or folder of the pretrained towers that all methods start from. None: those of the configuration, or
-            else towers pretrained for this experiment.
+        towers: name or folder of the pretrained towers that all methods start from. None: those of the configuration, or,
+            without these, towers pretrained for this experiment.
         keep: those of `methods` whose model becomes a version, as `train` writes it, without promotion. It is the model
             of the configuration's own seed. A method that ran without being kept is trained again.
         seeds: trainings of each method, with the configuration's seed and the following ones. If some of them have not
@@ -104,7 +104,7 @@ def experiment(
         (text, ("title", "brand", "description"), "text field"),
     ):
         if unknown := [name for name in given if name not in known]:
-            raise JobError(f"no such {kind}: {', '.join(unknown)}; there are {', '.join(known)}")
+            raise JobError(f"no such {kind}: {', '.join(unknown)}; choose from {', '.join(known)}")
     if untrained := [name for name in keep if name in UNTRAINED]:
         raise JobError(
             f"{', '.join(untrained)} cannot be kept, because nothing is trained; choose from "

@@ -154,5 +154,5 @@ def kept_version(setting: Setting, method: str) -> str | None:
 
 
 def own_towers(below: Path) -> Path | None:
-    """Return the experiment's own towers; None if there are none yet."""
+    """Return the experiment's own towers; None if they do not exist yet."""
     return next(iter(sorted(below.glob("[!.]*"))), None)

@@ -33,7 +33,7 @@ def test_a_new_run_starts_clean(tmp_path: Path) -> None:
 def test_a_missing_catalog_is_reported_before_anything_is_removed(tmp_path: Path) -> None:
     _start_clean(tmp_path / "run")
     (tmp_path / "run" / "lake").mkdir()
-    with pytest.raises(JobError, match="there is no such folder"):
+    with pytest.raises(JobError, match="the folder does not exist"):
         demo(Settings(), tmp_path / "run", tmp_path / "nowhere", "fashion-products")
     assert (tmp_path / "run" / "lake").exists()
 

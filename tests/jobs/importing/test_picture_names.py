@@ -215,7 +215,9 @@ def test_a_day_whose_pictures_are_missing_stops_and_shows_the_nearest_names(shop
     with pytest.raises(CriticalDataError) as error:
         validate(settings, "2026-11-20")
     assert "30 of 30 rows" in str(error.value)
-    assert "Import asked for blue_shirt_0.jpg (missing: no picture has this name or a similar one" in str(error.value)
+    assert "Import could not read blue_shirt_0.jpg (missing: no picture has this name or a similar one" in str(
+        error.value
+    )
     assert "the export has shirts/blue-shirt-0.jpg, " in str(error.value)
 
 

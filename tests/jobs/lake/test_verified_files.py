@@ -74,7 +74,7 @@ def test_labels_are_read_by_the_taxonomy_that_was_planned_with(lake: Lake, setti
     assert plan(settings, DAY1, prepare=True).run_id == made.run_id
     assert lake.read_taxonomy(made.taxonomy_path, made.taxonomy_fingerprint).fingerprint == made.taxonomy_fingerprint
     path.unlink()
-    with pytest.raises(JobError, match=rf"{path}: there is no such file; .* plan the day again"):
+    with pytest.raises(JobError, match=rf"{path}: the file does not exist; .* plan the day again"):
         preprocess(settings, made.run_id)
     plan(settings, DAY1, prepare=True)
     assert preprocess(settings, made.run_id) == made.to_preprocess

@@ -154,7 +154,7 @@ def test_what_the_champion_never_tagged_cannot_be_lost(made: tuple[Path, str, st
     verdict = promote(settings, forgot)
     assert verdict is not None
     assert verdict.accepted
-    assert "but accepts nothing of it" in verdict.not_compared["pattern"]
+    assert "but accepts no value of it" in verdict.not_compared["pattern"]
     assert champion(settings) == forgot
 
 
@@ -167,7 +167,7 @@ def test_a_challenger_that_would_tag_nothing_more_is_worse_however_well_it_ranks
     promote(settings, tags, force=True)
     with pytest.raises(
         JobError,
-        match=rf"(?s){mute} is worse than .* pattern +\+0\.0 \(.* points .*worse: it accepts nothing of it any more",
+        match=rf"(?s){mute} is worse than .* pattern +\+0\.0 \(.* points .*worse: it accepts no value of it any more",
     ):
         promote(settings, mute)
     verdict = compare(settings, mute, tags)
@@ -178,7 +178,7 @@ def test_a_challenger_that_would_tag_nothing_more_is_worse_however_well_it_ranks
     shown = f"0.0 % (before {100 * before:.1f} %)"
     assert any(f"points  tags {shown}  worse: it accepts" in line for line in verdict.lines())
     rows = [line for line in verdict.page().splitlines() if line.startswith("| pattern |")]
-    assert rows == [f"| pattern | +0.0 (+0.0 to +0.0) | {shown} | worse: it accepts nothing of it any more |"]
+    assert rows == [f"| pattern | +0.0 (+0.0 to +0.0) | {shown} | worse: it accepts no value of it any more |"]
     assert champion(settings) == tags
     few = with_test_families(settings, mute, LEAST_FAMILIES - 1, 0)  # it needs no test product to be seen
     verdict = compare(settings, few, tags)

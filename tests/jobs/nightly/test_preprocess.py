@@ -289,7 +289,7 @@ def test_a_picture_that_differs_from_the_imported_one_is_refused(tmp_path: Path,
 
 
 def test_unknown_run_is_reported(settings: Settings) -> None:
-    with pytest.raises(JobError, match="there is no such plan"):
+    with pytest.raises(JobError, match="the plan does not exist"):
         preprocess(settings, "2026-11-20-00000000")
 
 

@@ -65,7 +65,7 @@ def test_counts_of_each_day_and_nothing_published(
     # Every step that the first day needs was measured, but no finished run had anything to preprocess.
     assert 0 < first["seconds"] < 60
     assert second["seconds"] is None
-    assert third == {"ds": DAY3, "why_not": "missing: there is no export"}
+    assert third == {"ds": DAY3, "why_not": "missing: the day has no export"}
     assert fourth == {"ds": DAY4, "why_not": "refused: it breaks critical rules"}
     assert f"|{DAY2}|2|3|92|0|2|3|0|5|97|unknown|" in caplog.text.replace(" ", "")
     # A backfill reuses the plan.

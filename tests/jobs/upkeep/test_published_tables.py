@@ -384,7 +384,7 @@ def test_large_tables_are_cut_by_ranges_of_product_id(night_of_day1: Night, monk
     whole = {table: read(lake, files) for table, files in by_table(lake, run_id).items()}
     assert all(len(files) == 1 for files in by_table(lake, run_id).values())
     night_of_day1.after("tag")
-    monkeypatch.setattr(table_files, "_ROWS_A_FILE", 40)
+    monkeypatch.setattr(table_files, "_ROWS_PER_FILE", 40)
     publish.publish(settings, run_id)
     cut = by_table(lake, run_id)
     assert {table: read(lake, files) for table, files in cut.items()} == whole
@@ -419,7 +419,7 @@ def test_nights_go_on_from_tables_in_one_file_and_in_several(
     storage.write_bytes(lake.history_index, json.dumps(index).encode())
     first = live(lake)
     second_day(lake)
-    monkeypatch.setattr(table_files, "_ROWS_A_FILE", 30)
+    monkeypatch.setattr(table_files, "_ROWS_PER_FILE", 30)
     ledger, _ = whole_night.night(settings, DAY2)
     cut = by_table(lake, ledger.run_id)
     assert min(len(cut[table]) for table in ("colour", "_products", "attributes")) > 1 == len(cut["products"])
@@ -469,8 +469,8 @@ def test_a_sample_cuts_a_table_into_even_files_whatever_order_its_rows_come_in(
 ) -> None:
     from pyspark.sql import functions as F
 
-    monkeypatch.setattr(table_files, "_ROWS_A_FILE", 2_000)
-    monkeypatch.setattr(table_files, "_SAMPLED_A_FILE", 400)
+    monkeypatch.setattr(table_files, "_ROWS_PER_FILE", 2_000)
+    monkeypatch.setattr(table_files, "_SAMPLED_PER_FILE", 400)
 
     def write(rows: Any, most: int = 20_000) -> list[PublishedFile]:
         return table_files.write(Lake(tmp_path), rows, tmp_path, ATTRIBUTES, ["changes"], F.lit("changes"), most)
@@ -489,7 +489,7 @@ def test_tables_of_other_products_and_sizes_are_cut_each_for_itself(
 ) -> None:
     from pyspark.sql import functions as F
 
-    monkeypatch.setattr(table_files, "_ROWS_A_FILE", 100)
+    monkeypatch.setattr(table_files, "_ROWS_PER_FILE", 100)
     number = F.substring("product_id", 5, 9).cast("int")
     own = F.when(number < 800, "shoes").when(number < 850, "hats").otherwise("shirts")
     frame = drawn(spark_session, 1_200).withColumn("attribute", own)
@@ -543,7 +543,7 @@ def test_keys_are_checked_across_batches_and_files(
     each = math.ceil(len(rows) / files)
     for part, path in enumerate(paths):  # the last one may have none
         pq.write_table(pa.table(columns).slice(part * each, each), path)
-    monkeypatch.setattr(publish, "_ROWS_A_BATCH", batch_rows)
+    monkeypatch.setattr(publish, "_ROWS_PER_BATCH", batch_rows)
     if complaint is None:
         publish._check_keys(paths)
     else:

@@ -105,7 +105,7 @@ class Shop:
             run_id=run_id, ds=run_id[:10], base_run=manifest.parent, history_base=manifest.history_base,
             backfill=not manifest.files,
         )  # fmt: skip
-        if publication.base(self.lake, index, plan.ds) != publication.Base.of(plan):
+        if publication.base(self.lake, index, plan.ds) != publication.Base.from_plan(plan):
             return False
         self.publish(plan, manifest)
         return True

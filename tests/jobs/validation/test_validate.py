@@ -182,7 +182,7 @@ def test_of_several_rows_of_one_id_the_newest_wins_or_nobody(doubled_day: tuple[
 def test_many_ids_with_several_rows_stop_the_night_and_are_shown(lake: Lake, settings: Settings) -> None:
     told = (
         r"several_rows_of_one_product: 18 of 109 rows \(16.5%; 2% allowed\)\. Several rows have this id.*`group_by` in the "
-        r"mapping.*`updated_at`.*Such as product good-0, 2 rows; product good-1, 2 rows; product good-2, 2 rows"
+        r"mapping.*`updated_at`.*Examples: product good-0, 2 rows; product good-1, 2 rows; product good-2, 2 rows"
     )
     write_raw(lake, DAY1, [*good(100), *[{"product_id": f"good-{i}", "image_uri": "b.jpg"} for i in range(9)]])
     with pytest.raises(CriticalDataError, match=told) as error:
@@ -337,9 +337,10 @@ def test_suite_and_filter_count_the_same_rows_for_every_rule(lake: Lake, spark_s
     lines = parse_records.read_lines(spark_session, [lake.raw(DAY1) / "part-00000.jsonl.gz"])
     parsed = parse_records.parse(lines, tmp_path / "parsed", field_rules(rules, roots))
     judged = parsed.withColumn("reasons", row_rules.reasons(rules, roots))
-    frame = duplicate_ids.settle(judged, tmp_path / "doubled", doubled=True).cache()
+    frame = duplicate_ids.resolve(judged, tmp_path / "duplicates", has_duplicates=True).cache()
     outcomes = {
-        outcome.rule.name: outcome for outcome in batch_rules.check(frame, rules, roots, [], ds=DAY1, doubled=True)
+        outcome.rule.name: outcome
+        for outcome in batch_rules.check(frame, rules, roots, [], ds=DAY1, has_duplicates=True)
     }
     marked = duplicate_ids.mark(frame, rules).cache()
     from pyspark.sql import functions as F
@@ -348,7 +349,7 @@ def test_suite_and_filter_count_the_same_rows_for_every_rule(lake: Lake, spark_s
         outcome = outcomes[rule.name]
         by_filter = frame.where(row_rules.breaks(rule, rules, roots)).count()
         assert by_filter, f"{rule.name} must be broken at least once for this test to mean something"
-        about = frame.where(row_rules.about(rule)).count()
+        about = frame.where(row_rules.applies(rule)).count()
         assert (outcome.failed, outcome.rows, outcome.passed) == (by_filter, about, False), rule.name
         # And what is counted is what the rows say.
         if clears(rule):
@@ -412,7 +413,7 @@ def test_columns_that_are_unreadable_in_most_rows_stop_the_night_by_their_names(
     assert failures.keys() == {rule for _, _, rule, _ in UNREADABLE}
     for field, _, rule, told in UNREADABLE:
         assert failures[rule].strip().startswith(f"{rule}: 30 of 30 rows (100.0%; ")
-        assert f"Such as product good-0, {field} is {told}; product good-1, {field} is {told}" in failures[rule]
+        assert f"Examples: product good-0, {field} is {told}; product good-1, {field} is {told}" in failures[rule]
 
 
 def test_price_costs_no_product_and_no_night(lake: Lake, settings: Settings) -> None:
@@ -544,6 +545,6 @@ def test_doubled_ids_are_seen_in_rejected_records_too(tmp_path: Path) -> None:
 
     for at, ids in enumerate((["a", None], ["b", None])):
         pq.write_table(pa.table({"product_id": pa.array(ids, pa.string())}), tmp_path / f"part-{at}.parquet")
-    assert not duplicate_ids.has_doubled_ids(tmp_path, tmp_path)
+    assert not duplicate_ids.has_duplicate_ids(tmp_path, tmp_path)
     pq.write_table(pa.table({"product_id": ["c", "a"]}), tmp_path / "part-2.parquet")
-    assert duplicate_ids.has_doubled_ids(tmp_path, tmp_path)
+    assert duplicate_ids.has_duplicate_ids(tmp_path, tmp_path)
