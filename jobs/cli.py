@@ -193,7 +193,8 @@ def _common(
     max_removed_share: Annotated[
         float | None,
         typer.Option(
-            help="Largest share of the published products that a night may remove. A night that would remove more stops. "
+            help="Largest share of the published products that a night may remove. A night stops if it would remove "
+            "more than this. "
             "[TAGGING_MAX_REMOVED_SHARE, 0.2]"
         ),
     ] = None,

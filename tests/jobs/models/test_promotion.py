@@ -84,7 +84,7 @@ def test_force_and_back(made: tuple[Path, str, str], settings: Settings) -> None
     assert champion(settings) == good
     assert rollback(settings) == bad
     assert rollback(settings) == good == champion(settings)
-    with pytest.raises(JobError, match=f"no champion before {good}"):
+    with pytest.raises(JobError, match=f"no champion precedes {good}"):
         rollback(settings)
     assert champion(settings) == good
 
@@ -202,7 +202,7 @@ def test_models_that_have_learnt_no_attribute_in_common_cannot_be_judged(
     assert not verdict.accepted
     said = "\n".join(verdict.lines())
     assert "mean             not compared: no attribute is compared" in said
-    assert "there is no attribute that both have learnt: compare the two cards" in said
+    assert "no attribute has been learnt by both: compare the two cards" in said
     assert "train on more products" not in said
 
 
