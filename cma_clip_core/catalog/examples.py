@@ -149,7 +149,7 @@ def _same_type(actual: pa.DataType, expected: pa.DataType) -> bool:
 
 @dataclass(slots=True)
 class ExampleIndex:
-    """Location, family and side of the split of each labelled example: 21 bytes an example, whatever its size."""
+    """Location, family and side of the split of each labelled example: 21 bytes an example, independent of its size."""
 
     files: list[AnyPath]
     file: npt.NDArray[np.int32]  # [N] index into `files`

@@ -106,7 +106,7 @@ def visible_text(text: str, enough: int) -> str:
     * If nothing is visible, the result is the hidden text, or otherwise the descriptions of pictures.
 
     Args:
-        text: raw text, of which at most `MAX_CHARACTERS` are read, not counting data URIs.
+        text: raw text; at most `MAX_CHARACTERS` of it are read, not counting data URIs.
         enough: characters of visible text after which HTML need not be read any further.
     """
     if ";base64," in text:

@@ -24,7 +24,9 @@ _SKIPPED: Final = 500_000  # bytes between parts, which are read one by one
 _NUMBERS: Final = 100_000  # of a tag of TIFF or Exif, such as the offsets of strips and tiles
 _DIRECTORIES: Final = 16  # nested directories of tags
 _ITEM_BYTES: Final = 2**17  # of an AVIF's lists of items, since libavif searches all lists for each item
-_AV1_PIXELS: Final = MAX_MEMORY // 6  # of an AV1 frame, whatever the container says; a pixel takes at most six bytes
+_AV1_PIXELS: Final = (
+    MAX_MEMORY // 6
+)  # of an AV1 frame, even if the container says otherwise; a pixel takes at most six bytes
 _HEADERS: Final = 100  # possible Exif headers in an AVIF
 
 _SEGMENT: Final = re.compile(rb"\xff+[\x01-\xfe]")

@@ -131,7 +131,7 @@ def _store(fs: S3FileSystem, bucket: str, *, writes: bool) -> S3Store:
     global _process
     with _lock:  # otherwise threads that start together would each create a client
         if _process not in (None, os.getpid()):
-            raise RuntimeError("obstore was used before this process was forked, and would wait for ever")
+            raise RuntimeError("obstore was used before this process was forked, and would never return")
         _process = os.getpid()
         return _cached_store(fs, bucket, writes)
 

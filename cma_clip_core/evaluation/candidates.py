@@ -52,8 +52,8 @@ def candidates(
     Args:
         predictions: predictions for the products that have a value.
         temperature: the attribute's temperature (cma_clip_core.evaluation.calibration).
-        silent_in: text fields. If given, only products count that have a listed label which none of these fields names. For
-            a multi-valued attribute, true pairs that a field names are left out too.
+        silent_in: text fields. If given, only products with a silent label count: a listed label that none of these fields names.
+            For a multi-valued attribute, true pairs that a field names are left out too.
     """
     if silent_in is not None:
         silent = predictions.silent(silent_in)

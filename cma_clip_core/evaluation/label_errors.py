@@ -1,4 +1,4 @@
-"""Detection of wrong labels, by models that never saw a product's label nor those of its family.
+"""Detection of wrong labels, by models that never saw the labels of a product or of its family.
 
 Families are dealt into folds, and each fold is judged by a model trained on the others (out-of-fold predictions).
 Confident learning separates wrong labels from the model's own errors (Northcutt et al., "Confident Learning: Estimating

@@ -1,6 +1,6 @@
 """The text baseline: TF-IDF of the text and a logistic regression for each attribute (scikit-learn).
 
-It reads the same fields as the models it is compared with, and all of their words, however many. The regularisation of
+It reads the same fields as the models it is compared with, but all of their words. The regularisation of
 each attribute's regression is chosen on validation, as a model's epoch is.
 """
 

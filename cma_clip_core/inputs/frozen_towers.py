@@ -151,7 +151,7 @@ def _key(backbone: Backbone, name: Tower, index: ExampleIndex, config: ModelConf
 
 @torch.inference_mode()
 def _run(backbone: Backbone, paths: dict[Tower, Path], slots: Rows, problem: LearningProblem, compute: Compute) -> None:
-    """Write the files, each of which appears whole. Raises OSError if they cannot be written."""
+    """Write the files; each one appears complete or not at all. Raises OSError if they cannot be written."""
     config, index, tokenizer = problem.config, problem.index, problem.tokenizer
     files: dict[Tower, npt.NDArray[Any]] = {}
     halving = Halving(compute.device, BATCH)

@@ -89,7 +89,7 @@ def _swapped(group: _Group, noise: Noise) -> tuple[pa.RecordBatch, pa.RecordBatc
 def swap(examples: pa.RecordBatch, noise: Noise) -> pa.RecordBatch:
     """Return `examples`, a share of which take the texts, or the picture or its absence, of another product.
 
-    A hash of product id and seed chooses the products, whatever the batch. Each gets the texts or picture of the next
+    A hash of product id and seed chooses the products, independently of the batch. Each gets the texts or picture of the next
     product in the order of that hash: never its own, and rarely one of its family's, although families often lie together in a
     file. A batch of one is unchanged.
     """

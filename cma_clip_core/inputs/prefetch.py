@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 
 def prefetch(items: Iterable[Item], depth: int = 2) -> Generator[Item]:
-    """Yield `items`, of which a thread prepares up to `depth` in advance.
+    """Yield `items`; a thread prepares up to `depth` of them in advance.
 
     An error in the thread is raised here. Closing the iterator ends the thread.
     """
