@@ -604,7 +604,7 @@ def test_conflicts_of_products_that_the_model_learnt_from_are_counted_and_not_sh
 def test_first_night_has_nothing_to_compare_with(shop: Shop) -> None:
     shop.night(FIRST, catalog())
     page = shop.page(FIRST)
-    assert "There are no earlier tables to compare with: this is the first night." in section(page, "shares")
+    assert "No earlier tables exist to compare with: this is the first night." in section(page, "shares")
     assert "Colour Red 60.0% Blue 40.0%" in section(page, "shares")
     assert "nothing earlier to compare with" in seen(page)
     assert "this run" not in section(page, "conflicts")
