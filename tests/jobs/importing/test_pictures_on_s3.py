@@ -194,7 +194,7 @@ def test_a_picture_that_was_damaged_in_the_lake_is_written_again(faulty: tuple[A
 def test_a_picture_that_may_not_be_written_stops_the_import(faulty: tuple[Any, s3.Proxy], refused: str) -> None:
     root, proxy = faulty
     proxy.fault = lambda method, _: "403" if method == refused else None
-    with pytest.raises(JobError, match=r"s3://lake/\S+\.jpg: no permission; let these credentials") as error:
+    with pytest.raises(JobError, match=r"s3://lake/\S+\.jpg: no permission; allow these credentials") as error:
         write(root, 90)
     assert not isinstance(error.value, TransientError)
 
