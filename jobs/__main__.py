@@ -7,6 +7,8 @@ if __name__ == "__main__":
     try:
         from jobs.cli import main
     except ModuleNotFoundError as error:
+        if (error.name or "jobs").partition(".")[0] in ("jobs", "cma_clip_core", "schemas"):
+            raise
         raise SystemExit(
             f"error: {error.name} is not installed, because a step needs more than a model does: "
             "pip install 'catalog-attribute-tagger[pipeline]'"
