@@ -117,7 +117,7 @@ def test_labels_that_say_nothing_decide_nothing(tagger: Tagger, labels: object) 
     [
         (
             {"articletype": "Shirt"},
-            "product 1: its labels name 'articletype', which is no attribute .* article_type, colour",
+            "product 1: its labels name 'articletype', which is not an attribute .* article_type, colour",
         ),
         ({"article_type": "Hat"}, "product 1: its label article_type = 'Hat' is not in this taxonomy"),
         ({"colour": ["Red", "Infrared"]}, r"product 1: its label colour = 'Red\|Infrared'"),

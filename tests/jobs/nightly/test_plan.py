@@ -25,7 +25,7 @@ from jobs.lake import storage
 from jobs.lake.layout import Lake
 from jobs.models import champion_pointer
 from jobs.nightly.missing_pictures import MissingPictureFinder
-from jobs.nightly.plan import _inputs, plan
+from jobs.nightly.plan import _collect_inputs, plan
 from jobs.settings import Settings
 from schemas.documents import HistoryIndex, Plan, Validation
 from schemas.taxonomy import Taxonomy
@@ -65,7 +65,7 @@ def taxonomy_file(folder: Path, **changes: Any) -> str:
 
 def planned_with(settings: Settings) -> Taxonomy:
     lake = Lake(settings.root)
-    inputs = _inputs(settings, lake, DAY, lake.read_validation(DAY), HistoryIndex(), prepare=False, retag=False)
+    inputs = _collect_inputs(settings, lake, DAY, lake.read_validation(DAY), HistoryIndex(), prepare=False, retag=False)
     return inputs.taxonomy
 
 
@@ -125,7 +125,7 @@ def inputs(root: Path, *, share: float = 0.5, **asked: Any) -> Any:
     settings = Settings(root=root, max_retag_share=share)
     lake = Lake(settings.root)
     asked = {"prepare": False, "retag": False, **asked}
-    return _inputs(settings, lake, DAY, lake.read_validation(DAY), HistoryIndex(), **asked)
+    return _collect_inputs(settings, lake, DAY, lake.read_validation(DAY), HistoryIndex(), **asked)
 
 
 def test_a_share_limits_ordinary_nights_only(root: Path) -> None:

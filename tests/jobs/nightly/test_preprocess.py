@@ -175,7 +175,7 @@ def test_plan_without_validation_or_model_says_what_to_run(tmp_path: Path) -> No
     lake = Lake(settings.root)
     write_raw(lake, DAY1, [{"product_id": "1", "title": "Blue shirt"}])
     validate(settings, DAY1)
-    with pytest.raises(JobError, match=r"no model yet.*jobs prepare"):
+    with pytest.raises(JobError, match=r"no model exists yet.*jobs prepare"):
         plan(settings, DAY1)
 
 

@@ -121,7 +121,7 @@ def test_an_apostrophe_in_the_lake_s_path(tmp_path: Path) -> None:
 def test_nothing_published_is_told(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="nothing is published"):
         published_tables.show(settings_for(tmp_path))
-    with duckdb.connect() as connection, pytest.raises(JobError, match="no history up to 2026-11-20"):
+    with duckdb.connect() as connection, pytest.raises(JobError, match="no history exists up to 2026-11-20"):
         published_tables.as_of(connection, settings_for(tmp_path), DAY1)
 
 
