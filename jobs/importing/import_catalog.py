@@ -34,7 +34,7 @@ from schemas.mapping import Mapping, load_mapping
 log = logging.getLogger(__name__)
 
 
-def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> RawManifest:
+def import_catalog(settings: Settings, folder: AnyPath, ds: str, mapping: str) -> RawManifest:
     """Write the export in `folder` as the raw catalog of the day `ds`, replacing the day's earlier content.
 
     The complete day appears in a single step; a failed or killed import leaves the day unchanged. Pictures are added to
@@ -42,7 +42,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
 
     Args:
         settings: settings, including the root of the lake.
-        folder: the shop's export, laid out as the mapping describes.
+        folder: the shop's export, laid out as the mapping describes. From S3, its files are copied to a temporary folder.
         ds: day of the catalog, YYYY-MM-DD.
         mapping: name of a shipped mapping, or path of a YAML file.
 

@@ -76,8 +76,6 @@ class _Text:
             if blanks and blanks[0]:
                 self.position, line_end = blanks.end(), blanks[0].rfind("\n")
                 self._indent = blanks[0][line_end:] if line_end >= 0 else ""
-            elif self.position:
-                self._indent = ""
             if self.position < len(self.text):
                 return self.text[self.position]
             if not self.more():
@@ -95,6 +93,7 @@ class _Text:
                 "imported: correct the line, or export the file again"
             )
         self.position += 1
+        self._indent = ""
         return character
 
     def value(self, decoder: json.JSONDecoder) -> tuple[Json, str, int]:
@@ -161,7 +160,7 @@ class _Text:
                 if depth == 0 and not quoted:
                     return length
             rest = len(self.text) - self.position
-            keep = quoted and self.text.endswith("\\")  # the escape of the next chunk's first character
+            keep = quoted and rest > 0 and self.text.endswith("\\")  # the escape of the next chunk's first character
             length += rest - keep
             self.position = len(self.text) - keep
             if not self.more():

@@ -28,7 +28,6 @@ _CELLS: Final = 20_000_000  # cells of a sheet's rectangle
 _UNPACKED: Final = 2**31  # bytes of the workbook's tables
 _CHUNK: Final = 2**20
 _REFERENCE: Final = re.compile(rb"""\br=["']([A-Za-z]{1,3})(\d{1,7})["']""")
-_ERRORS: Final = frozenset({"#N/A", "#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#CALC!"})
 _DAMAGED: Final = (CalamineError, zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError, OSError)
 _BIG: Final = "nothing was imported: export the records as CSV or Parquet"
 
@@ -43,7 +42,7 @@ def read_workbook(
         JobError: it unpacks to too many bytes.
     """
     with source.seekable() as path:
-        book = open_workbook(path, source)
+        book = open_workbook(path, source, observations)
         sheet, skipped = choose_sheet(book, mapping)
         others = len(book.sheet_names) - 1
         if others and not mapping.sheet:
@@ -53,8 +52,8 @@ def read_workbook(
         yield from _Rows(sheet, skipped, mapping, observations).read()
 
 
-def open_workbook(path: Path, source: Source) -> CalamineWorkbook:
-    """Open the workbook at `path`, the unpacked content of `source`.
+def open_workbook(path: Path, source: Source, observations: Observations) -> CalamineWorkbook:
+    """Open the workbook at `path`, the unpacked content of `source`. Count its cells with errors, which calamine leaves out.
 
     Raises:
         StructureError: it is no workbook, is damaged, or a sheet is too large.
@@ -71,16 +70,20 @@ def open_workbook(path: Path, source: Source) -> CalamineWorkbook:
                     raise StructureError(f"a workbook with {unpacked:,} bytes of tables; {_BIG}")
                 for member in members:
                     if "worksheets/" in member.filename.lower():
-                        _check_size(archive, member)
+                        errors = _check_size(archive, member)
+                        if errors:
+                            observations.note("cells with an error such as #N/A, read as not given", errors)
         return CalamineWorkbook.from_path(path)
 
 
-def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Raise StructureError if the rectangle of a sheet's cells is too large for memory."""
+def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """Return how many cells of a sheet hold errors. Raises StructureError if its rectangle of cells is too large for memory."""
     rows = columns = 1
+    errors = 0
     rest = b""
     with archive.open(member) as file:
         while chunk := file.read(_CHUNK):  # not more than the size that the member states
+            errors += chunk.count(b't="e"')
             found = _REFERENCE.findall(rest + chunk)
             rest = chunk[-20:]
             if found:
@@ -90,6 +93,7 @@ def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         raise StructureError(
             f"a sheet ({member.filename}) of {rows:,} rows and {columns:,} columns, more than {_CELLS:,} cells; {_BIG}"
         )
+    return errors
 
 
 def _column_number(letters: bytes) -> int:
@@ -214,9 +218,7 @@ class _Rows:
         for index, cell in enumerate(row):
             if cell == "":
                 continue
-            if isinstance(cell, str) and cell in _ERRORS:
-                observations.note("cells with an error such as #N/A, read as not given")
-            elif index < len(header) and header[index]:
+            if index < len(header) and header[index]:
                 record[header[index]] = json_value(cell, observations.note)
             else:
                 observations.note("cells beside the columns, not read")

@@ -206,6 +206,7 @@ def _feed(file: BinaryIO, source: Source, handler: _Handler, limit: int | None =
     parser = create_parser(forbid_dtd=False, forbid_entities=True, forbid_external=False)
     parser.setFeature(feature_namespaces, True)
     parser.setContentHandler(handler)
+    handler.setDocumentLocator(parser)
     wide = source.encoding.startswith(("utf-16", "utf-32"))
     given = InputSource()
     if wide or source.mark:
@@ -274,7 +275,7 @@ def find_element(source: Source, mapping: Mapping) -> _Path:
     least = min(map(len, likely))
     shallow = sorted((path for path in likely if len(path) == least), key=lambda path: -outline.counts[path])
     if mapping.columns and len(shallow) > 1 and best:
-        names = ", ".join("/".join(path)[:80] for path in shallow[:10])
+        names = ", ".join("/".join(path)[:80] for path in sorted(shallow)[:10])
         raise StructureError(
             f"XML with several elements that may be records: {names}; nothing was imported: set `records_at` in the mapping "
             "to the name of one"
