@@ -17,6 +17,7 @@ from pathlib import Path
 from jobs.importing.day_writer import DayWriter, write_parts
 from jobs.importing.file_checks import FileChecks
 from jobs.importing.files.record_files import find_records
+from jobs.importing.files.s3_exports import local_export
 from jobs.importing.files.unpacking import Bounds
 from jobs.importing.formats.format_registry import Row, open_records, read_records
 from jobs.importing.formats.observations import Observations
@@ -26,6 +27,7 @@ from jobs.importing.pictures.picture_sources import open_sources
 from jobs.importing.pictures.picture_store import PictureStore, picture_writer
 from jobs.lake import storage
 from jobs.lake.layout import Lake, check_day
+from jobs.lake.storage import AnyPath
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
 from schemas.documents import RawManifest
@@ -54,8 +56,15 @@ def import_catalog(settings: Settings, folder: AnyPath, ds: str, mapping: str) -
         JobError: the export is missing or damaged, does not consist of records, or lacks columns of the mapping.
         ContractError: the mapping is wrong.
     """
+    check_day(ds)
+    columns = load_mapping(mapping)
+    with local_export(folder, columns, settings.progress) as copy:
+        return _import_folder(settings, copy, ds, columns, str(folder.resolve() if storage.on_disk(folder) else folder))
+
+
+def _import_folder(settings: Settings, folder: Path, ds: str, columns: Mapping, source: str) -> RawManifest:
     lake = Lake(settings.root)
-    day, columns = lake.raw(check_day(ds)), load_mapping(mapping)
+    day = lake.raw(ds)
     files, others = find_records(folder, columns)
     bounds = Bounds(int(settings.max_unpacked_gb * 1e9), settings.max_unpacked_ratio)
     for file in files:
@@ -64,8 +73,9 @@ def import_catalog(settings: Settings, folder: AnyPath, ds: str, mapping: str) -
     with measure("import-catalog") as measured, day_lock, contextlib.ExitStack() as stack:
         target = DayWriter(day, stack)
         pictures = None
-        if columns.pictures:
-            picture_sources, counts = open_sources(folder, columns, bounds, stack), Counter[str]()
+        if columns.picture_name:
+            picture_sources = open_sources(folder, columns, bounds, stack) if columns.pictures else []
+            counts = Counter[str]()
             pictures = PictureStore(picture_writer(lake, day, counts, stack), picture_sources, counts)
         while True:
             observations = Observations()
@@ -83,7 +93,7 @@ def import_catalog(settings: Settings, folder: AnyPath, ds: str, mapping: str) -
         lost = pictures.finish(folder) if pictures is not None else ()  # before the day's records name the pictures
         manifest = RawManifest(
             ds=ds,
-            source=str(folder.resolve()),
+            source=source,
             files=parts,
             rows=sum(part.rows for part in parts),
             notes=dict(observations.notes),
@@ -119,11 +129,12 @@ def _rows(
             for source in open_records(file, folder, columns, bounds):
                 yield from checks.rows(read_records(source, columns, observations, progress), file)
 
+    read = filter(mapper.keeps, rows()) if columns.where or columns.where_not else rows()
     if not columns.group_by:
-        yield from rows()
+        yield from read
     else:
         with tempfile.TemporaryDirectory(prefix="import-") as scratch:
-            yield from grouped(rows(), mapper.key, mapper.merge, Path(scratch), observations)
+            yield from grouped(read, mapper.key, mapper.merge, Path(scratch), observations)
     checks.check(files)
 
 

@@ -100,11 +100,12 @@ def _find_header(lines: Sequence[str], candidates: Sequence[Dialect], mapping: M
         return max(candidates, key=lambda dialect: _fits_width(dialect, lines, len(mapping.header))).delimiter, 0
     best, header = 0, (candidates[0].delimiter, 0)
     wanted = {column.strip() for column in mapping.columns}
+    ids = {column.strip() for column in mapping.id_columns}
     for dialect in candidates:
         for index in range(min(len(lines), _BEFORE_HEADER)):
             names = {name.strip() for name in _first_row(dialect, lines[index:])}
             score = len(names & wanted)
-            if mapping.product_id.strip() in names and score > best:
+            if ids & names and score > best:
                 best, header = score, (dialect.delimiter, index)
     return header if best else (max(candidates, key=lambda dialect: consistency(dialect, lines)).delimiter, 0)
 

@@ -135,7 +135,7 @@ def format_of(source: Source, mapping: Mapping) -> str:
     header: list[str] = []
     with contextlib.suppress(csv.Error):  # the reader will report what is wrong
         header = next(dialect.parse(lines[dialect.skipped :]), [])
-    if mapping.product_id and mapping.product_id in (name.strip() for name in header):
+    if not set(mapping.id_columns).isdisjoint(name.strip() for name in header):
         return "csv"
     if kind == "a JSON array":
         return "json"

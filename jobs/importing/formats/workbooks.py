@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 from python_calamine import CalamineError, CalamineSheet, CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
 
 from jobs.importing.formats.observations import Observations, StructureError, shown
+from jobs.importing.formats.sniffing import HAS_ID, column_score
 from jobs.importing.formats.sources import LINE_START, MAX_LINE, Source
 from jobs.records.json_values import json_value
 from jobs.records.rejected_lines import RejectedLine
@@ -143,7 +144,7 @@ def choose_sheet(book: CalamineWorkbook, mapping: Mapping) -> tuple[CalamineShee
             headers.append(f"{name[:60]!r}: {shown(', '.join(header))}")
         if score and (best is None or score > best[0]):
             best = score, sheet, index
-        if score >= 1000 and mapping.columns:
+        if score >= HAS_ID and mapping.columns:
             break
     if best is not None:
         return best[1], best[2]
@@ -167,12 +168,11 @@ def _find_header(sheet: CalamineSheet, mapping: Mapping) -> tuple[int, int, list
             break
     if not any(rows):
         return 0, 0, []
-    wanted = {column.strip() for column in mapping.columns}
-    if not wanted:
+    if not mapping.columns:
         width = max(map(len, rows))
         index = next(i for i, row in enumerate(rows) if 2 * len(row) > width)
         return width * sheet.total_height, index, rows[index]
-    scores = [len(wanted & set(row)) + 1000 * (mapping.product_id.strip() in row) for row in rows]
+    scores = [column_score(row, mapping) for row in rows]
     index = scores.index(max(scores))
     return scores[index], index, rows[index] if scores[index] else next(row for row in rows if row)
 

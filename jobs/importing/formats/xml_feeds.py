@@ -16,6 +16,7 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.expatreader import create_parser
 
 from jobs.importing.formats.observations import Observations, StructureError, shown
+from jobs.importing.formats.sniffing import column_score
 from jobs.importing.formats.sources import LINE_START, MAX_LINE, Source
 from jobs.records.rejected_lines import RejectedLine
 from schemas.mapping import Mapping
@@ -262,7 +263,7 @@ def find_element(source: Source, mapping: Mapping) -> _Path:
             return path
     tables = {path: outline.columns[path] for path in outline.parents}
     tables |= {path: columns for path, columns in outline.columns.items() if len(columns) > 1}
-    scores = {path: _score(columns, mapping) for path, columns in tables.items()}
+    scores = {path: column_score(columns, mapping) for path, columns in tables.items()}
     best = max(scores.values(), default=0)
     likely = [path for path in tables if scores[path] == best and (best or outline.counts[path] > 1)]
     if not likely:
@@ -281,12 +282,6 @@ def find_element(source: Source, mapping: Mapping) -> _Path:
             "to the name of one"
         )
     return shallow[0]
-
-
-def _score(columns: set[str], mapping: Mapping) -> int:
-    names = {column.split(".")[0].split("@")[0] or column for column in mapping.columns}
-    identity = mapping.product_id.split(".")[0]
-    return len(names & columns) + 1000 * (bool(identity) and identity in columns)
 
 
 def read_xml(

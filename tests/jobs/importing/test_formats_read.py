@@ -24,6 +24,7 @@ from backports import zstd
 
 from jobs.errors import JobError
 from jobs.importing.files.record_files import find_records
+from jobs.importing.files.s3_exports import local_export
 from jobs.importing.files.unpacking import Bounds
 from jobs.importing.formats import json_documents, parquet_files, workbooks, xml_feeds
 from jobs.importing.formats.format_registry import find_candidates, open_records, read_records, read_sample
@@ -65,7 +66,9 @@ def feed() -> bytes:
     items = "".join(
         f"<item><g:id>{r['id']}</g:id><name>{r['name']}</name><g:kind>{r['kind']}</g:kind></item>\n" for r in RECORDS
     )
-    start = '<?xml version="1.0"?><rss version="2.0" xmlns:g="http://base.google.com/ns/1.0"><channel><title>A shop</title>'
+    start = (
+        '<?xml version="1.0"?><rss version="2.0" xmlns:g="http://base.google.com/ns/1.0"><channel><title>A shop</title>'
+    )
     return f"{start}\n{items}</channel></rss>".encode()
 
 
@@ -226,7 +229,9 @@ def test_broken_records_of_an_array_are_rejected_and_take_no_other_with_them(
 
 
 def test_a_record_of_an_array_is_read_as_a_json_line_is(export: Export) -> None:
-    rows = export.read('[{"id": 1, "id": 2}, {"id": NaN}, 5, {"id": "\xe9"},\n {"id": 1e999}, {}, {},]'.encode("latin-1"))
+    rows = export.read(
+        '[{"id": 1, "id": 2}, {"id": NaN}, 5, {"id": "\xe9"},\n {"id": 1e999}, {}, {},]'.encode("latin-1")
+    )
     assert rows[1] == {"id": None}
     assert rows[4] == {"id": "1e999"}
     assert [row.detail for row in rows if isinstance(row, RejectedLine)] == [
@@ -391,6 +396,22 @@ def test_a_dataset_of_pictures_is_named_and_old_texts_are_read(export: Export) -
     }
 
 
+# --- an export on S3
+
+
+def test_an_export_on_s3_is_copied_as_far_as_the_mapping_names_it(on_s3: Any) -> None:
+    layout = Mapping.model_validate(MAPPING | {"pictures": ["pics"], "picture_name": "pics/{id}.jpg"})
+    for name in ("items/a=1/p.parquet", "items.json", "pics/deep/1.jpg", "other.json"):
+        (on_s3 / "export" / name).write_bytes(name.encode())
+    with local_export(on_s3 / "export", layout, False) as copy:
+        names = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
+        assert names == {"items/a=1/p.parquet", "items.json", "pics/deep/1.jpg"}
+        assert (copy / "items.json").read_bytes() == b"items.json"
+    assert not copy.exists()
+    with pytest.raises(JobError, match=r"no records; looked for items\*"), local_export(on_s3 / "none", layout, False):
+        pass
+
+
 # --- without a mapping
 
 
@@ -414,7 +435,9 @@ def test_a_sample_says_how_the_file_is_written(export: Export) -> None:
 
 def test_candidates_are_files_of_records_only(export: Export) -> None:
     for name in ("a.tsv", "b.json", "deep/c.xml", "notes.md", "pics/1.jpg", ".hidden.csv"):
-        export.put({"a": "id\tname\n1\tx\n", "b": json.dumps(RECORDS), "deep/c": feed()}.get(name.split(".")[0], "x"), name)
+        export.put(
+            {"a": "id\tname\n1\tx\n", "b": json.dumps(RECORDS), "deep/c": feed()}.get(name.split(".")[0], "x"), name
+        )
     (export.folder / "out.csv").symlink_to("/etc/hostname")
     found = [str(path.relative_to(export.folder)) for path in find_candidates(export.folder)]
     assert found == ["a.tsv", "b.json", "deep/c.xml"]
