@@ -183,8 +183,8 @@ class FileChecks:
             lacking |= texts if texts <= unseen else set()
             if lacking.intersection(mapping.id_columns) and (name := find_wrapper(record)):
                 raise JobError(
-                    f"{path}: a JSON object that holds its records under {name[:_NAME]!r}; nothing was imported: export JSON "
-                    "lines, with one object on each line"
+                    f"{path}: a JSON object that holds its records under {name[:_NAME]!r}; nothing was imported: set "
+                    f"`records_at: {name[:_NAME]}` in the mapping"
                 )
             way_out = "Correct the mapping, or list them under `optional`"
             if {column.casefold() for column in lacking} <= capitals:
