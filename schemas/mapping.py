@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from schemas.column_paths import selects
-from schemas.derived_columns import (
+from schemas.derivations import (
     WILDCARD,
     Derivation,
     check_acyclic,

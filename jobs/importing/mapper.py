@@ -20,7 +20,7 @@ from jobs.importing.row_filter import RowFilter, condition_texts
 from jobs.records.label_forms import UnreadableError, decoded, read_object, read_value
 from jobs.records.rejected_lines import RejectedLine
 from jobs.records.values import identity, instant, is_no_id
-from schemas.derived_columns import WILDCARD
+from schemas.derivations import WILDCARD
 from schemas.mapping import Mapping
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Mapper:
     def __init__(self, mapping: Mapping, pictures: PictureStore | None, observations: Observations) -> None:
         self._mapping, self._pictures, self._observations = mapping, pictures, observations
         self._nulls = Nulls(mapping.null_values)
+        self._is_null = self._nulls.is_null
         self._derived = DerivedColumns(mapping, self._nulls, observations)
         self._filter = RowFilter(mapping, self._derived, observations)
         self._globs = any(WILDCARD in column for column in mapping.labels)
@@ -185,7 +186,7 @@ class Mapper:
 
     def _value(self, row: dict[str, Json], column: str) -> Json:
         value = get_column(row, column) if column else None
-        return None if value is ABSENT or self._nulls.is_null(value) else value
+        return None if value is ABSENT or self._is_null(value) else value
 
     def _single(self, row: dict[str, Json], column: str) -> Json:
         """Return the value of a column that has one. Of the values of a derived or merged column it is the first."""
@@ -257,7 +258,7 @@ class Mapper:
         parts: list[str] = []
         for text in texts:
             parts += (part.strip() for part in text.split(separator)) if separator and separator in text else [text]
-        return [part for part in parts if not self._nulls.is_null(part)]
+        return [part for part in parts if not self._is_null(part)]
 
     def _count_unread(self, name: str, value: Json) -> None:
         self._observations.note("labels that cannot be read")

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 from cma_clip_core.content.markup import visible_text
 from jobs.importing.columns import unique
 from jobs.records.values import price
-from schemas.derived_columns import StepCall
+from schemas.derivations import StepCall
 
 Json: TypeAlias = Any
 _DEPTH: Final = 8  # levels of nested lists and objects that a step enters

@@ -11,7 +11,7 @@ import pytest
 from jobs.errors import JobError
 from jobs.importing.columns import ABSENT, get_column
 from jobs.importing.steps import STEPS, Unread, apply_steps
-from schemas.derived_columns import ARGUMENTS, StepCall
+from schemas.derivations import ARGUMENTS, StepCall
 from schemas.loading import ContractError
 from schemas.mapping import load_mapping
 from tests.jobs.importing.test_import_catalog import Shop
