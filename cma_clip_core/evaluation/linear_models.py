@@ -5,6 +5,7 @@ Letters of shapes: n products, F features, C values of the attribute.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import dataclass
 from typing import Any, Final
@@ -13,6 +14,7 @@ import numpy as np
 from scipy import sparse
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import ThreadpoolController
 
 from cma_clip_core.arrays import Bools, Floats, Integers
 from cma_clip_core.model.bag_of_words import Terms
@@ -45,7 +47,8 @@ def fit_linear(features: Any, targets: Bools, multi_valued: bool, inverse_regula
     width, classes = features.shape[1], targets.shape[1]
     model = LinearModel(np.zeros((width, classes), np.float32), np.full(classes, UNSEEN, np.float32))
     seen = np.flatnonzero(targets.any(axis=0))
-    with warnings.catch_warnings():
+    # Small problems lose far more than they gain by several threads, and one gives the same weights on any machine.
+    with _threads().limit(limits=1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # more steps would change only rounding
         if multi_valued:
             for c in seen:
@@ -62,6 +65,11 @@ def fit_linear(features: Any, targets: Bools, multi_valued: bool, inverse_regula
             else:
                 model.weight[:, seen], model.bias[seen] = every.coef_.T, every.intercept_
     return model
+
+
+@functools.cache
+def _threads() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _regression(inverse_regularisation: float) -> LogisticRegression:
