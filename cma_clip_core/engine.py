@@ -185,7 +185,8 @@ class _RowBuilder:
         """
         any_seen: Bools = np.asarray(seen.any(axis=1))
         applicable = self._applicable(batch, probabilities, any_seen)
-        accepted = probabilities >= self.limits
+        # An answer that rests on neither text nor picture is a guess.
+        accepted = (probabilities >= self.limits) & (lambdas.sum(axis=2) > 0)[:, self.layout.attribute_of]
         chosen = self._best(probabilities) | (self.multi_valued & ((probabilities >= LIKELY) | accepted))
         chosen &= applicable[:, self.layout.attribute_of] & any_seen[:, None]
         rows, classes = np.nonzero(chosen)  # products in order; within one, attributes and values in class order

@@ -5,11 +5,11 @@ Each attribute has its own weights of the members. Its logits are the weighted s
 for the others means that this member alone answers. The training side chooses the weights
 (cma_clip_core.training.choose_methods).
 
-A member that does not see a product's input, such as the bag of words without a text, has no say for this product. If no
-member of an attribute sees anything, they answer by what is frequent.
+A member that does not see a product's input, such as the bag of words in a text without known words, has no say for it. If no
+member of an attribute sees anything, the most frequent value is named with the least confidence (`GUESS`).
 
-Letters of shapes: B batch, K attributes, C classes of all attributes, D classes that a linear member scores, E members,
-M modalities (0 text, 1 image), N terms of a text, V terms of the vocabulary, F picture features.
+Letters of shapes: B batch, K attributes, C classes of all attributes, D classes that a linear member scores. E members,
+M modalities (0 text, 1 image), N terms of a text, F features.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ WORDS: Final = "bag-of-words"
 PICTURES: Final = "picture-features"
 CMA_CLIP: Final = "cma-clip"
 MEMBERS: Final = (WORDS, PICTURES, CMA_CLIP)  # E, cheapest first
+
+GUESS: Final = 1e-5  # factor of the logits where no member sees anything: all values are nearly equally likely
+UNLIKELY: Final = -0.01  # added there for a multi-valued attribute: no value is more likely than not
 
 _State = Mapping[str, Tensor]
 
@@ -93,7 +96,8 @@ class Ensemble(nn.Module):
 
     coefficients: Tensor
     shares: Tensor
-    offset: Tensor
+    attribute_of: Tensor
+    unlikely: Tensor
 
     def __init__(
         self,
@@ -105,7 +109,6 @@ class Ensemble(nn.Module):
         bag: BagOfWords | None,
         shares: Tensor,
         coefficients: Tensor,
-        offset: Tensor,
     ) -> None:
         """Create the ensemble; a member that no attribute uses may be None.
 
@@ -117,17 +120,18 @@ class Ensemble(nn.Module):
             bag: the vocabulary of `words`.
             shares: [E, K], each member's weight for each attribute.
             coefficients: [E, C], the factor of each member's logits: its weight, divided by its temperature.
-            offset: [C], added to the logits.
         """
         super().__init__()
         self.layout, self.bag = layout, bag
         self.words, self.pictures, self.cma = words, pictures, cma
-        for name, tensor in (("shares", shares), ("coefficients", coefficients), ("offset", offset)):
+        for name, tensor in (("shares", shares), ("coefficients", coefficients)):
             self.register_buffer(name, tensor)
         self.register_buffer(
             "idf", None if bag is None else torch.from_numpy(bag.idf)
         )  # a part of the version's weights
         self.register_buffer("attribute_of", torch.from_numpy(layout.attribute_of), persistent=False)
+        unlikely = torch.tensor([UNLIKELY if a.multi_valued else 0.0 for a in layout.attributes])
+        self.register_buffer("unlikely", unlikely, persistent=False)  # [K]
 
     @classmethod
     def from_state(cls, layout: ClassLayout, cma: nn.Module | None, bag: BagOfWords | None, state: _State) -> Ensemble:
@@ -142,13 +146,14 @@ class Ensemble(nn.Module):
 
         words = pictures = None
         if bag is not None:
-            words = WordScores(*sized("words", "weight", "bias", "columns"), layout.classes)
+            weight, bias, columns = sized("words", "weight", "bias", "columns")
+            words = WordScores(weight, bias, columns, layout.classes)
         if "pictures.weight" in state:
             weight, bias, columns, absent = sized("pictures", "weight", "bias", "columns", "absent")
             pictures = PictureScores(weight, bias, columns, layout.classes, absent)
         return cls(
             layout, cma=cma, words=words, pictures=pictures, bag=bag,
-            **{name: torch.zeros_like(state[name]) for name in ("shares", "coefficients", "offset")},
+            **{name: torch.zeros_like(state[name]) for name in ("shares", "coefficients")},
         )  # fmt: skip
 
     def forward(
@@ -165,8 +170,8 @@ class Ensemble(nn.Module):
     ) -> Output:
         """Classify a batch.
 
-        The weights in the output are the members' own weights of text and picture (the bag of words sees text alone, the
-        picture features see the picture alone, CMA-CLIP has its modality-wise attention), averaged by the members' shares.
+        The output's weights of text and picture are those of the members, averaged by the members' shares. CMA-CLIP's are its
+        modality-wise attention. The bag of words sees the text alone, the picture features see the picture alone.
 
         Args:
             ids: [B, T] int64, as are the next six, the arguments of `CmaClip.forward`.
@@ -180,29 +185,31 @@ class Ensemble(nn.Module):
             term_weights: [B, N] float32, their TF-IDF weights.
         """
         attributes = len(self.layout.attributes)
-        seen = torch.stack([text_present, image_present], dim=1).float()  # [B, M]
-        text_alone, image_alone = (seen * seen.new_tensor(one) for one in ([1.0, 0.0], [0.0, 1.0]))
         answers: list[tuple[int, Tensor, Tensor]] = []  # member, logits [B, C], weights of the modalities [B, K, M]
         if self.words is not None:
             if terms is None or term_weights is None:
                 raise ValueError("the bag of words needs the terms of the texts")
+            known = (term_weights > 0).any(dim=1)[:, None] * torch.tensor([1.0, 0.0], device=ids.device)
             logits = self.words(terms, term_weights)
-            answers.append((MEMBERS.index(WORDS), logits, text_alone[:, None].expand(-1, attributes, -1)))
+            answers.append((MEMBERS.index(WORDS), logits, known[:, None].expand(-1, attributes, -1)))
         if self.pictures is not None:
+            shown = image_present[:, None] * torch.tensor([0.0, 1.0], device=ids.device)
             logits = self.pictures(pixels, image_present)
-            answers.append((MEMBERS.index(PICTURES), logits, image_alone[:, None].expand(-1, attributes, -1)))
+            answers.append((MEMBERS.index(PICTURES), logits, shown[:, None].expand(-1, attributes, -1)))
         if self.cma is not None:
             output: Output = self.cma(ids, lengths, text_present, pixels, image_present, text, image)
             answers.append((MEMBERS.index(CMA_CLIP), output.logits.float(), output.lambdas.float()))
-        total = self.offset.expand(len(ids), -1)
-        weighted, shares = seen.new_zeros(len(ids), attributes, 2), seen.new_zeros(len(ids), attributes)
+        total = torch.zeros(len(ids), self.layout.classes, device=ids.device)
+        weighted = torch.zeros(len(ids), attributes, 2, device=ids.device)
+        shares = torch.zeros(len(ids), attributes, device=ids.device)
         sees = [(lambdas.sum(dim=2) > 0) & (self.shares[e] > 0) for e, _, lambdas in answers]  # each [B, K]
-        nothing = ~torch.stack(sees).any(dim=0) if sees else None
+        nothing = ~torch.stack(sees).any(dim=0) if sees else torch.ones_like(shares, dtype=torch.bool)
         for (e, logits, lambdas), has_say in zip(answers, sees, strict=True):
-            counts = (has_say | nothing)[:, self.attribute_of]  # [B, C]
+            counts = torch.where(nothing, GUESS, has_say.float())[:, self.attribute_of]  # [B, C]
             total = total + self.coefficients[e] * logits * counts
             weighted = weighted + (self.shares[e] * has_say)[:, :, None] * lambdas
             shares = shares + self.shares[e] * has_say
+        total = total + (nothing * self.unlikely)[:, self.attribute_of]
         return Output(total, weighted / shares.clamp(min=1e-9)[:, :, None], {})
 
 

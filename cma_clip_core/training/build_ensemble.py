@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from cma_clip_core.arrays import Floats
-from cma_clip_core.evaluation.linear_models import UNSEEN
 from cma_clip_core.model.class_layout import ClassLayout
 from cma_clip_core.model.ensemble import CMA_CLIP, MEMBERS, PICTURES, WORDS, Ensemble, PictureScores, WordScores
 from cma_clip_core.training.choose_methods import Choice
@@ -34,18 +33,16 @@ def build_ensemble(
     if cma is not None and not users[WORDS] and not users[PICTURES]:
         return cma
     shares = torch.zeros(len(MEMBERS), len(layout.attributes))
-    coefficients, offset = torch.zeros(len(MEMBERS), layout.classes), torch.zeros(layout.classes)
+    coefficients = torch.zeros(len(MEMBERS), layout.classes)
     needs_cma = bool(users[CMA_CLIP]) or (cma is not None and len(choices) < len(layout.attributes))
     for k, (attribute, part) in enumerate(zip(layout.attributes, layout.slices, strict=True)):
         if (choice := choices.get(attribute.name)) is not None:
-            for name, weight in choice.method.weights.items():
-                shares[MEMBERS.index(name), k] = weight
+            for name, share in choice.method.weights.items():
+                shares[MEMBERS.index(name), k] = share
                 coefficients[MEMBERS.index(name), part] = choice.coefficients[name]
         elif cma is not None:
             shares[MEMBERS.index(CMA_CLIP), k] = 1
             coefficients[MEMBERS.index(CMA_CLIP), part] = 1
-        elif attribute.multi_valued:  # nothing answers, so no value is likely
-            offset[part] = UNSEEN
     by_name = {member.name: member for member in members}
     words = pictures = bag = None
     if users[WORDS]:
@@ -56,7 +53,7 @@ def build_ensemble(
         pictures = _pictures(by_name[PICTURES], users[PICTURES], layout)
     return Ensemble(
         layout, cma=cma if needs_cma else None, words=words, pictures=pictures, bag=bag, shares=shares,
-        coefficients=coefficients, offset=offset,
+        coefficients=coefficients,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from cma_clip_core.evaluation.calibration import fit_temperature, losses
 from cma_clip_core.evaluation.candidates import candidates
 from cma_clip_core.evaluation.choose_thresholds import choose_threshold
 from cma_clip_core.evaluation.predictions import Predictions
-from cma_clip_core.model.ensemble import CMA_CLIP, MEMBERS, PICTURES, WORDS
+from cma_clip_core.model.ensemble import CMA_CLIP, GUESS, MEMBERS, PICTURES, UNLIKELY, WORDS
 from cma_clip_core.model_documents import AttributeMethod, CandidateScore, Threshold
 
 WEIGHTS: Final = (0.25, 0.5, 1.0, 2.0)  # of the members that are added to another one
@@ -68,7 +68,8 @@ def choose_method(
         ValueError: there is no candidate.
     """
     scores: dict[str, CandidateScore] = {}
-    temperatures = {name: fit_temperature(p) for name, p in linear.items()}
+    # Where a member sees nothing, it has no say: these products do not tell how confident it is.
+    temperatures = {name: fit_temperature(p.take(p.lambdas.sum(axis=1) > 0)) for name, p in linear.items()}
     chosen = _choose_linear(linear, temperatures, scores, selection) if linear else None
     if cma is not None:
         temperatures[CMA_CLIP] = fit_temperature(cma)
@@ -101,10 +102,14 @@ def pool(
     logits, lambdas = np.zeros_like(first.logits), np.zeros_like(first.lambdas)
     shares = np.zeros(len(first), np.float32)
     for name, weight in weights.items():
-        logits += np.float32(coefficients[name]) * parts[name].logits * (sees[name] | nothing)[:, None]
+        counts = np.where(nothing, np.float32(GUESS), sees[name].astype(np.float32))
+        logits += np.float32(coefficients[name]) * parts[name].logits * counts[:, None]
         lambdas += np.float32(weight) * parts[name].lambdas * sees[name][:, None]
         shares += np.float32(weight) * sees[name]
-    return replace(first, logits=logits, lambdas=lambdas / np.maximum(shares, np.float32(1e-9))[:, None])
+    if first.attribute.multi_valued:
+        logits += np.float32(UNLIKELY) * nothing[:, None]
+    lambdas = (lambdas / np.maximum(shares, np.float32(1e-9))[:, None]).astype(np.float32)
+    return replace(first, logits=logits, lambdas=lambdas)
 
 
 def _candidate(

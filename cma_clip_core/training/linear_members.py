@@ -1,7 +1,7 @@
 """Linear members of an ensemble: logistic regressions on the bag of words and on pretrained picture features.
 
 With few products, the validation side alone is too small to promise much. So up to `MOST_CROSS_FITTED` products, the training
-and validation sides are cross-fitted together: the families are split into folds, and each fold is predicted by
+and validation sides are cross-fitted together. Their families are split into folds, and each fold is predicted by
 regressions that were fitted to the others. Weights and thresholds are chosen on these predictions. The published
 regressions are fitted to all of these products. With more products, the regressions are fitted to the training side and
 predict the validation side, as CMA-CLIP does.
@@ -79,7 +79,6 @@ class _Products:
 
     columns: Columns
     texts: list[str]
-    text_present: Bools
     features: Floats | None  # [n, F], of the pictures
     image_present: Bools
     fits: list[tuple[Bools, Bools]]  # for each fold, the products [n] to fit to, and those to predict
@@ -119,12 +118,13 @@ def fit_members(
         try:
             bag = fit_bag(products.texts, problem.config.text)
             features = term_matrix([bag.encode(text) for text in products.texts], len(bag))
+            known = np.diff(features.indptr) > 0
             member = Member(WORDS, {}, {}, bag=bag)
             members.append(
                 _fit(
                     member,
                     features,
-                    products.text_present,
+                    known,
                     (1, 0),
                     INVERSE_REGULARISATIONS,
                     problem,
@@ -167,7 +167,10 @@ def _read(problem: LearningProblem, network: PictureFeatures | None, compute: Co
         for side in sides:
             for examples, families in stream_side(index, side):
                 fields = (examples.column(name).to_pylist() for name in ("title", "brand", "description"))
-                texts += [compose(*row, problem.config.text) for row in zip(*fields, strict=True)]
+                texts += [
+                    compose(title, brand, words, problem.config.text)
+                    for title, brand, words in zip(*fields, strict=True)
+                ]
                 columns = label_columns(examples, families, encoder, spoken)
                 columns["image_present"] = np.asarray(examples.column("image").is_valid())
                 columns["side"] = np.full(len(families), SIDES.index(side))
@@ -183,9 +186,8 @@ def _read(problem: LearningProblem, network: PictureFeatures | None, compute: Co
     else:
         fits, final = [(training, ~training)], training
     return _Products(
-        columns, texts, np.array([bool(text) for text in texts], np.bool_), np.concatenate(features) if features else None,
-        columns["image_present"], fits, final,
-    )  # fmt: skip
+        columns, texts, np.concatenate(features) if features else None, columns["image_present"], fits, final
+    )
 
 
 @torch.inference_mode()

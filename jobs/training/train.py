@@ -18,8 +18,8 @@ from cma_clip_core.inputs import distributed
 from cma_clip_core.inputs.compute import Compute
 from cma_clip_core.inputs.devices import resolve_device
 from cma_clip_core.inputs.learning_problem import LearningProblem
-from cma_clip_core.model_documents import ExperimentOrigin, TowersOrigin
 from cma_clip_core.model.ensemble import CMA_CLIP
+from cma_clip_core.model_documents import ExperimentOrigin, TowersOrigin
 from cma_clip_core.training import fit
 from cma_clip_core.training.tensorboard import LOGS
 from cma_clip_core.training.train_candidates import train_candidates
