@@ -171,6 +171,13 @@ def _common(
             help="Model to train: sample, fashion, clip-vit-b-32, or a YAML file. [TAGGING_MODEL_CONFIG_NAME, sample]",
         ),
     ] = None,
+    candidates: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods that `train` tries, comma-separated: bag-of-words, picture-features, cma-clip. The best one answers "
+            "each attribute. Without cma-clip, training takes seconds to minutes. [TAGGING_CANDIDATES, all three]"
+        ),
+    ] = None,
     shard_rows: Annotated[
         int | None, typer.Option(help="Largest number of products in a shard. [TAGGING_SHARD_ROWS, 20000]")
     ] = None,
@@ -217,6 +224,7 @@ def _common(
     set_up_logging()
     flags: dict[str, Any] = {
         "root": root, "picture_roots": picture_roots, "taxonomy": taxonomy, "rules": rules, "model_config_name": model_config,
+        "candidates": candidates,
         "shard_rows": shard_rows, "task_rows": task_rows, "batch_size": batch_size, "max_retag_share": max_retag_share,
         "max_removed_share": max_removed_share, "device": device, "spark_master": spark_master,
         "spark_memory": spark_memory, "spark_options": spark_options, "progress": progress,
@@ -485,7 +493,11 @@ def train(
     ] = False,
     processes: Together = None,
 ) -> None:
-    """Train CMA-CLIP on the day's labelled set, choose thresholds, and write a model version.
+    """Train the candidate methods on the day's labelled set, choose thresholds, and write a model version.
+
+    The candidates are a bag of words, pretrained picture features, and CMA-CLIP. Each attribute is answered by the best of
+    them, or by several together. The cheap ones are trained first, and the log says what they reach. `--candidates`, before
+    the word `train`, chooses some.
 
     A configuration such as `fashion` names no pretrained weights. With `--pretrain`, both towers are first trained on the
     catalog's own image-text pairs, as in `experiment`.
