@@ -12,6 +12,14 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from schemas.column_paths import selects
+from schemas.derived_columns import (
+    WILDCARD,
+    Derivation,
+    check_acyclic,
+    column_text,
+    template_columns,
+)
 from schemas.loading import Strict, load_shipped
 
 BUILT_IN = Path(__file__).parent / "mappings"
@@ -20,7 +28,8 @@ BUILT_IN = Path(__file__).parent / "mappings"
 class Mapping(Strict):
     """Mapping of each field of a record to the shop's own column names.
 
-    A name with dots reaches into nested objects (``media.front.url``).
+    A column may be one of the files, a path into nested records (``media.front.url``, ``name[language_tag=en].value``), or
+    one that `derive` makes.
     """
 
     records: tuple[str, ...] = Field(
@@ -50,11 +59,21 @@ class Mapping(Strict):
     group_by: str = Field(
         default="", description="column that the rows of one product share; empty: a row is a product"
     )
+    group_first: dict[str, tuple[str, ...]] = Field(
+        default={}, description="rows of a product that match come first, so that their values win"
+    )
+    where: dict[str, tuple[str, ...]] = Field(
+        default={}, description='a row is read only if each column has one of its values; "" means not given'
+    )
+    where_not: dict[str, tuple[str, ...]] = Field(
+        default={}, description='a row is left out if a column has one of its values; "" means not given'
+    )
+    derive: dict[str, Derivation] = Field(default={}, description="new columns, made of others")
     pictures: tuple[str, ...] = Field(
         default=(), description="zips or folders of pictures, or patterns of their names, tried in order"
     )
     picture_name: str = Field(
-        default="", description="path in the zip or folder, e.g. images/{id}.jpg; columns in braces"
+        default="", description="path in the zip or folder, or web address, e.g. images/{id}.jpg; columns in braces"
     )
     product_id: str
     title: tuple[str, ...] = Field(default=(), description="columns; the first one that a record gives is used")
@@ -65,11 +84,12 @@ class Mapping(Strict):
     image_version: str = ""
     updated_at: str = Field(default="", description="ISO 8601, RFC 2822, or seconds or milliseconds since 1970")
     updated_at_format: str = Field(default="", description='format of strptime, such as "%d/%m/%Y %H:%M"')
-    labels: tuple[str, ...] = Field(default=(), description="columns that hold labels")
+    labels: tuple[str, ...] = Field(default=(), description="columns that hold labels, or globs of them")
     label_objects: tuple[str, ...] = Field(default=(), description="columns that hold objects of labels")
     list_separator: str = Field(default="", description="splits a label into several values; empty: never")
     optional: tuple[str, ...] = Field(
-        default=(), description="columns that an export may lack; any other missing column is an error"
+        default=(),
+        description="columns that an export may lack, or globs of them; any other missing column is an error",
     )
     null_values: tuple[str, ...] = Field(default=("",), description='texts that mean "nothing given"')
 
@@ -77,6 +97,21 @@ class Mapping(Strict):
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("where", "where_not", "group_first", mode="before")
+    @classmethod
+    def _values_of_columns(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        several = {column: each if isinstance(each, list) else [each] for column, each in value.items()}
+        return {
+            column: ["" if each is None else column_text(each) for each in values] for column, values in several.items()
+        }
+
+    @field_validator("derive")
+    @classmethod
+    def _acyclic(cls, value: dict[str, Derivation]) -> dict[str, Derivation]:
+        return {name: value[name] for name in check_acyclic(value)}
 
     @field_validator("delimiter", "quote", "escape")
     @classmethod
@@ -126,13 +161,31 @@ class Mapping(Strict):
             raise ValueError(
                 "`pictures` names pictures to import, `image_uri` names pictures to leave where they are: give one of the two"
             )
-        if bool(self.pictures) != bool(self.picture_name):
-            raise ValueError("`pictures` and `picture_name` belong together: give both or neither")
+        if self.pictures and not self.picture_name:
+            raise ValueError(
+                "`pictures` and `picture_name` belong together: `picture_name` says which one a record has"
+            )
+        web = re.fullmatch(r"\{[^{}]+\}|https?://.*", self.picture_name, re.IGNORECASE | re.DOTALL)
+        if self.picture_name and not self.pictures and not web:
+            raise ValueError(
+                "`pictures` and `picture_name` belong together; only web addresses need no `pictures`: "
+                f"picture_name: {self.picture_name!r} is not a column in braces, and does not begin with https://"
+            )
+        if self.picture_name and self.image_uri:
+            raise ValueError(
+                "`picture_name` names pictures to import, `image_uri` pictures to leave: give one of the two"
+            )
         outside = re.sub(r"\{[^{}]+\}", "", self.picture_name)
         if self.picture_name and (not self.picture_columns or "{" in outside or "}" in outside):
             raise ValueError(
                 f"picture_name: {self.picture_name!r} must name a column in braces, such as {{{self.product_id}}}.jpg"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_consistent(self) -> Mapping:
+        if self.group_first and not self.group_by:
+            raise ValueError("`group_first` orders the rows of one product, which `group_by` must name")
         return self
 
     @property
@@ -143,11 +196,11 @@ class Mapping(Strict):
     @functools.cached_property
     def picture_columns(self) -> tuple[str, ...]:
         """The columns in the braces of `picture_name`."""
-        return tuple(re.findall(r"\{([^{}]+)\}", self.picture_name))
+        return template_columns(self.picture_name)
 
     @functools.cached_property
     def columns(self) -> tuple[str, ...]:
-        """All columns that the mapping names, in order and without repetition."""
+        """All columns of the files that the mapping names or derives from, in order and without repetition."""
         single = (
             self.product_id,
             self.group_by,
@@ -157,8 +210,59 @@ class Mapping(Strict):
             self.image_version,
             self.updated_at,
         )
-        several = (*self.title, *self.description, *self.labels, *self.label_objects, *self.picture_columns)
-        return tuple(dict.fromkeys(column for column in (*single, *several) if column))
+        several = (*self.title, *self.description, *self.several_values)
+        rows = (*self.where, *self.where_not, *self.group_first, *self.derive)
+        return self.source_columns(*single, *several, *rows)
+
+    @functools.cached_property
+    def several_values(self) -> tuple[str, ...]:
+        """The columns or globs that may have several values: those of labels and pictures."""
+        return (*self.labels, *self.label_objects, *self.picture_columns)
+
+    @functools.cached_property
+    def id_columns(self) -> tuple[str, ...]:
+        """The columns of the files that hold the id of a product."""
+        return self.source_columns(self.product_id)
+
+    @functools.cached_property
+    def price_columns(self) -> tuple[str, ...]:
+        """The columns of the files that hold the price."""
+        return self.source_columns(self.price)
+
+    def source_columns(self, *columns: str) -> tuple[str, ...]:
+        """Return the columns of the files that `columns` are, or are derived from, in order and without repetition."""
+        sources: dict[str, None] = {}
+        for column in columns:
+            if column in self.derive:
+                sources.update(dict.fromkeys(self.source_columns(*self.derive[column].sources)))
+            elif column:
+                sources[column] = None
+        return tuple(sources)
+
+    def may_hold_list(self, column: str) -> bool:
+        """Return whether a single value is the first of a list: of a derived column, a selecting path, or merged rows."""
+        return column in self.derive or selects(column) or column in self._merged_columns
+
+    @functools.cached_property
+    def _merged_columns(self) -> frozenset[str]:
+        return frozenset(self.source_columns(*self.several_values) if self.group_by else ())
+
+    def is_optional(self, column: str) -> bool:
+        """Return whether the files may lack `column`: `optional` names it, a glob of it, or a column derived from it."""
+        return column in self._optional or any(pattern.fullmatch(column) for pattern in self._optional_globs)
+
+    @functools.cached_property
+    def _optional(self) -> frozenset[str]:
+        return frozenset((*self.optional, *self.source_columns(*self.optional)))
+
+    @functools.cached_property
+    def _optional_globs(self) -> tuple[re.Pattern[str], ...]:
+        return tuple(glob_pattern(column) for column in self.optional if WILDCARD in column)
+
+
+def glob_pattern(glob: str) -> re.Pattern[str]:
+    """Return the pattern of the columns that `glob` matches, with a group for each ``*``."""
+    return re.compile("(.*)".join(map(re.escape, glob.split(WILDCARD))), re.DOTALL)
 
 
 def load_mapping(path: str | Path) -> Mapping:

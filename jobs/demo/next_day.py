@@ -20,12 +20,13 @@ from typing import Any, BinaryIO, Final, TypeAlias, cast
 
 from cma_clip_core.content.pictures import PictureError
 from jobs.errors import JobError
+from jobs.importing.columns import get_column
 from jobs.importing.formats.csv_dialect import Dialect
 from jobs.importing.formats.csv_rows import CsvRows
 from jobs.importing.formats.format_registry import find_records, format_of
 from jobs.importing.formats.observations import Observations, StructureError
 from jobs.importing.formats.sources import Bounds, Source, open_source
-from jobs.importing.mapper import Mapper, get_column
+from jobs.importing.mapper import Mapper
 from jobs.importing.pictures.picture_names import is_unsafe
 from jobs.importing.pictures.picture_sources import find_picture_paths, open_sources
 from schemas.mapping import Mapping, load_mapping
@@ -212,7 +213,7 @@ class _Editor:
         before = self._picture(row)
         if fate == "new":
             self._renew_id(row)
-            after = self._namer.picture_name(row)
+            after = self._picture_name(row)
             if self._pictures and before and isinstance(after, str) and after != before[0]:
                 self._pictures.write(after, before[1])
         if (updated := get_column(row, self._layout.updated_at)) and isinstance(updated, str):
@@ -231,8 +232,12 @@ class _Editor:
         self._other = before[1] if before else self._other
         return row
 
+    def _picture_name(self, row: dict[str, Json]) -> Json:
+        names = self._namer.picture_names(row)
+        return next(iter(names), None) if isinstance(names, list) else names
+
     def _picture(self, row: dict[str, Json]) -> tuple[str, bytes] | None:
-        name = self._namer.picture_name(row) if self._pictures else None
+        name = self._picture_name(row) if self._pictures else None
         data = self._pictures.read(name) if self._pictures and isinstance(name, str) else None
         return (name, data) if isinstance(name, str) and data else None
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from jobs.errors import JobError
+from jobs.importing.columns import ABSENT, get_column, has_column
 from jobs.importing.formats.format_registry import Json, Row
 from jobs.importing.formats.json_lines import find_wrapper
 from jobs.importing.formats.observations import Observations
 from jobs.importing.formats.sources import MAX_LINE
-from jobs.importing.mapper import ABSENT, get_column
 from jobs.records.rejected_lines import RejectedLine
 from jobs.records.values import DecimalMark, decimal_mark, has_lost_digits, is_total, price
 from schemas.mapping import Mapping
@@ -59,11 +59,12 @@ class FileChecks:
                 record = row if record is None else record
                 # Most rows have the same columns, so unseen columns are looked for only when a row's columns change.
                 if unseen and (nested or row.keys() != checked_columns):
-                    checked_columns, nested = row.keys(), any("." in column for column in unseen)
-                    unseen = {column for column in unseen if get_column(row, column) is ABSENT}
+                    checked_columns, nested = row.keys(), any("." in column or "[" in column for column in unseen)
+                    unseen = {column for column in unseen if not has_column(row, column)}
                     if len(columns) < _NAMES:
                         columns.update(dict.fromkeys(name[:_NAME] for name in itertools.islice(row, _NAMES)))
                 if row.keys() != columns_of_row:
+                    self._check_derived(path, row)
                     columns_of_row, case_variant = row.keys(), self._find_other_case(row)
                 if case_variant is not None:
                     self._observations.note(
@@ -115,13 +116,15 @@ class FileChecks:
     def _detect_mark(self, first: list[Row]) -> DecimalMark:
         if self._mapping.decimal:
             return self._mapping.decimal
-        return decimal_mark(get_column(row, self._mapping.price) for row in first if isinstance(row, dict))
+        return decimal_mark(
+            get_column(row, column) for column in self._mapping.price_columns for row in first if isinstance(row, dict)
+        )
 
     def _check_row(self, row: Row) -> Row:
         """Return `row`, or a rejected line if `row` is not a product or its id has lost digits."""
         if not isinstance(row, dict):
             return row
-        given = get_column(row, self._mapping.product_id)
+        column, given = self._given_id(row)
         if has_lost_digits(given):
             notation = (
                 "in scientific notation, such as 1.23E+12"
@@ -129,29 +132,46 @@ class FileChecks:
                 else "with a point and too many digits"
             )
             return self._reject("rounded_id", f"the id is a number {notation}: its last digits are lost", row)
-        if given == self._mapping.product_id and sum(name == value for name, value in row.items()) > 1:
+        if given == column and sum(name == value for name, value in row.items()) > 1:
             return self._reject("header", "a header among the records", row)
         if is_total(given, (value for value in row.values() if value is not given), len(row)):
             return self._reject("total", "a row of totals, not a product", row)
         return row
+
+    def _given_id(self, row: dict[str, Json]) -> tuple[str, Json]:
+        """Return the first column that gives the row's id, and its value; `ABSENT` if none does."""
+        for column in self._mapping.id_columns:
+            given = get_column(row, column)
+            if given is not ABSENT and given is not None and given != "":
+                return column, given
+        return self._mapping.product_id, ABSENT
+
+    def _check_derived(self, path: Path, row: dict[str, Json]) -> None:
+        """Raise JobError if the file has a column of the name of a derived one."""
+        for column in self._mapping.derive:
+            if column in row:
+                raise JobError(
+                    f"{path}: column {column!r} exists, and `derive` of the mapping makes another of that name; nothing was "
+                    "imported: give the derived column another name"
+                )
 
     def _reject(self, reason: str, detail: str, row: dict[str, Json]) -> RejectedLine:
         return self._observations.reject(reason, detail, json.dumps(row).encode()[:MAX_LINE])
 
     def _with_price(self, row: dict[str, Json], mark: DecimalMark) -> dict[str, Json]:
         """Return `row` with its price as a number if it can be read as one."""
-        column = self._mapping.price
-        if column and isinstance(value := get_column(row, column), str):
-            number = price(value, mark)
-            if not isinstance(number, str):
-                return row | {column: number}
+        for column in self._mapping.price_columns:
+            if isinstance(value := get_column(row, column), str):
+                number = price(value, mark)
+                if not isinstance(number, str):
+                    row = row | {column: number}
         return row
 
     def _check_columns(self, path: Path, unseen: set[str], columns: list[str], record: dict[str, Json]) -> None:
         mapping = self._mapping
-        texts = {*mapping.title, *mapping.description}
+        texts = set(mapping.source_columns(*mapping.title, *mapping.description))
         capitals = {column.casefold() for column in columns}
-        lacking = {column for column in unseen if column not in mapping.optional or column.casefold() in capitals}
+        lacking = {column for column in unseen if not mapping.is_optional(column) or column.casefold() in capitals}
         if not lacking and texts and texts <= unseen:
             raise JobError(
                 f"{path}: no record has any of the text columns {sorted(texts)}, although they are optional; the columns are "
@@ -159,7 +179,7 @@ class FileChecks:
             )
         if lacking:
             lacking |= texts if texts <= unseen else set()
-            if mapping.product_id in lacking and (name := find_wrapper(record)):
+            if lacking.intersection(mapping.id_columns) and (name := find_wrapper(record)):
                 raise JobError(
                     f"{path}: a JSON object that holds its records under {name[:_NAME]!r}; nothing was imported: export JSON "
                     "lines, with one object on each line"

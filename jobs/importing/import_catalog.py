@@ -63,8 +63,9 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
     with measure("import-catalog") as measured, day_lock, contextlib.ExitStack() as stack:
         target = DayWriter(day, stack)
         pictures = None
-        if columns.pictures:
-            picture_sources, counts = open_sources(folder, columns, bounds, stack), Counter[str]()
+        if columns.picture_name:
+            picture_sources = open_sources(folder, columns, bounds, stack) if columns.pictures else []
+            counts = Counter[str]()
             pictures = PictureStore(picture_writer(lake, day, counts, stack), picture_sources, counts)
         while True:
             observations = Observations()
@@ -110,11 +111,12 @@ def _rows(
                 read_records(open_source(file, columns, bounds), columns, observations, progress), file
             )
 
+    read = filter(mapper.keeps, rows()) if columns.where or columns.where_not else rows()
     if not columns.group_by:
-        yield from rows()
+        yield from read
     else:
         with tempfile.TemporaryDirectory(prefix="import-") as scratch:
-            yield from grouped(rows(), mapper.key, mapper.merge, Path(scratch), observations)
+            yield from grouped(read, mapper.key, mapper.merge, Path(scratch), observations)
     checks.check(files)
 
 

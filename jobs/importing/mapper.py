@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
 from jobs.errors import JobError
+from jobs.importing.columns import ABSENT, Nulls, get_column, matching_columns, unique
+from jobs.importing.derived_columns import DerivedColumns, RowFilter, condition_texts, fill
 from jobs.importing.formats.format_registry import Json, Row
 from jobs.importing.formats.observations import Observations, shown
 from jobs.importing.formats.sources import LINE_START, MAX_LINE
@@ -17,6 +19,7 @@ from jobs.importing.pictures.picture_store import PictureStore
 from jobs.records.label_forms import UnreadableError, decoded, read_object, read_value
 from jobs.records.rejected_lines import RejectedLine
 from jobs.records.values import identity, instant, is_no_id
+from schemas.derived_columns import WILDCARD
 from schemas.mapping import Mapping
 
 log = logging.getLogger(__name__)
@@ -25,7 +28,7 @@ _EXAMPLES: Final = 3  # values in a message
 _UNREAD: Final = 100  # names of unreadable labels with a count of their own
 _OTHERS: Final = "other names"  # the count of all further names
 _SHOWN: Final = 120  # characters of a name or value in a message
-_BRACES: Final = re.compile(r"\{([^{}]+)\}")
+_PICTURES: Final = 1_000  # pictures of one product
 
 
 class Mapper:
@@ -33,7 +36,13 @@ class Mapper:
 
     def __init__(self, mapping: Mapping, pictures: PictureStore | None, observations: Observations) -> None:
         self._mapping, self._pictures, self._observations = mapping, pictures, observations
-        self._nulls = frozenset(["", *(text.strip() for text in mapping.null_values)])
+        self._nulls = Nulls(mapping.null_values)
+        self._derived = DerivedColumns(mapping, self._nulls, observations)
+        self._filter = RowFilter(mapping, self._derived, observations)
+        self._globs = any(WILDCARD in column for column in mapping.labels)
+        self._first_rows = {
+            column: {text.strip().casefold() for text in texts} for column, texts in mapping.group_first.items()
+        }
         self._times = self._unread_times = 0
         self._time_examples: list[str] = []
         self.unread: Counter[str] = Counter()  # labels in no known form, by name
@@ -59,61 +68,92 @@ class Mapper:
     def record(self, row: dict[str, Json]) -> dict[str, Json]:
         """Return `row` with our own column names. Values of a wrong type stay as they are: import does not validate."""
         mapping = self._mapping
-        titles = (self._value(row, column) for column in mapping.title)
+        if mapping.derive:
+            row = self._derived.extend(row)
+        titles = (self._single(row, column) for column in mapping.title)
         record = {
-            "product_id": identity(self._value(row, mapping.product_id)),
+            "product_id": identity(self._single(row, mapping.product_id)),
             "title": next((title for title in titles if title is not None), None),
-            "brand": self._value(row, mapping.brand),
-            "description": _join([self._value(row, column) for column in mapping.description]),
-            "price": self._value(row, mapping.price),
-            "image_uri": self._value(row, mapping.image_uri),
-            "image_version": self._value(row, mapping.image_version),
+            "brand": self._single(row, mapping.brand),
+            "description": _join([self._text(row, column) for column in mapping.description]),
+            "price": self._single(row, mapping.price),
+            "image_uri": self._single(row, mapping.image_uri),
+            "image_version": self._single(row, mapping.image_version),
             "updated_at": self._time(row),
             "attributes": self._labels(row),
         }
         if self._pictures is not None:
-            name = self.picture_name(row)
-            if isinstance(name, str):
-                record["image_uri"], record["image_version"] = self._pictures.add(name)
+            names = self.picture_names(row)
+            if isinstance(names, list):
+                if names:
+                    record["image_uri"], record["image_version"] = self._pictures.add(names[0])
+                    if len(names) > 1:
+                        self._observations.note("pictures of a product beyond its first, not used", len(names) - 1)
             else:
-                record["image_uri"] = name
+                record["image_uri"] = names
         return record
+
+    def keeps(self, row: Row) -> bool:
+        """Return whether the mapping's `where` and `where_not` let `row` be read. Rejected lines always are."""
+        return not isinstance(row, dict) or self._filter.keeps(row)
 
     def merge(self, rows: list[dict[str, Json]]) -> dict[str, Json]:
         """Merge the rows of one product into one row.
 
         Each column takes its first value given. Columns of labels and pictures take all different values as a list.
         """
+        rows = self._with_first(rows)
         merged: dict[str, Json] = {}
         for row in rows:
             for column, value in row.items():
-                if self._is_empty(merged.get(column)):
+                if self._nulls.is_empty(merged.get(column)):
                     merged[column] = value
-        several = (*self._mapping.labels, *self._mapping.picture_columns, *self._mapping.label_objects)
+        several = self._mapping.source_columns(*self._mapping.several_values)
+        if any(WILDCARD in column for column in several):
+            several = tuple(dict.fromkeys(name for glob in several for name in matching_columns(merged, glob)))
         for column in several:  # a list of label objects may name an attribute several times
             given: dict[str, Json] = {}
             for row in rows:
                 value = get_column(row, column)
                 for each in value if isinstance(value, list) else [value]:
-                    if each is not ABSENT and not self._is_empty(each):
+                    if each is not ABSENT and not self._nulls.is_empty(each):
                         given.setdefault(json.dumps(each), each)
             if len(given) > 1:
                 merged[column] = list(given.values())
-        return merged
+        return merged | self._derived.pairs_of(rows)
+
+    def _with_first(self, rows: list[dict[str, Json]]) -> list[dict[str, Json]]:
+        """Return the rows of a product, those that `group_first` describes before the others."""
+        if not self._first_rows:
+            return rows
+        first = [
+            all(condition_texts(self._derived.value(row, column)) & texts for column, texts in self._first_rows.items())
+            for row in rows
+        ]
+        if not any(first):
+            self._observations.note("products without a row that `group_first` describes, such as their parent's")
+        return [row for row, is_first in zip(rows, first, strict=True) if is_first] + [
+            row for row, is_first in zip(rows, first, strict=True) if not is_first
+        ]
 
     def key(self, row: dict[str, Json]) -> str | None:
         """Return the key that all rows of this row's product share; None if the row has none."""
-        key = identity(self._value(row, self._mapping.group_by))
+        value = self._derived.value(row, self._mapping.group_by)
+        key = identity(value[0] if isinstance(value, list) and value else value)
         return None if key is None or key == "" or is_no_id(key) else str(key)
 
     def check(self) -> None:
         """Log the unreadable labels and times.
 
         Raises:
-            JobError: more than a few times in `updated_at` cannot be read, or most values of a `label_objects` column are
-                not label objects.
+            JobError: the mapping's `where` left out all rows, more than a few times in `updated_at` cannot be read, or most
+                values of a `label_objects` column are not label objects.
         """
         self.log_unread()
+        if values := self._filter.left_out_everything():
+            raise JobError(
+                f"`where` and `where_not` of the mapping leave out every row: {values}; nothing was imported: correct them"
+            )
         for column, count in self._no_objects.items():
             if count > 2 and 2 * count > self._objects[column]:
                 raise JobError(
@@ -139,11 +179,23 @@ class Mapper:
 
     def _value(self, row: dict[str, Json], column: str) -> Json:
         value = get_column(row, column) if column else None
-        return None if value is ABSENT or self._is_null(value) else value
+        return None if value is ABSENT or self._nulls.is_null(value) else value
+
+    def _single(self, row: dict[str, Json], column: str) -> Json:
+        """Return the value of a column that has one. Of the values of a derived or merged column it is the first."""
+        value = self._value(row, column)
+        if isinstance(value, list) and self._mapping.may_hold_list(column):
+            return next((item for item in value if not self._nulls.is_empty(item)), None)
+        return value
+
+    def _text(self, row: dict[str, Json], column: str) -> Json:
+        """Return the value of a column of texts. Several texts of a derived column become paragraphs."""
+        value = self._value(row, column)
+        return _join(value) if isinstance(value, list) and self._mapping.may_hold_list(column) else value
 
     def _time(self, row: dict[str, Json]) -> Json:
         """Return the row's time in ISO 8601, UTC. Count a time that cannot be read and return it unchanged."""
-        value = self._value(row, self._mapping.updated_at)
+        value = self._single(row, self._mapping.updated_at)
         if value is None:
             return None
         self._times += 1
@@ -154,12 +206,6 @@ class Mapper:
             self._time_examples.append(shown(value))
         return value
 
-    def _is_empty(self, value: Json) -> bool:
-        return self._is_null(value) or value in ([], {})
-
-    def _is_null(self, value: Json) -> bool:
-        return value is None or (isinstance(value, str) and value.strip() in self._nulls)
-
     def _labels(self, row: dict[str, Json]) -> dict[str, Json]:
         """Return the row's labels by name, each a text or a list of texts.
 
@@ -167,7 +213,7 @@ class Mapper:
         """
         known: dict[str, list[str]] = {}
         unread: dict[str, Json] = {}
-        for column in self._mapping.labels:
+        for column in self._label_columns(row):
             value = self._value(row, column)
             try:
                 texts = read_value(decoded(value) if isinstance(value, str) else value, column)
@@ -193,13 +239,19 @@ class Mapper:
         unread = {name: _wrap_unread(value, name) for name, value in unread.items()}
         return unread | {name: parts[0] if len(parts) == 1 else parts for name, parts in labels.items()}
 
+    def _label_columns(self, row: dict[str, Json]) -> Iterable[str]:
+        """Return the columns of labels, with each glob replaced by the columns of the row that it matches."""
+        if not self._globs:
+            return self._mapping.labels
+        return dict.fromkeys(name for glob in self._mapping.labels for name in matching_columns(row, glob))
+
     def _split(self, texts: list[str]) -> list[Json]:
         """Split a label's texts at the mapping's separator, and drop the parts that mean "not given"."""
         separator = self._mapping.list_separator
         parts: list[str] = []
         for text in texts:
             parts += (part.strip() for part in text.split(separator)) if separator and separator in text else [text]
-        return [part for part in parts if not self._is_null(part)]
+        return [part for part in parts if not self._nulls.is_null(part)]
 
     def _count_unread(self, name: str, value: Json) -> None:
         self._observations.note("labels that cannot be read")
@@ -217,17 +269,23 @@ class Mapper:
                 "import-catalog: %s labels of %r cannot be read, such as %s", f"{count:,}", name[:_SHOWN], example
             )
 
-    def picture_name(self, row: dict[str, Json]) -> Json:
-        """Return the name of the row's picture; None if it has none; a value that cannot be a name unchanged."""
-        parts = {column: self._value(row, column) for column in self._mapping.picture_columns}
-        for column, value in parts.items():
-            if isinstance(value, list) and (names := [name for name in value if not self._is_empty(name)]):
-                value = names[0]
-                self._observations.note("pictures of a product beyond its first, not used", len(names) - 1)
-            if value is None or not isinstance(value, str | int | float) or isinstance(value, bool):
-                return None if value == [] else value
-            parts[column] = identity(value)
-        return _BRACES.sub(lambda match: parts[match.group(1)], self._mapping.picture_name)
+    def picture_names(self, row: dict[str, Json]) -> Json:
+        """Return the names of the row's pictures in the shop's order; a value that cannot be a name unchanged."""
+        parts: dict[str, list[Json]] = {}
+        for column in self._mapping.picture_columns:
+            value = self._value(row, column)
+            names = [name for name in value if not self._nulls.is_empty(name)] if isinstance(value, list) else [value]
+            if names in ([], [None]):
+                return []
+            if (wrong := next((name for name in names if not _is_name(name)), None)) is not None:
+                return wrong
+            parts[column] = [str(identity(name)) for name in names]
+        longest = min(max(map(len, parts.values())), _PICTURES)
+        return unique(fill(self._mapping.picture_name, parts, position) for position in range(longest))
+
+
+def _is_name(value: Json) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _wrap_unread(value: Json, name: str) -> Json:
@@ -244,29 +302,8 @@ def _wrap_unread(value: Json, name: str) -> Json:
     return {"unread": value}
 
 
-ABSENT: Final = object()
-
-
-def get_column(row: dict[str, Json], column: str) -> Json:
-    """Return the value of `column`; `ABSENT` if it does not exist.
-
-    Dots lead into nested objects, numbers into lists: ``maker.names.0``.
-    """
-    if column in row:
-        return row[column]
-    node: Json = row
-    for step in column.split("."):
-        if isinstance(node, list) and step.isdecimal() and int(step) < len(node):
-            node = node[int(step)]
-        elif isinstance(node, dict) and step in node:
-            node = node[step]
-        else:
-            return ABSENT
-    return node
-
-
 def _join(values: list[Json]) -> Json:
-    given = [value for value in values if value is not None]
+    given = unique(value for value in values if value is not None)
     if len(given) <= 1:
         return given[0] if given else None
     return "\n\n".join(given) if all(isinstance(value, str) for value in given) else given

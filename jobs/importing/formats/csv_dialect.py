@@ -97,11 +97,12 @@ def _find_header(lines: Sequence[str], candidates: Sequence[Dialect], mapping: M
     """Return the delimiter, and the number of lines before the header, the line with the most columns of the mapping."""
     best, header = 0, (candidates[0].delimiter, 0)
     wanted = {column.strip() for column in mapping.columns}
+    ids = {column.strip() for column in mapping.id_columns}
     for dialect in candidates:
         for index in range(min(len(lines), _BEFORE_HEADER)):
             names = {name.strip() for name in _first_row(dialect, lines[index:])}
             score = len(names & wanted)
-            if mapping.product_id.strip() in names and score > best:
+            if ids & names and score > best:
                 best, header = score, (dialect.delimiter, index)
     return header if best else (max(candidates, key=lambda dialect: _consistency(dialect, lines)).delimiter, 0)
 

@@ -103,7 +103,7 @@ class CsvRows:
         first = self._next()
         self.heading = "".join(before) + (first.text if first else "")
         self.header = self._read_header(first)
-        wanted = (mapping.group_by, mapping.product_id)
+        wanted = (mapping.group_by, *mapping.id_columns)
         id_name = next((name for name in wanted if name in self.header), "")
         self.profile: RowProfile = profile_of(source.sample, self.dialect, self.header, id_name)
 
@@ -255,7 +255,7 @@ class _Records:
         self._rows, self._source, self._observations = rows, source, observations
         self._names = [name.strip() for name in rows.header]
         self._folded = frozenset(name.casefold() for name in self._names if name)
-        self._id = rows.header.index(mapping.product_id) if mapping.product_id in rows.header else None
+        self._id = next((rows.header.index(name) for name in mapping.id_columns if name in rows.header), None)
         self._read = 0  # rows below the header, without repeated headers
         self._foreign = 0  # lines that are not in the file's encoding
         self._native = 0  # lines that are, and have more than ASCII

@@ -65,7 +65,7 @@ def format_of(source: Source, mapping: Mapping) -> str:
     header: list[str] = []
     with contextlib.suppress(csv.Error):  # the reader will report what is wrong
         header = next(dialect.parse(lines[dialect.skipped :]), [])
-    if mapping.product_id in (name.strip() for name in header):
+    if not set(mapping.id_columns).isdisjoint(name.strip() for name in header):
         return "csv"
     if 2 * sum(line.startswith("{") for line in lines[:20]) >= len(lines[:20]):
         return "jsonl"  # the first lines are damaged
