@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
 
-class _Reader(yaml.SafeLoader):
+
+class _Reader(_Loader):  # type: ignore[misc]
     """YAML reader that refuses a key that occurs twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -29,7 +31,7 @@ class _Reader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-class _Words(yaml.SafeLoader):
+class _Words(_Loader):  # type: ignore[misc]
     """YAML reader that takes every plain word as text."""
 
     yaml_implicit_resolvers: dict[str, Any] = {  # noqa: RUF012
@@ -40,8 +42,8 @@ class _Words(yaml.SafeLoader):
 
 def read_yaml(text: str, model: type[BaseModel]) -> Any:
     """Return the YAML `text` for `model`: its texts as written, everything else as YAML reads it. Raises YAMLError."""
-    document = yaml.load(text, _Reader)  # noqa: S506
-    return _as_written(document, yaml.load(text, _Words), model)  # noqa: S506
+    document = yaml.load(text, _Reader)
+    return _as_written(document, yaml.load(text, _Words), model)
 
 
 def _as_written(value: Any, words: Any, wanted: Any, listed: bool = False) -> Any:
