@@ -35,7 +35,15 @@ class Mapping(Strict):
     records: tuple[str, ...] = Field(
         description="file names or globs, tried in order; the first one that exists is read"
     )
-    format: Literal["auto", "jsonl", "csv"] = Field(default="auto", description="auto: by each file's content")
+    format: Literal["auto", "jsonl", "json", "csv", "parquet", "xlsx", "xml", "hdf5"] = Field(
+        default="auto", description="auto: by each file's content"
+    )
+    header: tuple[str, ...] = Field(default=(), description="column names of a CSV or XLSX without a header line")
+    sheet: str = Field(default="", description="sheet of an XLSX; empty: the first that has the mapping's columns")
+    records_at: str = Field(
+        default="",
+        description="path of the array of records in a JSON document, or name of the XML element of a record; empty: by content",
+    )
     encoding: str = Field(
         default="",
         description="encoding of the records, such as cp1252; empty: UTF-8, or UTF-16 if the content shows it",

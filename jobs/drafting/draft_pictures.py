@@ -20,7 +20,7 @@ from cma_clip_core.content.pictures import PictureError, PictureSpec, decode
 from jobs.drafting.column_profiles import Row, is_nothing, paths, text_of
 from jobs.drafting.column_roles import Profiles
 from jobs.errors import JobError
-from jobs.importing.formats.sources import Bounds
+from jobs.importing.files.unpacking import Bounds
 from jobs.importing.pictures.picture_sources import FolderSource, Source, ZipSource
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from jobs.importing.day_writer import DayWriter, write_parts
 from jobs.importing.file_checks import FileChecks
-from jobs.importing.formats.format_registry import Row, find_records, read_records
+from jobs.importing.files.record_files import find_records
+from jobs.importing.files.unpacking import Bounds
+from jobs.importing.formats.format_registry import Row, open_records, read_records
 from jobs.importing.formats.observations import Observations
-from jobs.importing.formats.sources import Bounds, open_source
 from jobs.importing.grouping import grouped
 from jobs.importing.mapper import Mapper
 from jobs.importing.pictures.picture_sources import open_sources
@@ -58,7 +59,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
     files, others = find_records(folder, columns)
     bounds = Bounds(int(settings.max_unpacked_gb * 1e9), settings.max_unpacked_ratio)
     for file in files:
-        open_source(file, columns, bounds)  # refuses files that are not text before pictures are copied
+        open_records(file, folder, columns, bounds)  # refuses files that no reader reads before pictures are copied
     day_lock = storage.locked(day, busy="another import of this day is running; wait for it")
     with measure("import-catalog") as measured, day_lock, contextlib.ExitStack() as stack:
         target = DayWriter(day, stack)
@@ -72,7 +73,10 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
             if others:
                 observations.note("files of later patterns, not read", len(others))
             mapper = Mapper(columns, pictures, observations)
-            lines = (mapper.line(row) for row in _rows(files, columns, bounds, mapper, observations, settings.progress))
+            lines = (
+                mapper.line(row)
+                for row in _rows(files, folder, columns, bounds, mapper, observations, settings.progress)
+            )
             parts = write_parts(target.add, lines)
             mapper.check()
             if pictures is None or pictures.settle():
@@ -100,16 +104,21 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
 
 
 def _rows(
-    files: list[Path], columns: Mapping, bounds: Bounds, mapper: Mapper, observations: Observations, progress: bool
+    files: list[Path],
+    folder: Path,
+    columns: Mapping,
+    bounds: Bounds,
+    mapper: Mapper,
+    observations: Observations,
+    progress: bool,
 ) -> Iterator[Row]:
     """Yield the rows of all files; if the mapping groups rows, one row per product."""
     checks = FileChecks(columns, observations)
 
     def rows() -> Iterator[Row]:
         for file in files:
-            yield from checks.rows(
-                read_records(open_source(file, columns, bounds), columns, observations, progress), file
-            )
+            for source in open_records(file, folder, columns, bounds):
+                yield from checks.rows(read_records(source, columns, observations, progress), file)
 
     read = filter(mapper.keeps, rows()) if columns.where or columns.where_not else rows()
     if not columns.group_by:
