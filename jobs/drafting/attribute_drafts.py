@@ -143,12 +143,12 @@ def choose_article_type(drafts: Drafts, products: Sequence[Product]) -> None:
     """Choose the attribute that says what kind of thing a product is, and make it the first one."""
     single = [a for a in drafts.attributes if a.unlisted == "keep"]
     named = [
-        (rank, -a.products, a)
+        (a.multi_valued, rank, -a.products, a)
         for a in single
         if (rank := hint("article_type", a.field)) is not None and 2 * a.products > len(products)
     ]
     if named:
-        chosen = min(named, key=lambda n: n[:2])[2]
+        chosen = min(named, key=lambda n: n[:3])[3]
         why = "its name"
     else:
         if not (single or drafts.attributes):

@@ -12,7 +12,51 @@ from jobs.drafting.column_profiles import ColumnProfile
 Profiles = Mapping[str, ColumnProfile]
 
 # Names of a field, best first, in lower case without punctuation. A column matches if its name, or the end of its path, is one.
-_HINTS: Final[dict[str, tuple[str, ...]]] = {name: tuple(words.split()) for name, words in {}.items()}
+_HINTS: Final[dict[str, tuple[str, ...]]] = {
+    name: tuple(words.split())
+    for name, words in {
+        "product_id": (
+            "productid id sku itemid articleid uniqid articlenumber itemnumber productcode productnumber itemcode "
+            "asin uid uuid code ean gtin barcode upc handle slug artikelnummer artikelnr artnr artikelid "
+            "produktid bestellnummer referencia reference ref référence codice numeroarticolo codigo kod numer "
+            "артикул 商品编号 商品番号"
+        ),
+        "title": (
+            "title name productname producttitle itemname productdisplayname displayname itemtitle titel "
+            "bezeichnung artikelbezeichnung produktname artikelname nom nomproduit titre nombre titulo título "
+            "nome titolo naam nazwa namn navn ürünadı название наименование 商品名 标题 商品名称"
+        ),
+        "description": (
+            "description productdescription longdescription bodyhtml body details text content shortdescription "
+            "summary bulletpoints bulletpoint features beschreibung artikelbeschreibung langtext kurzbeschreibung "
+            "descripcion descripción descrizione descrição descricao omschrijving opis beskrivning beskrivelse "
+            "açıklama описание 説明 描述"
+        ),
+        "brand": (
+            "brand brandname vendor manufacturer maker makername label marke markenname hersteller marque "
+            "fabricant marca fabricante produttore merk fabrikant producent märke marka бренд производитель ブランド "
+            "品牌"
+        ),
+        "price": (
+            "price saleprice currentprice sellingprice regularprice listprice retailprice unitprice variantprice "
+            "priceusd priceeur amount preis verkaufspreis vkpreis prix precio prezzo preço preco prijs cena pris "
+            "fiyat цена 価格 价格 pricemin priceminusd minprice msrp rrp uvp"
+        ),
+        "updated_at": (
+            "updatedat updated lastupdated modifiedat modified lastmodified changed changedat lastchange "
+            "datemodified moddate modificationdate geändert geaendert änderungsdatum aktualisiert letzteänderung "
+            "modifié fechamodificacion изменено"
+        ),
+        "article_type": (
+            "articletype producttype attributesetcode attributeset itemtype producttypename type "
+            "productcategory category categoryname kind "
+            "class classname categories subcategory subcategoryname googleproductcategory categoryfullpath "
+            "categorypath department mastercategory productgroup warengruppe produkttyp artikelart produktart "
+            "artikeltyp kategorie produktkategorie typeproduit catégorie categorie tipo tipoproducto categoría "
+            "categoria tipologia soort productsoort kategoria kategori typ тип категория カテゴリ 类别 分类"
+        ),
+    }.items()
+}
 _LONG: Final = 6.0  # mean words of a value above which it is a text, not a label
 
 
@@ -58,7 +102,7 @@ def bare(name: str) -> str:
 def hint(field_name: str, column: str) -> int | None:
     """Return the rank of a column's name among the usual names of a field, 0 for the best; None if it is none of them."""
     names = _HINTS[field_name]
-    plain = re.sub(r"\[[^\]]{0,100}\](\.value)?", "", column)
+    plain = re.sub(r"\[[^\]]{0,100}\](\.value)?|_(leaf|list)$", "", column)
     for part in dict.fromkeys((bare(plain), bare(plain.rsplit(".", 1)[-1]))):
         if part in names:
             return names.index(part)

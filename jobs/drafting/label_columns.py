@@ -15,26 +15,13 @@ from jobs.records.label_forms import read_object
 
 _SEPARATORS: Final = ("|", ";", ",", " / ", "\n")
 _PATHS: Final = (">", "/", "»", "\\")
-_TAGS: Final = frozenset(
-    [
-        "tags",
-        "tag",
-        "keywords",
-        "keyword",
-        "labels",
-        "productags",
-        "producttags",
-        "schlagworte",
-        "schlagwörter",
-        "stichworte",
-        "motsclés",
-        "etiquetas",
-        "etichette",
-    ]
-)
+_TAGS: Final = frozenset({
+    "tags", "tag", "keywords", "keyword", "labels", "productags", "producttags", "schlagworte", "schlagwörter",
+    "stichworte", "motsclés", "etiquetas", "etichette"
+})  # fmt: skip
 # Parts of the names of columns that run a shop, in lower case: they say nothing that a picture or a text shows.
 _OPERATIONAL: Final = re.compile(
-    r"stock|inventory|invent|publish|visib|\btax|taxable|shipping|fulfil|status|backorder|download|gift.?card|currency|"
+    r"\bsku\b|group.?id|[a-z]_id$|^id$|stock|inventory|invent|publish|visib|\btax|taxable|shipping|fulfil|status|backorder|download|gift.?card|currency|"
     r"position|quantity|\bqty|barcode|\bean\b|gtin|\bmpn\b|\bupc\b|weight.?unit|meta:|seo|template|website|redirect|url|uri|\blink\b|"
     r"thumbnail|created|updated|modified|availab|online|enabled|reviews?|rating|cost|discount|sold|featured|lager|versand|"
     r"steuer|minimum|increments|config|custom.?(design|label|product)|adwords|condition|upsell|crosssell|cross.?sell|"

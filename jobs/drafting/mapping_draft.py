@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-
-import yaml
 
 from jobs.drafting.column_profiles import ColumnProfile
 from jobs.drafting.column_roles import Profiles, Roles, choose_roles, hint
@@ -17,6 +16,7 @@ from jobs.drafting.export_sample import ExportSample
 from jobs.drafting.label_columns import LabelColumns, choose_labels, is_tags_name
 from jobs.errors import JobError
 from schemas.mapping import BUILT_IN, Mapping
+from schemas.yaml_words import read_yaml
 
 Document = dict[str, Any]
 _NULLS: Final = ("", "-", "NA", "N/A", "null", "NULL", "nan", "NaN", "None")
@@ -66,7 +66,7 @@ def _of_system(sample: ExportSample, profiles: Profiles) -> MappingDraft:
     """Return the shipped mapping of the shop system in full, with the columns that the file lacks or adds."""
     assert sample.system is not None
     text = (Path(BUILT_IN) / f"{sample.system.mapping}.yaml").read_text(encoding="utf-8")
-    document: Document = yaml.safe_load(text)
+    document: Document = read_yaml(text, Mapping)
     mapping = Mapping.model_validate(document)
     roles = Roles()
     for name in _FIELDS:
@@ -75,7 +75,7 @@ def _of_system(sample: ExportSample, profiles: Profiles) -> MappingDraft:
             roles.add(name, column, f"the mapping of {sample.system.title}")
     columns = set(sample.start.columns)
     lacking = [
-        c for c in mapping.columns if c not in columns and not _reaches(c, columns) and not _is_optional(mapping, c)
+        c for c in mapping.columns if c not in columns and not _reaches(c, columns) and not mapping.is_optional(c)
     ]
     comments: dict[str, list[str]] = {}
     if lacking:
@@ -84,10 +84,10 @@ def _of_system(sample: ExportSample, profiles: Profiles) -> MappingDraft:
     used = {*mapping.columns, *document.get("derive", ())}
     rest = {name: p for name, p in profiles.items() if not _is_used(name, used) and "." not in name}
     labels = choose_labels(rest, frozenset())
-    mentioned = _columns_of_comments(text)
     added = [
         name for name in labels.labels
-        if name not in labels.separators and name not in mentioned and not labels.paths.get(name) and _is_worth_adding(rest[name])
+        if name not in labels.separators and name not in labels.paths and name not in sample.system.not_labels
+        and _is_worth_adding(rest[name])
     ]  # fmt: skip
     if added:
         document["labels"] = [*document.get("labels", ()), *added]
@@ -99,21 +99,11 @@ def _is_worth_adding(column: ColumnProfile) -> bool:
     return column.fill >= 0.02 and column.distinct >= 2 and column.uniqueness < 0.5
 
 
-def _columns_of_comments(text: str) -> frozenset[str]:
-    """Return the columns that a shipped mapping names in its comments as not used."""
-    lines = [line.split("#", 1)[1] for line in text.splitlines() if "#" in line]
-    return frozenset(word.strip("`'\" ,.") for line in lines for word in line.split("`"))
-
-
 def _reaches(column: str, columns: set[str]) -> bool:
     """Return whether a path or a glob begins at a column of the file."""
     if "*" in column:
         return True
     return any(column.startswith((f"{name}.", f"{name}[")) for name in columns)
-
-
-def _is_optional(mapping: Mapping, column: str) -> bool:
-    return mapping.is_optional(column)
 
 
 def _is_used(name: str, used: set[str]) -> bool:
@@ -188,15 +178,19 @@ def _add_labels(document: Document, comments: dict[str, list[str]], labels: Labe
 def _new_name(name: str, labels: LabelColumns, taken: Document) -> str:
     names = {*labels.labels, *labels.objects, *taken, *(left.name for left in labels.left_out)}
     number = 2
-    new = name.replace(" ", "_").replace(".", "_")
+    base = re.sub(r"\W+", "_", re.sub(r"\[[^\]]{0,100}\](\.value)?", "", name)).strip("_") or "column"
+    new = base
     while new in names:
-        new, number = f"{name}_{number}", number + 1
+        new, number = f"{base}_{number}", number + 1
     return new
 
 
 def _add_pictures(draft: MappingDraft, sample: ExportSample, profiles: Profiles) -> None:
     """Add where pictures are, unless the shop system's mapping says it and is right."""
     shipped = draft.document.get("pictures")
+    patterns = [shipped] if isinstance(shipped, str) else shipped or ()
+    if any(list(sample.folder.glob(name)) for name in patterns):
+        return
     found, notes = find_pictures(sample.folder, sample.rows, profiles)
     draft.notes += notes
     if found is None:
@@ -204,12 +198,6 @@ def _add_pictures(draft: MappingDraft, sample: ExportSample, profiles: Profiles)
             draft.document.pop("pictures")
             draft.document.pop("picture_name", None)
             draft.notes.append("no picture was found in the export")
-        return
-    if (
-        sample.system
-        and shipped
-        and any(list(sample.folder.glob(name)) for name in ([shipped] if isinstance(shipped, str) else shipped))
-    ):
         return
     if sample.system and not found.pictures and draft.document.get("picture_name") and not shipped:
         return

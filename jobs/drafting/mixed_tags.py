@@ -33,29 +33,10 @@ _ENDINGS: Final = {
     "heel": "heel_height", "heels": "heel_height", "toe": "toe_style", "fit": "fit", "leg": "leg_shape", "knit": "knit",
     "hem": "details", "detail": "details", "trim": "details", "closure": "closure", "style": "style",
 }  # fmt: skip
-_SHADES: Final = frozenset(
-    {
-        "light",
-        "dark",
-        "dusty",
-        "hot",
-        "pale",
-        "bright",
-        "deep",
-        "baby",
-        "sky",
-        "neon",
-        "pastel",
-        "royal",
-        "army",
-        "sage",
-        "mint",
-        "olive",
-        "heather",
-        "soft",
-        "rose",
-    }
-)
+_SHADES: Final = frozenset({
+    "light", "dark", "dusty", "hot", "pale", "bright", "deep", "baby", "sky", "neon", "pastel", "royal", "army",
+    "sage", "mint", "olive", "heather", "soft", "rose"
+})  # fmt: skip
 _OPERATIONAL: Final = re.compile(
     r"\bship(s|ping|ped)?\b|\bdelay|\bsale\b|\bclearance|\bnew.?(arrivals?|in)\b|\bdoor.?buster|^issues?$|\brestock|\bpre.?order|\bdiscount"
     r"|best.?sell|\boff\b|\bcoupon|\bpromo|\bstock\b|\bwarehouse|\breturn|\bvendor|\bsupplier|\bsku\b|\bexclude|\bhidden\b|\bdraft\b"

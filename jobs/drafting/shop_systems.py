@@ -18,6 +18,7 @@ class ShopSystem:
     title: str
     required: tuple[str, ...]  # columns that its exports always have
     typical: tuple[str, ...] = ()  # columns, at least one of which they have
+    not_labels: tuple[str, ...] = ()  # columns that look like labels and are none
 
 
 SYSTEMS: Final = (
@@ -26,6 +27,7 @@ SYSTEMS: Final = (
     ShopSystem(
         "magento", "Magento", ("sku", "name"),
         ("attribute_set_code", "store_view_code", "additional_attributes", "configurable_variations"),
+        ("product_type", "product_websites", "tax_class_name"),
     ),
     ShopSystem(
         "google-merchant", "Google Merchant", ("id", "title", "link", "image_link"),
