@@ -282,14 +282,17 @@ def draft_files(
 @app.command("import-catalog")
 def import_catalog(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Folder with the shop's export: records and pictures.")],
+    folder: Annotated[
+        str, typer.Argument(help="Folder with the shop's export, records and pictures; or s3://bucket/prefix.")
+    ],
     ds: Ds,
     mapping: Annotated[str, typer.Option(help="Column mapping: sample, fashion-products, or a YAML file.")] = "sample",
 ) -> None:
     """Import a shop's export into the lake as the raw catalog of one day."""
     from jobs.importing.import_catalog import import_catalog as step
+    from jobs.lake.storage import as_path
 
-    manifest = step(_settings(context), folder, ds, mapping)
+    manifest = step(_settings(context), as_path(folder), ds, mapping)
     _print(ImportResult(ds=ds, rows=manifest.rows, files=len(manifest.files)))
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from schemas.column_paths import selects
-from schemas.derived_columns import (
+from schemas.derivations import (
     WILDCARD,
     Derivation,
     check_acyclic,
@@ -249,7 +249,9 @@ class Mapping(Strict):
 
     def may_hold_list(self, column: str) -> bool:
         """Return whether a single value is the first of a list: of a derived column, a selecting path, or merged rows."""
-        return column in self.derive or selects(column) or column in self._merged_columns
+        if column in self.derive or selects(column) or column in self._merged_columns:
+            return True
+        return any(WILDCARD in glob and glob_pattern(glob).fullmatch(column) for glob in self._merged_columns)
 
     @functools.cached_property
     def _merged_columns(self) -> frozenset[str]:

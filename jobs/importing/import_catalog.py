@@ -17,6 +17,7 @@ from pathlib import Path
 from jobs.importing.day_writer import DayWriter, write_parts
 from jobs.importing.file_checks import FileChecks
 from jobs.importing.files.record_files import find_records
+from jobs.importing.files.s3_exports import local_export
 from jobs.importing.files.unpacking import Bounds
 from jobs.importing.formats.format_registry import Row, open_records, read_records
 from jobs.importing.formats.observations import Observations
@@ -26,6 +27,7 @@ from jobs.importing.pictures.picture_sources import open_sources
 from jobs.importing.pictures.picture_store import PictureStore, picture_writer
 from jobs.lake import storage
 from jobs.lake.layout import Lake, check_day
+from jobs.lake.storage import AnyPath
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
 from schemas.documents import RawManifest
@@ -34,7 +36,7 @@ from schemas.mapping import Mapping, load_mapping
 log = logging.getLogger(__name__)
 
 
-def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> RawManifest:
+def import_catalog(settings: Settings, folder: AnyPath, ds: str, mapping: str) -> RawManifest:
     """Write the export in `folder` as the raw catalog of the day `ds`, replacing the day's earlier content.
 
     The complete day appears in a single step; a failed or killed import leaves the day unchanged. Pictures are added to
@@ -42,7 +44,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
 
     Args:
         settings: settings, including the root of the lake.
-        folder: the shop's export, laid out as the mapping describes.
+        folder: the shop's export, laid out as the mapping describes. From S3, its files are copied to a temporary folder.
         ds: day of the catalog, YYYY-MM-DD.
         mapping: name of a shipped mapping, or path of a YAML file.
 
@@ -54,8 +56,15 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
         JobError: the export is missing or damaged, does not consist of records, or lacks columns of the mapping.
         ContractError: the mapping is wrong.
     """
+    check_day(ds)
+    columns = load_mapping(mapping)
+    with local_export(folder, columns, settings.progress) as copy:
+        return _import_folder(settings, copy, ds, columns, str(folder.resolve() if storage.on_disk(folder) else folder))
+
+
+def _import_folder(settings: Settings, folder: Path, ds: str, columns: Mapping, source: str) -> RawManifest:
     lake = Lake(settings.root)
-    day, columns = lake.raw(check_day(ds)), load_mapping(mapping)
+    day = lake.raw(ds)
     files, others = find_records(folder, columns)
     bounds = Bounds(int(settings.max_unpacked_gb * 1e9), settings.max_unpacked_ratio)
     for file in files:
@@ -84,7 +93,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
         lost = pictures.finish(folder) if pictures is not None else ()  # before the day's records name the pictures
         manifest = RawManifest(
             ds=ds,
-            source=str(folder.resolve()),
+            source=source,
             files=parts,
             rows=sum(part.rows for part in parts),
             notes=dict(observations.notes),

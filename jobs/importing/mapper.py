@@ -11,15 +11,16 @@ from typing import Final
 
 from jobs.errors import JobError
 from jobs.importing.columns import ABSENT, Nulls, get_column, matching_columns, unique
-from jobs.importing.derived_columns import DerivedColumns, RowFilter, condition_texts, fill
+from jobs.importing.derived_columns import DerivedColumns, fill
 from jobs.importing.formats.format_registry import Json, Row
 from jobs.importing.formats.observations import Observations, shown
 from jobs.importing.formats.sources import LINE_START, MAX_LINE
 from jobs.importing.pictures.picture_store import PictureStore
+from jobs.importing.row_filter import RowFilter, condition_texts
 from jobs.records.label_forms import UnreadableError, decoded, read_object, read_value
 from jobs.records.rejected_lines import RejectedLine
 from jobs.records.values import identity, instant, is_no_id
-from schemas.derived_columns import WILDCARD
+from schemas.derivations import WILDCARD
 from schemas.mapping import Mapping
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Mapper:
     def __init__(self, mapping: Mapping, pictures: PictureStore | None, observations: Observations) -> None:
         self._mapping, self._pictures, self._observations = mapping, pictures, observations
         self._nulls = Nulls(mapping.null_values)
+        self._is_null = self._nulls.is_null
         self._derived = DerivedColumns(mapping, self._nulls, observations)
         self._filter = RowFilter(mapping, self._derived, observations)
         self._globs = any(WILDCARD in column for column in mapping.labels)
@@ -120,6 +122,11 @@ class Mapper:
                         given.setdefault(json.dumps(each), each)
             if len(given) > 1:
                 merged[column] = list(given.values())
+        for column in self._mapping.columns if len(rows) > 1 else ():  # a path that the first row lacks
+            if column not in merged and get_column(merged, column) is ABSENT:
+                values = (get_column(row, column) for row in rows)
+                if (value := next((each for each in values if each is not ABSENT), ABSENT)) is not ABSENT:
+                    merged[column] = value
         return merged | self._derived.pairs_of(rows)
 
     def _with_first(self, rows: list[dict[str, Json]]) -> list[dict[str, Json]]:
@@ -179,7 +186,7 @@ class Mapper:
 
     def _value(self, row: dict[str, Json], column: str) -> Json:
         value = get_column(row, column) if column else None
-        return None if value is ABSENT or self._nulls.is_null(value) else value
+        return None if value is ABSENT or self._is_null(value) else value
 
     def _single(self, row: dict[str, Json], column: str) -> Json:
         """Return the value of a column that has one. Of the values of a derived or merged column it is the first."""
@@ -251,7 +258,7 @@ class Mapper:
         parts: list[str] = []
         for text in texts:
             parts += (part.strip() for part in text.split(separator)) if separator and separator in text else [text]
-        return [part for part in parts if not self._nulls.is_null(part)]
+        return [part for part in parts if not self._is_null(part)]
 
     def _count_unread(self, name: str, value: Json) -> None:
         self._observations.note("labels that cannot be read")

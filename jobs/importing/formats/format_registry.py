@@ -241,7 +241,7 @@ def read_sample(path: Path, limit: int) -> FileSample:
             records_at = find_element(source, mapping)[-1]
         elif name == "xlsx":
             with source.seekable() as unpacked:
-                sheet = choose_sheet(open_workbook(unpacked, source), mapping)[0].name
+                sheet = choose_sheet(open_workbook(unpacked, source, Observations()), mapping)[0].name
         delimiter = detect(source.sample, source.whole, mapping).delimiter if name == "csv" else ""
     except StructureError as error:
         raise JobError(f"{source.label}: {error}") from error

@@ -55,7 +55,7 @@ def _datasets(file: h5py.File, mapping: Mapping, observations: Observations) -> 
             "an HDF5 file without datasets; nothing was imported: export the records as CSV or Parquet"
         )
     lengths = Counter(dataset.shape[0] for dataset in datasets.values())
-    own = datasets.get(mapping.product_id)
+    own = next((datasets[column] for column in mapping.id_columns if column in datasets), None)
     length = own.shape[0] if own is not None else max(lengths, key=lambda each: (lengths[each], each))
     if others := [name for name, dataset in datasets.items() if dataset.shape[0] != length]:
         observations.note(f"datasets of another length, not read: {', '.join(others[:10])[:200]}", len(others))

@@ -1,7 +1,7 @@
 """Reader of JSON documents: an array of records, an array within an object, and objects one after another.
 
-Each record is decoded as a line of JSON lines is. No streaming parser does that: ijson stops at the first record that is not JSON,
-takes the last of two values under one name, refuses NaN, and does not bound a text.
+Each record is decoded as a line of JSON lines is. A streaming parser such as ijson stops at the first record that is not JSON,
+takes the last of two values under one name, and does not bound a text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final, TypeAlias
 
 from jobs.importing.formats.json_lines import DECODER, decoder_of, describe_error
 from jobs.importing.formats.observations import Observations, StructureError, shown
-from jobs.importing.formats.sniffing import describe_undecodable
+from jobs.importing.formats.sniffing import HAS_ID, column_score, describe_undecodable
 from jobs.importing.formats.sources import LINE_START, MAX_LINE, SAMPLE, Source
 from jobs.records.rejected_lines import RejectedLine
 from schemas.mapping import Mapping
@@ -76,8 +76,6 @@ class _Text:
             if blanks and blanks[0]:
                 self.position, line_end = blanks.end(), blanks[0].rfind("\n")
                 self._indent = blanks[0][line_end:] if line_end >= 0 else ""
-            elif self.position:
-                self._indent = ""
             if self.position < len(self.text):
                 return self.text[self.position]
             if not self.more():
@@ -95,6 +93,7 @@ class _Text:
                 "imported: correct the line, or export the file again"
             )
         self.position += 1
+        self._indent = ""
         return character
 
     def value(self, decoder: json.JSONDecoder) -> tuple[Json, str, int]:
@@ -161,7 +160,7 @@ class _Text:
                 if depth == 0 and not quoted:
                     return length
             rest = len(self.text) - self.position
-            keep = quoted and self.text.endswith("\\")  # the escape of the next chunk's first character
+            keep = quoted and rest > 0 and self.text.endswith("\\")  # the escape of the next chunk's first character
             length += rest - keep
             self.position = len(self.text) - keep
             if not self.more():
@@ -182,7 +181,7 @@ def is_document(sample: str, mapping: Mapping, whole: bool) -> bool:
     except (ValueError, RecursionError):
         # A damaged first line, or an object over several lines.
         return not second.startswith("{") and re.match(r'\{\s*$|\{\s*".*[\[,{]$', first.strip()) is not None
-    return not second and isinstance(record, dict) and not _score(record, mapping) and bool(_sampled_arrays(text))
+    return not second and isinstance(record, dict) and not column_score(record, mapping) and bool(_sampled_arrays(text))
 
 
 def _sampled_arrays(text: str) -> list[tuple[str, dict[str, Json]]]:
@@ -242,12 +241,6 @@ def _members(text: _Text) -> Iterator[str]:
             return
 
 
-def _score(record: dict[str, Json], mapping: Mapping) -> int:
-    """Return how many of the mapping's columns a record has; its id counts most."""
-    names = [column for column in mapping.columns if column in record or column.split(".")[0] in record]
-    return len(names) + 1000 * (mapping.product_id in names)
-
-
 def choose_array(source: Source, mapping: Mapping) -> str | None:
     """Return the path of the array of records, empty for the document itself; None if the objects themselves are records.
 
@@ -262,7 +255,7 @@ def choose_array(source: Source, mapping: Mapping) -> str | None:
             if text.peek() == "[":
                 return ""
             own = _first_object(source.sample)
-            if own is not None and _score(own, mapping) >= 1000:
+            if own is not None and column_score(own, mapping) >= HAS_ID:
                 return None
             arrays = find_arrays(text)
         except _End:
@@ -271,8 +264,8 @@ def choose_array(source: Source, mapping: Mapping) -> str | None:
             text.close()
     if not arrays:
         return None
-    best = max(_score(record, mapping) for _, record in arrays)
-    paths = list(dict.fromkeys(path for path, record in arrays if _score(record, mapping) == best))
+    best = max(column_score(record, mapping) for _, record in arrays)
+    paths = list(dict.fromkeys(path for path, record in arrays if column_score(record, mapping) == best))
     if len(paths) > 1 and mapping.columns:
         raise StructureError(
             f"a JSON document with several arrays of objects: {', '.join(path[:60] for path in paths[:10])}; nothing was "
@@ -404,7 +397,11 @@ class _Records:
             record = text.value(DECODER)[0]
             if len(self._others) < 10:
                 self._others[name[:60]] = None
-            if not self._mapping.records_at and isinstance(record, dict) and _score(record, self._mapping) >= 1000:
+            if (
+                not self._mapping.records_at
+                and isinstance(record, dict)
+                and column_score(record, self._mapping) >= HAS_ID
+            ):
                 raise StructureError(
                     f"a JSON document with several arrays of records: {self._path} and {name[:60]}; nothing was imported: "
                     "set `records_at` in the mapping to the one that holds the records"

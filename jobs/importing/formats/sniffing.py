@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Collection
 from typing import Final
 
 from jobs.importing.formats.observations import StructureError
+from schemas.column_paths import parse_path
+from schemas.mapping import Mapping
+
+HAS_ID: Final = 1000  # score of a column that holds the id
 
 _PACKED: Final = "unpack it, or pack it with gzip, bzip2, xz, Zstandard or zip"
 EXPORT: Final = "export the records as CSV, JSON, Parquet, XLSX or XML"
@@ -100,6 +105,13 @@ def encoding_of(start: bytes) -> tuple[str, bytes]:
 def _ends_lines(head: bytes, end: bytes) -> bool:
     """Return whether most line feeds have two bytes, as in UTF-16; stray NULs in other texts rarely stand beside them."""
     return head.count(end) * 2 >= head.count(b"\n")
+
+
+def column_score(names: Collection[str], mapping: Mapping) -> int:
+    """Return how well the names of columns fit a mapping: how many it names; `HAS_ID` more for a column of the id."""
+    matches = sum(column in names or str(parse_path(column)[:1][0]) in names for column in mapping.columns)
+    ids = (column in names or str(parse_path(column)[:1][0]) in names for column in mapping.id_columns)
+    return matches + HAS_ID * any(ids)
 
 
 def describe_text(text: str) -> str | None:

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 from python_calamine import CalamineError, CalamineSheet, CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
 
 from jobs.importing.formats.observations import Observations, StructureError, shown
+from jobs.importing.formats.sniffing import HAS_ID, column_score
 from jobs.importing.formats.sources import LINE_START, MAX_LINE, Source
 from jobs.records.json_values import json_value
 from jobs.records.rejected_lines import RejectedLine
@@ -28,7 +29,6 @@ _CELLS: Final = 20_000_000  # cells of a sheet's rectangle
 _UNPACKED: Final = 2**31  # bytes of the workbook's tables
 _CHUNK: Final = 2**20
 _REFERENCE: Final = re.compile(rb"""\br=["']([A-Za-z]{1,3})(\d{1,7})["']""")
-_ERRORS: Final = frozenset({"#N/A", "#REF!", "#NAME?", "#VALUE!", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#CALC!"})
 _DAMAGED: Final = (CalamineError, zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError, OSError)
 _BIG: Final = "nothing was imported: export the records as CSV or Parquet"
 
@@ -43,7 +43,7 @@ def read_workbook(
         JobError: it unpacks to too many bytes.
     """
     with source.seekable() as path:
-        book = open_workbook(path, source)
+        book = open_workbook(path, source, observations)
         sheet, skipped = choose_sheet(book, mapping)
         others = len(book.sheet_names) - 1
         if others and not mapping.sheet:
@@ -53,8 +53,8 @@ def read_workbook(
         yield from _Rows(sheet, skipped, mapping, observations).read()
 
 
-def open_workbook(path: Path, source: Source) -> CalamineWorkbook:
-    """Open the workbook at `path`, the unpacked content of `source`.
+def open_workbook(path: Path, source: Source, observations: Observations) -> CalamineWorkbook:
+    """Open the workbook at `path`, the unpacked content of `source`. Count its cells with errors, which calamine leaves out.
 
     Raises:
         StructureError: it is no workbook, is damaged, or a sheet is too large.
@@ -71,16 +71,20 @@ def open_workbook(path: Path, source: Source) -> CalamineWorkbook:
                     raise StructureError(f"a workbook with {unpacked:,} bytes of tables; {_BIG}")
                 for member in members:
                     if "worksheets/" in member.filename.lower():
-                        _check_size(archive, member)
+                        errors = _check_size(archive, member)
+                        if errors:
+                            observations.note("cells with an error such as #N/A, read as not given", errors)
         return CalamineWorkbook.from_path(path)
 
 
-def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Raise StructureError if the rectangle of a sheet's cells is too large for memory."""
+def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
+    """Return how many cells of a sheet hold errors. Raises StructureError if its rectangle of cells is too large for memory."""
     rows = columns = 1
+    errors = 0
     rest = b""
     with archive.open(member) as file:
         while chunk := file.read(_CHUNK):  # not more than the size that the member states
+            errors += chunk.count(b't="e"')
             found = _REFERENCE.findall(rest + chunk)
             rest = chunk[-20:]
             if found:
@@ -90,6 +94,7 @@ def _check_size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         raise StructureError(
             f"a sheet ({member.filename}) of {rows:,} rows and {columns:,} columns, more than {_CELLS:,} cells; {_BIG}"
         )
+    return errors
 
 
 def _column_number(letters: bytes) -> int:
@@ -139,7 +144,7 @@ def choose_sheet(book: CalamineWorkbook, mapping: Mapping) -> tuple[CalamineShee
             headers.append(f"{name[:60]!r}: {shown(', '.join(header))}")
         if score and (best is None or score > best[0]):
             best = score, sheet, index
-        if score >= 1000 and mapping.columns:
+        if score >= HAS_ID and mapping.columns:
             break
     if best is not None:
         return best[1], best[2]
@@ -163,12 +168,11 @@ def _find_header(sheet: CalamineSheet, mapping: Mapping) -> tuple[int, int, list
             break
     if not any(rows):
         return 0, 0, []
-    wanted = {column.strip() for column in mapping.columns}
-    if not wanted:
+    if not mapping.columns:
         width = max(map(len, rows))
         index = next(i for i, row in enumerate(rows) if 2 * len(row) > width)
         return width * sheet.total_height, index, rows[index]
-    scores = [len(wanted & set(row)) + 1000 * (mapping.product_id.strip() in row) for row in rows]
+    scores = [column_score(row, mapping) for row in rows]
     index = scores.index(max(scores))
     return scores[index], index, rows[index] if scores[index] else next(row for row in rows if row)
 
@@ -214,9 +218,7 @@ class _Rows:
         for index, cell in enumerate(row):
             if cell == "":
                 continue
-            if isinstance(cell, str) and cell in _ERRORS:
-                observations.note("cells with an error such as #N/A, read as not given")
-            elif index < len(header) and header[index]:
+            if index < len(header) and header[index]:
                 record[header[index]] = json_value(cell, observations.note)
             else:
                 observations.note("cells beside the columns, not read")

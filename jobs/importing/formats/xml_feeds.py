@@ -16,6 +16,7 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.expatreader import create_parser
 
 from jobs.importing.formats.observations import Observations, StructureError, shown
+from jobs.importing.formats.sniffing import column_score
 from jobs.importing.formats.sources import LINE_START, MAX_LINE, Source
 from jobs.records.rejected_lines import RejectedLine
 from schemas.mapping import Mapping
@@ -206,6 +207,7 @@ def _feed(file: BinaryIO, source: Source, handler: _Handler, limit: int | None =
     parser = create_parser(forbid_dtd=False, forbid_entities=True, forbid_external=False)
     parser.setFeature(feature_namespaces, True)
     parser.setContentHandler(handler)
+    handler.setDocumentLocator(parser)
     wide = source.encoding.startswith(("utf-16", "utf-32"))
     given = InputSource()
     if wide or source.mark:
@@ -261,7 +263,7 @@ def find_element(source: Source, mapping: Mapping) -> _Path:
             return path
     tables = {path: outline.columns[path] for path in outline.parents}
     tables |= {path: columns for path, columns in outline.columns.items() if len(columns) > 1}
-    scores = {path: _score(columns, mapping) for path, columns in tables.items()}
+    scores = {path: column_score(columns, mapping) for path, columns in tables.items()}
     best = max(scores.values(), default=0)
     likely = [path for path in tables if scores[path] == best and (best or outline.counts[path] > 1)]
     if not likely:
@@ -274,18 +276,12 @@ def find_element(source: Source, mapping: Mapping) -> _Path:
     least = min(map(len, likely))
     shallow = sorted((path for path in likely if len(path) == least), key=lambda path: -outline.counts[path])
     if mapping.columns and len(shallow) > 1 and best:
-        names = ", ".join("/".join(path)[:80] for path in shallow[:10])
+        names = ", ".join("/".join(path)[:80] for path in sorted(shallow)[:10])
         raise StructureError(
             f"XML with several elements that may be records: {names}; nothing was imported: set `records_at` in the mapping "
             "to the name of one"
         )
     return shallow[0]
-
-
-def _score(columns: set[str], mapping: Mapping) -> int:
-    names = {column.split(".")[0].split("@")[0] or column for column in mapping.columns}
-    identity = mapping.product_id.split(".")[0]
-    return len(names & columns) + 1000 * (bool(identity) and identity in columns)
 
 
 def read_xml(
