@@ -53,9 +53,9 @@ app = typer.Typer(
     A night consists of `validate`, `plan`, `preprocess`, `tag`, `publish` and `report`. `night` runs all of them for one
     day.
 
-    Before the first night, `import-catalog` brings a day's export into the lake, `prepare` makes the examples, and
-    `train` makes the model. `dataset` shows the training data. You can run any step again at any time: finished work
-    is skipped.
+    For a new shop, `draft` writes a mapping and a taxonomy from its export. Before the first night, `import-catalog` brings
+    a day's export into the lake, `prepare` makes the examples, and `train` makes the model. `dataset` shows the training
+    data. You can run any step again at any time: finished work is skipped.
 
     Settings come from TAGGING_* environment variables, or from the flags below. The flags go before the step's name:
     `python -m jobs --root /data/lake night --ds 2026-11-20`.
@@ -243,6 +243,48 @@ def sample_catalog(
 
     generate(folder, products=products, seed=seed)
     next_day(folder, folder.with_name(f"{folder.name}-day2"), mapping="sample", seed=seed)
+
+
+@app.command("draft")
+def draft_files(
+    folder: Annotated[Path, typer.Argument(help="Folder with the shop's export: records and pictures.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for mapping.yaml, taxonomy.yaml and draft.html. Default: the current folder.")
+    ] = Path(),
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite files of an earlier draft, with your edits.")
+    ] = False,
+    rows: Annotated[int, typer.Option(help="Most rows to look at.", min=1)] = 50_000,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing: say what the edited files change, compared with the draft.")
+    ] = False,
+    mapping: Annotated[
+        str, typer.Option(help="With --check: the edited mapping. Default: mapping.yaml in --out.")
+    ] = "",
+    taxonomy: Annotated[
+        str, typer.Option(help="With --check: the edited taxonomy. Default: taxonomy.yaml in --out.")
+    ] = "",
+) -> None:
+    """Draft a mapping and a taxonomy from a shop's export, and a page that shows what was found and why.
+
+    Read the page, edit the two files, and run the command again with --check. Neither needs Spark or a lake.
+    """
+    if check:
+        from jobs.drafting.draft_check import check_draft
+
+        lines, faulty = check_draft(
+            folder, mapping or str(out / "mapping.yaml"), taxonomy or str(out / "taxonomy.yaml"), rows
+        )
+        print("\n".join(lines))
+        if faulty:
+            raise typer.Exit(1)
+        return
+    from jobs.drafting.draft import draft, next_steps, write_draft
+    from jobs.drafting.draft_page import render_draft
+
+    made = draft(folder, rows)
+    paths = write_draft(made, render_draft(made), out, force)
+    print("\n".join(next_steps(made, folder, paths)))
 
 
 @app.command("import-catalog")
