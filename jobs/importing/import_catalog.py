@@ -19,7 +19,7 @@ from jobs.importing.file_checks import FileChecks
 from jobs.importing.formats.format_registry import Row, find_records, read_records
 from jobs.importing.formats.observations import Observations
 from jobs.importing.formats.sources import Bounds, open_source
-from jobs.importing.grouping import grouped
+from jobs.importing.grouping import Merge, grouped
 from jobs.importing.mapper import Mapper
 from jobs.importing.pictures.picture_sources import open_sources
 from jobs.importing.pictures.picture_store import PictureStore, picture_writer
@@ -72,7 +72,8 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
             if others:
                 observations.note("files of later patterns, not read", len(others))
             mapper = Mapper(columns, pictures, observations)
-            lines = (mapper.line(row) for row in _rows(files, columns, bounds, mapper, observations, settings.progress))
+            rows = product_rows(files, columns, bounds, mapper, observations, settings.progress)
+            lines = (mapper.line(row) for row in rows)
             parts = write_parts(target.add, lines)
             mapper.check()
             if pictures is None or pictures.settle():
@@ -99,10 +100,29 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
     return manifest
 
 
-def _rows(
-    files: list[Path], columns: Mapping, bounds: Bounds, mapper: Mapper, observations: Observations, progress: bool
+def product_rows(
+    files: list[Path],
+    columns: Mapping,
+    bounds: Bounds,
+    mapper: Mapper,
+    observations: Observations,
+    progress: bool,
+    merge: Merge | None = None,
 ) -> Iterator[Row]:
-    """Yield the rows of all files; if the mapping groups rows, one row per product."""
+    """Yield the rows of all files; if the mapping groups rows, one row per product.
+
+    Args:
+        files: files of records.
+        columns: the mapping.
+        bounds: limits of packed files.
+        mapper: filters the rows, and finds the product of each.
+        observations: counts what is unusual.
+        progress: whether to show a progress bar.
+        merge: makes one row of the rows of a product; default: as the mapping says.
+
+    Raises:
+        JobError: a file is damaged, does not consist of records, or lacks columns of the mapping.
+    """
     checks = FileChecks(columns, observations)
 
     def rows() -> Iterator[Row]:
@@ -116,7 +136,7 @@ def _rows(
         yield from read
     else:
         with tempfile.TemporaryDirectory(prefix="import-") as scratch:
-            yield from grouped(read, mapper.key, mapper.merge, Path(scratch), observations)
+            yield from grouped(read, mapper.key, merge or mapper.merge, Path(scratch), observations)
     checks.check(files)
 
 
