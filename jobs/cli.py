@@ -241,14 +241,17 @@ def sample_catalog(
 @app.command("import-catalog")
 def import_catalog(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Folder with the shop's export: records and pictures.")],
+    folder: Annotated[
+        str, typer.Argument(help="Folder with the shop's export, records and pictures; or s3://bucket/prefix.")
+    ],
     ds: Ds,
     mapping: Annotated[str, typer.Option(help="Column mapping: sample, fashion-products, or a YAML file.")] = "sample",
 ) -> None:
     """Import a shop's export into the lake as the raw catalog of one day."""
     from jobs.importing.import_catalog import import_catalog as step
+    from jobs.lake.storage import as_path
 
-    manifest = step(_settings(context), folder, ds, mapping)
+    manifest = step(_settings(context), as_path(folder), ds, mapping)
     _print(ImportResult(ds=ds, rows=manifest.rows, files=len(manifest.files)))
 
 
@@ -691,8 +694,9 @@ def export(
         str, typer.Option(help="Column mapping that the shop is imported with. Default: the shipped one of the system.")
     ] = "",
     catalog: Annotated[
-        Path | None, typer.Option(help="Folder with the shop's newest export; only csv does not need it.")
-    ] = None,
+        str,
+        typer.Option(help="Folder with the shop's newest export, or s3://bucket/prefix; only csv does not need it."),
+    ] = "",
     corrections: Annotated[
         bool,
         typer.Option(
@@ -723,10 +727,10 @@ def export(
     """
     from jobs.exporting.export_changes import export_changes
     from jobs.exporting.export_table import lines
+    from jobs.lake.storage import as_path
 
-    exported = export_changes(
-        _settings(context), system, since, out, mapping=mapping, catalog=catalog, corrections=corrections
-    )
+    settings, folder = _settings(context), as_path(catalog) if catalog else None
+    exported = export_changes(settings, system, since, out, mapping=mapping, catalog=folder, corrections=corrections)
     print("\n".join(lines(exported)), file=sys.stderr)
     counts = exported.counts.values()
     _print(

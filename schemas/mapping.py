@@ -35,7 +35,15 @@ class Mapping(Strict):
     records: tuple[str, ...] = Field(
         description="file names or globs, tried in order; the first one that exists is read"
     )
-    format: Literal["auto", "jsonl", "csv"] = Field(default="auto", description="auto: by each file's content")
+    format: Literal["auto", "jsonl", "json", "csv", "parquet", "xlsx", "xml", "hdf5"] = Field(
+        default="auto", description="auto: by each file's content"
+    )
+    header: tuple[str, ...] = Field(default=(), description="column names of a CSV or XLSX without a header line")
+    sheet: str = Field(default="", description="sheet of an XLSX; empty: the first that has the mapping's columns")
+    records_at: str = Field(
+        default="",
+        description="path of the array of records in a JSON document, or name of the XML element of a record; empty: by content",
+    )
     encoding: str = Field(
         default="",
         description="encoding of the records, such as cp1252; empty: UTF-8, or UTF-16 if the content shows it",
@@ -241,7 +249,9 @@ class Mapping(Strict):
 
     def may_hold_list(self, column: str) -> bool:
         """Return whether a single value is the first of a list: of a derived column, a selecting path, or merged rows."""
-        return column in self.derive or selects(column) or column in self._merged_columns
+        if column in self.derive or selects(column) or column in self._merged_columns:
+            return True
+        return any(WILDCARD in glob and glob_pattern(glob).fullmatch(column) for glob in self._merged_columns)
 
     @functools.cached_property
     def _merged_columns(self) -> frozenset[str]:

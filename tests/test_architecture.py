@@ -47,7 +47,7 @@ jobs.errors
 jobs.lake
 jobs.settings
 jobs.records jobs.runtime jobs.startup jobs.pages
-jobs.spark jobs.orchestration jobs.models
+jobs.spark jobs.orchestration jobs.models jobs.importing.files
 jobs.validation jobs.training
 jobs.report jobs.nightly jobs.training.experiment
 jobs.upkeep jobs.runs jobs.importing.formats

@@ -21,11 +21,13 @@ from typing import Any, BinaryIO, Final, TypeAlias, cast
 from cma_clip_core.content.pictures import PictureError
 from jobs.errors import JobError
 from jobs.importing.columns import get_column
+from jobs.importing.files.record_files import find_records
+from jobs.importing.files.unpacking import Bounds
 from jobs.importing.formats.csv_dialect import Dialect
 from jobs.importing.formats.csv_rows import CsvRows
-from jobs.importing.formats.format_registry import find_records, format_of
+from jobs.importing.formats.format_registry import format_of
 from jobs.importing.formats.observations import Observations, StructureError
-from jobs.importing.formats.sources import Bounds, Source, open_source
+from jobs.importing.formats.sources import Source, open_source
 from jobs.importing.mapper import Mapper
 from jobs.importing.pictures.picture_names import is_unsafe
 from jobs.importing.pictures.picture_sources import find_picture_paths, open_sources
@@ -82,6 +84,8 @@ def next_day(
             target = dst / file.relative_to(src)
             target.parent.mkdir(parents=True, exist_ok=True)
             source = open_source(file, layout, Bounds())
+            if source.packing not in ("", "gzip"):
+                raise JobError(f"{file}: packed by {source.packing}; the next day is made of plain and gzip files only")
             with source.open() as before, target.open("wb") as raw, _packed_like(source, raw) as after:
                 try:
                     after.write(source.mark)
@@ -93,7 +97,7 @@ def next_day(
 
 
 def _packed_like(source: Source, raw: BinaryIO) -> contextlib.AbstractContextManager[BinaryIO]:
-    if not source.packed:
+    if source.packing != "gzip":
         return contextlib.nullcontext(raw)
     return cast(
         "contextlib.AbstractContextManager[BinaryIO]", gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0)
@@ -161,8 +165,11 @@ class _Editor:
 
     def rewrite(self, file: BinaryIO, source: Source, changed: float, new: float, removed: float) -> Iterator[bytes]:
         """Yield the file's lines for the next day. Raises StructureError if the file is not made of records."""
-        if format_of(source, self._layout) == "csv":
+        name = format_of(source, self._layout)
+        if name == "csv":
             return self._rewrite_csv(file, source, changed, new, removed)
+        if name != "jsonl":
+            raise StructureError(f"{name}; the next day is made of CSV and JSON lines only")
         return self._rewrite_json_lines(file, changed, new, removed)
 
     def _rewrite_json_lines(self, file: BinaryIO, changed: float, new: float, removed: float) -> Iterator[bytes]:

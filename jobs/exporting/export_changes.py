@@ -22,13 +22,15 @@ from jobs.exporting.systems import SYSTEMS, TAGGED_CSV, System
 from jobs.exporting.write_back import AttributeCounts, NewRow, Row, WriteBack
 from jobs.importing.columns import Nulls
 from jobs.importing.derived_columns import DerivedColumns
-from jobs.importing.formats.format_registry import find_records
+from jobs.importing.files.record_files import find_records
+from jobs.importing.files.s3_exports import local_export
+from jobs.importing.files.unpacking import Bounds
 from jobs.importing.formats.observations import Observations
-from jobs.importing.formats.sources import Bounds, open_source
 from jobs.importing.import_catalog import product_rows
 from jobs.importing.mapper import Mapper
 from jobs.lake import duckdb_sql, publication, storage
 from jobs.lake.layout import Lake, check_day
+from jobs.lake.storage import AnyPath
 from jobs.settings import Settings
 from schemas.mapping import Mapping, load_mapping
 from schemas.taxonomy import SEVERAL, Taxonomy
@@ -53,7 +55,7 @@ def export_changes(
     out: Path,
     *,
     mapping: str = "",
-    catalog: Path | None = None,
+    catalog: AnyPath | None = None,
     corrections: bool = False,
 ) -> Exported:
     """Write the changes since a day to the file `out`, which appears whole or not at all.
@@ -97,8 +99,11 @@ def export_changes(
                 with storage.whole_file(out) as temporary:
                     rows.write_csv(temporary, ",", ["product_id", *taxonomy.names])
             else:
-                shop = ShopExport(settings, SYSTEMS[system], load_mapping(mapping or system), catalog, taxonomy)
-                writer = shop.collect(changes, rows)
+                columns = load_mapping(mapping or system)
+                only_records = columns.model_copy(update={"pictures": ()})
+                with local_export(catalog, only_records, settings.progress) as copy:
+                    shop = ShopExport(settings, SYSTEMS[system], columns, copy, taxonomy)
+                    writer = shop.collect(changes, rows)
                 counts = writer.counts
                 with storage.whole_file(out) as temporary:
                     rows.write_csv(temporary, shop.delimiter, shop.words.columns, shop.system.fault, writer.drop)
@@ -200,18 +205,13 @@ class ShopExport:
     def _products(self) -> Iterator[list[Row]]:
         """Yield the rows of each product, as the mapping filters and groups them."""
         rows = product_rows(
-            self._files_opened(), self._mapping, self._bounds, self._mapper, Observations(), self._settings.progress,
+            self._files, self._folder, self._mapping, self._bounds, self._mapper, Observations(), self._settings.progress,
             merge=lambda rows: {_ROWS: rows},
         )  # fmt: skip
         for row in rows:
             if isinstance(row, dict):
                 held = row.get(_ROWS)
                 yield held if isinstance(held, list) and len(row) == 1 else [row]
-
-    def _files_opened(self) -> list[Path]:
-        for file in self._files:
-            open_source(file, self._mapping, self._bounds)  # refuses a file that is not text
-        return self._files
 
     def _record(self, rows: list[Row]) -> Row:
         return self._mapper.record(self._mapper.merge(rows) if self._mapping.group_by else rows[0])

@@ -50,6 +50,9 @@ class ShopWords:
         for row in rows:
             self.columns.update(dict.fromkeys(row))
             self._read_flags(row)
+            if self._mapping.list_separator:
+                for column, text in row.items():
+                    self._count_separators(column, text, self._mapping.list_separator)
             for name in self._stepped:
                 self._read_steps(row, name)
         for name in labels:

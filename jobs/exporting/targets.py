@@ -164,7 +164,8 @@ class PairColumns:
     def write(self, row: Row, label: Label) -> Cells:
         """Return a pair with the label: the one of its name, or the first one that is free."""
         if WILDCARD not in self.names:
-            raise Refusal(f"{self.names!r} is a fixed column of names")
+            why = self.system.reason(self.names)
+            raise Refusal(f"{self.values!r} is never written: {why}" if why else f"{self.names!r} is a fixed column")
         given: Json = list(label.words) if len(label.words) > 1 else label.words[0]
         value = unapply(given, self.derivation.steps, 0, "", self.values, self.words)
         star = self._star(row, label)
@@ -205,7 +206,8 @@ def targets_of(
     refused = ""
     for column in _label_columns(field_name, mapping, words):
         if column not in mapping.derive:
-            found.append((column, Cell(column, mapping.list_separator)))
+            separator = mapping.list_separator
+            found.append((column, Cell(column, words.separator(column, separator) if separator else "")))
             continue
         derivation = mapping.derive[column]
         if derivation.pairs:

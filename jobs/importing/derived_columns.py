@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final, TypeAlias
 
@@ -52,11 +51,11 @@ class DerivedColumns:
         A row that gives a value without a name takes the name from the row before it, as in Shopify's options.
         """
         objects: dict[str, Json] = {}
-        listed = list(rows)
+        rows = list(rows)
         for column, derivation in self._pairs.items():
             made: dict[str, list[Json]] = {}
             before: dict[str, str] = {}
-            for row in listed:
+            for row in rows:
                 self._add_pairs(made, row, column, derivation, before)
             objects[column] = _single({name: unique(values) for name, values in made.items()})
         return objects
@@ -69,7 +68,7 @@ class DerivedColumns:
             value = next((each for each in given if each is not None), None)
             if derivation.every:
                 several = (self._source(row, text) for text in derivation.every)
-                value = unique(item for each in several if each is not None for item in _listed(each))
+                value = unique(item for each in several if each is not None for item in listed(each))
         if derivation.steps and value is not None:
             value = apply_steps(value, derivation.steps, (lambda _: None) if quiet else self._report(column))
         return _merge_objects(value)
@@ -86,7 +85,7 @@ class DerivedColumns:
         values = {column: self._source(row, column) for column in columns}
         if any(value is None or isinstance(value, dict) for value in values.values()):
             return None
-        texts = [fill(text, values, position) for position in range(max(len(_listed(v)) for v in values.values()))]
+        texts = [fill(text, values, position) for position in range(max(len(listed(v)) for v in values.values()))]
         return texts[0] if len(texts) == 1 else texts
 
     def _add_pairs(
@@ -106,7 +105,7 @@ class DerivedColumns:
                     continue
                 if name_column not in before:
                     self._note(column, "values without a name, kept under their column's name", value)
-                made.setdefault(before.get(name_column, value_column), []).extend(_listed(value))
+                made.setdefault(before.get(name_column, value_column), []).extend(listed(value))
 
     def _report(self, column: str) -> Any:
         def report(unread: Unread) -> None:
@@ -118,56 +117,6 @@ class DerivedColumns:
         description = f"derived column {column!r}: {what}"
         self._observations.note(description)
         self.examples.setdefault(description, shown(value))
-
-
-class RowFilter:
-    """Filter of rows by the mapping's `where` and `where_not`, with counts by column."""
-
-    def __init__(self, mapping: Mapping, derived: DerivedColumns, observations: Observations) -> None:
-        self._derived, self._observations = derived, observations
-        self._where = {column: _folded(values) for column, values in mapping.where.items()}
-        self._where_not = {column: _folded(values) for column, values in mapping.where_not.items()}
-        self._values: dict[str, Counter[str]] = {column: Counter() for column in (*self._where, *self._where_not)}
-        self._kept = 0
-        self._left_out = 0
-
-    def keeps(self, row: dict[str, Json]) -> bool:
-        """Return whether the row is read. Count a row that is not."""
-        for conditions, wanted, key in ((self._where, True, "where"), (self._where_not, False, "where_not")):
-            for column, values in conditions.items():
-                texts = condition_texts(self._derived.value(row, column))
-                if bool(texts & values) is not wanted:
-                    seen = self._values[column]
-                    seen.update(text for text in texts if text in seen or len(seen) < 20)
-                    self._observations.note(f"rows left out by `{key}` on column {column!r}")
-                    self._left_out += 1
-                    return False
-        self._kept += 1
-        return True
-
-    def left_out_everything(self) -> str:
-        """Return the values of the columns if no row was read because of them; otherwise an empty text."""
-        if self._kept or not self._left_out:
-            return ""
-        return "; ".join(
-            f"{column!r} has {', '.join(shown(value) for value, _ in values.most_common(10))}"
-            for column, values in self._values.items()
-            if values
-        )
-
-
-def condition_texts(value: Json) -> set[str]:
-    """Return the texts of a value that `where` compares, in lower case; an empty text if nothing is given."""
-    texts = {
-        str(item).strip().casefold() if isinstance(item, bool) else str(identity(item)).strip().casefold()
-        for item in _listed(value)
-        if item is not None
-    }
-    return texts or {""}
-
-
-def _folded(values: Iterable[str]) -> set[str]:
-    return {value.strip().casefold() for value in values}
 
 
 def _pair_columns(row: dict[str, Json], name_glob: str, value_glob: str) -> list[tuple[str, str]]:
@@ -183,8 +132,8 @@ def fill(text: str, values: dict[str, Json], position: int) -> str:
     """Return `text` with each column in braces replaced by its value; of a list, the item at `position`, or the last one."""
 
     def item(match: re.Match[str]) -> str:
-        listed = _listed(values[match[1]])
-        return str(identity(listed[min(position, len(listed) - 1)]))
+        items = listed(values[match[1]])
+        return str(identity(items[min(position, len(items) - 1)]))
 
     return _BRACES.sub(item, text)
 
@@ -197,7 +146,7 @@ def _merge_objects(value: Json) -> Json:
     for item in value:
         if isinstance(item, dict):
             for name, held in item.items():
-                merged.setdefault(name, []).extend(_listed(held))
+                merged.setdefault(name, []).extend(listed(held))
     rest = [item for item in value if not isinstance(item, dict)]
     single = _single({name: unique(held) for name, held in merged.items()})
     return [single, *rest] if rest else single
@@ -207,5 +156,6 @@ def _single(values: dict[str, list[Json]]) -> dict[str, Json]:
     return {name: held[0] if len(held) == 1 else held for name, held in values.items()}
 
 
-def _listed(value: Json) -> list[Json]:
+def listed(value: Json) -> list[Json]:
+    """Return a list as it is, and any other value as a list of one."""
     return value if isinstance(value, list) else [value]

@@ -170,8 +170,10 @@ class FileChecks:
     def _check_columns(self, path: Path, unseen: set[str], columns: list[str], record: dict[str, Json]) -> None:
         mapping = self._mapping
         texts = set(mapping.source_columns(*mapping.title, *mapping.description))
-        capitals = {column.casefold() for column in columns}
+        capitals = {column.casefold() for column in columns if column not in mapping.columns}
         lacking = {column for column in unseen if not mapping.is_optional(column) or column.casefold() in capitals}
+        if unseen.issuperset(mapping.id_columns):
+            lacking.update(mapping.id_columns)
         if not lacking and texts and texts <= unseen:
             raise JobError(
                 f"{path}: no record has any of the text columns {sorted(texts)}, although they are optional; the columns are "
@@ -181,8 +183,8 @@ class FileChecks:
             lacking |= texts if texts <= unseen else set()
             if lacking.intersection(mapping.id_columns) and (name := find_wrapper(record)):
                 raise JobError(
-                    f"{path}: a JSON object that holds its records under {name[:_NAME]!r}; nothing was imported: export JSON "
-                    "lines, with one object on each line"
+                    f"{path}: a JSON object that holds its records under {name[:_NAME]!r}; nothing was imported: set "
+                    f"`records_at: {name[:_NAME]}` in the mapping"
                 )
             way_out = "Correct the mapping, or list them under `optional`"
             if {column.casefold() for column in lacking} <= capitals:

@@ -16,15 +16,18 @@ from pathlib import Path
 
 from jobs.importing.day_writer import DayWriter, write_parts
 from jobs.importing.file_checks import FileChecks
-from jobs.importing.formats.format_registry import Row, find_records, read_records
+from jobs.importing.files.record_files import find_records
+from jobs.importing.files.s3_exports import local_export
+from jobs.importing.files.unpacking import Bounds
+from jobs.importing.formats.format_registry import Row, open_records, read_records
 from jobs.importing.formats.observations import Observations
-from jobs.importing.formats.sources import Bounds, open_source
 from jobs.importing.grouping import Merge, grouped
 from jobs.importing.mapper import Mapper
 from jobs.importing.pictures.picture_sources import open_sources
 from jobs.importing.pictures.picture_store import PictureStore, picture_writer
 from jobs.lake import storage
 from jobs.lake.layout import Lake, check_day
+from jobs.lake.storage import AnyPath
 from jobs.runtime.step_metrics import measure
 from jobs.settings import Settings
 from schemas.documents import RawManifest
@@ -33,7 +36,7 @@ from schemas.mapping import Mapping, load_mapping
 log = logging.getLogger(__name__)
 
 
-def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> RawManifest:
+def import_catalog(settings: Settings, folder: AnyPath, ds: str, mapping: str) -> RawManifest:
     """Write the export in `folder` as the raw catalog of the day `ds`, replacing the day's earlier content.
 
     The complete day appears in a single step; a failed or killed import leaves the day unchanged. Pictures are added to
@@ -41,7 +44,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
 
     Args:
         settings: settings, including the root of the lake.
-        folder: the shop's export, laid out as the mapping describes.
+        folder: the shop's export, laid out as the mapping describes. From S3, its files are copied to a temporary folder.
         ds: day of the catalog, YYYY-MM-DD.
         mapping: name of a shipped mapping, or path of a YAML file.
 
@@ -53,12 +56,19 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
         JobError: the export is missing or damaged, does not consist of records, or lacks columns of the mapping.
         ContractError: the mapping is wrong.
     """
+    check_day(ds)
+    columns = load_mapping(mapping)
+    with local_export(folder, columns, settings.progress) as copy:
+        return _import_folder(settings, copy, ds, columns, str(folder.resolve() if storage.on_disk(folder) else folder))
+
+
+def _import_folder(settings: Settings, folder: Path, ds: str, columns: Mapping, source: str) -> RawManifest:
     lake = Lake(settings.root)
-    day, columns = lake.raw(check_day(ds)), load_mapping(mapping)
+    day = lake.raw(ds)
     files, others = find_records(folder, columns)
     bounds = Bounds(int(settings.max_unpacked_gb * 1e9), settings.max_unpacked_ratio)
     for file in files:
-        open_source(file, columns, bounds)  # refuses files that are not text before pictures are copied
+        open_records(file, folder, columns, bounds)  # refuses files that no reader reads before pictures are copied
     day_lock = storage.locked(day, busy="another import of this day is running; wait for it")
     with measure("import-catalog") as measured, day_lock, contextlib.ExitStack() as stack:
         target = DayWriter(day, stack)
@@ -72,7 +82,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
             if others:
                 observations.note("files of later patterns, not read", len(others))
             mapper = Mapper(columns, pictures, observations)
-            rows = product_rows(files, columns, bounds, mapper, observations, settings.progress)
+            rows = product_rows(files, folder, columns, bounds, mapper, observations, settings.progress)
             lines = (mapper.line(row) for row in rows)
             parts = write_parts(target.add, lines)
             mapper.check()
@@ -81,7 +91,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
         lost = pictures.finish(folder) if pictures is not None else ()  # before the day's records name the pictures
         manifest = RawManifest(
             ds=ds,
-            source=str(folder.resolve()),
+            source=source,
             files=parts,
             rows=sum(part.rows for part in parts),
             notes=dict(observations.notes),
@@ -102,6 +112,7 @@ def import_catalog(settings: Settings, folder: Path, ds: str, mapping: str) -> R
 
 def product_rows(
     files: list[Path],
+    folder: Path,
     columns: Mapping,
     bounds: Bounds,
     mapper: Mapper,
@@ -113,6 +124,7 @@ def product_rows(
 
     Args:
         files: files of records.
+        folder: the export that they belong to.
         columns: the mapping.
         bounds: limits of packed files.
         mapper: filters the rows, and finds the product of each.
@@ -127,9 +139,8 @@ def product_rows(
 
     def rows() -> Iterator[Row]:
         for file in files:
-            yield from checks.rows(
-                read_records(open_source(file, columns, bounds), columns, observations, progress), file
-            )
+            for source in open_records(file, folder, columns, bounds):
+                yield from checks.rows(read_records(source, columns, observations, progress), file)
 
     read = filter(mapper.keeps, rows()) if columns.where or columns.where_not else rows()
     if not columns.group_by:

@@ -11,11 +11,12 @@ from typing import Final
 
 from jobs.errors import JobError
 from jobs.importing.columns import ABSENT, Nulls, get_column, matching_columns, unique
-from jobs.importing.derived_columns import DerivedColumns, RowFilter, condition_texts, fill
+from jobs.importing.derived_columns import DerivedColumns, fill
 from jobs.importing.formats.format_registry import Json, Row
 from jobs.importing.formats.observations import Observations, shown
 from jobs.importing.formats.sources import LINE_START, MAX_LINE
 from jobs.importing.pictures.picture_store import PictureStore
+from jobs.importing.row_filter import RowFilter, condition_texts
 from jobs.records.label_forms import UnreadableError, decoded, read_object, read_value
 from jobs.records.rejected_lines import RejectedLine
 from jobs.records.values import identity, instant, is_no_id
@@ -120,6 +121,11 @@ class Mapper:
                         given.setdefault(json.dumps(each), each)
             if len(given) > 1:
                 merged[column] = list(given.values())
+        for column in self._mapping.columns if len(rows) > 1 else ():  # a path that the first row lacks
+            if column not in merged and get_column(merged, column) is ABSENT:
+                values = (get_column(row, column) for row in rows)
+                if (value := next((each for each in values if each is not ABSENT), ABSENT)) is not ABSENT:
+                    merged[column] = value
         return merged | self._derived.pairs_of(rows)
 
     def _with_first(self, rows: list[dict[str, Json]]) -> list[dict[str, Json]]:

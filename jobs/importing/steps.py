@@ -90,12 +90,17 @@ def _without_unread(value: Json, report: Callable[[Unread], None], depth: int) -
 def _split(value: Json, separator: str) -> Json:
     if not isinstance(value, str):
         return value
-    parts = unique(part for each in value.split(separator) if (part := each.strip()))
+    pieces = value.split(separator)
+    for position in range(len(pieces) - 1, 0, -1):  # WooCommerce writes a comma within a value as \\,
+        if pieces[position - 1].endswith("\\"):
+            pieces[position - 1 : position + 1] = [f"{pieces[position - 1][:-1]}{separator}{pieces[position]}"]
+    parts = unique(part for each in pieces if (part := each.strip()))
     return parts[0] if len(parts) == 1 else parts
 
 
 def _join(value: Json, separator: str) -> Json:
-    return separator.join(map(str, value)) if isinstance(value, list) else value
+    texts = (str(item).replace(separator, f"\\{separator}") for item in _listed(value))
+    return separator.join(texts) if isinstance(value, str | list) else value
 
 
 def _leaf(value: Json, separator: str) -> Json:

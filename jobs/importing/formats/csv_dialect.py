@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import re
@@ -95,6 +96,8 @@ def detect(sample: str, whole: bool, mapping: Mapping) -> Dialect:
 
 def _find_header(lines: Sequence[str], candidates: Sequence[Dialect], mapping: Mapping) -> tuple[str, int]:
     """Return the delimiter, and the number of lines before the header, the line with the most columns of the mapping."""
+    if mapping.header:
+        return max(candidates, key=lambda dialect: _fits_width(dialect, lines, len(mapping.header))).delimiter, 0
     best, header = 0, (candidates[0].delimiter, 0)
     wanted = {column.strip() for column in mapping.columns}
     ids = {column.strip() for column in mapping.id_columns}
@@ -104,7 +107,14 @@ def _find_header(lines: Sequence[str], candidates: Sequence[Dialect], mapping: M
             score = len(names & wanted)
             if ids & names and score > best:
                 best, header = score, (dialect.delimiter, index)
-    return header if best else (max(candidates, key=lambda dialect: _consistency(dialect, lines)).delimiter, 0)
+    return header if best else (max(candidates, key=lambda dialect: consistency(dialect, lines)).delimiter, 0)
+
+
+def _fits_width(dialect: Dialect, lines: Sequence[str], width: int) -> int:
+    """Return how many of the first rows have `width` cells."""
+    with contextlib.suppress(csv.Error):
+        return sum(len(row) == width for row in dialect.parse(lines[:_ROWS]))
+    return 0
 
 
 def _first_row(dialect: Dialect, lines: Sequence[str]) -> list[str]:
@@ -114,8 +124,11 @@ def _first_row(dialect: Dialect, lines: Sequence[str]) -> list[str]:
         return []
 
 
-def _consistency(dialect: Dialect, lines: Sequence[str]) -> tuple[float, int]:
-    """Return the share of rows that are as long as the header, and that length; zeros if the header has one cell."""
+def consistency(dialect: Dialect, lines: Sequence[str]) -> tuple[float, int]:
+    """Return the share of rows that are as long as the header, and that length; zeros if the header has one cell.
+
+    Only the first rows of `lines` are compared.
+    """
     lengths: list[int] = []
     try:
         for row in dialect.parse(lines[:_ROWS]):

@@ -100,9 +100,12 @@ class CsvRows:
         before = [line for _ in range(self.dialect.skipped) if (line := self._text.readline(MAX_LINE))]
         self._lines.number = len(before)
         self._reader = csv.reader(self._lines, strict=True, **self.dialect.reader_options())
-        first = self._next()
-        self.heading = "".join(before) + (first.text if first else "")
-        self.header = self._read_header(first)
+        if mapping.header:
+            self.heading, self.header = "".join(before), list(mapping.header)
+        else:
+            first = self._next()
+            self.heading = "".join(before) + (first.text if first else "")
+            self.header = self._read_header(first)
         wanted = (mapping.group_by, *mapping.id_columns)
         id_name = next((name for name in wanted if name in self.header), "")
         self.profile: RowProfile = profile_of(source.sample, self.dialect, self.header, id_name)
@@ -233,12 +236,12 @@ def read_csv(
 def _describe_other_format(source: Source) -> str:
     """Return an error text if the start of the file shows a format other than CSV; otherwise an empty text."""
     kind = describe_text(source.sample)
-    return f"{kind}; nothing was imported: export the records as JSON lines or CSV" if kind else ""
+    return f"{kind}; nothing was imported: correct `format` in the mapping, or leave it out" if kind else ""
 
 
 def _check_header(header: list[str], source: Source, mapping: Mapping) -> None:
     """Raise StructureError if the header has no column of the mapping: it is not a header, or the file is not CSV."""
-    if {name.casefold() for name in header} & {column.casefold() for column in mapping.columns}:
+    if not mapping.columns or {name.casefold() for name in header} & {column.casefold() for column in mapping.columns}:
         return
     raise StructureError(
         _describe_other_format(source)

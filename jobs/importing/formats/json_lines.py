@@ -26,7 +26,7 @@ def finite(text: str) -> float | str:
     return text if number in (float("inf"), float("-inf")) else number
 
 
-def _decoder(constant: Callable[[str], None]) -> json.JSONDecoder:
+def decoder_of(constant: Callable[[str], None]) -> json.JSONDecoder:
     """Return a decoder that rejects objects with a duplicate name, whose meant value is unknown.
 
     NaN, Infinity and -Infinity, which are not JSON, decode to None; `constant` is called with each.
@@ -34,7 +34,7 @@ def _decoder(constant: Callable[[str], None]) -> json.JSONDecoder:
     return json.JSONDecoder(object_pairs_hook=unique, parse_float=finite, parse_constant=constant)
 
 
-DECODER: Final = _decoder(lambda _: None)
+DECODER: Final = decoder_of(lambda _: None)
 
 
 def read_json_lines(
@@ -43,11 +43,11 @@ def read_json_lines(
     """Yield each line's object, or the line itself if it is not text, JSON or an object. Skip blank lines.
 
     Raises:
-        StructureError: the file is a single JSON document, or is in another encoding.
+        StructureError: the file is in another format or encoding.
     """
-    if kind := describe_text(source.sample) or _describe_document(source.sample):
-        raise StructureError(f"{kind}; nothing was imported: export JSON lines, with one object on each line")
-    decoder = _decoder(lambda _: observations.note("NaN or Infinity, read as not given"))
+    if kind := describe_text(source.sample):
+        raise StructureError(f"{kind}; nothing was imported: correct `format` in the mapping, or leave it out")
+    decoder = decoder_of(lambda _: observations.note("NaN or Infinity, read as not given"))
     foreign, native, example = 0, 0, ""
     for number, line, length in _lines(file, source.encoding):
         observations.line = number
@@ -115,9 +115,22 @@ def _objects(text: str, decoder: json.JSONDecoder, observations: Observations) -
             commas = len(objects) == 1
             observations.note("lines that end in a comma" if commas else "records on a line with others", len(objects))
             return objects
-        # Also numbers that are too long and brackets that are nested too deeply.
-        return "a name occurs twice" if isinstance(error, NameTwiceError) else "not JSON"
+        return _reason(error)
     return [record] if isinstance(record, dict) else "JSON, but not an object"
+
+
+def describe_error(text: str) -> str:
+    """Return why a text is not a record."""
+    try:
+        DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        return _reason(error)
+    return "not JSON"
+
+
+def _reason(error: Exception) -> str:
+    # Also numbers that are too long and brackets that are nested too deeply.
+    return "a name occurs twice" if isinstance(error, NameTwiceError) else "not JSON"
 
 
 def _several(text: str) -> list[dict[str, Json]]:
@@ -144,18 +157,6 @@ def _several(text: str) -> list[dict[str, Json]]:
 def _skip(text: str, position: int) -> int:
     blank = _BLANK.match(text, position)
     return blank.end() if blank else position
-
-
-def _describe_document(sample: str) -> str | None:
-    """Return a description of a file whose first line only begins an object that spans lines; otherwise None."""
-    lines = [line.strip() for line in sample.lstrip("\ufeff")[:100_000].split("\n", 3)[:3] if line.strip()]
-    if len(lines) < 2 or not lines[0].startswith("{") or lines[1].startswith("{"):
-        return None
-    try:
-        DECODER.decode(lines[0])
-    except (ValueError, RecursionError):
-        return "a JSON object over several lines" if re.match(r'\{\s*$|\{\s*".*[\[,{]$', lines[0]) else None
-    return None
 
 
 def find_wrapper(record: dict[str, Json]) -> str | None:

@@ -4,34 +4,47 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Collection
 from typing import Final
 
 from jobs.importing.formats.observations import StructureError
+from schemas.column_paths import parse_path
+from schemas.mapping import Mapping
 
-_PACKED: Final = "unpack it, or pack it with gzip"
-_EXPORT: Final = "export the records as JSON lines or CSV"
+HAS_ID: Final = 1000  # score of a column that holds the id
+
+_PACKED: Final = "unpack it, or pack it with gzip, bzip2, xz, Zstandard or zip"
+EXPORT: Final = "export the records as CSV, JSON, Parquet, XLSX or XML"
+_ONCE: Final = "unpack it once"
+_BINARY: Final = (  # formats that are read
+    (re.compile(rb"PAR1\x15"), "parquet"),
+    (
+        re.compile(rb"PK\x03\x04(?!.{26}mimetypeapplication/vnd\.oasis).*?(\[Content_Types\]\.xml|xl/)", re.DOTALL),
+        "xlsx",
+    ),
+    (re.compile(rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"), "xlsx"),  # XLS, which the same reader reads
+    (re.compile(rb"\x89HDF\r\n\x1a\n"), "hdf5"),
+)
 _MAGIC: Final = (
-    (re.compile(rb"PAR1\x15"), "a Parquet file", _EXPORT),
-    (re.compile(rb"PK\x03\x04.{26}.{0,4000}?(\[Content_Types\]\.xml|xl/)", re.DOTALL), "an XLSX workbook", _EXPORT),
-    (re.compile(rb"PK\x03\x04.{26}mimetypeapplication/vnd\.oasis", re.DOTALL), "an OpenDocument file", _EXPORT),
-    (re.compile(rb"PK(\x03\x04|\x05\x06)"), "a zip file", _PACKED),
-    (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), "a bzip2 file", _PACKED),
-    (re.compile(rb"\xfd7zXZ\x00"), "an xz file", _PACKED),
-    (re.compile(rb"\x28\xb5\x2f\xfd"), "a Zstandard file", _PACKED),
+    (re.compile(rb"PK\x03\x04.{26}mimetypeapplication/vnd\.oasis", re.DOTALL), "an OpenDocument file", EXPORT),
+    (re.compile(rb"PK(\x03\x04|\x05\x06)"), "a zip file", _ONCE),
+    (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), "a bzip2 file", _ONCE),
+    (re.compile(rb"\xfd7zXZ\x00"), "an xz file", _ONCE),
+    (re.compile(rb"\x28\xb5\x2f\xfd"), "a Zstandard file", _ONCE),
+    (re.compile(rb"\x1f\x8b"), "a gzip file", _ONCE),
     (re.compile(rb"\x04\x22\x4d\x18"), "an LZ4 file", _PACKED),
-    (re.compile(rb"\x1f\x8b"), "a gzip file within a gzip file", "unpack it once"),
+    (re.compile(rb"PARE"), "an encrypted Parquet file", EXPORT),
     (re.compile(rb"\x1f\x9d"), "a file of `compress`", _PACKED),
     (re.compile(rb"7z\xbc\xaf\x27\x1c"), "a 7-Zip archive", _PACKED),
     (re.compile(rb"Rar!\x1a\x07"), "a RAR archive", _PACKED),
     (re.compile(rb".{257}ustar(\x00|  \x00)", re.DOTALL), "a tar archive", _PACKED),
-    (re.compile(rb"%PDF-"), "a PDF", _EXPORT),
-    (re.compile(rb"\{\\rtf"), "an RTF document", _EXPORT),
-    (re.compile(rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"), "an old Excel workbook (XLS)", _EXPORT),
-    (re.compile(rb"ORC[\x00-\x1f].{0,4000}?[\x00-\x08]", re.DOTALL), "an ORC file", _EXPORT),
-    (re.compile(rb"Obj\x01"), "an Avro file", _EXPORT),
-    (re.compile(rb"ARROW1\x00"), "an Arrow file", _EXPORT),
-    (re.compile(rb"SQLite format 3\x00"), "an SQLite database", _EXPORT),
-    (re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP", re.DOTALL), "a picture", _EXPORT),
+    (re.compile(rb"%PDF-"), "a PDF", EXPORT),
+    (re.compile(rb"\{\\rtf"), "an RTF document", EXPORT),
+    (re.compile(rb"ORC[\x00-\x1f].{0,4000}?[\x00-\x08]", re.DOTALL), "an ORC file", EXPORT),
+    (re.compile(rb"Obj\x01"), "an Avro file", EXPORT),
+    (re.compile(rb"ARROW1\x00"), "an Arrow file", EXPORT),
+    (re.compile(rb"SQLite format 3\x00"), "an SQLite database", EXPORT),
+    (re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF....WEBP", re.DOTALL), "a picture", EXPORT),
     (re.compile(rb"\x00\x05\x16[\x00\x07]"), "a resource file of macOS", "remove it"),
 )
 # UTF-32 comes first, because its byte-order mark begins with that of UTF-16.
@@ -50,20 +63,27 @@ _MANY: Final = 100  # the same for a multi-byte encoding, whose bytes may be val
 _UTF_8_CHARACTER: Final = re.compile(rb"[\xc3-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
 
 
-def refuse_binary(start: bytes, marks: str = "") -> None:
+def binary_format(start: bytes) -> str:
+    """Return the binary format that the first bytes of a file show, by its name in a mapping; otherwise an empty text."""
+    return next((name for magic, name in _BINARY if magic.match(start)), "")
+
+
+def refuse_binary(start: bytes, marks: str = "", packing: str = "") -> None:
     """Raise StructureError if `start`, the first bytes of a file, belongs to a binary format.
 
     Args:
-        start: the first bytes.
+        start: the first bytes, unpacked.
         marks: control characters that the file may contain nevertheless, such as its delimiter.
+        packing: how the file is packed; empty if it is not.
     """
     for magic, kind, way_out in _MAGIC:
         if magic.match(start):
+            kind = f"{kind} within a {packing} file" if packing else kind
             raise StructureError(f"{kind}; nothing was imported: {way_out}")
     head = start[:_LOOKED_AT]
     controls = _CONTROLS.difference(map(ord, marks))
     if sum(byte in controls for byte in head) * 20 > len(head):
-        raise StructureError(f"binary data instead of text; nothing was imported: {_EXPORT}")
+        raise StructureError(f"binary data instead of text; nothing was imported: {EXPORT}")
 
 
 def encoding_of(start: bytes) -> tuple[str, bytes]:
@@ -87,12 +107,19 @@ def _ends_lines(head: bytes, end: bytes) -> bool:
     return head.count(end) * 2 >= head.count(b"\n")
 
 
+def column_score(names: Collection[str], mapping: Mapping) -> int:
+    """Return how well the names of columns fit a mapping: how many it names; `HAS_ID` more for a column of the id."""
+    matches = sum(column in names or str(parse_path(column)[:1][0]) in names for column in mapping.columns)
+    ids = (column in names or str(parse_path(column)[:1][0]) in names for column in mapping.id_columns)
+    return matches + HAS_ID * any(ids)
+
+
 def describe_text(text: str) -> str | None:
     """Return a description of a text that is neither JSON lines nor CSV; None if its start does not show that."""
     start = text[:_LOOKED_AT].lstrip("\ufeff\x1e \t\r\n").lower()
     if re.match(r"<!doctype html|<html|<head|<body", start):
         return "an HTML page"
-    if re.match(r"<\?xml|<!--|<[a-z_][\w.:-]*[\s/>]", start):
+    if re.match(r"<\?xml|<!--|<!doctype |<[a-z_][\w.:-]*[\s/>]", start):
         return "XML"
     return "a JSON array" if start.startswith("[") else None
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
-import io
-import zlib
+import shutil
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
-
-from tqdm import tqdm
+from typing import BinaryIO, Final
 
 from jobs.errors import JobError
+from jobs.importing.files.unpacking import Bounds, packing_of, unpacked
 from jobs.importing.formats.observations import StructureError
-from jobs.importing.formats.sniffing import chosen_encoding, refuse_binary
+from jobs.importing.formats.sniffing import binary_format, chosen_encoding, refuse_binary
 from schemas.mapping import Mapping
 
 # Chosen to fit Spark's default heap of 2 GB. Thirty such lines in a row pass validate in batches of 64 MiB
@@ -23,24 +21,6 @@ from schemas.mapping import Mapping
 MAX_LINE: Final = 8 * 2**20  # bytes of a line, both in the export and in the raw catalog
 LINE_START: Final = 1000  # bytes kept of a longer line
 SAMPLE: Final = 2 * 2**20  # bytes that are examined before a file is read
-_FREE: Final = 2**30  # unpacked bytes below which the ratio is not checked
-_CHUNK: Final = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Bounds on the unpacked size of a packed file."""
-
-    total: int = 64 * 2**30  # unpacked bytes
-    ratio: int = 200  # unpacked to packed bytes; checked above a gigabyte
-
-    def check(self, path: Path, packed: int, unpacked: int) -> None:
-        """Raise JobError if `packed` bytes of the file at `path` unpack to too many bytes."""
-        if unpacked > self.total or (unpacked > _FREE and unpacked > self.ratio * max(packed, 1)):
-            raise JobError(
-                f"{path}: {packed:,} packed bytes unpack to more than {unpacked - 1:,}; nothing was imported: if the "
-                "export is right, raise TAGGING_MAX_UNPACKED_GB or TAGGING_MAX_UNPACKED_RATIO"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +28,26 @@ class Source:
     """A file of records, with the properties that its start shows."""
 
     path: Path
+    member: str  # name of the file within a zip; empty for any other file
     bounds: Bounds
-    packed: bool  # True for gzip
+    packing: str  # gzip, bzip2, xz, Zstandard, zip; empty if it is not packed
+    binary: str  # parquet, xlsx or hdf5, by the first bytes; empty for text
     encoding: str
     mark: bytes  # byte-order mark; may be empty
-    sample: str  # start of the file; undecodable bytes are surrogates in UTF-8, otherwise replacement characters
+    start: bytes  # first bytes of the file
+    sample: str  # `start` as text; undecodable bytes are surrogates in UTF-8, otherwise replacement characters
     whole: bool  # True if the sample is the entire file
+    partitions: dict[str, str | None] = field(default_factory=dict)  # columns that the names of its folders give
+
+    @property
+    def name(self) -> str:
+        """The file's name, for messages; that of a file within a zip follows the zip's."""
+        return f"{self.path.name}/{self.member}" if self.member else self.path.name
+
+    @property
+    def label(self) -> str:
+        """The file's path, for messages."""
+        return f"{self.path}/{self.member}" if self.member else str(self.path)
 
     @contextlib.contextmanager
     def open(self, progress: bool = False) -> Iterator[BinaryIO]:
@@ -62,38 +56,69 @@ class Source:
         Raises:
             JobError: the packed data is damaged or unpacks to too many bytes.
         """
-        with (
-            self.path.open("rb") as raw,
-            tqdm(
-                total=self.path.stat().st_size, desc=self.path.name, unit="B", unit_scale=True, disable=not progress
-            ) as bar,
-            _translate_gzip_errors(self.path),
-        ):
-            file = io.BufferedReader(_Unpacked(raw, self.path, self.packed, self.bounds, bar), _CHUNK)
+        with unpacked(self.path, self.packing, self.member, self.bounds, progress) as file:
             file.read(len(self.mark))
-            yield cast(BinaryIO, file)
+            yield file
+
+    @contextlib.contextmanager
+    def seekable(self) -> Iterator[Path]:
+        """Give the path of the file's unpacked content, for a reader that seeks. A packed file is unpacked to disk.
+
+        Raises:
+            JobError: the packed data is damaged or unpacks to too many bytes.
+        """
+        if not self.packing:
+            yield self.path
+            return
+        with tempfile.TemporaryDirectory(prefix="import-") as folder:
+            target = Path(folder) / "unpacked"
+            with self.open() as packed, target.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+            yield target
 
 
-def open_source(path: Path, mapping: Mapping, bounds: Bounds) -> Source:
-    """Return the file at `path` with its encoding and sample. Raises JobError if it is damaged or is not text."""
+def open_source(
+    path: Path,
+    mapping: Mapping,
+    bounds: Bounds,
+    *,
+    member: str = "",
+    partitions: dict[str, str | None] | None = None,
+) -> Source:
+    """Return the file at `path` with its encoding and sample.
+
+    Args:
+        path: the file.
+        mapping: settings that override detection.
+        bounds: bounds on the unpacked size of a packed file.
+        member: name of the file within a zip.
+        partitions: columns that the names of its folders give.
+
+    Raises:
+        JobError: the file is damaged, or has a format that no reader reads.
+    """
     try:
-        with path.open("rb") as raw, _translate_gzip_errors(path):
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            start = io.BufferedReader(_Unpacked(raw, path, packed, bounds), _CHUNK).read(SAMPLE + 1)
+        packing = packing_of(path)
+        with unpacked(path, packing, member, bounds) as file:
+            start = file.read(SAMPLE + 1)
     except OSError as error:
         raise JobError(describe_unreadable(path, error)) from error
+    label = f"{path}/{member}" if member else path
+    binary, encoding, mark = binary_format(start), "utf-8", b""
     try:
-        encoding, mark = chosen_encoding(start, mapping.encoding)
-        if not encoding.startswith(("utf-16", "utf-32")):
-            refuse_binary(start, f"{mapping.delimiter}{mapping.quote}{mapping.escape}")
+        if not binary:
+            encoding, mark = chosen_encoding(start, mapping.encoding)
+            if not encoding.startswith(("utf-16", "utf-32")):
+                refuse_binary(start, f"{mapping.delimiter}{mapping.quote}{mapping.escape}", packing)
     except StructureError as error:
-        raise JobError(f"{path}: {error}") from error
+        raise JobError(f"{label}: {error}") from error
     whole = len(start) <= SAMPLE
-    text = start[len(mark) : SAMPLE].decode(encoding, errors="surrogateescape" if encoding == "utf-8" else "replace")
-    if not whole:
-        text = text[: max(text.rfind("\n"), text.rfind("\r")) + 1] or text
-    return Source(path, bounds, packed, encoding, mark, text, whole)
+    text = ""
+    if not binary:
+        text = start[len(mark) : SAMPLE].decode(encoding, "surrogateescape" if encoding == "utf-8" else "replace")
+        if not whole:
+            text = text[: max(text.rfind("\n"), text.rfind("\r")) + 1] or text
+    return Source(path, member, bounds, packing, binary, encoding, mark, start, text, whole, partitions or {})
 
 
 def describe_unreadable(path: Path, error: OSError) -> str:
@@ -102,36 +127,3 @@ def describe_unreadable(path: Path, error: OSError) -> str:
         f"{path} could not be read ({error.strerror or error}); nothing was imported: check that its disk or mount works and "
         "that this user may read it, then import again"
     )
-
-
-@contextlib.contextmanager
-def _translate_gzip_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise JobError(
-            f"{path}: truncated or damaged gzip ({error}); nothing was imported: copy the file again, or export it again"
-        ) from error
-
-
-class _Unpacked(io.RawIOBase):
-    """Stream of a file's bytes, unpacked within bounds if they are packed."""
-
-    def __init__(self, raw: BinaryIO, path: Path, packed: bool, bounds: Bounds, bar: tqdm[Any] | None = None) -> None:
-        self._raw, self._path, self._bounds, self._bar, self._bytes = raw, path, bounds, bar, 0
-        self._file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
-        self._packed = packed
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._file.read(len(buffer))
-        buffer[: len(data)] = data
-        self._bytes += len(data)
-        read = self._raw.tell()
-        if self._bar is not None:
-            self._bar.update(read - self._bar.n)
-        if self._packed:
-            self._bounds.check(self._path, read, self._bytes)
-        return len(data)

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from cma_clip_core.content.pictures import MAX_BYTES, PictureError, fetch_file
 from jobs.errors import JobError
-from jobs.importing.formats.sources import Bounds
+from jobs.importing.files.unpacking import Bounds
 from jobs.importing.pictures.picture_names import fold
 from schemas.mapping import Mapping
 

@@ -22,7 +22,7 @@ import pytest
 from cma_clip_core.content.pictures import PictureError, fetch
 from jobs.errors import JobError
 from jobs.importing import day_writer
-from jobs.importing.formats import sources
+from jobs.importing.files import unpacking
 from jobs.importing.import_catalog import import_catalog
 from jobs.importing.pictures import picture_sources
 from jobs.lake import storage
@@ -438,7 +438,7 @@ def test_a_member_larger_than_it_says_takes_no_memory(shop: Shop) -> None:
 
 def test_a_small_zip_may_not_unpack_to_a_disk_full_of_pictures(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The members of the zip are a few bytes each, or share their bytes. A member that many records name counts once."""
-    monkeypatch.setattr(sources, "_FREE", 2**20)
+    monkeypatch.setattr(unpacking, "_FREE", 2**20)
     zipped(shop, **{f"{i}.jpg": bytes(2**20) + bytes([i]) for i in range(5)})
     shop.write(*({"id": i, "name": "x", "photo": "0.jpg"} for i in range(9)))
     assert shop.run().pictures == {"added": 1, "known": 8}
