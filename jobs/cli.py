@@ -25,6 +25,7 @@ from schemas.step_results import (
     ChampionResult,
     DatasetResult,
     ExperimentResult,
+    ExportResult,
     ImportResult,
     JudgeResult,
     MaintenanceResult,
@@ -730,6 +731,70 @@ def airflow(
         local_airflow.set_up(_settings(context), dict(os.environ), gpu_slots)
     else:
         local_airflow.start(_settings(context), folder, port, gpu_slots, keep_loaded=keep_loaded)
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    system: Annotated[str, typer.Option("--as", help="shopify, woocommerce, magento, google-merchant, or csv.")],
+    since: Annotated[
+        str,
+        typer.Option(
+            help="First day whose changes are exported, YYYY-MM-DD.", callback=lambda v: check_day(v, "--since")
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="File to write. It appears whole or not at all.")],
+    mapping: Annotated[
+        str, typer.Option(help="Column mapping that the shop is imported with. Default: the shipped one of the system.")
+    ] = "",
+    catalog: Annotated[
+        str,
+        typer.Option(help="Folder with the shop's newest export, or s3://bucket/prefix; only csv does not need it."),
+    ] = "",
+    corrections: Annotated[
+        bool,
+        typer.Option(
+            "--corrections",
+            help="Also write the model's accepted values that conflict with the shop's own. This replaces what the shop said.",
+        ),
+    ] = False,
+) -> None:
+    """Write the values that the pipeline filled in back into a file for the shop's importer.
+
+    The file has the shop's own columns, words and separators: the mapping is read backwards. It has one row for each product
+    with new values, and only the columns that some product needs. In these columns every row repeats what the shop
+    says, because an importer may erase cells that the file leaves empty.
+
+    Each new cell is read again by the mapping. It is written only if nothing but the new value differs. The table at the end
+    counts each attribute's changes: exported to which column, or left out for which reason.
+
+    **Into the shop:**
+
+    - shopify: Products > Import, with "Overwrite products with matching handles"
+    - woocommerce: Products > Import, with "Update existing products"
+    - magento: System > Import, Products, with "Add/Update"
+    - google-merchant: a supplemental data source of the primary feed
+
+    Try a few products first, and keep the shop's export as a backup.
+
+    Example: `python -m jobs export --as shopify --catalog export/ --since 2026-11-20 --out tags.csv`
+    """
+    from jobs.exporting.export_changes import export_changes
+    from jobs.exporting.export_table import lines
+    from jobs.lake.storage import as_path
+
+    settings, folder = _settings(context), as_path(catalog) if catalog else None
+    exported = export_changes(settings, system, since, out, mapping=mapping, catalog=folder, corrections=corrections)
+    print("\n".join(lines(exported)), file=sys.stderr)
+    counts = exported.counts.values()
+    _print(
+        ExportResult(
+            file=str(out),
+            rows=exported.rows,
+            exported=sum(count.exported for count in counts),
+            left_out=sum(count.changes - count.exported for count in counts),
+        )
+    )
 
 
 @tables_app.callback(invoke_without_command=True)

@@ -26,6 +26,15 @@ class ImportResult(StepResult):
     files: int
 
 
+class ExportResult(StepResult):
+    """Result of ``export``."""
+
+    file: str
+    rows: int
+    exported: int = Field(description="changes of attributes in the file")
+    left_out: int = Field(description="changes of attributes that are not in the file")
+
+
 class ValidateResult(StepResult):
     """Result of ``validate``."""
 

@@ -53,6 +53,7 @@ jobs.report jobs.nightly jobs.training.experiment
 jobs.upkeep jobs.runs jobs.importing.formats
 jobs.importing.pictures
 jobs.importing
+jobs.exporting
 jobs.demo jobs.drafting
 jobs.cli
 jobs.__main__ jobs.step_server_main jobs.compose

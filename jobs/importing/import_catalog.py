@@ -21,7 +21,7 @@ from jobs.importing.files.s3_exports import local_export
 from jobs.importing.files.unpacking import Bounds
 from jobs.importing.formats.format_registry import Row, open_records, read_records
 from jobs.importing.formats.observations import Observations
-from jobs.importing.grouping import grouped
+from jobs.importing.grouping import Merge, grouped
 from jobs.importing.mapper import Mapper
 from jobs.importing.pictures.picture_sources import open_sources
 from jobs.importing.pictures.picture_store import PictureStore, picture_writer
@@ -82,10 +82,8 @@ def _import_folder(settings: Settings, folder: Path, ds: str, columns: Mapping, 
             if others:
                 observations.note("files of later patterns, not read", len(others))
             mapper = Mapper(columns, pictures, observations)
-            lines = (
-                mapper.line(row)
-                for row in _rows(files, folder, columns, bounds, mapper, observations, settings.progress)
-            )
+            rows = product_rows(files, folder, columns, bounds, mapper, observations, settings.progress)
+            lines = (mapper.line(row) for row in rows)
             parts = write_parts(target.add, lines)
             mapper.check()
             if pictures is None or pictures.settle():
@@ -112,7 +110,7 @@ def _import_folder(settings: Settings, folder: Path, ds: str, columns: Mapping, 
     return manifest
 
 
-def _rows(
+def product_rows(
     files: list[Path],
     folder: Path,
     columns: Mapping,
@@ -120,8 +118,23 @@ def _rows(
     mapper: Mapper,
     observations: Observations,
     progress: bool,
+    merge: Merge | None = None,
 ) -> Iterator[Row]:
-    """Yield the rows of all files; if the mapping groups rows, one row per product."""
+    """Yield the rows of all files; if the mapping groups rows, one row per product.
+
+    Args:
+        files: files of records.
+        folder: the export that they belong to.
+        columns: the mapping.
+        bounds: limits of packed files.
+        mapper: filters the rows, and finds the product of each.
+        observations: counts what is unusual.
+        progress: whether to show a progress bar.
+        merge: makes one row of the rows of a product; default: as the mapping says.
+
+    Raises:
+        JobError: a file is damaged, does not consist of records, or lacks columns of the mapping.
+    """
     checks = FileChecks(columns, observations)
 
     def rows() -> Iterator[Row]:
@@ -134,7 +147,7 @@ def _rows(
         yield from read
     else:
         with tempfile.TemporaryDirectory(prefix="import-") as scratch:
-            yield from grouped(read, mapper.key, mapper.merge, Path(scratch), observations)
+            yield from grouped(read, mapper.key, merge or mapper.merge, Path(scratch), observations)
     checks.check(files)
 
 

@@ -1,0 +1,1 @@
+"""Write the values that the pipeline filled in back into the shop's own columns."""
