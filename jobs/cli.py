@@ -21,6 +21,7 @@ from jobs.lake.layout import check_day, check_run
 from jobs.runtime.failure_messages import explain
 from jobs.settings import Settings
 from schemas.loading import ContractError
+from schemas.mapping import shipped_mappings
 from schemas.step_results import (
     ChampionResult,
     DatasetResult,
@@ -123,6 +124,7 @@ Run = Annotated[str, typer.Option("--run", help="Run id, as `plan` prints it.", 
 
 
 _root = ""  # lake of the running command; errors from S3 name it
+_MAPPING = f"Column mapping of the export: {', '.join(shipped_mappings())}, or a YAML file."
 _MAKE_A_LAKE = ("import-catalog", "experiment", "airflow")  # commands that may create the lake
 
 
@@ -295,7 +297,7 @@ def import_catalog(
         str, typer.Argument(help="Folder with the shop's export, records and pictures; or s3://bucket/prefix.")
     ],
     ds: Ds,
-    mapping: Annotated[str, typer.Option(help="Column mapping: sample, fashion-products, or a YAML file.")] = "sample",
+    mapping: Annotated[str, typer.Option(help=_MAPPING)] = "sample",
 ) -> None:
     """Import a shop's export into the lake as the raw catalog of one day."""
     from jobs.importing.import_catalog import import_catalog as step
@@ -453,7 +455,7 @@ def experiment(
             "made."
         ),
     ] = None,
-    mapping: Annotated[str, typer.Option(help="Column mapping of that export.")] = "sample",
+    mapping: Annotated[str, typer.Option(help=_MAPPING)] = "sample",
     processes: Annotated[
         int | None,
         typer.Option(
@@ -687,7 +689,7 @@ def demo(
     catalog: Annotated[
         Path | None, typer.Option(help="Folder of a real export, instead of the generated catalog.")
     ] = None,
-    mapping: Annotated[str, typer.Option(help="Column mapping of that export.")] = "fashion-products",
+    mapping: Annotated[str, typer.Option(help=_MAPPING)] = "fashion-products",
 ) -> None:
     """Run the demo, as `make run` does: take a catalog, train a model, run two nights through Airflow, query the result."""
     from jobs.demo.two_nights import demo as step

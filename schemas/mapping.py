@@ -275,6 +275,11 @@ def glob_pattern(glob: str) -> re.Pattern[str]:
     return re.compile("(.*)".join(map(re.escape, glob.split(WILDCARD))), re.DOTALL)
 
 
+def shipped_mappings() -> tuple[str, ...]:
+    """Return the names of the shipped mappings."""
+    return tuple(sorted(path.stem for path in BUILT_IN.glob("*.yaml")))
+
+
 def load_mapping(path: str | Path) -> Mapping:
     """Return the mapping at `path`, or the shipped one of that name (``fashion-products``). Raises ContractError."""
     return load_shipped(path, Mapping, BUILT_IN, "mapping file")

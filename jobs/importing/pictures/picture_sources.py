@@ -69,7 +69,10 @@ def open_sources(folder: Path, mapping: Mapping, bounds: Bounds, stack: contextl
                 ) from error
     if not sources:
         seen = sorted(path.name for path in folder.iterdir())[:20]
-        raise JobError(f"{folder}: no pictures; looked for {', '.join(mapping.pictures)}; the folder has {seen}")
+        raise JobError(
+            f"{folder}: no pictures; looked for {', '.join(mapping.pictures)}; the folder has {seen}. "
+            "Put the pictures there, or use a mapping without `pictures` and `picture_name`"
+        )
     return sources
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from jobs.cli import app
 from jobs.importing.import_catalog import import_catalog
 from schemas.documents import RawManifest
-from schemas.mapping import BUILT_IN, load_mapping
+from schemas.mapping import load_mapping, shipped_mappings
 from tests.jobs.importing.test_import_catalog import DS, Shop
 
 JPEG = b"\xff\xd8 not really"
@@ -45,9 +47,14 @@ class Export(Shop):
         return {record["product_id"]: record for record in map(json.loads, self.lines())}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in BUILT_IN.glob("*.yaml")))
+@pytest.mark.parametrize("name", shipped_mappings())
 def test_a_shipped_mapping_is_valid(name: str) -> None:
     assert load_mapping(name).columns
+
+
+def test_the_help_of_the_import_names_the_shipped_mappings() -> None:
+    shown = CliRunner().invoke(app, ["import-catalog", "--help"], terminal_width=300).output
+    assert all(name in shown for name in shipped_mappings())
 
 
 @pytest.mark.parametrize("new", [False, True])
