@@ -2,6 +2,9 @@
 
 `python -m benchmarks.import_speed --rows 1000000 --formats csv parquet jsonl`: the import and polars run in a process each.
 The import checks each row, maps it to our column names and writes it as gzipped JSON lines; polars checks nothing.
+
+Measured with 100,000 rows on two cores that others used, too: CSV 15.1 s beside 0.28 s, Parquet 14.5 s beside 0.10 s, JSON lines
+18.6 s beside 0.42 s. Most of the time goes into mapping and checking each value in Python, not into reading.
 """
 
 from __future__ import annotations
