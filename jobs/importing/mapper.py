@@ -30,6 +30,7 @@ _UNREAD: Final = 100  # names of unreadable labels with a count of their own
 _OTHERS: Final = "other names"  # the count of all further names
 _SHOWN: Final = 120  # characters of a name or value in a message
 _PICTURES: Final = 1_000  # pictures of one product
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))  # made once: `json.dumps` makes one for each record
 
 
 class Mapper:
@@ -61,7 +62,7 @@ class Mapper:
             # The only change to an unreadable line: many readers take a lone carriage return for a line end.
             return row.replace(b"\r", b" ") + b"\n"
         # ASCII with escapes, so that the record stays one line of valid UTF-8 whatever characters the shop used.
-        line = json.dumps(self.record(row), separators=(",", ":")).encode()
+        line = _ENCODER.encode(self.record(row)).encode()
         if len(line) > MAX_LINE:
             detail = f"a record of more than {MAX_LINE:,} bytes as ASCII JSON"
             return self._observations.reject("line_too_long", detail, line[:LINE_START]).encoded() + b"\n"
