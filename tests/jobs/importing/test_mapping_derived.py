@@ -274,7 +274,6 @@ def test_texts_of_one_language_become_title_and_paragraphs(tmp_path: Path) -> No
         ("derive: {a: {from: a}}", "'a' needs 'a'"),
         ("derive: {a: {pairs: ['N *', V]}}", "must both have one '\\*', or both none"),
         ("group_first: {a: b}", "`group_by` must name"),
-        ("where: {a: true}", "put it in quotes"),
         ("picture_name: '{id}.jpg'", "only web addresses need no `pictures`"),
     ],
 )
