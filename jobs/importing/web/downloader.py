@@ -1,7 +1,7 @@
 """Concurrent downloads of pictures, into the lake and into the record of downloads.
 
-aiohttp makes the requests: of httpx, urllib3 and aiohttp it needs the least processor time a request, and it alone lets
-the caller make the socket, so that the address that is checked is the one that is connected.
+aiohttp makes the requests, because it lets the caller make each socket. The address that is checked is therefore the one
+that is connected.
 """
 
 from __future__ import annotations
