@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, cast
 
 from pydantic import Field, PlainSerializer, PlainValidator, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -14,6 +14,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from jobs.lake import storage
 from jobs.lake.layout import Lake
 from jobs.lake.storage import AnyPath
+
+# The port has at most five digits; `jobs.importing.web.addresses` reads the parts.
+PICTURE_HOST: Final = re.compile(
+    r"(?P<http>http://)?(?P<host>(?:\*\.)?[a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::(?P<port>[1-9]\d{0,4}))?"
+)
 
 
 def _parse_path(value: object) -> AnyPath:
@@ -115,6 +120,20 @@ class Settings(BaseSettings):
     max_unpacked_ratio: int = Field(
         default=200, ge=1, description="maximum unpacked bytes per packed byte, beyond the first gigabyte"
     )
+    # Pictures on the web.
+    picture_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="hosts that the import may download pictures from, comma-separated: shop.com, *.shop.com, shop.com:8443, "
+        "or http://shop.com to allow plain http; none by default",
+    )
+    picture_private_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="further hosts, which may be in a private network; written like picture_hosts"
+    )
+    picture_connections: int = Field(default=16, ge=1, le=128, description="downloads from one host at once")
+    picture_proxy: SecretStr | None = Field(
+        default=None,
+        description="http://user:password@proxy:3128, which downloads pictures in our place; the environment's is not used",
+    )
     progress: bool = Field(default=True, description="show progress bars")
     # Alerts about nights that failed or are late. These settings hold addresses and passwords: never on a command line.
     alert_webhook: SecretStr | None = Field(default=None, description="URL that receives a JSON object with `text`")
@@ -145,7 +164,23 @@ class Settings(BaseSettings):
             raise ValueError(f"Spark options begin with 'spark.'; these do not: {', '.join(others)}")
         return value
 
-    @field_validator("picture_roots", "alert_to", "candidates", mode="before")
+    @field_validator("picture_hosts", "picture_private_hosts")
+    @classmethod
+    def _check_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := next((host for host in value if PICTURE_HOST.fullmatch(host.strip().lower()) is None), None):
+            raise ValueError(
+                f"{wrong[:200]!r} is not a host; give shop.com, *.shop.com, shop.com:8443, or http://shop.com for plain http"
+            )
+        return value
+
+    @field_validator("picture_proxy")
+    @classmethod
+    def _check_proxy(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch(r"https?://\S+", value.get_secret_value()):
+            raise ValueError("the proxy is not of the form http://user:password@host:3128")
+        return value
+
+    @field_validator("picture_roots", "picture_hosts", "picture_private_hosts", "alert_to", "candidates", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [part for part in value.split(",") if part] if isinstance(value, str) else value

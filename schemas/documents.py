@@ -49,7 +49,11 @@ class RawManifest(Strict):
         default_factory=dict,
         description="pictures that records name, by status: added | known (already in the lake) | missing | ambiguous "
         "(several names are similar) | url | forbidden (the name leads out of the export) | link (a symbolic link, which is "
-        "not followed) | empty | too_large | broken; empty if pictures are not imported",
+        "not followed) | empty | too_large | broken | host_not_allowed | unreachable | kept (its host fails today; the picture "
+        "of an earlier day is used); empty if pictures are not imported",
+    )
+    picture_failures: dict[str, dict[str, int]] = Field(
+        default_factory=dict, description="addresses that could not be downloaded, by host and reason"
     )
     missing_pictures: tuple[LostPicture, ...] = Field(
         default=(), description="at most three of the pictures that are neither added nor known"
@@ -64,7 +68,7 @@ class RawManifest(Strict):
     @property
     def lost_pictures(self) -> int:
         """The number of named pictures that import could not get."""
-        return sum(n for status, n in self.pictures.items() if status not in ("added", "known"))
+        return sum(n for status, n in self.pictures.items() if status not in ("added", "known", "kept"))
 
 
 class StoredFile(Strict):

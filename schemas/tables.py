@@ -14,8 +14,19 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from pyspark.sql.types import StructType
 
-# Reasons why a picture cannot be used. Only import gives the last three.
-PictureFault = Literal["missing", "empty", "forbidden", "too_large", "broken", "ambiguous", "url", "link"]
+# Reasons why a picture cannot be used. Only import gives the last five.
+PictureFault = Literal[
+    "missing",
+    "empty",
+    "forbidden",
+    "too_large",
+    "broken",
+    "ambiguous",
+    "url",
+    "link",
+    "host_not_allowed",
+    "unreachable",
+]
 ImageStatus = Literal["ok", "absent"] | PictureFault
 Modality = Literal["both", "text", "image", "none"]  # the model's input; none: the product is untaggable
 MODALITIES: Final[tuple[Modality, ...]] = get_args(Modality)
@@ -54,6 +65,11 @@ RECORD: Final = _schema(
     _field("description", pa.string(), "long text, in the shop's words"),
     _field("price", pa.float64(), "price", unit="the shop's currency"),
     _field("image_uri", pa.string(), "picture: a path relative to a picture root, or a URI inside one"),
+    _field(
+        "image_uris",
+        pa.list_(pa.string()),
+        "the product's pictures in the shop's order, if it has several; the model uses the first that can be decoded",
+    ),
     _field("image_version", pa.string(), "identity of the picture's content: a hash, ETag, or size and mtime"),
     _field(
         "updated_at",
@@ -125,6 +141,7 @@ EXAMPLES: Final = _schema(
         null=False,
     ),
     _field("image_detail", pa.string(), "the decoder's own words if the picture is not ok"),
+    _field("image_used", pa.string(), "URI of the picture whose pixels `image` holds; null: none, or not recorded"),
     _field("labels", LABELS, "the catalog's labels, in the taxonomy's words, by attribute name", null=False),
     _field(
         "unknown_labels",

@@ -50,7 +50,7 @@ jobs.records jobs.runtime jobs.startup jobs.pages
 jobs.spark jobs.orchestration jobs.models jobs.importing.files
 jobs.validation jobs.training
 jobs.report jobs.nightly jobs.training.experiment
-jobs.upkeep jobs.runs jobs.importing.formats
+jobs.upkeep jobs.runs jobs.importing.formats jobs.importing.web
 jobs.importing.pictures
 jobs.importing
 jobs.exporting

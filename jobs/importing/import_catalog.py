@@ -7,6 +7,7 @@ quarantines those lines with a reason and their raw text.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import tempfile
 from collections import Counter
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from jobs.importing import prefetch
 from jobs.importing.day_writer import DayWriter, write_parts
 from jobs.importing.file_checks import FileChecks
 from jobs.importing.files.record_files import find_records
@@ -25,6 +27,7 @@ from jobs.importing.grouping import Merge, grouped
 from jobs.importing.mapper import Mapper
 from jobs.importing.pictures.picture_sources import open_sources
 from jobs.importing.pictures.picture_store import PictureStore, picture_writer
+from jobs.importing.web.open_downloads import open_downloads
 from jobs.lake import storage
 from jobs.lake.layout import Lake, check_day
 from jobs.lake.storage import AnyPath
@@ -76,15 +79,17 @@ def _import_folder(settings: Settings, folder: Path, ds: str, columns: Mapping, 
         if columns.picture_name:
             picture_sources = open_sources(folder, columns, bounds, stack) if columns.pictures else []
             counts = Counter[str]()
-            pictures = PictureStore(picture_writer(lake, day, counts, stack), picture_sources, counts)
+            writer = picture_writer(lake, day, counts, stack)
+            pictures = PictureStore(
+                writer, picture_sources, counts, functools.partial(open_downloads, settings, lake, ds, writer, stack)
+            )
         while True:
             observations = Observations()
             if others:
                 observations.note("files of later patterns, not read", len(others))
             mapper = Mapper(columns, pictures, observations)
             rows = product_rows(files, folder, columns, bounds, mapper, observations, settings.progress)
-            lines = (mapper.line(row) for row in rows)
-            parts = write_parts(target.add, lines)
+            parts = write_parts(target.add, prefetch.lines(rows, mapper))
             mapper.check()
             if pictures is None or pictures.settle():
                 break
@@ -97,6 +102,7 @@ def _import_folder(settings: Settings, folder: Path, ds: str, columns: Mapping, 
             notes=dict(observations.notes),
             unreadable=dict(observations.unreadable),
             pictures=dict(pictures.counts) if pictures is not None else {},
+            picture_failures=_failures(pictures),
             missing_pictures=lost,
             created_at=datetime.now(UTC),
         )
@@ -108,6 +114,12 @@ def _import_folder(settings: Settings, folder: Path, ds: str, columns: Mapping, 
         )
     observations.report()
     return manifest
+
+
+def _failures(pictures: PictureStore | None) -> dict[str, dict[str, int]]:
+    if pictures is None or pictures.downloads is None:
+        return {}
+    return {host: dict(reasons.most_common()) for host, reasons in pictures.downloads.failures.items()}
 
 
 def product_rows(

@@ -31,6 +31,7 @@ _OTHERS: Final = "other names"  # the count of all further names
 _SHOWN: Final = 120  # characters of a name or value in a message
 _PICTURES: Final = 1_000  # pictures of one product
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"))  # made once: `json.dumps` makes one for each record
+REQUESTED: Final = ""  # key of a begun record's requested pictures; no column of ours has this name
 
 
 class Mapper:
@@ -61,8 +62,13 @@ class Mapper:
         if isinstance(row, bytes):
             # The only change to an unreadable line: many readers take a lone carriage return for a line end.
             return row.replace(b"\r", b" ") + b"\n"
+        return self.finished_line(self.begun_record(row))
+
+    def finished_line(self, record: dict[str, Json]) -> bytes:
+        """Return a begun record as a line, with its pictures. Wait for those on the web."""
+        record = self._with_pictures(record)
         # ASCII with escapes, so that the record stays one line of valid UTF-8 whatever characters the shop used.
-        line = _ENCODER.encode(self.record(row)).encode()
+        line = _ENCODER.encode(record).encode()
         if len(line) > MAX_LINE:
             detail = f"a record of more than {MAX_LINE:,} bytes as ASCII JSON"
             return self._observations.reject("line_too_long", detail, line[:LINE_START]).encoded() + b"\n"
@@ -70,6 +76,23 @@ class Mapper:
 
     def record(self, row: dict[str, Json]) -> dict[str, Json]:
         """Return `row` with our own column names. Values of a wrong type stay as they are: import does not validate."""
+        return self._with_pictures(self.begun_record(row))
+
+    def _with_pictures(self, record: dict[str, Json]) -> dict[str, Json]:
+        requested = record.pop(REQUESTED, None)
+        if self._pictures is None or requested is None:
+            return record
+        pictures = self._pictures.resolve(requested)
+        # The first that import has. A missing one is named only if there is no other.
+        record["image_uri"], record["image_version"] = next(
+            (each for each in pictures if each[1] is not None), pictures[0]
+        )
+        if len(pictures) > 1:
+            record["image_uris"] = [path for path, _ in pictures]
+        return record
+
+    def begun_record(self, row: dict[str, Json]) -> dict[str, Json]:
+        """Return the record of `row`, whose pictures on the web are being downloaded; `finished_line` waits for them."""
         mapping = self._mapping
         if mapping.derive:
             row = self._derived.extend(row)
@@ -89,9 +112,7 @@ class Mapper:
             names = self.picture_names(row)
             if isinstance(names, list):
                 if names:
-                    record["image_uri"], record["image_version"] = self._pictures.add(names[0])
-                    if len(names) > 1:
-                        self._observations.note("pictures of a product beyond its first, not used", len(names) - 1)
+                    record[REQUESTED] = self._pictures.request(names)
             else:
                 record["image_uri"] = names
         return record

@@ -75,6 +75,11 @@ class Lake:
     def pictures(self) -> AnyPath:
         return self.root / "catalog" / "pictures"
 
+    @property
+    def picture_addresses(self) -> AnyPath:
+        """The folder of the record of pictures that were downloaded, by address."""
+        return self.root / "catalog" / "picture_addresses"
+
     def valid(self, ds: str) -> AnyPath:
         return self.root / "catalog" / "valid" / f"ds={ds}"
 

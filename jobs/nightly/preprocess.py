@@ -42,6 +42,7 @@ _FILES = (
     16  # the minimum, given enough rows: small files shorten the wait for a core that gets one more than the others
 )
 _BATCH_BYTES = 16 * 2**20  # of pixels
+_TRIED = 20  # further pictures of a product that are tried
 _FEW_MISSING = 50  # up to this number, missing pictures are nothing unusual
 _EMPTY = hashlib.sha1(usedforsecurity=False).hexdigest()  # the name that import gives to a picture without bytes
 _NOT_IMPORTED = (
@@ -188,6 +189,7 @@ def _assign_files(session: SparkSession, lake: Lake, plan: Plan) -> tuple[DataFr
     part = F.pmod(F.xxhash64("product_id", F.lit("part")), lookup["parts"][F.col("shard")])
     assigned = todo.withColumn("target", (lookup["first"][F.col("shard")] + part).cast("int"))
     columns = ["product_id", "source_hash", "title", "brand", "description", "image_uri", "image_version", "labels"]
+    columns.append("image_uris")
     return valid.select(*columns).join(assigned.select("product_id", "target"), "product_id"), targets
 
 
@@ -211,7 +213,8 @@ class ExampleMaker:
         """
         for batch in self._split_batches(batches):
             uris = batch.column("image_uri").to_pylist()
-            images, outcomes = self._pictures(uris, batch.column("image_version").to_pylist())
+            several = batch.column("image_uris").to_pylist()
+            images, outcomes, used = self._pictures(uris, batch.column("image_version").to_pylist(), several)
             labels = [self._taxonomy.normalise(dict(given or ())) for given in batch.column("labels").to_pylist()]
             for status, _ in outcomes:
                 statuses[status] = statuses.get(status, 0) + 1
@@ -223,6 +226,7 @@ class ExampleMaker:
                 "image": images,
                 "image_status": [status for status, _ in outcomes],
                 "image_detail": [detail for _, detail in outcomes],
+                "image_used": used,
                 "labels": pa.array([list(known.items()) for known, _ in labels], tables.LABELS),
                 "unknown_labels": pa.array([list(unknown.items()) for _, unknown in labels], tables.LABELS),
             }
@@ -240,9 +244,14 @@ class ExampleMaker:
                 yield batch.slice(start, rows)
 
     def _pictures(
-        self, uris: Sequence[str | None], versions: Sequence[str | None]
-    ) -> tuple[pa.BinaryArray, list[tuple[ImageStatus, str | None]]]:
-        """Return the pixels of the pictures at `uris`, null for those without, and the status and detail of each.
+        self, uris: Sequence[str | None], versions: Sequence[str | None], several: Sequence[list[str] | None]
+    ) -> tuple[pa.BinaryArray, list[tuple[ImageStatus, str | None]], list[str | None]]:
+        """Return the products' pixels, null for those without, the status and detail of each, and the URIs used.
+
+        Args:
+            uris: the first picture of each product.
+            versions: identity of its content.
+            several: all pictures of each product, in the shop's order. If the first cannot be used, the next one is.
 
         Raises:
             JobError: a picture of the lake differs from the one that was imported.
@@ -252,24 +261,54 @@ class ExampleMaker:
         pixels = np.empty((len(uris), self._spec.height, self._spec.width, 3), dtype=np.uint8)
         offsets = np.zeros(len(uris) + 1, dtype=np.int32)
         outcomes: list[tuple[ImageStatus, str | None]] = []
+        used: list[str | None] = []
         decoded = 0
         for row, data in enumerate(pictures.fetch_all(uris, self._roots)):
             self._check_imported(uris[row], versions[row], data)
             if data is None:
                 outcomes.append(("absent", None))
+                used.append(None)
             else:
                 try:
-                    if isinstance(data, pictures.PictureError):
-                        raise data
-                    pictures.decode(data, self._spec, out=pixels[decoded])
+                    used.append(self._decode_first(uris[row], data, several[row] or (), pixels[decoded]))
                     decoded += 1
                     outcomes.append(("ok", None))
                 except pictures.PictureError as error:
+                    used.append(None)
                     outcomes.append((error.status, error.detail or None))
             offsets[row + 1] = decoded * self._picture_bytes
         present = pa.array([status == "ok" for status, _ in outcomes])
         buffers = [present.buffers()[1], pa.py_buffer(offsets), pa.py_buffer(pixels[:decoded])]
-        return pa.Array.from_buffers(pa.binary(), len(uris), buffers), outcomes
+        return pa.Array.from_buffers(pa.binary(), len(uris), buffers), outcomes, used
+
+    def _decode_first(
+        self, uri: str | None, data: bytes | pictures.PictureError, several: Sequence[str], out: pictures.Pixels
+    ) -> str | None:
+        """Decode the first usable picture of a product into `out`, and return its URI.
+
+        Raises:
+            PictureError: no picture can be used; the error is that of the first one.
+            JobError: a picture of the lake differs from the one that was imported.
+        """
+        try:
+            if isinstance(data, pictures.PictureError):
+                raise data
+            pictures.decode(data, self._spec, out=out)
+            return uri
+        except pictures.PictureError as error:
+            first_error = error
+        others = [other for other in dict.fromkeys(several) if other != uri and not other.startswith(f"{MISSING}/")]
+        for other in others[:_TRIED]:
+            for data in pictures.fetch_all([other], self._roots):
+                match = IMPORTED.fullmatch(other)
+                self._check_imported(other, match[1] if match else None, data)
+                try:
+                    if isinstance(data, bytes):
+                        pictures.decode(data, self._spec, out=out)
+                        return other
+                except pictures.PictureError:
+                    continue
+        raise first_error
 
     def _check_imported(self, uri: str | None, version: str | None, data: bytes | pictures.PictureError | None) -> None:
         """Raise JobError if an imported picture, whose file is named by its content, is gone or has other content.

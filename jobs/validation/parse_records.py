@@ -40,6 +40,7 @@ PARSED: Final = pa.schema(
         *_LINE,
         ("line_error", pa.string()),
         *[(name, pa.float64() if name == "price" else pa.string()) for name in READERS],
+        ("image_uris", pa.list_(pa.string())),
         ("updated", TIMESTAMP),
         ("labels", LABELS),
         ("mistyped_labels", pa.map_(pa.string(), pa.string())),
@@ -52,6 +53,7 @@ PARSED: Final = pa.schema(
 _ID_WORD: Final = "[A-Za-z0-9][A-Za-z0-9_:@.-]*"  # the characters of an id (schemas/rules/default.yaml)
 _SEARCHED: Final = 2**20  # bytes of a line in which an id is searched
 _SHOWN: Final = 200  # characters of a label of a wrong type
+_PICTURES: Final = 1_000  # pictures of one product
 _NOTE: Final = 300  # characters of a note
 _NO_RULES: Final = FieldRules()
 FIRST_OF_SEVERAL: Final = "first_of_several"  # the start of the note on the first of a record's several pictures
@@ -137,6 +139,7 @@ def parse_line(line: bytes, rules: FieldRules = _NO_RULES) -> dict[str, Any]:
         except FieldError as error:
             row[name] = None
             notes[name] = rules.note(name, error.description)
+    row["image_uris"] = _picture_list(record)
     pictures = record.get("image_uri")
     if isinstance(pictures, list) and len(pictures) > 1 and row["image_uri"] is not None:
         notes["image_uri"] = f"{FIRST_OF_SEVERAL}: {described(pictures)}"
@@ -209,7 +212,16 @@ def _content(row: dict[str, Any]) -> str | None:
     return start if not BLANK.fullmatch(start) else uri
 
 
+def _picture_list(record: dict[str, Any]) -> list[str] | None:
+    """Return the URIs of a record with several pictures, in order; None if it has one, or a list that is none of URIs."""
+    uris = record.get("image_uris")
+    if not isinstance(uris, list) or not all(isinstance(uri, str) for uri in uris):
+        return None
+    return [whole(uri) for uri in uris] if 1 < len(uris) <= _PICTURES else None
+
+
 def _source_hash(row: dict[str, Any]) -> str:
     """Return the hash of everything that a prediction and its row depend on: texts, picture identity, labels."""
     texts = [row.get(name) for name in ("title", "brand", "description", "image_uri", "image_version")]
-    return hashlib.sha256(_ENCODER.encode([texts, sorted(row["labels"])]).encode()).hexdigest()[:32]
+    several = [row["image_uris"]] if row.get("image_uris") else []
+    return hashlib.sha256(_ENCODER.encode([texts, sorted(row["labels"]), *several]).encode()).hexdigest()[:32]

@@ -41,6 +41,9 @@ _UNSAFE: Final = re.compile(r"^/|^[A-Za-z][A-Za-z0-9+.-]*:|(^|/)\.\.(/|$)|[\x00-
 _ENDING: Final = re.compile(r"\.([A-Za-z0-9]{1,5})$")
 _QUERY: Final = re.compile(rf"\.(?:{'|'.join(sorted(ENDINGS))})(?=[?#])", re.IGNORECASE)
 _BETWEEN: Final = re.compile(r"[,;|\n]+")
+_WEB_START: Final = re.compile(r"\s*https?://", re.IGNORECASE)
+_BEFORE_WEB: Final = re.compile(r"[\s,;|]+(?=https?://)", re.IGNORECASE)
+_LONGEST_LIST: Final = 1_000_000  # characters of a list of web addresses
 _AROUND: Final = " \t\r\n\u00a0\"'[]"
 
 
@@ -136,22 +139,24 @@ def _without_query(name: str) -> str:
     return name[: match.end()] if match else name
 
 
-def first_of_list(name: str) -> str | None:
-    """Return the first picture name of a list; None if `name` is not a list.
+def parts_of_list(name: str) -> list[str]:
+    """Return the picture names of a list, in order; none if `name` is not a list.
 
-    A list is JSON, or names separated by commas, semicolons, bars or line ends.
+    A list is JSON, or names separated by commas, semicolons, bars or line ends. Of web addresses, each begins with its
+    scheme.
     """
     if name.lstrip().startswith("["):
         try:
             listed = json.loads(name)
         except (ValueError, RecursionError):
             listed = None
-        if isinstance(listed, list) and listed and isinstance(listed[0], str):
-            return listed[0]
+        if isinstance(listed, list) and listed and all(isinstance(each, str) for each in listed):
+            return listed
+    if _WEB_START.match(name):
+        addresses = [part.strip(_AROUND) for part in _BEFORE_WEB.split(name[:_LONGEST_LIST])]
+        return addresses if len(addresses) > 1 else []
     parts = [stripped for part in _BETWEEN.split(name[:_LONGEST]) if (stripped := part.strip(_AROUND))]
-    if parts and parts != [name] and all(_is_picture(part) for part in parts):
-        return parts[0]
-    return None
+    return parts if parts and parts != [name] and all(_is_picture(part) for part in parts) else []
 
 
 def _is_picture(name: str) -> bool:

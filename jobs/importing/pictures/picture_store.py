@@ -8,18 +8,21 @@ import hashlib
 import logging
 import os
 import re
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 from cma_clip_core.content.pictures import PictureError
 from jobs.errors import JobError, TransientError
 from jobs.importing.pictures import picture_names
 from jobs.importing.pictures.picture_names import PictureName
 from jobs.importing.pictures.picture_sources import Source, find_archives, find_unused
+from jobs.importing.web.addresses import is_web
+from jobs.importing.web.downloader import PictureDownloads, PictureWriter, WebPicture
 from jobs.lake import s3_preflight, storage
 from jobs.lake.layout import MISSING, Lake
 from jobs.lake.storage import AnyPath
@@ -35,6 +38,20 @@ _EXTENSION: Final = re.compile(r"\.([A-Za-z0-9]{1,5})$")
 _UNUSUAL: Final = re.compile(r"[^A-Za-z0-9._/-]|\.\.")
 _WARNED: Final = 5  # pictures of each status that the log names
 _SHOWN: Final = 200  # characters of a name in a message
+_MOST: Final = 1_000  # pictures of one product
+_HOSTS: Final = 1_000  # hosts that are counted
+_USABLE: Final = ("added", "known", "kept")  # statuses of pictures that the lake holds
+
+
+@dataclass(frozen=True, slots=True)
+class PendingPicture:
+    """A picture on the web that is being downloaded."""
+
+    name: str
+    future: Future[WebPicture]
+
+
+RequestedPicture: TypeAlias = "tuple[str, str | None] | PendingPicture"
 
 
 @dataclass(slots=True)
@@ -48,6 +65,10 @@ class PictureStore:
     writer: PictureWriter
     sources: Sequence[Source]
     counts: Counter[str] = field(default_factory=Counter)
+    open_downloads: Callable[[threading.Lock], PictureDownloads] | None = None  # called for the first web address
+    downloads: PictureDownloads | None = None
+    _writing: threading.Lock = field(default_factory=threading.Lock)
+    _hosts: Counter[str] = field(default_factory=Counter)  # hosts that are not allowed
     _index: _AllNames | None = None
     _variants: int = 0  # pictures that were found under a different spelling
     _claims: dict[int, PictureName] = field(
@@ -56,6 +77,41 @@ class PictureStore:
     _contested: set[int] = field(default_factory=set)  # positions that two different lossy names match
     _contested_before: int = 0
     _lost: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # status -> the first few names and details
+
+    def request(self, names: Sequence[str]) -> list[RequestedPicture]:
+        """Store the pictures `names`, each of which may be a list in one text; begin the download of those on the web."""
+        return [self._request(name) for each in names for name in self._parts(each)][:_MOST]
+
+    def resolve(self, requested: Sequence[RequestedPicture]) -> list[tuple[str, str | None]]:
+        """Return the path and hash of each requested picture, as `add` does. Wait for those on the web."""
+        return [each if isinstance(each, tuple) else self._downloaded(each) for each in requested]
+
+    def _parts(self, name: str) -> list[str]:
+        parts = picture_names.parts_of_list(name)
+        if not parts:
+            return [name]
+        whole = not is_web(name) and not picture_names.is_unsafe(name) and self._read_exact(name) is not None
+        return [name] if whole else parts
+
+    def _request(self, name: str) -> RequestedPicture:
+        name = name.strip() if is_web(name.lstrip()) else name
+        if not is_web(name) or self.open_downloads is None:
+            return self.add(name)
+        if self.downloads is None:
+            self.downloads = self.open_downloads(self._writing)
+        return PendingPicture(name, self.downloads.request(name))
+
+    def _downloaded(self, pending: PendingPicture) -> tuple[str, str | None]:
+        try:
+            picture = pending.future.result()
+        except PictureError as error:
+            if error.status == "host_not_allowed" and (error.detail in self._hosts or len(self._hosts) < _HOSTS):
+                self._hosts[error.detail] += 1
+            self._record_loss(pending.name, error)
+            return _missing_path(pending.name), None
+        if picture.outcome != "stored":
+            self.counts[picture.outcome] += 1
+        return picture.path, picture.digest
 
     def add(self, name: str) -> tuple[str, str | None]:
         """Copy the picture `name` into the store if it is not there yet.
@@ -81,7 +137,8 @@ class PictureStore:
         digest = hashlib.sha1(data, usedforsecurity=False).hexdigest()
         ending = _EXTENSION.search(export_name)
         path = f"{digest[:2]}/{digest}.{ending.group(1).lower() if ending else 'img'}"
-        self.writer.add(path, data)
+        with self._writing:
+            self.writer.add(path, data)
         return path, digest
 
     def settle(self) -> bool:
@@ -92,7 +149,9 @@ class PictureStore:
         """
         if len(self._contested) == self._contested_before:
             return True
-        self.writer.finish()
+        with self._writing:
+            self.writer.finish()
+        self._hosts.clear()
         self._contested_before = len(self._contested)
         self._claims.clear()
         self._lost.clear()
@@ -106,13 +165,15 @@ class PictureStore:
         Raises:
             JobError: some pictures are links that leave the export, and no other picture was stored.
         """
+        if self.downloads is not None:
+            self.downloads.finish()
         self.writer.finish()
         log.info("import-catalog: pictures %s", dict(self.counts))
         if self._variants:
             log.info(
                 "import-catalog: %s pictures were found under a different spelling of their name", f"{self._variants:,}"
             )
-        lost = sum(n for status, n in self.counts.items() if status not in ("added", "known"))
+        lost = sum(n for status, n in self.counts.items() if status not in _USABLE)
         if not lost:
             return ()
         if links := self.counts["link"]:
@@ -128,7 +189,7 @@ class PictureStore:
             "import-catalog: %s of %s pictures could not be imported (%s)%s. %s",
             f"{lost:,}",
             f"{self.counts.total():,}",
-            ", ".join(f"{n:,} {status}" for status, n in self.counts.most_common() if status not in ("added", "known")),
+            ", ".join(f"{n:,} {status}" for status, n in self.counts.most_common() if status not in _USABLE),
             "".join(f"; {each.in_words()}" for each in examples),
             self._remedy(export),
         )
@@ -146,7 +207,8 @@ class PictureStore:
         try:
             return self._read_match(name)
         except PictureError as error:
-            first = picture_names.first_of_list(name) if error.status in ("missing", "url") else None
+            parts = picture_names.parts_of_list(name) if error.status in ("missing", "url") else []
+            first = parts[0] if parts else None
             if first is None:
                 raise
             if not picture_names.is_unsafe(first) and (data := self._read_exact(first)) is not None:
@@ -157,7 +219,7 @@ class PictureStore:
         if picture_names.leads_out(name):
             raise PictureError("forbidden", "the name leads out of the export")
         if picture_names.is_url(name):
-            raise PictureError("url", "a URL; pictures come only from the export and are never downloaded")
+            raise PictureError("url", "a URL of another kind than http:// and https://")
         self._index = self._index or _AllNames(self.sources)
         folded = [path for reading in picture_names.readings(name) if (path := picture_names.fold(reading)) is not None]
         for path in folded:
@@ -224,8 +286,11 @@ class PictureStore:
         """Return advice on what to do about the unavailable pictures."""
         hints = []
         if self.counts["url"]:
-            hints.append("URLs are not downloaded: put the pictures into the export")
-        if self.counts["missing"]:
+            hints.append("Only http:// and https:// addresses are downloaded: put other pictures into the export")
+        if self._hosts:
+            seen = ", ".join(f"{host} ({n:,})" for host, n in self._hosts.most_common(5))
+            hints.append(f"Pictures are downloaded only from hosts that TAGGING_PICTURE_HOSTS names; seen: {seen}")
+        if self.counts["missing"] and self.sources:
             searched = ", ".join(source.path.name for source in self.sources)
             hints.append(f"Pictures were looked for in {searched}")
             if inner := [name for source in self.sources for name in find_archives(source)][:3]:
@@ -286,22 +351,12 @@ class _AllNames:
         return [position for position in positions if self._source_of(position) == first]
 
 
-class PictureWriter(Protocol):
-    """Writer of pictures that do not exist yet.
+def picture_writer(lake: Lake, day: AnyPath, counts: Counter[str], stack: contextlib.ExitStack) -> PictureWriter:
+    """Return a writer of pictures into the lake, usable while `stack` is open.
 
     It counts existing pictures as "known" and new ones as "added". A picture exists only if its content is complete: a
     truncated or damaged one is written again.
     """
-
-    def add(self, path: str, data: bytes) -> None:
-        """Write a picture, at the latest before `finish` returns."""
-
-    def finish(self) -> None:
-        """Wait until all pictures are durably written. Raises OSError if one could not be written."""
-
-
-def picture_writer(lake: Lake, day: AnyPath, counts: Counter[str], stack: contextlib.ExitStack) -> PictureWriter:
-    """Return a writer of pictures into the lake, usable while `stack` is open."""
     if not storage.on_disk(lake.pictures):
         return stack.enter_context(PicturesToS3(lake.pictures, counts))
     scratch = lake.pictures / f".{day.name}"

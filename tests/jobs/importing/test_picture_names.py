@@ -260,7 +260,7 @@ def test_many_names_that_share_their_last_part_take_no_longer() -> None:
 @pytest.mark.timeout(60)  # a quadratic step takes minutes
 def test_hostile_names_take_no_time(text: str) -> None:
     picture_names.leads_out(text)
-    picture_names.first_of_list(text * 100)
+    picture_names.parts_of_list(text * 100)
     for reading in picture_names.readings(text):
         fold(reading)
 
