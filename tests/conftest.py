@@ -58,6 +58,7 @@ def settings_for(root: Path, **changes: Any) -> Settings:
     defaults: dict[str, Any] = {
         "root": root,
         "model_config_name": "tiny",
+        "candidates": ("cma-clip",),  # the linear members need seconds more
         "spark_master": "local[2]",
         "shard_rows": 40,
         "spark_options": FOR_FEW_ROWS,

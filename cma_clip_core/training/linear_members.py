@@ -45,6 +45,9 @@ MOST_CROSS_FITTED: Final = (
     5000  # products on the training and validation sides; beyond, five times the fits would cost minutes
 )
 MOST_LEARNT_FROM: Final = 50_000  # products of all sides; bounds the memory and the time of the fits
+MOST_PICTURES: Final = (
+    8_000  # pictures that an attribute's regression is fitted to: it costs minutes, and gains little by more
+)
 FOLDS: Final = 5
 # C of the regression on standardised picture features: there are more features than products in a small shop.
 _PICTURE_REGULARISATIONS: Final = (0.001, 0.01)
@@ -237,6 +240,9 @@ def _fit(
         usable = columns["labelled"][:, k] & present
         if not (usable & products.final).any():
             continue
+        if member.name == PICTURES and usable.sum() > MOST_PICTURES:
+            dropped = np.random.default_rng(k).permutation(np.flatnonzero(usable))[MOST_PICTURES:]
+            usable[dropped] = False
         judged = columns["given"][:, k] & np.any([predicted for _, predicted in products.fits], axis=0)
         best = np.inf
         for c in regularisations:

@@ -173,6 +173,7 @@ def _environment(settings: Settings, folder: Path, *, real: bool) -> dict[str, s
     defaults: dict[str, Any] = {"taxonomy": name, "model_config_name": name, "progress": False}
     if not real:
         defaults["shard_rows"] = 1600  # small, so that the generated catalog shows several shards
+        defaults["candidates"] = ("bag-of-words", "cma-clip")  # picture features would cost the demo a minute
     ours = {field: value for field, value in defaults.items() if field not in settings.model_fields_set}
     chosen = settings.model_copy(update=ours | {"root": folder / "lake"})
     airflow = local_airflow.connection(chosen) | local_airflow.home(folder / "airflow")

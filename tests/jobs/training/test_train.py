@@ -20,9 +20,11 @@ import yaml
 
 from cma_clip_core import registry
 from cma_clip_core.model_documents import Metrics
+from cma_clip_core.tagger import load
 from jobs.errors import JobError, TransientError
 from jobs.lake import storage
 from jobs.lake.layout import Lake
+from jobs.models import promotion
 from jobs.models.champion_pointer import champion, promote
 from jobs.models.list_models import list_models
 from jobs.runtime.data_parallel import run_together
@@ -43,13 +45,16 @@ def settings_of(root: Path) -> Settings:
     taxonomy = root / "taxonomy.yaml"
     taxonomy.write_text(yaml.safe_dump(drawn.taxonomy().model_dump(mode="json")))
     return Settings(
-        root=root / "lake", taxonomy=str(taxonomy), model_config_name="tiny", device="cpu", progress=False
+        root=root / "lake", taxonomy=str(taxonomy), model_config_name="tiny", device="cpu", progress=False,
+        candidates=("cma-clip",),
     )  # fmt: skip
 
 
 def options_of(settings: Settings) -> list[str]:
     """Return the command line's options for these settings."""
-    options = {"--root": str(settings.root), "--taxonomy": settings.taxonomy, "--model-config": "tiny"}
+    options = {
+        "--root": str(settings.root), "--taxonomy": settings.taxonomy, "--model-config": "tiny", "--candidates": "cma-clip",
+    }  # fmt: skip
     return [word for option in options.items() for word in option]
 
 
@@ -111,6 +116,25 @@ def test_train_promote_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(JobError, match="no model version"):
         promote(settings, "20260101-00000000")
     assert champion(settings) == second
+
+
+def test_a_bag_of_words_is_trained_promoted_and_tags(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path).model_copy(update={"candidates": ("bag-of-words",)})
+    lake = Lake(settings.root)
+    add_examples(lake, RUN, drawn.examples(300))
+    first = train(settings, "2026-11-20")
+    assert champion(settings) == first
+    assert not list(lake.models.glob(".unfinished*"))
+    (row,) = load(lake.models / first, "cpu").tag([{"title": "soft Checked Shirt"}])
+    pattern = next(p for p in row["predictions"] if p["attribute"] == "pattern")
+    assert (pattern["value"], pattern["accepted"], pattern["method"]) == ("Checked", True, "bag-of-words")
+    # Another method of the same products is judged against it as any model is.
+    with_cma = settings.model_copy(update={"candidates": ("bag-of-words", "cma-clip")})
+    second = train(with_cma, "2026-11-20", promote=False)
+    verdict = promotion.judge(settings, second)
+    assert verdict is not None
+    assert verdict.champion == first
+    assert "pattern" not in verdict.worse
 
 
 def test_broken_versions_are_listed_with_the_reason(tmp_path: Path, trained: Lake) -> None:
