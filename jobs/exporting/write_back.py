@@ -14,6 +14,7 @@ from jobs.exporting.targets import Cells, Label, Refusal, Row, Target, targets_o
 from jobs.importing.columns import Json
 from jobs.importing.mapper import Mapper
 from schemas.characters import fold
+from schemas.derived_columns import WILDCARD
 from schemas.mapping import Mapping
 from schemas.taxonomy import Attribute, Taxonomy
 
@@ -128,7 +129,7 @@ class WriteBack:
                 each.cells |= cells[n].cells
                 for pair_column, pair in cells[n].pairs.items():
                     each.pairs.setdefault(pair_column, []).append(pair)
-            return column
+            return column if WILDCARD in column else next(iter(cells[min(cells)].cells))
         raise Refusal(refusals[0] if refusals else reason)
 
     def _find_targets(self, attribute: Attribute) -> tuple[list[tuple[str, Target]], str]:
