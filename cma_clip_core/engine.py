@@ -6,7 +6,7 @@ Letters of shapes: B products, K attributes, C classes of all attributes, M moda
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TypeVar
@@ -27,6 +27,7 @@ from cma_clip_core.inputs.oom_halving import Halving
 from cma_clip_core.inputs.prefetch import prefetch
 from cma_clip_core.model.class_layout import ClassLayout
 from cma_clip_core.model.cma_clip import Output
+from cma_clip_core.model.ensemble import CMA_CLIP, bag_of
 from cma_clip_core.model.tokenizer import Tokenizer
 from cma_clip_core.model_documents import Threshold
 from schemas.tables import PREDICTIONS
@@ -63,14 +64,18 @@ class Engine:
         thresholds: Mapping[str, Threshold],
         device: torch.device,
         batch_size: int = 256,
+        methods: Mapping[str, str] | None = None,
     ) -> None:
+        """Create an engine; `methods` names the method that answers each attribute, None: the configuration's for all."""
         self.model = move_to(model, device).eval()
         self.config, self.taxonomy, self.device, self.batch_size = config, taxonomy, device, batch_size
         self.layout, self.tokenizer = ClassLayout(taxonomy), Tokenizer(config)
         self._temperature = np.array(
             [thresholds[a.name].temperature if a.name in thresholds else 1.0 for a in taxonomy.attributes], np.float32
         )[self.layout.attribute_of]  # [C]
-        self._rows = _RowBuilder(taxonomy, self.layout, thresholds)
+        whole = CMA_CLIP if config.method == "cma_clip" else config.method
+        names = [(methods or {}).get(attribute.name, whole) for attribute in taxonomy.attributes]
+        self._rows = _RowBuilder(taxonomy, self.layout, thresholds, names)
         self._halving = Halving(device, batch_size)
 
     def predict(
@@ -102,7 +107,7 @@ class Engine:
     ) -> Iterator[tuple[pa.RecordBatch, Bools, list[Part]]]:
         for batch in examples:
             start = time.perf_counter()
-            prepared = prepare(batch, self.config, self.tokenizer)
+            prepared = prepare(batch, self.config, self.tokenizer, bag=bag_of(self.model))
             parts = [(rows, prepared.inputs(rows, self.tokenizer)) for rows in prepared.by_length(self.batch_size)]
             seen = np.stack([prepared.text_present, prepared.image_present], axis=1)
             timings.prepare += time.perf_counter() - start
@@ -143,7 +148,9 @@ def _timed_next(source: Iterator[Item], timings: Timings, name: str) -> Item | N
 class _RowBuilder:
     """A converter from scores to rows of PREDICTIONS, column by column."""
 
-    def __init__(self, taxonomy: Taxonomy, layout: ClassLayout, thresholds: Mapping[str, Threshold]) -> None:
+    def __init__(
+        self, taxonomy: Taxonomy, layout: ClassLayout, thresholds: Mapping[str, Threshold], methods: Sequence[str]
+    ) -> None:
         self.taxonomy, self.layout = taxonomy, layout
         types = taxonomy[taxonomy.article_type]
         self.type_slice = layout.slices[layout.position[types.name]]
@@ -160,6 +167,7 @@ class _RowBuilder:
             if attribute.name in thresholds:
                 self.limits[part] = thresholds[attribute.name].limits(attribute)
         self.multi_valued = np.array([a.multi_valued for a in layout.attributes])[layout.attribute_of]  # [C]
+        self.methods = pa.array(methods, pa.string())  # [K]
         self.names = pa.array([a.name for a in layout.attributes], pa.string())
         self.values = pa.array([v for a in layout.attributes for v in a.value_names], pa.string())
 
@@ -177,7 +185,8 @@ class _RowBuilder:
         """
         any_seen: Bools = np.asarray(seen.any(axis=1))
         applicable = self._applicable(batch, probabilities, any_seen)
-        accepted = probabilities >= self.limits
+        # An answer that rests on neither text nor picture is a guess.
+        accepted = (probabilities >= self.limits) & (lambdas.sum(axis=2) > 0)[:, self.layout.attribute_of]
         chosen = self._best(probabilities) | (self.multi_valued & ((probabilities >= LIKELY) | accepted))
         chosen &= applicable[:, self.layout.attribute_of] & any_seen[:, None]
         rows, classes = np.nonzero(chosen)  # products in order; within one, attributes and values in class order
@@ -191,6 +200,7 @@ class _RowBuilder:
                 pa.array(accepted[rows, classes], pa.bool_()),
                 pa.array(lambdas[rows, attributes, 0], pa.float32()),
                 pa.array(lambdas[rows, attributes, 1], pa.float32()),
+                self.methods.take(pa.array(attributes)),
             ],
             fields=list(struct),
         )

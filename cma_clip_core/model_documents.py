@@ -49,6 +49,36 @@ class Threshold(Strict):
 THRESHOLDS_DOCUMENT: Final[TypeAdapter[dict[str, Threshold]]] = TypeAdapter(dict[str, Threshold])
 
 
+class CandidateScore(Strict):
+    """Quality of a candidate method for one attribute, on products that it was not fitted to."""
+
+    weights: dict[str, float]  # by member of the ensemble
+    log_loss: float  # mean over the products with a listed value, after calibration
+    recall: float | None  # share of the listed values that its promised thresholds accept and that are right
+    products: int  # with a value, listed or not
+
+
+class AttributeMethod(Strict):
+    """The method that answers one attribute."""
+
+    weights: dict[str, float]  # by member of the ensemble, those with a say; an empty one answers nothing
+    cross_validated: bool = False  # thresholds were chosen by cross-fitting, not on the validation side alone
+    products: int  # that the thresholds were chosen on
+    candidates: dict[str, CandidateScore] = Field(default_factory=dict, description="by name, as they were compared")
+
+    @property
+    def name(self) -> str:
+        """The members, joined by a plus sign."""
+        return "+".join(self.weights) or "none"
+
+
+class Methods(Strict):
+    """The methods of a model version, written as methods.json; a version without this file is one method alone."""
+
+    attributes: dict[str, AttributeMethod]
+    left_out: dict[str, str] = Field(default_factory=dict, description="candidate: the reason why it was not tried")
+
+
 class Interval(Strict):
     """Lower and upper bound (95 % bootstrap interval unless stated otherwise)."""
 

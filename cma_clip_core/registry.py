@@ -5,6 +5,8 @@
 | model.safetensors | the weights |
 | config.json | the configuration, from which the architecture can be rebuilt without a download |
 | taxonomy.yaml | the attributes and values that the model predicts |
+| methods.json | the members that answer each attribute; absent: the configuration's method answers all |
+| vocabulary.json | the terms of the bag of words, if it is a member |
 | thresholds.json | the temperature and the thresholds of each attribute |
 | metrics.json | the record of the training, and the metrics |
 | *.svg | plots of precision and recall, calibration and modality weights |
@@ -20,6 +22,7 @@ Nothing in a folder is ever executed: weights are safetensors, the rest is JSON 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -33,7 +36,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from cma_clip_core.config import ModelConfig
 from cma_clip_core.content.paths import AnyPath, names, sync_folder
 from cma_clip_core.errors import ModelError
-from cma_clip_core.model_documents import THRESHOLDS_DOCUMENT, Threshold
+from cma_clip_core.model_documents import THRESHOLDS_DOCUMENT, Methods, Threshold
 from cma_clip_core.versions import TAXONOMY as TAXONOMY
 from cma_clip_core.versions import is_version
 from cma_clip_core.versions import list_versions as list_versions
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from cma_clip_core.training.fit import Trained
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+METHODS, VOCABULARY = "methods.json", "vocabulary.json"
 THRESHOLDS, METRICS, CARD, SUMS = "thresholds.json", "metrics.json", "MODEL_CARD.md", "SHA256SUMS"
 PRECISION_RECALL, CALIBRATION, MODALITY_WEIGHTS = "precision_recall.svg", "calibration.svg", "modality_weights.svg"
 
@@ -70,6 +74,11 @@ def read_taxonomy(folder: AnyPath) -> Taxonomy:
 def read_thresholds(folder: AnyPath) -> dict[str, Threshold]:
     """Return a version's thresholds by attribute. Raises ModelError if they are missing, broken or changed."""
     return _parse(folder / THRESHOLDS, THRESHOLDS_DOCUMENT)
+
+
+def read_methods(folder: AnyPath) -> Methods | None:
+    """Return the method of each attribute, or None if one method answers all. Raises ModelError as `read_config` does."""
+    return read_json(folder / METHODS, Methods) if METHODS in _sums(folder) else None
 
 
 def read_card(folder: AnyPath) -> str:
@@ -177,6 +186,7 @@ def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path
     """
     from safetensors.torch import save_file
 
+    from cma_clip_core.model.ensemble import bag_of
     from cma_clip_core.model_card.write_card import model_card
 
     models.mkdir(parents=True, exist_ok=True)
@@ -190,9 +200,13 @@ def save(trained: Trained, config: ModelConfig, taxonomy: Taxonomy, models: Path
         )
         (temporary / THRESHOLDS).write_bytes(THRESHOLDS_DOCUMENT.dump_json(trained.thresholds, indent=1) + b"\n")
         (temporary / METRICS).write_text(trained.metrics.model_dump_json(indent=1) + "\n")
+        if trained.methods is not None:
+            (temporary / METHODS).write_text(trained.methods.model_dump_json(indent=1) + "\n")
+        if (bag := bag_of(trained.model)) is not None:
+            (temporary / VOCABULARY).write_text(json.dumps(bag.terms, ensure_ascii=False), encoding="utf-8")
         _draw(trained, taxonomy, temporary)
         drawn = tuple(path.name for path in sorted(temporary.glob("*.svg")))
-        card = model_card(config, taxonomy, trained.thresholds, trained.metrics, made_at, drawn)
+        card = model_card(config, taxonomy, trained.thresholds, trained.metrics, made_at, drawn, trained.methods)
         (temporary / CARD).write_text(card, encoding="utf-8")
         sums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(temporary.iterdir()))
         (temporary / SUMS).write_text(sums)
@@ -244,6 +258,9 @@ def load_model(folder: Path) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    from cma_clip_core.model.bag_of_words import BagOfWords
+    from cma_clip_core.model.class_layout import ClassLayout
+    from cma_clip_core.model.ensemble import Ensemble
     from cma_clip_core.model.methods import build_model
 
     check(folder)
@@ -255,7 +272,18 @@ def load_model(folder: Path) -> nn.Module:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise ModelError(f"{path}: not a safetensors file: {error}") from error
-    model = build_model(config, taxonomy)
+    if "coefficients" in state:
+        layout, cma, bag = ClassLayout(taxonomy), None, None
+        if any(name.startswith("cma.") for name in state):
+            cma = build_model(config, taxonomy)
+        try:
+            if VOCABULARY in _sums(folder):
+                bag = BagOfWords(_parse(folder / VOCABULARY, TypeAdapter(tuple[str, ...])), state["idf"].numpy())
+            model: nn.Module = Ensemble.from_state(layout, cma, bag, state)
+        except KeyError as error:
+            raise ModelError(f"{path}: the tensor {error} is missing. {_WAY_OUT}") from error
+    else:
+        model = build_model(config, taxonomy)
     # Versions from before picture evidence existed (cma_clip_core.evaluation.picture_evidence) lack this buffer: 0.
     state |= {name: value for name, value in model.named_buffers() if name == "picture_evidence" and name not in state}
     try:

@@ -35,6 +35,7 @@ def load_engine(folder: str | Path, device: str = "auto", batch_size: int = 256)
     """
     folder = Path(folder)
     resolved = resolve_device(device)
+    methods = registry.read_methods(folder)
     return Engine(
         registry.load_model(folder),
         registry.read_config(folder),
@@ -42,6 +43,7 @@ def load_engine(folder: str | Path, device: str = "auto", batch_size: int = 256)
         registry.read_thresholds(folder),
         resolved,
         batch_size,
+        None if methods is None else {name: method.name for name, method in methods.attributes.items()},
     )
 
 
@@ -68,7 +70,8 @@ class Tagger:
 
         Returns:
             for each product: modality (both, text, image or none), image_status (ok, absent, or why it is unusable),
-            and predictions: a list of attribute, value, confidence, accepted, text_weight, image_weight.
+            and predictions: a list of attribute, value, confidence, accepted, text_weight, image_weight,
+            method.
 
         Raises:
             DataError: a product has an unknown field, a field of the wrong type, or a label that the taxonomy does not

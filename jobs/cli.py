@@ -21,6 +21,7 @@ from jobs.lake.layout import check_day, check_run
 from jobs.runtime.failure_messages import explain
 from jobs.settings import Settings
 from schemas.loading import ContractError
+from schemas.mapping import shipped_mappings
 from schemas.step_results import (
     ChampionResult,
     DatasetResult,
@@ -54,9 +55,9 @@ app = typer.Typer(
     A night consists of `validate`, `plan`, `preprocess`, `tag`, `publish` and `report`. `night` runs all of them for one
     day.
 
-    Before the first night, `import-catalog` brings a day's export into the lake, `prepare` makes the examples, and
-    `train` makes the model. `dataset` shows the training data. You can run any step again at any time: finished work
-    is skipped.
+    For a new shop, `draft` writes a mapping and a taxonomy from its export. Before the first night, `import-catalog` brings
+    a day's export into the lake, `prepare` makes the examples, and `train` makes the model. `dataset` shows the training
+    data. You can run any step again at any time: finished work is skipped.
 
     Settings come from TAGGING_* environment variables, or from the flags below. The flags go before the step's name:
     `python -m jobs --root /data/lake night --ds 2026-11-20`.
@@ -123,6 +124,7 @@ Run = Annotated[str, typer.Option("--run", help="Run id, as `plan` prints it.", 
 
 
 _root = ""  # lake of the running command; errors from S3 name it
+_MAPPING = f"Column mapping of the export: {', '.join(shipped_mappings())}, or a YAML file."
 _MAKE_A_LAKE = ("import-catalog", "experiment", "airflow")  # commands that may create the lake
 
 
@@ -172,6 +174,13 @@ def _common(
             help="Model to train: sample, fashion, clip-vit-b-32, or a YAML file. [TAGGING_MODEL_CONFIG_NAME, sample]",
         ),
     ] = None,
+    candidates: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods that `train` tries, comma-separated: bag-of-words, picture-features, cma-clip. The best one answers "
+            "each attribute. Without cma-clip, training takes seconds to minutes. [TAGGING_CANDIDATES, all three]"
+        ),
+    ] = None,
     shard_rows: Annotated[
         int | None, typer.Option(help="Largest number of products in a shard. [TAGGING_SHARD_ROWS, 20000]")
     ] = None,
@@ -218,6 +227,7 @@ def _common(
     set_up_logging()
     flags: dict[str, Any] = {
         "root": root, "picture_roots": picture_roots, "taxonomy": taxonomy, "rules": rules, "model_config_name": model_config,
+        "candidates": candidates,
         "shard_rows": shard_rows, "task_rows": task_rows, "batch_size": batch_size, "max_retag_share": max_retag_share,
         "max_removed_share": max_removed_share, "device": device, "spark_master": spark_master,
         "spark_memory": spark_memory, "spark_options": spark_options, "progress": progress,
@@ -238,6 +248,48 @@ def sample_catalog(
     next_day(folder, folder.with_name(f"{folder.name}-day2"), mapping="sample", seed=seed)
 
 
+@app.command("draft")
+def draft_files(
+    folder: Annotated[Path, typer.Argument(help="Folder with the shop's export: records and pictures.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for mapping.yaml, taxonomy.yaml and draft.html. Default: the current folder.")
+    ] = Path(),
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite files of an earlier draft, with your edits.")
+    ] = False,
+    rows: Annotated[int, typer.Option(help="Most rows to look at.", min=1)] = 50_000,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing: say what the edited files change, compared with the draft.")
+    ] = False,
+    mapping: Annotated[
+        str, typer.Option(help="With --check: the edited mapping. Default: mapping.yaml in --out.")
+    ] = "",
+    taxonomy: Annotated[
+        str, typer.Option(help="With --check: the edited taxonomy. Default: taxonomy.yaml in --out.")
+    ] = "",
+) -> None:
+    """Draft a mapping and a taxonomy from a shop's export, and a page that shows what was found and why.
+
+    Read the page, edit the two files, and run the command again with --check. Neither needs Spark or a lake.
+    """
+    if check:
+        from jobs.drafting.draft_check import check_draft
+
+        lines, faulty = check_draft(
+            folder, mapping or str(out / "mapping.yaml"), taxonomy or str(out / "taxonomy.yaml"), rows
+        )
+        print("\n".join(lines))
+        if faulty:
+            raise typer.Exit(1)
+        return
+    from jobs.drafting.draft import draft, next_steps, write_draft
+    from jobs.drafting.draft_page import render_draft
+
+    made = draft(folder, rows)
+    paths = write_draft(made, render_draft(made), out, force)
+    print("\n".join(next_steps(made, folder, paths)))
+
+
 @app.command("import-catalog")
 def import_catalog(
     context: typer.Context,
@@ -245,7 +297,7 @@ def import_catalog(
         str, typer.Argument(help="Folder with the shop's export, records and pictures; or s3://bucket/prefix.")
     ],
     ds: Ds,
-    mapping: Annotated[str, typer.Option(help="Column mapping: sample, fashion-products, or a YAML file.")] = "sample",
+    mapping: Annotated[str, typer.Option(help=_MAPPING)] = "sample",
 ) -> None:
     """Import a shop's export into the lake as the raw catalog of one day."""
     from jobs.importing.import_catalog import import_catalog as step
@@ -403,7 +455,7 @@ def experiment(
             "made."
         ),
     ] = None,
-    mapping: Annotated[str, typer.Option(help="Column mapping of that export.")] = "sample",
+    mapping: Annotated[str, typer.Option(help=_MAPPING)] = "sample",
     processes: Annotated[
         int | None,
         typer.Option(
@@ -486,7 +538,11 @@ def train(
     ] = False,
     processes: Together = None,
 ) -> None:
-    """Train CMA-CLIP on the day's labelled set, choose thresholds, and write a model version.
+    """Train the candidate methods on the day's labelled set, choose thresholds, and write a model version.
+
+    The candidates are a bag of words, pretrained picture features, and CMA-CLIP. Each attribute is answered by the best of
+    them, or by several together. The cheap ones are trained first, and the log says what they reach. `--candidates`, before
+    the word `train`, chooses some.
 
     A configuration such as `fashion` names no pretrained weights. With `--pretrain`, both towers are first trained on the
     catalog's own image-text pairs, as in `experiment`.
@@ -633,7 +689,7 @@ def demo(
     catalog: Annotated[
         Path | None, typer.Option(help="Folder of a real export, instead of the generated catalog.")
     ] = None,
-    mapping: Annotated[str, typer.Option(help="Column mapping of that export.")] = "fashion-products",
+    mapping: Annotated[str, typer.Option(help=_MAPPING)] = "fashion-products",
 ) -> None:
     """Run the demo, as `make run` does: take a catalog, train a model, run two nights through Airflow, query the result."""
     from jobs.demo.two_nights import demo as step

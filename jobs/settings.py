@@ -65,6 +65,9 @@ def _folder(value: str | Path) -> Path:
     return folder
 
 
+Candidate: TypeAlias = Literal["bag-of-words", "picture-features", "cma-clip"]
+
+
 class Settings(BaseSettings):
     """All settings. The variable of each has the prefix TAGGING_: ``TAGGING_ROOT=/data/lake`` sets `root`."""
 
@@ -80,6 +83,11 @@ class Settings(BaseSettings):
     taxonomy: str = Field(default="sample", description="taxonomy to train with: a shipped name or a YAML file")
     rules: str = Field(default="default", description="data-quality rules: a shipped name or a YAML file")
     model_config_name: str = Field(default="sample", description="model to train: a shipped name or a YAML file")
+    candidates: Annotated[tuple[Candidate, ...], NoDecode] = Field(
+        default=("bag-of-words", "picture-features", "cma-clip"),
+        min_length=1,
+        description="methods that `train` tries, comma-separated; each attribute is answered by the best of them",
+    )
     shard_rows: int = Field(default=20_000, ge=1, description="maximum number of products in a shard")
     task_rows: int = Field(default=1, ge=1, description="products that a task should tag; smaller shards share a task")
     batch_size: int = Field(default=256, ge=1, description="products in a forward pass of `tag`")
@@ -137,7 +145,7 @@ class Settings(BaseSettings):
             raise ValueError(f"Spark options begin with 'spark.'; these do not: {', '.join(others)}")
         return value
 
-    @field_validator("picture_roots", "alert_to", mode="before")
+    @field_validator("picture_roots", "alert_to", "candidates", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [part for part in value.split(",") if part] if isinstance(value, str) else value

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from schemas.yaml_words import read_yaml
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -51,7 +53,7 @@ def load_yaml(path: str | Path, model: type[Model]) -> Model:
 def parse_yaml(text: str, model: type[Model], name: str) -> Model:
     """Return the YAML `text` as a `model`. Raises ContractError, which calls the text `name`."""
     try:
-        document = yaml.safe_load(text)
+        document = read_yaml(text, model)
     except yaml.YAMLError as error:
         raise ContractError(f"{name}: not valid YAML: {error}") from error
     try:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from schemas.column_paths import selects
-from schemas.derived_columns import (
+from schemas.derivations import (
     WILDCARD,
     Derivation,
     check_acyclic,
@@ -273,6 +273,11 @@ class Mapping(Strict):
 def glob_pattern(glob: str) -> re.Pattern[str]:
     """Return the pattern of the columns that `glob` matches, with a group for each ``*``."""
     return re.compile("(.*)".join(map(re.escape, glob.split(WILDCARD))), re.DOTALL)
+
+
+def shipped_mappings() -> tuple[str, ...]:
+    """Return the names of the shipped mappings."""
+    return tuple(sorted(path.stem for path in BUILT_IN.glob("*.yaml")))
 
 
 def load_mapping(path: str | Path) -> Mapping:

@@ -174,14 +174,20 @@ SUSPECTS: Final = _schema(
     ),
 )
 
+_METHOD: Final = (
+    "the members of the model that answered the attribute, joined by a plus sign: bag-of-words, picture-features, cma-clip; "
+    "null: an older version did not record it"
+)
+
 _PREDICTION = pa.struct(
     [
         _field("attribute", pa.string(), "attribute name", null=False),
         _field("value", pa.string(), "a value of the attribute", null=False),
         _field("confidence", pa.float32(), "the model's probability of this value", unit="0 to 1", null=False),
         _field("accepted", pa.bool_(), "confidence reaches the threshold of the promised precision", null=False),
-        _field("text_weight", pa.float32(), "modality-wise attention on the text", unit="0 to 1", null=False),
-        _field("image_weight", pa.float32(), "modality-wise attention on the picture", unit="0 to 1", null=False),
+        _field("text_weight", pa.float32(), "how much the text counted", unit="0 to 1", null=False),
+        _field("image_weight", pa.float32(), "how much the picture counted", unit="0 to 1", null=False),
+        _field("method", pa.string(), _METHOD),
     ]
 )
 
@@ -241,13 +247,20 @@ ATTRIBUTES: Final = _schema(
         "unlisted values, because no model knows them",
         null=False,
     ),
-    _field("text_weight", pa.float32(), "modality-wise attention on the text", unit="0 to 1"),
+    _field(
+        "text_weight",
+        pa.float32(),
+        "how much the text counted: CMA-CLIP's modality-wise attention; 1 for a bag of words, 0 for picture features; the "
+        "weighted mean of several members",
+        unit="0 to 1",
+    ),
     _field(
         "image_weight",
         pa.float32(),
-        "modality-wise attention on the picture; excludes the picture evidence that is added to an answer (model card)",
+        "how much the picture counted, likewise; excludes the picture evidence that CMA-CLIP adds to an answer (model card)",
         unit="0 to 1",
     ),
+    _field("method", pa.string(), _METHOD),
     _field("model_version", pa.string(), "the model that made model_value", null=False),
     _SOURCE_HASH,
     _DS,

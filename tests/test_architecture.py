@@ -54,7 +54,7 @@ jobs.upkeep jobs.runs jobs.importing.formats
 jobs.importing.pictures
 jobs.importing
 jobs.exporting
-jobs.demo
+jobs.demo jobs.drafting
 jobs.cli
 jobs.__main__ jobs.step_server_main jobs.compose
 """

@@ -11,23 +11,28 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit, log_softmax
 
+from cma_clip_core.arrays import Doubles
 from cma_clip_core.evaluation.predictions import Predictions
 
 LEAST_LABELS: Final = 20  # with fewer, a fitted temperature is mostly chance
 RANGE: Final = (0.05, 20.0)  # the best temperature of a model that is never wrong would be zero
 
 
-def log_loss(predictions: Predictions, temperature: float) -> float:
-    """Return the mean negative log likelihood of the labels.
+def losses(predictions: Predictions, temperature: float) -> Doubles:
+    """Return the negative log likelihood [n] of each product's label; all products must have a listed value.
 
-    The mean is over products; for a multi-valued attribute, over pairs of a product and a value.
+    For a multi-valued attribute it is the mean over the values.
     """
-    predictions = predictions.with_target()
     scaled = predictions.logits.astype(np.float64) / temperature
     targets = predictions.targets
     if predictions.attribute.multi_valued:
-        return float(-np.mean(log_expit(np.where(targets, scaled, -scaled))))
-    return float(-np.mean(log_softmax(scaled, axis=1)[targets]))
+        return np.asarray(-log_expit(np.where(targets, scaled, -scaled)).mean(axis=1))
+    return np.asarray(-log_softmax(scaled, axis=1)[targets])
+
+
+def log_loss(predictions: Predictions, temperature: float) -> float:
+    """Return the mean of `losses` over the products with a listed value."""
+    return float(losses(predictions.with_target(), temperature).mean())
 
 
 def fit_temperature(predictions: Predictions) -> float:

@@ -22,8 +22,10 @@ from cma_clip_core.inputs.learning_problem import LearningProblem
 from cma_clip_core.inputs.oom_halving import Halving
 from cma_clip_core.inputs.perturbations import Noise, draw_omitted_labels, swap_all
 from cma_clip_core.inputs.prefetch import prefetch
+from cma_clip_core.model.bag_of_words import BagOfWords
 from cma_clip_core.model.class_layout import ClassLayout
 from cma_clip_core.model.cma_clip import Output
+from cma_clip_core.model.ensemble import bag_of
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -56,7 +58,7 @@ def evaluate(
     Raises:
         DeviceError: not even one product fits into memory.
     """
-    batches = _batches(problem, side, batch_size, noise, frozen)
+    batches = _batches(problem, side, batch_size, noise, frozen, bag_of(model))
     return split_attributes(problem.layout, _run(model, batches, device, batch_size))
 
 
@@ -142,13 +144,18 @@ def label_columns(examples: pa.RecordBatch, families: Rows, encoder: LabelEncode
 
 
 def _batches(
-    problem: LearningProblem, side: Side, batch_size: int, noise: Noise | None, frozen: FrozenTowers | None
+    problem: LearningProblem,
+    side: Side,
+    batch_size: int,
+    noise: Noise | None,
+    frozen: FrozenTowers | None,
+    bag: BagOfWords | None = None,
 ) -> Iterator[tuple[Inputs, Columns]]:
     index, tokenizer = problem.index, problem.tokenizer
     encoder, spoken = LabelEncoder(problem.layout), SpokenFinder(problem.taxonomy)
     stream, positions, start = stream_side(index, side), index.positions(side), 0
     for examples, perturbed, families in _perturbed(stream, noise, encoder, spoken):
-        prepared = prepare(perturbed, problem.config, tokenizer)
+        prepared = prepare(perturbed, problem.config, tokenizer, bag=bag)
         columns = label_columns(examples, families, encoder, spoken)
         batch_positions = positions[start : start + len(prepared)]
         start += len(prepared)

@@ -22,6 +22,7 @@ from cma_clip_core.catalog.label_mentions import TEXT_FIELDS, SpokenFinder
 from cma_clip_core.catalog.labels import LabelReader, LabelRows
 from cma_clip_core.config import ModelConfig, TrainingConfig
 from cma_clip_core.model.backbone import Sequence
+from cma_clip_core.model.bag_of_words import BagOfWords, Terms, pad_terms
 from cma_clip_core.model.class_layout import ClassLayout
 from cma_clip_core.model.tokenizer import Tokenizer, compose
 
@@ -37,6 +38,9 @@ class Inputs:
     image_present: Tensor  # [B] bool
     text: Sequence | None = None  # cached output of a frozen text tower (cma_clip_core.inputs.frozen_towers)
     image: Sequence | None = None  # cached output of a frozen image tower
+    # [B, N] int64 and float32: the terms of each text and their weights, for a model that reads them (Ensemble)
+    terms: Tensor | None = None
+    term_weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -56,12 +60,16 @@ class Inputs:
         return Inputs(
             change(self.ids), change(self.lengths), change(self.text_present), change(self.pixels),
             change(self.image_present), changed(self.text), changed(self.image),
+            None if self.terms is None else change(self.terms),
+            None if self.term_weights is None else change(self.term_weights),
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[Any]:
         yield from (self.ids, self.lengths, self.text_present, self.pixels, self.image_present)
-        if self.text is not None or self.image is not None:
+        if self.text is not None or self.image is not None or self.terms is not None:
             yield from (self.text, self.image)
+        if self.terms is not None:
+            yield from (self.terms, self.term_weights)
 
 
 @dataclass(slots=True)
@@ -108,6 +116,7 @@ class Prepared:
     text_present: Bools  # [B]
     pixels: Pixels  # [B, H, W, 3]; zeros where there is no picture
     image_present: Bools  # [B]
+    terms: list[Terms] | None = None  # of each product's text; None: no bag of words reads them
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -115,12 +124,15 @@ class Prepared:
     def inputs(self, rows: npt.NDArray[np.int64], tokenizer: Tokenizer) -> Inputs:
         """Return some of the products as model inputs."""
         ids, lengths = tokenizer.pad([self.texts[row] for row in rows])
+        terms = None if self.terms is None else pad_terms([self.terms[row] for row in rows])
         return Inputs(
             torch.from_numpy(ids),
             torch.from_numpy(lengths),
             torch.from_numpy(self.text_present[rows]),
             torch.from_numpy(self.pixels[rows]),
             torch.from_numpy(self.image_present[rows]),
+            terms=None if terms is None else torch.from_numpy(terms[0]),
+            term_weights=None if terms is None else torch.from_numpy(terms[1]),
         )
 
     def take(self, rows: npt.NDArray[np.int64]) -> Prepared:
@@ -145,7 +157,11 @@ class Prepared:
 
 
 def prepare(
-    examples: pa.RecordBatch, config: ModelConfig, tokenizer: Tokenizer, title_only: Bools | None = None
+    examples: pa.RecordBatch,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    title_only: Bools | None = None,
+    bag: BagOfWords | None = None,
 ) -> Prepared:
     """Return examples (columns product_id, title, brand, description, image) as tokens and pixels.
 
@@ -154,6 +170,7 @@ def prepare(
         config: chooses the text fields and the picture size.
         tokenizer: the tokenizer of that configuration.
         title_only: [B], True to read the title only, if the configuration reads titles and the product has one.
+        bag: a vocabulary; if given, the terms of each text are looked up too, beyond the end of the context.
 
     Raises:
         DataError: a picture does not have the model's size.
@@ -166,7 +183,8 @@ def prepare(
     ]
     pixels, image_present = read_pixels(examples, config.picture)
     text_present = np.array([bool(text) for text in texts], dtype=np.bool_)
-    return Prepared([tokenizer.encode(text) for text in texts], text_present, pixels, image_present)
+    terms = None if bag is None else [bag.encode(text) for text in texts]
+    return Prepared([tokenizer.encode(text) for text in texts], text_present, pixels, image_present, terms)
 
 
 def without_names(examples: pa.RecordBatch, spoken: SpokenFinder, chosen: Bools) -> pa.RecordBatch:

@@ -13,7 +13,7 @@ from cma_clip_core.evaluation.bootstrap import DRAWS
 from cma_clip_core.evaluation.choose_thresholds import fewest_right
 from cma_clip_core.evaluation.metrics import learnt, mean_of
 from cma_clip_core.model_card.markdown_tables import markdown, number, one_model, own_thresholds, shipped
-from cma_clip_core.model_documents import Metrics, Threshold
+from cma_clip_core.model_documents import Methods, Metrics, Threshold
 from schemas.taxonomy import Taxonomy
 
 
@@ -24,8 +24,9 @@ def model_card(
     metrics: Metrics,
     made_at: datetime,
     plots: Sequence[str] = (),
+    methods: Methods | None = None,
 ) -> str:
-    """Return the model card as Markdown; `plots` are the names of files beside it.
+    """Return the model card as Markdown; `plots` are the names of files beside it, `methods` those of an ensemble.
 
     The card gives the day but not the time, so that the same model saved twice on a day is the same version.
     """
@@ -33,8 +34,8 @@ def model_card(
     counted = learnt(metrics)
     return f"""# Model card
 
-{_method(config)} for the taxonomy `{taxonomy.name}` ({taxonomy.fingerprint}): {len(taxonomy.attributes)}
-attributes from a product's {_inputs(config)}. Backbone: {_towers(config)}.
+{_members(config, methods)} for the taxonomy `{taxonomy.name}` ({taxonomy.fingerprint}): {len(taxonomy.attributes)}
+attributes from a product's {_inputs(config)}. {_backbone(config, methods)}
 Made on {made_at:%Y-%m-%d} (UTC) with the configuration `{config.name}`. Its version is the name of its folder: the day, and a
 hash over all files of the folder.
 
@@ -42,10 +43,8 @@ hash over all files of the folder.
 
 {_source(metrics)}The labels are the catalog's own; a missing label is not trained on. The split is by product family, so that one
 product in several colours is on one side: {metrics.train_examples:,} products to train on, {metrics.validation_examples:,} to
-validate, {metrics.test_examples:,} to test, from {metrics.families:,} families. The model was trained for {len(metrics.epochs)} epochs in
-{metrics.seconds:,.0f} s on {metrics.device}. The weights are those of epoch {metrics.best_epoch}. The last epoch is kept unless
-an earlier one was better on validation by more than a standard error, or training stopped early.
-{_labels(taxonomy, metrics)}
+validate, {metrics.test_examples:,} to test, from {metrics.families:,} families. {_course(metrics)}
+{_labels(taxonomy, metrics)}{_methods(methods)}
 ## Test
 
 {one_model(metrics.test)}
@@ -59,7 +58,8 @@ Mean recall at 90 % precision: {mean_of(counted, "recall_at_90"):.3f}, on the si
 - *Silent* labels are labels that none of the model's text fields names.
 - *Average precision* is the area under the precision-recall curve of the best value's confidence.
 - *Calibration error* is the mean gap between that confidence and the share that is right.
-- *Text* and *image* are the mean modality-wise attention.
+- *Text* and *image* are the mean weights of the two: the modality-wise attention of CMA-CLIP, 1 and 0 for a bag of words, 0 and 1 for
+  picture features. For several members they are averaged by the members' weights.
 - For a multi-valued attribute, pairs of a product and a value are counted, except for accuracy and calibration error.
 {_picture_evidence(metrics)}{_values(metrics)}{_pictures(plots)}
 ## Thresholds
@@ -106,6 +106,70 @@ in a sequence that the confidences alone fix (fixed-sequence testing), so that n
 ```yaml
 {settings}```
 """
+
+
+def _members(config: ModelConfig, methods: Methods | None) -> str:
+    """Return the name of the method, or of the members of an ensemble."""
+    used = {name for method in methods.attributes.values() for name in method.weights} if methods else {"cma-clip"}
+    names = [
+        name
+        for member, name in (
+            ("bag-of-words", "a bag of words (TF-IDF and logistic regression)"),
+            ("picture-features", "picture features (EfficientNet-Lite0, trained on ImageNet, and logistic regression)"),
+            ("cma-clip", _method(config)),
+        )
+        if member in used
+    ]
+    words = " and ".join(names)
+    return words[:1].upper() + words[1:]
+
+
+def _backbone(config: ModelConfig, methods: Methods | None) -> str:
+    if methods and not any("cma-clip" in method.weights for method in methods.attributes.values()):
+        return "CMA-CLIP is not a part of this version."
+    return f"Backbone: {_towers(config)}."
+
+
+def _course(metrics: Metrics) -> str:
+    """Return sentences on the course of the training."""
+    if not metrics.epochs:
+        return f"Training and evaluation took\n{metrics.seconds:,.0f} s on {metrics.device}."
+    return (
+        f"The model was trained for {len(metrics.epochs)} epochs in\n{metrics.seconds:,.0f} s on {metrics.device}. The weights are "
+        f"those of epoch {metrics.best_epoch}. The last epoch is kept unless\nan earlier one was better on validation by more than a "
+        "standard error, or training stopped early."
+    )
+
+
+def _methods(methods: Methods | None) -> str:
+    """Return the section on the method of each attribute; empty if one method answers all."""
+    if methods is None:
+        return ""
+    rows = []
+    for name, method in methods.attributes.items():
+        weights = ", ".join(f"{member} {weight:.3g}" for member, weight in method.weights.items()) or "none"
+        chosen_on = "cross-fitting" if method.cross_validated else "the validation side"
+        compared = "; ".join(
+            f"{each}: {score.log_loss:.3f}, {number(score.recall)}" for each, score in method.candidates.items()
+        )
+        rows.append([name, weights, f"{method.products:,} by {chosen_on}" if method.products else "", compared])
+    left_out = "".join(f"- {name} is left out: {why}.\n" for name, why in methods.left_out.items())
+    header = [
+        "attribute",
+        "answered by (weight)",
+        "thresholds chosen on",
+        "candidates: log loss, recall at the promise",
+    ]
+    return f"""
+## Methods
+
+{markdown(header, rows)}
+
+Each attribute is answered by the candidate with the lowest log loss on products that it was not fitted to. A candidate with more
+parts must be better by more than a standard error. *Cross-fitting* means that each fifth of the training and validation products
+was predicted by regressions fitted to the rest. The published regressions are fitted to all of these products. The choice, its
+weights and the thresholds see the same products. The test side, which none of them saw, shows whether the promise holds.
+{left_out}"""
 
 
 def _method(config: ModelConfig) -> str:

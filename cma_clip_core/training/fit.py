@@ -26,9 +26,10 @@ from cma_clip_core.inputs.compute import Compute
 from cma_clip_core.inputs.devices import move_to
 from cma_clip_core.inputs.frozen_towers import frozen_towers, idle_settings, run_frozen
 from cma_clip_core.inputs.learning_problem import LearningProblem
+from cma_clip_core.model.ensemble import cma_clip_of
 from cma_clip_core.model.methods import build_model
 from cma_clip_core.model.tokenizer import compose
-from cma_clip_core.model_documents import Metrics, Threshold
+from cma_clip_core.model_documents import Methods, Metrics, Threshold
 from cma_clip_core.training.loop import Fitted, Loop
 from cma_clip_core.training.objectives import MultiTask
 
@@ -42,6 +43,7 @@ class Trained:
     model: nn.Module
     thresholds: dict[str, Threshold]
     metrics: Metrics
+    methods: Methods | None = None  # None: the model is one method, which answers all attributes
     test: dict[str, Predictions] = field(default_factory=dict)  # predictions on the test side: drawn, not saved
 
 
@@ -129,9 +131,32 @@ def conclude(model: nn.Module, fitted: Fitted, problem: LearningProblem, compute
     Raises:
         DeviceError: not even one product fits into the device's memory.
     """
+    return judge(model, fitted, problem, compute, dict(fitted.validation))
+
+
+def judge(
+    model: nn.Module,
+    fitted: Fitted,
+    problem: LearningProblem,
+    compute: Compute,
+    predictions: dict[str, Predictions],
+    methods: Methods | None = None,
+) -> Trained:
+    """Choose thresholds on some predictions, and judge the model on the test side.
+
+    Args:
+        model: the trained model.
+        fitted: the result of its training.
+        problem: the configuration, the classes and the examples that it was trained with.
+        compute: as for `fit`.
+        predictions: the model's answers, by attribute, for products that it was not fitted to.
+        methods: the members that answer each attribute; None: the model is one method.
+
+    Raises:
+        DeviceError: not even one product fits into the device's memory.
+    """
     start = time.perf_counter()
     config, index = problem.config, problem.index
-    predictions = dict(fitted.validation)
     for name in fitted.not_learnt:  # predictions of an attribute that was not learnt mean nothing
         predictions[name] = predictions[name].take(np.zeros(len(predictions[name]), dtype=np.bool_))
     thresholds = {name: choose_threshold(p, fit_temperature(p), config.selection) for name, p in predictions.items()}
@@ -153,9 +178,9 @@ def conclude(model: nn.Module, fitted: Fitted, problem: LearningProblem, compute
         test_values={name: judge_values(p, thresholds[name].temperature) for name, p in tested.items()},
         not_learnt=fitted.not_learnt,
         promise=promise_kept(test),
-        picture_evidence=weights_of(model, problem.layout),
+        picture_evidence=weights_of(cma_clip_of(model), problem.layout),
     )
-    return Trained(model, thresholds, metrics, tested)
+    return Trained(model, thresholds, metrics, methods, tested)
 
 
 def check_sides(index: ExampleIndex) -> None:

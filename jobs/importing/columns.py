@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Final, TypeAlias
 
 from schemas.column_paths import Selection, parse_path
-from schemas.derived_columns import WILDCARD
+from schemas.derivations import WILDCARD
 from schemas.mapping import glob_pattern
 
 Json: TypeAlias = Any

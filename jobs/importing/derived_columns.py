@@ -10,7 +10,7 @@ from jobs.importing.columns import ABSENT, Nulls, get_column, matching_columns, 
 from jobs.importing.formats.observations import Observations, shown
 from jobs.importing.steps import Unread, apply_steps
 from jobs.records.values import identity
-from schemas.derived_columns import WILDCARD, Derivation, template_columns
+from schemas.derivations import WILDCARD, Derivation, template_columns
 from schemas.mapping import Mapping, glob_pattern
 
 Json: TypeAlias = Any

@@ -20,7 +20,7 @@ from jobs.importing.row_filter import RowFilter, condition_texts
 from jobs.records.label_forms import UnreadableError, decoded, read_object, read_value
 from jobs.records.rejected_lines import RejectedLine
 from jobs.records.values import identity, instant, is_no_id
-from schemas.derived_columns import WILDCARD
+from schemas.derivations import WILDCARD
 from schemas.mapping import Mapping
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ _UNREAD: Final = 100  # names of unreadable labels with a count of their own
 _OTHERS: Final = "other names"  # the count of all further names
 _SHOWN: Final = 120  # characters of a name or value in a message
 _PICTURES: Final = 1_000  # pictures of one product
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))  # made once: `json.dumps` makes one for each record
 
 
 class Mapper:
@@ -38,6 +39,7 @@ class Mapper:
     def __init__(self, mapping: Mapping, pictures: PictureStore | None, observations: Observations) -> None:
         self._mapping, self._pictures, self._observations = mapping, pictures, observations
         self._nulls = Nulls(mapping.null_values)
+        self._is_null = self._nulls.is_null
         self._derived = DerivedColumns(mapping, self._nulls, observations)
         self._filter = RowFilter(mapping, self._derived, observations)
         self._globs = any(WILDCARD in column for column in mapping.labels)
@@ -60,7 +62,7 @@ class Mapper:
             # The only change to an unreadable line: many readers take a lone carriage return for a line end.
             return row.replace(b"\r", b" ") + b"\n"
         # ASCII with escapes, so that the record stays one line of valid UTF-8 whatever characters the shop used.
-        line = json.dumps(self.record(row), separators=(",", ":")).encode()
+        line = _ENCODER.encode(self.record(row)).encode()
         if len(line) > MAX_LINE:
             detail = f"a record of more than {MAX_LINE:,} bytes as ASCII JSON"
             return self._observations.reject("line_too_long", detail, line[:LINE_START]).encoded() + b"\n"
@@ -185,7 +187,7 @@ class Mapper:
 
     def _value(self, row: dict[str, Json], column: str) -> Json:
         value = get_column(row, column) if column else None
-        return None if value is ABSENT or self._nulls.is_null(value) else value
+        return None if value is ABSENT or self._is_null(value) else value
 
     def _single(self, row: dict[str, Json], column: str) -> Json:
         """Return the value of a column that has one. Of the values of a derived or merged column it is the first."""
@@ -257,7 +259,7 @@ class Mapper:
         parts: list[str] = []
         for text in texts:
             parts += (part.strip() for part in text.split(separator)) if separator and separator in text else [text]
-        return [part for part in parts if not self._nulls.is_null(part)]
+        return [part for part in parts if not self._is_null(part)]
 
     def _count_unread(self, name: str, value: Json) -> None:
         self._observations.note("labels that cannot be read")

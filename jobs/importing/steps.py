@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 from cma_clip_core.content.markup import visible_text
 from jobs.importing.columns import unique
 from jobs.records.values import price
-from schemas.derived_columns import StepCall
+from schemas.derivations import StepCall
 
 Json: TypeAlias = Any
 _DEPTH: Final = 8  # levels of nested lists and objects that a step enters
@@ -133,8 +133,8 @@ def _key_value(value: Json, argument: tuple[str, str]) -> Json:
     if not isinstance(value, str):
         raise StepError("not a text")
     between, mark = argument
-    pairs: dict[str, list[str]] = {}
-    name, start = "", 0
+    pairs: list[tuple[str, int, int]] = []  # each name, with the start and the end of its value
+    start = 0
     quoted = re.compile(rf'"((?:[^"]|"")*+)"\s*(?={re.escape(between)}|$)')
     while start < len(value):
         end = value.find(between, start)
@@ -145,17 +145,19 @@ def _key_value(value: Json, argument: tuple[str, str]) -> Json:
             if not name:
                 raise StepError("a value without a name")
             if value[after : after + 1] == '"' and (match := quoted.match(value, after)):
-                pairs.setdefault(name, []).append(match[1].replace('""', '"'))
                 end = match.end()
-            else:
-                pairs.setdefault(name, []).append(value[after:end])
+            pairs.append((name, after, end))
         elif value[start:end].strip():
-            if not name:
+            if not pairs:
                 raise StepError("a value without a name")
-            pairs[name][-1] += f"{between}{value[start:end]}"
+            pairs[-1] = (*pairs[-1][:2], end)
         start = end + len(between)
-    given = {name: unique(text for each in texts if (text := each.strip())) for name, texts in pairs.items()}
-    return {name: texts[0] if len(texts) == 1 else texts for name, texts in given.items() if texts}
+    texts: dict[str, list[str]] = {}
+    for name, first, last in pairs:
+        whole = quoted.fullmatch(value, first, last)
+        texts.setdefault(name, []).append(whole[1].replace('""', '"') if whole else value[first:last])
+    given = {name: unique(text for each in held_texts if (text := each.strip())) for name, held_texts in texts.items()}
+    return {name: each[0] if len(each) == 1 else each for name, each in given.items() if each}
 
 
 def _pairs_text(value: Json, argument: tuple[str, str]) -> Json:

@@ -109,6 +109,7 @@ def attributes(predictions: DataFrame, plan: Plan, taxonomy: Taxonomy) -> DataFr
         (accepted & is_listed & ~F.array_contains("listed", F.col("p.value"))).alias("conflict"),
         F.col("p.text_weight").alias("text_weight"),
         F.col("p.image_weight").alias("image_weight"),
+        F.col("p.method").alias("method"),
         F.lit(plan.model_version).alias("model_version"),
         "source_hash",
         F.lit(plan.ds).alias("ds"),

@@ -95,6 +95,7 @@ class AttributeFacts:
     histogram: tuple[tuple[int, int], ...] = ()  # (accepted, not accepted) predictions in each confidence bin
     image_weight: float | None = None  # mean over products with text and picture; None: no such products
     image_quartiles: tuple[float, float] = (0.0, 0.0)
+    methods: tuple[str, ...] = ()  # that answered, the most frequent first; empty: older rows do not say
     conflicts: int = 0
     new_conflicts: int = 0  # conflicts of products tagged in this run
     suspects: int = 0  # new conflicts whose product the model was not trained on

@@ -244,6 +244,11 @@ class Query:
                from attributes where text_weight > 0 and image_weight > 0 group by attribute"""
         ):
             facts[name].image_weight, facts[name].image_quartiles = mean, (low, high)
+        for name, method in self._rows(
+            """select attribute, method from attributes where method is not null group by all
+               order by attribute, count(*) desc, method"""
+        ):
+            facts[name].methods += (method,)
         for name, n, new, suspects in self._rows(
             """select attribute, count(*), count(*) filter (run_id = $1),
                    count(*) filter (run_id = $1 and product_id not in (select product_id from training))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +18,11 @@ from cma_clip_core.inputs import distributed
 from cma_clip_core.inputs.compute import Compute
 from cma_clip_core.inputs.devices import resolve_device
 from cma_clip_core.inputs.learning_problem import LearningProblem
+from cma_clip_core.model.ensemble import CMA_CLIP
 from cma_clip_core.model_documents import ExperimentOrigin, TowersOrigin
 from cma_clip_core.training import fit
 from cma_clip_core.training.tensorboard import LOGS
+from cma_clip_core.training.train_candidates import train_candidates
 from jobs.errors import JobError, as_job_error
 from jobs.lake import storage
 from jobs.lake.layout import Lake
@@ -38,10 +41,12 @@ log = logging.getLogger(__name__)
 def train(settings: Settings, ds: str, promote: bool = True, towers: str | None = None, pretrain: bool = False) -> str:
     """Train on the labelled set of the day `ds`, write a model version, and return its name. A killed training resumes.
 
+    Each attribute is answered by the candidate that is best on validation (cma_clip_core.training.train_candidates).
+
     Processes that `torchrun` started train together: the first one writes the version, and the others return "".
 
     Args:
-        settings: names the model configuration, the taxonomy and the device.
+        settings: names the model configuration, the candidates, the taxonomy and the device.
         ds: the newest day whose examples are used; its labelled set is made if it does not exist.
         promote: make the new version the champion, unless it is worse than the current one.
         towers: name or folder of the pretrained towers to start from; None: those of the configuration, if any.
@@ -70,7 +75,7 @@ def train(settings: Settings, ds: str, promote: bool = True, towers: str | None 
         if pretrain:
             start = find_towers(lake, find_or_pretrain(lake, labelled, problem, compute))
         with measure("train") as measured:
-            version = _train(lake, labelled, problem, compute, start, measured.details)
+            version = _train(lake, labelled, problem, compute, start, measured.details, settings.candidates)
             measured.rows = int(measured.details.get("examples", 0))
             measured.folder = lake.model_reports(ds, version) if version else None
     except CoreError as error:
@@ -117,6 +122,7 @@ def _train(
     compute: Compute,
     start: Path | None,
     details: dict[str, float | int | str],
+    candidates: Sequence[str],
 ) -> str:
     index, world = problem.index, compute.world
     log.info(
@@ -129,12 +135,13 @@ def _train(
         lake.work / "models", from_towers.config, set_id, problem.taxonomy.fingerprint, processes=world.size
     )
     if not world.is_first:
-        fit.fit(from_towers, compute, folder=work)
+        if CMA_CLIP in candidates:
+            fit.fit(from_towers, compute, folder=work)
         world.wait()  # until the first process has written the version and no longer needs the work folder
         shutil.rmtree(work, ignore_errors=True)  # on another machine: the cached outputs of frozen towers
         return ""
     workdir.begin(work, problem.config, set_id, world.size)
-    trained = fit.train(from_towers, compute, folder=work)
+    trained = train_candidates(from_towers, compute, folder=work, candidates=candidates)
     version = save_version(trained, problem, lake, labelled, lake.work / "models", start, towers=origin)
     storage.send_folder(lake.work / "models" / version, lake.models / version, last=registry.SUMS)
     workdir.finish(work, lake.model_reports(labelled.manifest.ds, version) / LOGS)

@@ -284,14 +284,13 @@ def test_a_value_that_resembles_a_word_is_named() -> None:
     assert taxonomy["kind"].nearest("Spaceship") is None
 
 
-def test_numbers_are_values_and_yes_and_no_must_be_quoted() -> None:
+def test_numbers_and_truth_values_are_words() -> None:
     changed = document()
     changed["attributes"][1]["values"] = [38, {"name": 40.5, "aliases": [41]}]
     assert parse(changed)["colour"].value_names == ("38", "40.5")
     assert parse(changed).normalise({"Colour": ["38.0"]})[0] == {"colour": ["38"]}
     changed["attributes"][1]["values"] = [True, False]
-    with pytest.raises(ContractError, match=r"attributes\[1 'colour'\].values: .*Yes, No.*write the word in quotes"):
-        parse(changed)
+    assert parse(changed)["colour"].value_names == ("true", "false")
 
 
 def test_values_that_fold_alike_are_refused() -> None:

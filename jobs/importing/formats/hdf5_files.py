@@ -22,7 +22,7 @@ _ENTRY: Final = 4096  # bytes of an entry of fixed size, more: a picture or an e
 
 
 def read_hdf5(source: Source, mapping: Mapping, observations: Observations) -> Iterator[dict[str, Json] | RejectedLine]:
-    """Yield each record. A picture is given as {"hdf5": dataset, "index": number of the record}.
+    """Yield each record. A picture is given by its name in `Hdf5Pictures`: ``input_image/17.png``.
 
     Raises:
         StructureError: the file is not HDF5, is damaged, or has no datasets of one length.
@@ -69,9 +69,7 @@ def _rows(
     length = next(iter(datasets.values())).shape[0]
     for start in range(0, length, _BATCH):
         end = min(start + _BATCH, length)
-        columns = {
-            name: _column(name, dataset, start, end, encoding, observations) for name, dataset in datasets.items()
-        }
+        columns = {name: _column(dataset, start, end, encoding, observations) for name, dataset in datasets.items()}
         for index in range(end - start):
             observations.line = start + index + 1
             observations.count_row()
@@ -84,13 +82,11 @@ def _rows(
                 yield record
 
 
-def _column(
-    name: str, dataset: h5py.Dataset, start: int, end: int, encoding: str, observations: Observations
-) -> list[Json]:
+def _column(dataset: h5py.Dataset, start: int, end: int, encoding: str, observations: Observations) -> list[Json]:
     entry = int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize
     texts = dataset.dtype.kind in "SO"
     if entry > (MAX_LINE if texts else _ENTRY):
-        return [{"hdf5": name, "index": index} for index in range(start, end)]
+        return [f"{dataset.name.strip('/')}/{index}.png" for index in range(start, end)]
 
     def convert(value: object) -> Json:
         if isinstance(value, bytes):

@@ -11,9 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
+import h5py
+
 from cma_clip_core.content.pictures import MAX_BYTES, PictureError, fetch_file
 from jobs.errors import JobError
 from jobs.importing.files.unpacking import Bounds
+from jobs.importing.pictures.hdf5_pictures import MAGIC, Hdf5Pictures
 from jobs.importing.pictures.picture_names import fold
 from schemas.mapping import Mapping
 
@@ -43,7 +46,7 @@ class Source(Protocol):
 
 
 def open_sources(folder: Path, mapping: Mapping, bounds: Bounds, stack: contextlib.ExitStack) -> list[Source]:
-    """Return the export's zips and folders of pictures.
+    """Return the export's zips, folders and HDF5 files of pictures.
 
     Args:
         folder: folder of the export.
@@ -61,6 +64,9 @@ def open_sources(folder: Path, mapping: Mapping, bounds: Bounds, stack: contextl
             sources.append(FolderSource(path, folder))
         elif path.is_file():
             try:
+                if _starts_with(path, MAGIC):
+                    sources.append(Hdf5Pictures(path, stack.enter_context(h5py.File(path, "r"))))
+                    continue
                 sources.append(ZipSource(path, stack.enter_context(zipfile.ZipFile(path)), bounds))
             except (zipfile.BadZipFile, OSError, ValueError) as error:
                 raise JobError(
@@ -69,7 +75,10 @@ def open_sources(folder: Path, mapping: Mapping, bounds: Bounds, stack: contextl
                 ) from error
     if not sources:
         seen = sorted(path.name for path in folder.iterdir())[:20]
-        raise JobError(f"{folder}: no pictures; looked for {', '.join(mapping.pictures)}; the folder has {seen}")
+        raise JobError(
+            f"{folder}: no pictures; looked for {', '.join(mapping.pictures)}; the folder has {seen}. "
+            "Put the pictures there, or use a mapping without `pictures` and `picture_name`"
+        )
     return sources
 
 
@@ -131,6 +140,11 @@ def _check_link(path: Path, folder: Path) -> None:
             f"{path} is a link that leaves the export, to {real}; it is not followed and nothing was imported: copy the "
             "pictures into the export, or name their real location in the mapping under `pictures`"
         )
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def _archive_kind(path: Path) -> str | None:

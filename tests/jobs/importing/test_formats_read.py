@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import datetime
 import decimal
 import gzip
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from backports import zstd
+from PIL import Image
 
 from jobs.errors import JobError
 from jobs.importing.files.record_files import find_records
@@ -29,6 +31,7 @@ from jobs.importing.files.unpacking import Bounds
 from jobs.importing.formats import json_documents, parquet_files, workbooks, xml_feeds
 from jobs.importing.formats.format_registry import find_candidates, open_records, read_records, read_sample
 from jobs.importing.formats.observations import Observations
+from jobs.importing.pictures.picture_sources import open_sources
 from jobs.records.rejected_lines import RejectedLine
 from schemas.mapping import Mapping
 
@@ -387,13 +390,27 @@ def test_a_dataset_of_pictures_is_named_and_old_texts_are_read(export: Export) -
         book["input_image"] = np.zeros((2, 64, 64, 3), np.uint8)
         book["classes"] = np.arange(5)
     assert export.read(file.getvalue()) == [
-        {"id": 1, "name": "Red", "input_image": {"hdf5": "input_image", "index": 0}},
-        {"id": 2, "name": "café", "input_image": {"hdf5": "input_image", "index": 1}},
+        {"id": 1, "name": "Red", "input_image": "input_image/0.png"},
+        {"id": 2, "name": "café", "input_image": "input_image/1.png"},
     ]
     assert export.observations.notes == {
         "datasets of another length, not read: classes": 1,
         "texts that are not UTF-8, read as cp1252": 1,
     }
+
+
+def test_pictures_in_hdf5_are_read_as_png(export: Export) -> None:
+    pixels = np.random.default_rng(7).integers(0, 255, (2, 64, 64, 3), np.uint8)
+    with h5py.File(export.folder / "items.h5", "w") as book:
+        book["input_image"] = pixels
+    layout = Mapping.model_validate(MAPPING | {"pictures": ["*.h5"], "picture_name": "{input_image}"})
+    with contextlib.ExitStack() as stack:
+        (source,) = open_sources(export.folder, layout, Bounds(), stack)
+        assert [name for name, _ in source.names()] == ["input_image/0.png", "input_image/1.png"]
+        data = source.read("input_image/1.png")
+        assert data is not None
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels[1])
+        assert source.read("input_image/2.png") is None
 
 
 # --- an export on S3

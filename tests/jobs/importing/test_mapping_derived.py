@@ -11,7 +11,7 @@ import pytest
 from jobs.errors import JobError
 from jobs.importing.columns import ABSENT, get_column
 from jobs.importing.steps import STEPS, Unread, apply_steps
-from schemas.derived_columns import ARGUMENTS, StepCall
+from schemas.derivations import ARGUMENTS, StepCall
 from schemas.loading import ContractError
 from schemas.mapping import load_mapping
 from tests.jobs.importing.test_import_catalog import Shop
@@ -274,7 +274,6 @@ def test_texts_of_one_language_become_title_and_paragraphs(tmp_path: Path) -> No
         ("derive: {a: {from: a}}", "'a' needs 'a'"),
         ("derive: {a: {pairs: ['N *', V]}}", "must both have one '\\*', or both none"),
         ("group_first: {a: b}", "`group_by` must name"),
-        ("where: {a: true}", "put it in quotes"),
         ("picture_name: '{id}.jpg'", "only web addresses need no `pictures`"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Draft a mapping, a taxonomy and a page from an export."""
