@@ -84,6 +84,10 @@ def export_changes(
         )
     if out.is_dir():
         raise JobError(f"--out {out} is a folder; give the file to write")
+    if catalog is not None and storage.on_disk(catalog) and out.resolve().is_relative_to(Path(catalog).resolve()):
+        raise JobError(
+            f"--out {out} is in the export's own folder, where the next import may read it; give another folder"
+        )
     lake = Lake(settings.root)
     with tempfile.TemporaryDirectory(prefix="export-") as scratch, duckdb.connect() as connection:
         folder = Path(scratch)

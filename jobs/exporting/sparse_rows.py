@@ -50,6 +50,7 @@ class SparseRows:
         columns = sorted(self.columns, key=lambda column: rank.get(column, _COLUMNS_FIRST))
         with target.open("w", encoding="utf-8", newline="") as out, self._path.open(encoding="utf-8") as rows:
             writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
+            quoting = csv.writer(out, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
             writer.writerow(columns)
             for line in rows:
                 cells, exported = json.loads(line)
@@ -58,7 +59,8 @@ class SparseRows:
                 if (reason := next(filter(None, faults), "")) and drop:
                     drop([(attribute, column) for attribute, column in exported], reason)
                     continue
-                writer.writerow(row)
+                # A lone carriage return ends a line for many readers, but the writer does not quote it.
+                (quoting if any("\r" in text for text in row) else writer).writerow(row)
                 self.count += 1
 
     def close(self) -> None:

@@ -32,6 +32,7 @@ class System:
     )  # globs of further columns of a new attribute: value if unknown
     names_beside: str = ""  # glob of the attribute names that `beside` stands beside
     merged: tuple[str, ...] = ()  # columns of pairs whose other pairs the importer keeps
+    locks_pairs: Callable[[Row], bool] = lambda _: False  # whether the pairs of a product may define its variants
     unquoted: tuple[str, ...] = ()  # globs of columns whose importer removes an apostrophe before = + - @
 
     def reason(self, column: str) -> str:
@@ -50,9 +51,19 @@ class System:
         """Return why a cell must not be written as it is; an empty text if it may be."""
         if is_formula(text):
             return f"the shop's own text in {column!r} begins like a formula"
+        if not text.isprintable() and not _is_utf8(text):
+            return f"the shop's own text in {column!r} has a character that UTF-8 does not have"
         if self.delimiter == "\t" and any(sign in text for sign in "\t\r\n"):
             return f"the shop's own text in {column!r} has a tab or a line end"
         return ""
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _matches(column: str, globs: tuple[str, ...]) -> bool:
@@ -97,6 +108,7 @@ WOOCOMMERCE: Final = System(
     together=("Attribute *",),
     beside={"Attribute * visible": "1", "Attribute * global": "0"},
     names_beside="Attribute * name",
+    locks_pairs=lambda row: "variable" in _text(row, "Type").lower(),
     unquoted=("Attribute * value(s)", "Tags"),
 )
 

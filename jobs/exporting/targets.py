@@ -33,14 +33,26 @@ class Refusal(Exception):
 class Label:
     """A label to write: its name and words as the shop writes them.
 
-    `replaces` is true for a word that takes the place of the shop's own. `is_free` says whether an old text has no meaning, so
-    that it may be replaced.
+    `replaces` is true for a word that takes the place of the shop's own. `kept` are the shop's words beside which new ones are
+    added. `is_free` says whether an old text has no meaning, so that it may be replaced.
     """
 
     name: str
     words: tuple[str, ...]
     replaces: bool
+    kept: tuple[str, ...]
     is_free: Callable[[str], bool]
+
+    @property
+    def all_words(self) -> Json:
+        """All words of the label: one text, or a list."""
+        words = [*self.kept, *self.words]
+        return words if len(words) > 1 else words[0]
+
+    @property
+    def overwrites(self) -> bool:
+        """True if the label's own pair is written again."""
+        return self.replaces or bool(self.kept)
 
 
 @dataclass(slots=True)
@@ -120,13 +132,12 @@ class PairText:
         """Return the column with one more pair, or with another value in its pair."""
         old = _old_text(row, self.column)
         between, mark = self.marks
-        if self.separator and not any(call.name == "split" for call in self.steps):
-            given: Json = self.separator.join(label.words)
-        else:
-            given = list(label.words) if len(label.words) > 1 else label.words[0]
+        given = label.all_words
+        if isinstance(given, list) and self.separator and not any(call.name == "split" for call in self.steps):
+            given = self.separator.join(given)
         value = unapply(given, self.steps, self.skipped, self.name, self.column, self.words)
         pair = f"{label.name}{mark}{value}"
-        if not label.replaces:
+        if not label.overwrites:
             return Cells({self.column: f"{old}{between}{pair}" if old else pair}, {self.column: pair})
         own = re.compile(rf"(?<![^{re.escape(between)}]){re.escape(label.name + mark)}[^{re.escape(between)}]*")
         if len(own.findall(old)) != 1:
@@ -148,7 +159,7 @@ class JsonObject:
             held = None
         if not isinstance(held, dict):
             raise Refusal(f"{self.column!r} is not a JSON object")
-        held[label.name] = list(label.words) if len(label.words) > 1 else label.words[0]
+        held[label.name] = label.all_words
         return Cells({self.column: json.dumps(held, ensure_ascii=False)})
 
 
@@ -167,8 +178,7 @@ class PairColumns:
         if WILDCARD not in self.names:
             why = self.system.reason(self.names)
             raise Refusal(f"{self.values!r} is never written: {why}" if why else f"{self.names!r} is a fixed column")
-        given: Json = list(label.words) if len(label.words) > 1 else label.words[0]
-        value = unapply(given, self.derivation.steps, 0, "", self.values, self.words)
+        value = unapply(label.all_words, self.derivation.steps, 0, "", self.values, self.words)
         star = self._star(row, label)
         cells = {self.values.replace(WILDCARD, star): value}
         name_column = self.names.replace(WILDCARD, star)
@@ -186,12 +196,14 @@ class PairColumns:
             name = _old_text(row, self.names.replace(WILDCARD, star))
             value = _old_text(row, self.values.replace(WILDCARD, star))
             if name and fold(name) == fold(label.name):
-                if value and not label.replaces and not label.is_free(value):
+                if value and self.system.locks_pairs(row):
+                    raise Refusal("the attribute may define the product's variations")
+                if value and not label.overwrites and not label.is_free(value):
                     raise Refusal(f"{self.values.replace(WILDCARD, star)!r} holds another text")
                 return star
             if not name and not value:
                 free.append(star)
-        if label.replaces:
+        if label.overwrites:
             raise Refusal("no pair of columns has this name")
         if free:
             return free[0]

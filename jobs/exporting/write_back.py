@@ -14,6 +14,7 @@ from jobs.exporting.targets import Cells, Label, Refusal, Row, Target, targets_o
 from jobs.importing.columns import Json
 from jobs.importing.mapper import Mapper
 from schemas.characters import fold
+from schemas.derived_columns import WILDCARD
 from schemas.mapping import Mapping
 from schemas.taxonomy import Attribute, Taxonomy
 
@@ -109,6 +110,7 @@ class WriteBack:
             name=self._words.name(attribute.field),
             words=tuple(self._words.word(attribute.name, value) for value in change.values),
             replaces=change.kind == "correct" and not attribute.multi_valued,
+            kept=self._own_words(before, attribute) if change.kind == "correct" and attribute.multi_valued else (),
             is_free=lambda text: not attribute.read(text)[0],
         )
         found, reason = self._find_targets(attribute)
@@ -128,8 +130,12 @@ class WriteBack:
                 each.cells |= cells[n].cells
                 for pair_column, pair in cells[n].pairs.items():
                     each.pairs.setdefault(pair_column, []).append(pair)
-            return column
+            return column if WILDCARD in column else next(iter(cells[min(cells)].cells))
         raise Refusal(refusals[0] if refusals else reason)
+
+    def _own_words(self, record: Row, attribute: Attribute) -> tuple[str, ...]:
+        """Return the shop's own words of an attribute."""
+        return tuple(texts_of(record["attributes"].get(self._words.name(attribute.field))))
 
     def _find_targets(self, attribute: Attribute) -> tuple[list[tuple[str, Target]], str]:
         if attribute.name not in self._targets:

@@ -325,6 +325,43 @@ def test_a_conflict_is_corrected_only_if_asked_for(tmp_path: Path) -> None:
     assert out.read_text() == "id\tcolor\na1\tGreen\n"
 
 
+def test_a_correction_of_a_list_keeps_the_shop_s_words(tmp_path: Path) -> None:
+    mapping = tmp_path / "mapping.yaml"
+    mapping.write_text(MAGENTO)
+    row = {"sku": "arc", "name": "Arc", "additional_attributes": "hue=navy,extras=Clip|Cord,note=x"}
+    shop = write_csv(
+        tmp_path / "shop" / "p.csv", ["sku", "store_view_code", "name", "kind", "additional_attributes"], [row]
+    )
+    changes = [conflict_row("arc", "extras", "Clip", "Timer"), conflict_row("arc", "hue", "Blue", "Red")]
+    lake = publish(tmp_path / "lake", taxonomy(kind="kind", hue="hue", extras="extras"), {DAY1: changes})
+    _, out = export(lake, "magento", shop.parent, mapping, corrections=True)
+    assert read_csv(out) == [{"sku": "arc", "additional_attributes": "extras=Clip|Cord|Timer,hue=Red"}]
+
+
+def test_an_attribute_of_a_product_with_variations_is_not_corrected(tmp_path: Path) -> None:
+    mapping, shop = woocommerce(tmp_path)
+    text = taxonomy(kind="categories", hue="Size", extras="Extras").replace("Red", "S")
+    lake = publish(tmp_path / "lake", text, {DAY1: [conflict_row("arc", "hue", "S", "Blue")]})
+    rows = read_csv(shop)
+    rows[0]["Attribute 1 value(s)"] = "S"
+    write_csv(shop, list(rows[0]), rows)
+    result, out = export(lake, "woocommerce", shop.parent, mapping, corrections=True)
+    assert read_csv(out) == []
+    assert result.counts["hue"].left_out == {"the attribute may define the product's variations": 1}
+
+
+def test_texts_with_line_ends_quotes_and_delimiters_are_repeated_as_they_are(tmp_path: Path) -> None:
+    mapping, shop = shopify(tmp_path)
+    rows = read_csv(shop)
+    rows[2]["Title"] = 'Bow, "old"\rand\nnew'
+    write_csv(shop, list(rows[0]), rows)
+    lake = publish(tmp_path / "lake", taxonomy(kind="category", hue=HUE, extras="extras"),
+                   {DAY1: [model_row("bow", "kind", "Lamp")]})  # fmt: skip
+    _, out = export(lake, "shopify", shop.parent, mapping)
+    (written,) = read_csv(out)
+    assert written["Title"] == 'Bow, "old"\rand\nnew'
+
+
 def test_the_csv_has_a_column_for_each_attribute_and_is_read_by_our_import(tmp_path: Path) -> None:
     changes = [model_row("p2", "extras", "Clip"), model_row("p2", "extras", "Timer"), model_row("p1", "hue", "Red"),
                model_row("=p3", "hue", "Blue")]  # fmt: skip
@@ -349,6 +386,10 @@ def test_an_export_without_changes_or_keys_says_so(tmp_path: Path) -> None:
         export_changes(settings, "shopify", DAY1, out)
     with pytest.raises(JobError, match="lacks Handle or URL handle and Title, by which the importer of shopify"):
         export_changes(settings, "shopify", DAY1, out, mapping=str(mapping), catalog=shop.parent)
+    with pytest.raises(JobError, match="in the export's own folder"):
+        export_changes(
+            settings, "google-merchant", DAY1, shop.parent / "x.tsv", mapping=str(mapping), catalog=shop.parent
+        )
     with pytest.raises(JobError, match="nothing is published yet"):
         export_changes(settings_for(Lake(tmp_path / "empty").root), "csv", DAY1, out)
     assert not out.exists()
