@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from schemas.derived_columns import WILDCARD
+
 from jobs.exporting.changes import Change
 from jobs.exporting.formulas import is_formula
 from jobs.exporting.shop_words import ShopWords, texts_of
@@ -14,7 +16,6 @@ from jobs.exporting.targets import Cells, Label, Refusal, Row, Target, targets_o
 from jobs.importing.columns import Json
 from jobs.importing.mapper import Mapper
 from schemas.characters import fold
-from schemas.derived_columns import WILDCARD
 from schemas.mapping import Mapping
 from schemas.taxonomy import Attribute, Taxonomy
 
