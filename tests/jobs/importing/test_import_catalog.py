@@ -118,7 +118,7 @@ def test_a_record_in_our_names(shop: Shop) -> None:
         "image_uri": None, "image_version": None, "updated_at": "2026-11-01T00:00:00Z",
         "attributes": {"kind": "Shirt", "Colour": "Blue", "Details": ["Belt", "Logo"], "Sizes": ["S", "M"]},
     }  # fmt: skip
-    assert list(record) == RECORD.names
+    assert list(record) == [name for name in RECORD.names if name != "image_uris"]  # it has one picture
 
 
 @pytest.mark.parametrize(
