@@ -53,7 +53,8 @@ jobs.report jobs.nightly jobs.training.experiment
 jobs.upkeep jobs.runs jobs.importing.formats
 jobs.importing.pictures
 jobs.importing
-jobs.demo jobs.drafting
+jobs.demo jobs.drafting.analysis
+jobs.drafting
 jobs.cli
 jobs.__main__ jobs.step_server_main jobs.compose
 """
