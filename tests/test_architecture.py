@@ -54,7 +54,8 @@ jobs.upkeep jobs.runs jobs.importing.formats jobs.importing.web
 jobs.importing.pictures
 jobs.importing
 jobs.exporting
-jobs.demo jobs.drafting
+jobs.demo jobs.drafting.analysis
+jobs.drafting
 jobs.cli
 jobs.__main__ jobs.step_server_main jobs.compose
 """

@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Final
 
-from jobs.drafting.attribute_drafts import (
+from jobs.drafting.analysis.attribute_drafts import (
     DraftAttribute,
     Drafts,
     choose_article_type,
@@ -19,15 +19,15 @@ from jobs.drafting.attribute_drafts import (
     name_uniquely,
     snake_case,
 )
-from jobs.drafting.column_profiles import ColumnProfile, profile
-from jobs.drafting.column_roles import hint
+from jobs.drafting.analysis.column_profiles import ColumnProfile, profile
+from jobs.drafting.analysis.column_roles import hint
+from jobs.drafting.analysis.label_columns import LeftOut
+from jobs.drafting.analysis.label_promise import labels_to_learn
+from jobs.drafting.analysis.mapped_products import Product, map_products
+from jobs.drafting.analysis.mixed_tags import take_apart
 from jobs.drafting.draft_files import mapping_text, taxonomy_text
 from jobs.drafting.export_sample import ExportSample, sample_export
-from jobs.drafting.label_columns import LeftOut
-from jobs.drafting.label_promise import labels_to_learn
-from jobs.drafting.mapped_products import Product, map_products
 from jobs.drafting.mapping_draft import MappingDraft, draft_mapping, tag_fields
-from jobs.drafting.mixed_tags import take_apart
 from jobs.errors import JobError
 from jobs.lake import storage
 from jobs.pages.display_text import plain

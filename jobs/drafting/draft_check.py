@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from jobs.drafting.analysis.label_promise import statement
+from jobs.drafting.analysis.mapped_products import Product, map_products
+from jobs.drafting.analysis.spellings import aliases_of
 from jobs.drafting.draft import ROWS, Draft, draft
-from jobs.drafting.label_promise import statement
-from jobs.drafting.mapped_products import Product, map_products
-from jobs.drafting.spellings import aliases_of
 from jobs.importing.columns import has_column
 from jobs.pages.display_text import plain
 from schemas.characters import fold

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from jobs.drafting.attribute_drafts import DraftAttribute, Drafts
-from jobs.drafting.label_promise import statement
-from jobs.drafting.spellings import DraftValue
+from jobs.drafting.analysis.attribute_drafts import DraftAttribute, Drafts
+from jobs.drafting.analysis.label_promise import statement
+from jobs.drafting.analysis.spellings import DraftValue
 from jobs.pages.display_text import plain
 from schemas.taxonomy import Attribute
 

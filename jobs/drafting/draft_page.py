@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from jobs.drafting.attribute_drafts import DraftAttribute
-from jobs.drafting.column_profiles import ColumnProfile
+from jobs.drafting.analysis.attribute_drafts import DraftAttribute
+from jobs.drafting.analysis.column_profiles import ColumnProfile
+from jobs.drafting.analysis.label_columns import LeftOut
+from jobs.drafting.analysis.label_promise import labels_to_learn, labels_to_promise, statement
+from jobs.drafting.analysis.mapped_products import Product
 from jobs.drafting.draft import Draft
 from jobs.drafting.draft_pictures import show_pictures
-from jobs.drafting.label_columns import LeftOut
-from jobs.drafting.label_promise import labels_to_learn, labels_to_promise, statement
-from jobs.drafting.mapped_products import Product
 from jobs.pages.html import render
 from schemas.taxonomy import Attribute
 

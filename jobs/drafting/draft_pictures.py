@@ -17,8 +17,8 @@ from typing import Final
 from PIL import Image
 
 from cma_clip_core.content.pictures import PictureError, PictureSpec, decode
-from jobs.drafting.column_profiles import Row, is_nothing, paths, text_of
-from jobs.drafting.column_roles import Profiles
+from jobs.drafting.analysis.column_profiles import Row, is_nothing, paths, text_of
+from jobs.drafting.analysis.column_roles import Profiles
 from jobs.errors import JobError
 from jobs.importing.files.unpacking import Bounds
 from jobs.importing.pictures.picture_sources import FolderSource, Source, ZipSource
@@ -34,7 +34,7 @@ _SIDE: Final = PictureSpec(176, 176)
 
 @dataclass(frozen=True, slots=True)
 class PictureColumns:
-    """How pictures are found: the mapping's `pictures` and `picture_name`, with the reason."""
+    """Way to find the pictures: the mapping's `pictures` and `picture_name`, with the reason."""
 
     pictures: tuple[str, ...]
     picture_name: str

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from jobs.drafting.column_profiles import Row
-from jobs.drafting.shop_systems import ShopSystem, recognise
+from jobs.drafting.analysis.column_profiles import Row
+from jobs.drafting.analysis.shop_systems import ShopSystem, recognise
 from jobs.errors import JobError
 from jobs.importing.formats.format_registry import FileSample, find_candidates, read_sample
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from jobs.drafting.column_profiles import ColumnProfile
-from jobs.drafting.column_roles import Profiles, Roles, choose_roles, hint
+from jobs.drafting.analysis.column_profiles import ColumnProfile
+from jobs.drafting.analysis.column_roles import Profiles, Roles, choose_roles, hint
+from jobs.drafting.analysis.label_columns import LabelColumns, choose_labels, is_tags_name
 from jobs.drafting.draft_pictures import find_pictures
 from jobs.drafting.export_sample import ExportSample
-from jobs.drafting.label_columns import LabelColumns, choose_labels, is_tags_name
 from jobs.errors import JobError
 from schemas.mapping import BUILT_IN, Mapping
 from schemas.yaml_words import read_yaml
@@ -38,8 +39,7 @@ def draft_mapping(sample: ExportSample, profiles: Profiles) -> MappingDraft:
     """Return the drafted mapping of an export. Raises JobError if no column identifies a product."""
     draft = _of_system(sample, profiles) if sample.system else _of_columns(profiles)
     document, start = draft.document, sample.start
-    records = [glob.escape(str(file)) for file in sample.files]
-    written: Document = {"records": records}
+    written: Document = {"records": [_records_pattern(sample, draft.notes)]}
     if start.format == "csv" and start.delimiter not in ("", ","):
         written["delimiter"] = "tab" if start.delimiter == "\t" else start.delimiter
     if (
@@ -60,6 +60,22 @@ def draft_mapping(sample: ExportSample, profiles: Profiles) -> MappingDraft:
     draft.document = written | {key: value for key, value in document.items() if key not in written}
     _add_pictures(draft, sample, profiles)
     return draft
+
+
+def _records_pattern(sample: ExportSample, notes: list[str]) -> str:
+    """Return a pattern that matches all files of the records and no other; the first file if no pattern does."""
+    names = [str(file) for file in sample.files]
+    if len(names) > 1:
+        prefix = os.path.commonprefix(names)  # noqa: RUF071
+        suffix = os.path.commonprefix([name[::-1] for name in names])[::-1]  # noqa: RUF071
+        suffix = suffix[-(min(map(len, names)) - len(prefix)) :] if len(prefix) < min(map(len, names)) else ""
+        for pattern in (f"{glob.escape(prefix)}*{glob.escape(suffix)}", f"*{Path(names[0]).suffix}"):
+            if {path.relative_to(sample.folder) for path in sample.folder.glob(pattern)} == set(sample.files):
+                return pattern
+        notes.append(
+            f"no pattern matches exactly the files {', '.join(names[:5])}: `records` names the first one alone"
+        )
+    return glob.escape(names[0])
 
 
 def _of_system(sample: ExportSample, profiles: Profiles) -> MappingDraft:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from jobs.drafting.column_profiles import ColumnProfile
+from jobs.drafting.analysis.column_profiles import ColumnProfile
 
 Profiles = Mapping[str, ColumnProfile]
 

@@ -8,9 +8,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-from jobs.drafting.column_profiles import ColumnProfile, Json
-from jobs.drafting.column_roles import Profiles, bare, hint
-from jobs.drafting.spellings import usual_attribute
+from jobs.drafting.analysis.column_profiles import ColumnProfile, Json
+from jobs.drafting.analysis.column_roles import Profiles, bare, hint
+from jobs.drafting.analysis.spellings import usual_attribute
 from jobs.records.label_forms import read_object
 
 _SEPARATORS: Final = ("|", ";", ",", " / ", "\n")

@@ -19,10 +19,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from jobs.drafting.attribute_drafts import DraftAttribute, least_products, snake_case
-from jobs.drafting.label_columns import LeftOut
-from jobs.drafting.mapped_products import Product
-from jobs.drafting.spellings import DraftValue, merge_spellings, spelling_key, usual_words
+from jobs.drafting.analysis.attribute_drafts import DraftAttribute, least_products, snake_case
+from jobs.drafting.analysis.label_columns import LeftOut
+from jobs.drafting.analysis.mapped_products import Product
+from jobs.drafting.analysis.spellings import DraftValue, merge_spellings, spelling_key, usual_words
 from schemas.characters import fold
 from schemas.word_lists import UsualAttribute, load_usual_attributes, load_words
 
@@ -53,7 +53,7 @@ _SEVERAL: Final = 0.05  # share of labelled products with several values above w
 
 @dataclass(slots=True)
 class TakenApart:
-    """What a column of tags holds."""
+    """Contents of a column of tags."""
 
     attributes: list[DraftAttribute] = field(default_factory=list)
     suggestions: list[DraftAttribute] = field(default_factory=list)

@@ -9,11 +9,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from jobs.drafting.column_roles import hint
-from jobs.drafting.label_columns import LeftOut
-from jobs.drafting.label_promise import labels_to_learn
-from jobs.drafting.mapped_products import Product
-from jobs.drafting.spellings import DraftValue, merge_spellings, usual_attribute
+from jobs.drafting.analysis.column_roles import hint
+from jobs.drafting.analysis.label_columns import LeftOut
+from jobs.drafting.analysis.label_promise import labels_to_learn
+from jobs.drafting.analysis.mapped_products import Product
+from jobs.drafting.analysis.spellings import DraftValue, merge_spellings, usual_attribute
 from schemas.characters import fold
 
 MOST_VALUES: Final = 250  # values of an attribute

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, cast
 
-from jobs.drafting.column_profiles import Json, Row
+from jobs.drafting.analysis.column_profiles import Json, Row
 from jobs.importing.formats.observations import Observations
 from jobs.importing.mapper import Mapper
 from jobs.importing.pictures.picture_store import PictureStore
