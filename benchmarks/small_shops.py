@@ -30,6 +30,7 @@ from cma_clip_core.inputs.compute import Compute
 from cma_clip_core.inputs.learning_problem import LearningProblem
 from cma_clip_core.model_documents import AttributeMetrics
 from cma_clip_core.training.train_candidates import train_candidates
+from jobs.lake.layout import LABELLED_TABLE
 from schemas.taxonomy import Taxonomy, load_taxonomy
 
 
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--candidates", default="bag-of-words,picture-features")
     arguments = parser.parse_args()
     config, taxonomy = load_config(arguments.model_config), load_taxonomy(arguments.taxonomy)
-    whole = read_index(arguments.lake / arguments.labelled / "labelled.parquet", arguments.lake)
+    whole = read_index(arguments.lake / arguments.labelled / LABELLED_TABLE, arguments.lake)
     compute = Compute(torch.device("cpu"), progress=False)
     print("split target method attribute products coverage precision recall answered-by")
     for seed in range(arguments.splits):
