@@ -19,7 +19,8 @@ from jobs.exporting.changes import Changes
 from jobs.exporting.shop_words import ShopWords
 from jobs.exporting.sparse_rows import SparseRows
 from jobs.exporting.systems import SYSTEMS, TAGGED_CSV, System
-from jobs.exporting.write_back import AttributeCounts, NewRow, Row, WriteBack
+from jobs.exporting.targets import Row
+from jobs.exporting.write_back import AttributeCounts, NewRow, WriteBack
 from jobs.importing.columns import Nulls
 from jobs.importing.derived_columns import DerivedColumns
 from jobs.importing.files.record_files import find_records

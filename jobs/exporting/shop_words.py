@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Final
 
-from schemas.derived_columns import WILDCARD
-
 from jobs.importing.columns import Json, matching_columns
 from jobs.importing.derived_columns import DerivedColumns
 from jobs.importing.steps import Unread, apply_steps
 from schemas.characters import fold
+from schemas.derivations import WILDCARD
 from schemas.mapping import Mapping, glob_pattern
 from schemas.taxonomy import Taxonomy
 

@@ -12,13 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from schemas.derived_columns import WILDCARD, Derivation, StepCall, template_columns
-
 from jobs.exporting.shop_words import ShopWords, texts_of
 from jobs.exporting.systems import System
 from jobs.importing.columns import Json, matching_columns
 from jobs.importing.steps import STEPS
 from schemas.characters import fold
+from schemas.derivations import WILDCARD, Derivation, StepCall, template_columns
 from schemas.mapping import Mapping, glob_pattern
 
 Row = dict[str, Json]

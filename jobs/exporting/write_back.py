@@ -16,6 +16,7 @@ from jobs.exporting.targets import Cells, Label, Refusal, Row, Target, targets_o
 from jobs.importing.columns import Json
 from jobs.importing.mapper import Mapper
 from schemas.characters import fold
+from schemas.derivations import WILDCARD
 from schemas.mapping import Mapping
 from schemas.taxonomy import Attribute, Taxonomy
 
