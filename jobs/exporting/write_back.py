@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from schemas.derived_columns import WILDCARD
 
 from jobs.exporting.changes import Change
 from jobs.exporting.formulas import is_formula
