@@ -25,6 +25,19 @@ from schemas.loading import Strict, load_shipped
 BUILT_IN = Path(__file__).parent / "mappings"
 
 
+class IndexOfPictures(Strict):
+    """A table in the export that gives the path of each picture by its id."""
+
+    file: tuple[str, ...] = Field(description="file names or globs, tried in order; the first one that exists is read")
+    id: str = Field(description="column with the ids that the records give")
+    path: str = Field(description="column with the paths in the folders or zips of `pictures`")
+
+    @field_validator("file", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
 class Mapping(Strict):
     """Mapping of each field of a record to the shop's own column names.
 
@@ -82,6 +95,9 @@ class Mapping(Strict):
     )
     picture_name: str = Field(
         default="", description="path in the zip or folder, or web address, e.g. images/{id}.jpg; columns in braces"
+    )
+    picture_index: IndexOfPictures | None = Field(
+        default=None, description="table of the pictures' paths; a picture that it lacks has the path of `picture_name`"
     )
     product_id: str
     title: tuple[str, ...] = Field(default=(), description="columns; the first one that a record gives is used")
@@ -183,6 +199,8 @@ class Mapping(Strict):
             raise ValueError(
                 "`picture_name` names pictures to import, `image_uri` pictures to leave: give one of the two"
             )
+        if self.picture_index and (not self.pictures or len(self.picture_columns) != 1):
+            raise ValueError("`picture_index` needs `pictures`, and one column in the braces of `picture_name`")
         outside = re.sub(r"\{[^{}]+\}", "", self.picture_name)
         if self.picture_name and (not self.picture_columns or "{" in outside or "}" in outside):
             raise ValueError(

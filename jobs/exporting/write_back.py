@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-
 from jobs.exporting.changes import Change
 from jobs.exporting.formulas import is_formula
 from jobs.exporting.shop_words import ShopWords, texts_of

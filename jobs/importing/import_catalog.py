@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jobs.importing import prefetch
+from jobs.importing import prefetch_pictures
 from jobs.importing.day_writer import DayWriter, write_parts
 from jobs.importing.file_checks import FileChecks
 from jobs.importing.files.record_files import find_records
@@ -25,6 +25,7 @@ from jobs.importing.formats.format_registry import Row, open_records, read_recor
 from jobs.importing.formats.observations import Observations
 from jobs.importing.grouping import Merge, grouped
 from jobs.importing.mapper import Mapper
+from jobs.importing.picture_index import open_index
 from jobs.importing.pictures.picture_sources import open_sources
 from jobs.importing.pictures.picture_store import PictureStore, picture_writer
 from jobs.importing.web.open_downloads import open_downloads
@@ -76,6 +77,7 @@ def _import_folder(settings: Settings, folder: Path, ds: str, columns: Mapping, 
     with measure("import-catalog") as measured, day_lock, contextlib.ExitStack() as stack:
         target = DayWriter(day, stack)
         pictures = None
+        index = open_index(folder, columns, bounds, stack)
         if columns.picture_name:
             picture_sources = open_sources(folder, columns, bounds, stack) if columns.pictures else []
             counts = Counter[str]()
@@ -87,9 +89,9 @@ def _import_folder(settings: Settings, folder: Path, ds: str, columns: Mapping, 
             observations = Observations()
             if others:
                 observations.note("files of later patterns, not read", len(others))
-            mapper = Mapper(columns, pictures, observations)
+            mapper = Mapper(columns, pictures, observations, index)
             rows = product_rows(files, folder, columns, bounds, mapper, observations, settings.progress)
-            parts = write_parts(target.add, prefetch.lines(rows, mapper))
+            parts = write_parts(target.add, prefetch_pictures.lines(rows, mapper))
             mapper.check()
             if pictures is None or pictures.settle():
                 break

@@ -15,6 +15,7 @@ from jobs.importing.derived_columns import DerivedColumns, fill
 from jobs.importing.formats.format_registry import Json, Row
 from jobs.importing.formats.observations import Observations, shown
 from jobs.importing.formats.sources import LINE_START, MAX_LINE
+from jobs.importing.picture_index import PictureIndex
 from jobs.importing.pictures.picture_store import PictureStore
 from jobs.importing.row_filter import RowFilter, condition_texts
 from jobs.records.label_forms import UnreadableError, decoded, read_object, read_value
@@ -37,8 +38,15 @@ REQUESTED: Final = ""  # key of a begun record's requested pictures; no column o
 class Mapper:
     """Converter of a shop's rows to lines of the raw catalog."""
 
-    def __init__(self, mapping: Mapping, pictures: PictureStore | None, observations: Observations) -> None:
+    def __init__(
+        self,
+        mapping: Mapping,
+        pictures: PictureStore | None,
+        observations: Observations,
+        index: PictureIndex | None = None,
+    ) -> None:
         self._mapping, self._pictures, self._observations = mapping, pictures, observations
+        self._index = index
         self._nulls = Nulls(mapping.null_values)
         self._is_null = self._nulls.is_null
         self._derived = DerivedColumns(mapping, self._nulls, observations)
@@ -310,7 +318,11 @@ class Mapper:
                 return wrong
             parts[column] = [str(identity(name)) for name in names]
         longest = min(max(map(len, parts.values())), _PICTURES)
-        return unique(fill(self._mapping.picture_name, parts, position) for position in range(longest))
+        names = [fill(self._mapping.picture_name, parts, position) for position in range(longest)]
+        if self._index is not None:
+            (ids,) = parts.values()
+            names = [self._index.path(each) or name for each, name in zip(ids, names, strict=False)]
+        return unique(names)
 
 
 def _is_name(value: Json) -> bool:

@@ -33,10 +33,11 @@ def local_export(folder: AnyPath, mapping: Mapping, progress: bool) -> Iterator[
         return
     with tempfile.TemporaryDirectory(prefix="export-") as temporary:
         copy = Path(temporary)
+        index = mapping.picture_index.file if mapping.picture_index else ()
         try:
             objects = list(s3_files.below(folder))
             names = [storage.relative(each.path, folder) for each in objects]
-            wanted = [name for name in names if _matches(name, (*mapping.records, *mapping.pictures))]
+            wanted = [name for name in names if _matches(name, (*mapping.records, *mapping.pictures, *index))]
             if not wanted:
                 raise JobError(f"{folder}: no records; looked for {', '.join(mapping.records)}; it has {names[:20]}")
             for name in wanted:

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from jobs.errors import JobError
 from jobs.importing.import_catalog import import_catalog
 from schemas.documents import RawManifest
 from schemas.mapping import load_mapping, shipped_mappings
@@ -223,3 +224,39 @@ def test_fashion_gen_rows_of_a_product_are_one_record(tmp_path: Path) -> None:
         "input_subcategory": "PARKAS",
         "input_gender": "Men",
     }
+
+
+def test_pictures_of_amazon_berkeley_objects_are_found_by_their_index(tmp_path: Path) -> None:
+    shop = Export(tmp_path, "amazon-berkeley-objects")
+    names = {"A1": "81aB+", "A2": "71cD-", "A3": "not-in-the-index"}
+    listings = [
+        {"item_id": item, "item_name": [{"language_tag": "en_US", "value": item}], "main_image_id": image}
+        for item, image in names.items()
+    ]
+    folder = shop.export / "listings" / "metadata"
+    folder.mkdir(parents=True)
+    (folder / "listings_0.json").write_text("".join(json.dumps(listing) + "\n" for listing in listings))
+    shop.put_rows(
+        "images/metadata/images.csv",
+        {"image_id": "81aB+", "height": 10, "width": 10, "path": "7a/7a1b.jpg"},
+        {"image_id": "71cD-", "height": 10, "width": 10, "path": "7b/7b2c.png"},
+    )
+    for path in ("7a/7a1b.jpg", "7b/7b2c.png"):
+        file = shop.export / "images" / "small" / path
+        file.parent.mkdir(parents=True)
+        file.write_bytes(JPEG + path.encode())
+    products = shop.products()
+    pictures = {item: Path(products[item]["image_uri"]).suffix for item in names}
+    assert pictures == {"A1": ".jpg", "A2": ".png", "A3": ".jpg"}
+    assert products["A3"]["image_uri"] == "missing/not-in-the-index.jpg"
+    assert shop.manifest.pictures == {"added": 2, "missing": 1}
+
+
+def test_an_index_of_pictures_without_its_columns_stops_the_import(tmp_path: Path) -> None:
+    shop = Export(tmp_path, "amazon-berkeley-objects")
+    listing = {"item_id": "A1", "item_name": [{"language_tag": "en_US", "value": "Lamp"}], "main_image_id": "81aB"}
+    (shop.export / "listings_0.json").write_text(json.dumps(listing) + "\n")
+    shop.put_rows("images.csv", {"image": "81aB", "path": "7a/7a1b.jpg"})
+    (shop.export / "images").mkdir()
+    with pytest.raises(JobError, match=r"images.csv.*image_id"):
+        shop.run()
