@@ -378,9 +378,8 @@ def test_the_rows_of_a_product_are_put_together_wherever_they_are(shop: Shop) ->
     assert (hat["product_id"], hat["attributes"]) == ("hat", {})
     manifest = shop.run()
     assert manifest.rows == 3
-    assert manifest.notes == {
-        "rows merged with another row of their product": 3, "pictures of a product beyond its first, not used": 2,
-    }  # fmt: skip
+    assert manifest.notes == {"rows merged with another row of their product": 3}
+    assert shirt["image_uris"] == [shirt["image_uri"], "missing/2.jpg", "missing/3.jpg"]
 
 
 def test_a_row_of_no_group_stays_one_and_lines_that_are_no_records_too(shop: Shop) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -217,8 +218,11 @@ def test_all_takes_every_column_and_pictures_keep_the_shops_order(tmp_path: Path
     for name in ("a", "b"):
         (shop.export / "pics" / "m" / f"{name}.jpg").write_bytes(b"\xff\xd8" + name.encode())
     manifest = shop.run()
-    assert json.loads(shop.lines()[0])["image_version"] is not None
-    assert manifest.notes["pictures of a product beyond its first, not used"] == 1
+    record = json.loads(shop.lines()[0])
+    names = [hashlib.sha1(b"\xff\xd8" + name).hexdigest() for name in (b"a", b"b")]
+    assert record["image_version"] == names[0]
+    assert [Path(uri).stem for uri in record["image_uris"]] == names
+    assert manifest.pictures == {"added": 2}
 
 
 # --- paths
