@@ -28,7 +28,8 @@ class _Reader(_Loader):  # type: ignore[misc]
                         None, None, f"the key {key.value!r} occurs twice", key.start_mark
                     )
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 class _Words(_Loader):  # type: ignore[misc]

@@ -43,7 +43,7 @@ class PictureColumns:
 
 def find_pictures(folder: Path, rows: Sequence[Row], profiles: Profiles) -> tuple[PictureColumns | None, list[str]]:
     """Return how the pictures of an export are named, None if there are none, and notes on pictures without a column."""
-    notes = []
+    notes: list[str] = []
     for path in sorted(folder.iterdir()):
         names = _names(path)
         if not names:

@@ -33,7 +33,7 @@ class ExportSample:
 def sample_export(folder: Path, limit: int) -> ExportSample:
     """Return the first `limit` rows of an export's records.
 
-    Files belong together if they are of one shop system, or have the same columns. Of several such groups, the one with a
+    Files belong together if they are of one shop system and format, or have the same columns. Of several such groups, the one with a
     known shop system is used, and otherwise the largest one.
 
     Raises:
@@ -51,14 +51,16 @@ def sample_export(folder: Path, limit: int) -> ExportSample:
             continue
         if start.rows and start.columns:
             known = recognise(start.columns, names)
-            groups.setdefault(known[0].mapping if known else frozenset(start.columns), []).append((path, start))
+            groups.setdefault((known[0].mapping, start.format) if known else frozenset(start.columns), []).append(
+                (path, start)
+            )
         else:
             faults.append(f"{path}: no records")
     if not groups:
         seen = sorted(path.name for path in folder.iterdir())[:20]
         reason = f"; {faults[0]}" if faults else ""
         raise JobError(f"{folder}: no records; the folder has {seen}{reason}")
-    chosen = max(groups, key=lambda group: (isinstance(group, str), sum(_size(path) for path, _ in groups[group])))
+    chosen = max(groups, key=lambda group: (isinstance(group, tuple), sum(_size(path) for path, _ in groups[group])))
     members = groups[chosen]
     used = {path for path, _ in members}
     known = recognise(members[0][1].columns, names)
