@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from cma_clip_core.arrays import Pixels
 from cma_clip_core.content import pictures, product_text
 from jobs.errors import CriticalDataError, JobError
 from jobs.lake import parquet, storage, verified_files
@@ -282,7 +283,7 @@ class ExampleMaker:
         return pa.Array.from_buffers(pa.binary(), len(uris), buffers), outcomes, used
 
     def _decode_first(
-        self, uri: str | None, data: bytes | pictures.PictureError, several: Sequence[str], out: pictures.Pixels
+        self, uri: str | None, data: bytes | pictures.PictureError, several: Sequence[str], out: Pixels
     ) -> str | None:
         """Decode the first usable picture of a product into `out`, and return its URI.
 
@@ -299,12 +300,12 @@ class ExampleMaker:
             first_error = error
         others = [other for other in dict.fromkeys(several) if other != uri and not other.startswith(f"{MISSING}/")]
         for other in others[:_TRIED]:
-            for data in pictures.fetch_all([other], self._roots):
+            for fetched in pictures.fetch_all([other], self._roots):
                 match = IMPORTED.fullmatch(other)
-                self._check_imported(other, match[1] if match else None, data)
+                self._check_imported(other, match[1] if match else None, fetched)
                 try:
-                    if isinstance(data, bytes):
-                        pictures.decode(data, self._spec, out=out)
+                    if isinstance(fetched, bytes):
+                        pictures.decode(fetched, self._spec, out=out)
                         return other
                 except pictures.PictureError:
                     continue

@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import IO, Final, Protocol
+from typing import IO, Any, Final, Protocol
 from urllib.parse import urljoin, urlsplit
 
 import aiohttp
@@ -116,7 +116,7 @@ class PictureDownloads:
     _storing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="picture"))
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_AT_ONCE))
     _flushed: float = field(default_factory=time.monotonic)
-    _bar: tqdm[None] | None = None
+    _bar: tqdm[Any] | None = None
 
     def __post_init__(self) -> None:
         self._bar = tqdm(desc="downloads", unit="picture", disable=not self.progress, smoothing=0.05)

@@ -282,7 +282,7 @@ def test_a_file_without_records_beside_others_is_named(shop: Shop, caplog: pytes
     shop.put("items2.jsonl", "")
     shop.put("items3.csv", "id,name,text,price,kind\n")
     shop.put("~$items.csv", "\x05user\x00")
-    shop.set_mapping(records="*items*")
+    shop.mapping.write_text(shop.mapping.read_text().replace("records: [", "records: ['*items*', ", 1))
     assert shop.run().notes == {"files without records": 2}
     assert "no records in items2.jsonl, items3.csv" in caplog.text
 
