@@ -196,10 +196,10 @@ def test_the_import_says_which_pictures_are_missing_and_which_are_nearest(
     assert first.name == "blue_shirt_17.jpg"
     assert len(first.nearest) == 3
     assert "shirts/blue-shirt-17.jpg" in first.nearest
-    assert second.why.startswith("url: ")
-    assert "2 of 3 pictures could not be imported (1 missing, 1 url)" in caplog.text
+    assert second.why.startswith("host_not_allowed: ")
+    assert "2 of 3 pictures could not be imported (1 missing, 1 host_not_allowed)" in caplog.text
     assert "nearest: " in caplog.text
-    assert "not downloaded" in caplog.text
+    assert "only from hosts that TAGGING_PICTURE_HOSTS names; seen: http://cdn.example (1)" in caplog.text
     assert "archives, which are not opened: 'inner.zip'" in caplog.text
     assert "also has 'pics2.zip'" in caplog.text
     assert "1 pictures were found under a different spelling of their name" in caplog.text
