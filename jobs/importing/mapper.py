@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, Protocol
 
 from jobs.errors import JobError
 from jobs.importing.columns import ABSENT, Nulls, get_column, matching_columns, unique
@@ -16,7 +16,7 @@ from jobs.importing.formats.format_registry import Json, Row
 from jobs.importing.formats.observations import Observations, shown
 from jobs.importing.formats.sources import LINE_START, MAX_LINE
 from jobs.importing.picture_index import PictureIndex
-from jobs.importing.pictures.picture_store import PictureStore
+from jobs.importing.pictures.picture_store import RequestedPicture
 from jobs.importing.row_filter import RowFilter, condition_texts
 from jobs.records.label_forms import UnreadableError, decoded, read_object, read_value
 from jobs.records.rejected_lines import RejectedLine
@@ -35,13 +35,23 @@ _ENCODER: Final = json.JSONEncoder(separators=(",", ":"))  # made once: `json.du
 REQUESTED: Final = ""  # key of a begun record's requested pictures; no column of ours has this name
 
 
+class Pictures(Protocol):
+    """Store of pictures by name, such as `PictureStore`."""
+
+    def request(self, names: Sequence[str]) -> list[RequestedPicture]:
+        """Store the pictures `names`, or begin their download."""
+
+    def resolve(self, requested: Sequence[RequestedPicture]) -> list[tuple[str, str | None]]:
+        """Return the path and hash of each requested picture."""
+
+
 class Mapper:
     """Converter of a shop's rows to lines of the raw catalog."""
 
     def __init__(
         self,
         mapping: Mapping,
-        pictures: PictureStore | None,
+        pictures: Pictures | None,
         observations: Observations,
         index: PictureIndex | None = None,
     ) -> None:

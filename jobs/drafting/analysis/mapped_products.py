@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final
 
 from jobs.drafting.analysis.column_profiles import Json, Row
 from jobs.importing.formats.observations import Observations
 from jobs.importing.mapper import Mapper
-from jobs.importing.pictures.picture_store import PictureStore
+from jobs.importing.pictures.picture_store import RequestedPicture
 from jobs.records.label_forms import UnreadableError, read_value
 from schemas.characters import fold
 from schemas.mapping import Mapping
@@ -29,8 +29,7 @@ class Product:
 
 def map_products(rows: Iterable[Row], mapping: Mapping) -> list[Product]:
     """Return the products of `rows`. Raises ContractError or JobError if the mapping does not fit them."""
-    names = cast(PictureStore, _PictureNames()) if mapping.picture_name else None
-    mapper = Mapper(mapping, names, Observations())
+    mapper = Mapper(mapping, _PictureNames() if mapping.picture_name else None, Observations())
     products = []
     for row in _one_per_product(filter(mapper.keeps, rows), mapper, mapping):
         record = mapper.record(row)
@@ -44,9 +43,13 @@ def map_products(rows: Iterable[Row], mapping: Mapping) -> list[Product]:
 class _PictureNames:
     """Stand-in for the store of pictures that keeps the names and reads no picture."""
 
-    def add(self, name: str) -> tuple[str, str | None]:
-        """Return the name of a picture in place of its URI in the lake."""
-        return name, None
+    def request(self, names: Sequence[str]) -> list[RequestedPicture]:
+        """Return the names of pictures in place of their URIs in the lake."""
+        return [(name, None) for name in names]
+
+    def resolve(self, requested: Sequence[RequestedPicture]) -> list[tuple[str, str | None]]:
+        """Return the names of requested pictures, without hashes."""
+        return [each for each in requested if isinstance(each, tuple)]
 
 
 def _one_per_product(rows: Iterable[Row], mapper: Mapper, mapping: Mapping) -> Iterator[Row]:
