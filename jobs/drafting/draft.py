@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -36,6 +37,7 @@ from schemas.loading import parse_yaml
 from schemas.mapping import Mapping
 from schemas.taxonomy import Taxonomy
 
+_HOSTS: Final = 20  # hosts of pictures in the next steps
 ROWS: Final = 50_000  # rows of the sample, unless more are asked for
 MAPPING, TAXONOMY, PAGE = "mapping.yaml", "taxonomy.yaml", "draft.html"
 
@@ -196,8 +198,21 @@ def next_steps(made: Draft, folder: Path, paths: list[Path]) -> list[str]:
         *lines,
         f"1. open {mapping.parent / PAGE}, then edit {mapping} and {mapping.parent / TAXONOMY}",
         f"2. python -m jobs draft {export}{out} --check",
-        f"3. export TAGGING_TAXONOMY={taxonomy} TAGGING_MODEL_CONFIG_NAME=fashion",
+        f"3. export TAGGING_TAXONOMY={taxonomy} TAGGING_MODEL_CONFIG_NAME=fashion{_picture_hosts(made.products)}",
         f"4. python -m jobs import-catalog {export} --ds {date.today().isoformat()} --mapping {shlex.quote(str(mapping))}",
         f"5. python -m jobs prepare --ds {date.today().isoformat()}",
         f"6. python -m jobs train --ds {date.today().isoformat()} --pretrain",
     ]
+
+
+def _picture_hosts(products: Iterable[Product]) -> str:
+    """Return the setting that lets the import download the products' pictures; empty if none is on the web."""
+    hosts: Counter[str] = Counter()
+    for product in products:
+        if (parts := product.picture.split("/", 3))[0] == "https:" and len(parts) == 4:
+            hosts[parts[2].lower()] += 1
+    return (
+        f" TAGGING_PICTURE_HOSTS={shlex.quote(','.join(host for host, _ in hosts.most_common(_HOSTS)))}"
+        if hosts
+        else ""
+    )
