@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 _AT_ONCE: Final = 32  # concurrent requests to S3
 _EXTENSION: Final = re.compile(r"\.([A-Za-z0-9]{1,5})$")
 _UNUSUAL: Final = re.compile(r"[^A-Za-z0-9._/-]|\.\.")
+_COMPARED: Final = 8  # pictures of similar names whose bytes are compared
 _WARNED: Final = 5  # pictures of each status that the log names
 _SHOWN: Final = 200  # characters of a name in a message
 _MOST: Final = 1_000  # pictures of one product
@@ -243,7 +244,7 @@ class PictureStore:
         assert self._index is not None
         names = [self._index.name(position) for position in positions]
         position = positions[0]
-        if len(positions) > 1:
+        if len(positions) > 1 and not self._are_equal(positions):
             raise PictureError("ambiguous", f"{names[0]!r} and {names[1]!r} are both similar to it")
         if wanted is not None and wanted.is_lossy(self._index.folded(position)):
             claimed = self._claims.setdefault(position, wanted)
@@ -257,6 +258,15 @@ class PictureStore:
             raise PictureError("missing", f"{names[0]!r} is gone")
         self._variants += 1
         return data, name
+
+    def _are_equal(self, positions: Sequence[int]) -> bool:
+        """Return whether the pictures at `positions` have the same bytes, so that any of them may be taken."""
+        assert self._index is not None
+        if len(positions) > _COMPARED:
+            return False
+        sources = [self._index.locate(position) for position in positions]
+        first, *others = (source.read(name) for source, name in sources)
+        return first is not None and all(other == first for other in others)
 
     def _record_loss(self, name: str, error: PictureError) -> None:
         status = error.status

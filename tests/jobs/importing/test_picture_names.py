@@ -205,6 +205,16 @@ def test_the_import_says_which_pictures_are_missing_and_which_are_nearest(
     assert "1 pictures were found under a different spelling of their name" in caplog.text
 
 
+def test_equal_pictures_under_similar_names_are_not_ambiguous(shop: Shop) -> None:
+    with zipfile.ZipFile(shop.export / "pics.zip", "w") as archive:
+        for name, content in {"x/a.jpg": "same", "y/a.jpg": "same", "x/b.jpg": "one", "y/b.jpg": "other"}.items():
+            archive.writestr(name, content)
+    assert found(shop, "a.jpg", "b.jpg") == ["same", None]
+    manifest = shop.lake.read_raw_manifest("2026-11-20")
+    assert manifest is not None
+    assert manifest.pictures == {"added": 1, "ambiguous": 1}
+
+
 @pytest.mark.spark
 @pytest.mark.usefixtures("spark_session")
 def test_a_day_whose_pictures_are_missing_stops_and_shows_the_nearest_names(shop: Shop) -> None:
