@@ -48,6 +48,7 @@ NOT_LISTED: Final = "(not listed)"  # one name for all values outside the taxono
 _RAW_BYTES = 600  # read of a quarantined line; the page shows fewer characters
 _TEXT = 300  # characters read of any other text
 _EXAMPLES = 3  # per reason, status or label
+_FAILURES = 20  # kinds of failed downloads
 _UNKNOWN = 12  # unlisted labels per attribute
 _CONFLICTS, _CONFLICTS_PER_ATTRIBUTE = 20, 4
 _TAGGED = {"both": 15, "text": 3, "image": 2}  # products shown, by modality
@@ -91,7 +92,7 @@ def gather_night(lake: Lake, run_id: str, rules: RuleTable) -> Night:
             unknown_total=unknown_total,
             mistyped_labels=query.mistyped_labels(),
             notes=query.notes(rules),
-            import_remarks=_read_import_remarks(lake, plan.ds),
+            import_remarks=read_import_remarks(lake, plan.ds),
             picture_problems=query.picture_problems(),
             attributes=attributes,
             conflicts=conflicts,
@@ -139,11 +140,20 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), "")[:_TEXT]
 
 
-def _read_import_remarks(lake: Lake, ds: str) -> dict[str, int]:
-    """Return the import's remarks with their counts; empty if the day's manifest is missing or damaged."""
+def read_import_remarks(lake: Lake, ds: str) -> dict[str, int]:
+    """Return the import's remarks with their counts; empty if the day's manifest is missing or damaged.
+
+    Pictures that could not be downloaded are counted by host and reason, the most frequent first.
+    """
     with suppress(JobError):
-        manifest = lake.read_raw_manifest(ds)
-        return dict(manifest.notes) if manifest else {}
+        if manifest := lake.read_raw_manifest(ds):
+            failures = {
+                f"pictures of {host} that were not downloaded: {reason}": pictures
+                for host, reasons in manifest.picture_failures.items()
+                for reason, pictures in reasons.items()
+            }
+            frequent = sorted(failures, key=lambda remark: -failures[remark])[:_FAILURES]
+            return manifest.notes | {remark[:_TEXT]: failures[remark] for remark in frequent}
     return {}
 
 
