@@ -4,7 +4,7 @@ The candidates are each linear member alone, both linear members together, CMA-C
 members' answer added. They are compared by the log loss of their calibrated answers, on products that no member was
 fitted to. A candidate with more parts must be better by more than a standard error, or the simpler one stays: the bag
 of words first. So the choice follows no luck of the few products that pass a threshold, which are then promised.
-CMA-CLIP must also accept at least as many right values under the same promise.
+It must also accept at least as many right values under the same promise.
 
 The logits of several members are divided by their own temperatures before they are weighted, so equal weights mean an
 equal say.
@@ -135,8 +135,13 @@ def _choose_linear(
         together = [_best([_candidate(linear, weights, temperatures) for weights in grid])]
     for each in (*alone, *together):
         scores[_name(each)] = _score(each, selection)
-    challenger = _best([*alone, *together])
-    return challenger if _is_better(challenger, alone[0]) else alone[0]
+    wanted = scores[_name(alone[0])].recall or 0.0
+    challengers = [
+        each
+        for each in (*alone[1:], *together)
+        if _is_better(each, alone[0]) and (scores[_name(each)].recall or 0.0) >= wanted
+    ]
+    return _best(challengers) if challengers else alone[0]
 
 
 def _choose_with_cma(

@@ -38,6 +38,7 @@ from schemas.mapping import Mapping
 from schemas.taxonomy import Taxonomy
 
 _HOSTS: Final = 20  # hosts of pictures in the next steps
+_FEW: Final = 3_000  # products below which CMA-CLIP accepts little
 ROWS: Final = 50_000  # rows of the sample, unless more are asked for
 MAPPING, TAXONOMY, PAGE = "mapping.yaml", "taxonomy.yaml", "draft.html"
 
@@ -194,6 +195,7 @@ def next_steps(made: Draft, folder: Path, paths: list[Path]) -> list[str]:
     if made.taxonomy is None:
         return lines
     export, taxonomy = shlex.quote(str(folder)), shlex.quote(str((mapping.parent / TAXONOMY).resolve()))
+    few = "--candidates bag-of-words,picture-features " if len(made.products) < _FEW else ""
     return [
         *lines,
         f"1. open {mapping.parent / PAGE}, then edit {mapping} and {mapping.parent / TAXONOMY}",
@@ -201,7 +203,8 @@ def next_steps(made: Draft, folder: Path, paths: list[Path]) -> list[str]:
         f"3. export TAGGING_TAXONOMY={taxonomy} TAGGING_MODEL_CONFIG_NAME=fashion{_picture_hosts(made.products)}",
         f"4. python -m jobs import-catalog {export} --ds {date.today().isoformat()} --mapping {shlex.quote(str(mapping))}",
         f"5. python -m jobs prepare --ds {date.today().isoformat()}",
-        f"6. python -m jobs train --ds {date.today().isoformat()} --pretrain",
+        f"6. python -m jobs {few}train --ds {date.today().isoformat()}{'' if few else ' --pretrain'}",
+        f"7. python -m jobs night --ds {date.today().isoformat()}",
     ]
 
 

@@ -107,3 +107,23 @@ def test_the_promise_holds_after_the_choice() -> None:
         accepted += len(right) > 0
     assert accepted > 40
     assert kept >= 54
+
+
+def test_no_candidate_replaces_a_bag_of_words_that_accepts_more_under_the_promise() -> None:
+    answers, lost = np.random.default_rng(0).integers(3, size=300), 0
+    for seed in range(8):
+        draw = np.random.default_rng(seed + 7)
+        words = drawn_predictions(0, seed)
+        known = draw.random(300) > 0.6  # two fifths of the texts name the value
+        words.logits[known, answers[known]] += 9
+        pictures = drawn_predictions(3, seed + 50, lambdas=(0, 1))
+        wrong = draw.random(300) < 0.2  # at any confidence
+        pictures.logits[wrong] = np.roll(pictures.logits[wrong], 1, axis=1)
+        linear = {"bag-of-words": words, "picture-features": pictures}
+        choice = choose_method(linear, None, SELECTION, cross_validated=True)
+        scores = choice.method.candidates
+        wanted = scores["bag-of-words"].recall or 0
+        assert (scores[choice.method.name].recall or 0) >= wanted > 0
+        best = min(scores.values(), key=lambda score: score.log_loss)
+        lost += (best.recall or 0) < wanted
+    assert lost > 2  # the lowest log loss alone would have accepted less
