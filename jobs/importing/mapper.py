@@ -327,7 +327,7 @@ class Mapper:
             if (wrong := next((name for name in names if not _is_name(name)), None)) is not None:
                 return wrong
             parts[column] = [str(identity(name)) for name in names]
-        longest = min(max(map(len, parts.values())), _PICTURES)
+        longest = min(max(map(len, parts.values()), default=0), _PICTURES)
         names = [fill(self._mapping.picture_name, parts, position) for position in range(longest)]
         if self._index is not None:
             (ids,) = parts.values()

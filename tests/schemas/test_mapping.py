@@ -53,5 +53,5 @@ def test_marks_of_csv_differ(marks: str) -> None:
 
 
 def test_a_missing_mapping_names_the_shipped_ones(tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match=r"\['fashion-products', 'sample'\]"):
+    with pytest.raises(ContractError, match=r"the shipped ones are \[.*'fashion-products'.*'shopify'"):
         load_mapping(tmp_path / "none.yaml")

@@ -446,7 +446,7 @@ def test_nights_go_on_from_tables_in_one_file_and_in_several(
 
 
 ROW = {
-    "value": "Blue", "source": "catalog", "catalog_value": "Blue", "model_value": "Blue", "confidence": 0.9,
+    "value": "Blue", "source": "catalog", "catalog_value": "Blue", "model_value": "Blue", "confidence": 0.9, "method": "cma-clip",
     "accepted": True, "conflict": False, "text_weight": 0.5, "image_weight": 0.5, "model_version": "20261120-0123abcd",
     "source_hash": "0123456789abcdef" * 2, "ds": DAY1, "run_id": f"{DAY1}-0123abcd",
 }  # fmt: skip
