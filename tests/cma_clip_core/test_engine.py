@@ -110,7 +110,11 @@ def test_what_applies_follows_the_catalogs_type_else_the_models(model: CmaClip) 
         single = [p["attribute"] for p in row["predictions"] if p["attribute"] != "material"]
         assert single == [name for name in applicable if name != "material"]
         assert bool(values(row, "material")) == (kind == "Shirt")
-    unlabelled = batch.set_column(8, EXAMPLES.field("labels"), pa.array([[]] * 40, EXAMPLES.field("labels").type))
+    unlabelled = batch.set_column(
+        batch.schema.get_field_index("labels"),
+        EXAMPLES.field("labels"),
+        pa.array([[]] * 40, EXAMPLES.field("labels").type),
+    )
     for row in predict(engine(model), unlabelled):
         (kind,) = values(row, "article_type")
         assert row["applicable"] == list(drawn.taxonomy().applicable(kind["value"]))

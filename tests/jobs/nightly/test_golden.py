@@ -49,14 +49,20 @@ def test_a_record_to_the_token_and_the_pixel(tmp_path: Path) -> None:
     columns = {"product_id": ["1"], "source_hash": ["x"], **{name: [text] for name, text in RECORD.items()}}
     labels = pa.array([[("kind", ["T-shirt"]), ("colour", [" bLUE "])]], LABELS)
     batch = pa.RecordBatch.from_pydict(
-        columns | {"image_uri": ["1.png"], "image_version": pa.array([None], pa.string()), "labels": labels}
+        columns
+        | {
+            "image_uri": ["1.png"],
+            "image_version": pa.array([None], pa.string()),
+            "image_uris": pa.array([None], pa.list_(pa.string())),
+            "labels": labels,
+        }
     )
     (example,) = ExampleMaker(PictureSpec(32, 24), (tmp_path,), load_taxonomy("sample"))(iter([batch]), {})
     assert example.to_pylist() == [
         {
             "product_id": "1", "source_hash": "x", "title": "Turtle & Co Red Shirt", "brand": "",
             "description": "Cotton and wool", "image": pixels.tobytes(), "image_status": "ok", "image_detail": None,
-            "labels": [("article_type", ["T-shirt"]), ("colour", ["Blue"])], "unknown_labels": [],
+            "image_used": "1.png", "labels": [("article_type", ["T-shirt"]), ("colour", ["Blue"])], "unknown_labels": [],
         }
     ]  # fmt: skip
 

@@ -242,7 +242,11 @@ def test_a_fault_of_the_disk_fails_the_step(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "1.png").write_bytes(pictures_of("picture_1x1"))
     monkeypatch.setattr(os, "read", fail)
     columns = {"product_id": ["1"], "source_hash": ["x"], "title": ["t"], "brand": [""], "description": [""]}
-    picture = {"image_uri": ["1.png"], "image_version": pa.array([None], pa.string())}
+    picture = {
+        "image_uri": ["1.png"],
+        "image_version": pa.array([None], pa.string()),
+        "image_uris": pa.array([None], pa.list_(pa.string())),
+    }
     batch = pa.RecordBatch.from_pydict(columns | picture | {"labels": pa.array([[]], LABELS)})
     make = ExampleMaker(pictures.PictureSpec(8, 8), (tmp_path,), load_taxonomy("sample"))
     with pytest.raises(OSError, match=r"Input/output error: '.*1\.png'"):
@@ -268,7 +272,11 @@ def test_a_picture_that_differs_from_the_imported_one_is_refused(tmp_path: Path,
     make = ExampleMaker(pictures.PictureSpec(8, 8), (tmp_path,), load_taxonomy("sample"))
 
     def made(version: str | None) -> list[pa.RecordBatch]:
-        picture = {"image_uri": [uri], "image_version": pa.array([version], pa.string())}
+        picture = {
+            "image_uri": [uri],
+            "image_version": pa.array([version], pa.string()),
+            "image_uris": pa.array([None], pa.list_(pa.string())),
+        }
         return list(
             make(iter([pa.RecordBatch.from_pydict(columns | picture | {"labels": pa.array([[]], LABELS)})]), {})
         )
