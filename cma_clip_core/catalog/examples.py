@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,8 @@ from schemas.tables import EXAMPLES, LABELLED
 READ_ROWS = 2048  # rows decoded at a time: 31 MB of pictures at 80 x 64 pixels
 
 REMEDY_OF_A_SET = "run the step `dataset` of its day again: it makes the table again"
+
+_LATER: Final = ("image_used",)  # columns that files of earlier versions lack
 
 Rows = npt.NDArray[np.int64]
 
@@ -60,6 +63,8 @@ def read_examples(
     for path in files:
         with open_examples(path) as file:
             for batch in batches_of(path, file, rows, columns, _remedy(path)):
+                if columns is None:
+                    batch = _with_later_columns(batch)
                 if ids is not None:
                     batch = _select(batch, ids, hashes)
                 if batch.num_rows:
@@ -94,6 +99,15 @@ def batches_of(
         yield batch
 
 
+def _with_later_columns(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return `batch` with the columns of EXAMPLES that its file is too old to have, as nulls."""
+    for name in _LATER:
+        if name not in batch.schema.names:
+            position, field = EXAMPLES.get_field_index(name), EXAMPLES.field(name)
+            batch = batch.add_column(position, field, pa.nulls(batch.num_rows, field.type))
+    return batch
+
+
 def _select(batch: pa.RecordBatch, ids: pa.Array, hashes: pa.Array) -> pa.RecordBatch:
     position = pc.index_in(batch.column("product_id"), value_set=ids)  # null where the product is not wanted
     keep = pc.fill_null(pc.equal(batch.column("source_hash"), pc.take(hashes, position)), False)
@@ -114,7 +128,7 @@ def open_table(path: AnyPath, table: pa.Schema, remedy: str) -> pq.ParquetFile:
     """Open a Parquet file of schema `table`.
 
     Raises:
-        DataError: the file is broken or lacks the columns of `table`; the message ends with the `remedy`.
+        DataError: the file is broken or lacks columns that `table` always had; the message ends with the `remedy`.
     """
     try:
         file = open_parquet(path)
@@ -123,6 +137,8 @@ def open_table(path: AnyPath, table: pa.Schema, remedy: str) -> pq.ParquetFile:
     schema = file.schema_arrow
     for field in table:
         column = schema.get_field_index(field.name)
+        if column < 0 and field.name in _LATER:
+            continue
         if column < 0 or not _same_type(schema.field(column).type, field.type):
             actual = "missing" if column < 0 else f"of type {schema.field(column).type}"
             file.close()

@@ -34,7 +34,7 @@ _OTHERS: Final = (  # other kinds of files, by how they start
     (re.compile(rb"8BPS"), "a Photoshop document"),
     (re.compile(rb"\x00\x00[\x01\x02]\x00"), "an icon"),
     (re.compile(rb"....ftyp(?:hei[cfmsx]|hev[cmsx]|mif1|msf1)", re.DOTALL), "a HEIC picture"),
-    (re.compile(rb"....ftyp", re.DOTALL), "a video"),
+    (re.compile(rb"....ftyp(?!avi[fs])", re.DOTALL), "a video"),
     (re.compile(rb"\x1a\x45\xdf\xa3"), "a video"),
     (re.compile(rb"\x00\x00\x00\x0cjP|\xff\x4f\xff\x51"), "a JPEG 2000 picture"),
     (re.compile(rb"\xff\x0a|\x00\x00\x00\x0cJXL "), "a JPEG XL picture"),

@@ -7,6 +7,7 @@ It adds a small file every few seconds, so that a killed import is resumed. At t
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import sqlite3
 import tempfile
@@ -22,6 +23,8 @@ import pyarrow.parquet as pq
 
 from jobs.lake import s3_files, storage
 from jobs.lake.storage import AnyPath
+
+log = logging.getLogger(__name__)
 
 _SCHEMA: Final = pa.schema(
     [
@@ -109,17 +112,27 @@ class DownloadLog:
         self._files = [whole]
 
     def _load(self, file: AnyPath) -> None:
-        with contextlib.ExitStack() as stack:
-            opened = stack.enter_context(file.open("rb"))
-            try:
-                parquet = pq.ParquetFile(opened)
+        """Add the downloads of a file. The pictures of a damaged one are asked for again, which loses nothing."""
+        local = file
+        if not storage.on_disk(file):
+            local = self._scratch / file.name
+            s3_files.download(file, local)
+        try:
+            with pq.ParquetFile(local) as parquet:
+                if missing := set(_SCHEMA.names).difference(parquet.schema_arrow.names):
+                    raise pa.ArrowInvalid(f"it lacks {', '.join(sorted(missing))}")
                 for batch in parquet.iter_batches(_BATCH, columns=_SCHEMA.names):
-                    columns = [column.to_pylist() for column in batch.columns]
+                    rows = zip(*(batch.column(name).to_pylist() for name in _SCHEMA.names), strict=True)
                     self._database.execute("begin")
-                    self._database.executemany(_UPSERT, zip(*columns, strict=True))
+                    self._database.executemany(_UPSERT, rows)
                     self._database.execute("commit")
-            except pa.ArrowInvalid:  # damaged: its pictures are asked for again, which loses nothing
-                return
+        except (OSError, pa.ArrowException) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the disk
+                raise
+            log.warning("%s: it is damaged, so its pictures are asked for again: %s", file, error)
+        finally:
+            if local is not file:
+                storage.remove(local)
 
     def _write(self, rows: Iterable[tuple[object, ...]]) -> AnyPath:
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"

@@ -19,7 +19,14 @@ import pytest
 import torch
 from PIL import Image
 
-from cma_clip_core.catalog.examples import MODEL_COLUMNS, example_files, read_examples, stream_shuffled, stream_side
+from cma_clip_core.catalog.examples import (
+    MODEL_COLUMNS,
+    example_files,
+    read_examples,
+    read_rows,
+    stream_shuffled,
+    stream_side,
+)
 from cma_clip_core.catalog.label_mentions import SpokenFinder
 from cma_clip_core.catalog.labels import LabelReader
 from cma_clip_core.catalog.splits import SIDES
@@ -36,6 +43,7 @@ from cma_clip_core.model.cma_clip import CmaClip
 from cma_clip_core.model.tokenizer import Tokenizer, compose
 from cma_clip_core.tagger import Tagger
 from cma_clip_core.training.objectives import TrainingBatches
+from schemas.tables import EXAMPLES
 from tests.cma_clip_core import drawn
 
 CONFIG = drawn.config()
@@ -217,6 +225,17 @@ def test_only_wanted_products_in_the_wanted_state(tmp_path: Path) -> None:
     wanted = {"p00003": "h3", "p00040": "h40", "p00007": "another state", "p99999": "h99999"}
     found = [row for batch in read_examples(files, wanted, rows=10) for row in batch.column("product_id").to_pylist()]
     assert found == ["p00003", "p00040"]
+
+
+def test_files_of_versions_that_did_not_record_the_picture_used_are_read_with_those_that_do(tmp_path: Path) -> None:
+    new = drawn.examples(6)
+    drawn.write(tmp_path, new.slice(0, 3).drop_columns(["image_used"]), "a.parquet")
+    drawn.write(tmp_path, new.slice(3), "b.parquet")
+    read = list(read_examples(example_files([tmp_path])))
+    assert all(batch.schema.names == EXAMPLES.names for batch in read)
+    assert pa.Table.from_batches(read).drop_columns(["image_used"]).equals(new.drop_columns(["image_used"]))
+    (row,) = next(read_rows(tmp_path / "a.parquet", np.array([2]), ["product_id"])).to_pylist()
+    assert row == {"product_id": "p00002"}
 
 
 def test_a_broken_file_and_a_file_of_another_table_are_named(tmp_path: Path) -> None:

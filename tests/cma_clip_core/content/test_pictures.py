@@ -398,6 +398,50 @@ def test_the_peak_of_memory_is_what_the_bounds_count_with(tmp_path: Path) -> Non
         assert peak < copies * 3_040_000 + 22_000_000, (kind, peak)
 
 
+def claiming(width: int, height: int) -> dict[str, bytes]:
+    """Return small files of every format whose headers claim a picture of `width` x `height` pixels."""
+
+    def riff(name: bytes, body: bytes) -> bytes:
+        return b"RIFF" + struct.pack("<I", len(body) + 12) + b"WEBP" + name + struct.pack("<I", len(body)) + body
+
+    small = Image.new("RGB", (64, 64), "red")
+    jpegs = {}
+    for name, marker in (("JPEG", b"\xff\xc0"), ("JPEG progressive", b"\xff\xc2")):
+        data = saved(small, "JPEG", progressive=name != "JPEG")
+        at = data.index(marker) + 5
+        jpegs[name] = data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
+    png, gif, bmp, avif = (saved(small, kind) for kind in ("PNG", "GIF", "BMP", "AVIF"))
+    header = struct.pack(">II", width, height) + png[24:29]
+    tags = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 200), (277, 1), (278, height), (279, 20)]
+    frame = gif.index(b",", 13 + 3 * 2 ** ((gif[10] & 7) + 1)) + 5
+    at = avif.index(b"ispe") + 8
+    return jpegs | {
+        "WEBP lossy": riff(b"VP8 ", b"\x10\0\0\x9d\x01\x2a" + struct.pack("<HH", width & 0x3FFF, height & 0x3FFF) + bytes(10)),
+        "WEBP lossless": riff(b"VP8L", b"\x2f" + struct.pack("<I", (width - 1) & 0x3FFF | ((height - 1) & 0x3FFF) << 14) + bytes(20)),
+        "WEBP canvas": riff(b"VP8X", b"\x12\0\0\0" + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")),
+        "PNG": png[:16] + header + zlib.crc32(b"IHDR" + header).to_bytes(4, "big") + png[33:],
+        "GIF": gif[:6] + struct.pack("<HH", width, height) + gif[10:],
+        "GIF frame": gif[:frame] + struct.pack("<HH", width, height) + gif[frame + 4 :],
+        "BMP": bmp[:18] + struct.pack("<ii", width, height) + bmp[26:],
+        "TIFF": b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in tags) + bytes(200),
+        "AVIF": avif[:at] + struct.pack(">II", width, height) + avif[at + 8 :],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("side", [7_900, 16_383, 65_000])
+def test_a_header_that_claims_a_huge_picture_costs_no_memory(side: int, tmp_path: Path) -> None:
+    files = claiming(side, side)
+    for kind, data in files.items():
+        (tmp_path / kind).write_bytes(data)
+    paths = [str(tmp_path / kind) for kind in files]
+    found = subprocess.run([sys.executable, "-c", PEAKS, *paths], check=True, capture_output=True, text=True).stdout
+    outcomes = [line.rsplit(" ", 2) for line in found.splitlines()]
+    assert [kind for kind, *_ in outcomes] == list(files)
+    for kind, status, peak in outcomes:
+        assert int(peak) < 10_000, (kind, status, peak)  # kB
+        assert status in ("too_large", "broken"), kind
+
+
 def test_equal_content_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[bytes] = []
     decode_one = pictures._decode

@@ -271,3 +271,17 @@ def test_source_hash_does_not_depend_on_the_order_of_labels() -> None:
     one, other = parse(attributes={"a": "x", "b": "y"}), parse(attributes={"b": "y", "a": "x"})
     assert one["source_hash"] == other["source_hash"]
     assert len(one["source_hash"]) == 32
+
+
+def test_products_without_further_pictures_keep_the_hash_that_earlier_versions_gave_them() -> None:
+    # A changed hash would tag the whole catalog again.
+    record = {"title": "Größe \u2028 Shirt", "brand": "A", "image_uri": "ab/1.jpg", "image_version": "v1"}
+    labels = {"colour": "red", "size": ["m", "l"]}
+    assert parse()["source_hash"] == "0b36b9e60a4fb48547932e3190cfd35f"
+    assert parse(**record, attributes=labels)["source_hash"] == "e05758667174f1cb2c30f36a70ad5663"
+    assert (
+        parse(**record, attributes=labels, image_uris=["ab/1.jpg"])["source_hash"] == "e05758667174f1cb2c30f36a70ad5663"
+    )
+    several = parse(**record, attributes=labels, image_uris=["ab/1.jpg", "cd/2.jpg"])
+    turned = parse(**record, attributes=labels, image_uris=["cd/2.jpg", "ab/1.jpg"])
+    assert len({"e05758667174f1cb2c30f36a70ad5663", several["source_hash"], turned["source_hash"]}) == 3

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import io
 import json
 import os
+import select
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from PIL import Image
 
 from jobs.importing.import_catalog import import_catalog
@@ -338,3 +349,124 @@ def test_a_killed_import_is_resumed_without_asking_again(server: Server, shop: S
     assert sum(server.asked.values()) < 101 + 20  # all but the last few, whose record was not yet written
     assert len(shop.records()) == 101
     assert len(list(shop.lake.picture_addresses.iterdir())) == 1
+
+
+@pytest.mark.parametrize("how", ["cut", "changed", "of another table"])
+def test_a_damaged_record_of_downloads_is_said_and_its_pictures_are_asked_for_again(
+    server: Server, shop: Shop, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    server.answers = {f"/{i}": with_etag(jpeg(i), '"a"') for i in range(60)}
+    urls = list(map(server.url, server.answers))
+    shop.run(*urls)
+    (file,) = shop.lake.picture_addresses.iterdir()
+    data = file.read_bytes()
+    if how == "of another table":
+        pq.write_table(pa.table({"address": urls}), file)
+    else:
+        file.write_bytes(data[: len(data) // 2] if how == "cut" else data[:50] + bytes(500) + data[550:])
+    assert shop.run(*urls, ds="2026-11-21").pictures == {"known": 60}
+    assert f"{file}: it is damaged, so its pictures are asked for again: " in caplog.text
+    assert [shop.stored(record) for record in shop.records("2026-11-21")] == [jpeg(i) for i in range(60)]
+    (whole,) = shop.lake.picture_addresses.iterdir()
+    assert pq.read_table(whole).column("address").to_pylist() == sorted(urls)
+
+
+def test_a_lake_on_s3_holds_the_pictures_and_what_a_second_day_needs(
+    server: Server, tmp_path: Path, on_s3: Any
+) -> None:
+    server.answers = {f"/{i}": with_etag(jpeg(i), '"a"') for i in range(20)}
+    urls = list(map(server.url, server.answers))
+    shop = Shop(tmp_path, picture_private_hosts=(f"http://{server.host}",))
+    shop.settings = shop.settings.model_copy(update={"root": on_s3})
+    shop.lake = Lake(on_s3)
+    assert shop.run(*urls).pictures == {"added": 20}
+    server.answers["/3"] = with_etag(jpeg(300), '"b"')
+    assert shop.run(*urls, ds="2026-11-21").pictures == {"added": 1, "known": 19}
+    assert sum(server.conditional.values()) == 20
+    records = shop.records("2026-11-21")
+    assert [shop.stored(record) for record in records] == [jpeg(300 if i == 3 else i) for i in range(20)]
+    files = [path for path in shop.lake.picture_addresses.iterdir() if path.name.endswith(".parquet")]
+    assert len(files) == 1
+    files[0].write_bytes(b"PAR1")
+    assert shop.run(*urls, ds="2026-11-22").pictures == {"known": 20}
+    assert sum(server.conditional.values()) == 20
+
+
+class _Proxy(BaseHTTPRequestHandler):
+    """A proxy that sends every tunnel to one server, as if that were the host, and every plain request too."""
+
+    protocol_version = "HTTP/1.1"
+    targets: list[str]
+    upstream: tuple[str, int]
+
+    def do_CONNECT(self) -> None:
+        self.targets.append(f"CONNECT {self.path} {self.headers.get('Proxy-Authorization')}")
+        with socket.create_connection(self.upstream) as upstream:
+            self.send_response(200)
+            self.end_headers()
+            self.connection.settimeout(5)
+            upstream.settimeout(5)
+            sockets = [self.connection, upstream]
+            while ready := select.select(sockets, [], [], 5)[0]:
+                for source in ready:
+                    data = source.recv(2**16)
+                    if not data:
+                        self.close_connection = True
+                        return
+                    sockets[source is self.connection].sendall(data)
+
+    def do_GET(self) -> None:
+        self.targets.append(f"GET {self.path}")
+        body(jpeg(5))(self)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def _certificate(folder: Path, host: str) -> tuple[Path, Path]:
+    """Write a key, and a certificate of `host` that it signs; return their paths."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+        .not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    (folder / "certificate.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return folder / "certificate.pem", folder / "key.pem"
+
+
+def test_a_proxy_makes_every_connection_and_checks_of_certificates_stay_ours(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(downloader, "FIRST_WAIT", 0.01)
+    certificate, key = _certificate(tmp_path, "cdn.shop.example")
+    served = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    served.load_cert_chain(certificate, key)
+    server.socket = served.wrap_socket(server.socket, server_side=True)
+    server.answers["/1.jpg"] = body(jpeg(1))
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", trusting)
+    handler = type("Handler", (_Proxy,), {"targets": [], "upstream": ("127.0.0.1", server.server_address[1])})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        shop = Shop(
+            tmp_path,
+            picture_hosts=("cdn.shop.example", "other.example", "http://plain.example"),
+            picture_proxy=f"http://user:word@127.0.0.1:{proxy.server_address[1]}",
+        )
+        urls = ("https://cdn.shop.example/1.jpg", "https://other.example/1.jpg", "http://plain.example/5.jpg")
+        manifest = shop.run(*urls, "https://10.0.0.1/1.jpg")
+        proxy.shutdown()
+    assert [shop.stored(record) for record in shop.records()[::2][:2]] == [jpeg(1), jpeg(5)]
+    assert manifest.pictures == {"added": 2, "unreachable": 1, "host_not_allowed": 1}
+    assert manifest.picture_failures["other.example"] == {"unreachable: the certificate is not valid": 1}
+    login = "Basic " + base64.b64encode(b"user:word").decode()
+    assert set(handler.targets) == {  # type: ignore[attr-defined]
+        f"CONNECT cdn.shop.example:443 {login}", f"CONNECT other.example:443 {login}", "GET http://plain.example/5.jpg"
+    }  # fmt: skip
