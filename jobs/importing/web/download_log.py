@@ -131,7 +131,7 @@ class DownloadLog:
                 raise
             log.warning("%s: it is damaged, so its pictures are asked for again: %s", file, error)
         finally:
-            if local is not file:
+            if local is not file and storage.on_disk(local):
                 storage.remove(local)
 
     def _write(self, rows: Iterable[tuple[object, ...]]) -> AnyPath:
