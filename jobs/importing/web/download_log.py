@@ -113,10 +113,16 @@ class DownloadLog:
 
     def _load(self, file: AnyPath) -> None:
         """Add the downloads of a file. The pictures of a damaged one are asked for again, which loses nothing."""
-        local = file
-        if not storage.on_disk(file):
-            local = self._scratch / file.name
-            s3_files.download(file, local)
+        if storage.on_disk(file):
+            self._load_local(file, file)
+            return
+        local = self._scratch / file.name
+        s3_files.download(file, local)
+        self._load_local(local, file)
+        local.unlink()
+
+    def _load_local(self, local: Path, file: AnyPath) -> None:
+        """Add the downloads of the file at `local`, which is a copy of `file` or the file itself."""
         try:
             with pq.ParquetFile(local) as parquet:
                 if missing := set(_SCHEMA.names).difference(parquet.schema_arrow.names):
@@ -130,9 +136,6 @@ class DownloadLog:
             if isinstance(error, OSError) and error.errno is not None:  # of the disk
                 raise
             log.warning("%s: it is damaged, so its pictures are asked for again: %s", file, error)
-        finally:
-            if local is not file and storage.on_disk(local):
-                storage.remove(local)
 
     def _write(self, rows: Iterable[tuple[object, ...]]) -> AnyPath:
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
