@@ -354,7 +354,7 @@ def _wrap_unread(value: Json, name: str) -> Json:
 
 
 def _join(values: list[Json]) -> Json:
-    given = unique(value for value in values if value is not None)
+    given = [value for value in values if value is not None]
     if len(given) <= 1:
         return given[0] if given else None
     return "\n\n".join(given) if all(isinstance(value, str) for value in given) else given

@@ -108,6 +108,11 @@ def shop(tmp_path: Path) -> Shop:
 # --- records
 
 
+def test_equal_texts_of_two_columns_stay_two_texts(shop: Shop) -> None:
+    """Dropping one would change the hash of products that have not changed, and tag them again."""
+    assert shop.import_one(text="Soft.", care="Soft.")["description"] == "Soft.\n\nSoft."
+
+
 def test_a_record_in_our_names(shop: Shop) -> None:
     record = shop.import_one(
         id=1163, maker={"name": "Maker"}, text="Soft.", care="Wash.", price=9.5, changed="2026-11-01", kind="Shirt",
