@@ -22,7 +22,7 @@ from jobs.drafting.analysis.attribute_drafts import (
 )
 from jobs.drafting.analysis.column_profiles import ColumnProfile, profile
 from jobs.drafting.analysis.column_roles import hint
-from jobs.drafting.analysis.label_columns import LeftOut
+from jobs.drafting.analysis.label_columns import LeftOut, separator_of_labels
 from jobs.drafting.analysis.label_promise import labels_to_learn
 from jobs.drafting.analysis.mapped_products import Product, map_products
 from jobs.drafting.analysis.mixed_tags import take_apart
@@ -80,6 +80,13 @@ def draft(folder: Path, rows: int = ROWS) -> Draft:
     mapping_yaml = mapping_text(mapping_draft.document, mapping_draft.comments, _mapping_head(sample))
     mapping = parse_yaml(mapping_yaml, Mapping, MAPPING)
     products = map_products(sample.rows, mapping)
+    separator = "" if mapping.list_separator else separator_of_labels(product.labels for product in products)
+    if separator:
+        mapping_draft.document["list_separator"] = separator
+        mapping_draft.comments["list_separator"] = ["the parts of such lists are values that occur alone, too"]
+        mapping_yaml = mapping_text(mapping_draft.document, mapping_draft.comments, _mapping_head(sample))
+        mapping = parse_yaml(mapping_yaml, Mapping, MAPPING)
+        products = map_products(sample.rows, mapping)
     tags = tag_fields([product.labels for product in products])
     drafts = draft_attributes(products, tags)
     choose_article_type(drafts, products)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -149,6 +149,27 @@ def list_separator(column: ColumnProfile) -> str:
         if score > most:
             best, most = separator, score
     return best
+
+
+def separator_of_labels(labels: Iterable[dict[str, list[str]]]) -> str:
+    """Return the separator of lists within labels, such as Belt|Pocket; empty if there is none.
+
+    Nearly all parts of the lists must be values that the same attribute also has alone.
+    """
+    values: dict[str, set[str]] = {}
+    for given in labels:
+        for name, words in given.items():
+            values.setdefault(name, set()).update(word.strip().casefold() for word in words)
+    for separator in ("|", ";"):
+        lists = known = parts = 0
+        for words in values.values():
+            for word in words:
+                if separator in word:
+                    pieces = [piece for each in word.split(separator) if (piece := each.strip())]
+                    lists, parts, known = lists + 1, parts + len(pieces), known + sum(p in words for p in pieces)
+        if lists > 1 and known >= 0.8 * parts:
+            return separator
+    return ""
 
 
 def _has_decimal_comma(text: str) -> bool:

@@ -162,6 +162,27 @@ def test_mixed_tags_are_taken_apart_and_the_shops_own_are_left_out(tmp_path: Pat
     assert [{v.name for v in s.values} for s in made.suggestions] == [{"Zafira", "Mondeo", "Corsa"}]
 
 
+def test_lists_within_labels_are_split_where_their_parts_occur_alone(tmp_path: Path) -> None:
+    details = ["Belt", "Pocket", "Logo", "Belt|Pocket", "Pocket|Logo"]
+    codes = ["A;B", "C;D", "E;F"]  # parts that never occur alone
+    write_json_lines(
+        tmp_path / "items.jsonl",
+        [
+            {
+                "id": f"p{i}",
+                "title": f"Coat number {i}",
+                "kind": ("Coat", "Vest")[i % 2],
+                "facts": [{"name": "details", "value": details[i % 5]}, {"name": "code", "value": codes[i % 3]}],
+            }
+            for i in range(200)
+        ],
+    )
+    made = draft(tmp_path)
+    assert made.mapping.list_separator == "|"
+    assert {value.name for value in attribute(made, "details").values} == {"Belt", "Pocket", "Logo"}
+    assert {value.name for value in attribute(made, "code").values} == set(codes)
+
+
 def test_the_drafted_files_load_and_are_not_overwritten(shop: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = CliRunner().invoke(app, ["draft", str(shop), "--out", str(out)])
