@@ -162,11 +162,11 @@ def separator_of_labels(labels: Iterable[dict[str, list[str]]]) -> str:
             values.setdefault(name, set()).update(word.strip().casefold() for word in words)
     for separator in ("|", ";"):
         lists = known = parts = 0
-        for words in values.values():
-            for word in words:
+        for alone in values.values():
+            for word in alone:
                 if separator in word:
                     pieces = [piece for each in word.split(separator) if (piece := each.strip())]
-                    lists, parts, known = lists + 1, parts + len(pieces), known + sum(p in words for p in pieces)
+                    lists, parts, known = lists + 1, parts + len(pieces), known + sum(p in alone for p in pieces)
         if lists > 1 and known >= 0.8 * parts:
             return separator
     return ""
