@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from schemas.loading import Strict
 
 WILDCARD: Final = "*"
-_BRACES: Final = re.compile(r"\{([^{}]+)\}")
+BRACES: Final = re.compile(r"\{([^{}]+)\}")  # a column in a template
 _UNQUOTED: Final = "put it in quotes: YAML reads words such as yes, no, on, off, true and false as truth values"
 
 
@@ -155,7 +155,7 @@ class Derivation(Strict):
 
 def template_columns(text: str) -> tuple[str, ...]:
     """Return the columns that stand in braces in `text`; none if it is the name of a column."""
-    return tuple(_BRACES.findall(text))
+    return tuple(BRACES.findall(text))
 
 
 def check_acyclic(derive: dict[str, Derivation]) -> tuple[str, ...]:

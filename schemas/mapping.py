@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas.column_paths import selects
 from schemas.derivations import (
+    BRACES,
     WILDCARD,
     Derivation,
     check_acyclic,
@@ -201,7 +202,7 @@ class Mapping(Strict):
             )
         if self.picture_index and (not self.pictures or len(self.picture_columns) != 1):
             raise ValueError("`picture_index` needs `pictures`, and one column in the braces of `picture_name`")
-        outside = re.sub(r"\{[^{}]+\}", "", self.picture_name)
+        outside = BRACES.sub("", self.picture_name)
         if self.picture_name and (not self.picture_columns or "{" in outside or "}" in outside):
             raise ValueError(
                 f"picture_name: {self.picture_name!r} must name a column in braces, such as {{{self.product_id}}}.jpg"

@@ -42,14 +42,19 @@ def _select(node: Json, parts: tuple[str | Selection, ...]) -> Json:
         if isinstance(part, str):
             nodes = [each[part] for each in nodes if isinstance(each, dict) and part in each]
             continue
-        items = [item for each in nodes for item in (each if isinstance(each, list) else [each])]
+        items = [item for each in nodes for item in listed(each)]
         nodes = [
             item
             for item in items
             if not part.key or (isinstance(item, dict) and part.key in item and part.takes(item[part.key]))
         ]
-    values = unique(item for each in nodes for item in (each if isinstance(each, list) else [each]))
+    values = unique(item for each in nodes for item in listed(each))
     return ABSENT if not values else values[0] if len(values) == 1 else values
+
+
+def listed(value: Json) -> list[Json]:
+    """Return `value` if it is a list, otherwise a list of it alone."""
+    return value if isinstance(value, list) else [value]
 
 
 def unique(values: Iterable[Json]) -> list[Json]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
-from jobs.importing.columns import ABSENT, Nulls, get_column, matching_columns, unique
+from jobs.importing.columns import ABSENT, Nulls, get_column, listed, matching_columns, unique
 from jobs.importing.formats.observations import Observations, shown
 from jobs.importing.steps import Unread, apply_steps
 from jobs.records.values import identity
-from schemas.derivations import WILDCARD, Derivation, template_columns
+from schemas.derivations import BRACES, WILDCARD, Derivation, template_columns
 from schemas.mapping import Mapping, glob_pattern
 
 Json: TypeAlias = Any
-_BRACES: Final = re.compile(r"\{([^{}]+)\}")
 
 
 class DerivedColumns:
@@ -135,7 +134,7 @@ def fill(text: str, values: dict[str, Json], position: int) -> str:
         items = listed(values[match[1]])
         return str(identity(items[min(position, len(items) - 1)]))
 
-    return _BRACES.sub(item, text)
+    return BRACES.sub(item, text)
 
 
 def _merge_objects(value: Json) -> Json:
@@ -154,8 +153,3 @@ def _merge_objects(value: Json) -> Json:
 
 def _single(values: dict[str, list[Json]]) -> dict[str, Json]:
     return {name: held[0] if len(held) == 1 else held for name, held in values.items()}
-
-
-def listed(value: Json) -> list[Json]:
-    """Return a list as it is, and any other value as a list of one."""
-    return value if isinstance(value, list) else [value]

@@ -10,14 +10,14 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from jobs.errors import JobError
-from jobs.importing.columns import ABSENT, Nulls, get_column, matching_columns, unique
+from jobs.importing.columns import ABSENT, Nulls, get_column, listed, matching_columns, unique
 from jobs.importing.derived_columns import DerivedColumns, fill
 from jobs.importing.formats.format_registry import Json, Row
 from jobs.importing.formats.observations import Observations, shown
 from jobs.importing.formats.sources import LINE_START, MAX_LINE
 from jobs.importing.picture_index import PictureIndex
 from jobs.importing.pictures.picture_store import RequestedPicture
-from jobs.importing.row_filter import RowFilter, condition_texts
+from jobs.importing.row_filter import RowFilter, condition_texts, folded
 from jobs.records.label_forms import UnreadableError, decoded, read_object, read_value
 from jobs.records.rejected_lines import RejectedLine
 from jobs.records.values import identity, instant, is_no_id
@@ -62,9 +62,7 @@ class Mapper:
         self._derived = DerivedColumns(mapping, self._nulls, observations)
         self._filter = RowFilter(mapping, self._derived, observations)
         self._globs = any(WILDCARD in column for column in mapping.labels)
-        self._first_rows = {
-            column: {text.strip().casefold() for text in texts} for column, texts in mapping.group_first.items()
-        }
+        self._first_rows = {column: folded(texts) for column, texts in mapping.group_first.items()}
         self._times = self._unread_times = 0
         self._time_examples: list[str] = []
         self.unread: Counter[str] = Counter()  # labels in no known form, by name
@@ -157,7 +155,7 @@ class Mapper:
             given: dict[str, Json] = {}
             for row in rows:
                 value = get_column(row, column)
-                for each in value if isinstance(value, list) else [value]:
+                for each in listed(value):
                     if each is not ABSENT and not self._nulls.is_empty(each):
                         given.setdefault(json.dumps(each), each)
             if len(given) > 1:

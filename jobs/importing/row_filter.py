@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final, TypeAlias
 
-from jobs.importing.derived_columns import DerivedColumns, listed
+from jobs.importing.columns import listed
+from jobs.importing.derived_columns import DerivedColumns
 from jobs.importing.formats.observations import Observations, shown
 from jobs.records.values import identity
 from schemas.mapping import Mapping
@@ -21,8 +22,8 @@ class RowFilter:
 
     def __init__(self, mapping: Mapping, derived: DerivedColumns, observations: Observations) -> None:
         self._derived, self._observations = derived, observations
-        self._where = {column: _folded(values) for column, values in mapping.where.items()}
-        self._where_not = {column: _folded(values) for column, values in mapping.where_not.items()}
+        self._where = {column: folded(values) for column, values in mapping.where.items()}
+        self._where_not = {column: folded(values) for column, values in mapping.where_not.items()}
         # Values of rows that were left out, by column; at most _VALUES different ones.
         self._values: dict[str, Counter[str]] = {column: Counter() for column in (*self._where, *self._where_not)}
         self._kept = 0
@@ -63,5 +64,6 @@ def condition_texts(value: Json) -> set[str]:
     return texts or {""}
 
 
-def _folded(values: Iterable[str]) -> set[str]:
+def folded(values: Iterable[str]) -> set[str]:
+    """Return the values of a condition as `condition_texts` compares them."""
     return {value.strip().casefold() for value in values}

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 from cma_clip_core.content.markup import visible_text
-from jobs.importing.columns import unique
+from jobs.importing.columns import listed, unique
 from jobs.records.values import price
 from schemas.derivations import StepCall
 
@@ -99,7 +99,7 @@ def _split(value: Json, separator: str) -> Json:
 
 
 def _join(value: Json, separator: str) -> Json:
-    texts = (str(item).replace(separator, f"\\{separator}") for item in _listed(value))
+    texts = (str(item).replace(separator, f"\\{separator}") for item in listed(value))
     return separator.join(texts) if isinstance(value, str | list) else value
 
 
@@ -164,7 +164,7 @@ def _pairs_text(value: Json, argument: tuple[str, str]) -> Json:
     if not isinstance(value, dict):
         return value
     between, mark = argument
-    pairs = ((name, each) for name, held in value.items() for each in (held if isinstance(held, list) else [held]))
+    pairs = ((name, each) for name, held in value.items() for each in listed(held))
     return between.join(f"{name}{mark}{_quoted(str(each), between, mark)}" for name, each in pairs)
 
 
@@ -174,7 +174,7 @@ def _quoted(text: str, between: str, mark: str) -> str:
 
 def _pick(value: Json, key: str) -> Json:
     if isinstance(value, list):
-        items = [item for each in value for item in _listed(_pick(each, key))]
+        items = [item for each in value for item in listed(_pick(each, key))]
         return unique(item for item in items if item is not None)
     if isinstance(value, Unread):
         return value
@@ -237,10 +237,6 @@ def _date_text(value: Json, time_format: str) -> Json:
 
 def _text(value: Json, _: None) -> Json:
     return html.unescape(visible_text(value, _TEXT)).strip() if isinstance(value, str) else value
-
-
-def _listed(value: Json) -> list[Json]:
-    return value if isinstance(value, list) else [value]
 
 
 STEPS: Final[dict[str, Step]] = {
